@@ -1,0 +1,41 @@
+"""Lets a torchvision built for CUDA import beside a CPU build of torch.
+
+torchvision's C++ library does not load there, so the two operators that its
+Python code registers fake kernels for are unknown and `import torchvision` dies
+with "operator torchvision::nms does not exist". Declaring their schemas first is
+enough for the pure-Python parts (the video processor of Qwen2.5-VL).
+
+vLLM inspects models in a subprocess, so this must act in every interpreter of
+the environment: `setup.sh` copies this file into site-packages together with a
+`.pth` file that calls `install()`, and only where `import torchvision` fails.
+A torchvision that matches its torch needs none of it.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_KEPT = []  # a torch.library.Library withdraws its operators when it is collected
+
+
+class _DeclareBeforeTorchvision(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        import torch
+
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for schema in _SCHEMAS:
+            library.define(schema)
+        _KEPT.append(library)
+        return importlib.machinery.PathFinder.find_spec(fullname, path, target)
+
+
+def install() -> None:
+    """Declare the operators when, and only when, torchvision is first imported."""
+    sys.meta_path.insert(0, _DeclareBeforeTorchvision())

@@ -1,0 +1,354 @@
+"""RunConfig: everything a run can be told, checked before anything is started.
+
+One YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
+by its meaning, its unit and what 0 or null does. Contradictions inside the config
+fail here; those that need the data or the model are found by `rlsys.assemble.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Part(BaseModel):
+    """A section: unknown keys are errors, nothing changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Part):
+    path: Path
+    """Checkpoint folder (config, weights, tokenizer, processor) as `save_pretrained` writes it."""
+    make_tiny: bool = False
+    """Build a tiny randomly initialised Qwen2.5-VL at `path` when the folder does not exist."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of weights and activations, the same in engine and learner."""
+    max_model_len: int = Field(default=16384, ge=64)
+    """Tokens of prompt plus response that the engine makes room for."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the learner."""
+
+
+class DataConfig(Part):
+    annotations: Path | None = None
+    """Annotation file."""
+    videos: Path | None = None
+    """Folder of the video files (or frame folders) that the annotations name."""
+    format: Literal["charades_sta", "nextgqa", "got10k"] = "charades_sta"
+    """Shape of the annotation file; it decides the task."""
+    think: bool = True
+    """Ask for <think>…</think> before the answer; false asks for the answer alone."""
+    prompt_style: Literal["full", "terse"] = "full"
+    """Wording of the task's template; "terse" suits models of a few thousand words."""
+    fps: float = Field(default=2.0, gt=0)
+    """Frames sampled per second of video."""
+    min_frames: int = Field(default=4, ge=2)
+    """Fewest frames of a clip; even."""
+    max_frames: int = Field(default=768, ge=2)
+    """Most frames of a clip; even. A longer clip is sampled more sparsely, evenly over its length."""
+    min_pixels: int = Field(default=128 * 28 * 28, ge=28 * 28)
+    """Least height x width of a frame, pixels."""
+    max_pixels: int = Field(default=768 * 28 * 28, ge=28 * 28)
+    """Most height x width of a frame, pixels."""
+    total_pixels: int = Field(default=115200 * 28 * 28, ge=28 * 28)
+    """Most height x width x frames of a clip, pixels."""
+    on_bad_clip: Literal["skip", "stop"] = "skip"
+    """What a clip that cannot be decoded does to the run: its row is left out and counted, or the run stops."""
+    on_dirty_row: Literal["drop", "clip", "stop"] = "drop"
+    """What a dirty annotation row does: left out, mended where possible (end past the duration), or an error."""
+    decode_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that one decode may take before it is ended and its clip counts as bad."""
+    decode_workers: int = Field(default=2, ge=1)
+    """Clips decoded at the same time."""
+    cache_bytes: int = Field(default=2 << 30, ge=0)
+    """Bytes of decoded frames kept for reuse; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _budgets_agree(self) -> DataConfig:
+        for name in ("min_frames", "max_frames"):
+            if getattr(self, name) % 2:
+                raise ValueError(f"data.{name}={getattr(self, name)}: Qwen2.5-VL merges frames in pairs; use an even number.")
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"data.min_frames={self.min_frames} is above data.max_frames={self.max_frames}; lower the first.")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"data.min_pixels={self.min_pixels} is above data.max_pixels={self.max_pixels}; lower the first.")
+        if self.total_pixels < self.min_pixels * self.min_frames:
+            raise ValueError(
+                f"data.total_pixels={self.total_pixels} is below min_pixels x min_frames = "
+                f"{self.min_pixels * self.min_frames}; no clip can satisfy both."
+            )
+        return self
+
+
+class RolloutConfig(Part):
+    num_actors: int = Field(default=1, ge=1)
+    """Rollout actors, each with an engine of its own."""
+    group_size: int = Field(default=8, ge=1)
+    """G, responses per prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; 1 leaves it off."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Most tokens of a response."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Responses that one engine generates at once."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share one engine's weights."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU's memory that the engine takes; ignored on CPU."""
+    kv_cache_mib: int = Field(default=64, ge=1)
+    """Key/value cache of an engine on CPU, MiB; ignored on GPU."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of an engine on CPU."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds one group may take before its actor counts as dead."""
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds an actor may take to load its model."""
+
+    @model_validator(mode="after")
+    def _a_group_fits_its_engine(self) -> RolloutConfig:
+        if self.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size={self.group_size}: advantages need at least 2 rollouts per prompt; set it to 2 or more (8 is usual)."
+            )
+        if self.group_size > self.max_num_seqs:
+            raise ValueError(
+                f"rollout.group_size={self.group_size} is above rollout.max_num_seqs={self.max_num_seqs}; raise max_num_seqs."
+            )
+        if self.temperature == 0:
+            raise ValueError("rollout.temperature=0: a group of equal responses has no advantages; use 1.0.")
+        return self
+
+
+class RewardConfig(Part):
+    url: str | None = None
+    """Base URL of running reward servers; null starts them on the run's own cluster."""
+    host: str = "127.0.0.1"
+    """Address the run's own reward servers bind to."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Their port; 0 takes a free one."""
+    num_replicas: int = Field(default=1, ge=1)
+    """Replicas of the rule scorers."""
+    token_env: str = "RLSYS_REWARD_TOKEN"
+    """Environment variable that holds the bearer token; unset means no token."""
+    weights: dict[str, dict[str, float]] = {}
+    """Task -> score -> weight, in place of the task table's weights (1 each)."""
+    min_valid: int = Field(default=2, ge=2)
+    """Fewest scored rollouts for a group to be trained on."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds one scoring request may take, retries included."""
+
+
+class TrainConfig(Part):
+    num_steps: int = Field(default=100, ge=1)
+    """Optimiser updates."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Groups per update."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """After the warm-up: stay, fall to 0 linearly, or fall to a tenth along a cosine."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Updates over which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of first and second moments."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    clip_low: float = Field(default=0.2, gt=0)
+    """The probability ratio is clipped below 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The probability ratio is clipped above 1 + clip_high."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty to the starting policy (k3 estimate); 0 loads no reference model."""
+
+
+class LearnerConfig(Part):
+    num_ranks: int = Field(default=1, ge=1)
+    """DeepSpeed ranks, one process each."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 gradients, 3 weights)."""
+    micro_batch_tokens: int = Field(default=16384, ge=64)
+    """Most padded tokens of one forward pass of a rank; a longer group goes alone."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads of a rank on CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds one update may take."""
+
+
+class PipelineConfig(Part):
+    max_lag: int = Field(default=0, ge=0)
+    """Most optimiser updates between a rollout's weights and the update that trains on it; 0 is synchronous."""
+
+
+class CheckpointConfig(Part):
+    every_steps: int = Field(default=50, ge=0)
+    """Updates between checkpoints; 0 keeps only the one at the end."""
+    keep: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+
+
+class EvaluationConfig(Part):
+    annotations: Path | None = None
+    """Held-out annotation file in `data.format`; null skips evaluation."""
+    videos: Path | None = None
+    """Folder of its videos; null means `data.videos`."""
+    num_prompts: int = Field(default=0, ge=0)
+    """Rows used, from the first; 0 uses all."""
+    num_samples: int = Field(default=1, ge=1)
+    """Responses per prompt when sampling at temperature 1."""
+
+
+class TrackingConfig(Part):
+    uri: str | None = None
+    """MLflow tracking URI; null is an SQLite file in `output_dir`."""
+    experiment: str = "rlsys"
+    """MLflow experiment."""
+    run_name: str | None = None
+    """Name of the MLflow run; null takes the output folder's name."""
+    samples_per_step: int = Field(default=8, ge=0)
+    """Responses per step that are stored with their texts and scores; 0 stores none."""
+    log_model: bool = True
+    """Store the final model folder as an artifact."""
+
+
+class ClusterConfig(Part):
+    address: str | None = None
+    """Ray address to attach to; null attaches to the cluster the process finds itself in, else starts one on loopback."""
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    """Ray CPUs an actor reserves (on GPU machines it also reserves tensor_parallel_size GPUs)."""
+    cpus_per_rank: float = Field(default=1.0, gt=0)
+    """Ray CPUs a learner rank reserves (on GPU machines it also reserves 1 GPU)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where engines and learner compute."""
+    object_store_mib: int = Field(default=512, ge=80)
+    """Shared memory of a cluster started here, MiB; ignored when attaching."""
+
+
+class RunConfig(Part):
+    """A whole run. See `configs/` for examples."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling order, generation and initialisation."""
+    output_dir: Path
+    """Folder for checkpoints, summary, plots and the local MLflow store; relative to the working directory."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    train: TrainConfig = TrainConfig()
+    learner: LearnerConfig = LearnerConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> RunConfig:
+        if self.train.prompts_per_step % self.learner.num_ranks:
+            raise ValueError(
+                f"train.prompts_per_step={self.train.prompts_per_step} is not a multiple of "
+                f"learner.num_ranks={self.learner.num_ranks}; every rank takes the same number of groups. "
+                f"Use {_next_multiple(self.train.prompts_per_step, self.learner.num_ranks)} prompts or fewer ranks."
+            )
+        if self.rollout.max_tokens >= self.model.max_model_len:
+            raise ValueError(
+                f"rollout.max_tokens={self.rollout.max_tokens} leaves no room for a prompt in "
+                f"model.max_model_len={self.model.max_model_len}; lower the first or raise the second."
+            )
+        if self.reward.min_valid > self.rollout.group_size:
+            raise ValueError(
+                f"reward.min_valid={self.reward.min_valid} is above rollout.group_size={self.rollout.group_size}: "
+                "no group could ever be trained on; lower min_valid."
+            )
+        if self.cluster.device == "cpu" and self.rollout.tensor_parallel_size > 1:
+            raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
+        return self
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
+
+
+class ConfigError(ValueError):
+    """A config that cannot run; the message says which field of which file, and the remedy."""
+
+
+Override = Annotated[str, "a.b=value, the value in YAML"]
+
+
+def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
+    """The config in `path` with `overrides` laid over it.
+
+    Raises ConfigError naming the file and each offending field.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such config file; `configs/` has examples.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}.")
+    for override in overrides:
+        _lay_over(tree, override)
+    return parse(tree, source=str(path))
+
+
+def parse(tree: dict[str, Any], source: str) -> RunConfig:
+    """The config that a plain mapping describes; `source` is named in errors."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole config)'}: {_plain(e)}" for e in error.errors()]
+        raise ConfigError(f"{source}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key (value {error['input']!r}); check the spelling, `rlsys check-config --fields` lists all keys."
+    message = error["msg"].removeprefix("Value error, ")
+    return message if error["type"] == "value_error" else f"{message} (value {error['input']!r})"
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"override {override!r}: write it as section.key=value.")
+    *sections, key = name.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section.")
+        tree = child
+    try:
+        tree[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+
+
+def field_lines() -> list[str]:
+    """Every key with default and meaning, one per line, for `rlsys check-config --fields`."""
+    return list(_walk(RunConfig, ""))
+
+
+def _walk(part: type[BaseModel], prefix: str) -> list[str]:
+    lines: list[str] = []
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            lines += _walk(kind, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else repr(field.default)
+            lines.append(f"{prefix}{name} = {default}  # {field.description}")
+    return lines

@@ -1,0 +1,243 @@
+"""Records that cross process borders: frozen, complete when they exist, numpy inside.
+
+Ray hands numpy over zero-copy and read-only; a torch tensor would be copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Json = Any  # what json.loads returns; task truths have a shape of their own per task
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSpec:
+    """Which frames of which video a prompt shows, before anything is decoded.
+
+    uri: a video file, or a folder of frame images read in sorted order at `fps`.
+    fps: sampling rate in frames per second of video time.
+    min_frames, max_frames: bounds on the number of frames; both even (Qwen2.5-VL merges two).
+    min_pixels, max_pixels: bounds on height x width of one resized frame.
+    total_pixels: bound on height x width x frames of the resized clip.
+    window_s: (start, end) in seconds of the part to read; None reads all of it.
+    """
+
+    uri: str
+    fps: float
+    min_frames: int
+    max_frames: int
+    min_pixels: int
+    max_pixels: int
+    total_pixels: int
+    window_s: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """A still image and the bounds on height x width after resizing, in pixels."""
+
+    uri: str
+    min_pixels: int
+    max_pixels: int
+
+
+MediaSpec = VideoSpec | ImageSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipInfo:
+    """What everyone but the vision tower needs to know of a decoded clip.
+
+    digest: SHA-256 of (file bytes, spec, processor version); equal digests mean equal frames.
+    times_s: f64 [T], presentation time of each frame, seconds from the start of the file.
+    grid_thw: patches in (time, height, width); time is T/2 for a video, 1 for an image.
+    second_per_grid_s: seconds of video that one temporal patch covers (two frames); 0.0 for an image.
+    duration_s: length of the file's video stream; 0.0 for an image.
+    num_bytes: size of the frame array.
+    """
+
+    kind: Literal["video", "image"]
+    digest: str
+    times_s: np.ndarray
+    grid_thw: tuple[int, int, int]
+    second_per_grid_s: float
+    duration_s: float
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clip:
+    """A decoded clip. frames: u8 [T, H, W, 3] RGB at the model's resolution (H, W multiples of 28)."""
+
+    info: ClipInfo
+    frames: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipRef:
+    """A clip by reference.
+
+    frames: a Ray ObjectRef of u8 [T, H, W, 3] (or the array itself, in one process).
+    Whoever holds the record keeps the frames alive.
+    """
+
+    info: ClipInfo
+    frames: Any
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptItem:
+    """One row of an annotation file, ready to be asked.
+
+    prompt_id: "<file stem>:<row>", unique in a run.  task: key of `rlsys.tasks.TASKS`.
+    question: filled into the task's template.  options: answer options, () when it has none.
+    truth: the JSON value that the task's scorers compare with.
+    """
+
+    prompt_id: str
+    task: str
+    question: str
+    options: tuple[str, ...]
+    media: tuple[MediaSpec, ...]
+    truth: Json
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """Token ids and positions of one prompt, made once; engine and learner both obey it.
+
+    engine_ids: i32 [U], one placeholder per medium, what the engine is given.
+    prompt_ids: i32 [P], placeholders expanded, what the engine must report back.
+    position_ids: i32 [3, P], mRoPE (time, height, width) positions.
+    next_position: position of the first response token, on all three axes.
+    """
+
+    engine_ids: np.ndarray
+    prompt_ids: np.ndarray
+    position_ids: np.ndarray
+    next_position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to sample. Response i of a group uses seed + i. temperature 0 is greedy."""
+
+    num_samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    """One sampled response.
+
+    prompt_ids: i32 [P] as the engine saw them.  response_ids: i32 [R], the end token included.
+    response_logprobs: f32 [R], natural log, of the sampling policy at temperature 1.
+    finish_reason: "stop" or "length".  weight_version: optimiser updates in the sampling weights.
+    """
+
+    rollout_id: str
+    prompt_id: str
+    sample_index: int
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    response_logprobs: np.ndarray
+    text: str
+    finish_reason: str
+    weight_version: int
+    generate_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RolloutGroup:
+    """The G responses to one prompt, in sample order."""
+
+    item: PromptItem
+    prompt: Prompt
+    clips: tuple[ClipRef, ...]
+    rollouts: tuple[Rollout, ...]
+
+    def __post_init__(self) -> None:
+        found = [rollout.sample_index for rollout in self.rollouts]
+        if found != list(range(len(found))):
+            raise ValueError(f"{self.item.prompt_id}: sample indices {found} are not 0..G-1 in order; a group was split.")
+
+
+Status = Literal["ok", "abstain", "infra", "malformed"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Score:
+    """What a reward server says of one response.
+
+    status: "ok" (scores hold), or why there are none: "abstain" (the scorer cannot tell),
+    "infra" (the scorer's own trouble), "malformed" (the scorer's output was unusable).
+    A badly written *response* is not malformed: it is "ok" with format 0.
+    scores: name -> number in [0, 1].  evidence: what a person would want to see.
+    """
+
+    status: Status
+    scores: Mapping[str, float]
+    reason: str
+    evidence: Json = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredGroup:
+    """A group with its scores.
+
+    score_names: K names.  scores: f32 [G, K], NaN where the response could not be scored.
+    rewards: f32 [G], weighted sums; NaN where not valid.  is_valid: bool [G].
+    reasons: G strings, "" or what the scorer said.
+    spans: phase ("decode", "prompt", "generate", "score") -> (start, end) in seconds of one
+    process's monotonic clock.
+    """
+
+    group: RolloutGroup
+    score_names: tuple[str, ...]
+    scores: np.ndarray
+    rewards: np.ndarray
+    is_valid: np.ndarray
+    reasons: tuple[str, ...]
+    spans: Mapping[str, tuple[float, float]]
+
+    def __post_init__(self) -> None:
+        size = len(self.group.rollouts)
+        shapes = (self.scores.shape, self.rewards.shape, self.is_valid.shape)
+        if shapes != ((size, len(self.score_names)), (size,), (size,)):
+            raise ValueError(f"{self.group.item.prompt_id}: scores, rewards, is_valid have shapes {shapes} for {size} rollouts.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainBatch:
+    """What one optimiser update learns from.
+
+    objective: "grpo" (clipped policy gradient) or "nll" (supervised: every advantage is 1).
+    advantages: per group f32 [G]; 0 for rollouts outside the loss.
+    is_trained: per group bool [G], False where scoring failed.
+    num_loss_tokens: response tokens of trained rollouts over all ranks, the loss denominator.
+    """
+
+    objective: Literal["grpo", "nll"]
+    groups: tuple[RolloutGroup, ...]
+    advantages: tuple[np.ndarray, ...]
+    is_trained: tuple[np.ndarray, ...]
+    num_loss_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightVersion:
+    """Weights by name. version: optimiser updates applied. digest: see `rlsys.weights.digest`."""
+
+    version: int
+    transport: str
+    num_tensors: int
+    num_bytes: int
+    digest: str
