@@ -37,5 +37,7 @@ class _DeclareBeforeTorchvision(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Declare the operators when, and only when, torchvision is first imported."""
-    sys.meta_path.insert(0, _DeclareBeforeTorchvision())
+    """Declare the operators when, and only when, torchvision is first imported. Calling it again does nothing."""
+    # a virtual environment runs its .pth files twice, and declaring an operator twice is an error
+    if not any(isinstance(finder, _DeclareBeforeTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _DeclareBeforeTorchvision())
