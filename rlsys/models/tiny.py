@@ -1,0 +1,210 @@
+"""A real Qwen2.5-VL small enough to train on two cores, written as an ordinary checkpoint folder.
+
+Architecture, tokenizer class, processors and file names are those of the published models; only the
+sizes differ. Everything is made here: nothing is downloaded, and the same seed writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+
+VOCABULARY_SIZE = 384
+END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (
+    END_OF_TEXT,
+    IM_START,
+    IM_END,
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# not special: decoding with skip_special_tokens must keep them, the reward parsers read them
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+# Qwen2.5-VL's template without its default system turn, which would double the length of a demo prompt
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+COLOURS = ("red", "green", "blue", "yellow")
+SHAPES = ("square", "circle", "triangle")
+VERBS = ("appear", "vanish", "move")
+COMMON_WORDS = (
+    " question",
+    " which",
+    " and",
+    " first",
+    " last",
+    " end",
+    " in",
+    " of",
+    " seconds",
+    " video",
+    " answer",
+    " start",
+)
+
+MAX_POSITIONS = 8192
+INITIALIZER_RANGE = 0.08  # 0.02, the published value, learns far later at this width
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    vision_depth: int
+    full_attention_blocks: tuple[int, ...]
+    hidden: int
+    mlp: int
+    layers: int
+    heads: int  # head dim is 32 throughout: vLLM's CPU attention refuses 24
+
+
+SIZES = {
+    "demo": _Sizes(vision_depth=1, full_attention_blocks=(0,), hidden=128, mlp=256, layers=3, heads=4),
+    "bench": _Sizes(vision_depth=2, full_attention_blocks=(1,), hidden=192, mlp=352, layers=4, heads=6),
+}
+
+
+def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo") -> None:
+    """Write config, random fp32 weights, tokenizer and processors into `folder`.
+
+    "demo" has 0.71 M parameters, "bench" 1.5 M. Torch's global random state is left as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    config = make_config(tokenizer, SIZES[size])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.text_config.eos_token_id,
+        pad_token_id=config.text_config.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+    )
+    model.save_pretrained(folder)
+    _make_processor(tokenizer).save_pretrained(folder)
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE of 384 entries: bytes, merges for the demo's wording, Qwen's special tokens, the tags.
+
+    Digits stay single (Qwen's own pre-tokenizer); any text can be encoded, byte by byte at worst.
+    """
+    published = Qwen2Tokenizer().backend_tokenizer
+    learned = Tokenizer(models.BPE())
+    learned.normalizer = published.normalizer
+    learned.pre_tokenizer = published.pre_tokenizer
+    learned.train_from_iterator(
+        _corpus(),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS) - len(TAGS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    model = json.loads(learned.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        unk_token=END_OF_TEXT,
+        eos_token=IM_END,
+        pad_token=END_OF_TEXT,
+        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (IM_END, END_OF_TEXT)],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return tokenizer
+
+
+def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL's configuration at the given sizes, with the token ids of `tokenizer`."""
+    token_id = tokenizer.convert_tokens_to_ids
+    text = Qwen2_5_VLTextConfig(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.mlp,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=2,
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=INITIALIZER_RANGE,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        bos_token_id=token_id(END_OF_TEXT),
+        eos_token_id=token_id(IM_END),
+        pad_token_id=token_id(END_OF_TEXT),
+    )
+    vision = Qwen2_5_VLVisionConfig(
+        depth=sizes.vision_depth,
+        hidden_size=64,
+        intermediate_size=128,
+        num_heads=4,
+        window_size=112,
+        out_hidden_size=sizes.hidden,
+        fullatt_block_indexes=list(sizes.full_attention_blocks),
+        tokens_per_second=2,
+        initializer_range=INITIALIZER_RANGE,
+    )
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+        dtype="float32",
+    )
+
+
+def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+    # the published lower bounds (56*56 an image, 128*28*28 a frame) would enlarge small frames
+    size = {"shortest_edge": 28 * 28, "longest_edge": 256 * 28 * 28}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size, do_sample_frames=False, cap_pixels_per_frame=False),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _corpus() -> list[str]:
+    """What the merges are learned from: the demo's sentences often, the full prompts' common words once."""
+    questions = [f"When does the {c} {s} {v}?" for c, s, v in product(COLOURS, SHAPES, VERBS)]
+    answers = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)] * len(VERBS)
+    return [*questions, *answers, *["user", "assistant", "1.5 to 3.0"] * len(questions), *COMMON_WORDS]
