@@ -6,7 +6,7 @@ with "operator torchvision::nms does not exist". Declaring their schemas first i
 enough for the pure-Python parts (the video processor of Qwen2.5-VL).
 
 vLLM inspects models in a subprocess, so this must act in every interpreter of
-the environment: `setup.sh` copies this file into site-packages together with a
+the environment: `setup.py` copies this file into site-packages together with a
 `.pth` file that calls `install()`, and only where `import torchvision` fails.
 A torchvision that matches its torch needs none of it.
 """
