@@ -1,0 +1,108 @@
+"""How well a predicted period or box covers the true one. Pure Python, no dependencies.
+
+Everywhere: a prediction may be anything a model can write, so an empty or reversed one
+scores 0.0; an empty truth is a broken annotation and raises ValueError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+TimeSpan = tuple[float, float]
+"""(start, end) in seconds from the start of the clip."""
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1): left, top, right, bottom; any unit, the same on both sides."""
+
+
+def temporal_iou(predicted: TimeSpan, truth: TimeSpan) -> float:
+    """Time both spans share, divided by the time they cover together.
+
+    Returns a number in [0, 1]; 0.0 when `predicted` ends before it starts, because models
+    write such spans and a wrong answer is not an error. Raises ValueError when `truth` is empty.
+    Source: VideoChat-R1, eq. 4.
+    """
+    return spans_iou([predicted], [truth])
+
+
+def spans_iou(predicted: Sequence[TimeSpan], truth: Sequence[TimeSpan]) -> float:
+    """IoU of the union of `predicted` with the union of `truth`: overlapping spans count once.
+
+    Empty and reversed predicted spans cover nothing. Raises ValueError when a true span is empty
+    or there is none. Source: VideoChat-R1 §3.3, grounded QA.
+    """
+    if not truth:
+        raise ValueError("the truth has no time span; give at least one [start, end] in seconds.")
+    for span in truth:
+        if not _is_proper(*span):
+            raise ValueError(f"true time span {list(span)}: its end must be after its start, both finite.")
+    ours, theirs = merge_spans(predicted), merge_spans(truth)
+    shared = _shared_length(ours, theirs)
+    return _ratio(shared, _length(ours), _length(theirs))
+
+
+def merge_spans(spans: Sequence[TimeSpan]) -> list[TimeSpan]:
+    """The same time as disjoint spans in order; those that are empty, reversed or not finite are left out."""
+    merged: list[TimeSpan] = []
+    for start, end in sorted(span for span in spans if _is_proper(*span)):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def box_iou(predicted: Box, truth: Box) -> float:
+    """Area both boxes share, divided by the area they cover together.
+
+    Returns a number in [0, 1]; 0.0 when `predicted` has no area. Raises ValueError when `truth` has none.
+    """
+    if not (_is_proper(truth[0], truth[2]) and _is_proper(truth[1], truth[3])):
+        raise ValueError(f"true box {list(truth)}: it needs x0 < x1 and y0 < y1, all finite.")
+    if not (_is_proper(predicted[0], predicted[2]) and _is_proper(predicted[1], predicted[3])):
+        return 0.0
+    width = min(predicted[2], truth[2]) - max(predicted[0], truth[0])
+    height = min(predicted[3], truth[3]) - max(predicted[1], truth[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return _ratio(shared, _area(predicted), _area(truth))
+
+
+def mean_box_iou(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
+    """Mean IoU over frames; box i of one side belongs to box i of the other.
+
+    Returns 0.0 when the numbers of boxes differ: nobody can say which frame is missing.
+    Source: VideoChat-R1 §3.3, tracking.
+    """
+    if not truth:
+        raise ValueError("the truth has no box; give one [x0, y0, x1, y1] per frame.")
+    ious = [box_iou(box, true_box) for box, true_box in zip(predicted, truth, strict=False)]
+    return sum(ious) / len(truth) if len(predicted) == len(truth) else 0.0
+
+
+def _is_proper(start: float, end: float) -> bool:
+    return start < end and math.isfinite(start) and math.isfinite(end)
+
+
+def _length(spans: Sequence[TimeSpan]) -> float:
+    return sum(end - start for start, end in spans)
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _shared_length(ours: Sequence[TimeSpan], theirs: Sequence[TimeSpan]) -> float:
+    """Both sides disjoint and in order, so one walk along them is enough."""
+    shared, i, j = 0.0, 0, 0
+    while i < len(ours) and j < len(theirs):
+        shared += max(0.0, min(ours[i][1], theirs[j][1]) - max(ours[i][0], theirs[j][0]))
+        if ours[i][1] < theirs[j][1]:
+            i += 1
+        else:
+            j += 1
+    return shared
+
+
+def _ratio(shared: float, ours: float, theirs: float) -> float:
+    # min: rounding may put the quotient of equal areas a hair above 1
+    return min(1.0, shared / (ours + theirs - shared)) if shared > 0 else 0.0
