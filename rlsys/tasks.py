@@ -51,7 +51,7 @@ class Task:
         return {name: None if content is None else self.blocks[name](content) for name, content in contents.items()}
 
     def is_well_formed(self, text: str, *, think: bool) -> bool:
-        """True when `text` is <think>…</think> (only if asked for) and the task's blocks, and every block can be read."""
+        """True when `text` is <think>…</think> (if asked for), then the task's blocks, each of them readable."""
         contents = whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
         return contents is not None and all(reader(contents[name]) is not None for name, reader in self.blocks.items())
 
@@ -132,8 +132,6 @@ def check_weights(reward: RewardConfig) -> None:
             elif not math.isfinite(weight) or weight < 0:
                 problems.append(f"reward.weights.{task}.{name}={weight}: use a finite number, 0 or above.")
         if not any(score_weights(task, reward).values()):
-            problems.append(
-                f"reward.weights.{task}: every score has weight 0, so no response is better than another; raise one."
-            )
+            problems.append(f"reward.weights.{task}: all weights are 0, so every response is as good; raise one.")
     if problems:
         raise ConfigError("\n".join(problems))

@@ -37,16 +37,18 @@ def choice_and_periods(truth: Json) -> Mapping[str, Answer]:
 
 def tracked_boxes(truth: Json) -> Mapping[str, Answer]:
     """Eight `[x0, y0, x1, y1]`, in 0..1 of width and height, in frame order."""
-    if not isinstance(truth, list | tuple) or len(truth) != NUM_TRACKED_FRAMES:
-        raise ValueError(f"truth {_shown(truth)}: write {NUM_TRACKED_FRAMES} boxes [x0, y0, x1, y1].")
-    return {"answer": Boxes(boxes=tuple(_box(box) for box in truth))}
+    return {"answer": Boxes(boxes=_tracked(truth))}
 
 
 def first_box(truth: Json) -> str:
     """The box of a tracking row's first frame, as its prompt shows it; ValueError when the row is broken."""
-    boxes = tracked_boxes(truth)["answer"]
-    assert isinstance(boxes, Boxes)
-    return "[" + ", ".join(f"{value:g}" for value in boxes.boxes[0]) + "]"
+    return "[" + ", ".join(f"{value:g}" for value in _tracked(truth)[0]) + "]"
+
+
+def _tracked(truth: Json) -> tuple[Box, ...]:
+    if not isinstance(truth, list | tuple) or len(truth) != NUM_TRACKED_FRAMES:
+        raise ValueError(f"truth {_shown(truth)}: write {NUM_TRACKED_FRAMES} boxes [x0, y0, x1, y1].")
+    return tuple(_box(box) for box in truth)
 
 
 def _span(value: Json) -> TimeSpan:
@@ -60,7 +62,7 @@ def _box(value: Json) -> Box:
     x0, y0, x1, y1 = _numbers(value, 4, "[x0, y0, x1, y1]")
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         raise ValueError(
-            f"box {_shown(value)}: it needs 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (divide pixels by the frame's size)."
+            f"box {_shown(value)}: it needs 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1; divide pixels by size."
         )
     return x0, y0, x1, y1
 
