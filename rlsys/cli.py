@@ -1,0 +1,135 @@
+"""The `rlsys` command: every command is a few lines over a function that can be called without it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
+rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers.")
+app.add_typer(data_app, name="data")
+app.add_typer(rewards_app, name="rewards")
+
+Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]
+
+
+@app.callback()
+def _set_up_logging() -> None:
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    for name in ("rlsys", "actors", "learner", "reward_servers", "cluster"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of clips, model and sampling.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of everything the demo writes.")] = Path("runs/demo"),
+) -> None:
+    """Draw clips, train a tiny video model to say when things happen, and show what GRPO bought."""
+    from rlsys.demo import run_demo
+
+    with _clear_errors():
+        run_demo(out, seed)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
+) -> None:
+    """Train with GRPO as CONFIG says."""
+    from rlsys.config import load
+    from rlsys.train import train as run_train
+
+    with _clear_errors():
+        run_train(load(config, overrides or ()), resume=resume)
+
+
+@app.command("check-config")
+def check_config(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
+    overrides: Overrides = None,
+    fields: Annotated[bool, typer.Option("--fields", help="List every key with its default and meaning.")] = False,
+) -> None:
+    """Run every check that needs no actor, and say what the run will need."""
+    from rlsys.check import check
+    from rlsys.config import ConfigError, field_lines, load
+
+    with _clear_errors():
+        if fields:
+            return typer.echo("\n".join(field_lines()))
+        if config is None:
+            raise ConfigError("give a config file, or --fields.")
+        report = check(load(config, overrides or ()))
+        typer.echo("\n".join(report.facts))
+        if report.problems:
+            raise ConfigError(f"{config}: {len(report.problems)} problem(s)\n  " + "\n  ".join(report.problems))
+        typer.echo(f"{config}: ok")
+
+
+@app.command()
+def score(jsonl: Annotated[Path, typer.Option(help="One object per line: task, text, truth.")]) -> None:
+    """Score rows offline with the functions that the reward servers use."""
+    from rlsys.assemble import score_lines
+
+    with _clear_errors(), jsonl.open() as lines:
+        for row in score_lines(lines):
+            typer.echo(json.dumps(row))
+
+
+@app.command()
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="Ray dashboard.")] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow", help="Print the job's log until it ends.")] = False,
+) -> None:
+    """Send `rlsys train CONFIG` to a Ray cluster as a job."""
+    from rlsys.assemble import submit_job
+
+    with _clear_errors():
+        raise typer.Exit(submit_job(config, overrides or [], address, follow))
+
+
+@data_app.command("check")
+def data_check(
+    format: Annotated[str, typer.Option(help="charades_sta, nextgqa or got10k.")],
+    annotations: Annotated[Path, typer.Option(help="The annotation file.")],
+    videos: Annotated[Path | None, typer.Option(help="Folder of its videos; without it files are not looked for.")] = None,
+) -> None:
+    """Count videos and queries, then list every dirty row."""
+    from rlsys.data.annotations import check
+
+    with _clear_errors():
+        for line in check(annotations, format, videos):
+            typer.echo(line)
+
+
+@rewards_app.command("serve")
+def rewards_serve(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the reward servers alone until interrupted."""
+    from rlsys.assemble import serve_rewards
+
+    with _clear_errors():
+        serve_rewards(config, overrides or [])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,172 @@
+"""`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO bought.
+
+Clips are drawn and encoded, a tiny Qwen2.5-VL is made and given a supervised cold start
+with partly malformed demonstrations, GRPO trains it through the whole stack, and the same
+time goes into more supervised steps as a control.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlsys.assemble import Stack, held_out_items, load_items, open_stack
+from rlsys.clock import Clock
+from rlsys.config import RunConfig, TrainConfig, load
+from rlsys.data.synthetic import SyntheticSet, demonstration_text, draw_dataset
+from rlsys.evaluation.metrics import best_constant_interval, iou_metrics
+from rlsys.evaluation.report import print_held_out_table
+from rlsys.evaluation.runner import evaluate, with_shuffled_videos
+from rlsys.models.tiny import make_tiny
+from rlsys.supervised import Demonstration, fit
+from rlsys.tracking import Tracker
+from rlsys.train import Summary, held_out_rows, train, write_summary
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
+MALFORMED_FRAC = 0.25
+
+
+def run_demo(out: Path, seed: int) -> dict[str, Any]:
+    """The whole demonstration in folder `out`; returns what its `summary.json` holds."""
+    _set_aside(out)
+    clock = Clock()
+    started = time.perf_counter()
+    with clock("draw_clips"):
+        clips = {
+            name: draw_dataset(out / "data" / name, num_clips=count, seed=1000 * seed + index)
+            for index, (name, count) in enumerate(NUM_CLIPS.items())
+        }
+        log.info("drew and encoded %s clips in %s", "+".join(map(str, NUM_CLIPS.values())), out / "data")
+    make_tiny(out / "models" / "untrained", seed=seed)
+    config = _config(out, seed, clips)
+    with clock("start"):
+        stack = open_stack(config)
+    with stack:
+        demonstrations = _demonstrations(stack, config, clips["cold_start"], seed)
+        cold_start = out / "models" / "cold_start"
+        with clock("cold_start"):
+            _supervise(stack, config, _train_section("demo_cold_start.yaml"), demonstrations, cold_start)
+        with clock("grpo"):
+            summary = train(_starting_from(config, cold_start), stack=stack)
+        held_out = held_out_items(config)
+        with clock("evaluate_controls"):
+            shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
+        with clock("more_sft"):
+            more_sft = _train_section("demo_more_sft.yaml")
+            _supervise(
+                stack, _starting_from(config, cold_start), more_sft, demonstrations, out / "models" / "more_sft"
+            )
+        with clock("evaluate_controls"):
+            stack.publish(more_sft.num_steps)
+            supervised = evaluate(stack.experience, held_out, config)
+    clock.seconds["total"] = time.perf_counter() - started
+    interval, constant_ious = best_constant_interval(held_out)
+    results = {
+        "cold_start": summary.held_out["before"],
+        "grpo": summary.held_out["after"],
+        "more_sft": supervised,
+        "constant_interval": {"sampled": iou_metrics(constant_ious)},
+        "shuffled_video": shuffled,
+    }
+    return _report(config, summary, results, interval, clock)
+
+
+def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
+    return load(
+        CONFIGS / "demo.yaml",
+        (
+            f"seed={seed}",
+            f"output_dir={out}",
+            f"model.path={out / 'models' / 'untrained'}",
+            f"data.annotations={clips['grpo'].annotations}",
+            f"data.videos={clips['grpo'].videos}",
+            f"evaluation.annotations={clips['held_out'].annotations}",
+            f"evaluation.videos={clips['held_out'].videos}",
+        ),
+    )
+
+
+def _starting_from(config: RunConfig, model: Path) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
+
+
+def _train_section(name: str) -> TrainConfig:
+    return TrainConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text()))
+
+
+def _demonstrations(stack: Stack, config: RunConfig, clips: SyntheticSet, seed: int) -> list[Demonstration]:
+    rng = np.random.default_rng([seed, 1])
+    items = load_items(config.data, clips.annotations, clips.videos)
+    prepared = [stack.experience.prepare(item) for item in items]
+    demonstrations = []
+    for item, future in zip(items, prepared, strict=True):
+        prompt, refs = future.result()
+        response_ids = stack.prompts.encode_response(demonstration_text(item, rng, MALFORMED_FRAC))
+        demonstrations.append(Demonstration(item=item, prompt=prompt, clips=refs, response_ids=response_ids))
+    return demonstrations
+
+
+def _supervise(
+    stack: Stack, config: RunConfig, train_section: TrainConfig, demonstrations: Sequence[Demonstration], folder: Path
+) -> None:
+    stack.load_learner(config.model_copy(update={"train": train_section}))
+    fit(stack.learner, demonstrations, train_section, config.seed, _say_loss(folder.name, train_section.num_steps))
+    stack.learner.export(folder)
+
+
+def _say_loss(phase: str, num_steps: int) -> Callable[[int, Mapping[str, float]], None]:
+    def say(step: int, metrics: Mapping[str, float]) -> None:
+        if step % 100 == 0 or step == num_steps:
+            log.info("%s: supervised step %d/%d  loss %.3f", phase, step, num_steps, metrics["loss/total"])
+
+    return say
+
+
+def _set_aside(out: Path) -> None:
+    """Move what an earlier demo left in `out` to `out/previous/N`; its MLflow store is shared and stays."""
+    earlier = [out / name for name in ("data", "models", "checkpoints", "summary.json", "reward_curve.png")]
+    earlier = [path for path in earlier if path.exists()]
+    if not earlier:
+        return
+    number = next(n for n in itertools.count(1) if not (out / "previous" / str(n)).exists())
+    target = out / "previous" / str(number)
+    target.mkdir(parents=True)
+    for path in earlier:
+        path.rename(target / path.name)
+    log.info("moved the earlier demo in %s to %s", out, target)
+
+
+def _report(
+    config: RunConfig,
+    summary: Summary,
+    results: Mapping[str, Mapping[str, Mapping[str, float]]],
+    interval: tuple[float, float],
+    clock: Clock,
+) -> dict[str, Any]:
+    held_out = {
+        stage: {**by["sampled"], **({"greedy": by["greedy"]} if "greedy" in by else {})} for stage, by in results.items()
+    }
+    whole = {**asdict(summary), "seconds": {**summary.seconds, **clock.seconds}, "held_out": held_out}
+    with Tracker(config, run_id=summary.mlflow_run_id) as tracker:
+        tracker.log_table("demo", held_out_rows(results))
+        write_summary(config.output_dir / "summary.json", whole)
+        tracker.log_artifact(config.output_dir / "summary.json")
+    names = {"constant_interval": f"constant {interval[0]:g} to {interval[1]:g} s", "shuffled_video": "grpo, shuffled videos"}
+    rows = [
+        (names.get(stage, stage), decoding, metrics)
+        for stage, by in results.items()
+        for decoding, metrics in by.items()
+    ]
+    print_held_out_table(f"Held-out clips, seed {config.seed}", rows)
+    return whole

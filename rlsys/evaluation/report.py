@@ -1,0 +1,54 @@
+"""What a person looks at when a run has ended: a table and a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = {
+    "miou": "mIoU",
+    "r_at_0.3": "R@0.3",
+    "r_at_0.5": "R@0.5",
+    "r_at_0.7": "R@0.7",
+    "format": "format",
+    "reward": "reward",
+}
+
+
+def print_held_out_table(title: str, rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> None:
+    """rows: (stage, decoding, metrics); a metric that a row lacks is left blank."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage")
+    table.add_column("decoding")
+    for heading in COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for stage, decoding, metrics in rows:
+        table.add_row(stage, decoding, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in COLUMNS))
+    Console().print(table)
+
+
+def write_reward_curve(rewards: Sequence[float], path: Path, window: int = 10) -> Path:
+    """A PNG of the mean reward of each step, with a running mean over `window` steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = np.arange(1, len(rewards) + 1)
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    axes.plot(steps, rewards, color="tab:blue", alpha=0.35, label="mean reward of the step")
+    if len(rewards) >= window:
+        smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
+    axes.set_xlabel("optimiser update")
+    axes.set_ylabel("reward of sampled responses")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path

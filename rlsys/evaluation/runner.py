@@ -1,0 +1,64 @@
+"""Evaluation over the same path as training: decode once, sample, score; nothing learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Protocol
+
+from rlsys.config import RunConfig
+from rlsys.evaluation.metrics import answer_metrics
+from rlsys.experience import sampling_seed
+from rlsys.types import PromptItem, Sampling, ScoredGroup
+
+
+class GroupSource(Protocol):
+    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]: ...
+
+
+def evaluate(source: GroupSource, items: Sequence[PromptItem], config: RunConfig) -> dict[str, dict[str, float]]:
+    """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
+
+    Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
+    """
+    return {
+        "greedy": answer_metrics(_answer(source, items, config, temperature=0.0, num_samples=1)),
+        "sampled": answer_metrics(
+            _answer(source, items, config, temperature=1.0, num_samples=config.evaluation.num_samples)
+        ),
+    }
+
+
+def _answer(
+    source: GroupSource, items: Sequence[PromptItem], config: RunConfig, *, temperature: float, num_samples: int
+) -> list[ScoredGroup]:
+    futures = [
+        source.start(
+            item,
+            Sampling(
+                num_samples=num_samples,
+                temperature=temperature,
+                top_p=1.0,
+                max_tokens=config.rollout.max_tokens,
+                # far from the draws of training, which count up from 0
+                seed=sampling_seed(config.seed, -1 - row, item.prompt_id),
+            ),
+        )
+        for row, item in enumerate(items)
+    ]
+    return [future.result() for future in futures]
+
+
+def with_shuffled_videos(items: Sequence[PromptItem]) -> list[PromptItem]:
+    """The same questions and truths, each shown the video of another question.
+
+    A policy that reads the video loses its skill here; one that only knows the prior does not.
+    Videos are shifted by half the list, past the neighbouring rows that share a video.
+    """
+    shift = len(items) // 2
+    media = [item.media for item in items]
+    return [
+        replace(item, prompt_id=f"{item.prompt_id}~shuffled", media=media[(row + shift) % len(items)])
+        for row, item in enumerate(items)
+    ]

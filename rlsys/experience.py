@@ -1,0 +1,101 @@
+"""From a prompt item to a scored group: decode, prompt, generate, check, score.
+
+Each group is one coroutine on a background event loop, so groups flow one by one:
+a group is scored the moment its last rollout ends, while others still generate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Protocol
+
+from rlsys.models.prompts import PromptBuilder, check_contract
+from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
+
+
+class Clips(Protocol):
+    async def get(self, spec: MediaSpec) -> ClipRef: ...
+
+
+class Pool(Protocol):
+    async def generate(
+        self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
+    ) -> tuple[Rollout, ...]: ...
+
+
+class Scorer(Protocol):
+    async def score(self, group: RolloutGroup, spans: Mapping[str, tuple[float, float]]) -> ScoredGroup: ...
+
+    async def close(self) -> None: ...
+
+
+def sampling_seed(run_seed: int, draw: int, prompt_id: str) -> int:
+    """Seed of a group's first response, 48 bits: a function of the run, the draw and the prompt alone.
+
+    Response i uses seed + i, so the same prompt drawn again in a later epoch samples anew.
+    """
+    key = f"{run_seed}|{draw}|{prompt_id}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
+
+
+class Experience:
+    """Makes scored groups. `start` returns at once; the future holds the group or the error."""
+
+    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer) -> None:
+        self._clips, self._prompts, self._pool, self._scorer = clips, prompts, pool, scorer
+        self._events = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._events.run_forever, name="experience", daemon=True)
+        self._thread.start()
+
+    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+        """Begin one group. Its future raises ClipError when the clip is unusable."""
+        return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
+
+    def prepare(self, item: PromptItem) -> Future[tuple[Prompt, tuple[ClipRef, ...]]]:
+        """The prompt and clips of an item without sampling, for supervised training."""
+        return asyncio.run_coroutine_threadsafe(self._prepare(item, {}), self._events)
+
+    async def _prepare(
+        self, item: PromptItem, spans: dict[str, tuple[float, float]]
+    ) -> tuple[Prompt, tuple[ClipRef, ...]]:
+        with _span(spans, "decode"):
+            clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
+        with _span(spans, "prompt"):
+            prompt = self._prompts.build(item, [clip.info for clip in clips])
+        return prompt, clips
+
+    async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
+        spans: dict[str, tuple[float, float]] = {}
+        prompt, clips = await self._prepare(item, spans)
+        with _span(spans, "generate"):
+            rollouts = await self._pool.generate(item, prompt, clips, sampling)
+        for rollout in rollouts:
+            check_contract(prompt, rollout.prompt_ids, self._prompts.decode)
+        group = RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
+        return await self._scorer.score(group, spans)
+
+    def close(self) -> None:
+        """Cancel what runs and end the event loop."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join(timeout=30)
+
+    async def _stop(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._scorer.close()
+
+
+@contextmanager
+def _span(spans: dict[str, tuple[float, float]], phase: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    spans[phase] = (start, time.monotonic())

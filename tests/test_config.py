@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from rlsys.config import ConfigError, load
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MINIMAL = "output_dir: out\nmodel: {path: m}\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "charades_sta.yaml"])
+def test_shipped_configs_load(name: str) -> None:
+    config = load(CONFIGS / name)
+    assert config.rollout.group_size == 8
+
+
+def test_charades_config_has_the_settings_of_the_paper() -> None:
+    config = load(CONFIGS / "charades_sta.yaml")
+    assert (config.rollout.group_size, config.rollout.max_tokens) == (8, 1024)
+    assert config.model.max_model_len == 8192 + 1024
+    assert (config.train.learning_rate, config.train.schedule, config.train.weight_decay) == (2e-6, "linear", 0.0)
+    assert (config.train.prompts_per_step, config.data.fps) == (16, 2.0)
+
+
+def test_overrides_are_yaml_values_laid_over_the_file(minimal: Path) -> None:
+    config = load(minimal, ["train.num_steps=7", "train.betas=[0.9, 0.95]", "reward.url=http://host:1", "seed=3"])
+    assert (config.train.num_steps, config.train.betas, config.reward.url, config.seed) == (7, (0.9, 0.95), "http://host:1", 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.num_step=7", "train.num_step: unknown key"),
+        ("rollout.group_size=1", "at least 2 rollouts per prompt"),
+        ("learner.num_ranks=3", "not a multiple of learner.num_ranks=3"),
+        ("rollout.max_num_seqs=4", "raise max_num_seqs"),
+        ("rollout.max_tokens=16384", "leaves no room for a prompt"),
+        ("data.max_frames=7", "use an even number"),
+        ("data.min_frames=800", "above data.max_frames"),
+        ("reward.min_valid=9", "no group could ever be trained on"),
+        ("rollout.tensor_parallel_size=2", "set it to 1"),
+        ("train.learning_rate=fast", "train.learning_rate"),
+        ("seed", "write it as section.key=value"),
+        ("seed.x=1", "seed"),
+    ],
+)
+def test_every_contradiction_is_an_error_that_names_field_and_remedy(minimal: Path, override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(minimal, [override])
+    assert says in str(error.value)
+
+
+def test_all_problems_are_reported_at_once(minimal: Path) -> None:
+    with pytest.raises(ConfigError, match="2 problem") as error:
+        load(minimal, ["train.num_step=7", "data.colour=1"])
+    assert str(minimal) in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such config file"):
+        load(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(broken)

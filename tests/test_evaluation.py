@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics
+from rlsys.evaluation.runner import with_shuffled_videos
+from rlsys.types import VideoSpec
+from tests.factories import make_group, make_item, make_scored
+
+
+def test_recall_counts_ious_at_or_above_the_threshold() -> None:
+    got = iou_metrics(np.array([0.0, 0.3, 0.5, 0.6, 1.0]))
+    assert got == pytest.approx({"miou": 0.48, "r_at_0.3": 0.8, "r_at_0.5": 0.6, "r_at_0.7": 0.2})
+
+
+def test_no_answers_is_an_error_not_a_nan() -> None:
+    with pytest.raises(ValueError, match="no scored answers"):
+        iou_metrics(np.array([]))
+
+
+def test_answers_that_could_not_be_scored_are_left_out_and_counted() -> None:
+    groups = [make_scored(make_group(), [1, 0, 1, 1], [True, True, False, True]), make_scored(make_group(), [0, 0, 0, 0])]
+    got = answer_metrics(groups)
+    assert got["miou"] == pytest.approx(2 / 7)
+    assert (got["num_responses"], got["failed_frac"]) == (7, pytest.approx(1 / 8))
+
+
+def test_the_best_constant_interval_beats_every_other_on_the_grid() -> None:
+    items = [make_item(truth=[1.0, 2.0]), make_item(truth=[1.0, 3.0])]
+    interval, ious = best_constant_interval(items)
+    assert interval == (1.0, 2.0)  # 1 and 1/2; [1, 3] gives 1/2 and 1 as well, and comes later
+    np.testing.assert_allclose(ious, [1.0, 0.5])
+
+
+def test_shuffling_gives_every_question_another_video_and_keeps_its_truth() -> None:
+    def video(name: str) -> VideoSpec:
+        return VideoSpec(
+            uri=name, fps=2, min_frames=4, max_frames=8, min_pixels=784, max_pixels=784, total_pixels=10**6
+        )
+
+    from dataclasses import replace
+
+    items = [replace(make_item(f"f:{row}", truth=[row, row + 1]), media=(video(f"{row // 2}.mp4"),)) for row in range(10)]
+    shuffled = with_shuffled_videos(items)
+    assert all(a.media != b.media and a.truth == b.truth for a, b in zip(items, shuffled, strict=True))
+    assert sorted(i.media[0].uri for i in shuffled) == sorted(i.media[0].uri for i in items)

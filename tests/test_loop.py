@@ -1,0 +1,139 @@
+"""The loop with in-memory parts: order, staleness, failed scores, unusable clips."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlsys import loop
+from rlsys.checkpoint import RunState
+from rlsys.config import RunConfig, parse
+from rlsys.data.errors import ClipError
+from rlsys.types import ScoredGroup, TrainBatch, WeightVersion
+from tests.factories import make_group, make_scored
+
+START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+
+
+def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5) -> RunConfig:
+    tree = {
+        "output_dir": "out",
+        "model": {"path": "model"},
+        "data": {"on_bad_clip": on_bad_clip},
+        "train": {"num_steps": num_steps, "prompts_per_step": 4},
+        "pipeline": {"max_lag": max_lag},
+    }
+    return parse(tree, source="test")
+
+
+class InMemoryParts:
+    def __init__(self, bad_draws: frozenset[int] = frozenset()) -> None:
+        self.version = -1
+        self.bad_draws = bad_draws
+        self.started: list[int] = []
+        self.trained: list[list[str]] = []
+        self.steps: list[loop.Step] = []
+
+    def start(self, draw: int) -> Future[ScoredGroup]:
+        self.started.append(draw)
+        future: Future[ScoredGroup] = Future()
+        if draw in self.bad_draws:
+            future.set_exception(ClipError(uri=f"{draw}.mp4", kind="corrupt", detail="test"))
+        else:
+            group = make_group(f"file:{draw}", weight_version=self.version)
+            future.set_result(make_scored(group, [0, 0, 1, 1]))
+        return future
+
+    def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        self.trained.append([group.item.prompt_id for group in batch.groups])
+        return {}
+
+    def publish(self, version: int) -> WeightVersion:
+        self.version = version
+        return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest=f"d{version}")
+
+    def record(self, step: loop.Step) -> None:
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 3])
+def test_every_draw_is_trained_on_once_and_in_order_whatever_the_lag(max_lag: int) -> None:
+    parts = InMemoryParts()
+    end = loop.run(parts, config(max_lag=max_lag), START)
+    assert [name for step in parts.trained for name in step] == [f"file:{draw}" for draw in range(20)]
+    assert parts.started == list(range(20))
+    assert (end.step, end.version, end.drawn, end.weights_digest) == (5, 5, 20, "d5")
+
+
+def test_rollouts_are_at_most_max_lag_updates_old_when_trained_on() -> None:
+    parts = InMemoryParts()
+    loop.run(parts, config(max_lag=2), START)
+    lags = [
+        step.state.version - 1 - rollout.weight_version
+        for step in parts.steps
+        for scored in step.groups
+        for rollout in scored.group.rollouts
+    ]
+    assert max(lags) == 2
+
+
+def test_a_rollout_that_is_too_old_stops_the_run() -> None:
+    parts = InMemoryParts()
+    parts.publish = lambda version: WeightVersion(  # type: ignore[method-assign]
+        version=version, transport="none", num_tensors=0, num_bytes=0, digest=""
+    )
+    parts.version = 0
+    with pytest.raises(RuntimeError, match="1 updates old at version 1; pipeline.max_lag=0"):
+        loop.run(parts, config(), START)
+
+
+def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
+    parts = InMemoryParts(bad_draws=frozenset({1, 2, 7}))
+    end = loop.run(parts, config(num_steps=2), START)
+    assert parts.trained == [["file:0", "file:3", "file:4", "file:5"], ["file:6", "file:8", "file:9", "file:10"]]
+    assert [step.bad_clips for step in parts.steps] == [2, 1]
+    assert end.drawn == 11
+
+
+def test_an_unusable_clip_stops_the_run_when_the_config_says_so() -> None:
+    with pytest.raises(ClipError, match="1.mp4"):
+        loop.run(InMemoryParts(bad_draws=frozenset({1})), config(on_bad_clip="stop"), START)
+
+
+def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
+    first = InMemoryParts()
+    middle = loop.run(first, config(max_lag=2, num_steps=2), START)
+    second = InMemoryParts()
+    loop.run(second, config(max_lag=2, num_steps=5), middle)
+    whole = InMemoryParts()
+    loop.run(whole, config(max_lag=2, num_steps=5), START)
+    assert first.trained + second.trained == whole.trained
+
+
+def test_a_failed_score_is_outside_mean_and_loss() -> None:
+    scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, True])
+    batch = loop.make_batch((scored,), min_valid=2)
+    assert batch.advantages[0][2] == 0
+    np.testing.assert_allclose(batch.advantages[0][[0, 1, 3]], [-1, 1, 0], atol=1e-3)
+    assert batch.is_trained[0].tolist() == [True, True, False, True]
+    assert batch.num_loss_tokens == 9
+
+
+def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
+    scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, False])
+    batch = loop.make_batch((scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), min_valid=3)
+    assert not batch.is_trained[0].any() and not batch.advantages[0].any()
+    assert batch.num_loss_tokens == 12
+
+
+def test_the_loop_needs_neither_ray_nor_torch() -> None:
+    code = "import sys, rlsys.loop; print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'mlflow') if m in sys.modules])"
+    repo = Path(__file__).parents[1]
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo, check=True)
+    assert out.stdout.strip() == "[]"
