@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.logging import RichHandler
+
+from rlsys.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
@@ -31,6 +35,15 @@ def _set_up_logging() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     for name in ("rlsys", "actors", "learner", "reward_servers", "cluster"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"rlsys: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 @app.command()

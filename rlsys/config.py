@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlsys.errors import UserError
+
 
 class Part(BaseModel):
     """A section: unknown keys are errors, nothing changes after loading."""
@@ -280,7 +282,7 @@ def _next_multiple(value: int, of: int) -> int:
     return -(-value // of) * of
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config that cannot run; the message says which field of which file, and the remedy."""
 
 

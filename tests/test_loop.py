@@ -44,7 +44,7 @@ class InMemoryParts:
         self.started.append(draw)
         future: Future[ScoredGroup] = Future()
         if draw in self.bad_draws:
-            future.set_exception(ClipError(uri=f"{draw}.mp4", kind="corrupt", detail="test"))
+            future.set_exception(ClipError(f"{draw}.mp4", "corrupt", "test"))
         else:
             group = make_group(f"file:{draw}", weight_version=self.version)
             future.set_result(make_scored(group, [0, 0, 1, 1]))
