@@ -11,9 +11,14 @@ the environment: `setup.py` copies this file into site-packages together with a
 A torchvision that matches its torch needs none of it.
 """
 
+from __future__ import annotations
+
 import importlib.abc
 import importlib.machinery
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,7 +28,9 @@ _KEPT = []  # a torch.library.Library withdraws its operators when it is collect
 
 
 class _DeclareBeforeTorchvision(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "torchvision":
             return None
         sys.meta_path.remove(self)

@@ -1,0 +1,170 @@
+"""Checkpoints that exist completely or not at all.
+
+A checkpoint is written aside in `.tmp-…`, flushed to disk, and renamed to `step_000050`;
+only then does the file `latest` name it and only then are older ones removed. Whatever
+moment the process dies at, `find` yields a whole one: the new or the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+STATE_FILE = "state.json"
+LATEST_FILE = "latest"
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """There is nothing to resume from; the message says what was found instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands, beside the weights and the optimiser.
+
+    step: updates done.  version: number of the published weights.  drawn: sampler draws consumed.
+    seed: the run's seed.  mlflow_run_id: the run to go on with, "" before there is one.
+    weights_digest: see `rlsys.weights.digest`, "" before the first update.
+    """
+
+    step: int
+    version: int
+    drawn: int
+    seed: int
+    mlflow_run_id: str
+    weights_digest: str
+
+
+class Checkpoints:
+    """The checkpoints of one run. One writer at a time.
+
+    folder: must be seen by all learner ranks under the same path when `write` has them write.
+    keep: how many of the most recently saved stay.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep={keep}: at least the newest has to stay; use 1 or more.")
+        self._folder, self._keep = Path(folder), keep
+
+    def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
+        """The folder of the new checkpoint. `write` puts its files into the (empty) folder it is given.
+
+        When `write` fails, earlier checkpoints are untouched and its error goes through.
+        """
+        name = f"step_{state.step:06d}"
+        final, aside = self._folder / name, self._folder / f".tmp-{name}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_unfinished()
+        aside.mkdir()
+        write(aside)
+        if (aside / STATE_FILE).exists():
+            raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
+        _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
+        _sync_tree(aside)
+        if final.exists():  # a run that went back to an earlier step comes by this one again
+            old = self._folder / f".old-{name}"
+            if old.exists():
+                self._discard(old)
+            os.rename(final, old)
+        os.rename(aside, final)
+        _sync(self._folder)
+        self._point_to(name)
+        self._remove_outdated(final)
+        return final
+
+    def _point_to(self, name: str) -> None:
+        aside = self._folder / f".tmp-{LATEST_FILE}"
+        _write_synced(aside, name + "\n")
+        os.replace(aside, self._folder / LATEST_FILE)
+        _sync(self._folder)
+
+    def _remove_unfinished(self) -> None:
+        for path in self._folder.glob(".tmp-*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove_outdated(self, newest: Path) -> None:
+        others = [path for path in _complete_in(self._folder) if path != newest]
+        by_age = sorted(others, key=lambda path: (path / STATE_FILE).stat().st_mtime_ns, reverse=True)
+        superseded = [path for path in by_age if path.name.startswith(".old-")]
+        kept = [path for path in by_age if path not in superseded][: self._keep - 1]
+        for path in others:
+            if path not in kept:
+                self._discard(path)
+
+    def _discard(self, path: Path) -> None:
+        # renamed first: a folder that is half removed must not pass for a checkpoint
+        doomed = self._folder / f".tmp-removed-{path.name}"
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest complete one of a run folder or its `checkpoints`.
+
+    Raises CheckpointError when there is none.
+    """
+    path = Path(path)
+    if (path / STATE_FILE).exists() and not path.name.startswith(".tmp-"):
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give a checkpoint (…/step_000050) or a run's output folder.")
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    complete = list(_complete_in(folder))
+    if not complete:
+        unfinished = sorted(entry.name for entry in folder.glob(".tmp-*"))
+        rest = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
+        raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
+    pointer = folder / LATEST_FILE
+    named = folder / pointer.read_text().strip() if pointer.exists() else None
+    if named in complete:
+        return named
+    # the writer died between the rename and the pointer, or someone copied a part of the folder
+    return max(complete, key=lambda found: (not found.name.startswith("."), found.name))
+
+
+def load_state(path: Path) -> RunState:
+    """The state in a checkpoint folder. Raises CheckpointError when it cannot be read."""
+    file = Path(path) / STATE_FILE
+    try:
+        tree = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not the state of a checkpoint: {error}") from error
+    if tree.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{file}: written by another version of rlsys (this one reads format {FORMAT}).")
+    expected = {field.name for field in fields(RunState)}
+    if set(tree) != expected:
+        raise CheckpointError(f"{file}: has the keys {sorted(tree)}, expected {sorted(expected)}.")
+    return RunState(**tree)
+
+
+def _complete_in(folder: Path) -> Iterator[Path]:
+    for pattern in ("step_*", ".old-step_*"):
+        yield from (path for path in sorted(folder.glob(pattern)) if (path / STATE_FILE).exists())
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent) / name)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,71 @@
+"""Every environment variable that our code reads or sets: name, default, why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """default: what an unset variable means; None when it has no value of its own."""
+
+    name: str
+    default: str | None
+    why: str
+
+
+READ = {
+    variable.name: variable
+    for variable in (
+        Variable(
+            name="RLSYS_REWARD_TOKEN",
+            default=None,
+            why="Bearer token of the reward servers (`reward.token_env` may name another variable); unset: no token.",
+        ),
+        Variable(
+            name="RLSYS_GIT_COMMIT",
+            default=None,
+            why="Commit of the code where there is no repository to ask: a submitted job runs from an unpacked copy.",
+        ),
+        Variable(
+            name="RLSYS_PYTHON",
+            default=None,
+            why="Interpreter that a submitted job runs on; unset: the one that the cluster's workers run on.",
+        ),
+        Variable(
+            name="RAY_ADDRESS",
+            default=None,
+            why="Cluster to attach to when `cluster.address` is null; Ray sets it inside a submitted job.",
+        ),
+    )
+}
+
+# Set before Ray, MLflow or vLLM are imported: no usage reports leave the machine, and they log less.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; without it every start warns
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive the forks of worker processes
+}
+
+# Set for every Ray worker of a run on CPU. Engines and learner choose their own thread counts.
+CPU_WORKERS = {
+    "DS_ACCELERATOR": "cpu",  # DeepSpeed otherwise looks for an accelerator and warns
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in its actor's own process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding to cores makes engines on one machine share them
+}
+
+
+def read(name: str) -> str | None:
+    """The variable's value, or its default when it is unset or empty. KeyError for one that is not listed."""
+    return os.environ.get(name) or READ[name].default
+
+
+def be_quiet() -> None:
+    """Set `QUIET` in this process where the user has not set otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,167 @@
+"""Checkpoints: whole or absent, whatever moment the process dies at."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys import checkpoint
+from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_state
+
+STATE = RunState(step=50, version=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
+
+
+def at_step(step: int) -> RunState:
+    return replace(STATE, step=step, version=step, drawn=16 * step, weights_digest=f"d{step}")
+
+
+def weights_of(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "deepspeed").mkdir()
+        (folder / "deepspeed" / "rank0.pt").write_text(text)
+
+    return write
+
+
+def read_weights(folder: Path) -> str:
+    return (folder / "deepspeed" / "rank0.pt").read_text()
+
+
+def test_a_saved_state_is_found_and_loaded_back(tmp_path: Path) -> None:
+    saved = Checkpoints(tmp_path / "checkpoints", keep=2).save(STATE, weights_of("w50"))
+    assert saved == tmp_path / "checkpoints" / "step_000050"
+    for way_to_say_it in (saved, tmp_path / "checkpoints", tmp_path):
+        assert find(way_to_say_it) == saved
+    assert load_state(saved) == STATE
+    assert read_weights(saved) == "w50"
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (5, 10, 15, 20):
+        checkpoints.save(at_step(step), weights_of(f"w{step}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000015", "step_000020"]
+    assert (tmp_path / "latest").read_text() == "step_000020\n"
+
+
+def test_a_run_that_went_back_resumes_from_what_it_saved_last(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (50, 100, 75):
+        checkpoints.save(at_step(step), weights_of(f"w{step}"))
+    assert find(tmp_path).name == "step_000075"
+    checkpoints.save(at_step(100), weights_of("w100 again"))
+    assert read_weights(find(tmp_path)) == "w100 again"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000075", "step_000100"]
+
+
+def test_a_failing_writer_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(at_step(5), weights_of("w5"))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("…")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(at_step(10), fail)
+    assert find(tmp_path).name == "step_000005"
+    checkpoints.save(at_step(10), weights_of("w10"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000010"]
+
+
+class Killed(BaseException):
+    """Stands for the process's death: nothing in the code under test handles it."""
+
+
+def die_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the call-th file system operation of a save the one at which the process dies."""
+    calls = 0
+
+    def dying(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return operation(*arguments, **options)
+
+        return count
+
+    for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    for name in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("new_step", [10, 5])
+def test_death_at_any_operation_of_a_save_leaves_a_whole_checkpoint(new_step: int, tmp_path: Path) -> None:
+    survived = set()
+    for call in range(1, 40):
+        folder = tmp_path / str(call)
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.save(at_step(5), weights_of("old"))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            die_at(call, monkeypatch)
+            try:
+                checkpoints.save(at_step(new_step), weights_of("new"))
+                finished = True
+            except Killed:
+                finished = False
+        survivor = find(folder)
+        assert (load_state(survivor), read_weights(survivor)) in [(at_step(5), "old"), (at_step(new_step), "new")]
+        survived.add(read_weights(survivor))
+        checkpoints.save(at_step(new_step), weights_of("again"))
+        assert read_weights(find(folder)) == "again"
+        checkpoints.save(at_step(15), weights_of("next"))
+        assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_000015"]
+        if finished:
+            break
+    assert finished
+    assert survived == {"old", "new"}
+
+
+def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from rlsys.checkpoint import *\n"
+        "def write(folder):\n"
+        "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "state = RunState(step=1, version=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"
+        f"Checkpoints(Path({str(tmp_path)!r}), keep=1).save(state, write)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(CheckpointError, match=r"only unfinished ones \(\.tmp-step_000001\)"):
+        find(tmp_path)
+    with pytest.raises(CheckpointError):
+        find(tmp_path / ".tmp-step_000001")
+
+
+def test_errors_say_what_was_found_instead(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="found none"):
+        find(tmp_path)
+    with pytest.raises(ValueError, match="keep=0"):
+        Checkpoints(tmp_path, keep=0)
+    saved = Checkpoints(tmp_path, keep=1).save(STATE, weights_of("w"))
+    tree = json.loads((saved / checkpoint.STATE_FILE).read_text())
+    (saved / checkpoint.STATE_FILE).write_text(json.dumps({**tree, "format": 99}))
+    with pytest.raises(CheckpointError, match="another version"):
+        load_state(saved)
+    del tree["drawn"]
+    (saved / checkpoint.STATE_FILE).write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match="has the keys"):
+        load_state(saved)
+    (saved / checkpoint.STATE_FILE).write_text("{")
+    with pytest.raises(CheckpointError, match="not the state"):
+        load_state(saved)
