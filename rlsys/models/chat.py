@@ -1,0 +1,87 @@
+"""Tokenizer and chat template of a checkpoint folder, read without importing torch.
+
+`transformers.AutoTokenizer` reads the same two files, but importing it loads torch: four seconds
+and 300 MB that the driver of a run has no use for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that lacks what a run needs; the message names the file and the remedy."""
+
+
+class ChatTokenizer:
+    """Text to ids and back, and one user turn to the text that the model was trained on.
+
+    Raises CheckpointError when the folder has no fast tokenizer, chat template or end token.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = read_json(folder, "tokenizer_config.json")
+        if not (folder / "tokenizer.json").exists():
+            raise CheckpointError(
+                f"{folder}/tokenizer.json is missing; save_pretrained of the model's AutoTokenizer writes it."
+            )
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._template = _environment().from_string(_chat_template(folder, settings))
+        end_token = settings.get("eos_token")
+        if isinstance(end_token, dict):  # how older transformers wrote it
+            end_token = end_token["content"]
+        self.end_token_id = self.id_of(end_token) if end_token else None
+        if self.end_token_id is None:
+            raise CheckpointError(
+                f"{folder}/tokenizer_config.json: eos_token={end_token!r} is no token of tokenizer.json."
+            )
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token of the vocabulary, None when there is none."""
+        return self._tokenizer.token_to_id(token)
+
+    def encode(self, text: str) -> np.ndarray:
+        """i32 ids of `text`; special tokens written out in it become their ids, none is added."""
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`, special tokens written out."""
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
+
+    def user_turn(self, kinds: Sequence[str], text: str) -> str:
+        """A conversation of one user turn, media before `text`, up to where the assistant starts to write."""
+        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
+        return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint folder; CheckpointError when it is missing."""
+    try:
+        return json.loads((folder / name).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder / name} is missing; model.path must be a folder made by save_pretrained."
+        ) from error
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
+    """The template, from the three places where transformers has kept it, newest first."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text()
+    legacy = read_json(folder, "chat_template.json") if (folder / "chat_template.json").exists() else settings
+    if not isinstance(legacy.get("chat_template"), str):
+        raise CheckpointError(f"{folder} has no chat template; put the model's own into chat_template.jinja.")
+    return legacy["chat_template"]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    # the settings with which transformers renders chat templates: other white space means other tokens
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])

@@ -1,0 +1,106 @@
+"""Positions of prompt tokens in time, height and width: the original Qwen2.5-VL rule, in numpy.
+
+Text runs on all three axes at once. A video's time axis advances by seconds, its other axes by
+patches, and the text after it goes on at the largest position so far plus one. (transformers 5.19
+goes on at the larger of height and width alone, so its own positions must not be used after a video.)
+Source: Qwen2.5-VL, arXiv:2502.13923, section 2.1; `get_mrope_input_positions` of vLLM's qwen2_5_vl.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTokens:
+    """How a checkpoint turns media into tokens.
+
+    merge_size: patches merged into one token along height and along width.
+    temporal_patch_size: frames in one temporal patch.
+    tokens_per_second: positions that one second of video takes on the time axis.
+    """
+
+    image_pad_id: int
+    video_pad_id: int
+    merge_size: int
+    temporal_patch_size: int
+    tokens_per_second: float
+
+    def pad_id(self, kind: Literal["video", "image"]) -> int:
+        """The placeholder of a medium of `kind`."""
+        return self.video_pad_id if kind == "video" else self.image_pad_id
+
+    def num_tokens(self, grid_thw: Grid) -> int:
+        """Placeholders that a medium of this grid, counted in patches, expands to."""
+        time, height, width = grid_thw
+        return time * height * width // self.merge_size**2
+
+
+def mrope_positions(
+    ids: np.ndarray, grids: Sequence[Grid], seconds_per_grid: Sequence[float], vision: VisionTokens
+) -> tuple[np.ndarray, int]:
+    """Positions of the expanded prompt `ids`, and the position of the token that follows it.
+
+    ids: int [P].  grids: patches in (time, height, width) of each medium, in prompt order.
+    seconds_per_grid: of each medium, as `engine_seconds_per_grid` returns it; not read for an image.
+    Returns i32 [3, P] and the next position, the same on all three axes. Raises ValueError when the
+    runs of placeholders are not what the grids ask for.
+    """
+    is_pad = (ids == vision.image_pad_id) | (ids == vision.video_pad_id)
+    parts: list[np.ndarray] = []
+    cursor = position = 0
+    for grid, seconds in zip(grids, seconds_per_grid, strict=True):
+        start = cursor + int(np.argmax(is_pad[cursor:])) if is_pad[cursor:].any() else ids.size
+        end = start + vision.num_tokens(grid)
+        if end > ids.size or np.any(ids[start:end] != ids[start]):
+            raise ValueError(
+                f"grid {grid} needs {end - start} equal placeholders at token {start}; the prompt has fewer."
+            )
+        parts += [_text(start - cursor, position)]
+        position += start - cursor
+        is_video = ids[start] == vision.video_pad_id
+        parts += [_patches(grid, seconds * vision.tokens_per_second if is_video else 1.0, vision.merge_size) + position]
+        position = int(parts[-1].max()) + 1
+        cursor = end
+    if is_pad[cursor:].any():
+        raise ValueError(f"the prompt has placeholders after its {len(grids)} media, from token {cursor} on.")
+    parts += [_text(ids.size - cursor, position)]
+    return np.concatenate(parts, axis=1).astype(np.int32), position + ids.size - cursor
+
+
+def engine_seconds_per_grid(
+    second_per_grid_s: float, dtype: Literal["float32", "bfloat16"], temporal_patch_size: int = 2
+) -> float:
+    """`second_per_grid_s` as the engine computes with it: its digits decide where positions are cut off to integers.
+
+    The engine is told frames per second and divides; the quotient becomes a float32 tensor, and vLLM casts
+    every floating-point tensor of the processor to the model's dtype, this one included. 0.0, an image, stays.
+    """
+    if second_per_grid_s == 0.0:
+        return 0.0
+    seconds = np.float32(temporal_patch_size / (temporal_patch_size / second_per_grid_s))
+    return float(seconds if dtype == "float32" else _as_bfloat16(seconds))
+
+
+def _as_bfloat16(value: np.float32) -> np.float32:
+    # numpy has no bfloat16: it is the upper half of a float32, rounded to nearest, ties to even
+    bits = int(value.view(np.uint32))
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return np.uint32(rounded).view(np.float32)
+
+
+def _text(num_tokens: int, start: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(start, start + num_tokens), (3, num_tokens))
+
+
+def _patches(grid: Grid, positions_per_grid: float, merge_size: int) -> np.ndarray:
+    time, height, width = grid
+    indices = np.indices((time, height // merge_size, width // merge_size))
+    indices[0] = (indices[0] * positions_per_grid).astype(np.int64)
+    return indices.reshape(3, -1)

@@ -1,0 +1,232 @@
+"""A prompt's token ids and positions, made once here and obeyed by engine and learner alike.
+
+Neither torch nor transformers is imported: building a prompt is text, ids and integer arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rlsys import tasks
+from rlsys.models.chat import ChatTokenizer, CheckpointError, read_json
+from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
+from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
+
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+CONTEXT_TOKENS = 8  # shown on either side of a difference
+
+
+class PromptTooLong(ValueError):
+    """Prompt plus response exceed `model.max_model_len`; the message holds the sum and the remedy."""
+
+
+class PromptContractError(RuntimeError):
+    """The engine saw another prompt than the one that was built; the message shows where they part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenCount:
+    """What a prompt and its longest response take of `max_model_len`.
+
+    text: tokens of the chat template and the question.  media: (kind, grid in patches) of each medium.
+    """
+
+    prompt_id: str
+    text: int
+    media: tuple[tuple[str, Grid], ...]
+    merge_size: int
+    max_tokens: int
+    max_model_len: int
+
+    @property
+    def total(self) -> int:
+        """Tokens of the expanded prompt plus `max_tokens`."""
+        return self.text + sum(map(self._visual, self.media)) + self.max_tokens
+
+    def check(self) -> None:
+        """Raises PromptTooLong when the total is above `max_model_len`."""
+        if self.total > self.max_model_len:
+            raise PromptTooLong(
+                f"{self.prompt_id}: {self}. A prompt with media is never cut: lower data.max_frames, data.max_pixels "
+                f"or data.total_pixels (visual tokens) or rollout.max_tokens, "
+                f"or raise model.max_model_len to {self.total}."
+            )
+
+    def _visual(self, medium: tuple[str, Grid]) -> int:
+        return math.prod(medium[1]) // self.merge_size**2
+
+    def __str__(self) -> str:
+        terms = [f"{self.text} text"]
+        for kind, (time, height, width) in self.media:
+            tokens = self._visual((kind, (time, height, width)))
+            terms.append(f"{tokens} visual ({kind}: {time}x{height}x{width} patches / {self.merge_size**2})")
+        terms.append(f"{self.max_tokens} response")
+        sign = ">" if self.total > self.max_model_len else "<="
+        return f"{' + '.join(terms)} = {self.total} tokens {sign} model.max_model_len={self.max_model_len}"
+
+
+class PromptBuilder:
+    """Makes the prompts of one run for the checkpoint in `model_path`.
+
+    think, style: see `rlsys.tasks.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
+    dtype: the engine's number format; it decides how seconds are rounded (see `engine_seconds_per_grid`).
+    Raises CheckpointError when the folder has no tokenizer, chat template or Qwen2.5-VL config.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        think: bool,
+        style: str,
+        max_model_len: int,
+        max_tokens: int,
+        dtype: Literal["float32", "bfloat16"],
+    ) -> None:
+        folder = Path(model_path)
+        self._chat = ChatTokenizer(folder)
+        self._vision = _vision_tokens(folder)
+        self._think, self._style, self._dtype = think, style, dtype
+        self._max_model_len, self._max_tokens = max_model_len, max_tokens
+        found = (self._chat.id_of(token) for token in VISION_TOKENS)
+        pads = {self._vision.image_pad_id, self._vision.video_pad_id}
+        self.banned_token_ids: tuple[int, ...] = tuple(sorted({token for token in found if token is not None} | pads))
+        """Ids that must never be sampled: a placeholder in a response has no pixels behind it."""
+        self.end_token_id: int = self._chat.end_token_id
+        """The id that ends a response."""
+
+    def build(self, item: PromptItem, clips: Sequence[ClipInfo]) -> Prompt:
+        """The prompt of `item`, whose media decoded to `clips`, in the same order.
+
+        Raises PromptTooLong with the token arithmetic, and ValueError when the clips or the question
+        do not fit the item.
+        """
+        kinds = _kinds(item)
+        if [clip.kind for clip in clips] != list(kinds):
+            raise ValueError(f"{item.prompt_id}: media are {list(kinds)}, clips are {[clip.kind for clip in clips]}.")
+        engine_ids = self._engine_ids(item)
+        grids = [clip.grid_thw for clip in clips]
+        self._count(item, engine_ids, grids).check()
+        seconds = [
+            engine_seconds_per_grid(clip.second_per_grid_s, self._dtype, self._vision.temporal_patch_size)
+            for clip in clips
+        ]
+        prompt_ids = self._expand(engine_ids, grids)
+        position_ids, next_position = mrope_positions(prompt_ids, grids, seconds, self._vision)
+        return Prompt(
+            engine_ids=engine_ids, prompt_ids=prompt_ids, position_ids=position_ids, next_position=next_position
+        )
+
+    def count_tokens(self, item: PromptItem, grids: Sequence[Grid]) -> TokenCount:
+        """The budget of `item` if its media had these grids: no clip need be decoded to know it."""
+        return self._count(item, self._engine_ids(item), grids)
+
+    def encode_response(self, text: str) -> np.ndarray:
+        """i32 ids of a response that the assistant would write, the end token included."""
+        return np.append(self._chat.encode(text), np.int32(self.end_token_id))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`, special tokens written out."""
+        return self._chat.decode(ids)
+
+    def _engine_ids(self, item: PromptItem) -> np.ndarray:
+        question = tasks.prompt_text(item, think=self._think, style=self._style)
+        ids = self._chat.encode(self._chat.user_turn(_kinds(item), question))
+        wanted = [self._vision.pad_id(kind) for kind in _kinds(item)]
+        found = [int(token) for token in ids[self._is_pad(ids)]]
+        if found != wanted:
+            raise ValueError(
+                f"{item.prompt_id}: the prompt has placeholders {self.decode(found)!r} for media {list(_kinds(item))}. "
+                "Either the chat template does not place media before the text, or the question itself contains a "
+                f"placeholder; take it out: {question!r}"
+            )
+        return ids
+
+    def _expand(self, engine_ids: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
+        repeats = np.ones(engine_ids.size, np.int64)
+        repeats[self._is_pad(engine_ids)] = [self._vision.num_tokens(grid) for grid in grids]
+        return np.repeat(engine_ids, repeats)
+
+    def _is_pad(self, ids: np.ndarray) -> np.ndarray:
+        return (ids == self._vision.image_pad_id) | (ids == self._vision.video_pad_id)
+
+    def _count(self, item: PromptItem, engine_ids: np.ndarray, grids: Sequence[Grid]) -> TokenCount:
+        return TokenCount(
+            prompt_id=item.prompt_id,
+            text=engine_ids.size - len(grids),
+            media=tuple(zip(_kinds(item), grids, strict=True)),
+            merge_size=self._vision.merge_size,
+            max_tokens=self._max_tokens,
+            max_model_len=self._max_model_len,
+        )
+
+
+def check_contract(
+    prompt: Prompt, engine_prompt_ids: np.ndarray, decode: Callable[[Sequence[int] | np.ndarray], str]
+) -> None:
+    """Raises PromptContractError unless the engine saw exactly `prompt.prompt_ids`; it shows where they part."""
+    built, engine = prompt.prompt_ids, np.asarray(engine_prompt_ids)
+    if np.array_equal(built, engine):
+        return
+    shared = min(built.size, engine.size)
+    differs = built[:shared] != engine[:shared]
+    first = int(np.argmax(differs)) if differs.any() else shared
+    counts = Counter(built.tolist()), Counter(engine.tolist())
+    uneven = [
+        f"{decode([token])!r}: {counts[0][token]} built, {counts[1][token]} engine"
+        for token in sorted(counts[0].keys() | counts[1].keys())
+        if counts[0][token] != counts[1][token]
+    ]
+    raise PromptContractError(
+        f"The engine saw another prompt than the one that was built: they part at token {first} "
+        f"(lengths: built {built.size}, engine {engine.size}).\n"
+        f"  built:  {_around(built, first, decode)}\n"
+        f"  engine: {_around(engine, first, decode)}\n"
+        f"  tokens in unequal number: {'; '.join(uneven[:CONTEXT_TOKENS]) or 'none, only their order differs'}\n"
+        "A different number of placeholders means that the engine's processor resized or resampled the frames: "
+        "it must run with do_resize and do_sample_frames off. Different text means another tokenizer in the engine."
+    )
+
+
+def _around(ids: np.ndarray, index: int, decode: Callable[[Sequence[int] | np.ndarray], str]) -> str:
+    """Tokens about `index`, the one there between >> <<, repeats counted instead of repeated."""
+
+    def shown(part: np.ndarray) -> list[str]:
+        runs = ((token, len(list(run))) for token, run in groupby(part.tolist()))
+        return [f"{decode([token])!r}" + (f" x{length}" if length > 1 else "") for token, length in runs]
+
+    before, after = shown(ids[:index]), shown(ids[index + 1 :])
+    at = f">>{decode([int(ids[index])])!r}<<" if index < ids.size else ">>end<<"
+    start = ["…"] if len(before) > CONTEXT_TOKENS else []
+    end = ["…"] if len(after) > CONTEXT_TOKENS else []
+    return " ".join([*start, *before[-CONTEXT_TOKENS:], at, *after[:CONTEXT_TOKENS], *end])
+
+
+def _kinds(item: PromptItem) -> tuple[Literal["video", "image"], ...]:
+    return tuple("image" if isinstance(spec, ImageSpec) else "video" for spec in item.media)
+
+
+def _vision_tokens(folder: Path) -> VisionTokens:
+    config = read_json(folder, "config.json")
+    if config.get("model_type") != "qwen2_5_vl":
+        raise CheckpointError(
+            f"{folder}/config.json: model_type={config.get('model_type')!r}; the position rule here is Qwen2.5-VL's "
+            "(qwen2_5_vl), and other models place their tokens differently."
+        )
+    vision = config.get("vision_config", {})
+    return VisionTokens(
+        image_pad_id=config["image_token_id"],
+        video_pad_id=config["video_token_id"],
+        # a config leaves out what equals transformers' defaults
+        merge_size=vision.get("spatial_merge_size", 2),
+        temporal_patch_size=vision.get("temporal_patch_size", 2),
+        tokens_per_second=vision.get("tokens_per_second", 4),
+    )
