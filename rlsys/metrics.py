@@ -1,0 +1,196 @@
+"""Names of metrics, and which reduction each one is.
+
+`namespace/quantity[/statistic]`, lower case, with a unit suffix unless it is a ratio or nats.
+A statistic is always the last part and is named where the values are handed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlsys.staleness import lag_updates
+from rlsys.types import Rollout, ScoredGroup, TrainBatch
+
+if TYPE_CHECKING:
+    from rlsys.loop import Step
+
+NAMESPACES = (
+    "data",
+    "rollout",
+    "reward",
+    "advantage",
+    "loss",
+    "policy",
+    "optim",
+    "weights",
+    "time",
+    "perf",
+    "eval",
+    "cluster",
+)
+_NAME = re.compile(rf"({'|'.join(NAMESPACES)})(/[a-z0-9_.]+)+")
+_REDUCTIONS = {
+    "mean": np.mean,
+    "std": np.std,
+    "min": np.min,
+    "max": np.max,
+    "sum": np.sum,
+    "p50": lambda values: np.percentile(values, 50),
+    "p95": lambda values: np.percentile(values, 95),
+}
+Span = tuple[float, float]
+
+
+def summarise(name: str, values: Iterable[float] | np.ndarray, *stats: str) -> dict[str, float]:
+    """`name/stat` -> value for each of `stats` (mean, std, min, max, sum, p50, p95).
+
+    NaN stands for a missing value and is left out; with none left every statistic is NaN.
+    """
+    array = np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
+    present = array[~np.isnan(array)]
+    return {f"{name}/{stat}": float(_REDUCTIONS[stat](present)) if present.size else float("nan") for stat in stats}
+
+
+class MetricNames:
+    """The names used so far in a run; no name may be a folder of another.
+
+    MLflow keeps `a/b` and `a/b/mean` apart in a database but not in a file store or its charts.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._folders: set[str] = set()
+
+    def add(self, names: Iterable[str]) -> None:
+        """Raises ValueError for a name that breaks the rules of this module."""
+        for name in names:
+            if name in self._names:
+                continue
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"metric {name!r}: write namespace/quantity[/statistic] in lower case, "
+                    f"the namespace one of {', '.join(NAMESPACES)}."
+                )
+            parts = name.split("/")
+            folders = {"/".join(parts[:end]) for end in range(1, len(parts))}
+            clash = folders & self._names or {name} & self._folders
+            if clash:
+                raise ValueError(f"metric {name!r}: {clash.pop()!r} is a metric and a folder of metrics; rename one.")
+            self._names.add(name)
+            self._folders |= folders
+
+
+def step_metrics(
+    step: Step, clip_counters: Mapping[str, float], pool_counters: Mapping[str, float]
+) -> dict[str, float]:
+    """Everything that is logged of one update. NaN where there was nothing to measure.
+
+    Counters without a namespace get that of their maker: `data/` and `rollout/`.
+    """
+    rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
+    total_s = sum(step.seconds.values())
+    num_tokens = sum(rollout.response_ids.size for rollout in rollouts)
+    return {
+        **reward_metrics(step.groups),
+        **advantage_metrics(step.batch),
+        **rollout_metrics(rollouts, trained_at=step.state.version - 1),
+        **span_metrics(step.groups),
+        **step.learner_metrics,
+        **{f"time/{phase}_s": seconds for phase, seconds in step.seconds.items()},
+        "time/step_s": total_s,
+        "perf/rollouts_per_s": _ratio(len(rollouts), total_s),
+        "perf/response_tokens_per_s": _ratio(num_tokens, total_s),
+        "data/bad_clips": float(step.bad_clips),
+        "data/drawn": float(step.state.drawn),
+        "weights/version": float(step.state.version),
+        **_in_namespace("data", clip_counters),
+        **_in_namespace("rollout", pool_counters),
+    }
+
+
+def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rewards and scores of the rollouts that could be scored, and the share that could not."""
+    rewards = np.concatenate([np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups])
+    by_name: dict[str, list[np.ndarray]] = {}
+    for scored in groups:
+        for index, name in enumerate(scored.score_names):
+            by_name.setdefault(name, []).append(np.where(scored.is_valid, scored.scores[:, index], np.nan))
+    if "total" in by_name:
+        raise ValueError("a score is named 'total', which is the weighted sum's own name; rename the score.")
+    metrics = summarise("reward/total", rewards, "mean", "std", "min", "max")
+    for name, columns in by_name.items():
+        metrics |= summarise(f"reward/{name}", np.concatenate(columns), "mean")
+    spreads = [np.ptp(scored.rewards[scored.is_valid]) for scored in groups if scored.is_valid.any()]
+    metrics |= summarise("reward/group_spread", spreads, "mean")
+    metrics["reward/failed_frac"] = float(np.mean(np.concatenate([~scored.is_valid for scored in groups])))
+    return metrics
+
+
+def advantage_metrics(batch: TrainBatch) -> dict[str, float]:
+    """How much of the batch can teach anything. A group without spread has only zero advantages."""
+    has_none = [not np.any(advantages) for advantages in batch.advantages]
+    trained = np.concatenate([adv[mask] for adv, mask in zip(batch.advantages, batch.is_trained, strict=True)])
+    return {
+        "advantage/zero_groups_frac": float(np.mean(has_none)),
+        "advantage/trained_frac": float(np.mean(np.concatenate(batch.is_trained))),
+        **summarise("advantage/abs", np.abs(trained), "mean", "max"),
+    }
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], trained_at: int) -> dict[str, float]:
+    """Lengths, endings, times and ages. trained_at: updates in the weights that the update started from."""
+    lags = [lag_updates(version=trained_at, weight_version=rollout.weight_version) for rollout in rollouts]
+    return {
+        **summarise("rollout/response_tokens", [r.response_ids.size for r in rollouts], "mean", "max"),
+        **summarise("rollout/prompt_tokens", [r.prompt_ids.size for r in rollouts], "mean", "max"),
+        **summarise("rollout/generate_s", [r.generate_s for r in rollouts], "mean", "max"),
+        "rollout/truncated_frac": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        **summarise("policy/sampled_logprob", [float(np.mean(r.response_logprobs)) for r in rollouts], "mean"),
+        **summarise("weights/lag_updates", lags, "mean", "max"),
+    }
+
+
+def span_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Seconds that a group spends in each phase, and the share of scoring time in which others were generating."""
+    phases = sorted({phase for scored in groups for phase in scored.spans})
+    metrics: dict[str, float] = {}
+    for phase in phases:
+        lengths = [scored.spans[phase][1] - scored.spans[phase][0] for scored in groups if phase in scored.spans]
+        metrics |= summarise(f"time/group_{phase}_s", lengths, "mean", "max")
+    scoring = union([scored.spans["score"] for scored in groups if "score" in scored.spans])
+    generating = union([scored.spans["generate"] for scored in groups if "generate" in scored.spans])
+    metrics["perf/score_hidden_frac"] = _ratio(_length(intersection(scoring, generating)), _length(scoring))
+    return metrics
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """The same stretches of time without overlaps, in order."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def intersection(one: Sequence[Span], other: Sequence[Span]) -> list[Span]:
+    """The stretches that lie in both; each argument must be free of overlaps."""
+    pairs = ((max(a[0], b[0]), min(a[1], b[1])) for a in one for b in other)
+    return [(start, end) for start, end in pairs if start < end]
+
+
+def _length(spans: Iterable[Span]) -> float:
+    return sum(end - start for start, end in spans)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")
+
+
+def _in_namespace(namespace: str, counters: Mapping[str, float]) -> dict[str, float]:
+    return {name if "/" in name else f"{namespace}/{name}": float(value) for name, value in counters.items()}
