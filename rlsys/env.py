@@ -59,6 +59,12 @@ CPU_WORKERS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding to cores makes engines on one machine share them
 }
 
+# Set in the process of an engine on CPU alone.
+CPU_ENGINE = {
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles one small sampling function at its first step, for half a minute
+    "VLLM_LOGGING_LEVEL": "ERROR",  # else a dozen warnings at every start, and one for every prompt
+}
+
 
 def read(name: str) -> str | None:
     """The variable's value, or its default when it is unset or empty. KeyError for one that is not listed."""
