@@ -38,11 +38,13 @@ class ChatTokenizer:
         end_token = settings.get("eos_token")
         if isinstance(end_token, dict):  # how older transformers wrote it
             end_token = end_token["content"]
-        self.end_token_id = self.id_of(end_token) if end_token else None
-        if self.end_token_id is None:
+        end_token_id = self.id_of(end_token) if end_token else None
+        if end_token_id is None:
             raise CheckpointError(
                 f"{folder}/tokenizer_config.json: eos_token={end_token!r} is no token of tokenizer.json."
             )
+
+        self.end_token_id: int = end_token_id
 
     def id_of(self, token: str) -> int | None:
         """Id of a token of the vocabulary, None when there is none."""

@@ -49,7 +49,7 @@ class TokenCount:
     @property
     def total(self) -> int:
         """Tokens of the expanded prompt plus `max_tokens`."""
-        return self.text + sum(map(self._visual, self.media)) + self.max_tokens
+        return self.text + sum(self._visual(grid) for _, grid in self.media) + self.max_tokens
 
     def check(self) -> None:
         """Raises PromptTooLong when the total is above `max_model_len`."""
@@ -60,14 +60,14 @@ class TokenCount:
                 f"or raise model.max_model_len to {self.total}."
             )
 
-    def _visual(self, medium: tuple[str, Grid]) -> int:
-        return math.prod(medium[1]) // self.merge_size**2
+    def _visual(self, grid: Grid) -> int:
+        return math.prod(grid) // self.merge_size**2
 
     def __str__(self) -> str:
         terms = [f"{self.text} text"]
-        for kind, (time, height, width) in self.media:
-            tokens = self._visual((kind, (time, height, width)))
-            terms.append(f"{tokens} visual ({kind}: {time}x{height}x{width} patches / {self.merge_size**2})")
+        for kind, grid in self.media:
+            patches = "x".join(map(str, grid))
+            terms.append(f"{self._visual(grid)} visual ({kind}: {patches} patches / {self.merge_size**2})")
         terms.append(f"{self.max_tokens} response")
         sign = ">" if self.total > self.max_model_len else "<="
         return f"{' + '.join(terms)} = {self.total} tokens {sign} model.max_model_len={self.max_model_len}"

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.models.chat import ChatTokenizer, CheckpointError
+from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
+from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
+
+# the wording that published Qwen2.5-VL checkpoints carry
+PUBLISHED_TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FPS = (0.5, 1.0, 2.0, 3.3, 3.5, 4.28, 8.0)
+
+
+def medium(kind: str, frames: int, height: int, width: int, fps: float) -> dict[str, Any]:
+    return {"kind": kind, "frames": frames, "height": height, "width": width, "fps": fps}
+
+
+VIDEOS = [[medium("video", 24, 56, 56, fps)] for fps in FPS]
+MIXES = [
+    [],
+    [medium("image", 1, 56, 84, 0)],
+    [medium("image", 1, 56, 84, 0), medium("image", 1, 28, 28, 0), medium("image", 1, 112, 56, 0)],
+    [medium("image", 1, 84, 56, 0), medium("video", 8, 56, 112, 3.3)],
+    [medium("video", 4, 28, 56, 1.0), medium("image", 1, 56, 56, 0), medium("video", 24, 56, 28, 7.5)],
+]
+
+
+def media_spec(kind: str) -> MediaSpec:
+    if kind == "image":
+        return ImageSpec(uri="a.png", min_pixels=784, max_pixels=784)
+    return VideoSpec(
+        uri="a.mp4", fps=2.0, min_frames=4, max_frames=24, min_pixels=784, max_pixels=784, total_pixels=1 << 20
+    )
+
+
+def item_with(*kinds: str, question: str = "When does the red square appear?") -> PromptItem:
+    return PromptItem(
+        prompt_id="train:3",
+        task="temporal_grounding",
+        question=question,
+        options=(),
+        media=tuple(media_spec(kind) for kind in kinds),
+        truth=[1.0, 2.0],
+    )
+
+
+def clip_info(shown: dict[str, Any]) -> ClipInfo:
+    is_video = shown["kind"] == "video"
+    return ClipInfo(
+        kind=shown["kind"],
+        digest="0",
+        times_s=np.zeros(shown["frames"]),
+        grid_thw=(shown["frames"] // 2 if is_video else 1, shown["height"] // 14, shown["width"] // 14),
+        second_per_grid_s=2 / shown["fps"] if is_video else 0.0,
+        duration_s=0.0,
+        num_bytes=0,
+    )
+
+
+def builder_for(folder: Path, **changes: Any) -> PromptBuilder:
+    settings = {"think": True, "style": "terse", "max_model_len": 512, "max_tokens": 24, "dtype": "float32"}
+    return PromptBuilder(folder, **{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def builder(tiny_model_dir: Path) -> PromptBuilder:
+    return builder_for(tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model laid out as published checkpoints are: template in chat_template.json, old processor file."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
+    (folder / "processor_config.json").unlink()
+    processor = {
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    # enlarges small frames and samples again unless it is told not to
+    video_processor = {**processor, "min_pixels": 128 * 784, "do_sample_frames": True}
+    video_processor["video_processor_type"] = "Qwen2VLVideoProcessor"
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video_processor))
+    return folder
+
+
+CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDEOS, *MIXES)]
+
+
+@pytest.fixture(scope="module")
+def vllm_says(published_dir: Path) -> dict[str, Any]:
+    """What vLLM makes of every case, in a process of its own; the first prompt is also generated from."""
+    prompts = []
+    for dtype, media in CASES:
+        made = builder_for(published_dir, dtype=dtype)
+        prompt = made.build(item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media])
+        prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": media})
+    asked = {"model": str(published_dir), "prompts": prompts, "generate": True}
+    script = Path(__file__).with_name("vllm_prompt_probe.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_ids_and_positions_equal_vllms(published_dir: Path, vllm_says: dict[str, Any], index: int) -> None:
+    dtype, media = CASES[index]
+    prompt = builder_for(published_dir, dtype=dtype).build(
+        item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media]
+    )
+    theirs = vllm_says["prompts"][index]
+    assert prompt.prompt_ids.tolist() == theirs["prompt_ids"]
+    np.testing.assert_array_equal(prompt.position_ids, theirs["position_ids"])
+    assert prompt.next_position == theirs["next_position"]
+
+
+def test_the_engine_reports_the_prompt_that_was_built_and_generates(
+    published_dir: Path, vllm_says: dict[str, Any]
+) -> None:
+    made = builder_for(published_dir)
+    prompt = made.build(item_with("video"), [clip_info(VIDEOS[0][0])])
+    reported, *samples = vllm_says["generated"]
+    check_contract(prompt, np.asarray(reported), made.decode)
+    assert [len(sample) for sample in samples] == [8, 8]
+
+
+def test_bfloat16_cuts_some_time_steps_off_elsewhere(tiny_model_dir: Path) -> None:
+    # at 3.5 fps a grid is 4/7 s, in bfloat16 146/256 s: the eighth stands at 8 or at int(7 * 2 * 146/256) = 7
+    info = clip_info(medium("video", 16, 56, 56, 3.5))
+    for dtype, last in (("float32", 8), ("bfloat16", 7)):
+        prompt = builder_for(tiny_model_dir, dtype=dtype).build(item_with("video"), [info])
+        assert prompt.position_ids[0, 4:36].max() - prompt.position_ids[0, 4] == last
+        assert prompt.position_ids[0, 36] == 4 + last + 1
+
+
+def test_the_demo_prompt_is_41_tokens_of_which_24_are_visual(builder: PromptBuilder) -> None:
+    prompt = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 2.0))])
+    assert (prompt.engine_ids.size, prompt.prompt_ids.size, prompt.position_ids.shape) == (18, 41, (3, 41))
+    assert {array.dtype for array in (prompt.engine_ids, prompt.prompt_ids, prompt.position_ids)} == {
+        np.dtype(np.int32)
+    }
+    assert builder.decode(prompt.engine_ids) == (
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>When does the red square appear?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("layout", ["tiny_model_dir", "published_dir"])
+@pytest.mark.parametrize("kinds", [(), ("video",), ("image", "image", "video")])
+def test_the_user_turn_equals_what_transformers_renders_and_encodes(
+    request: pytest.FixtureRequest, layout: str, kinds: tuple[str, ...]
+) -> None:
+    from transformers import AutoProcessor
+
+    folder = request.getfixturevalue(layout)
+    processor = AutoProcessor.from_pretrained(folder)
+    text = "Wo ist die Tür?\n  <think> 12.5 “quoted” ☃"
+    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
+    theirs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    chat = ChatTokenizer(folder)
+    assert chat.user_turn(kinds, text) == theirs
+    assert chat.encode(theirs).tolist() == processor.tokenizer(theirs, add_special_tokens=False)["input_ids"]
+    assert chat.end_token_id == processor.tokenizer.eos_token_id
+
+
+def test_a_response_ends_with_the_end_token_and_reads_back(builder: PromptBuilder) -> None:
+    text = "<think>red square</think><answer>1.5 to 3.0</answer>"
+    ids = builder.encode_response(text)
+    assert (ids.size, ids.dtype, ids[-1]) == (15, np.int32, builder.end_token_id)
+    assert builder.decode(ids) == text + "<|im_end|>"
+
+
+def test_every_vision_token_is_banned_and_the_end_token_is_not(builder: PromptBuilder) -> None:
+    banned = [builder.decode([token]) for token in builder.banned_token_ids]
+    assert sorted(banned) == sorted(
+        ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+    )
+    assert builder.end_token_id not in builder.banned_token_ids
+
+
+def test_a_prompt_over_budget_is_refused_with_the_arithmetic(tiny_model_dir: Path) -> None:
+    small = builder_for(tiny_model_dir, max_model_len=64)
+    with pytest.raises(PromptTooLong) as error:
+        small.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 2.0))])
+    message = str(error.value)
+    assert "train:3: 17 text + 24 visual (video: 6x4x4 patches / 4) + 24 response = 65 tokens" in message
+    assert "> model.max_model_len=64" in message
+    assert "raise model.max_model_len to 65" in message
+
+
+def test_a_prompt_that_just_fits_is_built(tiny_model_dir: Path) -> None:
+    exact = builder_for(tiny_model_dir, max_model_len=65)
+    assert exact.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 2.0))]).prompt_ids.size == 41
+    assert exact.count_tokens(item_with("video"), [(6, 4, 4)]).total == 65
+
+
+def test_a_placeholder_in_the_question_is_refused(builder: PromptBuilder) -> None:
+    with pytest.raises(ValueError, match="take it out"):
+        builder.build(item_with("video", question="What is <|video_pad|>?"), [clip_info(VIDEOS[0][0])])
+
+
+def test_clips_of_another_kind_than_the_items_media_are_refused(builder: PromptBuilder) -> None:
+    with pytest.raises(ValueError, match=r"media are \['image'\], clips are \['video'\]"):
+        builder.build(item_with("image"), [clip_info(VIDEOS[0][0])])
+
+
+def test_a_broken_contract_shows_where_the_prompts_part(builder: PromptBuilder) -> None:
+    prompt = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 2.0))])
+    resized = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 28, 2.0))])
+    with pytest.raises(PromptContractError) as error:
+        check_contract(prompt, resized.prompt_ids, builder.decode)
+    message = str(error.value)
+    assert "part at token 16 (lengths: built 41, engine 29)" in message
+    assert "'<|vision_start|>' '<|video_pad|>' x12 >>'<|video_pad|>'<< '<|video_pad|>' x11 '<|vision_end|>'" in message
+    assert "'<|video_pad|>' x12 >>'<|vision_end|>'<< 'When' ' does'" in message
+    assert "'<|video_pad|>': 24 built, 12 engine" in message
+    assert "do_resize" in message
+
+
+def test_a_prompt_that_only_stops_early_breaks_the_contract_too(builder: PromptBuilder) -> None:
+    prompt = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 0.5))])
+    with pytest.raises(PromptContractError, match=r"part at token 39 \(lengths: built 41, engine 39\)"):
+        check_contract(prompt, prompt.prompt_ids[:-2], builder.decode)
+    check_contract(replace(prompt, engine_ids=prompt.engine_ids[:1]), prompt.prompt_ids.copy(), builder.decode)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_checkpoint_without_one_of_its_files_is_named(tiny_model_dir: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        builder_for(folder)
+
+
+def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
+    with pytest.raises(CheckpointError, match="qwen2_vl"):
+        builder_for(folder)
+
+
+def test_building_prompts_loads_neither_torch_nor_transformers(tiny_model_dir: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rlsys.models.prompts import PromptBuilder;"
+        f"PromptBuilder(Path({str(tiny_model_dir)!r}), think=True, style='terse', max_model_len=99, max_tokens=9,"
+        " dtype='float32');"
+        "sys.exit(str([name for name in ('torch', 'transformers', 'vllm', 'ray') if name in sys.modules] or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stderr.strip() == ""

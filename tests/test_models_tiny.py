@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from rlsys.models.tiny import SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_the_same_seed_writes_the_same_bytes_in_another_process(tiny_model_dir: Path, tmp_path: Path) -> None:
+    code = (
+        f"from pathlib import Path; from rlsys.models.tiny import make_tiny; make_tiny(Path({str(tmp_path)!r}), seed=0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    assert fingerprint(tmp_path) == fingerprint(tiny_model_dir)
+
+
+def test_another_seed_changes_the_weights_and_nothing_else(tiny_model_dir: Path, tmp_path: Path) -> None:
+    make_tiny(tmp_path, seed=1)
+    before, after = fingerprint(tiny_model_dir), fingerprint(tmp_path)
+    assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
+
+
+def test_making_a_model_leaves_torchs_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    make_tiny(tmp_path, seed=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("layout", "num_parameters"), [("tiny_model_dir", 708_864), ("bench_model_dir", 1_554_752)])
+def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(
+    request: pytest.FixtureRequest, layout: str, num_parameters: int
+) -> None:
+    folder = request.getfixturevalue(layout)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+    assert model.lm_head.weight.shape[0] == len(processor.tokenizer) == 384
+    assert model.dtype == torch.float32
+    frames = np.random.default_rng(0).integers(0, 256, (12, 56, 56, 3), dtype=np.uint8)
+    turn = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When does the red square move?"}]}
+    ]
+    text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    metadata = {"fps": 2.0, "total_num_frames": 12, "frames_indices": list(range(12))}
+    inputs = processor(text=[text], videos=[frames], video_metadata=[metadata], return_tensors="pt")
+    assert inputs["video_grid_thw"].tolist() == [[6, 4, 4]]  # frames of 56 pixels are not enlarged
+    assert (inputs["input_ids"] == processor.video_token_id).sum() == 24
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert logits.shape == (1, inputs["input_ids"].shape[1], 384)
+    assert torch.isfinite(logits).all()
+
+
+def test_weights_start_out_with_the_recipes_spread(tiny_model_dir: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir)
+    spreads = {name: p.std().item() for name, p in model.named_parameters() if p.ndim > 1}
+    assert all(0.075 < spread < 0.085 for spread in spreads.values()), spreads
+
+
+def test_tokens_are_single_digits_whole_words_of_the_demo_and_the_tags(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    answer = "<think>red square</think><answer>1.5 to 3.0</answer>"
+    ids = tokenizer(answer)["input_ids"]
+    assert [tokenizer.decode([token]) for token in ids] == [
+        *("<think>", "red", " square", "</think>"),
+        *("<answer>", "1", ".", "5", " to", " ", "3", ".", "0", "</answer>"),
+    ]
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == answer
+    assert not set(TAGS) & set(tokenizer.all_special_tokens)
+    assert set(SPECIAL_TOKENS) == set(tokenizer.all_special_tokens)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text())
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    import unicodedata
+
+    assert _TOKENIZER.decode(_TOKENIZER(text)["input_ids"]) == unicodedata.normalize("NFC", text)
+
+
+_TOKENIZER = make_tokenizer()

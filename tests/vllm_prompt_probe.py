@@ -1,0 +1,106 @@
+"""What vLLM itself makes of prompts: run as a process, JSON in, JSON out.
+
+Its own process, because vLLM changes torch's threading for everything else in a process.
+stdin: {"model", "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "fps"}]}],
+"generate": bool}.  stdout's last line: {"prompts": [{"prompt_ids", "position_ids", "next_position"}],
+"generated": [[id, …], …]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.update(
+    VLLM_ENABLE_V1_MULTIPROCESSING="0", OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1"
+)
+
+import numpy as np  # noqa: E402
+from vllm import LLM, SamplingParams  # noqa: E402
+from vllm.config import ModelConfig  # noqa: E402
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Engine  # noqa: E402
+from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
+from vllm.multimodal.inputs import MultiModalFeatureSpec  # noqa: E402
+
+NO_CHANGE = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
+
+
+def medium(spec: dict[str, Any]) -> Any:
+    """Random frames as the engine takes them: a video with metadata, or one image."""
+    frames = np.random.default_rng(0).integers(
+        0, 256, (spec["frames"], spec["height"], spec["width"], 3), dtype=np.uint8
+    )
+    if spec["kind"] == "image":
+        return frames[0]
+    num_frames, fps = spec["frames"], spec["fps"]
+    metadata = {
+        "fps": fps,
+        "total_num_frames": num_frames,
+        "duration": num_frames / fps,
+        "video_backend": "decord",
+        "frames_indices": list(range(num_frames)),
+        "do_sample_frames": False,
+    }
+    return frames, metadata
+
+
+def by_kind(media: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The media of each kind, in prompt order."""
+    kinds = dict.fromkeys(spec["kind"] for spec in media)
+    return {kind: [medium(spec) for spec in media if spec["kind"] == kind] for kind in kinds}
+
+
+@cache
+def processing(model: str, dtype: str) -> tuple[ModelConfig, Any]:
+    """vLLM's processor for a checkpoint, set up as the engine's must be."""
+    config = ModelConfig(model=model, dtype=dtype, mm_processor_kwargs=NO_CHANGE)
+    return config, MULTIMODAL_REGISTRY.create_processor(config)
+
+
+def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
+    """Expanded ids and mRoPE positions by vLLM's processor and vLLM's own function; no weights are loaded."""
+    config, processor = processing(model, prompt["dtype"])
+    if prompt["media"]:
+        processed = processor(prompt["engine_ids"], processor.info.parse_mm_data(by_kind(prompt["media"])))
+    else:
+        processed = {"prompt_token_ids": prompt["engine_ids"], "mm_placeholders": {}, "mm_kwargs": {}}
+    features = [
+        MultiModalFeatureSpec(data=data, modality=kind, identifier=f"{kind}{index}", mm_position=place)
+        for kind, places in processed["mm_placeholders"].items()
+        for index, (data, place) in enumerate(zip(processed["mm_kwargs"][kind], places, strict=True))
+    ]
+    stub = SimpleNamespace(config=config.hf_config)
+    stub.iter_mm_grid_thw = partial(Engine.iter_mm_grid_thw, stub)
+    ids = processed["prompt_token_ids"]
+    position_ids, delta = Engine.get_mrope_input_positions(stub, ids, features)
+    return {"prompt_ids": ids, "position_ids": position_ids.tolist(), "next_position": len(ids) + delta}
+
+
+def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
+    """Prompt ids as the engine reports them, then what it sampled."""
+    engine = LLM(
+        model=model,
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=8,
+        enforce_eager=True,
+        kv_cache_memory_bytes=16 << 20,
+        block_size=32,
+        enable_chunked_prefill=False,
+        mm_processor_kwargs=NO_CHANGE,
+    )
+    request = {"prompt_token_ids": prompt["engine_ids"], "multi_modal_data": by_kind(prompt["media"])}
+    output = engine.generate(request, SamplingParams(n=2, seed=1, max_tokens=8, ignore_eos=True), use_tqdm=False)[0]
+    return [list(output.prompt_token_ids), *(list(sample.token_ids) for sample in output.outputs)]
+
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    answer: dict[str, Any] = {"prompts": [positions(asked["model"], prompt) for prompt in asked["prompts"]]}
+    if asked["generate"]:
+        answer["generated"] = generated(asked["model"], asked["prompts"][0])
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
