@@ -84,9 +84,14 @@ def _start_serve(reward: RewardConfig) -> tuple[str, int]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of ignored options at every second call
     running = _running_address()
     if running is None:
-        port = reward.port or _free_port(reward.host)
+        port = _usable_port(reward.host, reward.port)
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        serve.start(proxy_location="HeadOnly", http_options={"host": reward.host, "port": port}, logging_config=quiet)
+        try:
+            http = {"host": reward.host, "port": port}
+            serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
+        except ray.exceptions.RayError as error:
+            serve.shutdown()  # else a later launch would find a Serve without a proxy
+            raise RewardServerError(f"Ray Serve did not start at {reward.host}:{port}: {error}") from error
         return reward.host, port
     if reward.port not in (0, running[1]):
         raise RewardServerError(
@@ -102,10 +107,18 @@ def _running_address() -> tuple[str, int] | None:
     return None if client is None else (client.http_config.host, client.http_config.port)
 
 
-def _free_port(host: str) -> int:
+def _usable_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. RewardServerError when nothing can listen there: Serve itself would try for ever."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((host.strip("[]"), 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise RewardServerError(
+                f"reward.host={host}, reward.port={port}: {error.strerror}; use an address of this machine, "
+                "and reward.port=0 for a free port."
+            ) from error
         return int(probe.getsockname()[1])
 
 

@@ -1,0 +1,156 @@
+"""The reward servers on a real Ray Serve, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import ray
+from factories import make_group
+
+from reward_servers import app
+from reward_servers.client import RewardClient, RewardServerError, wait_until_healthy
+from rlsys.config import RewardConfig
+from rlsys.types import RolloutGroup, ScoredGroup
+
+TOKEN = "a-token-for-this-test-only"
+TEXTS = (
+    "<think>red square</think><answer>1.0 to 2.0</answer>",
+    "<think>red square</think><answer>1.0 to 3.0</answer>",
+    "<answer>1.0 to 2.0</answer>",
+    "nothing",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """Folder of the logs of a local Ray cluster."""
+    temp_dir = tempfile.mkdtemp(prefix="rw", dir="/tmp")  # short: Ray keeps sockets in it
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            num_cpus=2,
+            _temp_dir=temp_dir,
+            object_store_memory=100_000_000,
+        )
+    yield Path(ray._private.worker._global_node.get_session_dir_path())
+    app.shutdown()
+    if is_ours:
+        ray.shutdown()
+    shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def test_a_taken_port_is_refused_before_serve_starts(cluster: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RewardServerError, match=f"reward.port={port}: Address already in use.*reward.port=0"):
+            app.launch(RewardConfig(port=port, token_env="RLSYS_TEST_NO_TOKEN"))
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Path) -> str:
+    """Servers that anyone on this machine may ask."""
+    return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"))
+
+
+def group_of(texts: tuple[str, ...], truth: object = (1.0, 2.0)) -> RolloutGroup:
+    group = make_group(num_rollouts=len(texts))
+    rollouts = tuple(
+        dataclasses.replace(rollout, text=text) for rollout, text in zip(group.rollouts, texts, strict=True)
+    )
+    return dataclasses.replace(group, rollouts=rollouts, item=dataclasses.replace(group.item, truth=truth))
+
+
+def score(url: str, *groups: RolloutGroup, token: str | None = None, timeout_s: float = 20.0) -> list[ScoredGroup]:
+    async def ask() -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig(timeout_s=timeout_s), url, token)
+        try:
+            return list(await asyncio.gather(*(client.score(group, {}) for group in groups)))
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def test_a_group_is_scored_over_http(url: str) -> None:
+    (scored,) = score(url, group_of(TEXTS))
+    assert scored.is_valid.all()
+    np.testing.assert_array_equal(scored.scores, np.array([[1, 1], [1, 0.5], [0, 1], [0, 0]], np.float32))
+    np.testing.assert_array_equal(scored.rewards, np.array([2, 1.5, 1, 0], np.float32))
+
+
+def test_many_groups_at_once_all_come_back(url: str) -> None:
+    scored = score(url, *[group_of(TEXTS * 2) for _ in range(64)])
+    assert all(group.is_valid.all() and group.rewards.sum() == 9 for group in scored)
+
+
+def test_a_broken_truth_is_missing_data_with_the_reason(url: str) -> None:
+    broken, fine = score(url, group_of(TEXTS, truth=(2.0, 2.0)), group_of(TEXTS))
+    assert not broken.is_valid.any() and np.isnan(broken.rewards).all()
+    assert all(reason.startswith("malformed: time span") for reason in broken.reasons)
+    assert fine.is_valid.all()
+
+
+def test_health_names_the_tasks(url: str) -> None:
+    assert wait_until_healthy(url, 10.0) == ("temporal_grounding", "grounded_qa", "tracking")
+
+
+def test_bad_requests_get_through_serve_as_they_are(url: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False, headers={"content-type": "application/json"}) as http:
+        assert http.post("/v1/score", content=b"{").status_code == 422
+        assert http.post("/v1/score", content=b" " * (9 << 20)).status_code == 413
+        assert http.get("/v1/score").status_code == 405
+
+
+def test_guarded_servers_run_beside_open_ones_and_want_their_token(
+    url: str, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLSYS_TEST_TOKEN", TOKEN)
+    guarded = app.launch(RewardConfig(token_env="RLSYS_TEST_TOKEN"))
+    assert guarded != url
+    assert score(guarded, group_of(TEXTS), token=TOKEN)[0].is_valid.all()
+    assert score(url, group_of(TEXTS))[0].is_valid.all()
+    for wrong in (None, "wrong"):
+        with pytest.raises(RewardServerError, match="401.*RLSYS_REWARD_TOKEN") as error:
+            score(guarded, group_of(TEXTS), token=wrong)
+        assert guarded in str(error.value)
+    logs = [path for path in cluster.rglob("logs/**/*") if path.is_file()]
+    assert logs
+    assert not [path for path in logs if TOKEN.encode() in path.read_bytes()]
+
+
+def test_an_address_that_others_reach_needs_a_token_before_anything_starts(cluster: Path) -> None:
+    with pytest.raises(ValueError, match="reward.host=0.0.0.0.*RLSYS_TEST_NO_TOKEN"):
+        app.launch(RewardConfig(host="0.0.0.0", token_env="RLSYS_TEST_NO_TOKEN"))
+
+
+def test_a_second_address_on_one_cluster_is_refused(url: str) -> None:
+    with pytest.raises(RewardServerError, match="reward.port=1: Ray Serve already runs"):
+        app.launch(RewardConfig(port=1, token_env="RLSYS_TEST_NO_TOKEN"))
+
+
+def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(RewardServerError, match="reward.url"):
+        app.launch(RewardConfig())
+
+
+def test_after_shutdown_groups_are_missing_and_servers_can_be_started_again(url: str) -> None:
+    app.shutdown()
+    app.shutdown()
+    (scored,) = score(url, group_of(TEXTS), timeout_s=1.0)
+    assert not scored.is_valid.any() and np.isnan(scored.rewards).all()
+    assert all(reason.startswith("infra") for reason in scored.reasons)
+    again = app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"))
+    assert score(again, group_of(TEXTS))[0].is_valid.all()
