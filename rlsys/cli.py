@@ -89,8 +89,7 @@ def check_config(
             raise ConfigError("give a config file, or --fields.")
         report = check(load(config, overrides or ()))
         typer.echo("\n".join(report.facts))
-        if report.problems:
-            raise ConfigError(f"{config}: {len(report.problems)} problem(s)\n  " + "\n  ".join(report.problems))
+        report.raise_problems()
         typer.echo(f"{config}: ok")
 
 
@@ -99,7 +98,7 @@ def score(jsonl: Annotated[Path, typer.Option(help="One object per line: task, t
     """Score rows offline with the functions that the reward servers use."""
     from rlsys.assemble import score_lines
 
-    with _clear_errors(), jsonl.open() as lines:
+    with _clear_errors(), jsonl.open(encoding="utf-8", errors="replace") as lines:
         for row in score_lines(lines):
             typer.echo(json.dumps(row))
 

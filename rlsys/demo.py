@@ -128,7 +128,7 @@ def _supervise(
 def _say_loss(phase: str, num_steps: int) -> Callable[[int, Mapping[str, float]], None]:
     def say(step: int, metrics: Mapping[str, float]) -> None:
         if step % 100 == 0 or step == num_steps:
-            log.info("%s: supervised step %d/%d  loss %.3f", phase, step, num_steps, metrics["loss/total"])
+            log.info("%s: supervised step %d/%d  loss %.3f", phase, step, num_steps, metrics["loss/nll"])
 
     return say
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlsys import loop
 from rlsys.assemble import Stack, held_out_items, open_stack, training_items
+from rlsys.check import check
 from rlsys.checkpoint import Checkpoints, RunState, find, load_state
 from rlsys.clock import Clock
 from rlsys.config import ConfigError, RunConfig
@@ -99,6 +100,7 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
     resume: a checkpoint folder, or a run folder whose newest checkpoint is taken.
     """
     start_state = _start_state(config, resume)
+    check(config).raise_problems()
     items = training_items(config)
     held_out = held_out_items(config)
     if stack is None:

@@ -1,0 +1,128 @@
+"""`rlsys check-config`: everything that can be known of a run before an actor starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rlsys.assemble import held_out_items, prompt_builder, training_items
+from rlsys.config import ConfigError, RunConfig
+from rlsys.data.decode import plan_grid
+from rlsys.data.errors import ClipError
+from rlsys.data.frames import SIZE_FACTOR, TEMPORAL_PATCH
+from rlsys.errors import UserError
+from rlsys.models.prompts import PromptBuilder, PromptTooLong
+from rlsys.tasks import check_weights
+from rlsys.types import PromptItem, VideoSpec
+
+SHOWN = 10
+MERGED = 2  # patches per side that one visual token covers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """facts: what the run will use.  problems: why it cannot start; () when it can."""
+
+    facts: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def raise_problems(self) -> None:
+        """Raises ConfigError that lists the problems, if there are any."""
+        if self.problems:
+            raise ConfigError(f"{len(self.problems)} problem(s)\n  " + "\n  ".join(self.problems))
+
+
+def check(config: RunConfig) -> Report:
+    """Check data, model folder, reward weights and the token budget of each clip."""
+    facts: list[str] = []
+    problems: list[str] = []
+    try:
+        check_weights(config.reward)
+    except UserError as error:
+        problems.append(str(error))
+    items: tuple[PromptItem, ...] = ()
+    for name, load in (("training", training_items), ("held-out", held_out_items)):
+        try:
+            rows = load(config)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        facts.append(f"{name} rows: {len(rows)}")
+        items += rows
+    try:
+        budget = _token_budget(items, prompt_builder(config))
+    except UserError as error:
+        problems.append(str(error))
+    else:
+        facts += budget.facts
+        problems += budget.problems
+    updates = config.train.num_steps * config.train.prompts_per_step
+    facts.append(
+        f"{config.train.num_steps} updates of {config.train.prompts_per_step} prompts x {config.rollout.group_size} "
+        f"responses" + (f" = {updates / len(items):.2f} epochs" if items else "")
+    )
+    return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def _token_budget(items: tuple[PromptItem, ...], prompts: PromptBuilder) -> Report:
+    """Prompt plus completion of each item against `max_model_len`.
+
+    The bound that the config's pixel budgets give is tried first; only where it does not fit are
+    clip headers read, because opening thousands of files takes minutes.
+    """
+    over = [item for item in items if not _fits(item, prompts)]
+    if not over:
+        counts = (prompts.count_tokens(item, _largest_grids(item)) for item in items)
+        longest = max(counts, key=lambda count: count.total, default=None)
+        return Report(facts=(f"longest possible prompt: {longest}",) if longest else (), problems=())
+    problems = list(_too_long(over, prompts))
+    hidden = len(problems) - SHOWN
+    if hidden > 0:
+        problems[SHOWN:] = [f"… and {hidden} more clips"]
+    return Report(facts=(f"clips whose header was read: {len(over)}",), problems=tuple(problems))
+
+
+def _fits(item: PromptItem, prompts: PromptBuilder) -> bool:
+    try:
+        prompts.count_tokens(item, _largest_grids(item)).check()
+    except PromptTooLong:
+        return False
+    return True
+
+
+def _too_long(items: list[PromptItem], prompts: PromptBuilder) -> Iterator[str]:
+    for item in items:
+        try:
+            grids = [plan_grid(spec) for spec in item.media]
+        except ClipError:
+            continue  # not a matter of tokens: `data.on_bad_clip` decides when the run meets it
+        try:
+            prompts.count_tokens(item, grids).check()
+        except PromptTooLong as error:
+            yield str(error)
+
+
+def _largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
+    """The most patches that each medium's budgets allow, as (time, height, width)."""
+    return [
+        _largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
+        if isinstance(spec, VideoSpec)
+        else (1, MERGED, MERGED * _cells(spec.max_pixels))
+        for spec in item.media
+    ]
+
+
+@lru_cache
+def _largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
+    def grid(num_frames: int) -> tuple[int, int, int]:
+        most = max(min(max_pixels, total_pixels // num_frames), min_pixels)
+        return num_frames // TEMPORAL_PATCH, MERGED, MERGED * _cells(most)
+
+    return max((grid(n) for n in range(TEMPORAL_PATCH, max_frames + 1, TEMPORAL_PATCH)), key=math.prod)
+
+
+def _cells(pixels: int) -> int:
+    """Visual tokens of a frame of at most `pixels`; at least one."""
+    return max(1, pixels // SIZE_FACTOR**2)
