@@ -34,6 +34,21 @@ READ = {
             why="Interpreter that a submitted job runs on; unset: the one that the cluster's workers run on.",
         ),
         Variable(
+            name="RLSYS_WORKER_LOGS",
+            default=None,
+            why="Set to 1 to see what the workers of a cluster print; unset: their logs stay in files.",
+        ),
+        Variable(
+            name="PYTHONPATH",
+            default=None,
+            why="Kept for workers on this machine, behind the folder of our own code.",
+        ),
+        Variable(
+            name="RAY_JOB_CONFIG_JSON_ENV_VAR",
+            default=None,
+            why="Set by Ray inside a submitted job, whose working directory brings the code along.",
+        ),
+        Variable(
             name="RAY_ADDRESS",
             default=None,
             why="Cluster to attach to when `cluster.address` is null; Ray sets it inside a submitted job.",
@@ -64,6 +79,8 @@ CPU_WORKERS = {
 CPU_ENGINE = {
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles one small sampling function at its first step, for half a minute
     "VLLM_LOGGING_LEVEL": "ERROR",  # else a dozen warnings at every start, and one for every prompt
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning about memory binding at every start
+    "PYTHONWARNINGS": "ignore::FutureWarning",  # vLLM looks at deprecated names of torch while it is imported
 }
 
 

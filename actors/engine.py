@@ -1,0 +1,248 @@
+"""One vLLM engine, stepped by hand: groups go in at any time and each comes out when its last response ends.
+
+The only file that imports vLLM, and only when an engine is made: vLLM reads its settings from the
+environment at import, and replaces `torch.set_num_threads` in its process by a no-op.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.errors import BadOutput, NoWeights, PromptRefused
+from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from actors.weights_in import as_tensor, check_payload, expected_specs, stale_parameters
+from rlsys.models.chat import ChatTokenizer
+from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
+from rlsys.weights import NamedTensor
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs, RequestOutput, SamplingParams
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+log = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: prompts that arrive together are read together
+BAN = -100.0  # vLLM's lowest logit bias; the log-probs that it returns are taken before it
+
+
+class RolloutEngine:
+    """A loaded engine. Not thread-safe: one thread makes it and makes every call.
+
+    It holds the checkpoint's weights from the start, but generates only after `load_weights`:
+    a rollout without a version cannot be trained on.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        for name, value in environment(spec).items():
+            os.environ.setdefault(name, value)
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_mib
+        start = time.perf_counter()
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._spec = spec
+        self._engine: LLMEngine = LLMEngine.from_engine_args(_engine_args(spec))
+        self._chat = ChatTokenizer(Path(spec.model_path))
+        self._expected = expected_specs(Path(spec.model_path), spec.dtype)
+        self._running: dict[str, tuple[GroupRequest, float]] = {}
+        self.limits = _limits(spec, self._engine)
+        self.version: WeightVersion | None = None
+        """The acknowledged weights; None before the first `load_weights`."""
+        log.info("engine for %s ready after %.1f s", spec.model_path, time.perf_counter() - start)
+
+    @property
+    def num_running(self) -> int:
+        """Groups that were added and have not come out yet."""
+        return len(self._running)
+
+    def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
+        """Queue one group. frames: u8 [T, H, W, 3] per clip, in order.
+
+        Raises NoWeights before the first `load_weights`, PromptRefused when this prompt cannot be taken;
+        the engine and what it runs are unharmed by both.
+        """
+        if self.version is None:
+            raise NoWeights(f"{request.prompt_id}: no weights were acknowledged yet; load_weights comes first.")
+        check_request(request, frames, self.limits)
+        from vllm.exceptions import VLLMValidationError
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        renderer = self._engine.renderer
+        prompt = parse_model_prompt(self._engine.model_config, _prompt(request, frames))
+        try:
+            (rendered,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
+            self._engine.add_request(request_id, rendered, self._sampling_params(request.sampling))
+        except (VLLMValidationError, ValueError, TypeError, AssertionError) as error:
+            raise PromptRefused(f"{request.prompt_id}: vLLM refused it: {type(error).__name__}: {error}") from error
+        self._running[request_id] = (request, time.perf_counter())
+
+    def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]:
+        """Run the model once; the groups whose last response has now ended, by request id."""
+        return [(output.request_id, self._collect(output)) for output in self._engine.step() if output.finished]
+
+    def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
+        """Take the weights that `version` names and forget what was computed with the old ones.
+
+        Returns the acknowledged version. Raises WeightsRefused with the engine untouched, and RuntimeError
+        (the engine must then be replaced) when groups are running or vLLM does not hold what it was given.
+        """
+        if self._running:
+            raise RuntimeError(f"{self.num_running} groups are running; weights change only between groups.")
+        check_payload(payload, version, self._expected)
+        self.version = None
+        tensors = [(name, as_tensor(tensor)) for name, tensor in payload.items()]
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._reset_caches()
+        for num_read, stale in self._engine.apply_model(partial(stale_parameters, payload=payload)):
+            if stale or not num_read:
+                raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
+        self.version = version
+        return version
+
+    def _reset_caches(self) -> None:
+        # the encoder cache holds image features of the old vision tower, and resetting the prefix
+        # cache alone keeps them (https://github.com/vllm-project/vllm/issues/44910)
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
+        self._engine.reset_mm_cache()
+        self._engine.reset_encoder_cache()
+
+    def shutdown(self) -> None:
+        """Free vLLM's workers and shared memory; the object is unusable afterwards."""
+        self._engine.engine_core.shutdown()
+        self._engine.renderer.shutdown()
+
+    def _sampling_params(self, sampling: Sampling) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.num_samples,  # child i samples with seed + i
+            seed=sampling.seed,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            logit_bias=dict.fromkeys(self._spec.banned_token_ids, BAN) or None,
+            logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,  # lists of numbers: objects per token made a step half as fast again
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _collect(self, output: RequestOutput) -> tuple[Rollout, ...] | BadOutput:
+        request, started = self._running.pop(output.request_id)
+        prompt_ids = np.asarray(output.prompt_token_ids, np.int32)
+        seconds = time.perf_counter() - started
+        rollouts = []
+        for child in output.outputs:
+            ids = np.asarray(child.token_ids, np.int32)
+            logprobs = np.asarray(child.logprobs.logprobs, np.float32)
+            if problem := self._problem(ids, logprobs, child.finish_reason):
+                return BadOutput(f"{request.prompt_id}, response {child.index}: {problem}")
+            spoken = ids[:-1] if child.finish_reason == "stop" else ids
+            rollouts.append(
+                Rollout(
+                    rollout_id=f"{request.prompt_id}/{request.sampling.seed + child.index}",
+                    prompt_id=request.prompt_id,
+                    sample_index=child.index,
+                    prompt_ids=prompt_ids,
+                    response_ids=ids,
+                    response_logprobs=logprobs,
+                    text=self._chat.decode(spoken),
+                    finish_reason=child.finish_reason,
+                    weight_version=self.version.version,
+                    generate_s=seconds,
+                )
+            )
+        return tuple(rollouts)
+
+    def _problem(self, ids: np.ndarray, logprobs: np.ndarray, finish_reason: str | None) -> str:
+        if finish_reason not in ("stop", "length"):
+            return f"ended with {finish_reason!r}, not by itself."
+        if ids.shape != logprobs.shape or not np.isfinite(logprobs).all():
+            return f"{ids.size} tokens have {logprobs.size} log-probs, {logprobs[:4]}…; each needs one finite number."
+        banned = np.intersect1d(ids, self._spec.banned_token_ids)
+        return f"contains the banned tokens {banned.tolist()}." if banned.size else ""
+
+
+def _engine_args(spec: EngineSpec) -> EngineArgs:
+    from vllm import EngineArgs
+
+    common: dict[str, Any] = {
+        "model": spec.model_path,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        "seed": spec.seed,
+        "logprobs_mode": "raw_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        # frames arrive at the model's resolution and must pass the processor untouched
+        "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
+        "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
+    }
+    if spec.device == "cuda":
+        executor = "mp" if spec.tensor_parallel_size > 1 else None
+        return EngineArgs(
+            **common,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            distributed_executor_backend=executor,
+        )
+    return EngineArgs(
+        **common,
+        enforce_eager=True,  # 3 s to start, against 49 s
+        block_size=32,  # the least that the CPU attention takes: short prompts share a prefix too
+        kv_cache_memory_bytes=spec.kv_cache_mib << 20,
+        # a seeded request whose prompt is read in parts fails on CPU ("CPU Generator does not use offset")
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
+        skip_mm_profiling=True,
+    )
+
+
+def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
+    config = engine.model_config.hf_config
+    return EngineLimits(
+        vocab_size=config.get_text_config().vocab_size,
+        max_model_len=spec.max_model_len,
+        max_num_seqs=spec.max_num_seqs,
+        image_pad_id=config.image_token_id,
+        video_pad_id=config.video_token_id,
+        patch_size=config.vision_config.patch_size,
+        merge_size=config.vision_config.spatial_merge_size,
+    )
+
+
+def _prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str, Any]:
+    """vLLM's form of a prompt. The clip's digest stands for its content in every cache."""
+    data: dict[str, list[Any]] = {}
+    digests: dict[str, list[str]] = {}
+    for clip, array in zip(request.clips, frames, strict=True):
+        data.setdefault(clip.kind, []).append(_video(clip, array) if clip.kind == "video" else array[0])
+        digests.setdefault(clip.kind, []).append(clip.digest)
+    prompt: dict[str, Any] = {"prompt_token_ids": request.engine_ids.tolist()}
+    if data:
+        prompt |= {"multi_modal_data": data, "multi_modal_uuids": digests}
+    return prompt
+
+
+def _video(clip: ClipInfo, frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    # the prompt's positions repeat this division and its rounding: see `engine_seconds_per_grid`
+    fps = TEMPORAL_PATCH / clip.second_per_grid_s
+    return frames, {
+        "fps": fps,
+        "total_num_frames": len(frames),
+        "duration": len(frames) / fps,
+        "frames_indices": list(range(len(frames))),
+        "video_backend": "decord",
+        "do_sample_frames": False,
+    }

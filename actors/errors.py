@@ -1,0 +1,31 @@
+"""What can go wrong between a prompt and its rollouts, by whose fault it is."""
+
+from __future__ import annotations
+
+
+class PromptRefused(ValueError):
+    """The prompt's: it cannot be generated from. The engine is untouched. Names prompt, value and rule."""
+
+
+class PromptQuarantined(RuntimeError):
+    """The prompt's, it seems: actors died while they generated it, the last time nothing else. Holds their errors."""
+
+
+class BadOutput(RuntimeError):
+    """The weights' or the clip's: vLLM returned what no sound model can."""
+
+
+class WeightsRefused(ValueError):
+    """The learner's: a payload that is not what it claims, or not for this model. The engine keeps what it had."""
+
+
+class NoWeights(RuntimeError):
+    """The caller's: generation before a version of the weights was acknowledged."""
+
+
+class EngineDied(RuntimeError):
+    """The engine's: it failed or was shut down, and its actor must be replaced. Holds the engine's own error."""
+
+
+class PoolFailed(RuntimeError):
+    """Everyone's: no actor is left that could generate. Holds the actors' own errors."""

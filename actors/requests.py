@@ -1,0 +1,153 @@
+"""What an engine is built from and asked for, and when it refuses. No torch here: the driver imports it.
+
+Requests are checked before anything reaches vLLM, because vLLM fails a whole batch for one bad prompt,
+and takes some bad prompts without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from actors.errors import PromptRefused
+from rlsys import env
+from rlsys.types import ClipInfo, Sampling
+
+MAX_SEED = 2**63 - 1  # vLLM keeps seeds as signed 64-bit integers
+TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec:
+    """How to build an engine; meanings and units as in `rlsys.config` (model, rollout, cluster).
+
+    banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
+    """
+
+    model_path: str
+    dtype: Literal["float32", "bfloat16"]
+    max_model_len: int
+    max_num_seqs: int
+    kv_cache_mib: int
+    threads: int
+    tensor_parallel_size: int
+    gpu_memory_utilization: float
+    device: Literal["cpu", "cuda"]
+    banned_token_ids: tuple[int, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupRequest:
+    """One prompt and how to sample its responses; the frames travel beside it, one array per clip.
+
+    engine_ids: int [U], one placeholder per clip, in the order of `clips`.
+    """
+
+    prompt_id: str
+    engine_ids: np.ndarray
+    clips: tuple[ClipInfo, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """What one engine can take, from its settings and its model's config."""
+
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    image_pad_id: int
+    video_pad_id: int
+    patch_size: int
+    merge_size: int
+
+
+def environment(spec: EngineSpec) -> dict[str, str]:
+    """The environment that an engine's process needs before anything is imported."""
+    if spec.device == "cuda":
+        return dict(env.QUIET)
+    return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.threads)}
+
+
+def check_request(request: GroupRequest, frames: Sequence[np.ndarray], limits: EngineLimits) -> None:
+    """Raises PromptRefused when this engine cannot generate exactly what is asked for."""
+    for problem in (
+        _sampling_problem(request.sampling, limits),
+        _ids_problem(request, limits),
+        _clips_problem(request, frames, limits),
+        _length_problem(request, limits),
+    ):
+        if problem:
+            raise PromptRefused(f"{request.prompt_id}: {problem}")
+
+
+def _sampling_problem(sampling: Sampling, limits: EngineLimits) -> str:
+    if not 1 <= sampling.num_samples <= limits.max_num_seqs:
+        return (
+            f"num_samples={sampling.num_samples} is outside 1..{limits.max_num_seqs}, the responses that the engine "
+            "generates at once; raise rollout.max_num_seqs or lower rollout.group_size."
+        )
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        return f"temperature={sampling.temperature} is not a number of 0 or more."
+    if sampling.temperature == 0 and sampling.num_samples > 1:
+        return f"temperature 0 gives {sampling.num_samples} equal responses; ask for num_samples=1."
+    if not 0 < sampling.top_p <= 1:
+        return f"top_p={sampling.top_p} is outside (0, 1]."
+    if sampling.max_tokens < 1:
+        return f"max_tokens={sampling.max_tokens}: a response has at least 1 token."
+    if not 0 <= sampling.seed <= MAX_SEED - sampling.num_samples:
+        return f"seed={sampling.seed} is outside 0..2**63-1 less the number of samples."
+    return ""
+
+
+def _ids_problem(request: GroupRequest, limits: EngineLimits) -> str:
+    ids = request.engine_ids
+    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        return f"engine_ids are {ids.dtype}{list(ids.shape)}; a prompt is one row of integers."
+    outside = ids[(ids < 0) | (ids >= limits.vocab_size)]
+    if outside.size:
+        return f"token ids {outside[:5].tolist()} are outside the model's vocabulary of {limits.vocab_size}."
+    kinds = {limits.image_pad_id: "image", limits.video_pad_id: "video"}
+    found = [kinds[token] for token in ids.tolist() if token in kinds]
+    wanted = [clip.kind for clip in request.clips]
+    if found != wanted:
+        return f"the prompt has placeholders {found} for clips {wanted}; each clip needs one, unexpanded and in order."
+    return ""
+
+
+def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: EngineLimits) -> str:
+    if len(frames) != len(request.clips):
+        return f"{len(request.clips)} clips came with {len(frames)} arrays of frames."
+    for clip, array in zip(request.clips, frames, strict=True):
+        time, height, width = clip.grid_thw
+        num_frames = time * TEMPORAL_PATCH if clip.kind == "video" else 1
+        wanted = (num_frames, height * limits.patch_size, width * limits.patch_size, 3)
+        if array.dtype != np.uint8 or array.shape != wanted:
+            return (
+                f"the frames of {clip.kind} {clip.digest[:12]} are {array.dtype}{list(array.shape)}, "
+                f"its grid {clip.grid_thw} asks for uint8{list(wanted)}."
+            )
+        if min(clip.grid_thw) < 1 or height % limits.merge_size or width % limits.merge_size:
+            return (
+                f"grid {clip.grid_thw} of {clip.digest[:12]}: height and width are no multiples of {limits.merge_size}."
+            )
+        if clip.kind == "video" and not (math.isfinite(clip.second_per_grid_s) and clip.second_per_grid_s > 0):
+            return f"second_per_grid_s={clip.second_per_grid_s} of video {clip.digest[:12]} is not above 0."
+    return ""
+
+
+def _length_problem(request: GroupRequest, limits: EngineLimits) -> str:
+    text = request.engine_ids.size - len(request.clips)
+    visual = sum(math.prod(clip.grid_thw) for clip in request.clips) // limits.merge_size**2
+    total = text + visual + request.sampling.max_tokens
+    if total > limits.max_model_len:
+        return (
+            f"{text} text + {visual} visual + {request.sampling.max_tokens} response = {total} tokens are more than "
+            f"model.max_model_len={limits.max_model_len}; a prompt with media is never cut."
+        )
+    return ""

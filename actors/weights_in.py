@@ -1,0 +1,122 @@
+"""Weights arrive at an engine: everything that can be wrong is found before they touch it.
+
+A wrong shape inside vLLM ends the engine (later calls spin), so names, shapes, dtypes, bytes and
+finiteness are checked here, against the checkpoint that the engine was loaded from.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.errors import WeightsRefused
+from rlsys.types import WeightVersion
+from rlsys.weights import NamedTensor, TensorSpec, differences, digest
+
+HEAD = "lm_head.weight"
+_SHOWN = 8  # problems named in an error; a wrong model has hundreds
+
+
+def expected_specs(model_path: Path, dtype: str) -> dict[str, TensorSpec]:
+    """Name, shape and dtype of every tensor of an update, read from the headers of the checkpoint's files.
+
+    Names are the files' own, plus the output head where it is tied to the embedding: vLLM keeps a head
+    of its own, which an update without it would leave stale. dtype: the run's number format, whatever the
+    files'. Raises FileNotFoundError when the folder has no *.safetensors.
+    """
+    files = sorted(Path(model_path).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{model_path}: no *.safetensors in it; save the checkpoint with save_pretrained.")
+    specs: dict[str, TensorSpec] = {}
+    for file in files:
+        for name, entry in _header(file).items():
+            specs[name] = TensorSpec(shape=tuple(entry["shape"]), dtype=dtype)
+    if HEAD not in specs:
+        embedding = next((name for name in specs if name.endswith("embed_tokens.weight")), None)
+        if embedding is None:
+            raise ValueError(f"{model_path}: neither {HEAD} nor an embed_tokens.weight that it could be tied to.")
+        specs[HEAD] = specs[embedding]
+    return specs
+
+
+def _header(file: Path) -> dict[str, Any]:
+    # safetensors: u64 length of a JSON header, little endian, then the header
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def check_payload(
+    payload: Mapping[str, NamedTensor], version: WeightVersion, expected: Mapping[str, TensorSpec]
+) -> None:
+    """Raises WeightsRefused unless `payload` is exactly what `version` names and what the model can take."""
+    problems = differences(expected, {name: tensor.spec for name, tensor in payload.items()})
+    problems = problems or [line for name, tensor in payload.items() if (line := _bytes_problem(name, tensor))]
+    if not problems and (found := digest(payload)) != version.digest:
+        problems = [f"the digest is {found}, version {version.version} was announced as {version.digest}"]
+    problems = problems or [
+        f"{name}: holds NaN or infinity; the update that made it diverged"
+        for name, tensor in payload.items()
+        if not bool(torch.isfinite(as_tensor(tensor)).all())
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        lines = "\n  ".join(problems[:_SHOWN])
+        raise WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
+
+
+def _bytes_problem(name: str, tensor: NamedTensor) -> str:
+    wanted = int(np.prod(tensor.spec.shape)) * getattr(torch, tensor.spec.dtype).itemsize
+    if tensor.data.dtype != np.uint8 or tensor.data.shape != (wanted,):
+        return f"{name}: {tensor.data.dtype}{list(tensor.data.shape)} is not the {wanted} bytes of {tensor.spec}"
+    return ""
+
+
+def as_tensor(named: NamedTensor) -> torch.Tensor:
+    """The tensor over the same bytes, without a copy. Never write to it: the bytes may be Ray's shared memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        flat = torch.from_numpy(named.data)
+    return flat.view(getattr(torch, named.spec.dtype)).view(named.spec.shape)
+
+
+def engine_name(name: str) -> str:
+    """The parameter of vLLM's Qwen2.5-VL that a checkpoint name, old style or new, is loaded into."""
+    for old, new in (
+        ("model.language_model.", "language_model.model."),
+        ("model.visual.", "visual."),
+        ("lm_head.", "language_model.lm_head."),
+        ("model.", "language_model.model."),
+    ):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def stale_parameters(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:
+    """How many tensors of `payload` can be read back from vLLM's model, and which of them differ there.
+
+    Norms, biases, embedding and output head are kept as they came. Not checked: fused
+    projections (q/k/v, gate/up) anywhere, and linear weights on CPU, which vLLM packs anew and frees.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    num_read, stale = 0, []
+    for name, named in payload.items():
+        held = parameters.get(engine_name(name))
+        if held is None or tuple(held.shape[1:]) != named.spec.shape[1:] or held.numel() < np.prod(named.spec.shape):
+            continue
+        num_read += 1
+        sent = as_tensor(named)
+        # an embedding may be padded to a multiple of 64 rows
+        if not torch.equal(held[: sent.shape[0]].detach().cpu(), sent):
+            stale.append(name)
+    return num_read, stale
