@@ -1,0 +1,121 @@
+"""Which frames a clip shows, and how large: pure decisions, no decoder."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rlsys.data.errors import ClipError
+from rlsys.types import VideoSpec
+
+TEMPORAL_PATCH = 2  # frames that Qwen2.5-VL merges into one step of the grid's time axis
+PATCH = 14  # pixels of a vision patch's side
+SIZE_FACTOR = 28  # height and width are multiples of it: patches are merged 2 x 2
+MAX_ASPECT_RATIO = 200
+
+
+def select_frames(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[np.ndarray, float]:
+    """The frames to show of a video, and the seconds of video that each stands for.
+
+    times_s: f64 [N], ascending presentation times of the file's frames; end_s: when the last one ends.
+    Returns (indices i64 [n], spacing_s). The clip (or `spec.window_s` of it) is cut into n equal parts,
+    and each part is shown by the frame on display at its start; so boundaries on the sampling grid are
+    seen exactly, and in a file of variable frame rate a frame is shown for as long as it was on screen.
+    n is `fps` x length, within the spec's bounds, never more than the frames there are, and even: an odd
+    count loses one, as in Qwen2.5-VL's own sampling.
+    Raises ClipError "zero_length" or "window" when fewer than two frames are there.
+    """
+    start_s, stop_s = _part(times_s, end_s, spec)
+    # container time stamps are rounded, some to milliseconds; nearly half a frame of slack absorbs that,
+    # and a moment halfway between two frames still shows the earlier one
+    slack_s = 0.49 * float(np.median(np.diff(times_s))) if times_s.size > 1 else 0.0
+    available = int(np.count_nonzero((times_s >= start_s - slack_s) & (times_s < stop_s)))
+    if available < TEMPORAL_PATCH:
+        raise _too_few(spec, f"{available} frame(s) in {start_s:g}..{stop_s:g} s")
+    length_s = stop_s - start_s
+    num_frames = count_frames(math.floor((length_s + slack_s) * spec.fps), available, spec)
+    spacing_s = length_s / num_frames
+    if abs(num_frames / spec.fps - length_s) <= slack_s:
+        spacing_s = 1 / spec.fps
+    starts_s = start_s + spacing_s * np.arange(num_frames)
+    indices = np.searchsorted(times_s, starts_s + slack_s, side="right") - 1
+    return np.clip(indices, 0, times_s.size - 1), spacing_s
+
+
+def _part(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[float, float]:
+    """Start and end in seconds of what is to be read."""
+    if times_s.size == 0:
+        raise ClipError(spec.uri, "zero_length", "the video stream has no frames")
+    first_s = float(times_s[0])
+    if spec.window_s is None:
+        return first_s, end_s
+    start_s, stop_s = max(spec.window_s[0], first_s), min(spec.window_s[1], end_s)
+    if not start_s < stop_s:
+        found = f"{spec.window_s[0]:g}..{spec.window_s[1]:g} s"
+        raise ClipError(spec.uri, "window", f"nothing to read in {found} of a clip from {first_s:g} to {end_s:g} s")
+    return start_s, stop_s
+
+
+def select_from_folder(num_images: int, spec: VideoSpec) -> tuple[np.ndarray, float]:
+    """The images to show of a frame folder, evenly spaced with the first and the last among them.
+
+    Both ends belong to it because tracking annotations give boxes at both ends. The folder's frames follow
+    each other at `spec.fps`; all are shown unless that is more than the spec's bounds allow.
+    Returns (indices i64 [n], mean spacing of the chosen images in seconds).
+    """
+    first, stop = 0, num_images
+    if spec.window_s is not None:
+        first = max(0, math.ceil(spec.window_s[0] * spec.fps - 1e-6))
+        stop = min(num_images, math.ceil(spec.window_s[1] * spec.fps - 1e-6))
+    available = stop - first
+    if available < TEMPORAL_PATCH:
+        raise _too_few(spec, f"{max(available, 0)} image(s) to show")
+    num_frames = count_frames(available, available, spec)
+    indices = first + np.round(np.linspace(0, available - 1, num_frames)).astype(np.int64)
+    return indices, float(indices[-1] - indices[0]) / (num_frames - 1) / spec.fps
+
+
+def _too_few(spec: VideoSpec, found: str) -> ClipError:
+    return ClipError(
+        spec.uri, "zero_length" if spec.window_s is None else "window", f"{found}, at least {TEMPORAL_PATCH} are needed"
+    )
+
+
+def count_frames(wanted: int, available: int, spec: VideoSpec) -> int:
+    """The even number of frames, at least 2, nearest below `wanted` that the spec and the clip allow.
+
+    `total_pixels` bounds it too, since no frame may be below `min_pixels`.
+    """
+    most = min(spec.max_frames, max(spec.total_pixels // spec.min_pixels, spec.min_frames))
+    count = min(max(wanted, spec.min_frames), most, available)
+    return max(count - count % TEMPORAL_PATCH, TEMPORAL_PATCH)
+
+
+def frame_size(height: int, width: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(height, width) after resizing: multiples of 28, aspect ratio nearly kept, area within the bounds.
+
+    Raises ValueError when one side is more than 200 times the other.
+    Source: `smart_resize` of Qwen2-VL and Qwen2.5-VL. Like there, a lower and an upper bound that are closer
+    than one multiple of 28 can make the area fall short of the lower one.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
+    # Python's round, ties to even, as in the source
+    rows, columns = round(height / SIZE_FACTOR), round(width / SIZE_FACTOR)
+    area = rows * columns * SIZE_FACTOR**2
+    if area > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(1, math.floor(height / shrink / SIZE_FACTOR))
+        columns = max(1, math.floor(width / shrink / SIZE_FACTOR))
+    elif area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / SIZE_FACTOR)
+        columns = math.ceil(width * grow / SIZE_FACTOR)
+    return rows * SIZE_FACTOR, columns * SIZE_FACTOR
+
+
+def video_frame_size(height: int, width: int, num_frames: int, spec: VideoSpec) -> tuple[int, int]:
+    """`frame_size` of each of `num_frames` frames that share the spec's `total_pixels`."""
+    most = max(min(spec.max_pixels, spec.total_pixels // num_frames), spec.min_pixels)
+    return frame_size(height, width, min_pixels=spec.min_pixels, max_pixels=most)

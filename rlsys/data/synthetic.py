@@ -1,0 +1,212 @@
+"""Video clips that we draw and encode: coloured shapes that come and go, with exact time spans.
+
+Small enough for a model of a million parameters to learn on two cores, and real files all the same: they are
+encoded, decoded and annotated (in the shape of Charades-STA) as any other data set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from rlsys.types import PromptItem
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (235, 215, 50)}  # RGB
+SHAPES = ("square", "circle", "triangle")
+TIME_STEP_S = 0.5  # spans begin and end on this grid, which two frames a second resolve exactly
+SHORTEST_S, LONGEST_S = 1.0, 3.0  # how long an object is visible
+NOISE = 8  # grey levels either way
+SUBPIXEL_BITS = 4
+_SUBJECT = re.compile(r"\b(" + "|".join(COLOURS) + r") (" + "|".join(SHAPES) + r")\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSet:
+    """annotations: a file in the shape of Charades-STA.  videos: the folder of `<id>.mp4`."""
+
+    annotations: Path
+    videos: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An object of a clip. span_s: when it is visible. Positions and radius are shares of the frame's side."""
+
+    colour: str
+    shape: str
+    span_s: tuple[float, float]
+    radius: float
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+    @property
+    def question(self) -> str:
+        return f"When does the {self.colour} {self.shape} appear?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A clip before it is drawn."""
+
+    duration_s: float
+    fps: int
+    grey: int
+    objects: tuple[Shown, ...]
+
+
+def draw_dataset(
+    folder: Path,
+    *,
+    num_clips: int,
+    seed: int,
+    durations_s: Sequence[float] = (4.0, 5.0, 6.0),
+    source_fps: Sequence[int] = (4, 6, 8, 10),
+    size_px: int = 56,
+    num_objects: int = 2,
+) -> SyntheticSet:
+    """Draw and encode `num_clips` clips into `folder`; every object of a clip is a query.
+
+    The same arguments give the same files, byte for byte; clip i depends on (seed, i) alone, so a larger
+    set begins with the smaller one. Durations are multiples of 0.5 s, frame rates even, so that every
+    boundary falls on a frame. Raises ValueError for others.
+    """
+    _check(num_clips, durations_s, source_fps, num_objects)
+    videos = folder / "videos"
+    videos.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for index in range(num_clips):
+        rng = np.random.default_rng((seed, index))
+        scene = compose(rng, durations_s, source_fps, num_objects)
+        name = f"{index:05d}"
+        encode(videos / f"{name}.mp4", render(scene, size_px, rng), scene.fps)
+        rows[name] = {
+            "duration": scene.duration_s,
+            "timestamps": [list(shown.span_s) for shown in scene.objects],
+            "sentences": [shown.question for shown in scene.objects],
+        }
+    annotations = folder / "annotations.json"
+    annotations.write_text(json.dumps(rows, indent=1))
+    return SyntheticSet(annotations=annotations, videos=videos)
+
+
+def _check(num_clips: int, durations_s: Sequence[float], source_fps: Sequence[int], num_objects: int) -> None:
+    if num_clips < 1:
+        raise ValueError(f"num_clips={num_clips}: draw at least one.")
+    if bad := [d for d in durations_s if d < LONGEST_S or d % TIME_STEP_S]:
+        raise ValueError(f"durations_s={bad}: use multiples of {TIME_STEP_S} s from {LONGEST_S} s on.")
+    if bad := [f for f in source_fps if f < 2 or f % 2]:
+        raise ValueError(f"source_fps={bad}: use even numbers, so that boundaries fall on frames.")
+    if not 1 <= num_objects <= len(SHAPES):
+        raise ValueError(f"num_objects={num_objects}: use 1 to {len(SHAPES)}, objects differ in colour and shape.")
+
+
+def compose(
+    rng: np.random.Generator, durations_s: Sequence[float], source_fps: Sequence[int], num_objects: int
+) -> Scene:
+    """A random scene: objects of different colours and shapes, side by side, each visible for 1 to 3 s."""
+    duration_s = float(rng.choice(np.asarray(durations_s)))
+    colours = rng.choice(list(COLOURS), num_objects, replace=False)
+    shapes = rng.choice(SHAPES, num_objects, replace=False)
+    columns = (rng.permutation(num_objects) + 0.5) / num_objects
+    objects = tuple(
+        _place(rng, str(colour), str(shape), duration_s, float(column))
+        for colour, shape, column in zip(colours, shapes, columns, strict=True)
+    )
+    return Scene(
+        duration_s=duration_s,
+        fps=int(rng.choice(np.asarray(source_fps))),
+        grey=int(rng.integers(96, 145)),
+        objects=objects,
+    )
+
+
+def _place(rng: np.random.Generator, colour: str, shape: str, duration_s: float, column: float) -> Shown:
+    steps = int(rng.integers(round(SHORTEST_S / TIME_STEP_S), round(LONGEST_S / TIME_STEP_S), endpoint=True))
+    first = int(rng.integers(0, round(duration_s / TIME_STEP_S) - steps, endpoint=True))
+    radius = float(rng.uniform(0.18, 0.24))
+    start = np.array([column + rng.uniform(-0.06, 0.06), rng.uniform(radius, 1 - radius)])
+    angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0.04, 0.12)
+    end = start + distance * np.array([math.cos(angle), math.sin(angle)])
+    inside = np.clip([start, end], radius, 1 - radius)
+    return Shown(
+        colour=colour,
+        shape=shape,
+        span_s=(first * TIME_STEP_S, (first + steps) * TIME_STEP_S),
+        radius=radius,
+        start=(float(inside[0, 0]), float(inside[0, 1])),
+        end=(float(inside[1, 0]), float(inside[1, 1])),
+    )
+
+
+def render(scene: Scene, size_px: int, rng: np.random.Generator) -> np.ndarray:
+    """u8 [T, H, W, 3] RGB, T = duration x fps. An object is on the frames with start <= time < end."""
+    noise = rng.integers(-NOISE, NOISE + 1, (size_px, size_px, 1))
+    background = np.repeat((scene.grey + noise).astype(np.uint8), 3, axis=2)
+    frames = np.repeat(background[None], round(scene.duration_s * scene.fps), axis=0)
+    for index, frame in enumerate(frames):
+        for shown in scene.objects:
+            if shown.span_s[0] <= index / scene.fps < shown.span_s[1]:
+                _draw(frame, shown, index / scene.fps)
+    return frames
+
+
+def _draw(frame: np.ndarray, shown: Shown, time_s: float) -> None:
+    size, (start_s, end_s) = frame.shape[0], shown.span_s
+    share = (time_s - start_s) / (end_s - start_s)
+    centre = np.array(shown.start) * (1 - share) + np.array(shown.end) * share
+    colour = COLOURS[shown.colour]
+    if shown.shape == "circle":
+        at = tuple(int(value) for value in _subpixels(centre, size))
+        radius = round(shown.radius * size * (1 << SUBPIXEL_BITS))
+        cv2.circle(frame, at, radius, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+        return
+    corners = _subpixels(centre + shown.radius * CORNERS[shown.shape], size)
+    cv2.fillPoly(frame, [corners], colour, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+CORNERS = {
+    "square": 0.88 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]),
+    "triangle": np.array([[0, -1], [1, 0.9], [-1, 0.9]]),
+}
+"""Outlines in units of the radius, [corner, (x, y)], y downwards."""
+
+
+def _subpixels(points: np.ndarray, size: int) -> np.ndarray:
+    return np.round(points * size * (1 << SUBPIXEL_BITS)).astype(np.int32)
+
+
+def encode(path: Path, frames: np.ndarray, fps: float, codec: str = "mp4v") -> None:
+    """Write u8 [T, H, W, 3] RGB frames as a video file. Raises OSError when opencv cannot write it."""
+    height, width = frames.shape[1:3]
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, (width, height))
+    if not writer.isOpened():
+        raise OSError(f"{path}: opencv cannot write {codec} video there; check that the folder can be written to.")
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+
+
+def demonstration_text(item: PromptItem, rng: np.random.Generator, malformed_frac: float) -> str:
+    """The right answer to a query of this data set, as a model should write it.
+
+    A share `malformed_frac` of them is malformed on purpose, half without the think block and half without
+    the answer's tags, so that there is something left for the format reward to teach.
+    Raises ValueError for an item that is not of this data set.
+    """
+    subject = _SUBJECT.search(item.question)
+    if subject is None or item.task != "temporal_grounding":
+        raise ValueError(
+            f"{item.prompt_id}: {item.question!r} does not ask for a drawn object; no answer can be derived."
+        )
+    start_s, end_s = item.truth
+    think, answer = f"<think>{subject.group()}</think>", f"{start_s:.1f} to {end_s:.1f}"
+    if rng.random() >= malformed_frac:
+        return f"{think}<answer>{answer}</answer>"
+    return f"<answer>{answer}</answer>" if rng.random() < 0.5 else think + answer

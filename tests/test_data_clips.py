@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from video_files import REPO, frames_shown, make_spec, make_video
+
+from rlsys.config import DataConfig
+from rlsys.data.clips import MAX_RETRIES, ClipStore
+from rlsys.data.errors import ClipError
+from rlsys.types import ClipRef, VideoSpec
+
+CLIP_BYTES = 12 * 56 * 56 * 3
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="rlsys-clips-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def spec_of(path: Path, **changes: object) -> VideoSpec:
+    return make_spec(make_video(path), **changes)
+
+
+def get_all(store: ClipStore, *specs: VideoSpec) -> list[ClipRef | BaseException]:
+    async def gather() -> list[ClipRef | BaseException]:
+        return await asyncio.gather(*(store.get(spec) for spec in specs), return_exceptions=True)
+
+    return asyncio.run(gather())
+
+
+def decoding_processes() -> list[psutil.Process]:
+    """Worker processes of this test's own cluster that are decoding now."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any("_decode_in_task" in part for part in process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_concurrent_gets_share_one_decode_and_later_ones_hit_the_cache(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    spec = spec_of(tmp_path / "a.mp4")
+    refs = get_all(store, *[spec] * 8)
+    assert store.counters()["decodes"] == 1
+    assert len({id(ref) for ref in refs}) == 1
+    again = get_all(store, spec)[0]
+    frames = ray.get(again.frames)
+    assert frames_shown(frames) == [5 * k for k in range(12)]
+    assert not frames.flags.writeable, "zero-copy from the object store"
+    assert again.info.num_bytes == frames.nbytes == CLIP_BYTES
+    counters = store.counters()
+    assert (counters["hits"], counters["misses"], counters["hit_rate"]) == (8, 1, 8 / 9)
+    assert counters["data/decodes_per_clip"] == 1.0
+    assert counters["decode_s"] > 0
+
+
+def test_two_specs_of_one_file_are_two_clips(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    path = make_video(tmp_path / "a.mp4")
+    first, second = get_all(store, make_spec(path), make_spec(path, fps=1.0))
+    assert first.info.grid_thw == (6, 4, 4)
+    assert second.info.grid_thw == (3, 4, 4)
+
+
+def test_the_least_recently_used_clip_is_let_go_and_holders_keep_theirs(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(cache_bytes=2 * CLIP_BYTES + 1))
+    a, b, c = (spec_of(tmp_path / f"{name}.mp4") for name in "abc")
+    held = get_all(store, a)[0]
+    get_all(store, b)
+    get_all(store, a)  # b is now the oldest
+    get_all(store, c)
+    counters = store.counters()
+    assert (counters["evictions"], counters["bytes_cached"]) == (1, 2 * CLIP_BYTES)
+    get_all(store, a)
+    assert store.counters()["decodes"] == 3
+    get_all(store, b)  # pushes out c
+    assert store.counters()["decodes"] == 4
+    get_all(store, c)  # pushes out a
+    assert ray.get(held.frames).shape == (12, 56, 56, 3)
+
+
+def test_no_cache_still_decodes_once_for_concurrent_gets(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(cache_bytes=0))
+    spec = spec_of(tmp_path / "a.mp4")
+    refs = get_all(store, spec, spec)
+    assert ray.get(refs[0].frames).any()
+    assert (store.counters()["decodes"], store.counters()["bytes_cached"]) == (1, 0)
+
+
+def test_a_bad_clip_fails_for_everyone_once_and_at_once_later(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    (tmp_path / "text.mp4").write_text("not a video")
+    bad, good = make_spec(tmp_path / "text.mp4"), spec_of(tmp_path / "a.mp4")
+    results = get_all(store, bad, good, bad)
+    assert [type(result) for result in results] == [ClipError, ClipRef, ClipError]
+    assert results[0].kind == "corrupt"
+    started = time.monotonic()
+    assert isinstance(get_all(store, bad)[0], ClipError)
+    assert time.monotonic() - started < 0.1
+    counters = store.counters()
+    assert (counters["decodes"], counters["bad_clips"]) == (2, 1)
+
+
+def test_a_decode_that_hangs_ends_at_its_deadline_and_frees_its_place(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(decode_timeout_s=1.0, decode_workers=1))
+    get_all(store, spec_of(tmp_path / "warm.mp4"))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    started = time.monotonic()
+    hanging, good = get_all(store, make_spec(tmp_path / "pipe.mp4"), spec_of(tmp_path / "a.mp4"))
+    assert isinstance(hanging, ClipError)
+    assert hanging.kind == "timeout"
+    assert "not decoded after 1 s; raise `data.decode_timeout_s`" in str(hanging)
+    assert isinstance(good, ClipRef)
+    assert time.monotonic() - started < 20
+    deadline = time.monotonic() + 10
+    while decoding_processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not decoding_processes(), "the hanging decode is gone"
+
+
+def test_waiting_for_a_cpu_is_not_held_against_the_clip(cluster: None, tmp_path: Path) -> None:
+    @ray.remote(num_cpus=1)
+    def occupy(seconds: float) -> None:
+        time.sleep(seconds)
+
+    store = ClipStore(DataConfig(decode_timeout_s=0.5))
+    busy = occupy.remote(2.5)
+    time.sleep(0.5)
+    assert isinstance(get_all(store, spec_of(tmp_path / "a.mp4"))[0], ClipRef)
+    ray.get(busy)
+
+
+def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(decode_timeout_s=60.0))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    killed: set[int] = set()
+    over = threading.Event()
+
+    def kill_every_decoder() -> None:
+        while not over.wait(0.2):
+            for process in decoding_processes():
+                if process.pid not in killed:
+                    killed.add(process.pid)
+                    process.kill()
+
+    killer = threading.Thread(target=kill_every_decoder)
+    killer.start()
+    error = get_all(store, make_spec(tmp_path / "pipe.mp4"))[0]
+    over.set()
+    killer.join()
+    assert isinstance(error, ClipError)
+    assert error.kind == "crashed"
+    assert len(killed) == MAX_RETRIES + 1
+
+
+def test_a_caller_that_goes_away_does_not_take_the_clip_from_the_others(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    spec = spec_of(tmp_path / "a.mp4")
+
+    async def scenario() -> ClipRef:
+        leaving = asyncio.create_task(store.get(spec))
+        staying = asyncio.create_task(store.get(spec))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        return await staying
+
+    assert asyncio.run(scenario()).info.grid_thw == (6, 4, 4)
+    assert store.counters()["decodes"] == 1
+
+
+def test_decoding_imports_neither_torch_nor_vllm() -> None:
+    code = "import sys, rlsys.data.decode; print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
