@@ -29,6 +29,7 @@ from tenacity import (
 from reward_servers.auth import is_loopback
 from reward_servers.schema import REPLIES, ScoreReply
 from rlsys.config import RewardConfig
+from rlsys.errors import UserError
 from rlsys.tasks import check_weights, score_weights
 from rlsys.types import RolloutGroup, ScoredGroup
 
@@ -38,7 +39,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 64
 
 
-class RewardServerError(RuntimeError):
+class RewardServerError(UserError, RuntimeError):
     """The reward servers cannot be used as configured; the message names the URL and the remedy."""
 
 

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from rlsys.errors import UserError
+
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
 FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """There is nothing to resume from; the message says what was found instead."""
 
 

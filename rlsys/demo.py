@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,45 +41,52 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
     """The whole demonstration in folder `out`; returns what its `summary.json` holds."""
     _set_aside(out)
     clock = Clock()
-    started = time.perf_counter()
-    with clock("draw_clips"):
-        clips = {
-            name: draw_dataset(out / "data" / name, num_clips=count, seed=1000 * seed + index)
-            for index, (name, count) in enumerate(NUM_CLIPS.items())
-        }
-        log.info("drew and encoded %s clips in %s", "+".join(map(str, NUM_CLIPS.values())), out / "data")
-    make_tiny(out / "models" / "untrained", seed=seed)
-    config = _config(out, seed, clips)
-    with clock("start"):
-        stack = open_stack(config)
-    with stack:
-        demonstrations = _demonstrations(stack, config, clips["cold_start"], seed)
-        cold_start = out / "models" / "cold_start"
-        with clock("cold_start"):
-            _supervise(stack, config, _train_section("demo_cold_start.yaml"), demonstrations, cold_start)
-        with clock("grpo"):
-            summary = train(_starting_from(config, cold_start), stack=stack)
-        held_out = held_out_items(config)
-        with clock("evaluate_controls"):
-            shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
-        with clock("more_sft"):
-            more_sft = _train_section("demo_more_sft.yaml")
-            _supervise(
-                stack, _starting_from(config, cold_start), more_sft, demonstrations, out / "models" / "more_sft"
-            )
-        with clock("evaluate_controls"):
-            stack.publish(more_sft.num_steps)
-            supervised = evaluate(stack.experience, held_out, config)
-    clock.seconds["total"] = time.perf_counter() - started
-    interval, constant_ious = best_constant_interval(held_out)
-    results = {
+    with clock("total"):
+        with clock("draw_clips"):
+            clips = {
+                name: draw_dataset(out / "data" / name, num_clips=count, seed=1000 * seed + index)
+                for index, (name, count) in enumerate(NUM_CLIPS.items())
+            }
+        log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
+        make_tiny(out / "models" / "untrained", seed=seed)
+        config = _config(out, seed, clips)
+        with ExitStack() as resources:
+            with clock("start"):
+                stack = resources.enter_context(open_stack(config))
+            summary, results = _stages(stack, config, clips["cold_start"], clock)
+    interval, constant_ious = best_constant_interval(held_out_items(config))
+    results["constant_interval"] = {"sampled": iou_metrics(constant_ious)}
+    return _report(config, summary, results, interval, clock)
+
+
+def _stages(
+    stack: Stack, config: RunConfig, clips: SyntheticSet, clock: Clock
+) -> tuple[Summary, dict[str, Mapping[str, Mapping[str, float]]]]:
+    """Cold start, GRPO, and both controls that need a policy; held-out metrics by stage."""
+    models = config.output_dir / "models"
+    from_cold_start = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": models / "cold_start"})}
+    )
+    with clock("cold_start"):
+        demonstrations = _demonstrations(stack, config, clips)
+        _supervise(stack, config, _train_section("demo_cold_start.yaml"), demonstrations, models / "cold_start")
+    with clock("train"):
+        summary = train(from_cold_start, stack=stack)
+    held_out = held_out_items(config)
+    with clock("evaluate_controls"):
+        shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
+    with clock("more_sft"):
+        more = _train_section("demo_more_sft.yaml")
+        _supervise(stack, from_cold_start, more, demonstrations, models / "more_sft")
+    with clock("evaluate_controls"):
+        stack.publish(more.num_steps)
+        supervised = evaluate(stack.experience, held_out, config)
+    return summary, {
         "cold_start": summary.held_out["before"],
         "grpo": summary.held_out["after"],
         "more_sft": supervised,
-        "constant_interval": {"sampled": iou_metrics(constant_ious)},
         "shuffled_video": shuffled,
     }
-    return _report(config, summary, results, interval, clock)
 
 
 def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
@@ -97,16 +104,12 @@ def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfi
     )
 
 
-def _starting_from(config: RunConfig, model: Path) -> RunConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": model})})
-
-
 def _train_section(name: str) -> TrainConfig:
     return TrainConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text()))
 
 
-def _demonstrations(stack: Stack, config: RunConfig, clips: SyntheticSet, seed: int) -> list[Demonstration]:
-    rng = np.random.default_rng([seed, 1])
+def _demonstrations(stack: Stack, config: RunConfig, clips: SyntheticSet) -> list[Demonstration]:
+    rng = np.random.default_rng([config.seed, 1])
     items = load_items(config.data, clips.annotations, clips.videos)
     prepared = [stack.experience.prepare(item) for item in items]
     demonstrations = []

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Protocol
 
-from rlsys.models.prompts import PromptBuilder, check_contract
+from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
 from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
 
 
@@ -76,7 +76,10 @@ class Experience:
         with _span(spans, "generate"):
             rollouts = await self._pool.generate(item, prompt, clips, sampling)
         for rollout in rollouts:
-            check_contract(prompt, rollout.prompt_ids, self._prompts.decode)
+            try:
+                check_contract(prompt, rollout.prompt_ids, self._prompts.decode)
+            except PromptContractError as error:
+                raise PromptContractError(f"{rollout.rollout_id}: {error}") from None
         group = RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
         return await self._scorer.score(group, spans)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from rlsys.errors import UserError
+
 ClipFault = Literal[
     "missing",
     "unreadable",
@@ -31,7 +33,7 @@ REMEDIES: dict[ClipFault, str] = {
 }
 
 
-class ClipError(Exception):
+class ClipError(UserError):
     """A clip that cannot be used.
 
     uri: the file or folder.  kind: a key of `REMEDIES`.  detail: what was found there.
@@ -46,5 +48,5 @@ class ClipError(Exception):
         return f"{self.uri}: {self.kind}: {self.detail}; {REMEDIES[self.kind]}."
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError, ValueError):
     """An annotation file that cannot be used; the message names file, row, field, value and remedy."""

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from rlsys import tasks
+from rlsys.errors import UserError
 from rlsys.models.chat import ChatTokenizer, CheckpointError, read_json
 from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
 from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
@@ -24,11 +25,11 @@ VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|imag
 CONTEXT_TOKENS = 8  # shown on either side of a difference
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(UserError, ValueError):
     """Prompt plus response exceed `model.max_model_len`; the message holds the sum and the remedy."""
 
 
-class PromptContractError(RuntimeError):
+class PromptContractError(UserError, RuntimeError):
     """The engine saw another prompt than the one that was built; the message shows where they part."""
 
 

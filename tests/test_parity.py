@@ -1,0 +1,142 @@
+"""Engine and learner compute the same log-probabilities, whatever the frame rate, and stop loudly where they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from rlsys.assemble import Stack, open_stack
+from rlsys.config import RunConfig, load
+from rlsys.models.prompts import PromptContractError
+from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TOLERANCE = 1e-4  # fp32; 2e-6 is usual
+SIDE = 56
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> RunConfig:
+    out = tmp_path_factory.mktemp("parity")
+    return load(
+        CONFIGS / "demo.yaml",
+        [f"output_dir={out}", f"model.path={tiny_model_dir}", "rollout.num_actors=1", "learner.num_ranks=1"],
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(config: RunConfig) -> Iterator[Stack]:
+    with open_stack(config) as opened:
+        opened.load_learner(config)
+        opened.publish(0)
+        yield opened
+
+
+def video(rng: np.random.Generator, num_frames: int, fps: float) -> tuple[VideoSpec, ClipRef]:
+    spec = VideoSpec(
+        uri="drawn", fps=fps, min_frames=2, max_frames=64, min_pixels=784, max_pixels=7056, total_pixels=10**7
+    )
+    info = ClipInfo(
+        kind="video",
+        digest=f"{fps}/{num_frames}/{rng.integers(1 << 40)}",
+        times_s=np.arange(num_frames) / fps,
+        grid_thw=(num_frames // 2, SIDE // 14, SIDE // 14),
+        second_per_grid_s=2 / fps,
+        duration_s=num_frames / fps,
+        num_bytes=num_frames * SIDE * SIDE * 3,
+    )
+    return spec, ClipRef(info=info, frames=ray.put(rng.integers(0, 256, (num_frames, SIDE, SIDE, 3), dtype=np.uint8)))
+
+
+def image(rng: np.random.Generator) -> tuple[ImageSpec, ClipRef]:
+    info = ClipInfo(
+        kind="image",
+        digest=f"image/{rng.integers(1 << 40)}",
+        times_s=np.zeros(1),
+        grid_thw=(1, 4, 6),
+        second_per_grid_s=0.0,
+        duration_s=0.0,
+        num_bytes=56 * 84 * 3,
+    )
+    frames = rng.integers(0, 256, (1, 56, 84, 3), dtype=np.uint8)
+    return ImageSpec(uri="drawn", min_pixels=784, max_pixels=7056), ClipRef(info=info, frames=ray.put(frames))
+
+
+def sample(stack: Stack, media: list[tuple[VideoSpec | ImageSpec, ClipRef]], seed: int = 0) -> RolloutGroup:
+    item = PromptItem(
+        prompt_id=f"parity:{seed}",
+        task="temporal_grounding",
+        question="When does the red square appear?",
+        options=(),
+        media=tuple(spec for spec, _ in media),
+        truth=[0.0, 1.0],
+    )
+    clips = tuple(clip for _, clip in media)
+    prompt = stack.prompts.build(item, [clip.info for clip in clips])
+    sampling = Sampling(num_samples=3, temperature=1.0, top_p=1.0, max_tokens=12, seed=seed)
+    rollouts = asyncio.run(stack.pool.generate(item, prompt, clips, sampling))
+    return RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
+
+
+def largest_difference(stack: Stack, groups: list[RolloutGroup]) -> float:
+    learner = stack.learner.logprobs(groups)
+    return max(
+        float(np.abs(rollout.response_logprobs - ours).max())
+        for group, by_rollout in zip(groups, learner, strict=True)
+        for rollout, ours in zip(group.rollouts, by_rollout, strict=True)
+    )
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 2.0, 4.0, 3.3])
+def test_logprobs_agree_at_any_frame_rate_and_frame_count(stack: Stack, fps: float) -> None:
+    rng = np.random.default_rng(int(fps * 10))
+    groups = [sample(stack, [video(rng, frames, fps)], seed=frames) for frames in (2, 8, 14)]
+    assert largest_difference(stack, groups) <= TOLERANCE
+
+
+def test_logprobs_agree_for_one_and_several_images_and_a_mixture(stack: Stack) -> None:
+    rng = np.random.default_rng(0)
+    media = ([image(rng)], [image(rng) for _ in range(3)], [image(rng), video(rng, 6, 2.0)])
+    groups = [sample(stack, list(each), seed=seed) for seed, each in enumerate(media)]
+    assert largest_difference(stack, groups) <= TOLERANCE
+
+
+def test_positions_of_another_frame_rate_break_parity(stack: Stack) -> None:
+    """The control: were the gate blind to mRoPE, this would pass it."""
+    rng = np.random.default_rng(1)
+    spec, clip = video(rng, 12, 1.0)
+    group = sample(stack, [(spec, clip)])
+    wrong = replace(clip.info, second_per_grid_s=2 / 4.0)
+    prompt = stack.prompts.build(group.item, [wrong])
+    assert largest_difference(stack, [replace(group, prompt=prompt)]) > 10 * TOLERANCE
+
+
+def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_diff(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, clip = video(np.random.default_rng(2), 8, 2.0)
+    item = PromptItem(
+        prompt_id="file:7", task="temporal_grounding", question="When?", options=(), media=(spec,), truth=[0.0, 1.0]
+    )
+    build = stack.prompts.build
+
+    def with_one_pad_less(item: PromptItem, clips: list[ClipInfo]) -> object:
+        prompt = build(item, clips)
+        kept = np.delete(prompt.prompt_ids, 8)
+        return replace(prompt, prompt_ids=kept, position_ids=np.delete(prompt.position_ids, 8, axis=1))
+
+    async def get(_: VideoSpec) -> ClipRef:
+        return clip
+
+    monkeypatch.setattr(stack.prompts, "build", with_one_pad_less)
+    monkeypatch.setattr(stack.clips, "get", get)
+    future = stack.experience.start(item, Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0))
+    with pytest.raises(PromptContractError, match="file:7") as error:
+        future.result(timeout=60)
+    assert "<|video_pad|>" in str(error.value)
