@@ -1,0 +1,232 @@
+"""One DeepSpeed rank: forward, backward, update, weights out. The only file that imports deepspeed."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+
+from learner.metrics import REDUCTIONS, RankStats
+from learner.objective import total_loss
+from learner.packing import PackedBatch, pack
+from learner.policy import PackedPolicy, load_model, read_layout
+from learner.rows import Row
+from learner.schedule import rate_factor
+from learner.shards import RankShard
+from learner.spec import LearnerSpec
+from learner.weights_out import checkpoint_names, collect, write_folder
+from rlsys.weights import NamedTensor, digest
+
+CHECKPOINT_TAG = "learner"
+MAX_BUCKET_NUMBERS = 500_000_000
+
+
+def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
+    """Where ranks meet, on a port that the system picks; rank 0 opens it and keeps it."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return dist.TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timeout)
+
+
+def find_store(world_size: int, host: str, port: int, timeout_s: float) -> dist.TCPStore:
+    """The store that rank 0 opened, for the other ranks."""
+    return dist.TCPStore(host, port, world_size, is_master=False, timeout=datetime.timedelta(seconds=timeout_s))
+
+
+def join_ranks(rank: int, world_size: int, store: dist.Store, *, device: str, timeout_s: float) -> None:
+    """Make this process one rank of `world_size`; once in a process's life. A collective fails after `timeout_s`."""
+    # DeepSpeed would compile its shared-memory collectives on first use: 40 s, and a C++ compiler is needed
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed asks for it; Ray shows each rank its own device as the first
+    os.environ["LOCAL_RANK"] = "0"
+    backend = "nccl" if device == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+class LearnerEngine:
+    """A rank's share of the model, its optimiser and its schedule. `join_ranks` comes first.
+
+    All ranks must call the same methods in the same order, for each makes them wait for each other.
+    """
+
+    def __init__(self, spec: LearnerSpec) -> None:
+        torch.manual_seed(spec.seed)
+        self.spec = spec
+        self._dtype = getattr(torch, spec.dtype)
+        model = load_model(spec.model_path, dtype=spec.dtype, attention=spec.attention)
+        if spec.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._layout = read_layout(model, spec.model_path)
+        self._names = checkpoint_names(model)
+        self._reference = self._load_reference() if spec.train.kl_coef > 0 else None
+        num_numbers = sum(parameter.numel() for parameter in model.parameters())
+        train = spec.train
+        self._engine, *_ = deepspeed.initialize(
+            model=PackedPolicy(model),
+            optimizer=lambda parameters: torch.optim.AdamW(
+                parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
+            ),
+            lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(step, train)),
+            config=deepspeed_config(spec, num_numbers),
+            dist_init_required=False,
+        )
+
+    def _load_reference(self) -> PackedPolicy:
+        model = load_model(self.spec.model_path, dtype=self.spec.dtype, attention=self.spec.attention)
+        return PackedPolicy(model.to(self.spec.device)).eval().requires_grad_(False)
+
+    def update(self, shard: RankShard) -> RankStats:
+        """One optimiser update from this rank's shard; its share of the metrics.
+
+        The gradient is that of the loss summed over all ranks' tokens, divided by
+        `shard.num_loss_tokens`, however the tokens are split over ranks and passes.
+        Raises FloatingPointError where the loss or the gradient is not a finite number; the
+        weights are to be thrown away then.
+        """
+        stats = RankStats()
+        self._engine.train()
+        last = len(shard.micro_batches) - 1
+        for index, rows in enumerate(shard.micro_batches):
+            self._engine.set_gradient_accumulation_boundary(index == last)
+            self._backward(shard, rows, stats)
+        learning_rate = self._engine.get_lr()[0]
+        grad_norm = self._step()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"gradient norm {grad_norm}: the update has spoilt the weights; go on from the last checkpoint."
+            )
+        stats.add("perf/learner_passes", len(shard.micro_batches))
+        stats.add("optim/grad_norm", grad_norm)
+        stats.add("optim/lr", learning_rate)
+        return stats
+
+    def _backward(self, shard: RankShard, rows: Sequence[Row], stats: RankStats) -> None:
+        batch = self._pack(rows)
+        ref_logprobs = self._reference_logprobs(batch) if shard.objective == "grpo" else None
+        logprobs, entropy = self._engine(batch)
+        if batch.is_dummy:
+            self._engine.backward(0.0 * logprobs.sum())
+            return
+        loss, parts = total_loss(shard.objective, batch, logprobs, ref_logprobs, self.spec.train)
+        if not torch.isfinite(loss):
+            names = ", ".join(row.prompt_id for row in rows)
+            raise FloatingPointError(
+                f"loss {loss.item()} on {names}: the weights, a clip or the sampler's log-probs are not finite."
+            )
+        # DeepSpeed averages gradients over ranks; the loss is a sum over them
+        self._engine.backward(loss * (dist.get_world_size() / shard.num_loss_tokens))
+        _add_tokens(stats, {**parts, "policy/entropy": entropy})
+        stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
+        stats.add("perf/learner_padded_tokens", batch.input_ids.numel())
+
+    def _step(self) -> float:
+        """Apply the update; the gradient's global norm before clipping."""
+        grad_norm = None
+        if self.spec.learner.zero_stage == 0 and self.spec.dtype == "float32":
+            # DeepSpeed without ZeRO clips plain parameters and keeps no norm; their gradients are already reduced
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._engine.parameters() if p.grad is not None])
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if grad_norm is None else grad_norm)
+
+    def _pack(self, rows: Sequence[Row]) -> PackedBatch:
+        return pack(rows, self._layout, dtype=self._dtype, device=self._engine.device)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
+        return None if self._reference is None else self._reference(batch)[0]
+
+    @torch.no_grad()
+    def logprobs(self, micro_batches: Sequence[Sequence[Row]]) -> list[list[list[np.ndarray]]]:
+        """Log-probabilities of every response, f32 [R], as [pass][row][response]."""
+        self._engine.eval()
+        return [_by_response(rows, self._engine(self._pack(rows))[0]) for rows in micro_batches]
+
+    def weights(self) -> dict[str, NamedTensor]:
+        """All weights by checkpoint name on rank 0, {} on the others. See `learner.weights_out.collect`."""
+        return collect(self._engine.module.model, self._names, self._gathered, keep=dist.get_rank() == 0)
+
+    @contextmanager
+    def _gathered(self, parameter: torch.nn.Parameter) -> Iterator[None]:
+        if self.spec.learner.zero_stage < 3:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield
+
+    def export(self, folder: Path) -> str | None:
+        """Rank 0 writes the weights as a Hugging Face folder and returns their digest; the others return None."""
+        payload = self.weights()
+        if not payload:
+            return None
+        write_folder(payload, self._engine.module.model, self.spec.model_path, folder)
+        return digest(payload)
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimiser and schedule as a DeepSpeed checkpoint; every rank writes its part."""
+        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote with the same number of ranks and ZeRO stage."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        if path is None:
+            raise FileNotFoundError(
+                f"{folder}: no learner checkpoint in it; it should have a folder {CHECKPOINT_TAG!r}."
+            )
+
+    def close(self) -> None:
+        """Free model and optimiser, so that another engine can be built in this process."""
+        self._engine.destroy()
+        self._engine = self._reference = None
+        gc.collect()
+        if self.spec.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _add_tokens(stats: RankStats, by_token: Mapping[str, torch.Tensor]) -> None:
+    """Bring in metrics of some tokens, each f32 [T], with one transfer from the device."""
+    reduced = [values.amax() if REDUCTIONS[name] == "max" else values.sum() for name, values in by_token.items()]
+    for name, value in zip(by_token, torch.stack(reduced).tolist(), strict=True):
+        stats.add(name, value)
+    stats.num_tokens += len(next(iter(by_token.values())))
+
+
+def _by_response(rows: Sequence[Row], logprobs: torch.Tensor) -> list[list[np.ndarray]]:
+    flat = logprobs.cpu().numpy()
+    found, start = [], 0
+    for row in rows:
+        found.append([])
+        for response in row.responses:
+            found[-1].append(flat[start : start + len(response.ids)].copy())
+            start += len(response.ids)
+    return found
+
+
+def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, object]:
+    """DeepSpeed's JSON for the spec. num_numbers: of all parameters; no bucket need be larger."""
+    bucket = max(1, min(num_numbers, MAX_BUCKET_NUMBERS))
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.train.max_grad_norm,
+        "bf16": {"enabled": spec.dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": spec.learner.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": spec.device == "cuda",
+            "contiguous_gradients": True,
+        },
+        "steps_per_print": None,
+    }

@@ -1,0 +1,167 @@
+"""The learner as its caller sees it: all ranks behind one object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from learner.metrics import combine
+from learner.shards import group_row, plan_passes, split_batch
+from learner.spec import LearnerSpec
+from learner.worker import LearnerWorker
+from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
+
+BLAME_S = 2.0
+"""Seconds in which the other ranks may still say what happened, once one has failed."""
+
+
+class LearnerError(RuntimeError):
+    """A rank failed or was too slow. All ranks have been ended, because the others would wait for it for ever."""
+
+
+class LearnerGroup:
+    """Learner ranks, one process each. Made by `launch`; `load` gives them a model, as often as wanted."""
+
+    def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
+        self._workers = list(workers)
+        self._timeout_s = timeout_s
+        self._spec: LearnerSpec | None = None
+
+    @classmethod
+    def launch(
+        cls,
+        *,
+        num_ranks: int,
+        device: str,
+        threads: int,
+        timeout_s: float,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> LearnerGroup:
+        """Start the processes and let them find each other.
+
+        options: Ray actor options of each rank (resources, scheduling strategy); None asks for one
+        CPU a rank and, on "cuda", one GPU.  timeout_s: seconds that this and every later call may take.
+        """
+        if options is None:
+            options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
+        environment = {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads)}
+        actor = ray.remote(LearnerWorker)
+        workers = [
+            actor.options(**chosen, runtime_env={"env_vars": environment}).remote(
+                rank, num_ranks, device, threads, timeout_s
+            )
+            for rank, chosen in zip(range(num_ranks), options, strict=True)
+        ]
+        group = cls(workers, timeout_s)
+        host, port = group._wait("open_store", [workers[0].open_store.remote()])[0]
+        group._call("join", host, port)
+        return group
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that the group was launched with; 0 after `shutdown`."""
+        return len(self._workers)
+
+    def load(self, spec: LearnerSpec) -> None:
+        """Read `spec.model_path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
+        self._call("load", spec)
+        self._spec = spec
+
+    def update(self, batch: TrainBatch) -> dict[str, float]:
+        """One optimiser update; metrics by name, over all tokens of all ranks. See `learner.metrics.REDUCTIONS`."""
+        shards = split_batch(batch, self.num_ranks, self._loaded.learner.micro_batch_tokens)
+        calls = [worker.update.remote(shard) for worker, shard in zip(self._workers, shards, strict=True)]
+        return combine(self._wait("update", calls))
+
+    def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion]:
+        """The weights, put into the object store once, and what they are.
+
+        version: optimiser updates applied. The reference is of a `dict[str, NamedTensor]`; rank 0 owns it.
+        """
+        return self._call("publish", version)[0]
+
+    def logprobs(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
+        """Log-probabilities of every response under the current weights, f32 [R], as [group][sample]."""
+        rows = []
+        for group in groups:
+            size = len(group.rollouts)
+            rows.append(group_row(group, np.zeros(size, np.float32), np.ones(size, bool)))
+        plan = plan_passes([row.num_tokens for row in rows], self.num_ranks, self._loaded.learner.micro_batch_tokens)
+        calls = [
+            worker.logprobs.remote(tuple(tuple(rows[index] for index in indices) for indices in passes))
+            for worker, passes in zip(self._workers, plan, strict=True)
+        ]
+        found: dict[int, list[np.ndarray]] = {}
+        for passes, by_pass in zip(plan, self._wait("logprobs", calls), strict=True):
+            for indices, by_row in zip(passes, by_pass, strict=True):
+                found.update(zip(indices, by_row, strict=True))
+        return [found[index] for index in range(len(groups))]
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on bit for bit, into `folder`, which all ranks must see."""
+        self._call("save", Path(folder))
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote, after a `load` with the same spec."""
+        self._call("restore", Path(folder))
+
+    def export(self, folder: Path) -> str:
+        """The weights as a Hugging Face folder; the digest of the weights, equal to that of `publish`."""
+        return self._call("export", Path(folder))[0]
+
+    def shutdown(self) -> None:
+        """End the processes; the group is of no use afterwards."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
+
+    @property
+    def _loaded(self) -> LearnerSpec:
+        if self._spec is None:
+            raise RuntimeError("the learner has no model yet; call load(spec) first.")
+        return self._spec
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """The method on every rank at once; its results by rank."""
+        return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._workers])
+
+    def _wait(self, method: str, calls: Sequence[ray.ObjectRef]) -> list[Any]:
+        """Results in the order of `calls`. A failure ends all ranks: the others wait for it in a collective."""
+        deadline = time.monotonic() + self._timeout_s
+        results: dict[int, Any] = {}
+        errors: dict[int, str] = {}
+        while len(results) + len(errors) < len(calls):
+            waiting = [call for index, call in enumerate(calls) if index not in results and index not in errors]
+            done, _ = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                break
+            index = calls.index(done[0])
+            try:
+                results[index] = ray.get(done[0])
+            except ray.exceptions.RayError as error:
+                errors[index] = _describe(error)
+                # what its peers say of it ("connection closed") may come before what it says itself
+                deadline = min(deadline, time.monotonic() + BLAME_S)
+        if errors:
+            self.shutdown()
+            raise LearnerError(
+                f"learner.{method}: all ranks ended, because "
+                + "; ".join(f"rank {i}: {e}" for i, e in sorted(errors.items()))
+            )
+        if len(results) < len(calls):
+            late = [index for index in range(len(calls)) if index not in results]
+            self.shutdown()
+            raise LearnerError(
+                f"learner.{method}: ranks {late} took over learner.timeout_s={self._timeout_s} s; all ranks ended."
+            )
+        return [results[index] for index in range(len(calls))]
+
+
+def _describe(error: ray.exceptions.RayError) -> str:
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return f"{type(cause).__name__}: {cause}"

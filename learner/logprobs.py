@@ -1,0 +1,41 @@
+"""Log-probabilities of given tokens, without ever holding tokens x vocabulary in float32 beyond a chunk."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+MAX_CHUNK_NUMBERS = 1 << 26
+"""Most logits of one chunk, 256 MiB in float32."""
+
+
+def token_logprobs(
+    hidden: torch.Tensor, lm_head: nn.Module, targets: torch.Tensor, max_numbers: int = MAX_CHUNK_NUMBERS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target under softmax(lm_head(hidden)), and the entropy there, both f32 [T], in nats.
+
+    hidden: [T, H], the states that predict the targets.  targets: i64 [T].
+    Gradients flow through the log-probabilities, not through the entropies.
+    The head works in the model's number format and the softmax in float32, as in vLLM.
+    More than one chunk is recomputed in the backward pass, so that no chunk's logits outlive it.
+    """
+    num_tokens = len(targets)
+    chunk = max(1, max_numbers // lm_head.out_features)
+    if num_tokens <= chunk:
+        return _chunk_logprobs(hidden, lm_head, targets)
+    parts = []
+    for start in range(0, num_tokens, chunk):
+        stop = start + chunk
+        parts.append(checkpoint(_chunk_logprobs, hidden[start:stop], lm_head, targets[start:stop], use_reentrant=False))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _chunk_logprobs(
+    hidden: torch.Tensor, lm_head: nn.Module, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    all_logprobs = lm_head(hidden).float().log_softmax(dim=-1)
+    with torch.no_grad():
+        # -inf * 0 would be NaN where a token is impossible
+        entropy = -(all_logprobs.exp() * all_logprobs.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
+    return all_logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -1,0 +1,169 @@
+"""Many responses to one prompt in one row, `[prompt][response 1]...[response G]`: the prompt is computed once.
+
+A response sees the prompt and itself, never another response, and its positions restart where the
+prompt ends, so every log-probability is what it would be if the response stood alone behind the
+prompt. A supervised sample is a group with one response. The last token of a response is predicted
+but never read, so it is not in the row at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from learner.pixels import PixelFormat, cut_patches, frame_grid
+from learner.rows import Response, Row
+from rlsys.types import Prompt
+
+PROMPT_SEGMENT = 0
+PAD_SEGMENT = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayout:
+    """What packing must know of the model."""
+
+    image_token_id: int
+    video_token_id: int
+    pixels: PixelFormat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """Model inputs of B rows padded at the right to L tokens, with T response tokens and V media tokens in all.
+
+    input_ids: i64 [B, L].  position_ids: i64 [3, B, L], mRoPE.
+    attention_mask: [B, 1, L, L], 0 where a token sees another, else the number format's lowest value.
+    patches: f32 [N, patch_dim], grid_thw: i64 [M, 3]: all clips, in the order of the rows.
+    media_index: i64 [V], which of the B x L tokens the vision tower's features replace, in order.
+    hidden_index: i64 [T], which of the B x L states predicts each response token.
+    targets: i64 [T].  sampler_logprobs, advantages: f32 [T].
+    is_dummy: there are no rows; the tensors only give this rank the forward pass that its peers make.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    patches: torch.Tensor
+    grid_thw: torch.Tensor
+    media_index: torch.Tensor
+    hidden_index: torch.Tensor
+    targets: torch.Tensor
+    sampler_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    is_dummy: bool
+
+
+def pack(
+    rows: Sequence[Row], layout: ModelLayout, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> PackedBatch:
+    """Inputs for one forward pass over `rows`; none gives a dummy pass of one token.
+
+    Every batch has vision input, a blank one where no row has media: ranks must make the same
+    calls, or those that share gradients (or, at ZeRO-3, weights) wait for each other for ever.
+    Raises ValueError where a prompt's media tokens and its clips do not match.
+    """
+    is_dummy = not rows
+    rows = rows or [_DUMMY_ROW]
+    width = max(row.num_tokens for row in rows)
+    ids = np.zeros((len(rows), width), np.int64)
+    segments = np.full((len(rows), width), PAD_SEGMENT, np.int64)
+    positions = np.zeros((3, len(rows), width), np.int64)
+    media, hidden = [], []
+    for index, row in enumerate(rows):
+        _fill_row(row, ids[index], segments[index], positions[:, index])
+        media.append(index * width + _media_tokens(row, layout))
+        hidden.append(index * width + _predictors(row))
+    patches, grid_thw = _vision_input(rows, layout.pixels, device)
+    responses = [response for row in rows for response in row.responses]
+    return PackedBatch(
+        input_ids=torch.from_numpy(ids).to(device),
+        position_ids=torch.from_numpy(positions).to(device),
+        attention_mask=_mask(torch.from_numpy(segments).to(device), dtype),
+        patches=patches,
+        grid_thw=grid_thw,
+        media_index=torch.from_numpy(np.concatenate(media)).to(device),
+        hidden_index=torch.from_numpy(np.concatenate(hidden)).to(device),
+        targets=_flat([response.ids for response in responses], np.int64, device),
+        sampler_logprobs=_flat([response.sampler_logprobs for response in responses], np.float32, device),
+        advantages=_flat([np.full(len(r.ids), r.advantage) for r in responses], np.float32, device),
+        is_dummy=is_dummy,
+    )
+
+
+def _fill_row(row: Row, ids: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> None:
+    stop = len(row.prompt.prompt_ids)
+    ids[:stop], segments[:stop], positions[:, :stop] = row.prompt.prompt_ids, PROMPT_SEGMENT, row.prompt.position_ids
+    for number, response in enumerate(row.responses, start=1):
+        start, stop = stop, stop + max(len(response.ids) - 1, 0)
+        ids[start:stop] = response.ids[: stop - start]
+        segments[start:stop] = number
+        positions[:, start:stop] = row.prompt.next_position + np.arange(stop - start)
+
+
+def _predictors(row: Row) -> np.ndarray:
+    """Within the row, the token before each response token: the prompt's last one for the first."""
+    last_of_prompt = len(row.prompt.prompt_ids) - 1
+    parts, start = [], last_of_prompt + 1
+    for response in row.responses:
+        num_read = max(len(response.ids) - 1, 0)
+        if len(response.ids):
+            parts.append(np.concatenate([[last_of_prompt], np.arange(start, start + num_read)]))
+        start += num_read
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _media_tokens(row: Row, layout: ModelLayout) -> np.ndarray:
+    ids = row.prompt.prompt_ids
+    found = np.flatnonzero((ids == layout.image_token_id) | (ids == layout.video_token_id))
+    sizes = [int(np.prod(clip.info.grid_thw)) // layout.pixels.merge_size**2 for clip in row.clips]
+    if len(found) != sum(sizes):
+        raise ValueError(
+            f"{row.prompt_id}: the prompt has {len(found)} media tokens and its {len(sizes)} clips give {sizes}; "
+            "prompt and clips were not made together."
+        )
+    return found
+
+
+def _vision_input(
+    rows: Sequence[Row], form: PixelFormat, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    clips = [clip for row in rows for clip in row.clips]
+    if not clips:
+        blank = torch.zeros((form.merge_size**2, form.patch_dim), device=device)
+        return blank, torch.tensor([[1, form.merge_size, form.merge_size]], device=device)
+    for clip in clips:
+        if frame_grid(clip.frames, form) != tuple(clip.info.grid_thw):
+            raise ValueError(f"clip {clip.info.digest}: grid {clip.info.grid_thw} for frames {clip.frames.shape}.")
+    patches = cut_patches([clip.frames for clip in clips], form, device)
+    return patches, torch.tensor([clip.info.grid_thw for clip in clips], device=device)
+
+
+def _mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[B, 1, L, L] additive. A pad sees the prompt and earlier pads, so that no softmax is over nothing (NaN)."""
+    width = segments.shape[1]
+    query, key = segments[:, :, None], segments[:, None, :]
+    is_seen = (key == PROMPT_SEGMENT) | (key == query)
+    is_seen &= torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
+    mask = torch.zeros(is_seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~is_seen, torch.finfo(dtype).min)[:, None]
+
+
+def _flat(arrays: Sequence[np.ndarray], dtype: type, device: str | torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays).astype(dtype)).to(device)
+
+
+_DUMMY_ROW = Row(
+    prompt_id="dummy",
+    prompt=Prompt(
+        engine_ids=np.zeros(1, np.int32),
+        prompt_ids=np.zeros(1, np.int32),
+        position_ids=np.zeros((3, 1), np.int32),
+        next_position=1,
+    ),
+    clips=(),
+    responses=(Response(ids=np.zeros(1, np.int32), sampler_logprobs=np.zeros(1, np.float32), advantage=0.0),),
+)

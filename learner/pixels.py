@@ -1,0 +1,105 @@
+"""Frames to the patches that the vision tower reads: the arithmetic of Qwen2.5-VL's processors, nothing resized.
+
+The clip store has already brought the frames to the model's grid, so all that is left of the
+Hugging Face processors is to normalise and to cut. Doing just that keeps them from resizing
+again, and costs a tenth of calling them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFormat:
+    """How frames become patches: `mean` and `std` per channel on the scale 0..255, sizes in pixels and frames."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch: channels x frames x height x width."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+def read_pixel_format(model_path: Path) -> PixelFormat:
+    """What the checkpoint folder's processor files say.
+
+    Raises ValueError where images and videos would be normalised differently, and FileNotFoundError
+    where the folder has no processor.
+    """
+    together = model_path / "processor_config.json"
+    if together.exists():
+        tree = json.loads(together.read_text())
+        found = [tree[key] for key in ("image_processor", "video_processor") if key in tree]
+    else:
+        names = ("preprocessor_config.json", "video_preprocessor_config.json")
+        found = [json.loads((model_path / name).read_text()) for name in names if (model_path / name).exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{model_path}: no processor_config.json or preprocessor_config.json; a vision-language checkpoint has one."
+        )
+    formats = [_parse(tree) for tree in found]
+    if len(set(formats)) > 1:
+        raise ValueError(
+            f"{model_path}: images and videos are processed differently ({formats}); only one tower input is supported."
+        )
+    return formats[0]
+
+
+def _parse(tree: dict) -> PixelFormat:
+    # the product and not the quotient, in float32, as the processors compute it: bits are compared
+    scale = 1.0 / tree.get("rescale_factor", 1 / 255)
+    mean, std = ((torch.tensor(tree[key]) * scale).tolist() for key in ("image_mean", "image_std"))
+    return PixelFormat(
+        mean=tuple(mean),
+        std=tuple(std),
+        patch_size=tree["patch_size"],
+        temporal_patch_size=tree["temporal_patch_size"],
+        merge_size=tree["merge_size"],
+    )
+
+
+def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
+    """Patches in (time, height, width) of frames u8 [T, H, W, 3]. Raises ValueError where H or W do not fit."""
+    num_frames, height, width, _ = frames.shape
+    unit = form.patch_size * form.merge_size
+    if height % unit or width % unit:
+        raise ValueError(
+            f"frames are {height}x{width}; both must be multiples of {unit}, as the clip store makes them."
+        )
+    return -(-num_frames // form.temporal_patch_size), height // form.patch_size, width // form.patch_size
+
+
+def cut_patches(clips: Sequence[np.ndarray], form: PixelFormat, device: str | torch.device = "cpu") -> torch.Tensor:
+    """Patches of the clips one after another, f32 [patches, patch_dim], in the order of the vision tower.
+
+    clips: frames, u8 [T, H, W, 3]; an odd last frame (an image is one) is shown twice.
+    """
+    # cut as bytes and normalised in one go: half the time of doing it clip by clip
+    patches = torch.cat([_cut(frames, form, device) for frames in clips])
+    mean = torch.tensor(form.mean, device=device)[:, None]
+    std = torch.tensor(form.std, device=device)[:, None]
+    return patches.to(torch.float32).sub_(mean).div_(std).view(-1, form.patch_dim)
+
+
+def _cut(frames: np.ndarray, form: PixelFormat, device: str | torch.device) -> torch.Tensor:
+    """u8 [patches, channels, frames x height x width of a patch]."""
+    time, height, width = frame_grid(frames, form)
+    # copied: frames from the object store are read-only, which torch.from_numpy warns of
+    pixels = torch.tensor(frames).to(device)
+    if pad := -len(pixels) % form.temporal_patch_size:
+        pixels = torch.cat([pixels, pixels[-1:].expand(pad, -1, -1, -1)])
+    side, merge, depth, channels = form.patch_size, form.merge_size, form.temporal_patch_size, pixels.shape[-1]
+    pixels = pixels.view(time, depth, height // merge, merge, side, width // merge, merge, side, channels)
+    return pixels.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, channels, depth * side * side)

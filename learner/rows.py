@@ -1,0 +1,38 @@
+"""What a forward pass is made of, before it is tensors: light records that the driver can make and send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlsys.types import ClipRef, Prompt
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """One response. ids: i32 [R].  sampler_logprobs: f32 [R].  advantage: weight of all its tokens."""
+
+    ids: np.ndarray
+    sampler_logprobs: np.ndarray
+    advantage: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A prompt, its clips with their frames at hand (`ClipRef.frames` is the array) and the responses to compute."""
+
+    prompt_id: str
+    prompt: Prompt
+    clips: tuple[ClipRef, ...]
+    responses: tuple[Response, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the packed row."""
+        return len(self.prompt.prompt_ids) + sum(max(len(response.ids) - 1, 0) for response in self.responses)
+
+    @property
+    def num_targets(self) -> int:
+        """Response tokens, the ones that have a log-probability."""
+        return sum(len(response.ids) for response in self.responses)

@@ -1,0 +1,26 @@
+"""Learning rate by update."""
+
+from __future__ import annotations
+
+import math
+
+from rlsys.config import TrainConfig
+
+COSINE_FLOOR = 0.1
+
+
+def rate_factor(step: int, train: TrainConfig) -> float:
+    """What the peak learning rate is multiplied with in update `step` (0 is the first).
+
+    During the warm-up (step + 1) / warmup_steps, so that no update is wasted on a rate of 0.
+    Then 1 ("constant"), or from 1 down to 0 ("linear") or to a tenth ("cosine"), the end value
+    being reached one update after the last. Linear without warm-up is 1 - step / num_steps.
+    """
+    if step < train.warmup_steps:
+        return (step + 1) / train.warmup_steps
+    if train.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - train.warmup_steps) / max(1, train.num_steps - train.warmup_steps))
+    if train.schedule == "linear":
+        return 1.0 - progress
+    return COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,122 @@
+"""A learner rank as a Ray actor: a shell, each method is one call into `learner.engine`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from learner.metrics import RankStats
+from learner.rows import Row
+from learner.shards import RankShard
+from learner.spec import LearnerSpec
+from rlsys.types import WeightVersion
+from rlsys.weights import NamedTensor, digest
+
+if TYPE_CHECKING:
+    from learner.engine import LearnerEngine
+
+MicroBatches = tuple[tuple[Row, ...], ...]
+
+
+class LearnerWorker:
+    """One process, one rank. The process outlives the models that it trains one after another."""
+
+    def __init__(self, rank: int, num_ranks: int, device: str, threads: int, timeout_s: float) -> None:
+        # here and not above: the driver imports this module too, and needs neither torch nor DeepSpeed
+        import torch
+        import transformers
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        transformers.utils.logging.disable_progress_bar()
+        torch.set_num_threads(threads)
+        self._rank, self._num_ranks = rank, num_ranks
+        self._device, self._timeout_s = device, timeout_s
+        self._store: Any = None
+        self._engine: LearnerEngine | None = None
+
+    def open_store(self) -> tuple[str, int]:
+        """On rank 0: host and port at which the other ranks find it."""
+        from learner.engine import open_store
+
+        host = ray.util.get_node_ip_address()
+        self._store = open_store(self._num_ranks, host, self._timeout_s)
+        return host, self._store.port
+
+    def join(self, host: str, port: int) -> None:
+        """Become a rank; returns when all of them have."""
+        from learner.engine import find_store, join_ranks
+
+        store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
+        join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
+
+    def load(self, spec: LearnerSpec) -> None:
+        """Build model and optimiser anew; what was there is freed first."""
+        from learner.engine import LearnerEngine
+
+        if self._engine is not None:
+            self._engine.close()
+        self._engine = LearnerEngine(spec)
+
+    @property
+    def _loaded(self) -> LearnerEngine:
+        if self._engine is None:
+            raise RuntimeError("the learner has no model yet; call load(spec) first.")
+        return self._engine
+
+    def update(self, shard: RankShard) -> RankStats:
+        """See `LearnerEngine.update`."""
+        return self._loaded.update(replace(shard, micro_batches=with_frames(shard.micro_batches)))
+
+    def logprobs(self, micro_batches: MicroBatches) -> list[list[list[np.ndarray]]]:
+        """See `LearnerEngine.logprobs`."""
+        return self._loaded.logprobs(with_frames(micro_batches))
+
+    def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion] | None:
+        """On rank 0: the weights in the object store and what they are; None on the others."""
+        payload = self._loaded.weights()
+        return (ray.put(payload), describe(payload, version)) if payload else None
+
+    def save(self, folder: Path) -> None:
+        """See `LearnerEngine.save`."""
+        self._loaded.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        """See `LearnerEngine.restore`."""
+        self._loaded.restore(folder)
+
+    def export(self, folder: Path) -> str | None:
+        """On rank 0: write the Hugging Face folder and return the digest of its weights; None on the others."""
+        return self._loaded.export(folder)
+
+
+def describe(payload: Mapping[str, NamedTensor], version: int) -> WeightVersion:
+    """The record that goes with a payload in the object store."""
+    return WeightVersion(
+        version=version,
+        transport="object_store",
+        num_tensors=len(payload),
+        num_bytes=sum(tensor.data.nbytes for tensor in payload.values()),
+        digest=digest(payload),
+    )
+
+
+def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
+    """The rows with every clip's frames fetched from the object store, each once and all together."""
+    frames = [clip.frames for rows in micro_batches for row in rows for clip in row.clips]
+    refs = list({found for found in frames if isinstance(found, ray.ObjectRef)})
+    arrays = dict(zip(refs, ray.get(refs), strict=True))
+
+    def fetched(row: Row) -> Row:
+        clips = tuple(
+            replace(clip, frames=arrays[clip.frames]) if isinstance(clip.frames, ray.ObjectRef) else clip
+            for clip in row.clips
+        )
+        return replace(row, clips=clips)
+
+    return tuple(tuple(fetched(row) for row in rows) for rows in micro_batches)

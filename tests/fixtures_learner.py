@@ -1,0 +1,118 @@
+"""Groups and batches for the learner's tests, made by hand: no clip store, no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learner.rows import Row
+from learner.shards import group_row
+from rlsys.config import LearnerConfig, TrainConfig
+from rlsys.types import ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
+
+TEXT_IDS = 256  # ids below are ordinary bytes in the tiny tokenizer
+VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = 375, 376, 378, 379
+
+
+def make_clip(rng: np.random.Generator, kind: str, num_frames: int = 12, side: int = 56) -> ClipRef:
+    shape = (num_frames if kind == "video" else 1, side, side, 3)
+    frames = rng.integers(0, 256, shape, dtype=np.uint8)
+    grid = (max(1, shape[0] // 2), side // 14, side // 14)
+    seconds = 1.0 if kind == "video" else 0.0
+    info = ClipInfo(
+        kind=kind,
+        digest=str(rng.integers(1 << 60)),
+        times_s=np.arange(shape[0]) / 2,
+        grid_thw=grid,
+        second_per_grid_s=seconds,
+        duration_s=shape[0] / 2,
+        num_bytes=frames.nbytes,
+    )
+    return ClipRef(info=info, frames=frames)
+
+
+def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: int = 15) -> Prompt:
+    """Vision blocks, then text; temporal step 2 a grid row for videos; next position = largest + 1."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    here = 0
+
+    def text(tokens: np.ndarray) -> None:
+        nonlocal here
+        ids.append(tokens)
+        positions.append(np.tile(here + np.arange(len(tokens)), (3, 1)))
+        here += len(tokens)
+
+    for clip in clips:
+        time, height, width = clip.info.grid_thw[0], clip.info.grid_thw[1] // 2, clip.info.grid_thw[2] // 2
+        text(np.array([VISION_START]))
+        ids.append(np.full(time * height * width, VIDEO_PAD if clip.info.kind == "video" else IMAGE_PAD))
+        grid = np.stack(np.meshgrid(2 * np.arange(time), np.arange(height), np.arange(width), indexing="ij")).reshape(
+            3, -1
+        )
+        positions.append(here + grid)
+        here += int(grid.max()) + 1
+        text(np.array([VISION_END]))
+    text(rng.integers(0, TEXT_IDS, num_text))
+    prompt_ids = np.concatenate(ids).astype(np.int32)
+    return Prompt(
+        engine_ids=prompt_ids[:1],
+        prompt_ids=prompt_ids,
+        position_ids=np.concatenate(positions, axis=1).astype(np.int32),
+        next_position=here,
+    )
+
+
+def make_group(
+    rng: np.random.Generator, name: str, kinds: Sequence[str], response_lengths: Sequence[int], num_text: int = 15
+) -> RolloutGroup:
+    """A group whose media are `kinds` ("video" or "image", () is text only); sampler log-probs are made up."""
+    clips = tuple(make_clip(rng, kind) for kind in kinds)
+    prompt = make_prompt(rng, clips, num_text)
+    rollouts = tuple(
+        Rollout(
+            rollout_id=f"{name}/{index}",
+            prompt_id=name,
+            sample_index=index,
+            prompt_ids=prompt.prompt_ids,
+            response_ids=rng.integers(0, TEXT_IDS, length).astype(np.int32),
+            response_logprobs=rng.uniform(-6.5, -5.5, length).astype(np.float32),
+            text="",
+            finish_reason="stop",
+            weight_version=0,
+            generate_s=0.0,
+        )
+        for index, length in enumerate(response_lengths)
+    )
+    item = PromptItem(prompt_id=name, task="temporal_grounding", question="", options=(), media=(), truth=None)
+    return RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
+
+
+def make_batch(rng: np.random.Generator, groups: Sequence[RolloutGroup], objective: str = "grpo") -> TrainBatch:
+    """A batch that trains on every rollout."""
+    sizes = [len(group.rollouts) for group in groups]
+    draw = rng.normal if objective == "grpo" else lambda size: np.ones(size)
+    return TrainBatch(
+        objective=objective,
+        groups=tuple(groups),
+        advantages=tuple(np.asarray(draw(size=size), np.float32) for size in sizes),
+        is_trained=tuple(np.ones(size, bool) for size in sizes),
+        num_loss_tokens=sum(len(rollout.response_ids) for group in groups for rollout in group.rollouts),
+    )
+
+
+def make_row(group: RolloutGroup) -> Row:
+    """All rollouts of the group, advantages 1, 2, 3..."""
+    size = len(group.rollouts)
+    return group_row(group, np.arange(1, size + 1, dtype=np.float32), np.ones(size, bool))
+
+
+def train_config(**changes: object) -> TrainConfig:
+    return TrainConfig(
+        **{"num_steps": 10, "learning_rate": 1e-3, "schedule": "linear", "prompts_per_step": 4, **changes}
+    )
+
+
+def learner_config(**changes: object) -> LearnerConfig:
+    return LearnerConfig(**{"num_ranks": 1, "timeout_s": 120.0, **changes})
