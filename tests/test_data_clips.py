@@ -129,17 +129,17 @@ def test_a_bad_clip_fails_for_everyone_once_and_at_once_later(cluster: None, tmp
 
 
 def test_a_decode_that_hangs_ends_at_its_deadline_and_frees_its_place(cluster: None, tmp_path: Path) -> None:
-    store = ClipStore(DataConfig(decode_timeout_s=1.0, decode_workers=1))
+    store = ClipStore(DataConfig(decode_timeout_s=2.0, decode_workers=1))
     get_all(store, spec_of(tmp_path / "warm.mp4"))
     os.mkfifo(tmp_path / "pipe.mp4")
     started = time.monotonic()
     hanging, good = get_all(store, make_spec(tmp_path / "pipe.mp4"), spec_of(tmp_path / "a.mp4"))
     assert isinstance(hanging, ClipError)
     assert hanging.kind == "timeout"
-    assert "not decoded after 1 s; raise `data.decode_timeout_s`" in str(hanging)
+    assert "not decoded after 2 s; raise `data.decode_timeout_s`" in str(hanging)
     assert isinstance(good, ClipRef)
-    assert time.monotonic() - started < 20
-    deadline = time.monotonic() + 10
+    assert time.monotonic() - started < 60
+    deadline = time.monotonic() + 30
     while decoding_processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not decoding_processes(), "the hanging decode is gone"
@@ -150,8 +150,8 @@ def test_waiting_for_a_cpu_is_not_held_against_the_clip(cluster: None, tmp_path:
     def occupy(seconds: float) -> None:
         time.sleep(seconds)
 
-    store = ClipStore(DataConfig(decode_timeout_s=0.5))
-    busy = occupy.remote(2.5)
+    store = ClipStore(DataConfig(decode_timeout_s=2.0))
+    busy = occupy.remote(5.0)
     time.sleep(0.5)
     assert isinstance(get_all(store, spec_of(tmp_path / "a.mp4"))[0], ClipRef)
     ray.get(busy)

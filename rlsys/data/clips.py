@@ -24,10 +24,10 @@ MAX_RETRIES = 1
 
 
 def _decode_in_task(spec: MediaSpec) -> Iterator[Any]:
-    """Yields None at once (the deadline counts from here), then (ClipInfo, seconds) and the frames, or a ClipError."""
-    yield None
+    """Yields None when ready (the deadline counts from here), then (ClipInfo, seconds) and frames, or a ClipError."""
     from rlsys.data.decode import decode  # decord stays out of the driver
 
+    yield None
     started = time.monotonic()
     try:
         clip = decode(spec)
