@@ -29,3 +29,7 @@ class EngineDied(RuntimeError):
 
 class PoolFailed(RuntimeError):
     """Everyone's: no actor is left that could generate. Holds the actors' own errors."""
+
+
+class ActorLost(Exception):
+    """An actor's, inside the pool: it died or answers no more. Says how; its groups are sampled again."""

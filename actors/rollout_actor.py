@@ -45,10 +45,9 @@ class _Generate:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Load:
-    payload: Mapping[str, NamedTensor]
-    version: WeightVersion
-    done: Future[WeightVersion] = field(default_factory=Future)
+class _Call:
+    function: Callable[[Any], Any]
+    done: Future[Any] = field(default_factory=Future)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +55,7 @@ class _Stop:
     done: Future[None] = field(default_factory=Future)
 
 
-_Command = _Generate | _Load | _Stop
+_Command = _Generate | _Call | _Stop
 
 
 class EngineLoop:
@@ -92,7 +91,11 @@ class EngineLoop:
 
     def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> Future[WeightVersion]:
         """The acknowledged version, or WeightsRefused (the engine serves on with what it had) or EngineDied."""
-        command = _Load(payload=payload, version=version)
+        return self.call(lambda engine: engine.load_weights(payload, version))
+
+    def call(self, function: Callable[[Any], Any]) -> Future[Any]:
+        """What `function` returns for the engine, called while no group runs. An error of it ends the engine."""
+        command = _Call(function=function)
         self._send(command)
         return command.done
 
@@ -122,18 +125,21 @@ class EngineLoop:
             if not self._take():
                 return True
             started = started or time.perf_counter()
-            match self._next:
-                case _Generate() as command:
-                    self._start(engine, command)
-                case _Load() as command:
-                    try:
-                        _settle(command.done, engine.load_weights(command.payload, command.version))
-                    except WeightsRefused as error:
-                        _settle(command.done, error)
-                case _Stop():
-                    return False
-            self._next = None
+            if not self._carry_out(engine, self._next):
+                return False
+            self._next = None  # and no other name for it: it would hold its weights or frames while the loop rests
         return True
+
+    def _carry_out(self, engine: Engine, command: _Command | None) -> bool:
+        match command:
+            case _Generate():
+                self._start(engine, command)
+            case _Call():
+                try:
+                    _settle(command.done, command.function(engine))
+                except WeightsRefused as error:
+                    _settle(command.done, error)
+        return not isinstance(command, _Stop)
 
     def _take(self) -> bool:
         """Put the next command into `_next`; False when it cannot be carried out yet or there is none."""
@@ -142,7 +148,7 @@ class EngineLoop:
                 self._next = self._commands.get(block=not self._running)
             except queue.Empty:
                 return False
-        return not (isinstance(self._next, _Load) and self._running)
+        return not (isinstance(self._next, _Call) and self._running)
 
     def _start(self, engine: Engine, command: _Generate) -> None:
         if not command.done.set_running_or_notify_cancel():

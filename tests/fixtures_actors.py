@@ -1,0 +1,183 @@
+"""Engines for tests, each in a Ray actor of its own: vLLM changes torch's threading for its whole process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.requests import EngineSpec, GroupRequest, environment
+from actors.rollout_actor import RolloutActor
+from rlsys import env
+from rlsys.models.prompts import PromptBuilder
+from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec, WeightVersion
+from rlsys.weights import NamedTensor, digest
+
+HERE = Path(__file__).parent
+MAX_MODEL_LEN = 256
+SAMPLING = Sampling(num_samples=4, temperature=1.0, top_p=1.0, max_tokens=12, seed=100)
+
+
+class ProbeActor(RolloutActor):
+    """A rollout actor that also answers questions of tests about its engine."""
+
+    async def assume(self, version: WeightVersion) -> None:
+        """Let the engine sample with the checkpoint that it was started from, under this version."""
+
+        def assume(engine: Any) -> None:
+            engine.version = version
+
+        await asyncio.wrap_future(self._loop.call(assume))
+
+    async def cache_sizes(self) -> dict[str, int]:
+        """Entries of each cache: prefix blocks, image features as the scheduler and as the model count them."""
+
+        def read(engine: Any) -> dict[str, int]:
+            core = engine._engine.engine_core.engine_core
+            return {
+                "prefix": len(core.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block),
+                "encoder_scheduled": len(core.scheduler.encoder_cache_manager.cached),
+                "encoder_held": len(core.model_executor.driver_worker.model_runner.encoder_cache),
+            }
+
+        return await asyncio.wrap_future(self._loop.call(read))
+
+    async def break_engine(self) -> None:
+        """Make the engine's next step fail, as a fault inside vLLM would."""
+
+        def break_it(engine: Any) -> None:
+            def fail() -> None:
+                raise RuntimeError("broken on purpose")
+
+            engine._engine.step = fail
+
+        await asyncio.wrap_future(self._loop.call(break_it))
+
+
+def engine_spec(model_path: Path, **changes: Any) -> EngineSpec:
+    """A small engine on one thread for a tiny model."""
+    spec = EngineSpec(
+        model_path=str(model_path),
+        dtype="float32",
+        max_model_len=MAX_MODEL_LEN,
+        max_num_seqs=64,
+        kv_cache_mib=16,
+        threads=1,
+        tensor_parallel_size=1,
+        gpu_memory_utilization=0.5,
+        device="cpu",
+        banned_token_ids=prompt_builder(model_path).banned_token_ids,
+    )
+    return replace(spec, **changes)
+
+
+def start_probe(spec: EngineSpec) -> Any:
+    """A handle of a ProbeActor, at once; its first answer takes as long as the engine takes to load."""
+    options = {"num_cpus": 0, "max_restarts": 0, "runtime_env": {"env_vars": environment(spec)}}
+    return ray.remote(ProbeActor).options(**options).remote(spec)
+
+
+def prompt_builder(model_path: Path) -> PromptBuilder:
+    return PromptBuilder(
+        model_path, think=True, style="terse", max_model_len=MAX_MODEL_LEN, max_tokens=12, dtype="float32"
+    )
+
+
+class Asker:
+    """Makes prompts about random clips and asks for their rollouts."""
+
+    def __init__(self, model_path: Path) -> None:
+        self._builder = prompt_builder(model_path)
+        self.banned_token_ids = self._builder.banned_token_ids
+
+    def prompt(self, index: int, *, kind: str = "video", frames: int = 4) -> tuple[PromptItem, Prompt, ClipRef]:
+        """Prompt number `index`: its clip is a function of the number."""
+        video = VideoSpec(
+            uri="", fps=2.0, min_frames=2, max_frames=8, min_pixels=784, max_pixels=3136, total_pixels=31360
+        )
+        media = video if kind == "video" else ImageSpec(uri="", min_pixels=784, max_pixels=3136)
+        item = PromptItem(
+            prompt_id=f"clips:{index}",
+            task="temporal_grounding",
+            question=f"the red square appears {index} times",
+            options=(),
+            media=(media,),
+            truth=[0.0, 1.0],
+        )
+        clip = random_clip(index, kind, frames)
+        return item, self._builder.build(item, [clip.info]), clip
+
+    def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING) -> ray.ObjectRef:
+        """A reference to the rollouts of prompt `index`, sampled by one actor."""
+        item, prompt, clip = self.prompt(index)
+        request = GroupRequest(
+            prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
+        )
+        return actor.generate.remote(request, clip.frames)
+
+
+def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
+    """Noise of 56 x 56 pixels at 2 frames a second."""
+    num_frames = frames if kind == "video" else 1
+    array = np.random.default_rng(seed).integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
+    info = ClipInfo(
+        kind=kind,
+        digest=f"{kind}{seed}",
+        times_s=np.arange(num_frames) / 2,
+        grid_thw=(max(1, num_frames // 2), 4, 4),
+        second_per_grid_s=1.0 if kind == "video" else 0.0,
+        duration_s=num_frames / 2,
+        num_bytes=array.nbytes,
+    )
+    return ClipRef(info=info, frames=array)
+
+
+def version_of(payload: Mapping[str, NamedTensor], version: int = 0) -> WeightVersion:
+    """The version that a payload truly is."""
+    num_bytes = sum(tensor.data.nbytes for tensor in payload.values())
+    return WeightVersion(
+        version=version,
+        transport="object_store",
+        num_tensors=len(payload),
+        num_bytes=num_bytes,
+        digest=digest(payload),
+    )
+
+
+def ids_and_logprobs(rollouts: tuple[Rollout, ...]) -> list[tuple[list[int], list[float]]]:
+    """What two samplings must share to be the same, to the last bit."""
+    return [(rollout.response_ids.tolist(), rollout.response_logprobs.tolist()) for rollout in rollouts]
+
+
+@pytest.fixture(scope="module")
+def actor_cluster() -> Iterator[None]:
+    """A Ray of this module's own, whose workers can also import what lies beside the tests."""
+    env.be_quiet()
+    import_path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *([import_path] if import_path else [])])
+    folder = Path(tempfile.mkdtemp(prefix="ra-", dir="/tmp"))  # short: Ray's sockets go below it
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        num_cpus=8,
+        _temp_dir=str(folder),
+        object_store_memory=200 << 20,
+        log_to_driver=False,
+    )
+    if import_path is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = import_path
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

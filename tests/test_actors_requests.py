@@ -1,0 +1,139 @@
+"""What an engine refuses, and that it says why; no vLLM here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.errors import PromptRefused
+from actors.requests import EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from rlsys.types import ClipInfo, Sampling
+
+IMAGE_PAD, VIDEO_PAD = 8, 9
+LIMITS = EngineLimits(
+    vocab_size=10,
+    max_model_len=40,
+    max_num_seqs=4,
+    image_pad_id=IMAGE_PAD,
+    video_pad_id=VIDEO_PAD,
+    patch_size=14,
+    merge_size=2,
+)
+SAMPLING = Sampling(num_samples=4, temperature=1.0, top_p=1.0, max_tokens=20, seed=5)
+
+
+def clip(kind: str = "video", grid: tuple[int, int, int] = (2, 4, 4), second_per_grid_s: float = 1.0) -> ClipInfo:
+    return ClipInfo(
+        kind=kind,
+        digest="d" * 64,
+        times_s=np.zeros(2 * grid[0]),
+        grid_thw=grid,
+        second_per_grid_s=second_per_grid_s,
+        duration_s=4.0,
+        num_bytes=1,
+    )
+
+
+def frames_of(info: ClipInfo) -> np.ndarray:
+    time, height, width = info.grid_thw
+    return np.zeros((2 * time if info.kind == "video" else 1, height * 14, width * 14, 3), np.uint8)
+
+
+def refusal(ids: list[int], clips: list[ClipInfo], frames: list[np.ndarray] | None = None, **sampling: Any) -> str:
+    request = GroupRequest(
+        prompt_id="file:3",
+        engine_ids=np.array(ids, np.int32),
+        clips=tuple(clips),
+        sampling=replace(SAMPLING, **sampling),
+    )
+    with pytest.raises(PromptRefused) as caught:
+        check_request(request, [frames_of(info) for info in clips] if frames is None else frames, LIMITS)
+    assert "file:3" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_prompt_that_fits_to_the_last_token_passes() -> None:
+    # 12 text + 2*4*4/4 = 8 visual + 20 response = 40
+    request = GroupRequest(
+        prompt_id="p", engine_ids=np.array([1] * 12 + [VIDEO_PAD]), clips=(clip(),), sampling=SAMPLING
+    )
+    check_request(request, [frames_of(clip())], LIMITS)
+
+
+def test_one_token_too_many_is_refused_with_the_sum() -> None:
+    message = refusal([1] * 13 + [VIDEO_PAD], [clip()])
+    assert "13 text + 8 visual + 20 response = 41" in message
+
+
+def test_a_placeholder_without_a_clip_is_refused() -> None:
+    assert "placeholders ['video'] for clips []" in refusal([1, VIDEO_PAD], [])
+
+
+def test_a_clip_without_a_placeholder_is_refused() -> None:
+    assert "placeholders [] for clips ['video']" in refusal([1, 2], [clip()])
+
+
+def test_an_image_in_a_videos_place_is_refused() -> None:
+    refusal([1, VIDEO_PAD, IMAGE_PAD], [clip("image", (1, 4, 4), 0.0), clip()])
+
+
+def test_an_expanded_prompt_is_refused() -> None:
+    refusal([1] + [VIDEO_PAD] * 8, [clip()])
+
+
+def test_frames_of_another_shape_or_type_are_refused() -> None:
+    good = frames_of(clip())
+    for bad in (good[:2], good[:, :28], good.astype(np.float32), good[..., :2], good[0]):
+        assert "asks for uint8[4, 56, 56, 3]" in refusal([1, VIDEO_PAD], [clip()], [bad])
+
+
+def test_a_clip_whose_patches_do_not_merge_is_refused() -> None:
+    assert "multiples of 2" in refusal([1, VIDEO_PAD], [clip(grid=(2, 3, 4))])
+
+
+def test_a_video_without_a_rate_is_refused() -> None:
+    for seconds in (0.0, -1.0, float("nan")):
+        assert "second_per_grid_s" in refusal([1, VIDEO_PAD], [clip(second_per_grid_s=seconds)])
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    assert "[10, -1]" in refusal([1, 10, -1], [])
+    assert "one row of integers" in refusal([], [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_samples": 5}, "rollout.max_num_seqs"),
+        ({"num_samples": 0}, "outside 1..4"),
+        ({"temperature": 0.0}, "equal responses"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"max_tokens": 0}, "max_tokens=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**63 - 4}, "seed="),
+    ],
+)
+def test_sampling_that_vllm_would_take_silently_or_fail_on_is_refused(settings: dict[str, Any], said: str) -> None:
+    assert said in refusal([1, 2], [], **settings)
+
+
+def test_an_engine_on_gpu_keeps_vllms_own_settings() -> None:
+    spec = EngineSpec(
+        model_path="m",
+        dtype="bfloat16",
+        max_model_len=40,
+        max_num_seqs=4,
+        kv_cache_mib=1,
+        threads=3,
+        tensor_parallel_size=1,
+        gpu_memory_utilization=0.9,
+        device="cuda",
+        banned_token_ids=(),
+    )
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment(spec)
+    assert environment(replace(spec, device="cpu"))["OMP_NUM_THREADS"] == "3"

@@ -1,0 +1,164 @@
+"""A payload is checked to the last byte before it may touch an engine; no vLLM here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from actors.errors import WeightsRefused
+from actors.weights_in import HEAD, as_tensor, check_payload, engine_name, expected_specs, stale_parameters
+from rlsys.types import WeightVersion
+from rlsys.weights import NamedTensor, TensorSpec, digest
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def named(array: np.ndarray) -> NamedTensor:
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return NamedTensor(spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)), data=data)
+
+
+@pytest.fixture
+def payload() -> dict[str, NamedTensor]:
+    embedding = np.arange(12, dtype=np.float32).reshape(4, 3)
+    return {EMBEDDING: named(embedding), "model.norm.weight": named(np.ones(3, np.float32)), HEAD: named(embedding)}
+
+
+def version_of(payload: Mapping[str, NamedTensor]) -> WeightVersion:
+    num_bytes = sum(tensor.data.nbytes for tensor in payload.values())
+    return WeightVersion(
+        version=7, transport="object_store", num_tensors=len(payload), num_bytes=num_bytes, digest=digest(payload)
+    )
+
+
+def specs_of(payload: Mapping[str, NamedTensor]) -> dict[str, TensorSpec]:
+    return {name: tensor.spec for name, tensor in payload.items()}
+
+
+def refusal(sent: Mapping[str, NamedTensor], expected: Mapping[str, TensorSpec], version: WeightVersion) -> str:
+    with pytest.raises(WeightsRefused) as caught:
+        check_payload(sent, version, expected)
+    assert "version 7 refused" in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_expected_names_are_those_of_the_files_and_the_tied_head(tiny_model_dir: Path) -> None:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    specs = expected_specs(tiny_model_dir, "bfloat16")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir)
+    shapes = sorted(tuple(p.shape) for _, p in model.named_parameters(remove_duplicate=False))
+    assert sorted(spec.shape for spec in specs.values()) == shapes
+    assert specs[HEAD] == specs[EMBEDDING]
+    assert {spec.dtype for spec in specs.values()} == {"bfloat16"}
+
+
+def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path) -> None:
+    save_file({EMBEDDING: np.zeros((4, 3), np.float32)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({HEAD: np.zeros((5, 3), np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
+    specs = expected_specs(tmp_path, "float32")
+    assert {name: spec.shape for name, spec in specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        expected_specs(tmp_path, "float32")
+
+
+def test_a_right_payload_passes(payload: dict[str, NamedTensor]) -> None:
+    check_payload(payload, version_of(payload), specs_of(payload))
+
+
+def test_a_payload_without_the_tied_head_is_refused(payload: dict[str, NamedTensor]) -> None:
+    expected = specs_of(payload)
+    del payload[HEAD]
+    assert f"{HEAD}: missing" in refusal(payload, expected, version_of(payload))
+
+
+def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTensor]) -> None:
+    expected = specs_of(payload)
+    sent = {
+        EMBEDDING: named(np.zeros((3, 4), np.float32)),
+        "model.norm.weight": named(np.ones(3, np.float64)),
+        "surprise": named(np.ones(1, np.float32)),
+        HEAD: payload[HEAD],
+    }
+    message = refusal(sent, expected, version_of(sent))
+    assert f"{EMBEDDING}: expected float32[4, 3], got float32[3, 4]" in message
+    assert "model.norm.weight: expected float32[3], got float64[3]" in message
+    assert "surprise: not a weight of this model" in message
+
+
+def test_bytes_that_are_too_few_are_refused(payload: dict[str, NamedTensor]) -> None:
+    sent = {**payload, HEAD: replace(payload[HEAD], data=payload[HEAD].data[:-4])}
+    assert "is not the 48 bytes" in refusal(sent, specs_of(payload), version_of(sent))
+
+
+def test_one_changed_bit_is_refused(payload: dict[str, NamedTensor]) -> None:
+    changed = payload[HEAD].data.copy()
+    changed[0] ^= 1
+    sent = {**payload, HEAD: replace(payload[HEAD], data=changed)}
+    assert "announced as" in refusal(sent, specs_of(payload), version_of(payload))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_of_an_update_that_diverged_are_refused(payload: dict[str, NamedTensor], value: float) -> None:
+    sent = {**payload, "model.norm.weight": named(np.array([1, value, 1], np.float32))}
+    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, specs_of(payload), version_of(sent))
+
+
+def test_a_model_with_many_wrong_weights_gets_a_short_message() -> None:
+    sent = {f"weight{index:03}": named(np.ones(1, np.float32)) for index in range(300)}
+    message = refusal(sent, {}, version_of(sent))
+    assert "300 problem(s)" in message
+    assert "and 292 more" in message
+
+
+def test_read_only_bytes_become_a_tensor_without_a_copy() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = named(array)
+    tensor.data.flags.writeable = False
+    assert as_tensor(tensor).data_ptr() == array.ctypes.data
+    assert torch.equal(as_tensor(tensor), torch.arange(6.0).view(2, 3))
+
+
+def test_bfloat16_travels_as_its_bytes() -> None:
+    tensor = torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)
+    spec = TensorSpec(shape=(1, 2), dtype="bfloat16")
+    assert torch.equal(as_tensor(NamedTensor(spec=spec, data=tensor.view(-1).view(torch.uint8).numpy())), tensor)
+
+
+@pytest.mark.parametrize(
+    ("old_style", "new_style", "parameter"),
+    [
+        ("visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight", "visual.merger.ln_q.weight"),
+        ("model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight"),
+        ("lm_head.weight", "lm_head.weight", "language_model.lm_head.weight"),
+    ],
+)
+def test_both_styles_of_checkpoint_names_lead_to_one_parameter(old_style: str, new_style: str, parameter: str) -> None:
+    assert engine_name(old_style) == engine_name(new_style) == parameter
+
+
+def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTensor]) -> None:
+    class Held(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language_model = torch.nn.Module()
+            self.language_model.model = torch.nn.Module()
+            self.language_model.model.norm = torch.nn.RMSNorm(3)
+            self.language_model.model.embed_tokens = torch.nn.Embedding(8, 3)  # padded from 4 rows
+
+    held = Held()
+    with torch.no_grad():
+        held.language_model.model.embed_tokens.weight[:4] = as_tensor(payload[EMBEDDING])
+    assert stale_parameters(held, payload) == (2, [])
+    with torch.no_grad():
+        held.language_model.model.norm.weight[1] = 3.0
+    assert stale_parameters(held, payload) == (2, ["model.norm.weight"])
