@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rlsys import env
 from rlsys.assemble import held_out_items, prompt_builder, training_items
 from rlsys.config import ConfigError, RunConfig
 from rlsys.data.decode import plan_grid
@@ -42,6 +43,7 @@ def check(config: RunConfig) -> Report:
         check_weights(config.reward)
     except UserError as error:
         problems.append(str(error))
+    problems += _memory_problems(config)
     items: tuple[PromptItem, ...] = ()
     for name, load in (("training", training_items), ("held-out", held_out_items)):
         try:
@@ -64,6 +66,18 @@ def check(config: RunConfig) -> Report:
         f"responses" + (f" = {updates / len(items):.2f} epochs" if items else "")
     )
     return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def _memory_problems(config: RunConfig) -> Iterator[str]:
+    """A cluster started here has the shared memory that the config gives it; one attached to has its own."""
+    store_bytes = config.cluster.object_store_mib << 20
+    attaches = config.cluster.address or env.read("RAY_ADDRESS")
+    if not attaches and config.data.cache_bytes > store_bytes * 3 // 4:
+        yield (
+            f"data.cache_bytes={config.data.cache_bytes} takes over three quarters of "
+            f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which weights and clips "
+            "in flight share; lower the first or raise the second."
+        )
 
 
 def _token_budget(items: tuple[PromptItem, ...], prompts: PromptBuilder) -> Report:

@@ -67,8 +67,8 @@ class DataConfig(Part):
     """Seconds that one decode may take before it is ended and its clip counts as bad."""
     decode_workers: int = Field(default=2, ge=1)
     """Clips decoded at the same time."""
-    cache_bytes: int = Field(default=2 << 30, ge=0)
-    """Bytes of decoded frames kept for reuse; 0 keeps none."""
+    cache_bytes: int = Field(default=256 << 20, ge=0)
+    """Bytes of decoded frames kept for reuse, in the cluster's shared memory; 0 keeps none."""
 
     @model_validator(mode="after")
     def _budgets_agree(self) -> DataConfig:
