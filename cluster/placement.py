@@ -1,0 +1,180 @@
+"""Which processes of a run need what, and whether and where a cluster has room for them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlsys.config import RunConfig
+from rlsys.errors import UserError
+
+CPUS_PER_DECODE = 0.25
+"""Ray CPUs of one clip being decoded; no less than what the clip store asks for."""
+CPUS_PER_REPLICA = 0.1
+"""Ray CPUs of one replica of the reward servers; no less than what they ask for."""
+
+
+class PlacementError(UserError):
+    """The cluster has no room for the run; the message gives the arithmetic and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What one process reserves."""
+
+    cpus: float
+    gpus: float
+
+    def resources(self) -> dict[str, float]:
+        """The bundle in Ray's words; resources of 0 are left out, as Ray wants."""
+        return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A machine of the cluster and what Ray may give away of it."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What a run reserves: a bundle per learner rank and per actor; other_cpus for decoding and rewards."""
+
+    learner: tuple[Bundle, ...]
+    actors: tuple[Bundle, ...]
+    other_cpus: float
+
+    @property
+    def cpus(self) -> float:
+        return sum(bundle.cpus for bundle in self.learner + self.actors) + self.other_cpus
+
+    @property
+    def gpus(self) -> float:
+        return sum(bundle.gpus for bundle in self.learner + self.actors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One placement that works: the node of each learner rank and of each actor."""
+
+    learner_nodes: tuple[str, ...]
+    actor_nodes: tuple[str, ...]
+
+
+def demand(config: RunConfig, *, parts: bool = True) -> Demand:
+    """What a run with this config reserves; without `parts` (ranks and actors) just its reward servers."""
+    on_gpu = config.cluster.device == "cuda"
+    rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
+    engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
+    actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
+    rewards = 0.0 if config.reward.url else config.reward.num_replicas * CPUS_PER_REPLICA
+    if not parts:
+        return Demand(learner=(), actors=(), other_cpus=rewards)
+    return Demand(
+        learner=(rank,) * config.learner.num_ranks,
+        actors=(actor,) * config.rollout.num_actors,
+        other_cpus=rewards + config.data.decode_workers * CPUS_PER_DECODE,
+    )
+
+
+def logical_cpus(wanted: Demand, machine_cpus: int) -> int:
+    """Ray CPUs for a cluster of one machine started for the run alone.
+
+    At least what the run reserves: on a laptop the processes then share the cores, as any programs do.
+    """
+    return max(machine_cpus, math.ceil(wanted.cpus))
+
+
+def plan_placement(wanted: Demand, nodes: Sequence[Node]) -> Plan:
+    """Learner ranks on as few nodes as possible, actors where most room is left.
+
+    Raises PlacementError when the processes do not fit. Both orders of placing are tried,
+    because an engine over several GPUs needs them on one node, as packed learners like theirs.
+    """
+    for learner_first in (True, False):
+        room = {node.name: [node.cpus, node.gpus] for node in nodes}
+        actors: list[str] | None = []
+        learner: list[str] | None = []
+        if learner_first:
+            learner = _pack(wanted.learner, room)
+            actors = _spread(wanted.actors, room)
+        else:
+            actors = _spread(wanted.actors, room)
+            learner = _pack(wanted.learner, room)
+        if learner is not None and actors is not None and sum(left[0] for left in room.values()) >= wanted.other_cpus:
+            return Plan(learner_nodes=tuple(learner), actor_nodes=tuple(actors))
+    raise PlacementError(explain(wanted, nodes))
+
+
+def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
+    """The arithmetic of what is wanted against what is there."""
+    lines = [
+        "the run does not fit the cluster. It reserves",
+        f"  learner.num_ranks={_shown(wanted.learner)}",
+        f"  rollout.num_actors={_shown(wanted.actors)}, each on one node",
+        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.num_replicas)",
+        f"  = {wanted.cpus:g} CPU, {wanted.gpus:g} GPU",
+        f"The cluster has {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU:",
+        *(f"  {node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes),
+        "Add nodes, or lower the counts above, cluster.cpus_per_rank, cluster.cpus_per_actor "
+        "or rollout.tensor_parallel_size.",
+    ]
+    return "\n".join(lines)
+
+
+def _pack(bundles: Sequence[Bundle], room: dict[str, list[float]]) -> list[str] | None:
+    """A node per bundle, few nodes; takes the resources out of `room`. None when one finds no place."""
+    nodes: list[str] = []
+    left = list(bundles)
+    while left:
+        counts = {name: _how_many_fit(left, free) for name, free in room.items()}
+        best = max(counts, key=lambda name: (counts[name], -sum(room[name])), default=None)
+        if best is None or not counts[best]:
+            return None
+        for bundle in left[: counts[best]]:
+            _take(bundle, room[best])
+            nodes.append(best)
+        left = left[counts[best] :]
+    return nodes
+
+
+def _spread(bundles: Sequence[Bundle], room: dict[str, list[float]]) -> list[str] | None:
+    """A node per bundle, each on the node with the fewest so far that has room, then the roomiest."""
+    nodes: list[str] = []
+    for bundle in bundles:
+        fitting = [name for name, free in room.items() if _fits(bundle, free)]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda name: (nodes.count(name), -room[name][1], -room[name][0]))
+        _take(bundle, room[best])
+        nodes.append(best)
+    return nodes
+
+
+def _how_many_fit(bundles: Sequence[Bundle], free: Sequence[float]) -> int:
+    left = list(free)
+    for count, bundle in enumerate(bundles):
+        if not _fits(bundle, left):
+            return count
+        _take(bundle, left)
+    return len(bundles)
+
+
+def _fits(bundle: Bundle, free: Sequence[float]) -> bool:
+    return bundle.cpus <= free[0] and bundle.gpus <= free[1]
+
+
+def _take(bundle: Bundle, free: list[float]) -> None:
+    free[0] -= bundle.cpus
+    free[1] -= bundle.gpus
+
+
+def _shown(bundles: Sequence[Bundle]) -> str:
+    if not bundles:
+        return "0"
+    gpus = f" + {bundles[0].gpus:g} GPU" if bundles[0].gpus else ""
+    return f"{len(bundles)} x ({bundles[0].cpus:g} CPU{gpus})"
