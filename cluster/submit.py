@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster.launch import PACKAGES, ROOT, TOKEN_REMEDY
 from rlsys import config as run_config
 from rlsys import env
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config import RunConfig
 from rlsys.errors import UserError
 from rlsys.provenance import git_commit
 
@@ -42,7 +42,7 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
     address: the cluster's dashboard, http://HOST:8265.  follow: write the job's log to stdout until it ends.
     Raises ConfigError on a config that cannot run there and SubmitError when the cluster does not take the job.
     """
-    check_paths(run_config.load(config_path, overrides))
+    overrides = with_absolute_paths(run_config.load(config_path, overrides), overrides)
     with tempfile.TemporaryDirectory(prefix="rlsys-submit-") as scratch:
         folder = Path(scratch) / "rlsys"
         pack(ROOT, config_path, folder)
@@ -58,17 +58,17 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
     return 0 if status == JobStatus.SUCCEEDED else 1
 
 
-def check_paths(config: RunConfig) -> None:
-    """Raises ConfigError where a path would end in the job's own folder, which Ray removes after the job."""
+def with_absolute_paths(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """`overrides` and, behind them, every relative path of the config as seen from here.
+
+    A job runs in a folder of its own, which Ray removes afterwards: nothing may be written or looked for there.
+    The paths must mean the same on the cluster's nodes, as they do on one machine or a shared file system.
+    """
     paths = {"output_dir": config.output_dir, "model.path": config.model.path}
     paths |= {"data.annotations": config.data.annotations, "data.videos": config.data.videos}
     paths |= {"evaluation.annotations": config.evaluation.annotations, "evaluation.videos": config.evaluation.videos}
-    relative = [f"{name}={path}" for name, path in paths.items() if path is not None and not path.is_absolute()]
-    if relative:
-        raise ConfigError(
-            f"{', '.join(relative)}: a submitted job runs in a folder of its own on the cluster, which is removed "
-            "afterwards; give absolute paths that every node of the cluster sees."
-        )
+    relative = {name: path for name, path in paths.items() if path is not None and not path.is_absolute()}
+    return [*overrides, *(f"{name}={path.resolve()}" for name, path in relative.items())]
 
 
 def entrypoint(config_path: Path, overrides: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ import yaml
 
 from cluster import submit as job
 from cluster.launch import ROOT
-from cluster.submit import SubmitError, check_paths, entrypoint, files_to_pack, pack, submit
-from rlsys.config import ConfigError, parse
+from cluster.submit import SubmitError, entrypoint, files_to_pack, pack, submit, with_absolute_paths
+from rlsys.config import parse
 from tests.fixtures_cluster import RayHead
 
 
@@ -66,10 +66,11 @@ def test_a_tree_with_data_in_it_is_refused_by_name(
         pack(tmp_path, config_file, tmp_path / "packed")
 
 
-def test_paths_that_end_in_the_jobs_own_folder_are_refused() -> None:
+def test_relative_paths_mean_what_they_mean_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     tree = {"output_dir": "runs/x", "model": {"path": "/models/qwen"}, "data": {"videos": "clips"}}
-    with pytest.raises(ConfigError, match="output_dir=runs/x, data.videos=clips: .*absolute"):
-        check_paths(parse(tree, source="test"))
+    overrides = with_absolute_paths(parse(tree, source="test"), ["seed=1"])
+    assert overrides == ["seed=1", f"output_dir={tmp_path}/runs/x", f"data.videos={tmp_path}/clips"]
 
 
 def test_arguments_survive_the_shell() -> None:

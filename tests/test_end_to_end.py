@@ -16,15 +16,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlsys.weights import NamedTensor, TensorSpec, digest
+from tests.fixtures_cluster import RayHead
 
 REPO = Path(__file__).parents[1]
 CLIPS = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data")) / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"real clips are not in {CLIPS}")
 
 
-def rlsys(*arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def rlsys(
+    *arguments: str, timeout_s: float = 300, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rlsys.cli", *arguments]
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s)
+    variables = {**os.environ, **(environment or {})}
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s, env=variables)
 
 
 def on_real_clips(out: Path, **more: object) -> list[str]:
@@ -68,7 +72,7 @@ def test_two_steps_on_real_clips_leave_everything_a_person_needs(two_steps: tupl
     assert summary["num_steps"] == 2
     assert {"collect", "update", "sync"} <= summary["seconds"].keys()
     assert (out / "reward_curve.png").stat().st_size > 1000
-    assert json.loads((out / "checkpoints" / "step_000002" / "run_state.json").read_text())["step"] == 2
+    assert json.loads((out / "checkpoints" / "step_000002" / "state.json").read_text())["step"] == 2
 
 
 def test_the_summary_names_the_exported_weights_by_their_bytes(two_steps: tuple[Path, dict[str, Any]]) -> None:
@@ -122,3 +126,15 @@ def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dic
     result = rlsys("train", *on_real_clips(out))
     assert result.returncode == 2
     assert "--resume" in result.stderr
+
+
+@needs_clips
+def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_head: RayHead, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [*on_real_clips(out), "--address", ray_head.dashboard, "--follow"]
+    result = rlsys("submit", *command, environment=ray_head.environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step 2/2" in result.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_steps"] == 2
+    assert (out / "checkpoints" / "step_000002" / "model" / "config.json").exists()
