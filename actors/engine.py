@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.errors import BadOutput, NoWeights, PromptRefused
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
-from actors.weights_in import as_tensor, check_payload, expected_specs, stale_parameters
+from actors.weights_in import as_tensor, check_payload, expected_weights, stale_parameters
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
 from rlsys.weights import NamedTensor
@@ -50,7 +50,7 @@ class RolloutEngine:
         self._spec = spec
         self._engine: LLMEngine = LLMEngine.from_engine_args(_engine_args(spec))
         self._chat = ChatTokenizer(Path(spec.model_path))
-        self._expected = expected_specs(Path(spec.model_path), spec.dtype)
+        self._expected = expected_weights(Path(spec.model_path), spec.dtype)
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self.limits = _limits(spec, self._engine)
         self.version: WeightVersion | None = None

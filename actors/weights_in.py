@@ -10,6 +10,7 @@ import json
 import struct
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ HEAD = "lm_head.weight"
 _SHOWN = 8  # problems named in an error; a wrong model has hundreds
 
 
-def expected_specs(model_path: Path, dtype: str) -> dict[str, TensorSpec]:
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an update must bring. tied_to: the tensor whose values the output head must have, "" when it has its own."""
+
+    specs: Mapping[str, TensorSpec]
+    tied_to: str
+
+
+def expected_weights(model_path: Path, dtype: str) -> Expected:
     """Name, shape and dtype of every tensor of an update, read from the headers of the checkpoint's files.
 
-    Names are the files' own, plus the output head where it is tied to the embedding: vLLM keeps a head
-    of its own, which an update without it would leave stale. dtype: the run's number format, whatever the
-    files'. Raises FileNotFoundError when the folder has no *.safetensors.
+    Names are the files' own, plus the output head where it is tied to the embedding and so in no file:
+    an update without it would leave vLLM's head stale. dtype: the run's number format, whatever the files'.
+    Raises FileNotFoundError when the folder has no *.safetensors.
     """
     files = sorted(Path(model_path).glob("*.safetensors"))
     if not files:
@@ -38,12 +47,12 @@ def expected_specs(model_path: Path, dtype: str) -> dict[str, TensorSpec]:
     for file in files:
         for name, entry in _header(file).items():
             specs[name] = TensorSpec(shape=tuple(entry["shape"]), dtype=dtype)
-    if HEAD not in specs:
-        embedding = next((name for name in specs if name.endswith("embed_tokens.weight")), None)
-        if embedding is None:
-            raise ValueError(f"{model_path}: neither {HEAD} nor an embed_tokens.weight that it could be tied to.")
-        specs[HEAD] = specs[embedding]
-    return specs
+    if HEAD in specs:
+        return Expected(specs=specs, tied_to="")
+    embedding = next((name for name in specs if name.endswith("embed_tokens.weight")), None)
+    if embedding is None:
+        raise ValueError(f"{model_path}: neither {HEAD} nor an embed_tokens.weight that it could be tied to.")
+    return Expected(specs={**specs, HEAD: specs[embedding]}, tied_to=embedding)
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -55,23 +64,27 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def check_payload(
-    payload: Mapping[str, NamedTensor], version: WeightVersion, expected: Mapping[str, TensorSpec]
-) -> None:
+def check_payload(payload: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
     """Raises WeightsRefused unless `payload` is exactly what `version` names and what the model can take."""
-    problems = differences(expected, {name: tensor.spec for name, tensor in payload.items()})
+    problems = differences(expected.specs, {name: tensor.spec for name, tensor in payload.items()})
     problems = problems or [line for name, tensor in payload.items() if (line := _bytes_problem(name, tensor))]
     if not problems and (found := digest(payload)) != version.digest:
         problems = [f"the digest is {found}, version {version.version} was announced as {version.digest}"]
-    problems = problems or [
-        f"{name}: holds NaN or infinity; the update that made it diverged"
-        for name, tensor in payload.items()
-        if not bool(torch.isfinite(as_tensor(tensor)).all())
-    ]
+    problems = problems or _value_problems(payload, expected.tied_to)
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         lines = "\n  ".join(problems[:_SHOWN])
         raise WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
+
+
+def _value_problems(payload: Mapping[str, NamedTensor], tied_to: str) -> list[str]:
+    if tied_to and not torch.equal(as_tensor(payload[HEAD]), as_tensor(payload[tied_to])):
+        return [f"{HEAD}: differs from {tied_to}, to which this model ties it"]
+    return [
+        f"{name}: holds NaN or infinity; the update that made it diverged"
+        for name, tensor in payload.items()
+        if not bool(torch.isfinite(as_tensor(tensor)).all())
+    ]
 
 
 def _bytes_problem(name: str, tensor: NamedTensor) -> str:

@@ -98,6 +98,8 @@ class Asker:
     def __init__(self, model_path: Path) -> None:
         self._builder = prompt_builder(model_path)
         self.banned_token_ids = self._builder.banned_token_ids
+        self.end_token_id = self._builder.end_token_id
+        self.decode = self._builder.decode
 
     def prompt(self, index: int, *, kind: str = "video", frames: int = 4) -> tuple[PromptItem, Prompt, ClipRef]:
         """Prompt number `index`: its clip is a function of the number."""
@@ -116,9 +118,9 @@ class Asker:
         clip = random_clip(index, kind, frames)
         return item, self._builder.build(item, [clip.info]), clip
 
-    def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING) -> ray.ObjectRef:
+    def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> ray.ObjectRef:
         """A reference to the rollouts of prompt `index`, sampled by one actor."""
-        item, prompt, clip = self.prompt(index)
+        item, prompt, clip = self.prompt(index, kind=kind)
         request = GroupRequest(
             prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
         )

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from actors.errors import WeightsRefused
-from actors.weights_in import HEAD, as_tensor, check_payload, engine_name, expected_specs, stale_parameters
+from actors.weights_in import HEAD, Expected, as_tensor, check_payload, engine_name, expected_weights, stale_parameters
 from rlsys.types import WeightVersion
 from rlsys.weights import NamedTensor, TensorSpec, digest
 
@@ -37,11 +37,11 @@ def version_of(payload: Mapping[str, NamedTensor]) -> WeightVersion:
     )
 
 
-def specs_of(payload: Mapping[str, NamedTensor]) -> dict[str, TensorSpec]:
-    return {name: tensor.spec for name, tensor in payload.items()}
+def wanted(payload: Mapping[str, NamedTensor]) -> Expected:
+    return Expected(specs={name: tensor.spec for name, tensor in payload.items()}, tied_to=EMBEDDING)
 
 
-def refusal(sent: Mapping[str, NamedTensor], expected: Mapping[str, TensorSpec], version: WeightVersion) -> str:
+def refusal(sent: Mapping[str, NamedTensor], expected: Expected, version: WeightVersion) -> str:
     with pytest.raises(WeightsRefused) as caught:
         check_payload(sent, version, expected)
     assert "version 7 refused" in str(caught.value)
@@ -51,7 +51,7 @@ def refusal(sent: Mapping[str, NamedTensor], expected: Mapping[str, TensorSpec],
 def test_the_expected_names_are_those_of_the_files_and_the_tied_head(tiny_model_dir: Path) -> None:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    specs = expected_specs(tiny_model_dir, "bfloat16")
+    specs = expected_weights(tiny_model_dir, "bfloat16").specs
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir)
     shapes = sorted(tuple(p.shape) for _, p in model.named_parameters(remove_duplicate=False))
     assert sorted(spec.shape for spec in specs.values()) == shapes
@@ -62,27 +62,28 @@ def test_the_expected_names_are_those_of_the_files_and_the_tied_head(tiny_model_
 def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path) -> None:
     save_file({EMBEDDING: np.zeros((4, 3), np.float32)}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({HEAD: np.zeros((5, 3), np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
-    specs = expected_specs(tmp_path, "float32")
-    assert {name: spec.shape for name, spec in specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
+    expected = expected_weights(tmp_path, "float32")
+    assert expected.tied_to == ""
+    assert {name: spec.shape for name, spec in expected.specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
 
 
 def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
-        expected_specs(tmp_path, "float32")
+        expected_weights(tmp_path, "float32")
 
 
 def test_a_right_payload_passes(payload: dict[str, NamedTensor]) -> None:
-    check_payload(payload, version_of(payload), specs_of(payload))
+    check_payload(payload, version_of(payload), wanted(payload))
 
 
 def test_a_payload_without_the_tied_head_is_refused(payload: dict[str, NamedTensor]) -> None:
-    expected = specs_of(payload)
+    expected = wanted(payload)
     del payload[HEAD]
     assert f"{HEAD}: missing" in refusal(payload, expected, version_of(payload))
 
 
 def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTensor]) -> None:
-    expected = specs_of(payload)
+    expected = wanted(payload)
     sent = {
         EMBEDDING: named(np.zeros((3, 4), np.float32)),
         "model.norm.weight": named(np.ones(3, np.float64)),
@@ -97,25 +98,31 @@ def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTen
 
 def test_bytes_that_are_too_few_are_refused(payload: dict[str, NamedTensor]) -> None:
     sent = {**payload, HEAD: replace(payload[HEAD], data=payload[HEAD].data[:-4])}
-    assert "is not the 48 bytes" in refusal(sent, specs_of(payload), version_of(sent))
+    assert "is not the 48 bytes" in refusal(sent, wanted(payload), version_of(sent))
 
 
 def test_one_changed_bit_is_refused(payload: dict[str, NamedTensor]) -> None:
     changed = payload[HEAD].data.copy()
     changed[0] ^= 1
     sent = {**payload, HEAD: replace(payload[HEAD], data=changed)}
-    assert "announced as" in refusal(sent, specs_of(payload), version_of(payload))
+    assert "announced as" in refusal(sent, wanted(payload), version_of(payload))
+
+
+def test_a_tied_head_with_values_of_its_own_is_refused(payload: dict[str, NamedTensor]) -> None:
+    sent = {**payload, HEAD: named(np.ones((4, 3), np.float32))}
+    assert f"{HEAD}: differs from {EMBEDDING}" in refusal(sent, wanted(payload), version_of(sent))
+    check_payload(sent, version_of(sent), Expected(specs=wanted(sent).specs, tied_to=""))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_of_an_update_that_diverged_are_refused(payload: dict[str, NamedTensor], value: float) -> None:
     sent = {**payload, "model.norm.weight": named(np.array([1, value, 1], np.float32))}
-    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, specs_of(payload), version_of(sent))
+    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, wanted(payload), version_of(sent))
 
 
 def test_a_model_with_many_wrong_weights_gets_a_short_message() -> None:
     sent = {f"weight{index:03}": named(np.ones(1, np.float32)) for index in range(300)}
-    message = refusal(sent, {}, version_of(sent))
+    message = refusal(sent, Expected(specs={}, tied_to=""), version_of(sent))
     assert "300 problem(s)" in message
     assert "and 292 more" in message
 
