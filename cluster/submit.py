@@ -64,7 +64,7 @@ def with_absolute_paths(config: RunConfig, overrides: Sequence[str]) -> list[str
     A job runs in a folder of its own, which Ray removes afterwards: nothing may be written or looked for there.
     The paths must mean the same on the cluster's nodes, as they do on one machine or a shared file system.
     """
-    paths = {"output_dir": config.output_dir, "model.path": config.model.path}
+    paths: dict[str, Path | None] = {"output_dir": config.output_dir, "model.path": config.model.path}
     paths |= {"data.annotations": config.data.annotations, "data.videos": config.data.videos}
     paths |= {"evaluation.annotations": config.evaluation.annotations, "evaluation.videos": config.evaluation.videos}
     relative = {name: path for name, path in paths.items() if path is not None and not path.is_absolute()}

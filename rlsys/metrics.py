@@ -7,7 +7,7 @@ A statistic is always the last part and is named where the values are handed ove
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,14 +33,14 @@ NAMESPACES = (
     "cluster",
 )
 _NAME = re.compile(rf"({'|'.join(NAMESPACES)})(/[a-z0-9_.]+)+")
-_REDUCTIONS = {
+_REDUCTIONS: Mapping[str, Callable[[np.ndarray], float]] = {
     "mean": np.mean,
     "std": np.std,
     "min": np.min,
     "max": np.max,
     "sum": np.sum,
-    "p50": lambda values: np.percentile(values, 50),
-    "p95": lambda values: np.percentile(values, 95),
+    "p50": lambda values: float(np.percentile(values, 50)),
+    "p95": lambda values: float(np.percentile(values, 95)),
 }
 Span = tuple[float, float]
 

@@ -35,7 +35,7 @@ def digest(tensors: Mapping[str, NamedTensor]) -> str:
     for name in sorted(tensors):
         spec = tensors[name].spec
         sha.update(f"{name}|{','.join(map(str, spec.shape))}|{spec.dtype}|".encode())
-        sha.update(np.ascontiguousarray(tensors[name].data))
+        sha.update(np.ascontiguousarray(tensors[name].data).data)
     return sha.hexdigest()
 
 

@@ -24,7 +24,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_KEPT = []  # a torch.library.Library withdraws its operators when it is collected
+_KEPT: list[object] = []  # a torch.library.Library withdraws its operators when it is collected
 
 
 class _DeclareBeforeTorchvision(importlib.abc.MetaPathFinder):

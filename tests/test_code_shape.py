@@ -1,0 +1,135 @@
+"""Who may import whom, where the heavy libraries live, how long files and functions are, and the lint gates."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlsys import env
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("rlsys", "actors", "learner", "reward_servers", "cluster")
+PARTS = PACKAGES[1:]
+SOURCES = sorted(path for package in (*PACKAGES, "benchmarks") for path in (ROOT / package).rglob("*.py"))
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+ASSEMBLER = "rlsys/assemble.py"
+LEAVES = {
+    "vllm": {"actors/engine.py"},
+    "deepspeed": {"learner/engine.py"},
+    "ray.serve": {"reward_servers/app.py"},
+    "mlflow": {"rlsys/tracking.py"},
+    "decord": {"rlsys/data/decode.py"},
+}
+LIGHT = ("rlsys.loop", "rlsys.types", "rlsys.advantages", "rlsys.metrics", "rlsys.checkpoint", "cluster.placement")
+HEAVY = ("ray", "torch", "vllm", "deepspeed", "transformers", "mlflow", "decord")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, inside functions too. `from ray import serve` counts as ray.serve."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_a_part_imports_the_core_and_never_another_part(package: str) -> None:
+    others = [part for part in PARTS if part != package]
+    found = [
+        f"{name_of(path)} imports {module}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for module in imports(path)
+        if any(is_in(module, other) for other in others)
+    ]
+    assert not found
+
+
+def test_the_core_knows_the_parts_in_one_file_only() -> None:
+    found = [
+        f"{name_of(path)} imports {module}"
+        for path in SOURCES
+        if is_in(name_of(path).replace("/", "."), "rlsys") and name_of(path) != ASSEMBLER
+        for module in imports(path)
+        if any(is_in(module, part) for part in PARTS)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("library", LEAVES)
+def test_a_heavy_library_is_imported_in_its_leaf_only(library: str) -> None:
+    found = {name_of(path) for path in SOURCES if any(is_in(module, library) for module in imports(path))}
+    assert found <= LEAVES[library]
+
+
+def test_the_light_modules_load_no_heavy_library() -> None:
+    code = f"import sys, {', '.join(LIGHT)}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_package_files_are_nearly_empty() -> None:
+    assert not [name_of(path) for path in SOURCES if path.name == "__init__.py" and len(path.read_text()) > 500]
+
+
+def test_files_and_functions_fit_a_screen() -> None:
+    long = [
+        f"{name_of(path)}: {lines} lines"
+        for path in SOURCES
+        if (lines := path.read_text().count("\n")) > MAX_FILE_LINES
+    ]
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(f"{name_of(path)}:{node.lineno} {node.name}: {lines} lines")
+    assert not long
+
+
+def test_no_file_is_a_drawer_for_everything() -> None:
+    assert not [name_of(path) for path in SOURCES if path.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_every_environment_variable_that_is_read_is_listed() -> None:
+    reading = re.compile(r"""(?:environ\.get\(|getenv\(|environ\[)\s*["'](\w+)["'](?!\]\s*=[^=])""")
+    found = {
+        f"{name_of(path)} reads {name}"
+        for path in SOURCES
+        if name_of(path) not in ("rlsys/env.py", "cluster/install/setup.py")  # the latter runs before there is rlsys
+        for name in reading.findall(path.read_text())
+        if name not in env.READ
+    }
+    assert not found
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", [("ruff", "format", "--check", "--quiet", "."), ("ruff", "check", "--quiet", ".")])
+def test_ruff_has_nothing_to_say(command: tuple[str, ...]) -> None:
+    done = run(*command)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_pure_modules_pass_the_type_checker() -> None:
+    done = run("mypy")
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,342 @@
+"""Real ranks on a real (small) Ray cluster: DeepSpeed against plain torch, whatever the split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from fixtures_learner import learner_config, make_batch, make_group, make_row, train_config
+from safetensors.torch import load_file
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from learner.group import LearnerError, LearnerGroup
+from learner.objective import total_loss
+from learner.packing import pack
+from learner.policy import PackedPolicy, load_model, read_layout
+from learner.shards import split_batch
+from learner.spec import LearnerSpec
+from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
+from rlsys.types import RolloutGroup, TrainBatch
+from rlsys.weights import NamedTensor, digest
+
+TINY_PASS = 64
+"""Padded tokens for which almost every row of these tests needs a pass of its own."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        num_cpus=8,
+        _temp_dir="/tmp/rlsys_lrn",
+        object_store_memory=200 << 20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def groups(cluster: None) -> Iterator[dict[int, LearnerGroup]]:
+    """Learners of one and of two ranks, to be loaded again and again as in a run of several stages."""
+    launched = {n: LearnerGroup.launch(num_ranks=n, device="cpu", threads=1, timeout_s=120.0) for n in (1, 2)}
+    yield launched
+    for group in launched.values():
+        group.shutdown()
+
+
+def make_spec(
+    folder: Path, dtype: str = "float32", zero_stage: int = 2, budget: int = 16384, **train: object
+) -> LearnerSpec:
+    return LearnerSpec(
+        model_path=folder,
+        dtype=dtype,
+        attention="sdpa",
+        train=train_config(**train),
+        learner=learner_config(zero_stage=zero_stage, micro_batch_tokens=budget),
+        device="cpu",
+        seed=0,
+    )
+
+
+def mixed_groups(seed: int = 5) -> list[RolloutGroup]:
+    """Unequal lengths and all kinds of media, so that ranks never hold the same."""
+    rng = np.random.default_rng(seed)
+    kinds = [("video",), (), ("image",), ("image", "video"), ()]
+    return [make_group(rng, str(i), kind, rng.integers(1, 9, 3).tolist()) for i, kind in enumerate(kinds)]
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[TrainBatch]:
+    rng = np.random.default_rng(11)
+    return [make_batch(rng, mixed_groups(seed)) for seed in (5, 6)]
+
+
+def weights_of(group: LearnerGroup) -> dict[str, NamedTensor]:
+    return ray.get(group.publish(0)[0])
+
+
+def flat(payload: Mapping[str, NamedTensor], names: Iterable[str]) -> torch.Tensor:
+    return torch.cat([as_tensor(payload[name]).flatten() for name in names])
+
+
+class PlainRun:
+    """The same updates with torch alone: one process, one pass, AdamW, clipping."""
+
+    def __init__(self, spec: LearnerSpec, batches: Sequence[TrainBatch]) -> None:
+        policy = PackedPolicy(load_model(spec.model_path, dtype="float32", attention="sdpa"))
+        train = spec.train
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
+        self.losses, self.grad_norms = [], []
+        for step, batch in enumerate(batches):
+            rows = [row for rows in split_batch(batch, 1, 1 << 20)[0].micro_batches for row in rows]
+            packed = pack(rows, read_layout(policy.model, spec.model_path), dtype=torch.float32)
+            loss = total_loss(batch.objective, packed, policy(packed)[0], None, train)[0] / batch.num_loss_tokens
+            optimizer.zero_grad()
+            loss.backward()
+            self.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), train.max_grad_norm)))
+            optimizer.param_groups[0]["lr"] = train.learning_rate * (1 - step / train.num_steps)
+            optimizer.step()
+            self.losses.append(loss.item())
+        names = checkpoint_names(policy.model)
+        self.weights = {names[name]: parameter.detach() for name, parameter in policy.model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny_model_dir: Path, batches: list[TrainBatch]) -> PlainRun:
+    return PlainRun(make_spec(tiny_model_dir), batches)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "zero_stage", "budget"),
+    [
+        (1, 2, 16384),
+        (1, 2, TINY_PASS),
+        (2, 0, TINY_PASS),
+        (2, 1, TINY_PASS),
+        (2, 2, 16384),
+        (2, 2, TINY_PASS),
+        (2, 3, TINY_PASS),
+    ],
+)
+def test_any_split_over_ranks_and_passes_is_the_same_update(
+    groups: dict[int, LearnerGroup],
+    tiny_model_dir: Path,
+    batches: list[TrainBatch],
+    plain_run: PlainRun,
+    num_ranks: int,
+    zero_stage: int,
+    budget: int,
+) -> None:
+    learner = groups[num_ranks]
+    learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage, budget=budget))
+    found = [learner.update(batch) for batch in batches]
+    assert [m["loss/policy"] for m in found] == pytest.approx(plain_run.losses, rel=1e-4, abs=1e-6)
+    assert [m["optim/grad_norm"] for m in found] == pytest.approx(plain_run.grad_norms, rel=1e-4)
+    assert (found[0]["perf/learner_passes"] > 1) == (budget == TINY_PASS)
+    start, found_weights = (
+        flat(payload, plain_run.weights) for payload in (read_folder(tiny_model_dir), weights_of(learner))
+    )
+    expected = torch.cat([tensor.flatten() for tensor in plain_run.weights.values()])
+    # as a whole and not number by number: AdamW divides by a gradient's size, also where that is rounding alone
+    assert (found_weights - expected).norm() <= 1e-4 * (expected - start).norm()
+
+
+def test_equal_inputs_give_equal_bits(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
+) -> None:
+    digests = []
+    for _ in range(2):
+        groups[2].load(make_spec(tiny_model_dir))
+        for batch in batches:
+            groups[2].update(batch)
+        digests.append(groups[2].publish(2)[1].digest)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_restored_learner_goes_on_bit_for_bit(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path, zero_stage: int
+) -> None:
+    learner, spec = groups[2], make_spec(tiny_model_dir, zero_stage=zero_stage)
+    learner.load(spec)
+    learner.update(batches[0])
+    learner.save(tmp_path / "deepspeed")
+    expected = learner.update(batches[1]), learner.publish(2)[1].digest
+    learner.load(spec)
+    assert learner.publish(0)[1].digest == digest(read_folder(tiny_model_dir))
+    learner.restore(tmp_path / "deepspeed")
+    assert (learner.update(batches[1]), learner.publish(2)[1].digest) == expected
+    assert expected[0]["optim/lr"] == pytest.approx(1e-3 * 0.9)
+
+
+def test_learning_rate_follows_the_schedule(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
+) -> None:
+    groups[1].load(make_spec(tiny_model_dir, num_steps=4, schedule="linear", warmup_steps=2))
+    rates = [groups[1].update(batches[0])["optim/lr"] for _ in range(4)]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_published_weights_are_the_exported_folder(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path, zero_stage: int
+) -> None:
+    learner = groups[2]
+    learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage))
+    learner.update(batches[0])
+    reference, version = learner.publish(7)
+    payload = ray.get(reference)
+    assert (version.version, version.transport, version.num_tensors) == (7, "object_store", len(payload))
+    assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())
+    assert learner.export(tmp_path / "model") == version.digest == digest(read_folder(tmp_path / "model"))
+    source = load_file(tiny_model_dir / "model.safetensors")
+    assert payload.keys() == source.keys() | {HEAD}
+    assert payload[HEAD].data.tobytes() == payload["model.embed_tokens.weight"].data.tobytes()
+    assert version.digest != digest(read_folder(tiny_model_dir))
+
+
+def test_exported_folder_is_the_policy_for_everyone(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
+) -> None:
+    learner = groups[2]
+    learner.load(make_spec(tiny_model_dir))
+    learner.update(batches[0])
+    expected = learner.logprobs(batches[0].groups)
+    learner.export(tmp_path / "model")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert AutoProcessor.from_pretrained(tmp_path / "model").tokenizer.vocab_size
+    rows = [make_row(group) for group in batches[0].groups]
+    packed = pack(rows, read_layout(model, tmp_path / "model"), dtype=torch.float32)
+    with torch.no_grad():
+        found = PackedPolicy(model)(packed)[0].numpy()
+    np.testing.assert_allclose(np.concatenate([one for group in expected for one in group]), found, atol=1e-5)
+
+
+def test_logprobs_come_back_in_order_and_frames_may_be_references(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path
+) -> None:
+    asked = mixed_groups()
+    by_reference = [
+        replace(group, clips=tuple(replace(clip, frames=ray.put(clip.frames)) for clip in group.clips))
+        for group in asked
+    ]
+    found = []
+    for num_ranks, budget, given in ((1, 16384, asked), (2, TINY_PASS, by_reference)):
+        groups[num_ranks].load(make_spec(tiny_model_dir, budget=budget))
+        found.append(groups[num_ranks].logprobs(given))
+    for group, one, other in zip(asked, *found, strict=True):
+        assert [len(a) for a in one] == [len(rollout.response_ids) for rollout in group.rollouts]
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sampler_difference_is_that_of_the_logprobs(groups: dict[int, LearnerGroup], tiny_model_dir: Path) -> None:
+    learner, asked = groups[2], mixed_groups()
+    learner.load(make_spec(tiny_model_dir))
+    own = np.concatenate([one for group in learner.logprobs(asked) for one in group])
+    sampler = np.concatenate([rollout.response_logprobs for group in asked for rollout in group.rollouts])
+    metrics = learner.update(make_batch(np.random.default_rng(0), asked))
+    assert metrics["policy/sampler_logprob_diff/mean"] == pytest.approx(np.abs(own - sampler).mean(), rel=1e-4)
+    assert metrics["policy/sampler_logprob_diff/max"] == pytest.approx(np.abs(own - sampler).max(), rel=1e-4)
+
+
+def test_on_policy_update_has_ratio_one_and_clips_nothing(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path
+) -> None:
+    learner, asked = groups[2], mixed_groups()
+    learner.load(make_spec(tiny_model_dir, kl_coef=0.1))
+    sampled = [
+        replace(
+            group, rollouts=tuple(replace(r, response_logprobs=p) for r, p in zip(group.rollouts, own, strict=True))
+        )
+        for group, own in zip(asked, learner.logprobs(asked), strict=True)
+    ]
+    batch = make_batch(np.random.default_rng(0), sampled)
+    metrics = learner.update(batch)
+    assert metrics["policy/ratio/max"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["policy/clip_frac"] == 0
+    # the reference is the policy that the run starts from
+    assert metrics["policy/kl_to_ref"] == pytest.approx(0.0, abs=1e-8)
+    moved = learner.update(batch)
+    assert moved["policy/kl_to_ref"] > 1e-4
+    assert moved["loss/kl"] == pytest.approx(0.1 * moved["policy/kl_to_ref"])
+
+
+def test_supervised_steps_lower_the_loss(groups: dict[int, LearnerGroup], tiny_model_dir: Path) -> None:
+    rng = np.random.default_rng(0)
+    batch = make_batch(rng, [make_group(rng, str(i), ("video",), [6]) for i in range(3)], "nll")
+    groups[2].load(make_spec(tiny_model_dir, learning_rate=2e-3))
+    losses = [groups[2].update(batch)["loss/nll"] for _ in range(8)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_bfloat16_trains_and_publishes_bfloat16(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path, zero_stage: int
+) -> None:
+    learner = groups[2]
+    learner.load(make_spec(tiny_model_dir, dtype="bfloat16", zero_stage=zero_stage, budget=TINY_PASS, kl_coef=0.1))
+    before = weights_of(learner)
+    metrics = learner.update(batches[0])
+    assert 0 < metrics["optim/grad_norm"] < 100
+    after = weights_of(learner)
+    assert {tensor.spec.dtype for tensor in after.values()} == {"bfloat16"}
+    assert digest(after) != digest(before)
+    assert learner.export(tmp_path / "model") == digest(after) == digest(read_folder(tmp_path / "model"))
+
+
+def test_a_rank_that_fails_is_named_and_ends_the_group(cluster: None, tiny_model_dir: Path) -> None:
+    learner = LearnerGroup.launch(num_ranks=2, device="cpu", threads=1, timeout_s=120.0)
+    learner.load(make_spec(tiny_model_dir))
+    rng = np.random.default_rng(0)
+    asked = [make_group(rng, f"file:{i}", ("video",), [4, 4]) for i in range(2)]
+    asked[1].rollouts[0].response_logprobs[2] = np.nan
+    started = time.monotonic()
+    with pytest.raises(LearnerError, match=r"rank 1: FloatingPointError: loss nan on file:1"):
+        learner.update(make_batch(rng, asked))
+    assert time.monotonic() - started < 30
+    assert learner.num_ranks == 0
+
+
+def stub_group(behaviours: Sequence[str], timeout_s: float) -> LearnerGroup:
+    """Ranks with faults that real ones cannot be made to have on demand."""
+
+    class Stub:  # in here, so that it is sent by value: workers cannot import this module
+        def __init__(self, behaviour: str) -> None:
+            self._behaviour = behaviour
+
+        def load(self, spec: object) -> None:
+            if self._behaviour == "raise":
+                raise MemoryError("no room for the model")
+            time.sleep(60)
+
+    workers = [ray.remote(Stub).options(num_cpus=0).remote(behaviour) for behaviour in behaviours]
+    ray.get([worker.__ray_ready__.remote() for worker in workers])
+    return LearnerGroup(workers, timeout_s)
+
+
+def test_a_failure_does_not_wait_for_ranks_that_hang(cluster: None, tiny_model_dir: Path) -> None:
+    group = stub_group(["hang", "raise"], timeout_s=50.0)
+    started = time.monotonic()
+    with pytest.raises(LearnerError, match="learner.load: all ranks ended, because rank 1: MemoryError: no room"):
+        group.load(make_spec(tiny_model_dir))
+    assert time.monotonic() - started < 20
+
+
+def test_a_call_past_its_deadline_names_the_late_ranks(cluster: None, tiny_model_dir: Path) -> None:
+    group = stub_group(["hang", "hang"], timeout_s=0.5)
+    with pytest.raises(LearnerError, match=r"ranks \[0, 1\] took over learner.timeout_s=0.5 s"):
+        group.load(make_spec(tiny_model_dir))
+
+
+def test_updates_need_a_model(cluster: None, batches: list[TrainBatch]) -> None:
+    with pytest.raises(RuntimeError, match="call load"):
+        LearnerGroup([], 1.0).update(batches[0])
