@@ -75,8 +75,8 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
     if not attaches and config.data.cache_bytes > store_bytes * 3 // 4:
         yield (
             f"data.cache_bytes={config.data.cache_bytes} takes over three quarters of "
-            f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which weights and clips "
-            "in flight share; lower the first or raise the second."
+            f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which weights and "
+            "clips in flight share; lower the first or raise the second."
         )
 
 

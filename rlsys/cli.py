@@ -84,7 +84,8 @@ def check_config(
 
     with _clear_errors():
         if fields:
-            return typer.echo("\n".join(field_lines()))
+            typer.echo("\n".join(field_lines()))
+            return
         if config is None:
             raise ConfigError("give a config file, or --fields.")
         report = check(load(config, overrides or ()))
@@ -121,7 +122,9 @@ def submit(
 def data_check(
     format: Annotated[str, typer.Option(help="charades_sta, nextgqa or got10k.")],
     annotations: Annotated[Path, typer.Option(help="The annotation file.")],
-    videos: Annotated[Path | None, typer.Option(help="Folder of its videos; without it files are not looked for.")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of its videos; without it files are not looked for.")
+    ] = None,
 ) -> None:
     """Count videos and queries, then list every dirty row."""
     from rlsys.data.annotations import check
@@ -133,7 +136,9 @@ def data_check(
 
 @rewards_app.command("serve")
 def rewards_serve(
-    config: Annotated[Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run the reward servers alone until interrupted."""

@@ -74,11 +74,17 @@ class DataConfig(Part):
     def _budgets_agree(self) -> DataConfig:
         for name in ("min_frames", "max_frames"):
             if getattr(self, name) % 2:
-                raise ValueError(f"data.{name}={getattr(self, name)}: Qwen2.5-VL merges frames in pairs; use an even number.")
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)}: Qwen2.5-VL merges frames in pairs; use an even number."
+                )
         if self.min_frames > self.max_frames:
-            raise ValueError(f"data.min_frames={self.min_frames} is above data.max_frames={self.max_frames}; lower the first.")
+            raise ValueError(
+                f"data.min_frames={self.min_frames} is above data.max_frames={self.max_frames}; lower the first."
+            )
         if self.min_pixels > self.max_pixels:
-            raise ValueError(f"data.min_pixels={self.min_pixels} is above data.max_pixels={self.max_pixels}; lower the first.")
+            raise ValueError(
+                f"data.min_pixels={self.min_pixels} is above data.max_pixels={self.max_pixels}; lower the first."
+            )
         if self.total_pixels < self.min_pixels * self.min_frames:
             raise ValueError(
                 f"data.total_pixels={self.total_pixels} is below min_pixels x min_frames = "
@@ -117,11 +123,13 @@ class RolloutConfig(Part):
     def _a_group_fits_its_engine(self) -> RolloutConfig:
         if self.group_size < 2:
             raise ValueError(
-                f"rollout.group_size={self.group_size}: advantages need at least 2 rollouts per prompt; set it to 2 or more (8 is usual)."
+                f"rollout.group_size={self.group_size}: advantages need at least 2 rollouts per prompt; "
+                "set it to 2 or more (8 is usual)."
             )
         if self.group_size > self.max_num_seqs:
             raise ValueError(
-                f"rollout.group_size={self.group_size} is above rollout.max_num_seqs={self.max_num_seqs}; raise max_num_seqs."
+                f"rollout.group_size={self.group_size} is above rollout.max_num_seqs={self.max_num_seqs}; "
+                "raise max_num_seqs."
             )
         if self.temperature == 0:
             raise ValueError("rollout.temperature=0: a group of equal responses has no advantages; use 1.0.")
@@ -225,7 +233,7 @@ class TrackingConfig(Part):
 
 class ClusterConfig(Part):
     address: str | None = None
-    """Ray address to attach to; null attaches to the cluster the process finds itself in, else starts one on loopback."""
+    """Ray address to attach to; null attaches to the cluster the process is in, else starts one on loopback."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
     """Ray CPUs an actor reserves (on GPU machines it also reserves tensor_parallel_size GPUs)."""
     cpus_per_rank: float = Field(default=1.0, gt=0)
@@ -318,7 +326,9 @@ def parse(tree: dict[str, Any], source: str) -> RunConfig:
 
 def _plain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown key (value {error['input']!r}); check the spelling, `rlsys check-config --fields` lists all keys."
+        return (
+            f"unknown key (value {error['input']!r}); check the spelling, `rlsys check-config --fields` lists all keys."
+        )
     message = error["msg"].removeprefix("Value error, ")
     return message if error["type"] == "value_error" else f"{message} (value {error['input']!r})"
 

@@ -158,7 +158,8 @@ def _report(
     clock: Clock,
 ) -> dict[str, Any]:
     held_out = {
-        stage: {**by["sampled"], **({"greedy": by["greedy"]} if "greedy" in by else {})} for stage, by in results.items()
+        stage: {**by["sampled"], **({"greedy": by["greedy"]} if "greedy" in by else {})}
+        for stage, by in results.items()
     }
     whole = {**asdict(summary), "seconds": {**summary.seconds, **clock.seconds}, "held_out": held_out}
     with Tracker(config, run_id=summary.mlflow_run_id) as tracker:
@@ -201,5 +202,9 @@ def verdict(results: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: M
         f"{after['sampled']['reward']:.3f}.",
         f"Shown another question's video it falls to mIoU {shuffled:.3f}, and the best constant answer has "
         f"{constant:.3f}: "
-        + ("its skill comes from the video." if shuffled < constant < after["sampled"]["miou"] else "no skill is shown."),
+        + (
+            "its skill comes from the video."
+            if shuffled < constant < after["sampled"]["miou"]
+            else "no skill is shown."
+        ),
     ]

@@ -83,7 +83,10 @@ def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
 
 
 def _collect(
-    start: Callable[[int], Future[ScoredGroup]], in_flight: deque[Future[ScoredGroup]], config: RunConfig, state: RunState
+    start: Callable[[int], Future[ScoredGroup]],
+    in_flight: deque[Future[ScoredGroup]],
+    config: RunConfig,
+    state: RunState,
 ) -> tuple[tuple[ScoredGroup, ...], int]:
     """The groups of the next update in starting order, and how many draws had an unusable clip."""
     wanted, max_lag = config.train.prompts_per_step, config.pipeline.max_lag
@@ -115,7 +118,9 @@ def _check_lag(groups: list[ScoredGroup], version: int, max_lag: int) -> None:
         for rollout in scored.group.rollouts:
             lag = lag_updates(version=version, weight_version=rollout.weight_version)
             if not 0 <= lag <= max_lag:
-                raise RuntimeError(f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}.")
+                raise RuntimeError(
+                    f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
+                )
 
 
 def make_batch(groups: tuple[ScoredGroup, ...], min_valid: int) -> TrainBatch:

@@ -151,10 +151,13 @@ def _start_state(config: RunConfig, resume: Path | None) -> RunState:
     if resume:
         state = load_state(find(resume))
         if state.seed != config.seed:
-            raise ConfigError(f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}.")
+            raise ConfigError(
+                f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}."
+            )
         if state.step >= config.train.num_steps:
             raise ConfigError(
-                f"--resume {resume}: it holds {state.step} steps, train.num_steps={config.train.num_steps}; raise num_steps."
+                f"--resume {resume}: it holds {state.step} steps, train.num_steps={config.train.num_steps}; "
+                "raise num_steps."
             )
         log.info("going on from step %d of %s", state.step, resume)
         return state

@@ -166,7 +166,9 @@ class RolloutGroup:
     def __post_init__(self) -> None:
         found = [rollout.sample_index for rollout in self.rollouts]
         if found != list(range(len(found))):
-            raise ValueError(f"{self.item.prompt_id}: sample indices {found} are not 0..G-1 in order; a group was split.")
+            raise ValueError(
+                f"{self.item.prompt_id}: sample indices {found} are not 0..G-1 in order; a group was split."
+            )
 
 
 Status = Literal["ok", "abstain", "infra", "malformed"]
@@ -212,7 +214,9 @@ class ScoredGroup:
         size = len(self.group.rollouts)
         shapes = (self.scores.shape, self.rewards.shape, self.is_valid.shape)
         if shapes != ((size, len(self.score_names)), (size,), (size,)):
-            raise ValueError(f"{self.group.item.prompt_id}: scores, rewards, is_valid have shapes {shapes} for {size} rollouts.")
+            raise ValueError(
+                f"{self.group.item.prompt_id}: scores, rewards, is_valid have shapes {shapes} for {size} rollouts."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -38,9 +38,7 @@ def make_group(
     return RolloutGroup(item=make_item(prompt_id), prompt=prompt, clips=(), rollouts=rollouts)
 
 
-def make_scored(
-    group: RolloutGroup, rewards: Sequence[float], is_valid: Sequence[bool] | None = None
-) -> ScoredGroup:
+def make_scored(group: RolloutGroup, rewards: Sequence[float], is_valid: Sequence[bool] | None = None) -> ScoredGroup:
     """A scored group whose one score, `iou`, equals the reward."""
     array = np.array(rewards, np.float32)
     valid = np.ones(len(rewards), bool) if is_valid is None else np.array(is_valid)

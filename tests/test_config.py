@@ -31,7 +31,12 @@ def test_charades_config_has_the_settings_of_the_paper() -> None:
 
 def test_overrides_are_yaml_values_laid_over_the_file(minimal: Path) -> None:
     config = load(minimal, ["train.num_steps=7", "train.betas=[0.9, 0.95]", "reward.url=http://host:1", "seed=3"])
-    assert (config.train.num_steps, config.train.betas, config.reward.url, config.seed) == (7, (0.9, 0.95), "http://host:1", 3)
+    assert (config.train.num_steps, config.train.betas, config.reward.url, config.seed) == (
+        7,
+        (0.9, 0.95),
+        "http://host:1",
+        3,
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ def test_no_answers_is_an_error_not_a_nan() -> None:
 
 
 def test_answers_that_could_not_be_scored_are_left_out_and_counted() -> None:
-    groups = [make_scored(make_group(), [1, 0, 1, 1], [True, True, False, True]), make_scored(make_group(), [0, 0, 0, 0])]
+    groups = [
+        make_scored(make_group(), [1, 0, 1, 1], [True, True, False, True]),
+        make_scored(make_group(), [0, 0, 0, 0]),
+    ]
     got = answer_metrics(groups)
     assert got["miou"] == pytest.approx(2 / 7)
     assert (got["num_responses"], got["failed_frac"]) == (7, pytest.approx(1 / 8))
@@ -39,7 +42,9 @@ def test_shuffling_gives_every_question_another_video_and_keeps_its_truth() -> N
 
     from dataclasses import replace
 
-    items = [replace(make_item(f"f:{row}", truth=[row, row + 1]), media=(video(f"{row // 2}.mp4"),)) for row in range(10)]
+    items = [
+        replace(make_item(f"f:{row}", truth=[row, row + 1]), media=(video(f"{row // 2}.mp4"),)) for row in range(10)
+    ]
     shuffled = with_shuffled_videos(items)
     assert all(a.media != b.media and a.truth == b.truth for a, b in zip(items, shuffled, strict=True))
     assert sorted(i.media[0].uri for i in shuffled) == sorted(i.media[0].uri for i in items)
