@@ -6,6 +6,7 @@ import datetime
 import gc
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +33,19 @@ MAX_BUCKET_NUMBERS = 500_000_000
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
-    """Where ranks meet, on a port that the system picks; rank 0 opens it and keeps it."""
-    timeout = datetime.timedelta(seconds=timeout_s)
-    return dist.TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timeout)
+    """Where ranks meet: an address of this machine, on a port that the system picks. Rank 0 opens it and keeps it."""
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=timeout_s),
+        # the store would otherwise listen on every network
+        master_listen_fd=listener.detach(),
+    )
 
 
 def find_store(world_size: int, host: str, port: int, timeout_s: float) -> dist.TCPStore:
@@ -203,7 +214,8 @@ def _add_tokens(stats: RankStats, by_token: Mapping[str, torch.Tensor]) -> None:
 
 def _by_response(rows: Sequence[Row], logprobs: torch.Tensor) -> list[list[np.ndarray]]:
     flat = logprobs.cpu().numpy()
-    found, start = [], 0
+    found: list[list[np.ndarray]] = []
+    start = 0
     for row in rows:
         found.append([])
         for response in row.responses:
@@ -220,6 +232,8 @@ def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, object]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.train.max_grad_norm,
         "bf16": {"enabled": spec.dtype == "bfloat16"},
+        # passes add up in float32 whatever the weights are in, or many would round each other away; not at stage 0
+        "data_types": {"grad_accum_dtype": "fp32" if spec.learner.zero_stage else None},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": spec.learner.zero_stage,

@@ -13,7 +13,7 @@ import ray
 from learner.metrics import combine
 from learner.shards import group_row, plan_passes, split_batch
 from learner.spec import LearnerSpec
-from learner.worker import LearnerWorker
+from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
 
 BLAME_S = 2.0
@@ -51,14 +51,16 @@ class LearnerGroup:
             options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
         environment = {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads)}
         actor = ray.remote(LearnerWorker)
-        workers = [
+        workers: list[Any] = [
             actor.options(**chosen, runtime_env={"env_vars": environment}).remote(
                 rank, num_ranks, device, threads, timeout_s
             )
             for rank, chosen in zip(range(num_ranks), options, strict=True)
         ]
         group = cls(workers, timeout_s)
-        host, port = group._wait("open_store", [workers[0].open_store.remote()])[0]
+        places = group._call("where")
+        host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
+        (port,) = group._wait("open_store", [workers[0].open_store.remote(host)])
         group._call("join", host, port)
         return group
 
@@ -74,8 +76,9 @@ class LearnerGroup:
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser update; metrics by name, over all tokens of all ranks. See `learner.metrics.REDUCTIONS`."""
-        shards = split_batch(batch, self.num_ranks, self._loaded.learner.micro_batch_tokens)
-        calls = [worker.update.remote(shard) for worker, shard in zip(self._workers, shards, strict=True)]
+        workers = self._alive
+        shards = split_batch(batch, len(workers), self._loaded.learner.micro_batch_tokens)
+        calls = [worker.update.remote(shard) for worker, shard in zip(workers, shards, strict=True)]
         return combine(self._wait("update", calls))
 
     def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion]:
@@ -91,10 +94,11 @@ class LearnerGroup:
         for group in groups:
             size = len(group.rollouts)
             rows.append(group_row(group, np.zeros(size, np.float32), np.ones(size, bool)))
-        plan = plan_passes([row.num_tokens for row in rows], self.num_ranks, self._loaded.learner.micro_batch_tokens)
+        workers = self._alive
+        plan = plan_passes([row.num_tokens for row in rows], len(workers), self._loaded.learner.micro_batch_tokens)
         calls = [
             worker.logprobs.remote(tuple(tuple(rows[index] for index in indices) for indices in passes))
-            for worker, passes in zip(self._workers, plan, strict=True)
+            for worker, passes in zip(workers, plan, strict=True)
         ]
         found: dict[int, list[np.ndarray]] = {}
         for passes, by_pass in zip(plan, self._wait("logprobs", calls), strict=True):
@@ -121,6 +125,12 @@ class LearnerGroup:
         self._workers = []
 
     @property
+    def _alive(self) -> list[Any]:
+        if not self._workers:
+            raise LearnerError("the learner's ranks have been ended; launch a new group and restore a checkpoint.")
+        return self._workers
+
+    @property
     def _loaded(self) -> LearnerSpec:
         if self._spec is None:
             raise RuntimeError("the learner has no model yet; call load(spec) first.")
@@ -128,7 +138,7 @@ class LearnerGroup:
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         """The method on every rank at once; its results by rank."""
-        return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._workers])
+        return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._alive])
 
     def _wait(self, method: str, calls: Sequence[ray.ObjectRef]) -> list[Any]:
         """Results in the order of `calls`. A failure ends all ranks: the others wait for it in a collective."""

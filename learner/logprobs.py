@@ -11,7 +11,7 @@ MAX_CHUNK_NUMBERS = 1 << 26
 
 
 def token_logprobs(
-    hidden: torch.Tensor, lm_head: nn.Module, targets: torch.Tensor, max_numbers: int = MAX_CHUNK_NUMBERS
+    hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor, max_numbers: int = MAX_CHUNK_NUMBERS
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target under softmax(lm_head(hidden)), and the entropy there, both f32 [T], in nats.
 
@@ -32,7 +32,7 @@ def token_logprobs(
 
 
 def _chunk_logprobs(
-    hidden: torch.Tensor, lm_head: nn.Module, targets: torch.Tensor
+    hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     all_logprobs = lm_head(hidden).float().log_softmax(dim=-1)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from rlsys.weights import NamedTensor, digest
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
+
+LOOPBACK = "127.0.0.1"
 
 MicroBatches = tuple[tuple[Row, ...], ...]
 
@@ -40,18 +43,24 @@ class LearnerWorker:
         self._store: Any = None
         self._engine: LearnerEngine | None = None
 
-    def open_store(self) -> tuple[str, int]:
-        """On rank 0: host and port at which the other ranks find it."""
+    def where(self) -> tuple[str, str]:
+        """Id and address of the node that this rank is on."""
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+
+    def open_store(self, host: str) -> int:
+        """On rank 0: the port of `host` at which the other ranks find it."""
         from learner.engine import open_store
 
-        host = ray.util.get_node_ip_address()
         self._store = open_store(self._num_ranks, host, self._timeout_s)
-        return host, self._store.port
+        return self._store.port
 
     def join(self, host: str, port: int) -> None:
         """Become a rank; returns when all of them have."""
         from learner.engine import find_store, join_ranks
 
+        if host == LOOPBACK:
+            # the libraries would otherwise listen on the network
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
         store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
         join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
 
