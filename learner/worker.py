@@ -118,7 +118,7 @@ def describe(payload: Mapping[str, NamedTensor], version: int) -> WeightVersion:
 def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
     """The rows with every clip's frames fetched from the object store, each once and all together."""
     frames = [clip.frames for rows in micro_batches for row in rows for clip in row.clips]
-    refs = list({found for found in frames if isinstance(found, ray.ObjectRef)})
+    refs = list(dict.fromkeys(found for found in frames if isinstance(found, ray.ObjectRef)))
     arrays = dict(zip(refs, ray.get(refs), strict=True))
 
     def fetched(row: Row) -> Row:

@@ -125,6 +125,18 @@ def test_windowed_attention_of_uneven_windows_equals_the_plain_model(bench_model
     assert (found - expected).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_recomputed_activations_and_eager_attention_give_the_same_gradient(
+    attention: str, policy: PackedPolicy, tiny_model_dir: Path
+) -> None:
+    rng = np.random.default_rng(4)
+    batch = pack_rows(policy, tiny_model_dir, [make_row(make_group(rng, str(i), ("video",), [5, 3])) for i in range(2)])
+    expected = gradient(policy, policy(batch)[0].sum())
+    other = PackedPolicy(load_model(tiny_model_dir, dtype="float32", attention=attention)).train()
+    other.model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert (gradient(other, other(batch)[0].sum()) - expected).norm() <= 1e-5 * expected.norm()
+
+
 def test_a_row_by_hand(policy: PackedPolicy, tiny_model_dir: Path) -> None:
     rng = np.random.default_rng(0)
     group = make_group(rng, "0", (), [3, 1, 2], num_text=2)
