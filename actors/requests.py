@@ -70,7 +70,8 @@ class EngineLimits:
 def environment(spec: EngineSpec) -> dict[str, str]:
     """The environment that an engine's process needs before anything is imported."""
     if spec.device == "cuda":
-        return dict(env.QUIET)
+        # an engine in a process of its own cannot be sent tensors: its wire format turns them into lists
+        return {**env.QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.threads)}
 
 

@@ -118,8 +118,8 @@ def engine_name(name: str) -> str:
 def stale_parameters(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:
     """How many tensors of `payload` can be read back from vLLM's model, and which of them differ there.
 
-    Norms, biases, embedding and output head are kept as they came. Not checked: fused
-    projections (q/k/v, gate/up) anywhere, and linear weights on CPU, which vLLM packs anew and frees.
+    Norms, most biases, embedding and output head are kept as they came. Not checked: fused projections
+    (q/k/v, gate/up) anywhere, and on CPU the matrices of linear layers, which vLLM packs anew and frees.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     num_read, stale = 0, []

@@ -122,7 +122,7 @@ def test_sampling_that_vllm_would_take_silently_or_fail_on_is_refused(settings: 
     assert said in refusal([1, 2], [], **settings)
 
 
-def test_an_engine_on_gpu_keeps_vllms_own_settings() -> None:
+def test_threads_are_set_on_cpu_alone_and_the_engine_is_in_its_actors_process_everywhere() -> None:
     spec = EngineSpec(
         model_path="m",
         dtype="bfloat16",
@@ -135,5 +135,7 @@ def test_an_engine_on_gpu_keeps_vllms_own_settings() -> None:
         device="cuda",
         banned_token_ids=(),
     )
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment(spec)
-    assert environment(replace(spec, device="cpu"))["OMP_NUM_THREADS"] == "3"
+    on_gpu, on_cpu = environment(spec), environment(replace(spec, device="cpu"))
+    assert "OMP_NUM_THREADS" not in on_gpu
+    assert on_cpu["OMP_NUM_THREADS"] == "3"
+    assert on_gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == on_cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
