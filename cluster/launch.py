@@ -138,6 +138,8 @@ def _knock(address: str) -> None:
 def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="rlsys-", dir=short_temp_dir()))
     num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
+    # it warns at every start that the cluster asks for a token, which this process has
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     log.info("starting Ray on this machine: %d logical CPUs, %d MiB shared memory", num_cpus, config.object_store_mib)
     failed = True
     try:
