@@ -94,22 +94,35 @@ def step_metrics(
     rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
     total_s = sum(step.seconds.values())
     num_tokens = sum(rollout.response_ids.size for rollout in rollouts)
-    return {
-        **reward_metrics(step.groups),
-        **advantage_metrics(step.batch),
-        **rollout_metrics(rollouts, trained_at=step.state.version - 1),
-        **span_metrics(step.groups),
-        **step.learner_metrics,
+    of_the_step = {
         **{f"time/{phase}_s": seconds for phase, seconds in step.seconds.items()},
         "time/step_s": total_s,
         "perf/rollouts_per_s": _ratio(len(rollouts), total_s),
         "perf/response_tokens_per_s": _ratio(num_tokens, total_s),
-        "data/bad_clips": float(step.bad_clips),
+        "data/bad_draws": float(step.bad_clips),
         "data/drawn": float(step.state.drawn),
         "weights/version": float(step.state.version),
-        **_in_namespace("data", clip_counters),
-        **_in_namespace("rollout", pool_counters),
     }
+    return merge(
+        reward_metrics(step.groups),
+        advantage_metrics(step.batch),
+        rollout_metrics(rollouts, trained_at=step.state.version - 1),
+        span_metrics(step.groups),
+        step.learner_metrics,
+        of_the_step,
+        _in_namespace("data", clip_counters),
+        _in_namespace("rollout", pool_counters),
+    )
+
+
+def merge(*parts: Mapping[str, float]) -> dict[str, float]:
+    """All metrics of several sources. Raises ValueError when two of them claim one name."""
+    merged: dict[str, float] = {}
+    for part in parts:
+        if twice := merged.keys() & part.keys():
+            raise ValueError(f"metrics recorded twice in one step: {', '.join(sorted(twice))}; rename one of them.")
+        merged |= part
+    return merged
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -60,7 +60,12 @@ def test_lengths_lags_and_rates() -> None:
     assert found["perf/rollouts_per_s"] == pytest.approx(4.0)
     assert found["perf/response_tokens_per_s"] == pytest.approx(16.0)
     assert (found["data/hits"], found["data/decodes_per_clip"], found["rollout/restarts"]) == (3.0, 1.0, 0.0)
-    assert (found["data/bad_clips"], found["loss/total"], found["time/collect_s"]) == (1.0, 0.25, 1.5)
+    assert (found["data/bad_draws"], found["loss/total"], found["time/collect_s"]) == (1.0, 0.25, 1.5)
+
+
+def test_two_sources_cannot_claim_one_name() -> None:
+    with pytest.raises(ValueError, match="recorded twice in one step: time/step_s"):
+        step_metrics(make_step(two_groups()), {}, {"time/step_s": 1.0})
 
 
 def test_truncated_responses_are_a_share() -> None:
