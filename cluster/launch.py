@@ -20,6 +20,7 @@ from rlsys.config import ClusterConfig, ConfigError, RunConfig
 env.be_quiet()  # ray reads some of these when it is imported
 
 import ray  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
 from ray.exceptions import AuthenticationError, GetTimeoutError  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
@@ -135,6 +136,17 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray 2.60 replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines."""
+    believed = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = believed
+
+
+@contextmanager
 def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="rlsys-", dir=short_temp_dir()))
     num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
@@ -143,17 +155,18 @@ def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
     log.info("starting Ray on this machine: %d logical CPUs, %d MiB shared memory", num_cpus, config.object_store_mib)
     failed = True
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=config.object_store_mib << 20,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=_shows_worker_logs(),
-            runtime_env=runtime_env(config, code="here"),
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(folder),
-        )
+        with _loopback():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=config.object_store_mib << 20,
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=_shows_worker_logs(),
+                runtime_env=runtime_env(config, code="here"),
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+            )
         yield
         failed = False
     finally:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from rlsys import env
 from rlsys.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
@@ -26,7 +27,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid ove
 
 
 @app.callback()
-def _set_up_logging() -> None:
+def _set_up_process() -> None:
+    env.be_quiet()  # libraries read some of these when they are imported
     if sys.stderr.isatty():
         handler: logging.Handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
     else:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,8 @@ import ray
 from video_files import REPO, frames_shown, make_spec, make_video
 
 from rlsys.config import DataConfig
-from rlsys.data.clips import MAX_RETRIES, ClipStore
+from rlsys.data.clips import ClipStore
+from rlsys.data.decoders import MAX_RETRIES
 from rlsys.data.errors import ClipError
 from rlsys.types import ClipRef, VideoSpec
 
@@ -57,11 +58,18 @@ def decoding_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if any("_decode_in_task" in part for part in process.cmdline()):
+            if any("Decoder.decode" in part for part in process.cmdline()):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
     return found
+
+
+def wait_until(is_true: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
 
 
 def test_concurrent_gets_share_one_decode_and_later_ones_hit_the_cache(cluster: None, tmp_path: Path) -> None:
@@ -139,22 +147,22 @@ def test_a_decode_that_hangs_ends_at_its_deadline_and_frees_its_place(cluster: N
     assert "not decoded after 2 s; raise `data.decode_timeout_s`" in str(hanging)
     assert isinstance(good, ClipRef)
     assert time.monotonic() - started < 60
-    deadline = time.monotonic() + 30
-    while decoding_processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not decoding_processes(), "the hanging decode is gone"
+    wait_until(lambda: not decoding_processes(), "the hanging decode is gone")
 
 
 def test_waiting_for_a_cpu_is_not_held_against_the_clip(cluster: None, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+
     @ray.remote(num_cpus=1)
     def occupy(seconds: float) -> None:
+        started.touch()
         time.sleep(seconds)
 
-    store = ClipStore(DataConfig(decode_timeout_s=2.0))
     busy = occupy.remote(5.0)
-    time.sleep(0.5)
+    wait_until(started.exists, "the decoders of earlier stores give their CPU back")
+    store = ClipStore(DataConfig(decode_timeout_s=2.0))
     assert isinstance(get_all(store, spec_of(tmp_path / "a.mp4"))[0], ClipRef)
-    ray.get(busy)
+    ray.get(busy, timeout=30)
 
 
 def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None, tmp_path: Path) -> None:
