@@ -106,7 +106,7 @@ class LearnerEngine:
         weights are to be thrown away then.
         """
         stats = RankStats()
-        self._engine.train()
+        self._set_training(True)
         last = len(shard.micro_batches) - 1
         for index, rows in enumerate(shard.micro_batches):
             self._engine.set_gradient_accumulation_boundary(index == last)
@@ -150,6 +150,10 @@ class LearnerEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if grad_norm is None else grad_norm)
 
+    def _set_training(self, training: bool) -> None:
+        if self._engine.module.training != training:  # walks all modules, a millisecond on the smallest
+            self._engine.train(training)
+
     def _pack(self, rows: Sequence[Row]) -> PackedBatch:
         return pack(rows, self._layout, dtype=self._dtype, device=self._engine.device)
 
@@ -160,7 +164,7 @@ class LearnerEngine:
     @torch.no_grad()
     def logprobs(self, micro_batches: Sequence[Sequence[Row]]) -> list[list[list[np.ndarray]]]:
         """Log-probabilities of every response, f32 [R], as [pass][row][response]."""
-        self._engine.eval()
+        self._set_training(False)
         return [_by_response(rows, self._engine(self._pack(rows))[0]) for rows in micro_batches]
 
     def weights(self) -> dict[str, NamedTensor]:
