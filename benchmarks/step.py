@@ -29,6 +29,7 @@ from rlsys.data.synthetic import draw_dataset
 from rlsys.experience import sampling_seed
 from rlsys.metrics import union
 from rlsys.models.tiny import make_tiny
+from rlsys.parts import Step
 from rlsys.types import Sampling, ScoredGroup, TrainBatch, WeightVersion
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")
@@ -40,7 +41,7 @@ class Recorded:
 
     def __init__(self, stack: Stack, config: RunConfig) -> None:
         self._stack, self._config, self._items = stack, config, training_items(config)
-        self.steps: list[loop.Step] = []
+        self.steps: list[Step] = []
         self.weights: WeightVersion | None = None
 
     def start(self, draw: int) -> Future[ScoredGroup]:
@@ -62,7 +63,7 @@ class Recorded:
         self.weights = self._stack.publish(version)
         return self.weights
 
-    def record(self, step: loop.Step) -> None:
+    def record(self, step: Step) -> None:
         self.steps.append(step)
 
 
@@ -124,7 +125,7 @@ def measure(stack: Stack, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _phases(step: loop.Step) -> dict[str, float]:
+def _phases(step: Step) -> dict[str, float]:
     """Wall seconds in which at least one group was in the phase, and those of the loop."""
     spans = {
         phase: sum(end - start for start, end in union(scored.spans[phase] for scored in step.groups))

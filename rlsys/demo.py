@@ -176,6 +176,7 @@ def _report(
     for line in verdict(results, whole["seconds"]):
         log.info(line)
     log.info("reward curve: %s", config.output_dir / "reward_curve.png")
+    log.info("MLflow run %s; look at it: %s", tracker.run_id, tracker.how_to_open)
     return whole
 
 

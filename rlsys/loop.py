@@ -8,48 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
-from rlsys.advantages import group_advantages
+from rlsys.batch import make_batch, require_scores
 from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
 from rlsys.config import RunConfig
 from rlsys.data.errors import ClipError
+from rlsys.parts import Parts, Step
 from rlsys.staleness import how_many_may_start, lag_updates
-from rlsys.types import ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import ScoredGroup
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """What happened in one update, for whoever records it. seconds: wall time by phase."""
-
-    state: RunState
-    groups: tuple[ScoredGroup, ...]
-    batch: TrainBatch
-    learner_metrics: Mapping[str, float]
-    seconds: Mapping[str, float]
-    bad_clips: int
-
-
-class Parts(Protocol):
-    """What the loop drives."""
-
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        """Begin the draw-th prompt of the run: decode, prompt, generate, score."""
-
-    def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """One optimiser update."""
-
-    def publish(self, version: int) -> WeightVersion:
-        """Bring the learner's weights, under this number, to every actor."""
-
-    def record(self, step: Step) -> None:
-        """Keep what happened; save a checkpoint when one is due."""
 
 
 def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
@@ -61,6 +33,7 @@ def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
         with clock("collect"):
             groups, bad_clips = _collect(parts.start, in_flight, config, state)
         batch = make_batch(groups, config.reward.min_valid)
+        require_scores(groups, batch)
         with clock("update"):
             learner_metrics = parts.update(batch)
         drawn = state.drawn + len(groups) + bad_clips
@@ -121,21 +94,3 @@ def _check_lag(groups: list[ScoredGroup], version: int, max_lag: int) -> None:
                 raise RuntimeError(
                     f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
                 )
-
-
-def make_batch(groups: tuple[ScoredGroup, ...], min_valid: int) -> TrainBatch:
-    """Advantages and loss masks of scored groups: what failed to be scored is outside mean, std and loss."""
-    is_trained = tuple(g.is_valid if g.is_valid.sum() >= min_valid else g.is_valid & False for g in groups)
-    num_loss_tokens = sum(
-        rollout.response_ids.size
-        for scored, mask in zip(groups, is_trained, strict=True)
-        for rollout, trained in zip(scored.group.rollouts, mask, strict=True)
-        if trained
-    )
-    return TrainBatch(
-        objective="grpo",
-        groups=tuple(scored.group for scored in groups),
-        advantages=tuple(group_advantages(scored.rewards, scored.is_valid, min_valid) for scored in groups),
-        is_trained=is_trained,
-        num_loss_tokens=num_loss_tokens,
-    )

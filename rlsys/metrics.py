@@ -16,7 +16,7 @@ from rlsys.staleness import lag_updates
 from rlsys.types import Rollout, ScoredGroup, TrainBatch
 
 if TYPE_CHECKING:
-    from rlsys.loop import Step
+    from rlsys.parts import Step
 
 NAMESPACES = (
     "data",

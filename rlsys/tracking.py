@@ -81,9 +81,15 @@ class Tracker:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, _exit_on_signal)
         log.info("MLflow run %s in %s", self.run_id, self.uri)
-        if not self.uri.startswith("http"):
-            log.info("look at it with: mlflow ui --backend-store-uri %s", self.uri)
+        log.info("look at it: %s", self.how_to_open)
         return self
+
+    @property
+    def how_to_open(self) -> str:
+        """What a person does to see the runs of this store."""
+        if self.uri.startswith("http"):
+            return self.uri
+        return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

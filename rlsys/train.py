@@ -21,6 +21,7 @@ from rlsys.evaluation.report import write_reward_curve
 from rlsys.evaluation.runner import evaluate
 from rlsys.experience import sampling_seed
 from rlsys.metrics import step_metrics
+from rlsys.parts import Step
 from rlsys.tracking import Tracker
 from rlsys.types import PromptItem, Sampling, ScoredGroup, TrainBatch, WeightVersion
 
@@ -69,7 +70,7 @@ class TrainingRun:
     def publish(self, version: int) -> WeightVersion:
         return self._stack.publish(version)
 
-    def record(self, step: loop.Step) -> None:
+    def record(self, step: Step) -> None:
         for phase, seconds in step.seconds.items():
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
         with self.clock("record"):

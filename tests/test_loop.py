@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from rlsys import loop
+from rlsys.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
 from rlsys.config import RunConfig, parse
 from rlsys.data.errors import ClipError
+from rlsys.parts import Step
 from rlsys.types import ScoredGroup, TrainBatch, WeightVersion
 from tests.factories import make_group, make_scored
 
@@ -38,7 +40,7 @@ class InMemoryParts:
         self.bad_draws = bad_draws
         self.started: list[int] = []
         self.trained: list[list[str]] = []
-        self.steps: list[loop.Step] = []
+        self.steps: list[Step] = []
 
     def start(self, draw: int) -> Future[ScoredGroup]:
         self.started.append(draw)
@@ -58,7 +60,7 @@ class InMemoryParts:
         self.version = version
         return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest=f"d{version}")
 
-    def record(self, step: loop.Step) -> None:
+    def record(self, step: Step) -> None:
         self.steps.append(step)
 
 
@@ -118,7 +120,7 @@ def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
 
 def test_a_failed_score_is_outside_mean_and_loss() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, True])
-    batch = loop.make_batch((scored,), min_valid=2)
+    batch = make_batch((scored,), min_valid=2)
     assert batch.advantages[0][2] == 0
     np.testing.assert_allclose(batch.advantages[0][[0, 1, 3]], [-1, 1, 0], atol=1e-3)
     assert batch.is_trained[0].tolist() == [True, True, False, True]
@@ -127,9 +129,21 @@ def test_a_failed_score_is_outside_mean_and_loss() -> None:
 
 def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, False])
-    batch = loop.make_batch((scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), min_valid=3)
+    batch = make_batch((scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), min_valid=3)
     assert not batch.is_trained[0].any() and not batch.advantages[0].any()
     assert batch.num_loss_tokens == 12
+
+
+def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
+    class Unscored(InMemoryParts):
+        def start(self, draw: int) -> Future[ScoredGroup]:
+            future: Future[ScoredGroup] = Future()
+            group = make_group(f"file:{draw}", weight_version=self.version)
+            future.set_result(make_scored(group, [0, 0, 0, 0], [False] * 4))
+            return future
+
+    with pytest.raises(ScoringFailed, match="16 times: judge timed out"):
+        loop.run(Unscored(), config(), START)
 
 
 def test_the_loop_needs_neither_ray_nor_torch() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from rlsys import metrics
+from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
-from rlsys.loop import Step, make_batch
 from rlsys.metrics import MetricNames, step_metrics, summarise
+from rlsys.parts import Step
 from rlsys.types import ScoredGroup
 from tests.factories import make_group, make_scored
 
