@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Stack:
                 timeout_s=config.learner.timeout_s,
                 options=cluster.learner_options,
             )
-            self.reward_url = config.reward.url or _launch_rewards(config.reward, resources)
+            self.reward_url = config.reward.url or _launch_rewards(config.reward, cluster, resources)
             tasks = wait_until_healthy(self.reward_url, config.reward.timeout_s)
             self.learner = learner.result()
             resources.callback(self.learner.shutdown)
@@ -168,10 +168,11 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     )
 
 
-def _launch_rewards(reward: RewardConfig, resources: ExitStack) -> str:
+def _launch_rewards(reward: RewardConfig, cluster: Cluster, resources: ExitStack) -> str:
     from reward_servers.app import launch, shutdown
 
-    resources.callback(shutdown)  # first, because a launch that fails half-way leaves something behind
+    if not cluster.is_local:  # a cluster that ends with the run takes them along, more quietly
+        resources.callback(shutdown)  # before the launch, which may fail half-way and leave something behind
     return launch(reward)
 
 
@@ -205,6 +206,7 @@ def serve_rewards(config: Path | None, overrides: Sequence[str]) -> None:
 
     run = load(config, overrides) if config else parse({"output_dir": ".", "model": {"path": "."}}, source="defaults")
     with ExitStack() as resources:
-        resources.enter_context(open_cluster(run, parts=False))
-        log.info("reward.url=%s  (interrupt to end)", _launch_rewards(run.reward, resources))
-        threading.Event().wait()
+        cluster = resources.enter_context(open_cluster(run, parts=False))
+        log.info("reward.url=%s  (interrupt to end)", _launch_rewards(run.reward, cluster, resources))
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

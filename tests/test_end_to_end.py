@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import mlflow
 import numpy as np
 import pytest
@@ -138,3 +142,24 @@ def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_steps"] == 2
     assert (out / "checkpoints" / "step_000002" / "model" / "config.json").exists()
+
+
+def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rlsys.cli", "rewards", "serve"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
+        rows = [{**row, "truth": [1.0, 3.0]}]
+        reply = httpx.post(f"{found[1]}/v1/score", json=rows, timeout=30)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+    assert "Traceback" not in log.read_text()
