@@ -21,6 +21,9 @@ from rlsys.provenance import git_commit
 
 env.be_quiet()  # ray reads some of these when it is imported
 
+from ray._private.authentication.authentication_token_setup import (  # noqa: E402
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.exceptions import AuthenticationError  # noqa: E402
 from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: E402
 
@@ -120,6 +123,8 @@ def _send(command: str, folder: Path, address: str) -> tuple[JobSubmissionClient
     if missing:
         raise SubmitError(f"{ROOT} has no {', '.join(missing)}: submit from a checkout of the repository.")
     variables = {"RLSYS_GIT_COMMIT": git_commit()}
+    # `ray start` and ray.init turn tokens on where this user has one; Ray 2.60's job client forgets to
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
