@@ -95,7 +95,7 @@ def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, di
     history = client.get_metric_history(run.info.run_id, "reward/total/mean")
     assert [metric.step for metric in history] == [1, 2]
     assert run.data.metrics["policy/sampler_logprob_diff/max"] <= 1e-4
-    assert run.data.metrics["rollout/rollouts"] == 16
+    assert run.data.metrics["rollout/groups"] == 8
     assert run.data.metrics["data/decodes_per_clip"] == 1.0
 
 
