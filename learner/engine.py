@@ -26,6 +26,7 @@ from learner.schedule import rate_factor
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from learner.weights_out import checkpoint_names, collect, write_folder
+from rlsys import env
 from rlsys.weights import NamedTensor, digest
 
 CHECKPOINT_TAG = "learner"
@@ -57,8 +58,7 @@ def join_ranks(rank: int, world_size: int, store: dist.Store, *, device: str, ti
     """Make this process one rank of `world_size`; once in a process's life. A collective fails after `timeout_s`."""
     # DeepSpeed would compile its shared-memory collectives on first use: 40 s, and a C++ compiler is needed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # DeepSpeed asks for it; Ray shows each rank its own device as the first
-    os.environ["LOCAL_RANK"] = "0"
+    os.environ.update(env.LEARNER_RANK)
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

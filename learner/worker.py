@@ -16,6 +16,7 @@ from learner.metrics import RankStats
 from learner.rows import Row
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
+from rlsys import env
 from rlsys.types import WeightVersion
 from rlsys.weights import NamedTensor, digest
 
@@ -59,8 +60,7 @@ class LearnerWorker:
         from learner.engine import find_store, join_ranks
 
         if host == LOOPBACK:
-            # the libraries would otherwise listen on the network
-            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+            os.environ.update(env.RANKS_ON_LOOPBACK)
         store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
         join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
 

@@ -84,6 +84,10 @@ CPU_ENGINE = {
     "PYTHONWARNINGS": "ignore::FutureWarning",  # vLLM looks at deprecated names of torch while it is imported
 }
 
+# Set by each learner rank for itself.
+LEARNER_RANK = {"LOCAL_RANK": "0"}  # DeepSpeed asks for it; Ray shows each rank its own device as the first
+RANKS_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # else they listen on the network
+
 
 def read(name: str) -> str | None:
     """The variable's value, or its default when it is unset or empty. KeyError for one that is not listed."""
