@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import LoggingConfig
 
 from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
@@ -77,6 +77,15 @@ def shutdown() -> None:
         for name in _launched:
             serve.delete(name)
     _launched.clear()
+
+
+def forget() -> None:
+    """Instead of `shutdown`, where the whole cluster ends anyway. Ray 2.60 complains less then.
+
+    It keeps its handle of the ended Serve, though, and would take it for that of the process's next cluster.
+    """
+    _launched.clear()
+    _set_global_client(None)
 
 
 def _start_serve(reward: RewardConfig) -> tuple[str, int]:

@@ -169,10 +169,10 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
 
 
 def _launch_rewards(reward: RewardConfig, cluster: Cluster, resources: ExitStack) -> str:
-    from reward_servers.app import launch, shutdown
+    from reward_servers.app import forget, launch, shutdown
 
-    if not cluster.is_local:  # a cluster that ends with the run takes them along, more quietly
-        resources.callback(shutdown)  # before the launch, which may fail half-way and leave something behind
+    # registered before the launch, which may fail half-way and leave something behind
+    resources.callback(forget if cluster.is_local else shutdown)
     return launch(reward)
 
 

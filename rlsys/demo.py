@@ -166,7 +166,7 @@ def _report(
         tracker.log_table("demo", held_out_rows(results))
         write_summary(config.output_dir / "summary.json", whole)
         tracker.log_artifact(config.output_dir / "summary.json")
-    names = {"constant_interval": f"always {interval[0]:g}-{interval[1]:g} s", "shuffled_video": "other video"}
+    names = {"constant_interval": f"const {interval[0]:g}-{interval[1]:g} s", "shuffled_video": "other video"}
     rows = [
         (names.get(stage, stage), decoding, metrics)
         for stage, by in results.items()

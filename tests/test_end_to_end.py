@@ -101,7 +101,9 @@ def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, di
 
 def test_resume_goes_on_in_the_same_mlflow_run(two_steps: tuple[Path, dict[str, Any]]) -> None:
     out, summary = two_steps
-    result = rlsys("train", *on_real_clips(out, **{"train.num_steps": 3}), "--resume", str(out))
+    result = rlsys(
+        "train", *on_real_clips(out, **{"train.num_steps": 3, "rollout.num_actors": 1}), "--resume", str(out)
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     resumed = json.loads((out / "summary.json").read_text())
     assert (resumed["num_steps"], resumed["mlflow_run_id"]) == (3, summary["mlflow_run_id"])
@@ -135,7 +137,7 @@ def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dic
 @needs_clips
 def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_head: RayHead, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*on_real_clips(out), "--address", ray_head.dashboard, "--follow"]
+    command = [*on_real_clips(out, **{"rollout.num_actors": 1}), "--address", ray_head.dashboard, "--follow"]
     result = rlsys("submit", *command, environment=ray_head.environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 2/2" in result.stdout
