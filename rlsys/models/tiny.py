@@ -24,6 +24,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers.utils.logging import disable_progress_bar
 
 VOCABULARY_SIZE = 384
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -101,6 +102,7 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
         do_sample=True,
         temperature=1.0,
     )
+    disable_progress_bar()  # one file, over in a blink
     model.save_pretrained(folder)
     _make_processor(tokenizer).save_pretrained(folder)
 
