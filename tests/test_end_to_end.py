@@ -137,7 +137,8 @@ def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dic
 @needs_clips
 def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_head: RayHead, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*on_real_clips(out, **{"rollout.num_actors": 1}), "--address", ray_head.dashboard, "--follow"]
+    small = {"rollout.num_actors": 1, "learner.num_ranks": 1}
+    command = [*on_real_clips(out, **small), "--address", ray_head.dashboard, "--follow"]
     result = rlsys("submit", *command, environment=ray_head.environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 2/2" in result.stdout
