@@ -128,8 +128,8 @@ def _train_on(
         state = replace(state, mlflow_run_id=tracker.run_id)
         results: dict[str, Any] = {}
         with clock("evaluate"):
-            run.publish(state.version)
             if held_out:
+                run.publish(state.version)
                 results["before"] = evaluate(stack.experience, held_out, config)
         state = loop.run(run, config, state)
         with clock("evaluate"):
