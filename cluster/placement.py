@@ -71,7 +71,7 @@ def demand(config: RunConfig, *, parts: bool = True) -> Demand:
     rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
     engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
     actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
-    rewards = 0.0 if config.reward.url else config.reward.num_replicas * CPUS_PER_REPLICA
+    rewards = 0.0 if config.reward.url else config.reward.min_replicas * CPUS_PER_REPLICA
     if not parts:
         return Demand(learner=(), actors=(), other_cpus=rewards)
     return Demand(
@@ -116,7 +116,7 @@ def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
         "the run does not fit the cluster. It reserves",
         f"  learner.num_ranks={_shown(wanted.learner)}",
         f"  rollout.num_actors={_shown(wanted.actors)}, each on one node",
-        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.num_replicas)",
+        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.min_replicas)",
         f"  = {wanted.cpus:g} CPU, {wanted.gpus:g} GPU",
         f"The cluster has {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU:",
         *(f"  {node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes),

@@ -53,7 +53,7 @@ def launch(reward: RewardConfig, name: str | None = None) -> str:
     name = name or f"rewards-{secrets.token_hex(4)}"
     deployment: Any = RuleScorers  # the decorators make a Deployment of the class, unknown to the type checker
     application = deployment.options(
-        num_replicas=reward.num_replicas,
+        num_replicas=reward.min_replicas,
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),

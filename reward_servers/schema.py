@@ -1,4 +1,4 @@
-"""The JSON that client and reward servers exchange: a list of rows each way, one POST per group."""
+"""The JSON that client and reward servers exchange: one POST of rows, one reply per row."""
 
 from __future__ import annotations
 
@@ -6,34 +6,52 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from rlsys.config import ScoreSettings
 from rlsys.types import Status
 
 MAX_ROWS = 1024
 """Most rows of one request."""
 MAX_BODY_BYTES = 8 << 20
 """Most bytes of one request's body; a group of 8 long responses is about 100 kB."""
+MAX_TEXT_CHARS = 1 << 20
+"""Most characters of one response."""
+MAX_TIMEOUT_S = 3600.0
 
 
-class ScoreRequest(BaseModel):
+class Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ScoreRow(Wire):
     """One response to score.
 
     rollout_id comes back in the reply.  truth: the annotation, in the task's own shape.
     think: whether the prompt asked for <think>…</think>, which the format score then demands.
+    scores: names of the scores to compute; null computes what the task has unless asked otherwise.
+    question, num_tokens (of the response), duration_s (of the clip): for the scores that need them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     rollout_id: str = Field(min_length=1, max_length=512)
     task: str = Field(max_length=256)
-    text: str
+    text: str = Field(max_length=MAX_TEXT_CHARS)
     truth: Any
     think: bool = True
+    scores: list[str] | None = Field(default=None, max_length=64)
+    question: str = Field(default="", max_length=MAX_TEXT_CHARS)
+    num_tokens: int | None = Field(default=None, ge=0)
+    duration_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
-class ScoreReply(BaseModel):
+class ScoreRequest(Wire):
+    """timeout_s: after it the caller no longer waits, and rows without a verdict come back as "infra"."""
+
+    rows: list[ScoreRow] = Field(min_length=1, max_length=MAX_ROWS)
+    settings: ScoreSettings = ScoreSettings()
+    timeout_s: float = Field(default=60.0, gt=0, le=MAX_TIMEOUT_S)
+
+
+class ScoreReply(Wire):
     """What one response is worth; `scores` is empty unless `status` is "ok". See `rlsys.types.Score`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     rollout_id: str
     status: Status
@@ -43,7 +61,4 @@ class ScoreReply(BaseModel):
     seconds: float = 0.0
 
 
-REQUESTS: TypeAdapter[list[ScoreRequest]] = TypeAdapter(
-    Annotated[list[ScoreRequest], Field(min_length=1, max_length=MAX_ROWS)]
-)
 REPLIES: TypeAdapter[list[ScoreReply]] = TypeAdapter(list[ScoreReply])
