@@ -2,66 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlsys.answers import Answer
+from reward_servers.reasoning_scorers import anchor_progress, cited_times, length_bonus
+from reward_servers.response import Response, read_response
+from reward_servers.schema import ScoreRow
+from reward_servers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
+from rlsys.config import ScoreSettings
 from rlsys.geometry import mean_box_iou, spans_iou
-from rlsys.tasks import Task, task_named
+from rlsys.tasks import GROUP_SCORES, JUDGED, Scoring, default_names
 from rlsys.types import Json, Score
 
+__all__ = ["SCORERS", "Response", "UserScorer", "default_names", "load_user_scorers", "rule_scores", "score"]
 
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """A response and what could be read in it. answers: per block of the task, None where nothing could."""
-
-    task: Task
-    text: str
-    think: bool
-    answers: Mapping[str, Answer | None]
+Scorer = Callable[[Response, Scoring, ScoreSettings], float]
+"""(response, the score's entry in the task's row, settings) -> number in [0, 1]."""
 
 
-Scorer = Callable[[Response, str | None, Mapping[str, Answer]], float]
-"""(response, the block that the table's row names, true answer per block) -> number in [0, 1]."""
-
-
-def _layout(response: Response, _block: str | None, _truth: Mapping[str, Answer]) -> float:
+def _layout(response: Response, _how: Scoring, _settings: ScoreSettings) -> float:
     """1 when the whole response is laid out as asked and can be read. Source: VideoChat-R1, eq. 3."""
-    return float(response.task.is_well_formed(response.text, think=response.think))
+    return float(response.row.is_well_formed(response.text, think=response.asks_for_think))
 
 
-def _compared(measure: Callable[[Any, Any], float]) -> Scorer:
-    """A scorer of one block: `measure(answer, true answer)`, 0 when the block holds no answer."""
+def _compared(measure: Callable[[Any, Any, ScoreSettings], float]) -> Scorer:
+    """A scorer of one block: `measure(answer, true answer, settings)`, 0 when the block holds no answer."""
 
-    def scorer(response: Response, block: str | None, truth: Mapping[str, Answer]) -> float:
-        if block is None:
-            raise ValueError(f"{response.task.name}: this scorer compares one block; name it in the task's row.")
-        answer = response.answers[block]
-        return 0.0 if answer is None else measure(answer, truth[block])
+    def scorer(response: Response, how: Scoring, settings: ScoreSettings) -> float:
+        if how.block is None:
+            raise ValueError(f"{response.task}: {how.scorer} compares one block; name it in the task's row.")
+        answer = response.answers[how.block]
+        return 0.0 if answer is None else measure(answer, response.expected[how.block], settings)
 
     return scorer
 
 
+def relative_accuracy(answer: float, truth: float, tiers: Sequence[tuple[float, float]] = ()) -> float:
+    """How near a number is to the true one, by its relative error |answer - truth| / |truth|.
+
+    tiers: (relative error below, score); the first that holds counts, 0 when none does. () is the mean relative
+    accuracy: of the ten tolerances 0.05, 0.10, …, 0.50 the share that the error is below.
+    A truth of 0 has no relative error: only 0 itself is right.  Source: VSI-Bench, arXiv:2412.14171, eq. 1.
+    """
+    difference = abs(answer - truth)
+    error = difference / abs(truth) if truth else math.inf if difference else 0.0
+    if tiers:
+        return next((score for below, score in tiers if error < below), 0.0)
+    return sum(20 * error < twentieths for twentieths in range(1, 11)) / 10
+
+
+def _length_bonus(response: Response, _how: Scoring, settings: ScoreSettings) -> float:
+    right = response.row.scores[response.row.correctness]
+    return length_bonus(response, SCORERS[right.scorer](response, right, settings), settings)
+
+
 SCORERS: Mapping[str, Scorer] = {
     "layout": _layout,
-    "spans_iou": _compared(lambda answer, truth: spans_iou(answer.spans, truth.spans)),
-    "mean_box_iou": _compared(lambda answer, truth: mean_box_iou(answer.boxes, truth.boxes)),
-    "same_choice": _compared(lambda answer, truth: float(answer.letter == truth.letter)),  # VideoChat-R1, eq. 5
+    "spans_iou": _compared(lambda answer, truth, _: spans_iou(answer.spans, truth.spans)),
+    "mean_box_iou": _compared(lambda answer, truth, _: mean_box_iou(answer.boxes, truth.boxes)),
+    "same_choice": _compared(lambda answer, truth, _: float(answer.letter == truth.letter)),  # VideoChat-R1, eq. 5
+    "same_phrase": _compared(lambda answer, truth, _: float(answer.text == truth.text)),  # VideoChat-R1, eq. 5
+    "relative_accuracy": _compared(
+        lambda answer, truth, settings: relative_accuracy(answer.value, truth.value, settings.relative_error_tiers)
+    ),
+    "length_bonus": _length_bonus,
+    "cited_times": cited_times,
+    "anchor_progress": anchor_progress,
 }
 
 
-def score(task: str, text: str, truth: Json, think: bool = True) -> Score:
-    """Every score of `task` for the response `text`.
+def rule_scores(
+    row: ScoreRow, names: Sequence[str], settings: ScoreSettings, user_scorers: Mapping[str, UserScorer]
+) -> Score:
+    """The scores `names` of `row`, in that order, without those that the judge or the caller computes.
 
-    A response that cannot be read is "ok" with scores of 0. An unknown task or a broken truth is
-    "malformed" with the reason and without scores: nothing can be said about the response.
+    A response that cannot be read is "ok" with scores of 0. "malformed" with a reason and without scores: an unknown
+    task or score, a broken truth, or a field that a score needs and the row does not give. "infra": a user's scorer
+    raised, or returned something else than a number in [0, 1].
     """
     try:
-        row = task_named(task)
-        expected = row.read_truth(truth)
+        response = read_response(row)
+        scores = {name: _score(response, name, settings, user_scorers) for name in names if _is_ruled(response, name)}
     except ValueError as error:
         return Score(status="malformed", scores={}, reason=str(error))
-    response = Response(task=row, text=text, think=think, answers=row.parse(text))
-    scores = {name: SCORERS[how.scorer](response, how.block, expected) for name, how in row.scores.items()}
+    except UserScorerError as error:
+        return Score(status="infra", scores={}, reason=str(error))
     return Score(status="ok", scores=scores, reason="")
+
+
+def score(task: str, text: str, truth: Json, think: bool = True) -> Score:
+    """The scores that `task` has unless asked otherwise, without the judge's, for the response `text`."""
+    # not validated: the limits of a request are none of a function call's
+    row = ScoreRow.model_construct(rollout_id="0", task=task, text=text, truth=truth, think=think)
+    return rule_scores(row, default_names(task), ScoreSettings(), {})
+
+
+def _is_ruled(response: Response, name: str) -> bool:
+    how = response.row.scores.get(name)
+    return how is None or how.scorer not in JUDGED | GROUP_SCORES
+
+
+def _score(response: Response, name: str, settings: ScoreSettings, user_scorers: Mapping[str, UserScorer]) -> float:
+    how = response.row.scores.get(name)
+    if how is not None:
+        return SCORERS[how.scorer](response, how, settings)
+    if name in user_scorers:
+        return call_user_scorer(name, user_scorers[name], response)
+    known = ", ".join([*response.row.scores, *user_scorers])
+    raise ValueError(f"score {name!r} is not known for {response.task}; these servers have {known}.")

@@ -23,7 +23,7 @@ class TimeSpans:
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Boxes with corners in 0..1 of width and height, in frame order; one may be empty or reversed."""
+    """Boxes in frame order, corners in the unit that the task asks for; one may be empty or reversed."""
 
     boxes: tuple[Box, ...]
 
@@ -35,9 +35,30 @@ class Choice:
     letter: str
 
 
-Answer = TimeSpans | Boxes | Choice
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A class name, as `read_phrase` makes equal what differs only in writing."""
 
-_TAG = re.compile(r"</?(?:think|answer|glue)>")
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A finite number, its unit left away."""
+
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A description in free words; never empty."""
+
+    text: str
+
+
+Answer = TimeSpans | Boxes | Choice | Phrase | Number | Caption
+
+_TAG = re.compile(r"</?(?:think|answer|glue|box)>")
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=]+")
 _DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,17})?")  # bounded: no text makes it slow or its value infinite
 
@@ -49,6 +70,8 @@ def _row_of(width: int) -> re.Pattern[str]:
 
 
 _ROW = {2: _row_of(2), 4: _row_of(4)}
+_NUMBER = re.compile(rf"([+-]?{_DECIMAL.pattern})\s?(?:%|[A-Za-z/°²³]{{0,20}})\.?")
+_MAX_PHRASE_CHARS = 200
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)?[.:]?$|\)[.:]?\s|[.:]\s)")
 
 
@@ -134,6 +157,15 @@ def read_boxes(text: str, count: int) -> Boxes | None:
     return Boxes(boxes=tuple((row[0], row[1], row[2], row[3]) for row in rows))
 
 
+def read_box(text: str) -> Boxes | None:
+    """The one box `[x0, y0, x1, y1]` in `text`, in any unit; None for several boxes or none.
+
+    Pixels and fractions are told apart by the truth, not here. Words around the box are ignored.
+    """
+    rows = _rows(text, width=4)
+    return None if rows is None or len(rows) != 1 else Boxes(boxes=((rows[0][0], rows[0][1], rows[0][2], rows[0][3]),))
+
+
 def read_choice(text: str) -> Choice | None:
     """The option letter that `text` consists of or begins with: `C`, `(C)`, `C.`, `(C) unwrap it`, `C. unwrap it`.
 
@@ -141,6 +173,32 @@ def read_choice(text: str) -> Choice | None:
     """
     match = _LETTER.match(text.strip())
     return None if match is None else Choice(letter=match.group(1).upper())
+
+
+def read_phrase(text: str) -> Phrase | None:
+    """`text` without case, repeated white space, quotes, brackets or a final full stop; None when nothing is left.
+
+    None too for more than 200 characters: that is a sentence around the answer, not the answer.
+    """
+    if len(text) > 2 * _MAX_PHRASE_CHARS:
+        return None
+    phrase = " ".join(text.casefold().split()).strip(" \"'`*“”‘’()[].!,;:")
+    return Phrase(text=phrase) if 0 < len(phrase) <= _MAX_PHRASE_CHARS else None
+
+
+def read_number(text: str) -> Number | None:
+    """The number that `text` consists of, with at most a sign and a unit: `3`, `-2.5`, `12 %`, `3.5 m.`.
+
+    None for words before it, an exponent, a thousands separator, or ten digits before the point.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    return None if match is None else Number(value=float(match.group(1)))
+
+
+def read_caption(text: str) -> Caption | None:
+    """All of `text`; None when it is white space only."""
+    stripped = text.strip()
+    return Caption(text=stripped) if stripped else None
 
 
 def _rows(text: str, width: int) -> list[tuple[float, ...]] | None:

@@ -41,8 +41,8 @@ class DataConfig(Part):
     """Annotation file."""
     videos: Path | None = None
     """Folder of the video files (or frame folders) that the annotations name."""
-    format: Literal["charades_sta", "nextgqa", "got10k"] = "charades_sta"
-    """Shape of the annotation file; it decides the task."""
+    format: Literal["charades_sta", "nextgqa", "got10k", "vidtab", "captions", "vtts"] = "charades_sta"
+    """Shape of the annotation file; it decides the task, except "vtts", where each row's own annotations do."""
     think: bool = True
     """Ask for <think>…</think> before the answer; false asks for the answer alone."""
     prompt_style: Literal["full", "terse"] = "full"
@@ -145,6 +145,21 @@ class ScoreSettings(Part):
     """(relative error below, score), the first that holds counts; () is the mean relative accuracy of VSI-Bench."""
     recall_tiers: tuple[tuple[float, float], ...] = ()
     """(event recall of at least, reward), the highest that holds counts; () rewards the recall itself."""
+
+    @model_validator(mode="after")
+    def _scores_are_shares(self) -> ScoreSettings:
+        fewest, most = self.length_window_tokens
+        if not 0 <= fewest <= most:
+            raise ValueError(
+                f"reward.settings.length_window_tokens={list(self.length_window_tokens)}: write [fewest, most]."
+            )
+        for name in ("relative_error_tiers", "recall_tiers"):
+            tiers = getattr(self, name)
+            if not all(edge >= 0 and 0 <= score <= 1 for edge, score in tiers):
+                raise ValueError(
+                    f"reward.settings.{name}={[list(tier) for tier in tiers]}: an edge is 0 or more, a score 0 to 1."
+                )
+        return self
 
 
 class JudgeConfig(Part):

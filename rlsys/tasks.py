@@ -1,42 +1,56 @@
 """The task table: what is asked, how the answer is read, what is scored with what weight.
 
 A new task is a new row of `TASKS` (and a scorer in `reward_servers.scorers` when none fits).
+Which rewards are added up, by task: VideoChat-R1 §3.3; boxes and both kinds of clue: VTTS §A.1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlsys import prompt_texts, truths
-from rlsys.answers import Answer, last_block, read_boxes, read_choice, read_period, read_periods, whole_layout
+from rlsys import answers, prompt_texts, truths
+from rlsys.answers import Answer
 from rlsys.config import ConfigError, RewardConfig
-from rlsys.types import Json, PromptItem
+from rlsys.types import ImageSpec, Json, PromptItem
+
+JUDGED = frozenset({"event_recall", "event_precision", "event_f1", "consistency"})
+"""Scorers that the judge does."""
+GROUP_SCORES = frozenset({"order_contrast"})
+"""Scores that need a whole group; whoever asks the servers adds them, the servers never see them."""
+CORRECT_ABOVE = 0.1
+"""A response counts as correct when its task's `correctness` score is above this, as in Video-R1's code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """One score of a task.
 
-    scorer: key of `reward_servers.scorers.SCORERS`.  block: the block of the response it reads; None
-    means the layout of the whole response.  weight: its share of the reward unless the config says otherwise.
+    scorer: key of `reward_servers.scorers.SCORERS`, or a member of `JUDGED` or `GROUP_SCORES`.
+    block: the block of the response it reads; None means the whole response.
+    weight: its share of the reward unless the config says otherwise; of an optional score, the source's own weight.
+    is_optional: computed only when `reward.weights` names it.  source: where the idea comes from.
     """
 
     scorer: str
     block: str | None = None
     weight: float = 1.0
+    is_optional: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One row.
 
-    prompts: (style, think) -> template with {question}, {options} and {first_box}.
+    prompts: (style, think) -> template; its fields are those of `rlsys.prompt_texts`.
     blocks: the blocks a response consists of after <think>, in order, each with the reader of its content.
     read_truth: annotation -> true answer per block; raises ValueError saying what is wrong with it.
-    scores: score name (`format`, `iou`, `accuracy`, …) -> how it is computed.
+    scores: score name (`format`, `iou`, `accuracy`, …) -> how it is computed, optional ones included.
+    correctness: the score that says how right a response is.
     """
 
     name: str
@@ -44,43 +58,189 @@ class Task:
     blocks: Mapping[str, Callable[[str], Answer | None]]
     read_truth: Callable[[Json], Mapping[str, Answer]]
     scores: Mapping[str, Scoring]
+    correctness: str
 
     def parse(self, text: str) -> dict[str, Answer | None]:
         """The answer in each block of `text`, wherever the block is; None where it cannot be read."""
-        contents = {name: last_block(text, name) for name in self.blocks}
+        contents = {name: answers.last_block(text, name) for name in self.blocks}
         return {name: None if content is None else self.blocks[name](content) for name, content in contents.items()}
 
     def is_well_formed(self, text: str, *, think: bool) -> bool:
         """True when `text` is <think>…</think> (if asked for), then the task's blocks, each of them readable."""
-        contents = whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
+        contents = answers.whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
         return contents is not None and all(reader(contents[name]) is not None for name, reader in self.blocks.items())
+
+
+_FORMAT = {"format": Scoring(scorer="layout", source="VideoChat-R1, eq. 3")}
+_ACCURACY = {"accuracy": Scoring(scorer="same_choice", block="answer", source="VideoChat-R1, eq. 5")}
+_CONSISTENCY = {"consistency": Scoring(scorer="consistency", is_optional=True, source="Video-R2, arXiv:2511.23478")}
+_LENGTH = {
+    "length_bonus": Scoring(scorer="length_bonus", weight=0.2, is_optional=True, source="Video-R1, arXiv:2503.21776")
+}
+# not where the annotation tells times: with shuffled frames another answer is right
+_ORDER = {
+    "order_contrast": Scoring(
+        scorer="order_contrast", weight=0.3, is_optional=True, source="T-GRPO of Video-R1, arXiv:2503.21776"
+    )
+}
+
+
+def _time_iou(block: str) -> dict[str, Scoring]:
+    return {"iou": Scoring(scorer="spans_iou", block=block, source="VideoChat-R1, eq. 4")}
+
+
+def _box_iou(block: str, name: str = "iou") -> dict[str, Scoring]:
+    return {name: Scoring(scorer="mean_box_iou", block=block, source="VideoChat-R1, eq. 4; VTTS §A.1")}
+
+
+def _times_in_reasoning(block: str) -> dict[str, Scoring]:
+    """Optional scores of tasks whose `block` holds periods."""
+    return {
+        "cited_times": Scoring(
+            scorer="cited_times",
+            block=block,
+            is_optional=True,
+            source="Video-R2, arXiv:2511.23478; Open-o3 Video, arXiv:2510.20579",
+        ),
+        "anchor_progress": Scoring(
+            scorer="anchor_progress", block=block, is_optional=True, source="TAR-TVG, arXiv:2508.07683"
+        ),
+    }
 
 
 _ROWS = (
     Task(
         name="temporal_grounding",
         prompts=prompt_texts.TEMPORAL_GROUNDING,
-        blocks={"answer": read_period},
+        blocks={"answer": answers.read_period},
         read_truth=truths.period,
-        scores={"format": Scoring(scorer="layout"), "iou": Scoring(scorer="spans_iou", block="answer")},
-    ),
-    Task(
-        name="grounded_qa",
-        prompts=prompt_texts.GROUNDED_QA,
-        blocks={"answer": read_choice, "glue": read_periods},
-        read_truth=truths.choice_and_periods,
-        scores={
-            "format": Scoring(scorer="layout"),
-            "iou": Scoring(scorer="spans_iou", block="glue"),
-            "accuracy": Scoring(scorer="same_choice", block="answer"),
-        },
+        scores={**_FORMAT, **_time_iou("answer"), **_LENGTH, **_times_in_reasoning("answer"), **_CONSISTENCY},
+        correctness="iou",
     ),
     Task(
         name="tracking",
         prompts=prompt_texts.TRACKING,
-        blocks={"answer": lambda text: read_boxes(text, truths.NUM_TRACKED_FRAMES)},
+        blocks={"answer": lambda text: answers.read_boxes(text, truths.NUM_TRACKED_FRAMES)},
         read_truth=truths.tracked_boxes,
-        scores={"format": Scoring(scorer="layout"), "iou": Scoring(scorer="mean_box_iou", block="answer")},
+        scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
+        correctness="iou",
+    ),
+    Task(
+        name="spatial_grounding",
+        prompts=prompt_texts.SPATIAL_GROUNDING,
+        blocks={"answer": answers.read_box},
+        read_truth=truths.one_box,
+        scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
+        correctness="iou",
+    ),
+    Task(
+        name="spatiotemporal_grounding",
+        prompts=prompt_texts.SPATIOTEMPORAL_GROUNDING,
+        blocks={"answer": answers.read_period, "box": answers.read_box},
+        read_truth=truths.period_and_box,
+        scores={
+            **_FORMAT,
+            **_time_iou("answer"),
+            **_box_iou("box", "box_iou"),
+            **_LENGTH,
+            **_times_in_reasoning("answer"),
+            **_CONSISTENCY,
+        },
+        correctness="iou",
+    ),
+    Task(
+        name="multiple_choice",
+        prompts=prompt_texts.MULTIPLE_CHOICE,
+        blocks={"answer": answers.read_choice},
+        read_truth=truths.choice,
+        scores={**_FORMAT, **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
+        correctness="accuracy",
+    ),
+    Task(
+        name="grounded_qa",
+        prompts=prompt_texts.GROUNDED_QA,
+        blocks={"answer": answers.read_choice, "glue": answers.read_periods},
+        read_truth=truths.choice_and_periods,
+        scores={
+            **_FORMAT,
+            **_time_iou("glue"),
+            **_ACCURACY,
+            **_LENGTH,
+            **_times_in_reasoning("glue"),
+            **_CONSISTENCY,
+        },
+        correctness="accuracy",
+    ),
+    Task(
+        name="spatial_qa",
+        prompts=prompt_texts.SPATIAL_QA,
+        blocks={"answer": answers.read_choice, "box": answers.read_box},
+        read_truth=truths.choice_and_box,
+        scores={**_FORMAT, **_box_iou("box"), **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
+        correctness="accuracy",
+    ),
+    Task(
+        name="spatiotemporal_qa",
+        prompts=prompt_texts.SPATIOTEMPORAL_QA,
+        blocks={"answer": answers.read_choice, "glue": answers.read_periods, "box": answers.read_box},
+        read_truth=truths.choice_periods_and_box,
+        scores={
+            **_FORMAT,
+            **_time_iou("glue"),
+            **_box_iou("box", "box_iou"),
+            **_ACCURACY,
+            **_LENGTH,
+            **_times_in_reasoning("glue"),
+            **_CONSISTENCY,
+        },
+        correctness="accuracy",
+    ),
+    Task(
+        name="numeric_qa",
+        prompts=prompt_texts.NUMERIC_QA,
+        blocks={"answer": answers.read_number},
+        read_truth=truths.number,
+        scores={
+            **_FORMAT,
+            "accuracy": Scoring(
+                scorer="relative_accuracy", block="answer", source="VSI-Bench, arXiv:2412.14171, eq. 1"
+            ),
+            **_LENGTH,
+            **_ORDER,
+            **_CONSISTENCY,
+        },
+        correctness="accuracy",
+    ),
+    Task(
+        name="video_quality",
+        prompts=prompt_texts.VIDEO_QUALITY,
+        blocks={"answer": answers.read_phrase},
+        read_truth=truths.phrase,
+        scores={
+            **_FORMAT,
+            "accuracy": Scoring(scorer="same_phrase", block="answer", source="VideoChat-R1, eq. 5"),
+            **_LENGTH,
+            **_ORDER,
+            **_CONSISTENCY,
+        },
+        correctness="accuracy",
+    ),
+    Task(
+        name="captioning",
+        prompts=prompt_texts.CAPTIONING,
+        blocks={"answer": answers.read_caption},
+        read_truth=truths.caption,
+        scores={
+            **_FORMAT,
+            "recall": Scoring(scorer="event_recall", block="answer", source="VideoChat-R1, eq. 6"),
+            "precision": Scoring(
+                scorer="event_precision", block="answer", is_optional=True, source="Dream-1k, arXiv:2407.00634"
+            ),
+            "f1": Scoring(scorer="event_f1", block="answer", is_optional=True, source="Dream-1k, arXiv:2407.00634"),
+            **_ORDER,
+            **_CONSISTENCY,
+        },
+        correctness="recall",
     ),
 )
 
@@ -94,6 +254,20 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
+def default_names(task: str) -> tuple[str, ...]:
+    """Scores of `task` that are not optional, in the table's order; () for a task that is not known."""
+    return tuple(name for name, how in _scores_of(task).items() if not how.is_optional)
+
+
+def judged_scores(task: str) -> frozenset[str]:
+    """Scores of `task` that the judge does, optional ones included; empty for a task that is not known."""
+    return frozenset(name for name, how in _scores_of(task).items() if how.scorer in JUDGED)
+
+
+def _scores_of(task: str) -> Mapping[str, Scoring]:
+    return TASKS[task].scores if task in TASKS else {}
+
+
 def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
     """What the model is asked about `item`, media excluded.
 
@@ -105,27 +279,52 @@ def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
         styles = sorted({known for known, _ in task.prompts})
         raise ValueError(f"prompt style {style!r} is not known to {task.name}; the styles are {', '.join(styles)}.")
     template = task.prompts[style, think]
-    first_box = truths.first_box(item.truth) if "{first_box}" in template else ""
-    return template.format(question=item.question.strip(), options="\n".join(item.options), first_box=first_box)
+    if not item.options:
+        template = template.replace("\n{options}", "")
+    medium = "image" if item.media and isinstance(item.media[0], ImageSpec) else "video"
+    fields = {"question": item.question.strip(), "options": "\n".join(item.options), "medium": medium}
+    if "{first_box}" in template:
+        fields["first_box"] = truths.first_box(item.truth)
+    if "{box_unit}" in template:
+        fields |= _box_fields(item.truth, medium)
+    return template.format_map(fields).strip()
+
+
+def _box_fields(truth: Json, medium: str) -> dict[str, str]:
+    """The unit in which the truth counts its box, in words and as an example."""
+    frame = truths.box_frame(truth)
+    if frame is None:
+        return {"box_unit": prompt_texts.FRACTIONS, "box_example": "[0.10, 0.25, 0.45, 0.80]"}
+    width, height = frame
+    sides = {"medium": medium, "width": f"{width:g}", "height": f"{height:g}"}
+    corners = (0.10 * width, 0.25 * height, 0.45 * width, 0.80 * height)
+    example = ", ".join(f"{corner:.0f}" for corner in corners)
+    return {"box_unit": prompt_texts.PIXELS.format_map(sides), "box_example": f"[{example}]"}
 
 
 def score_weights(task: str, reward: RewardConfig) -> dict[str, float]:
-    """Score name -> weight of `task`, in the table's order: the table's weight unless `reward.weights` names the score.
+    """Score name -> weight of `task`: the scores to ask for, in the table's order, then the user's own.
 
-    Weight 0 keeps the score in the records and out of the reward.
+    The table's weights, unless `reward.weights` names the score; optional scores and those of `reward.scorers`
+    are there only when it names them. Weight 0 keeps the score in the records and out of the reward.
     """
-    replaced = reward.weights.get(task, {})
-    return {name: replaced.get(name, scoring.weight) for name, scoring in task_named(task).scores.items()}
+    named = reward.weights.get(task, {})
+    scores = task_named(task).scores
+    weights = {
+        name: named.get(name, how.weight) for name, how in scores.items() if name in named or not how.is_optional
+    }
+    own = {name: weight for name, weight in named.items() if name in reward.scorers and name not in scores}
+    return weights | own
 
 
 def check_weights(reward: RewardConfig) -> None:
-    """Raises ConfigError listing every entry of `reward.weights` that no run could use."""
-    problems: list[str] = []
+    """Raises ConfigError listing every entry of `reward.weights` and `reward.scorers` that no run could use."""
+    problems = list(_scorer_problems(reward.scorers))
     for task, weights in reward.weights.items():
         if task not in TASKS:
             problems.append(f"reward.weights.{task}: no such task; the tasks are {', '.join(TASKS)}.")
             continue
-        known = TASKS[task].scores
+        known = [*TASKS[task].scores, *reward.scorers]
         for name, weight in weights.items():
             if name not in known:
                 problems.append(f"reward.weights.{task}.{name}: no such score; {task} has {', '.join(known)}.")
@@ -135,3 +334,17 @@ def check_weights(reward: RewardConfig) -> None:
             problems.append(f"reward.weights.{task}: all weights are 0, so every response is as good; raise one.")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+_REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+def _scorer_problems(scorers: Mapping[str, str]) -> Iterator[str]:
+    taken = {name for task in TASKS.values() for name in task.scores}
+    for name, reference in scorers.items():
+        if not name.isidentifier():
+            yield f"reward.scorers.{name}: a score's name is one word of letters, digits and _."
+        elif name in taken:
+            yield f"reward.scorers.{name}: the task table has a score of that name; choose another."
+        if not _REFERENCE.fullmatch(reference):
+            yield f"reward.scorers.{name}={reference!r}: write it as package.module:function."
