@@ -197,7 +197,7 @@ class JudgeConfig(Part):
     """Seconds one call may take."""
     max_attempts: int = Field(default=4, ge=1)
     """Calls made for one answer, the first included."""
-    max_output_tokens: int = Field(default=1024, ge=32)
+    max_output_tokens: int = Field(default=2048, ge=32)
     """Most tokens of one answer of the model."""
     hedge: bool = False
     """Send a call a second time, to another endpoint where there is one, once it takes longer than the 95th percentile."""

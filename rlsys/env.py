@@ -49,6 +49,11 @@ READ = {
             why="Set by Ray inside a submitted job, whose working directory brings the code along.",
         ),
         Variable(
+            name="XDG_CACHE_HOME",
+            default=None,
+            why="The user's cache folder, where verdicts of the judge are kept by default; unset: ~/.cache.",
+        ),
+        Variable(
             name="RAY_ADDRESS",
             default=None,
             why="Cluster to attach to when `cluster.address` is null; Ray sets it inside a submitted job.",

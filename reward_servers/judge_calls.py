@@ -1,0 +1,191 @@
+"""The calls a judge's model gets: what is asked, the schema of the answer, and whether an answer can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reward_servers.event_scores import EventVerdict
+from reward_servers.judge_texts import judge_prompt, numbered, quoted
+from rlsys.types import Json
+
+MAX_EVENTS = 32
+"""Most events of one text. More of them would not fit one answer; the splitter is asked to stay below."""
+_EVENT_CHARS, _REASON_CHARS = 200, 160
+_ENTAILED = {"entailed": True, "not_entailed": False, "cannot_tell": None}
+_CONSISTENT = {"consistent": True, "inconsistent": False, "cannot_tell": None}
+
+CallName = Literal["split", "entailment", "consistency"]
+_PROMPTS: dict[CallName, str] = {
+    "split": "split-events-1",
+    "entailment": "entailment-1",
+    "consistency": "consistency-1",
+}
+
+
+class Unusable(ValueError):
+    """An answer that does not say what was asked for; the message says why, in our words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCall:
+    """One question to the model.
+
+    inputs: the texts that the answer depends on; with the model and `prompt_version` they are its key in the cache.
+    schema: of the answer. An endpoint may ignore it, so `read` looks at everything again.
+    read: the answer's JSON -> what it says; raises Unusable.  user_again: the user message after an unusable one.
+    """
+
+    name: CallName
+    prompt_version: str
+    inputs: tuple[str, ...]
+    system: str
+    user: str
+    schema: dict[str, Json]
+    read: Callable[[Json], Json]
+    user_again: Callable[[str], str]
+
+
+def prompt_version(name: CallName) -> str:
+    """The prompt's name and a hash over all that the model is told: its file, the quoting and the schema.
+
+    Any edit of one of them gives another version, so that its verdicts never meet older ones.
+    """
+    odd = 'a "text" <tag> [INST] \u202e & {{place}}'
+    shown: dict[CallName, JudgeCall] = {
+        "split": _split(odd, ""),
+        "entailment": _entailment((odd, "b"), (odd, "c"), ""),
+        "consistency": _consistency(odd, odd, odd, ""),
+    }
+    call = shown[name]
+    told = json.dumps([call.system, call.user, call.user_again("problem"), call.schema])
+    return f"{_PROMPTS[name]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def split_call(text: str) -> JudgeCall:
+    """Asks for the events of a text that is not blank; read as a list of strings."""
+    return _split(text, _VERSIONS["split"])
+
+
+def entailment_call(events: Sequence[str], premise: Sequence[str]) -> JudgeCall:
+    """Asks of each event whether the events of `premise`, in order, entail it; read as a list of verdicts as JSON."""
+    return _entailment(tuple(events), tuple(premise), _VERSIONS["entailment"])
+
+
+def consistency_call(question: str, reasoning: str, answer: str) -> JudgeCall:
+    """Asks whether `answer` follows from `reasoning`; read as `{"consistent": bool or null, "reason": str}`.
+
+    Source: Video-R2 (consistency of reasoning and answer).
+    """
+    return _consistency(question, reasoning, answer, _VERSIONS["consistency"])
+
+
+def _split(text: str, version: str) -> JudgeCall:
+    prompt = judge_prompt(_PROMPTS["split"])
+    # an event takes two words at least; the bound keeps a model that loses its way from going on for ever
+    most = min(MAX_EVENTS, max(1, len(text.split()) // 2))
+    texts = {"text": quoted(text), "most": str(most)}
+    event = {"type": "string", "minLength": 1, "maxLength": _EVENT_CHARS}
+    return JudgeCall(
+        name="split",
+        prompt_version=version,
+        inputs=(text,),
+        system=prompt.system,
+        user=prompt.filled(**texts),
+        schema=_object(events={"type": "array", "minItems": 1, "maxItems": most, "items": event}),
+        read=_read_events,
+        user_again=lambda problem: prompt.filled_again(problem, **texts),
+    )
+
+
+def _entailment(events: tuple[str, ...], premise: tuple[str, ...], version: str) -> JudgeCall:
+    prompt = judge_prompt(_PROMPTS["entailment"])
+    texts = {"premise": numbered(premise), "events": numbered(events), "count": str(len(events))}
+    verdict = {
+        "reason": {"type": "string", "maxLength": _REASON_CHARS},
+        "verdict": {"type": "string", "enum": list(_ENTAILED)},
+    }
+    verdicts = {
+        "type": "array",
+        "minItems": len(events),
+        "maxItems": len(events),
+        "prefixItems": [_object(index={"const": index}, **verdict) for index in range(1, len(events) + 1)],
+        "items": _object(index={"type": "integer"}, **verdict),
+    }
+    return JudgeCall(
+        name="entailment",
+        prompt_version=version,
+        inputs=(json.dumps(events), json.dumps(premise)),
+        system=prompt.system,
+        user=prompt.filled(**texts),
+        schema=_object(verdicts=verdicts),
+        read=lambda answer: _read_verdicts(answer, events),
+        user_again=lambda problem: prompt.filled_again(problem, **texts),
+    )
+
+
+def _consistency(question: str, reasoning: str, answer: str, version: str) -> JudgeCall:
+    prompt = judge_prompt(_PROMPTS["consistency"])
+    texts = {"question": quoted(question), "reasoning": quoted(reasoning), "answer": quoted(answer)}
+    reason = {"type": "string", "maxLength": _REASON_CHARS}
+    return JudgeCall(
+        name="consistency",
+        prompt_version=version,
+        inputs=(question, reasoning, answer),
+        system=prompt.system,
+        user=prompt.filled(**texts),
+        schema=_object(reason=reason, verdict={"type": "string", "enum": list(_CONSISTENT)}),
+        read=_read_consistency,
+        user_again=lambda problem: prompt.filled_again(problem, **texts),
+    )
+
+
+def _object(**properties: Json) -> dict[str, Json]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _read_events(answer: Json) -> list[str]:
+    match answer:
+        case {"events": list(events)} if all(isinstance(event, str) for event in events):
+            told = [event.strip() for event in events if event.strip()]
+            if told:
+                return told[:MAX_EVENTS]
+            raise Unusable("it lists no event")
+    raise Unusable('it is not {"events": [text, …]}')
+
+
+def _read_verdicts(answer: Json, events: Sequence[str]) -> list[Json]:
+    match answer:
+        case {"verdicts": list(verdicts)}:
+            if len(verdicts) != len(events):
+                raise Unusable(f"it has {len(verdicts)} verdicts, {len(events)} are needed")
+            return [_read_verdict(*pair) for pair in enumerate(zip(verdicts, events, strict=True), start=1)]
+    raise Unusable('it is not {"verdicts": […]}')
+
+
+def _read_verdict(index: int, pair: tuple[Json, str]) -> Json:
+    value, event = pair
+    match value:
+        case {"index": int(found), "reason": str(reason), "verdict": str(verdict)} if verdict in _ENTAILED:
+            if found != index:
+                raise Unusable(f"verdict {index} has index {found}")
+            return EventVerdict(event=event, entailed=_ENTAILED[verdict], reason=reason.strip()).as_json()
+    raise Unusable(f"verdict {index} is not {{index, reason, verdict}} with a verdict of {', '.join(_ENTAILED)}")
+
+
+def _read_consistency(answer: Json) -> Json:
+    match answer:
+        case {"reason": str(reason), "verdict": str(verdict)} if verdict in _CONSISTENT:
+            return {"consistent": _CONSISTENT[verdict], "reason": reason.strip()}
+    raise Unusable(f"it is not {{reason, verdict}} with a verdict of {', '.join(_CONSISTENT)}")
+
+
+_VERSIONS: dict[CallName, str] = {name: prompt_version(name) for name in _PROMPTS}

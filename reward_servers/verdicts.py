@@ -1,0 +1,185 @@
+"""What judges have answered, kept in one SQLite file: the same question is never paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys import env
+from rlsys.errors import UserError
+from rlsys.types import Json
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_LOCKED_S = 10.0
+_TABLE = """
+CREATE TABLE IF NOT EXISTS answers (
+    number INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE,
+    call TEXT NOT NULL,
+    model TEXT NOT NULL,
+    prompt_version TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    created_s REAL NOT NULL
+)
+"""
+
+
+class CacheError(UserError):
+    """The cache cannot be opened; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerKey:
+    """What an answer depends on. inputs: the texts it is about, as reference and prediction (or their events)."""
+
+    call: str
+    model: str
+    prompt_version: str
+    inputs: tuple[str, ...]
+
+    def digest(self) -> bytes:
+        """SHA-256 over all of it; equal only for equal keys."""
+        parts = [self.call, self.model, self.prompt_version, *self.inputs]
+        return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An answer, the endpoint that gave it, and its age."""
+
+    answer: Json
+    url: str
+    age_s: float
+
+
+def default_path() -> Path:
+    """`rlsys/verdicts.sqlite` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(env.read("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsys" / "verdicts.sqlite"
+
+
+class VerdictCache:
+    """Final answers by key. Safe for the threads of a process and for several processes of one machine.
+
+    The file must lie on a local disk (SQLite's write-ahead log does not work over a network file system), so
+    nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while nobody has it open.
+    Trouble after opening, such as a full disk, costs look-ups and not verdicts: it is counted and logged once.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self._lock = threading.Lock()
+        self._hits = self._misses = self._errors = 0
+        self._hit_age_s = 0.0
+        self._db = _opened(self.path)
+
+    def get(self, key: AnswerKey) -> Stored | None:
+        """What was answered before, or None."""
+        with self._lock:
+            row = self._run("SELECT answer, created_s FROM answers WHERE key = ?", (key.digest(),))
+            if row is None:
+                self._misses += 1
+                return None
+            stored = json.loads(row[0])
+            age_s = max(0.0, time.time() - row[1])
+            self._hits += 1
+            self._hit_age_s += age_s
+            return Stored(answer=stored["answer"], url=stored["url"], age_s=age_s)
+
+    def put(self, key: AnswerKey, answer: Json, url: str) -> None:
+        """Keep a final answer; of two for one key the first stays."""
+        stored = json.dumps({"answer": answer, "url": url})
+        values = (key.digest(), key.call, key.model, key.prompt_version, stored, time.time())
+        with self._lock:
+            self._run(
+                "INSERT OR IGNORE INTO answers (key, call, model, prompt_version, answer, created_s)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
+    def stats(self) -> dict[str, float]:
+        """Look-ups of this process, and the file as it is: entries, bytes, ages in seconds."""
+        with self._lock:
+            oldest = self._run("SELECT created_s FROM answers ORDER BY number LIMIT 1", ())
+            newest = self._run("SELECT max(number) FROM answers", ())  # nothing is ever deleted: also their count
+            hits, misses = self._hits, self._misses
+            return {
+                "hits": hits,
+                "misses": misses,
+                "hit_rate": hits / (hits + misses) if hits + misses else 0.0,
+                "mean_hit_age_s": self._hit_age_s / hits if hits else 0.0,
+                "entries": (newest and newest[0]) or 0,
+                "bytes": sum(_size(Path(f"{self.path}{end}")) for end in ("", "-wal")),
+                "oldest_s": max(0.0, time.time() - oldest[0]) if oldest else 0.0,
+                "errors": self._errors,
+            }
+
+    def close(self) -> None:
+        """Give the file back. Safe to call twice."""
+        with self._lock:
+            self._db.close()
+
+    def _run(self, statement: str, values: tuple[object, ...]) -> Any:
+        try:
+            return self._db.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            self._errors += 1
+            if self._errors == 1:
+                log.warning("%s: verdicts are not kept for now: %s", self.path, error)
+            return None
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # autocommit: every answer is kept at once, and no lock is held between two of them
+        db = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise CacheError(
+            f"{path}: the cache of verdicts cannot be opened: {error}; "
+            "set reward.judge.cache_path to a file in a folder that you may write to."
+        ) from error
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, never the file
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, _FORMAT):
+            raise CacheError(
+                f"{path}: the cache of verdicts has format {found}, this version of rlsys writes {_FORMAT}; "
+                "set reward.judge.cache_path to another file, or move this one away."
+            )
+        db.execute(_TABLE)
+        db.execute(f"PRAGMA user_version = {_FORMAT}")
+        db.execute("SELECT key, answer, created_s FROM answers ORDER BY number DESC LIMIT 1").fetchone()
+    except sqlite3.OperationalError as error:
+        db.close()
+        raise CacheError(
+            f"{path}: the cache of verdicts cannot be used: {error}; "
+            "set reward.judge.cache_path to a file on a local disk that you may write to."
+        ) from error
+    except sqlite3.DatabaseError as error:
+        db.close()
+        raise CacheError(
+            f"{path}: this is no cache of verdicts, or it is damaged ({error}); delete it (answers are then asked for "
+            "again), or set reward.judge.cache_path to another file."
+        ) from error
+    except CacheError:
+        db.close()
+        raise
+    return db
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

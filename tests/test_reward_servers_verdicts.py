@@ -1,0 +1,135 @@
+"""The cache of verdicts: what makes two questions the same, several processes, and files that are no cache."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from reward_servers import verdicts
+from reward_servers.verdicts import AnswerKey, CacheError, VerdictCache, default_path
+
+
+def key(*inputs: str, call: str = "split", model: str = "m", version: str = "v1") -> AnswerKey:
+    return AnswerKey(call=call, model=model, prompt_version=version, inputs=inputs)
+
+
+def test_an_answer_comes_back_as_it_was_with_its_age(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "new" / "folder" / "cache.sqlite")
+    assert cache.get(key("a")) is None
+    cache.put(key("a"), ["é", None, {"x": 1.5}], "http://a/v1")
+    stored = cache.get(key("a"))
+    assert stored is not None
+    assert (stored.answer, stored.url) == (["é", None, {"x": 1.5}], "http://a/v1")
+    assert 0 <= stored.age_s < 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [key("b", "a"), key("ab", ""), key("a"), key("a", "b", call="x"), key("a", "b", model="n")]
+    + [key("a", "b", version="v2")],
+)
+def test_keys_that_differ_anywhere_never_meet(tmp_path: Path, other: AnswerKey) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    cache.put(key("a", "b"), 1, "")
+    assert cache.get(other) is None
+
+
+def test_any_text_can_be_part_of_a_key(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    cache.put(key("\ud800\x00'; DROP TABLE answers"), 1, "")
+    assert cache.get(key("\ud800\x00'; DROP TABLE answers")) is not None
+
+
+def test_of_two_answers_the_first_stays(tmp_path: Path) -> None:
+    first, second = VerdictCache(tmp_path / "cache.sqlite"), VerdictCache(tmp_path / "cache.sqlite")
+    first.put(key("a"), "first", "")
+    second.put(key("a"), "second", "")
+    stored = second.get(key("a"))
+    assert stored is not None and stored.answer == "first"
+
+
+def test_figures_count_hits_misses_and_ages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    assert cache.stats()["hit_rate"] == 0.0
+    now = time.time()
+    monkeypatch.setattr(verdicts.time, "time", lambda: now)
+    cache.put(key("a"), 1, "")
+    monkeypatch.setattr(verdicts.time, "time", lambda: now + 60)
+    cache.put(key("b"), 1, "")
+    for text in ("a", "b", "c", "a"):
+        cache.get(key(text))
+    stats = cache.stats()
+    assert (stats["hits"], stats["misses"], stats["hit_rate"]) == (3, 1, 0.75)
+    assert (stats["mean_hit_age_s"], stats["oldest_s"], stats["entries"]) == (pytest.approx(40), pytest.approx(60), 2)
+    assert stats["bytes"] > 0 and stats["errors"] == 0
+
+
+def _write(path: Path, first: int) -> None:
+    cache = VerdictCache(path)
+    for number in range(first, first + 100):
+        cache.put(key(str(number)), number, "")
+        assert cache.get(key(str(number))) is not None
+    cache.close()
+
+
+def test_several_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_write, args=(path, first)) for first in (0, 50, 1000)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    cache = VerdictCache(path)
+    assert all(cache.get(key(str(number))) for number in [*range(150), *range(1000, 1100)])
+    assert cache.stats()["entries"] == 250
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database at all, but a long enough text " * 50, b"SQLite format 3\0" * 100]
+)
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cache.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(CacheError, match=r"cache\.sqlite: this is no cache.*delete it.*reward\.judge\.cache_path"):
+        VerdictCache(path)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"cannot be opened.*set reward\.judge\.cache_path"):
+        VerdictCache(tmp_path / "file" / "cache.sqlite")
+    with pytest.raises(CacheError, match=r"cannot be (opened|used)"):
+        VerdictCache(tmp_path)
+
+
+def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(CacheError, match="has format 9"):
+        VerdictCache(tmp_path / "cache.sqlite")
+
+
+def test_trouble_after_opening_is_counted_and_costs_no_verdict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    with sqlite3.connect(cache.path) as db:
+        db.execute("DROP TABLE answers")
+    cache.put(key("a"), 1, "")
+    assert cache.get(key("a")) is None
+    assert cache.stats()["errors"] >= 2
+    assert len([record for record in caplog.records if "not kept" in record.message]) == 1
+
+
+def test_the_default_file_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_path() == tmp_path / "rlsys" / "verdicts.sqlite"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_path() == Path.home() / ".cache" / "rlsys" / "verdicts.sqlite"
