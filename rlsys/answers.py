@@ -51,9 +51,10 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A description in free words; never empty."""
+    """A description in free words, never empty. events: what it tells, one by one, where the annotation says so."""
 
     text: str
+    events: tuple[str, ...] | None = None
 
 
 Answer = TimeSpans | Boxes | Choice | Phrase | Number | Caption

@@ -86,7 +86,8 @@ def caption(truth: Json) -> Mapping[str, Answer]:
     events = truth.get("events")
     if events is not None and not (isinstance(events, list | tuple) and events and all(map(_is_text, events))):
         raise ValueError(f"truth events {_shown(events)}: write at least one event in words, or leave them out.")
-    return {"answer": Caption(text=truth["caption"].strip())}
+    listed = None if events is None else tuple(event.strip() for event in events)
+    return {"answer": Caption(text=truth["caption"].strip(), events=listed)}
 
 
 def first_box(truth: Json) -> str:
