@@ -159,7 +159,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         configs = [workload(Path(name), prompts, arguments.steps) for prompts in (4, 16)]
-        with open_stack(configs[-1]) as stack:
+        with open_stack(configs[-1], {"temporal_grounding"}) as stack:
             results = [measure(stack, config) for config in configs]
     show(results)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import socket
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.context import _get_global_client, _set_global_client
+from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import LoggingConfig
 
 from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
-from reward_servers.client import RewardServerError, wait_until_healthy
-from reward_servers.service import build
-from rlsys.config import RewardConfig
+from reward_servers.board_actor import ClusterBoard
+from reward_servers.exported_metrics import Exported
+from reward_servers.judge import Judge, JudgeTask, build_judge, judge_kind
+from reward_servers.scorers import load_user_scorers
+from reward_servers.served_model import with_served_model
+from reward_servers.service import Busy, RewardService
+from reward_servers.transport import RewardServerError, wait_until_healthy
+from reward_servers.web import build
+from rlsys.config import JudgeConfig, RewardConfig
+from rlsys.types import Score
 
 _log = logging.getLogger(__name__)
 _CPUS_PER_REPLICA = 0.1  # a group of 8 costs well under a millisecond: it fits beside actors and ranks
 _START_TIMEOUT_S = 120.0
+_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
+_BACKPRESSURE = BackpressureConfig(status_code=429, retry_after_s=1.0)
+_DRAIN_S = 30.0  # what a replica that is replaced may take to finish its requests
 _launched: list[str] = []  # applications that this process started and will end
+
+
+@serve.deployment
+class JudgeServer:
+    """The judge in a replica of its own, so that it scales apart from the rules. A shell."""
+
+    def __init__(self, config: JudgeConfig, api_key: str | None) -> None:
+        self._board = ClusterBoard(config) if config.urls else None
+        self._judge: Judge = build_judge(config, self._board, api_key)
+        self._exported = Exported("judge", lambda: self._judge.counters())
+
+    async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]:
+        with self._exported.timed():
+            return await self._judge.score(tasks, time.monotonic() + timeout_s)
+
+    async def report(self) -> dict[str, Any]:
+        """Counters of this replica, and what the cluster's one board says of the endpoints."""
+        return {
+            "replica": serve.get_replica_context().replica_id.unique_id,
+            "kind": self._judge.kind,
+            "counters": dict(self._judge.counters()),
+            "endpoints": {} if self._board is None else await self._board.snapshot(),
+        }
+
+
+class JudgeHandle:
+    """The judge as the rule scorers' replicas reach it: any replica, another one when the first dies meanwhile."""
+
+    def __init__(self, handle: Any, kind: str) -> None:
+        self._handle, self.kind = handle, kind
+
+    async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self._handle.score.remote(tasks, max(deadline_s - time.monotonic(), 0.0))
+            except BackPressureError as error:
+                raise Busy("too many requests wait for the judge (reward.judge.max_queued_requests)", 1.0) from error
+            except RayActorError as error:  # asking again is safe: verdicts are cached, and scores have no effects
+                if time.monotonic() > deadline_s:
+                    reason = f"the judge's replica died and no other answered in time: {type(error).__name__}"
+                    return [Score(status="infra", scores={}, reason=reason)] * len(tasks)
+                await asyncio.sleep(0.1)
+
+    async def reports(self) -> list[dict[str, Any]]:
+        return await _broadcast(self._handle, "report")
 
 
 @serve.deployment
@@ -29,41 +91,109 @@ _launched: list[str] = []  # applications that this process started and will end
 class RuleScorers:
     """The web application in a replica. Rules are scored here: a hop to another process costs more than they do."""
 
-    def __init__(self, token_check: TokenCheck | None) -> None:
+    def __init__(self, reward: RewardConfig, token_check: TokenCheck | None, judge: Any, kind: str | None) -> None:
         self._token_check = token_check
+        self._judge = None if judge is None or kind is None else JudgeHandle(judge, kind)
+        self._service = RewardService(self._judge, load_user_scorers(reward.scorers))
+        self._exported = Exported("reward", self._service.counters)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self._token_check)
+        return build(self._service, self._token_check, self._status)
+
+    async def report(self) -> dict[str, Any]:
+        return {"replica": serve.get_replica_context().replica_id.unique_id, "counters": self._service.counters()}
+
+    async def _status(self) -> dict[str, Any]:
+        name = serve.get_replica_context().app_name
+        own = serve.get_deployment_handle("RuleScorers", name)
+        overview = (await asyncio.to_thread(serve.status)).applications[name]
+        return {
+            "application": name,
+            "deployments": {
+                deployment: {"status": str(found.status), "replicas": dict(found.replica_states)}
+                for deployment, found in overview.deployments.items()
+            },
+            "rules": await _broadcast(own, "report"),
+            "judge": [] if self._judge is None else await self._judge.reports(),
+        }
 
 
-def launch(reward: RewardConfig, name: str | None = None) -> str:
+async def _broadcast(handle: Any, method: str) -> list[dict[str, Any]]:
+    response = handle.broadcast(method)
+    return list(await response.results_async(timeout_s=10.0))
+
+
+def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = True) -> str:
     """Base URL of reward servers just started on the Ray cluster of this process, once they answer.
 
-    name: of the Serve application, which then lives under /name and replaces one of that name; None takes a new one,
-    so that runs on one cluster do not meet. Serve has one address per cluster: where it runs already, that is used.
+    name: of the Serve application, which then lives under /name and replaces one of that name request by request;
+    None takes a new one, so that runs on one cluster do not meet. Serve has one address per cluster: where it runs
+    already, that is used.
+    with_judge: False leaves the judge out, for runs whose tasks need none.
     Raises ValueError for an address that others can reach without a token, RewardServerError when the servers
-    do not come up.
+    do not come up, ConfigError for a judge or a scorer of one's own that cannot work.
     """
     if not ray.is_initialized():
         raise RewardServerError("reward servers need a Ray cluster; call ray.init first, or set reward.url.")
     token = token_from_environment(reward.token_env)
     refuse_open_bind(reward.host, token, reward.token_env)
+    load_user_scorers(reward.scorers)
+    kind = judge_kind(reward.judge) if with_judge else None
     host, port = _start_serve(reward)
     refuse_open_bind(host, token, reward.token_env)
     name = name or f"rewards-{secrets.token_hex(4)}"
-    deployment: Any = RuleScorers  # the decorators make a Deployment of the class, unknown to the type checker
-    application = deployment.options(
-        num_replicas=reward.min_replicas,
-        max_ongoing_requests=64,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    ).bind(TokenCheck.of(token) if token is not None else None)
+    base_url = f"http://{_reachable(host)}:{port}"
+    judge = None
+    if kind is not None:
+        if reward.judge.serve_model:
+            _launched.append(f"{name}-model")
+        config, key = with_served_model(reward.judge, f"{name}-model", base_url)
+        judge = _judge_deployment(config, key)
     _launched.append(name)
-    serve.run(application, name=name, route_prefix=f"/{name}")
-    url = f"http://{_reachable(host)}:{port}/{name}"
-    tasks = wait_until_healthy(url, _START_TIMEOUT_S)
-    _log.info("reward servers at %s score %s", url, ", ".join(tasks))
+    serve.run(_rules_deployment(reward, token, judge, kind), name=name, route_prefix=f"/{name}")
+    url = f"{base_url}/{name}"
+    health = wait_until_healthy(url, _START_TIMEOUT_S)
+    _log.info("reward servers at %s score %s; judge: %s", url, ", ".join(health.tasks), health.judge or "none")
     return url
+
+
+def _rules_deployment(reward: RewardConfig, token: str | None, judge: Any, kind: str | None) -> Any:
+    deployment: Any = RuleScorers  # the decorators make a Deployment of the class, unknown to the type checker
+    return deployment.options(
+        autoscaling_config=_autoscaling(reward.min_replicas, reward.max_replicas, reward.target_ongoing_requests),
+        max_ongoing_requests=2 * reward.target_ongoing_requests,
+        max_queued_requests=reward.max_queued_requests,
+        backpressure_config=_BACKPRESSURE,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+        logging_config=_LOGGING,
+    ).bind(reward, TokenCheck.of(token) if token is not None else None, judge, kind)
+
+
+def _judge_deployment(judge: JudgeConfig, api_key: str | None) -> Any:
+    deployment: Any = JudgeServer
+    return deployment.options(
+        autoscaling_config=_autoscaling(judge.min_replicas, judge.max_replicas, judge.target_ongoing_requests),
+        max_ongoing_requests=2 * judge.target_ongoing_requests,
+        max_queued_requests=judge.max_queued_requests,
+        backpressure_config=_BACKPRESSURE,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+        logging_config=_LOGGING,
+    ).bind(judge, api_key)
+
+
+def _autoscaling(fewest: int, most: int, target: int) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=fewest,
+        initial_replicas=fewest,
+        max_replicas=most,
+        target_ongoing_requests=target,
+        metrics_interval_s=1.0,
+        look_back_period_s=5.0,
+        upscale_delay_s=2.0,
+        downscale_delay_s=60.0,
+    )
 
 
 def shutdown() -> None:
@@ -74,9 +204,19 @@ def shutdown() -> None:
     if set(serve.status().applications) <= set(_launched):
         serve.shutdown()
     else:
-        for name in _launched:
+        for name in set(_launched) & set(serve.status().applications):
             serve.delete(name)
     _launched.clear()
+
+
+def stop(name: str) -> None:
+    """Ends the application `name` on the cluster of this process, its judge's model too. RewardServerError: no such one."""
+    running = set(serve.status().applications)
+    if name not in running:
+        served = ", ".join(sorted(running)) or "nothing"
+        raise RewardServerError(f"no reward servers {name!r} on this cluster; it serves {served}.")
+    for application in {name, f"{name}-model"} & running:
+        serve.delete(application)
 
 
 def forget() -> None:
@@ -94,7 +234,7 @@ def _start_serve(reward: RewardConfig) -> tuple[str, int]:
     running = _running_address()
     if running is None:
         port = _usable_port(reward.host, reward.port)
-        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        quiet = _LOGGING
         try:
             http = {"host": reward.host, "port": port}
             serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)

@@ -1,102 +1,154 @@
-"""The reward service as a web application: HTTP in, scores out. No Ray here; `app.py` puts it on Serve."""
+"""The reward service: rows in, one reply per row, rules here and the judge elsewhere. No Ray; `app.py` puts it on Serve."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
-
-from reward_servers.auth import TokenCheck
-from reward_servers.schema import MAX_BODY_BYTES, REPLIES, REQUESTS, ScoreReply, ScoreRequest
-from reward_servers.scorers import score
-from rlsys.tasks import TASKS
-
-
-class Refusal(Exception):
-    """A request that is answered with an HTTP error: status, and what to tell the caller."""
-
-    def __init__(self, status: int, detail: str | list[dict[str, str]]) -> None:
-        super().__init__(status, detail)
-        self.status, self.detail = status, detail
+from reward_servers.judge import JudgeTask
+from reward_servers.judged_rows import Judged, ask_judge_about
+from reward_servers.schema import ScoreReply, ScoreRequest, ScoreRow
+from reward_servers.scorers import UserScorer, default_names, rule_scores
+from rlsys.tasks import TASKS, judged_scores
+from rlsys.types import Score
 
 
-def build(token_check: TokenCheck | None, max_body_bytes: int = MAX_BODY_BYTES) -> FastAPI:
-    """The application: POST /v1/score and GET /healthz. token_check None lets everyone score."""
-    app = FastAPI(title="rlsys reward servers", docs_url=None, redoc_url=None, openapi_url=None)
+class Busy(Exception):
+    """The request cannot be taken now. retry_after_s: when to ask again."""
 
-    @app.get("/healthz")
-    async def healthz() -> dict[str, object]:
-        return {"status": "ok", "tasks": list(TASKS)}
-
-    @app.post("/v1/score")
-    async def post_score(request: Request) -> Response:
-        try:
-            _check_caller(request, token_check)
-            rows = parse_rows(await _body(request, max_body_bytes))
-        except Refusal as refusal:
-            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-            return JSONResponse({"detail": refusal.detail}, refusal.status, headers)
-        return Response(REPLIES.dump_json(score_rows(rows)), media_type="application/json")
-
-    return app
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
-def score_rows(rows: Sequence[ScoreRequest]) -> list[ScoreReply]:
-    """One reply per row, in order. Each row has its own task; one that cannot be scored leaves the others alone."""
-    return [_score_row(row) for row in rows]
+class JudgeService(Protocol):
+    """Where judged rows are sent. `score` raises Busy when too many wait already."""
+
+    kind: str
+
+    async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]: ...
 
 
-def parse_rows(body: bytes) -> list[ScoreRequest]:
-    """The rows of a request. Refusal 422 names row, field and problem, and never repeats the row's text."""
-    try:
-        rows = REQUESTS.validate_json(body)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        raise Refusal(422, [_problem(problem["loc"], problem["msg"]) for problem in problems[:20]]) from error
-    doubled = [rollout_id for rollout_id, count in Counter(row.rollout_id for row in rows).items() if count > 1]
-    if doubled:
-        raise Refusal(
-            422, [_problem(("rollout_id",), f"{name!r} is in the request more than once") for name in doubled[:20]]
+class RewardService:
+    """Scores requests. judge: None where captions and reasoning are not judged; such rows are "infra".
+
+    user_scorers: score name -> a user's own function.
+    """
+
+    def __init__(self, judge: JudgeService | None = None, user_scorers: Mapping[str, UserScorer] | None = None) -> None:
+        self._judge, self._user_scorers = judge, user_scorers or {}
+        self._open = 0
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def own_scores(self) -> tuple[str, ...]:
+        """Names of the users' own scores."""
+        return tuple(self._user_scorers)
+
+    @property
+    def judge_kind(self) -> str | None:
+        return None if self._judge is None else self._judge.kind
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that can be scored here."""
+        return tuple(
+            name for name in TASKS if self._judge is not None or not judged_scores(name) & set(default_names(name))
         )
-    return rows
+
+    async def score(self, request: ScoreRequest) -> list[ScoreReply]:
+        """One reply per row, in order. Each row has its own task; one that cannot be scored leaves the others alone.
+
+        Raises Busy when too many requests wait for the judge.
+        """
+        self._open += 1
+        started_s = time.perf_counter()
+        try:
+            scores = await self._scores(request)
+        except Busy:
+            self._counts["refused"] += 1
+            raise
+        finally:
+            self._open -= 1
+        seconds = (time.perf_counter() - started_s) / len(scores)
+        self._counts.update({"requests": 1, "rows": len(scores)})
+        self._counts.update(f"rows_{score.status}" for score in scores)
+        return [_reply(row, score, seconds) for row, score in zip(request.rows, scores, strict=True)]
+
+    def counters(self) -> dict[str, float]:
+        """Since the start: requests, refused ones, rows, rows by status; `open` is now."""
+        return {"open": float(self._open), **{name: float(count) for name, count in self._counts.items()}}
+
+    async def _scores(self, request: ScoreRequest) -> list[Score]:
+        deadline_s = time.monotonic() + request.timeout_s
+        ruled: list[Score] = []
+        asked: dict[int, Judged] = {}
+        for index, row in enumerate(request.rows):
+            names = tuple(row.scores) if row.scores is not None else default_names(row.task)
+            judged = judged_scores(row.task) & set(names)
+            ruled.append(rule_scores(row, [n for n in names if n not in judged], request.settings, self._user_scorers))
+            if judged and ruled[-1].status == "ok":
+                asked[index] = ask_judge_about(row, judged, request.settings)
+        verdicts = await self._judged(list(asked.values()), deadline_s)
+        for index, verdict in zip(asked, verdicts, strict=True):
+            ruled[index] = joined(ruled[index], verdict)
+        return ruled
+
+    async def _judged(self, asked: Sequence[Judged], deadline_s: float) -> list[Score]:
+        """A score per member: what needs no judge is there already, the rest is one call to the judge."""
+        tasks = [task for judged in asked for task in judged.tasks]
+        if not tasks:
+            verdicts: list[Score] = []
+        elif self._judge is None:
+            reason = "these servers have no judge; set reward.judge.urls, or install the extra `embedding`"
+            verdicts = [Score(status="infra", scores={}, reason=reason)] * len(tasks)
+        else:
+            verdicts = await self._ask(tasks, deadline_s)
+        remaining = iter(verdicts)
+        return [
+            joined(judged.known, *(_with_own_evidence(task, next(remaining)) for task in judged.tasks))
+            for judged in asked
+        ]
+
+    async def _ask(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
+        assert self._judge is not None
+        left_s = max(deadline_s - time.monotonic(), 0.0)
+        try:
+            async with asyncio.timeout(left_s + 1.0):  # the judge keeps the deadline itself, and says more
+                return await self._judge.score(tasks, left_s)
+        except TimeoutError:
+            reason = f"the judge did not answer within the request's {left_s:.1f} s"
+            return [Score(status="infra", scores={}, reason=reason)] * len(tasks)
 
 
-def _score_row(row: ScoreRequest) -> ScoreReply:
-    started = time.perf_counter()
-    result = score(row.task, row.text, row.truth, row.think)
+def _with_own_evidence(task: JudgeTask, score: Score) -> Score:
+    """A row may have both kinds of verdict: that on consistency is kept under its name."""
+    if task.kind == "events" or score.evidence is None:
+        return score
+    return replace(score, evidence={"consistency": score.evidence})
+
+
+def joined(*parts: Score) -> Score:
+    """Several scores of one response as one: "ok" only when all are, else the first that is not."""
+    failed = next((part for part in parts if part.status != "ok"), None)
+    evidence: dict[str, Any] = {}
+    for part in parts:
+        evidence |= part.evidence or {}
+    if failed is not None:
+        return Score(status=failed.status, scores={}, reason=failed.reason, evidence=evidence or None)
+    scores = {name: value for part in parts for name, value in part.scores.items()}
+    return Score(status="ok", scores=scores, reason="", evidence=evidence or None)
+
+
+def _reply(row: ScoreRow, score: Score, seconds: float) -> ScoreReply:
     return ScoreReply(
         rollout_id=row.rollout_id,
-        status=result.status,
-        scores=dict(result.scores),
-        reason=result.reason,
-        evidence=result.evidence,
-        seconds=time.perf_counter() - started,
+        status=score.status,
+        scores=dict(score.scores),
+        reason=score.reason,
+        evidence=score.evidence,
+        seconds=seconds,
     )
-
-
-def _problem(location: tuple[int | str, ...], message: str) -> dict[str, str]:
-    row, field = (str(location[0]), location[1:]) if location and isinstance(location[0], int) else ("", location)
-    return {"row": row, "field": ".".join(map(str, field)), "problem": message}
-
-
-def _check_caller(request: Request, token_check: TokenCheck | None) -> None:
-    if token_check is not None and not token_check.accepts(request.headers.get("authorization")):
-        raise Refusal(401, "send the header 'Authorization: Bearer <token>' with the token of this server.")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal(415, f"content type {kind!r}: send application/json.")
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    # counted while it arrives: a chunked request has no length to look at
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise Refusal(413, f"the body has more than {limit} bytes; send fewer rows per request.")
-        parts.append(part)
-    return b"".join(parts)

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsys.config import ConfigError, DataConfig, RewardConfig, RunConfig, load, parse
+from rlsys.config import ConfigError, DataConfig, RewardConfig, RunConfig, load_services
 from rlsys.data.annotations import load as load_annotations
-from rlsys.data.formats import FORMATS
 from rlsys.experience import Experience
 from rlsys.models.prompts import PromptBuilder
+from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
 
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
+    from reward_servers.transport import Health
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +81,12 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
 class Stack:
     """A cluster with learner ranks, rollout actors and reward servers, up and idle. Made by `open_stack`."""
 
-    def __init__(self, config: RunConfig, cluster: Cluster, resources: ExitStack) -> None:
+    def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
         from actors.pool import RolloutPool
         from learner.group import LearnerGroup
         from reward_servers.auth import token_from_environment
-        from reward_servers.client import RewardClient, wait_until_healthy
+        from reward_servers.client import RewardClient
+        from reward_servers.transport import wait_until_healthy
         from rlsys.data.clips import ClipStore
 
         self.prompts = prompt_builder(config)
@@ -106,14 +108,16 @@ class Stack:
                 timeout_s=config.learner.timeout_s,
                 options=cluster.learner_options,
             )
-            self.reward_url = config.reward.url or _launch_rewards(config.reward, cluster, resources)
-            tasks = wait_until_healthy(self.reward_url, config.reward.timeout_s)
+            self.reward_url = config.reward.url or _launch_rewards(
+                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
+            )
+            health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
             self.learner = learner.result()
             resources.callback(self.learner.shutdown)
-        _check_served(tasks, config.data.format, self.reward_url)
+        _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
-        scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
-        self.experience = Experience(self.clips, self.prompts, self.pool, scorer)
+        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
+        self.experience = Experience(self.clips, self.prompts, self.pool, self.scorer, config)
         resources.callback(self.experience.close)
 
     def load_learner(self, config: RunConfig) -> None:
@@ -140,13 +144,16 @@ class Stack:
 
 
 @contextmanager
-def open_stack(config: RunConfig) -> Iterator[Stack]:
-    """Everything a run needs, started on the cluster that the config or the environment names."""
+def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
+    """Everything a run needs, started on the cluster that the config or the environment names.
+
+    tasks: of the rows that will be scored; the judge is started when one of them needs it.
+    """
     from cluster.launch import open_cluster
 
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config))
-        yield Stack(config, cluster, resources)
+        yield Stack(config, tasks, cluster, resources)
 
 
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
@@ -168,21 +175,43 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     )
 
 
-def _launch_rewards(reward: RewardConfig, cluster: Cluster, resources: ExitStack) -> str:
+def _launch_rewards(
+    reward: RewardConfig, cluster: Cluster, resources: ExitStack, *, with_judge: bool, name: str | None = None
+) -> str:
     from reward_servers.app import forget, launch, shutdown
 
     # registered before the launch, which may fail half-way and leave something behind
     resources.callback(forget if cluster.is_local else shutdown)
-    return launch(reward)
+    return launch(reward, name, with_judge=with_judge)
 
 
-def _check_served(tasks: Sequence[str], data_format: str, url: str) -> None:
-    """A task that the servers do not know would only be missing data, step after step."""
-    task = FORMATS[data_format].task
-    if task not in tasks:
+def needs_judge(tasks: Iterable[str], reward: RewardConfig) -> bool:
+    """Whether a score that is asked for is the judge's."""
+    return any(judged_scores(task) & set(score_weights(task, reward)) for task in tasks)
+
+
+def judge_of(reward: RewardConfig) -> str:
+    """Kind of judge that the run's own servers would have. ConfigError when they cannot have one."""
+    from reward_servers.judge import judge_kind
+
+    return judge_kind(reward.judge)
+
+
+def _check_served(health: Health, tasks: Collection[str], reward: RewardConfig, url: str) -> None:
+    """What the servers do not know would only be missing data, step after step."""
+    if unknown := set(tasks) - set(health.tasks):
         raise ConfigError(
-            f"reward.url={url}: these servers score {', '.join(tasks)}, and data.format={data_format} needs {task}; "
-            "run the same version of rlsys in the job and in its reward servers."
+            f"reward.url={url}: these servers score {', '.join(health.tasks)} (judge: {health.judge or 'none'}), and "
+            f"the data have {', '.join(sorted(unknown))}; run the same version of rlsys in the job and in its reward "
+            "servers, and give them a judge for captions (reward.judge.urls)."
+        )
+    if health.judge is None and needs_judge(tasks, reward):
+        raise ConfigError(f"reward.url={url}: reward.weights asks for a judged score, and these servers have no judge.")
+    own = {name for task in tasks for name in score_weights(task, reward) if name in reward.scorers}
+    if missing := own - set(health.scorers):
+        raise ConfigError(
+            f"reward.url={url}: these servers have no score {', '.join(sorted(missing))}; start them with the same "
+            "reward.scorers."
         )
 
 
@@ -200,13 +229,42 @@ def submit_job(config: Path, overrides: Sequence[str], address: str, follow: boo
     return submit(config, overrides, address=address, follow=follow)
 
 
-def serve_rewards(config: Path | None, overrides: Sequence[str]) -> None:
-    """Run the reward servers until the process is interrupted."""
+def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | None, detach: bool) -> None:
+    """Run the reward servers until the process is interrupted, or leave them on the cluster and return."""
     from cluster.launch import open_cluster
+    from reward_servers.app import launch
 
-    run = load(config, overrides) if config else parse({"output_dir": ".", "model": {"path": "."}}, source="defaults")
+    run = load_services(config, overrides)
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(run, parts=False))
-        log.info("reward.url=%s  (interrupt to end)", _launch_rewards(run.reward, cluster, resources))
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        if not detach:
+            url = _launch_rewards(run.reward, cluster, resources, with_judge=True, name=name)
+            log.info("reward.url=%s  (interrupt to end)", url)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        elif cluster.is_local:
+            raise ConfigError(
+                "--detach leaves the servers on a cluster that goes on running; name one with cluster.address=HOST:PORT, "
+                "or leave --detach out."
+            )
+        else:
+            url = launch(run.reward, name)
+            log.info("reward.url=%s  (end it with `rlsys rewards stop %s`)", url, url.rsplit("/", 1)[-1])
+
+
+def stop_rewards(name: str, overrides: Sequence[str]) -> None:
+    """End reward servers that were left on a cluster."""
+    from cluster.launch import open_cluster
+    from reward_servers.app import stop
+
+    with open_cluster(load_services(None, overrides), parts=False):
+        stop(name)
+
+
+def reward_status(url: str, token_env: str) -> Iterator[str]:
+    """Lines about running reward servers: replicas, queues, rates, failures, cache hits."""
+    from reward_servers.auth import token_from_environment
+    from reward_servers.status import lines
+    from reward_servers.transport import fetch_status
+
+    return lines(fetch_status(url, token_from_environment(token_env)))

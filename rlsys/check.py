@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from rlsys import env
-from rlsys.assemble import held_out_items, prompt_builder, training_items
+from rlsys.assemble import held_out_items, judge_of, needs_judge, prompt_builder, training_items
 from rlsys.config import ConfigError, RunConfig
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
@@ -51,8 +52,9 @@ def check(config: RunConfig) -> Report:
         except UserError as error:
             problems.append(str(error))
             continue
-        facts.append(f"{name} rows: {len(rows)}")
+        facts.append(f"{name} rows: {len(rows)} ({_by_task(rows)})")
         items += rows
+    problems += _judge_problems(config, items)
     try:
         budget = _token_budget(items, prompt_builder(config))
     except UserError as error:
@@ -66,6 +68,19 @@ def check(config: RunConfig) -> Report:
         f"responses" + (f" = {updates / len(items):.2f} epochs" if items else "")
     )
     return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def _by_task(items: Sequence[PromptItem]) -> str:
+    return ", ".join(f"{count} {task}" for task, count in Counter(item.task for item in items).most_common())
+
+
+def _judge_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[str]:
+    """The run's own servers need a judge that can work; those at `reward.url` say for themselves what they have."""
+    if config.reward.url is None and needs_judge({item.task for item in items}, config.reward):
+        try:
+            judge_of(config.reward)
+        except UserError as error:
+            yield str(error)
 
 
 def _memory_problems(config: RunConfig) -> Iterator[str]:

@@ -136,18 +136,45 @@ def data_check(
             typer.echo(line)
 
 
+Services = Annotated[Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")]
+
+
 @rewards_app.command("serve")
 def rewards_serve(
-    config: Annotated[
-        Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")
-    ] = None,
+    config: Services = None,
     overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name on the cluster, part of the URL; one of that name is replaced as it runs.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave them on the cluster and return.")] = False,
 ) -> None:
-    """Run the reward servers alone until interrupted."""
+    """Run the reward servers apart from training, until interrupted."""
     from rlsys.assemble import serve_rewards
 
     with _clear_errors():
-        serve_rewards(config, overrides or [])
+        serve_rewards(config, overrides or [], name, detach)
+
+
+@rewards_app.command("stop")
+def rewards_stop(name: str, overrides: Overrides = None) -> None:
+    """End reward servers that were left on a cluster; say which with cluster.address=HOST:PORT."""
+    from rlsys.assemble import stop_rewards
+
+    with _clear_errors():
+        stop_rewards(name, overrides or [])
+
+
+@rewards_app.command("status")
+def rewards_status(
+    url: Annotated[str, typer.Argument(help="As `rlsys rewards serve` says it.")],
+    token_env: Annotated[str, typer.Option(help="Variable that holds the bearer token.")] = "RLSYS_REWARD_TOKEN",
+) -> None:
+    """Show replicas, queues, rates, failures and cache hits of running reward servers."""
+    from rlsys.assemble import reward_status
+
+    with _clear_errors():
+        for line in reward_status(url, token_env):
+            typer.echo(line)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ class RolloutConfig(Part):
     """Rollout actors, each with an engine of its own."""
     group_size: int = Field(default=8, ge=1)
     """G, responses per prompt."""
+    shuffled_group_size: int = Field(default=0, ge=0)
+    """Responses per prompt to the same frames in another order, for the score `order_contrast`; half of group_size."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -183,8 +185,8 @@ class JudgeConfig(Part):
     """Fewest replicas of the judge (not of its model)."""
     max_replicas: int = Field(default=4, ge=1)
     """Most replicas of the judge."""
-    target_ongoing_rows: int = Field(default=16, ge=1)
-    """Requests that a replica works on before another is started."""
+    target_ongoing_requests: int = Field(default=16, ge=1)
+    """Requests that a replica of the judge works on before another is started."""
     max_queued_requests: int = Field(default=256, ge=1)
     """Requests that may wait for a replica; more are refused with 429 and Retry-After."""
     max_concurrency: int = Field(default=32, ge=1)
@@ -236,8 +238,10 @@ class RewardConfig(Part):
     """Fewest replicas of the rule scorers."""
     max_replicas: int = Field(default=4, ge=1)
     """Most replicas of the rule scorers."""
-    max_ongoing_requests: int = Field(default=256, ge=1)
-    """Requests that a replica has open; more are refused with 429 and Retry-After."""
+    target_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests that a replica has open, waiting for the judge included, before another replica is started."""
+    max_queued_requests: int = Field(default=512, ge=1)
+    """Requests that may wait for a replica; more are refused with 429 and Retry-After."""
     token_env: str = "RLSYS_REWARD_TOKEN"
     """Environment variable that holds the bearer token; unset means no token."""
     weights: dict[str, dict[str, float]] = {}
@@ -395,6 +399,13 @@ class RunConfig(Part):
                 f"reward.min_valid={self.reward.min_valid} is above rollout.group_size={self.rollout.group_size}: "
                 "no group could ever be trained on; lower min_valid."
             )
+        contrasted = [task for task, weights in self.reward.weights.items() if "order_contrast" in weights]
+        if bool(contrasted) != bool(self.rollout.shuffled_group_size):
+            raise ValueError(
+                f"rollout.shuffled_group_size={self.rollout.shuffled_group_size} and reward.weights with order_contrast "
+                f"for {contrasted or 'no task'}: the score compares with responses to shuffled frames; set both "
+                "(half of group_size is usual) or neither."
+            )
         if self.cluster.device == "cpu" and self.rollout.tensor_parallel_size > 1:
             raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
         return self
@@ -411,11 +422,26 @@ class ConfigError(UserError, ValueError):
 Override = Annotated[str, "a.b=value, the value in YAML"]
 
 
+def load_services(path: Path | None, overrides: Sequence[Override] = ()) -> RunConfig:
+    """A config of which only `reward` and `cluster` count: model and output folder may be missing, the file too."""
+    tree = {"output_dir": ".", "model": {"path": "."}, **(_read(path) if path else {})}
+    for override in overrides:
+        _lay_over(tree, override)
+    return parse(tree, source=str(path or "overrides"))
+
+
 def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
     """The config in `path` with `overrides` laid over it.
 
     Raises ConfigError naming the file and each offending field.
     """
+    tree = _read(path)
+    for override in overrides:
+        _lay_over(tree, override)
+    return parse(tree, source=str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
@@ -424,9 +450,7 @@ def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}.")
-    for override in overrides:
-        _lay_over(tree, override)
-    return parse(tree, source=str(path))
+    return tree
 
 
 def parse(tree: dict[str, Any], source: str) -> RunConfig:

@@ -52,7 +52,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
         config = _config(out, seed, clips)
         with ExitStack() as resources:
             with clock("start"):
-                stack = resources.enter_context(open_stack(config))
+                stack = resources.enter_context(open_stack(config, {"temporal_grounding"}))
             summary, results = _stages(stack, config, clips["cold_start"], clock)
     interval, constant_ious = best_constant_interval(held_out_items(config))
     results["constant_interval"] = {"sampled": iou_metrics(constant_ious)}

@@ -24,6 +24,11 @@ READ = {
             why="Bearer token of the reward servers (`reward.token_env` may name another variable); unset: no token.",
         ),
         Variable(
+            name="RLSYS_JUDGE_API_KEY",
+            default=None,
+            why="Key of the judge's endpoints (`reward.judge.api_key_env` may name another variable); unset: none.",
+        ),
+        Variable(
             name="RLSYS_GIT_COMMIT",
             default=None,
             why="Commit of the code where there is no repository to ask: a submitted job runs from an unpacked copy.",
@@ -87,6 +92,14 @@ CPU_ENGINE = {
     "VLLM_LOGGING_LEVEL": "ERROR",  # else a dozen warnings at every start, and one for every prompt
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # else a warning about memory binding at every start
     "PYTHONWARNINGS": "ignore::FutureWarning",  # vLLM looks at deprecated names of torch while it is imported
+}
+
+# Set for a judge's model that Ray Serve LLM serves on CPU.
+CPU_SERVED_MODEL = {
+    "OMP_NUM_THREADS": "1",  # more threads than cores make it several times slower
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCHDYNAMO_DISABLE": "1",
 }
 
 # Set by each learner rank for itself.

@@ -13,14 +13,19 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
+from rlsys.config import RunConfig
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
+from rlsys.order_contrast import wants_contrast, with_order_contrast
 from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
 
 
 class Clips(Protocol):
     async def get(self, spec: MediaSpec) -> ClipRef: ...
+
+    async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
 
 
 class Pool(Protocol):
@@ -47,8 +52,9 @@ def sampling_seed(run_seed: int, draw: int, prompt_id: str) -> int:
 class Experience:
     """Makes scored groups. `start` returns at once; the future holds the group or the error."""
 
-    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer) -> None:
+    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
         self._clips, self._prompts, self._pool, self._scorer = clips, prompts, pool, scorer
+        self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="experience", daemon=True)
         self._thread.start()
@@ -73,6 +79,31 @@ class Experience:
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
         prompt, clips = await self._prepare(item, spans)
+        if not wants_contrast(item.task, self._reward):
+            return await self._scored(item, prompt, clips, sampling, spans)
+        # both at once, so that the second group costs no waiting
+        scored, shuffled = await asyncio.gather(
+            self._scored(item, prompt, clips, sampling, spans),
+            self._with_shuffled_frames(item, prompt, clips, sampling),
+        )
+        return with_order_contrast(scored, shuffled, self._reward)
+
+    async def _with_shuffled_frames(
+        self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
+    ) -> ScoredGroup:
+        """A second group of the same prompt, whose frames are in another order. Source: T-GRPO of Video-R1."""
+        shuffled = tuple(await asyncio.gather(*(self._clips.shuffled(clip, sampling.seed) for clip in clips)))
+        second = replace(sampling, num_samples=self._shuffled_group_size, seed=sampling.seed + sampling.num_samples)
+        return await self._scored(item, prompt, shuffled, second, {})
+
+    async def _scored(
+        self,
+        item: PromptItem,
+        prompt: Prompt,
+        clips: tuple[ClipRef, ...],
+        sampling: Sampling,
+        spans: dict[str, tuple[float, float]],
+    ) -> ScoredGroup:
         with _span(spans, "generate"):
             rollouts = await self._pool.generate(item, prompt, clips, sampling)
         for rollout in rollouts:

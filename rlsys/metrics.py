@@ -85,11 +85,14 @@ class MetricNames:
 
 
 def step_metrics(
-    step: Step, clip_counters: Mapping[str, float], pool_counters: Mapping[str, float]
+    step: Step,
+    clip_counters: Mapping[str, float],
+    pool_counters: Mapping[str, float],
+    reward_counters: Mapping[str, float],
 ) -> dict[str, float]:
     """Everything that is logged of one update. NaN where there was nothing to measure.
 
-    Counters without a namespace get that of their maker: `data/` and `rollout/`.
+    Counters without a namespace get that of their maker: `data/`, `rollout/` and `reward/`.
     """
     rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
     total_s = sum(step.seconds.values())
@@ -112,6 +115,7 @@ def step_metrics(
         of_the_step,
         _in_namespace("data", clip_counters),
         _in_namespace("rollout", pool_counters),
+        _in_namespace("reward", reward_counters),
     )
 
 
@@ -126,7 +130,10 @@ def merge(*parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards and scores of the rollouts that could be scored, and the share that could not."""
+    """Rewards and scores of the rollouts that could be scored, rewards by task, and the share that could not.
+
+    `reward/<status>_frac` says why: the judge could not tell, trouble of the servers, an unusable verdict.
+    """
     rewards = np.concatenate([np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups])
     by_name: dict[str, list[np.ndarray]] = {}
     for scored in groups:
@@ -137,9 +144,19 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     metrics = summarise("reward/total", rewards, "mean", "std", "min", "max")
     for name, columns in by_name.items():
         metrics |= summarise(f"reward/{name}", np.concatenate(columns), "mean")
+    for task in sorted({scored.group.item.task for scored in groups}):
+        of_task = [scored for scored in groups if scored.group.item.task == task]
+        values = np.concatenate([np.where(scored.is_valid, scored.rewards, np.nan) for scored in of_task])
+        metrics |= summarise(f"reward/by_task/{task}", values, "mean")
     spreads = [np.ptp(scored.rewards[scored.is_valid]) for scored in groups if scored.is_valid.any()]
     metrics |= summarise("reward/group_spread", spreads, "mean")
     metrics["reward/failed_frac"] = float(np.mean(np.concatenate([~scored.is_valid for scored in groups])))
+    statuses = [reason.partition(":")[0] for scored in groups for reason in scored.reasons]
+    for status in ("abstain", "infra", "malformed"):
+        metrics[f"reward/{status}_frac"] = statuses.count(status) / len(statuses)
+    verdicts = [evidence for scored in groups for evidence in scored.evidence if evidence]
+    if verdicts:
+        metrics["reward/judge_cached_frac"] = float(np.mean([bool(verdict.get("cached")) for verdict in verdicts]))
     return metrics
 
 

@@ -16,18 +16,43 @@ def choose_samples(step: int, groups: Sequence[ScoredGroup], num_samples: int) -
     return [sample_row(step, scored, index) for scored, index in order[:num_samples]]
 
 
+def verdict_rows(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any]]:
+    """Everything that the judge said in a step, a row per judged response; `rlsys judge rescore` reads them."""
+    return [
+        {
+            "step": step,
+            "prompt_id": scored.group.item.prompt_id,
+            "sample_index": rollout.sample_index,
+            "task": scored.group.item.task,
+            "weight_version": rollout.weight_version,
+            "status": scored.reasons[index].partition(":")[0] or "ok",
+            "reason": scored.reasons[index],
+            "scores": _scores(scored, index),
+            "evidence": scored.evidence[index],
+        }
+        for scored in groups
+        for index, rollout in enumerate(scored.group.rollouts)
+        if scored.evidence[index]
+    ]
+
+
+def _scores(scored: ScoredGroup, index: int) -> dict[str, float]:
+    if not scored.is_valid[index]:
+        return {}
+    return {name: float(scored.scores[index, column]) for column, name in enumerate(scored.score_names)}
+
+
 def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
     """What was asked, answered and scored; `reward` and scores are None where scoring failed."""
     item, rollout = scored.group.item, scored.group.rollouts[index]
     is_valid = bool(scored.is_valid[index])
-    scores = {
-        f"score/{name}": float(scored.scores[index, column]) if is_valid else None
-        for column, name in enumerate(scored.score_names)
-    }
+    values = _scores(scored, index)
+    scores = {f"score/{name}": values.get(name) for name in scored.score_names}
     return {
         "step": step,
         "prompt_id": item.prompt_id,
         "sample_index": rollout.sample_index,
+        "task": item.task,
         "question": item.question,
         "text": rollout.text,
         "truth": json.dumps(item.truth, default=list),
@@ -35,7 +60,19 @@ def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
         **scores,
         "valid": is_valid,
         "reason": scored.reasons[index],
+        "verdicts": _in_words(scored.evidence[index]),
         "finish_reason": rollout.finish_reason,
         "response_tokens": int(rollout.response_ids.size),
         "weight_version": rollout.weight_version,
     }
+
+
+def _in_words(evidence: Any) -> str:  # noqa: ANN401
+    """The judge's verdicts on the reference's events, as a person reads them in a table."""
+    if not isinstance(evidence, dict) or not evidence.get("recall"):
+        return ""
+    lines = [
+        f"[{'x' if verdict.get('entailed') else ' '}] {verdict.get('event')} ({verdict.get('reason') or 'no reason'})"
+        for verdict in evidence["recall"]
+    ]
+    return f"{evidence.get('judge')} {evidence.get('model')}: " + "; ".join(lines)

@@ -27,7 +27,7 @@ from rlsys.config import RunConfig
 from rlsys.errors import UserError
 from rlsys.metrics import MetricNames
 from rlsys.provenance import git_commit, version_tags
-from rlsys.samples import choose_samples
+from rlsys.samples import choose_samples, verdict_rows
 from rlsys.types import ScoredGroup
 
 env.be_quiet()  # mlflow reads its telemetry switch when it is imported
@@ -63,6 +63,7 @@ class Tracker:
         self._names = MetricNames()
         self._warned: set[str] = set()
         self._samples: list[dict[str, Any]] = []
+        self._verdicts: list[dict[str, Any]] = []
         self._tables: list[str] = []
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._pending: deque[Future[Any]] = deque()
@@ -126,11 +127,15 @@ class Tracker:
         self._later(self._client.log_batch, self.run_id, metrics=batch)
 
     def log_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Keep `tracking.samples_per_step` responses; they reach MLflow in a table per ten steps."""
-        rows = choose_samples(step, groups, self._config.tracking.samples_per_step)
-        if self._samples and step // STEPS_PER_SAMPLE_FILE != self._samples[-1]["step"] // STEPS_PER_SAMPLE_FILE:
-            self._flush_samples()
-        self._samples += rows
+        """Keep `tracking.samples_per_step` responses, and every verdict of the judge.
+
+        They reach MLflow every ten steps: samples as a table, verdicts as JSON lines under `verdicts/`.
+        """
+        for kept in (self._samples, self._verdicts):
+            if kept and step // STEPS_PER_SAMPLE_FILE != kept[-1]["step"] // STEPS_PER_SAMPLE_FILE:
+                self._flush_samples()
+        self._samples += choose_samples(step, groups, self._config.tracking.samples_per_step)
+        self._verdicts += verdict_rows(step, groups)
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table artifact `tables/NAME.json`; columns are the union of the rows' keys, in order of appearance."""
@@ -189,11 +194,12 @@ class Tracker:
         self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
 
     def _flush_samples(self) -> None:
-        if not self._samples:
-            return
-        first, last = self._samples[0]["step"], self._samples[-1]["step"]
-        self._put_table(f"samples/step_{first:06d}_to_{last:06d}.json", self._samples)
-        self._samples = []
+        if self._samples:
+            self._put_table(f"samples/{_steps(self._samples)}.json", self._samples)
+        if self._verdicts:
+            text = "".join(f"{json.dumps(row)}\n" for row in self._verdicts)
+            self._later(self._client.log_text, self.run_id, text, f"verdicts/{_steps(self._verdicts)}.jsonl")
+        self._samples, self._verdicts = [], []
 
     def _put_table(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
         # the format of mlflow.log_table, whose own list of tables overflows its tag after some eighty files
@@ -220,6 +226,10 @@ def status_of(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"step_{rows[0]['step']:06d}_to_{rows[-1]['step']:06d}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

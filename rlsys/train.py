@@ -74,7 +74,8 @@ class TrainingRun:
         for phase, seconds in step.seconds.items():
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
         with self.clock("record"):
-            metrics = step_metrics(step, self._stack.clips.counters(), self._stack.pool.counters())
+            stack = self._stack
+            metrics = step_metrics(step, stack.clips.counters(), stack.pool.counters(), stack.scorer.counters())
             self._tracker.log_step(step.state.step, metrics)
             self._tracker.log_samples(step.state.step, step.groups)
             self.rewards.append(metrics["reward/total/mean"])
@@ -105,7 +106,7 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
     items = training_items(config)
     held_out = held_out_items(config)
     if stack is None:
-        with open_stack(config) as opened:
+        with open_stack(config, {item.task for item in (*items, *held_out)}) as opened:
             return _train_on(opened, config, start_state, items, held_out, resume)
     return _train_on(stack, config, start_state, items, held_out, resume)
 

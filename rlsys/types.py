@@ -197,7 +197,7 @@ class ScoredGroup:
 
     score_names: K names.  scores: f32 [G, K], NaN where the response could not be scored.
     rewards: f32 [G], weighted sums; NaN where not valid.  is_valid: bool [G].
-    reasons: G strings, "" or what the scorer said.
+    reasons: G strings, "" or what the scorer said.  evidence: G values, what the judge found, or None.
     spans: phase ("decode", "prompt", "generate", "score") -> (start, end) in seconds of one
     process's monotonic clock.
     """
@@ -208,6 +208,7 @@ class ScoredGroup:
     rewards: np.ndarray
     is_valid: np.ndarray
     reasons: tuple[str, ...]
+    evidence: tuple[Json, ...]
     spans: Mapping[str, tuple[float, float]]
 
     def __post_init__(self) -> None:

@@ -50,5 +50,6 @@ def make_scored(group: RolloutGroup, rewards: Sequence[float], is_valid: Sequenc
         rewards=array,
         is_valid=valid,
         reasons=tuple("" if ok else "judge timed out" for ok in valid),
+        evidence=(None,) * len(rewards),
         spans={"decode": (0.0, 0.1), "prompt": (0.1, 0.2), "generate": (0.2, 1.0), "score": (1.0, 1.1)},
     )

@@ -39,7 +39,7 @@ def two_groups() -> tuple[ScoredGroup, ScoredGroup]:
 
 
 def test_rewards_leave_out_what_could_not_be_scored() -> None:
-    found = step_metrics(make_step(two_groups()), {}, {})
+    found = step_metrics(make_step(two_groups()), {}, {}, {})
     assert found["reward/total/mean"] == pytest.approx((0 + 0.5 + 1 + 4 * 0.5) / 7)
     assert found["reward/iou/mean"] == found["reward/total/mean"]
     assert (found["reward/total/min"], found["reward/total/max"]) == (0.0, 1.0)
@@ -48,13 +48,13 @@ def test_rewards_leave_out_what_could_not_be_scored() -> None:
 
 
 def test_a_group_without_spread_is_counted() -> None:
-    found = step_metrics(make_step(two_groups()), {}, {})
+    found = step_metrics(make_step(two_groups()), {}, {}, {})
     assert found["advantage/zero_groups_frac"] == 0.5
     assert found["advantage/trained_frac"] == 7 / 8
 
 
 def test_lengths_lags_and_rates() -> None:
-    found = step_metrics(make_step(two_groups()), {"hits": 3, "data/decodes_per_clip": 1.0}, {"restarts": 0})
+    found = step_metrics(make_step(two_groups()), {"hits": 3, "data/decodes_per_clip": 1.0}, {"restarts": 0}, {})
     assert (found["rollout/response_tokens/mean"], found["rollout/response_tokens/max"]) == (4.0, 5.0)
     assert (found["weights/lag_updates/mean"], found["weights/lag_updates/max"]) == (0.5, 1.0)
     assert found["time/step_s"] == pytest.approx(2.0)
@@ -66,14 +66,14 @@ def test_lengths_lags_and_rates() -> None:
 
 def test_two_sources_cannot_claim_one_name() -> None:
     with pytest.raises(ValueError, match="recorded twice in one step: time/step_s"):
-        step_metrics(make_step(two_groups()), {}, {"time/step_s": 1.0})
+        step_metrics(make_step(two_groups()), {}, {"time/step_s": 1.0}, {})
 
 
 def test_truncated_responses_are_a_share() -> None:
     spread, _ = two_groups()
     first, *rest = spread.group.rollouts
     cut = replace(spread.group, rollouts=(replace(first, finish_reason="length"), *rest))
-    assert step_metrics(make_step((replace(spread, group=cut),)), {}, {})["rollout/truncated_frac"] == 0.25
+    assert step_metrics(make_step((replace(spread, group=cut),)), {}, {}, {})["rollout/truncated_frac"] == 0.25
 
 
 def test_scoring_is_hidden_while_others_generate() -> None:
@@ -89,7 +89,7 @@ def test_scoring_is_hidden_while_others_generate() -> None:
 
 def test_nothing_scored_is_missing_and_not_zero() -> None:
     group = make_scored(make_group(), [0.0] * 4, [False] * 4)
-    found = step_metrics(make_step((group,)), {}, {})
+    found = step_metrics(make_step((group,)), {}, {}, {})
     assert math.isnan(found["reward/total/mean"])
     assert math.isnan(found["reward/iou/mean"])
     assert found["reward/failed_frac"] == 1.0
@@ -108,8 +108,8 @@ def test_summaries_skip_missing_values() -> None:
 
 def test_the_names_of_a_step_obey_the_rules() -> None:
     names = MetricNames()
-    names.add(step_metrics(make_step(two_groups()), {}, {}))
-    names.add(step_metrics(make_step(two_groups()[:1]), {}, {}))
+    names.add(step_metrics(make_step(two_groups()), {}, {}, {}))
+    names.add(step_metrics(make_step(two_groups()[:1]), {}, {}, {}))
 
 
 @pytest.mark.parametrize("name", ["reward", "Reward/total", "speed/total", "reward/a b", "reward//x", "/reward/x", ""])

@@ -32,7 +32,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Ru
 
 @pytest.fixture(scope="module")
 def stack(config: RunConfig) -> Iterator[Stack]:
-    with open_stack(config) as opened:
+    with open_stack(config, {"temporal_grounding"}) as opened:
         opened.load_learner(config)
         opened.publish(0)
         yield opened

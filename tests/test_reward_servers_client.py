@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from factories import make_group
 
-from reward_servers.client import RewardClient, RewardServerError, wait_until_healthy
+from reward_servers import client as client_module
+from reward_servers.client import RewardClient
+from reward_servers.transport import RewardServerError, wait_until_healthy
 from rlsys.advantages import group_advantages
 from rlsys.config import ConfigError, RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
@@ -27,17 +29,23 @@ GROUP = make_group(num_rollouts=4)
 
 
 class FaultyServer:
-    """Answers request k as `answers[k]` says, the last answer for ever. seen: (when, headers, rows) per request."""
+    """Answers request k as `answers[k]` says, the last answer for ever.
+
+    seen: (when, headers, rows) per request.  requests: their whole bodies.
+    """
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         self.seen: list[tuple[float, Mapping[str, str], Rows]] = []
+        self.requests: list[dict[str, Any]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                rows = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                rows = request["rows"]
+                outer.requests.append(request)
                 outer.seen.append((time.monotonic(), dict(self.headers), rows))
                 status, headers, body = answers[min(len(outer.seen), len(answers)) - 1](rows)
                 self.send_response(status)
@@ -139,6 +147,80 @@ def test_a_group_is_one_request_with_token_variant_and_truth() -> None:
     assert {(row["task"], row["think"], tuple(row["truth"])) for row in rows} == {("temporal_grounding", False, (1, 2))}
 
 
+def test_the_request_says_what_to_compute_and_how_long_the_caller_waits() -> None:
+    weights = {"temporal_grounding": {"length_bonus": 0.2}}
+    settings = {"length_window_tokens": [1, 5]}
+
+    def bonus(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        scores = {"format": 1.0, "iou": 0.5, "length_bonus": 1.0}
+        return 200, {}, json.dumps([{**reply(row["rollout_id"]), "scores": scores} for row in rows]).encode()
+
+    with server(bonus) as faulty:
+        scored, _ = score(faulty.url, weights=weights, settings=settings)
+    (request,) = faulty.requests
+    assert request["settings"]["length_window_tokens"] == [1, 5]
+    assert 2.5 <= request["timeout_s"] <= 3.0  # of 5, with room for the answer to arrive
+    row = request["rows"][0]
+    assert (row["scores"], row["num_tokens"], row["question"]) == (["format", "iou", "length_bonus"], 3, "When?")
+    np.testing.assert_allclose(scored.rewards, 1.7)
+
+
+def test_evidence_comes_back_with_its_rollout() -> None:
+    replies = [{**reply(rollout.rollout_id), "evidence": {"judge": rollout.rollout_id}} for rollout in GROUP.rollouts]
+    with server(said(replies[::-1])) as faulty:
+        scored, _ = score(faulty.url)
+    assert [evidence["judge"] for evidence in scored.evidence] == [rollout.rollout_id for rollout in GROUP.rollouts]
+
+
+def lost(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+    reason = "http://judge:1/v1: connection refused"
+    return 200, {}, json.dumps([reply(row["rollout_id"], status="infra", reason=reason) for row in rows]).encode()
+
+
+def half_lost(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+    replies = [reply(row["rollout_id"], status=("infra", "ok")[index % 2]) for index, row in enumerate(rows)]
+    return 200, {}, json.dumps(replies).encode()
+
+
+def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(lost, lost, good) as faulty:
+        scored, counters = score(faulty.url, failure_window=4)
+    assert scored.is_valid.all() and len(faulty.seen) == 3
+    assert counters["reward/paused_s"] > 0.1
+    paused = next(record.message for record in caplog.records if "paused" in record.message)
+    assert "4 of the last 4 rollouts" in paused and "http://judge:1/v1: connection refused" in paused
+    assert any("the run goes on" in record.message for record in caplog.records)
+
+
+def test_a_paused_group_asks_again_for_its_lost_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(half_lost, good) as faulty:
+        scored, _ = score(faulty.url, failure_window=4, max_failure_frac=0.4)
+    assert scored.is_valid.all()
+    assert [row["rollout_id"] for row in faulty.seen[1][2]] == ["file:0/0", "file:0/2"]
+
+
+def test_few_lost_scores_do_not_pause() -> None:
+    with server(half_lost) as faulty:
+        scored, _ = score(faulty.url, failure_window=4, max_failure_frac=0.5)
+    assert scored.is_valid.tolist() == [False, True, False, True] and len(faulty.seen) == 1
+
+
+def test_a_window_that_is_not_full_does_not_pause() -> None:
+    with server(lost) as faulty:
+        scored, _ = score(faulty.url, failure_window=5)
+    assert not scored.is_valid.any() and len(faulty.seen) == 1
+
+
+def test_a_pause_that_does_not_end_stops_the_run_with_the_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(lost) as faulty, pytest.raises(RewardServerError, match="connection refused.*--resume"):
+        score(faulty.url, failure_window=4, max_pause_s=0.2)
+
+
 def test_one_failed_score_is_missing_and_does_not_move_the_others() -> None:
     ids = [rollout.rollout_id for rollout in GROUP.rollouts]
     replies = [
@@ -175,7 +257,12 @@ def test_passing_trouble_is_retried(fault: Answer) -> None:
     with server(fault, fault, good) as faulty:
         scored, counters = score(faulty.url, timeout_s=20.0)
     assert scored.is_valid.all()
-    assert counters == {"reward/requests": 3, "reward/retries": 2, "reward/unanswered_groups": 0}
+    assert counters == {
+        "reward/requests": 3,
+        "reward/retries": 2,
+        "reward/unanswered_groups": 0,
+        "reward/paused_s": 0,
+    }
 
 
 def test_retry_after_is_honoured() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import replace
 
 from rlsys.config import DataConfig
 from rlsys.data.decoders import Decoders
@@ -48,6 +49,11 @@ class ClipStore:
             self._decoding[spec].add_done_callback(_look_at_error)
         # shielded: a caller that is cancelled must not take the clip from the others
         return await asyncio.shield(self._decoding[spec])
+
+    async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef:
+        """The clip with its frames in a seeded random order, at the times of the ordered ones. Never cached."""
+        info = replace(clip.info, digest=f"{clip.info.digest}~shuffled:{seed}")
+        return ClipRef(info=info, frames=await self._decoders.shuffle(clip.frames, seed))
 
     def counters(self) -> dict[str, float]:
         """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal."""

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, WorkerCrashedError
 
@@ -39,6 +40,10 @@ class Decoder:
             return error, None
         return (clip.info, time.monotonic() - started), clip.frames
 
+    def shuffle(self, frames: np.ndarray, seed: int) -> tuple[None, np.ndarray]:
+        """(None, the frames u8 [T, H, W, 3] in another order)."""
+        return None, frames[np.random.default_rng(seed).permutation(len(frames))]
+
 
 class Decoders:
     """At most `num_workers` decoding processes, started when first needed and kept.
@@ -60,7 +65,7 @@ class Decoders:
         """
         async with self._slots:
             for _ in range(1 + MAX_RETRIES):
-                worker = self._idle.pop() if self._idle else await self._start(spec)
+                worker = self._idle.pop() if self._idle else await self._start(spec.uri)
                 try:
                     report, frames = await self._decode_on(worker, spec)
                 except (RayActorError, WorkerCrashedError) as error:
@@ -72,6 +77,19 @@ class Decoders:
                 return *report, frames
         detail = f"decoding ended its process {1 + MAX_RETRIES} times ({type(death).__name__})"
         raise ClipError(spec.uri, "crashed", detail) from death
+
+    async def shuffle(self, frames: Any, seed: int) -> Any:
+        """Reference to the referenced frames in a seeded random order. TimeoutError or RayActorError when its process fails."""
+        async with self._slots:
+            worker = self._idle.pop() if self._idle else await self._start("frames to shuffle")
+            done, shuffled = worker.shuffle.options(num_returns=2).remote(frames, seed)
+            try:
+                await asyncio.wait_for(done, self._timeout_s)  # the frames themselves stay where they are
+            except (TimeoutError, asyncio.CancelledError):
+                ray.kill(worker)
+                raise
+            self._idle.append(worker)
+            return shuffled
 
     async def _decode_on(self, worker: Any, spec: MediaSpec) -> tuple[Any, Any]:
         report, frames = worker.decode.options(num_returns=2).remote(spec)
@@ -85,7 +103,7 @@ class Decoders:
             ray.kill(worker)
             raise
 
-    async def _start(self, spec: MediaSpec) -> Any:
+    async def _start(self, what: str) -> Any:
         """A new process, as soon as there is a CPU for it; a wait is said in the log, never held against the clip."""
         worker = self._actor.remote()
         ready = asyncio.ensure_future(worker.ready.remote())
@@ -93,7 +111,7 @@ class Decoders:
             log.warning(
                 "%s: its decode has waited %g s more for %g of a CPU; the cluster is full, "
                 "leave some CPUs free or lower data.decode_workers.",
-                spec.uri,
+                what,
                 self._timeout_s,
                 CPUS_PER_DECODE,
             )

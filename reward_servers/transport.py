@@ -1,0 +1,229 @@
+"""One request to the reward servers over HTTP, retried until a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from reward_servers.auth import is_loopback
+from reward_servers.schema import REPLIES, ScoreReply
+from rlsys.config import RewardConfig
+from rlsys.errors import UserError
+
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that clients spread out
+_CONNECT_TIMEOUT_S = 5.0
+_MAX_CONNECTIONS = 64
+_MARGIN_S = 2.0  # the servers give up this long before the caller does, so that what they know still arrives
+
+
+class RewardServerError(UserError, RuntimeError):
+    """The reward servers cannot be used as configured; the message names the URL and the remedy."""
+
+
+class Unanswered(Exception):
+    """One attempt failed in a way that another may not. retry_after_s: what the server asked for, or 0."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class Health(BaseModel):
+    """What GET /healthz says: the tasks that can be scored, the kind of judge or None, names of users' own scores."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    tasks: tuple[str, ...]
+    judge: str | None
+    scorers: tuple[str, ...]
+
+
+class Transport:
+    """Requests to the servers at `url`. Use it from one event loop."""
+
+    def __init__(self, reward: RewardConfig, url: str, token: str | None) -> None:
+        self.url = _checked(url)
+        self._reward = reward
+        self._http = _http_client(self.url, token, reward.timeout_s)
+        self._has_answered = False
+        self.num_requests = self.num_retries = 0
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def ask(self, request: Mapping[str, Any]) -> Mapping[str, ScoreReply]:
+        """Reply per rollout id to the body `request` of a ScoreRequest, which gets its `timeout_s` here.
+
+        Raises Unanswered, with the last failure, when `reward.timeout_s` passes first, and RewardServerError for
+        what no retry can mend.
+        """
+        deadline_s = time.monotonic() + self._reward.timeout_s
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Unanswered),
+            wait=_wait_s,
+            stop=stop_before_delay(self._reward.timeout_s),
+            reraise=True,
+        )
+        last = "no answer yet"
+        try:
+            async with asyncio.timeout(self._reward.timeout_s):
+                async for attempt in retrying:
+                    with attempt:
+                        try:
+                            return await self._attempt(
+                                request, deadline_s, is_retry=attempt.retry_state.attempt_number > 1
+                            )
+                        except Unanswered as error:
+                            last = str(error)
+                            raise
+        except TimeoutError:
+            raise Unanswered(f"{last} (reward.timeout_s={self._reward.timeout_s:g} passed)") from None
+        raise Unanswered(last)
+
+    async def _attempt(
+        self, request: Mapping[str, Any], deadline_s: float, *, is_retry: bool
+    ) -> Mapping[str, ScoreReply]:
+        self.num_requests += 1
+        self.num_retries += is_retry
+        left_s = deadline_s - time.monotonic()
+        timeout_s = max(left_s - _MARGIN_S, left_s / 2, 0.01)
+        try:
+            response = await self._http.post("/v1/score", content=json.dumps({**request, "timeout_s": timeout_s}))
+        except httpx.TransportError as error:
+            raise Unanswered(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            self._raise_for(response)
+        replies = _replies(response.content, [row["rollout_id"] for row in request["rows"]])
+        self._has_answered = True
+        return replies
+
+    def _raise_for(self, response: httpx.Response) -> None:
+        """Unanswered for a status that may pass, RewardServerError for one that will not."""
+        status, said = response.status_code, response.text[:500]
+        # 404: a proxy that restarts has no routes for a moment, but one that never answered is a wrong address
+        if status in (408, 425, 429) or status >= 500 or (status == 404 and self._has_answered):
+            raise Unanswered(f"HTTP {status}: {said}", _retry_after_s(response.headers.get("retry-after")))
+        if status in (401, 403):
+            remedy = (
+                f"set the environment variable {self._reward.token_env} to the token that the servers were started with"
+            )
+        elif status == 413:
+            remedy = "lower rollout.group_size or rollout.max_tokens"
+        elif status == 422:
+            remedy = "client and servers disagree on the request; run the same version of rlsys on both sides"
+        else:
+            remedy = "reward.url must be the base URL of rlsys reward servers, for example http://127.0.0.1:8000"
+        raise RewardServerError(f"{self.url}/v1/score answered HTTP {status}: {said} Remedy: {remedy}.")
+
+
+def wait_until_healthy(url: str, timeout_s: float) -> Health:
+    """What the servers at `url` can do, as soon as GET /healthz answers. RewardServerError after `timeout_s`."""
+    url = _checked(url)
+    deadline_s = time.monotonic() + timeout_s
+    last = "no answer"
+    with httpx.Client(base_url=url, timeout=_CONNECT_TIMEOUT_S, trust_env=_trusts_proxies(url)) as http:
+        while True:
+            try:
+                response = http.get("/healthz")
+                if response.status_code == 200:
+                    return Health.model_validate_json(response.content)
+                last = f"HTTP {response.status_code}: {response.text[:200]}"
+            except httpx.TransportError as error:
+                last = f"{type(error).__name__}: {error}"
+            except ValueError as error:
+                last = f"this is no rlsys reward server ({type(error).__name__}: {error})"
+            if time.monotonic() > deadline_s:
+                raise RewardServerError(
+                    f"{url}/healthz: not healthy after {timeout_s:g} s ({last}); "
+                    "check reward.url, or leave it empty to start the servers with the run."
+                )
+            time.sleep(0.05)
+
+
+def fetch_status(url: str, token: str | None) -> dict[str, Any]:
+    """What GET /v1/status of the servers at `url` says. RewardServerError when they do not."""
+    url = _checked(url)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, timeout=30.0, headers=headers, trust_env=_trusts_proxies(url)) as http:
+        try:
+            response = http.get("/v1/status")
+        except httpx.TransportError as error:
+            raise RewardServerError(
+                f"{url}: no reward servers answer there ({type(error).__name__}: {error})."
+            ) from error
+    if response.status_code != 200:
+        raise RewardServerError(f"{url}/v1/status answered HTTP {response.status_code}: {response.text[:300]}")
+    return dict(response.json())
+
+
+def _checked(url: str) -> str:
+    parts = httpx.URL(url)
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise RewardServerError(f"reward.url={url!r}: write a base URL such as http://127.0.0.1:8000/rewards.")
+    return url.rstrip("/")
+
+
+def _http_client(url: str, token: str | None, timeout_s: float) -> httpx.AsyncClient:
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.AsyncClient(
+        base_url=url,
+        headers=headers,
+        timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s)),
+        limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
+        trust_env=_trusts_proxies(url),
+    )
+
+
+def _trusts_proxies(url: str) -> bool:
+    # a proxy from the environment cannot reach this machine's loopback
+    return not is_loopback(httpx.URL(url).host)
+
+
+def _wait_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    return _BACKOFF(state) + (error.retry_after_s if isinstance(error, Unanswered) else 0.0)
+
+
+def _retry_after_s(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for, given as a number or a date; 0 when there is none to read."""
+    if not header:
+        return 0.0
+    if header.strip().isascii() and header.strip().isdigit():
+        return float(header.strip()[:9])
+    try:
+        when = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    now = datetime.datetime.now(tz=when.tzinfo)
+    return max(0.0, (when - now).total_seconds())
+
+
+def _replies(content: bytes, ids: Sequence[str]) -> Mapping[str, ScoreReply]:
+    """Reply per id; Unanswered unless every id came back exactly once and nothing else did."""
+    try:
+        replies = REPLIES.validate_json(content)
+    except ValidationError as error:
+        raise Unanswered(f"a reply that is not in the schema: {error.errors(include_url=False)[0]['msg']}") from error
+    sent, returned = Counter(ids), Counter(reply.rollout_id for reply in replies)
+    if sent != returned:
+        wrong = sorted((returned - sent) + (sent - returned))[:5]
+        raise Unanswered(f"rollouts missing from the reply, or in it more than once or unasked: {', '.join(wrong)}")
+    return {reply.rollout_id: reply for reply in replies}
