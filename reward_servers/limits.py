@@ -1,0 +1,132 @@
+"""Arithmetic of limits at one endpoint: calls and tokens per window, and a circuit breaker. Time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Literal
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+@dataclass(slots=True)
+class Charge:
+    """What one call takes of a window. at: second of its start."""
+
+    at: float
+    calls: int
+    tokens: int
+    is_counted: bool = True
+
+
+class Window:
+    """Calls and tokens that started during the last `seconds`, against the most of each; 0 is no limit.
+
+    It slides: in no stretch of that length is there more than the limit, whereas a bucket that refills evenly
+    lets through twice as much in the stretch after a rest.
+    """
+
+    def __init__(self, seconds: float, max_calls: int, max_tokens: int) -> None:
+        self.seconds, self.max_calls, self.max_tokens = seconds, max_calls, max_tokens
+        self.calls = self.tokens = 0
+        self._charges: deque[Charge] = deque()
+
+    def add(self, now: float, tokens: int) -> Charge:
+        """A call of `tokens` starts; `now` never goes backwards."""
+        self.drop_old(now)
+        charge = Charge(now, 1, tokens)
+        self._charges.append(charge)
+        self.calls += 1
+        self.tokens += tokens
+        return charge
+
+    def correct(self, charge: Charge, tokens: int, calls: int = 1) -> None:
+        """`charge` was `tokens` after all; calls 0: the call was never made."""
+        if charge.is_counted:
+            self.tokens += tokens - charge.tokens
+            self.calls += calls - charge.calls
+        charge.tokens, charge.calls = tokens, calls
+
+    def free_at(self, now: float, tokens: int) -> float:
+        """Second at which one more call of `tokens` fits, if none starts before: `now` when it does already.
+
+        A call that is larger than the limit itself fits once the window is empty.
+        """
+        self.drop_old(now)
+        when, calls, held = now, self.calls, self.tokens
+        wanted = min(tokens, self.max_tokens)
+        for charge in self._charges:
+            if self._fits(calls, held, wanted):
+                return when
+            when, calls, held = charge.at + self.seconds, calls - charge.calls, held - charge.tokens
+        return when
+
+    def next_drop_s(self) -> float | None:
+        """Second at which the oldest call leaves the window; None when it is empty or nothing is limited."""
+        is_limited = self.max_calls or self.max_tokens
+        return self._charges[0].at + self.seconds if self._charges and is_limited else None
+
+    def drop_old(self, now: float) -> None:
+        while self._charges and self._charges[0].at + self.seconds <= now:
+            charge = self._charges.popleft()
+            charge.is_counted = False
+            self.calls -= charge.calls
+            self.tokens -= charge.tokens
+
+    def _fits(self, calls: int, held: int, wanted: int) -> bool:
+        return (not self.max_calls or calls < self.max_calls) and (
+            not self.max_tokens or held + wanted <= self.max_tokens
+        )
+
+
+class Breaker:
+    """Leaves an endpoint alone for `open_s` after `max_failures` in a row, then lets one call try it.
+
+    closed: every call may go. open: none. half_open: one, the probe, and its end decides. Ends of calls that began
+    before it opened say nothing new and are ignored.
+    """
+
+    def __init__(self, max_failures: int, open_s: float) -> None:
+        self._max_failures, self._open_s = max_failures, open_s
+        self._open_until: float | None = None  # None: closed
+        self._probe: str | None = None
+        self.failures_in_row = 0
+
+    def state(self, now: float) -> BreakerState:
+        if self._open_until is None:
+            return "closed"
+        return "open" if now < self._open_until else "half_open"
+
+    def admits(self, now: float) -> bool:
+        state = self.state(now)
+        return state == "closed" or (state == "half_open" and self._probe is None)
+
+    @property
+    def opens_at(self) -> float | None:
+        """Second at which a probe may go; None when it is closed."""
+        return self._open_until
+
+    def started(self, call: str, now: float) -> None:
+        """The call named `call` goes; `admits` said that it may."""
+        if self.state(now) == "half_open":
+            self._probe = call
+
+    def succeeded(self, call: str) -> None:
+        """The endpoint answered."""
+        if self._open_until is None or call == self._probe:
+            self._open_until = self._probe = None
+            self.failures_in_row = 0
+
+    def failed(self, call: str, now: float, *, at_once: bool = False) -> None:
+        """The endpoint failed; at_once: in a way that will last, so that one time is enough."""
+        is_probe = call == self._probe
+        if self._open_until is not None and not is_probe:
+            return
+        self.failures_in_row += 1
+        if is_probe or at_once or self.failures_in_row >= self._max_failures:
+            self._open_until, self._probe = now + self._open_s, None
+
+    def ended_unknown(self, call: str) -> None:
+        """The call ended without saying anything of the endpoint; a probe may be tried again."""
+        if call == self._probe:
+            self._probe = None

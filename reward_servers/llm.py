@@ -1,0 +1,322 @@
+"""Asking the judge's language model: limits, retries at other endpoints, hedging, and a deadline that holds.
+
+Everything that is not an answer is a JudgeFailure with a status, so that trouble can never pass for a verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from reward_servers.chat_call import Answer, CallFailed, ChatCaller
+from reward_servers.endpoints import checked_urls
+from reward_servers.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
+from rlsys.config import JudgeConfig
+
+_log = logging.getLogger(__name__)
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that callers spread out
+_MARGIN_S = 0.05  # the last call ends this long before the deadline, so that what is known can still be said
+_BYTES_PER_TOKEN = 3  # fewer than in any usual text, so that the estimate is rather too high
+_MAX_MALFORMED = 2
+_OUTCOMES: Mapping[str, Outcome] = {
+    "infra": "infra",
+    "setup": "infra",
+    "rejected": "rejected",
+    "malformed": "malformed",
+    "abstain": "abstain",
+}
+
+Check = Callable[[dict[str, Any]], str]
+"""What is wrong with a model's answer, in words, or "" when nothing is."""
+
+
+class JudgeFailure(Exception):
+    """The judge gave no answer. status: as of `rlsys.types.Score`.  reason: names the endpoint and what it said."""
+
+    def __init__(self, status: Literal["abstain", "infra", "malformed"], reason: str) -> None:
+        super().__init__(status, reason)
+        self.status, self.reason = status, reason
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """value: the JSON object that the model wrote.  url: of the endpoint that answered.  seconds: that its call took.
+
+    tokens: of prompt and answer, estimated where the endpoint does not say.
+    """
+
+    value: dict[str, Any]
+    tokens: int
+    url: str
+    seconds: float
+
+
+class _TryAgain(Exception):
+    """Nothing yet, and a further round may help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    messages: list[dict[str, str]]
+    response_format: dict[str, Any]
+    tokens: int
+    deadline_s: float
+    check: Check | None
+
+    def left_s(self) -> float:
+        """Seconds that may still be spent, short of the margin."""
+        return max(0.0, self.deadline_s - time.monotonic() - _MARGIN_S)
+
+
+@dataclass
+class _Trail:
+    """What happened so far to one question.
+
+    failed: URLs that failed, the latest last.  hopeless: those that will not take it however often they are asked.
+    """
+
+    num_calls: int = 0
+    num_malformed: int = 0
+    failed: list[str] = field(default_factory=list)
+    hopeless: set[str] = field(default_factory=set)
+    last: str = "no endpoint was asked yet"
+    last_status: Literal["infra", "malformed"] = "infra"
+    releases: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def add(self, url: str, failure: CallFailed) -> None:
+        self.last = failure.reason
+        self.last_status = "malformed" if failure.kind == "malformed" else "infra"
+        self.num_malformed += failure.kind == "malformed"
+        self.failed = [*(other for other in self.failed if other != url), url]
+        if failure.kind in ("setup", "rejected"):
+            self.hopeless.add(url)
+
+    def avoid(self, urls: tuple[str, ...]) -> tuple[str, ...]:
+        """URLs to ask last: those that failed; once all did, the latest one and the hopeless ones."""
+        return tuple(self.failed) if set(self.failed) < set(urls) else (*self.hopeless, *self.failed[-1:])
+
+    def failure(self, why: str = "") -> JudgeFailure:
+        made = f"{self.num_calls} call{'s' * (self.num_calls != 1)} made"
+        return JudgeFailure(self.last_status, f"{self.last} ({', '.join(filter(None, (made, why)))})")
+
+
+class JudgeLlm:
+    """Asks the model behind the endpoints of `config.urls`. Use it from one event loop; it cannot be pickled.
+
+    board: owner of the limits, shared with every other caller of these endpoints.  api_key: None sends none.
+    """
+
+    def __init__(self, config: JudgeConfig, board: Board, api_key: str | None) -> None:
+        self._config = config
+        self._urls = checked_urls(config.urls)
+        self._board = board
+        self._caller = ChatCaller(config, api_key)
+        self._background: set[asyncio.Future[Any]] = set()  # else they could be collected while they run
+
+    async def complete(
+        self,
+        system: str,
+        user: str,
+        schema: Mapping[str, Any],
+        schema_name: str,
+        deadline_s: float,
+        check: Check | None = None,
+    ) -> Completion:
+        """The model's JSON answer in the form of `schema`, by `deadline_s` (of time.monotonic).
+
+        check: says what is wrong with an answer; such a one counts as malformed and is asked for once more.
+        Raises JudgeFailure: "abstain" when the model refuses, "malformed" after two unusable answers, "infra" for
+        everything else, by the deadline at the latest.
+        """
+        question = self._question(system, user, schema, schema_name, deadline_s, check)
+        trail = _Trail()
+        retrying = AsyncRetrying(retry=retry_if_exception_type(_TryAgain), wait=_BACKOFF, stop=_never, reraise=True)
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                async for attempt in retrying:
+                    with attempt:
+                        return await self._round(question, trail)
+        except TimeoutError:
+            raise trail.failure("then the caller's time was up") from None
+        raise trail.failure()
+
+    async def close(self) -> None:
+        """Reports what is still unreported and ends the connections."""
+        while self._background:
+            await asyncio.wait(set(self._background))
+        await self._caller.close()
+
+    def _question(
+        self,
+        system: str,
+        user: str,
+        schema: Mapping[str, Any],
+        schema_name: str,
+        deadline_s: float,
+        check: Check | None,
+    ) -> _Question:
+        # a lone surrogate cannot be written as UTF-8, and no verdict hangs on one
+        system, user = (text.encode("utf-8", "replace").decode() for text in (system, user))
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        json_schema = {"name": schema_name, "strict": True, "schema": dict(schema)}
+        num_bytes = len(f"{system}{user}{json_schema}".encode())
+        return _Question(
+            messages=messages,
+            response_format={"type": "json_schema", "json_schema": json_schema},
+            tokens=-(-num_bytes // _BYTES_PER_TOKEN) + self._config.max_output_tokens,
+            deadline_s=deadline_s,
+            check=check,
+        )
+
+    async def _round(self, question: _Question, trail: _Trail) -> Completion:
+        """One call, and its hedge. Raises _TryAgain, or JudgeFailure when nothing more is worth trying."""
+        if trail.releases:
+            await asyncio.wait(trail.releases)  # the owner must hear of the last failure before it is asked again
+        lease = await self._lease(question, trail)
+        calls = {self._start(lease, question, trail): lease.url}
+        try:
+            if self._config.hedge:
+                await self._hedge(calls, lease.url, question, trail)
+            return await self._first_answer(calls, trail)
+        finally:
+            for call in calls:
+                call.cancel()  # its lease is then reported as abandoned
+
+    async def _lease(self, question: _Question, trail: _Trail) -> Lease:
+        try:
+            lease = await self._acquire(question.tokens, trail.avoid(self._urls), question.left_s())
+        except NoEndpoint as error:
+            trail.last, trail.last_status = error.reason, "infra"
+            if question.left_s() == 0:
+                raise trail.failure() from None
+            raise _TryAgain from None
+        if lease.url in trail.hopeless:
+            self._release(lease, UNUSED, trail)
+            raise _TryAgain  # the others are away for now
+        return lease
+
+    async def _acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float) -> Lease:
+        # never cancelled: an owner in another process might grant it all the same, and nobody would give it back
+        asking = self._keep(asyncio.ensure_future(self._board.acquire(tokens, avoid, wait_s)))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            asking.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, asking: asyncio.Future[Lease]) -> None:
+        if not asking.cancelled() and asking.exception() is None:
+            self._release(asking.result(), UNUSED)
+
+    def _start(self, lease: Lease, question: _Question, trail: _Trail) -> asyncio.Task[Completion]:
+        """The call of `lease` as a task that reports its end to the owner, whatever that end is."""
+        trail.num_calls += 1
+        if trail.num_calls == 1:
+            trail.last = f"{lease.url}: no answer yet"
+        timeout_s = min(self._config.call_timeout_s, question.left_s())
+        call = asyncio.create_task(self._call(lease, question, timeout_s))
+        call.add_done_callback(partial(self._report, lease, timeout_s, time.monotonic(), trail))
+        return call
+
+    async def _call(self, lease: Lease, question: _Question, timeout_s: float) -> Completion:
+        started_s = time.monotonic()
+        answer: Answer = await self._caller.call(lease.url, question.messages, question.response_format, timeout_s)
+        tokens = question.tokens if answer.tokens is None else answer.tokens
+        problem = question.check(answer.value) if question.check else ""
+        if problem:
+            raise CallFailed("malformed", f"{lease.url}: {problem}", tokens=tokens)
+        return Completion(value=answer.value, tokens=tokens, url=lease.url, seconds=time.monotonic() - started_s)
+
+    def _report(
+        self, lease: Lease, timeout_s: float, started_s: float, trail: _Trail, call: asyncio.Task[Completion]
+    ) -> None:
+        seconds = time.monotonic() - started_s
+        error = None if call.cancelled() else call.exception()
+        if call.cancelled():
+            report = CallReport(outcome="abandoned", seconds=seconds, hung_up=True)
+        elif isinstance(error, CallFailed):
+            # a call that was given little time says nothing of the endpoint
+            was_hurried = error.hung_up and timeout_s < self._config.call_timeout_s / 2
+            report = CallReport(
+                outcome="abandoned" if was_hurried else _OUTCOMES[error.kind],
+                seconds=seconds,
+                tokens=error.tokens,
+                retry_after_s=error.retry_after_s,
+                error=error.reason,
+                hung_up=error.hung_up,
+                is_lasting=error.kind == "setup",
+            )
+        elif error is not None:
+            report = CallReport(outcome="abandoned", seconds=seconds, error=type(error).__name__)
+        else:
+            report = CallReport(outcome="ok", seconds=seconds, tokens=call.result().tokens)
+        self._release(lease, report, trail)
+
+    def _release(self, lease: Lease, report: CallReport, trail: _Trail | None = None) -> None:
+        # in the background: neither a cancelled caller nor one whose time is up can wait for the owner
+        release = self._keep(asyncio.ensure_future(self._board.release(lease.lease_id, report)))
+        if trail is not None:
+            trail.releases.add(release)
+            release.add_done_callback(trail.releases.discard)
+
+    async def _hedge(
+        self, calls: dict[asyncio.Task[Completion], str], url: str, question: _Question, trail: _Trail
+    ) -> None:
+        """Adds a second call once the first takes longer than most do, if an endpoint has room at once."""
+        after_s = await self._board.hedge_after_s()
+        if after_s is None or trail.num_calls >= self._config.max_attempts:
+            return
+        done, _ = await asyncio.wait(calls, timeout=after_s)
+        if done:
+            return
+        try:
+            lease = await self._acquire(question.tokens, (*trail.avoid(self._urls), url), 0.0)
+        except NoEndpoint:
+            return
+        if lease.url in trail.hopeless:
+            self._release(lease, UNUSED)
+        else:
+            calls[self._start(lease, question, trail)] = lease.url
+
+    async def _first_answer(self, calls: Mapping[asyncio.Task[Completion], str], trail: _Trail) -> Completion:
+        pending = set(calls)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for call in [call for call in calls if call in done]:
+                try:
+                    return call.result()
+                except CallFailed as failure:
+                    if failure.kind == "abstain":
+                        raise JudgeFailure("abstain", failure.reason) from None
+                    trail.add(calls[call], failure)
+        if (
+            trail.num_malformed >= _MAX_MALFORMED
+            or trail.num_calls >= self._config.max_attempts
+            or trail.hopeless >= set(self._urls)
+        ):
+            raise trail.failure()
+        raise _TryAgain
+
+    def _keep(self, work: asyncio.Future[Any]) -> Any:
+        self._background.add(work)
+        work.add_done_callback(self._forget)
+        return work
+
+    def _forget(self, work: asyncio.Future[Any]) -> None:
+        self._background.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, NoEndpoint):
+            _log.error("the owner of the judge's limits failed: %s: %s", type(error).__name__, error)
+
+
+def _never(_: RetryCallState) -> bool:
+    return False  # the rounds themselves say when it is enough
