@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from rlsys.config import DataConfig
 from rlsys.data.errors import AnnotationError
-from rlsys.data.formats import FORMATS, GOT10K_FPS, GOT10K_FRAMES, Format, Problem, Row
-from rlsys.types import PromptItem, VideoSpec
+from rlsys.data.formats import FORMATS
+from rlsys.data.media import find_medium, media_spec, picture_size, places, video_spec
+from rlsys.data.rows import BadLine, Problem, Row
+from rlsys.data.vtts import with_size
+from rlsys.tasks import task_named
+from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.types import Json, PromptItem
 
 __all__ = ["AnnotationError", "Annotations", "DirtyRow", "check", "load", "video_spec"]
+
+SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +28,14 @@ class DirtyRow:
     """A row that is not as it should be.
 
     row: its place in the file.  field, problem: what is wrong, several joined by "; ".
-    action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is left out.
+    action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is left out,
+    "refused" when it contradicts itself, which refuses the file.
     """
 
     row: str
     field: str
     problem: str
-    action: Literal["dropped", "clipped"]
+    action: Literal["dropped", "clipped", "refused"]
 
     def __str__(self) -> str:
         return f"{self.row}: {self.field}: {self.problem}"
@@ -47,90 +55,90 @@ def load(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
     """The rows of `path` in `data.format` as items whose media lie in `videos`.
 
     Dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
-    Raises AnnotationError for a file or folder that cannot be read, and under "stop" for the first dirty row.
+    Raises AnnotationError for a file or folder that cannot be read, for rows that contradict themselves or their
+    task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row.
     """
-    path, format = Path(path), FORMATS[data.format]
+    path = Path(path)
     rows = _read(path, data.format)
+    _refuse_contradictions(path, rows)
     root = _folder(Path(videos))
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
-    for row in rows:
-        media, problems = _find(row, format, root)
-        if problems:
-            dirty.append(_report(row, problems, may_clip=data.on_dirty_row == "clip"))
+    for found in rows:
+        row, medium = _complete(found, root)
+        if row.problems:
+            dirty.append(_report(row, may_clip=data.on_dirty_row == "clip"))
             if data.on_dirty_row == "stop":
                 raise AnnotationError(
                     f"{path}: row {dirty[-1]}; mend the file, or set data.on_dirty_row to drop or clip."
                 )
-        if media is not None and (not problems or dirty[-1].action == "clipped"):
-            items.append(_item(path, row, format, media, data))
+        if medium is not None and (not row.problems or dirty[-1].action == "clipped"):
+            items.append(_item(path, row, medium, data))
     return Annotations(
         items=tuple(items), dirty=tuple(dirty), num_videos=len({row.video for row in rows}), num_queries=len(rows)
     )
 
 
 def check(path: Path, format: str, videos: Path | None) -> Iterator[str]:
-    """Lines of a report: counts of videos and queries, then every dirty row.
+    """Lines of a report: counts of videos, queries and tasks, then every dirty row.
 
     Without `videos` the files are not looked for. Raises AnnotationError for a file that cannot be read.
     """
     path = Path(path)
-    rows = _read(path, format)
     root = None if videos is None else _folder(Path(videos))
-    found = ((row, _find(row, FORMATS[format], root)[1]) for row in rows)
-    dirty = [_report(row, problems, may_clip=True) for row, problems in found if problems]
+    rows = [_complete(row, root)[0] for row in _read(path, format)]
+    dirty = [_report(row, may_clip=True) for row in rows if row.problems]
     clipped = sum(row.action == "clipped" for row in dirty)
+    refused = sum(row.action == "refused" for row in dirty)
     yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
-    if format == "got10k":
-        yield f"each sequence is shown by {GOT10K_FRAMES} evenly spaced frames, first and last included, one per box"
+    if FORMATS[format].task is None:
+        tasks = sorted({row.task for row in rows if row.task})
+        yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
+    if any(row.task == "tracking" for row in rows):
+        yield (
+            f"each tracked sequence is shown by {NUM_TRACKED_FRAMES} evenly spaced frames, one per box; "
+            "of a folder of frames the first and the last are among them"
+        )
     if dirty:
-        yield f"data.on_dirty_row=drop leaves out {len(dirty)}; clip mends {clipped}, leaves out {len(dirty) - clipped}"
+        yield (
+            f"data.on_dirty_row=drop leaves out {len(dirty) - refused}; clip mends {clipped}, leaves out "
+            f"{len(dirty) - clipped - refused}" + (f"; {refused} contradictions refuse the file" if refused else "")
+        )
     for row in dirty:
-        yield f"{row} [{'clip mends it' if row.action == 'clipped' else 'dropped'}]"
-
-
-def video_spec(uri: str, data: DataConfig) -> VideoSpec:
-    """The frames of a video that the config's rates and budgets ask for."""
-    return VideoSpec(
-        uri=uri,
-        fps=data.fps,
-        min_frames=data.min_frames,
-        max_frames=data.max_frames,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        total_pixels=data.total_pixels,
-    )
-
-
-def frame_folder_spec(uri: str, data: DataConfig) -> VideoSpec:
-    """Eight evenly spaced frames of a GOT-10k sequence, one for each box of its row.
-
-    The authors' own code picks seven frames for eight boxes.
-    """
-    return VideoSpec(
-        uri=uri,
-        fps=GOT10K_FPS,
-        min_frames=GOT10K_FRAMES,
-        max_frames=GOT10K_FRAMES,
-        min_pixels=data.min_pixels,
-        max_pixels=data.max_pixels,
-        total_pixels=data.total_pixels,
-    )
+        yield f"{row} [{'clip mends it' if row.action == 'clipped' else row.action}]"
 
 
 def _read(path: Path, format: str) -> list[Row]:
     if format not in FORMATS:
         raise AnnotationError(f"format {format!r} is not known; the formats are {', '.join(FORMATS)}.")
+    shape = FORMATS[format]
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = _lines(text) if shape.is_lines else json.loads(text)
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check data.annotations.") from error
-    except ValueError as error:  # JSON's and UTF-8's errors
+    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors
         raise AnnotationError(f"{path}: not JSON: {error}; download it again, or check data.annotations.") from error
     try:
-        return list(FORMATS[format].read(tree))
+        return list(shape.read(tree))
     except TypeError as error:
         raise AnnotationError(f"{path}: not in the shape of {format}: {error}; check data.format.") from error
+
+
+def _lines(text: str) -> list[tuple[str, Json]]:
+    """(line number from 1, what it holds) of the lines that are not blank. Raises ValueError when none is JSON."""
+    # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
+    entries = [(str(number), _line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if entries and all(isinstance(entry, BadLine) for _, entry in entries):
+        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {entries[0][1]}")
+    return entries
+
+
+def _line(line: str) -> Json:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadLine(problem=f"not JSON: {error}")
 
 
 def _folder(videos: Path) -> Path:
@@ -139,35 +147,70 @@ def _folder(videos: Path) -> Path:
     return videos
 
 
-def _find(row: Row, format: Format, root: Path | None) -> tuple[Path | None, tuple[Problem, ...]]:
-    """Where the row's video is, and all problems of the row, a missing video among them."""
+def _refuse_contradictions(path: Path, rows: Sequence[Row]) -> None:
+    found = [(row.label, problem) for row in rows for problem in row.problems if problem.is_contradiction]
+    if not found:
+        return
+    lines = [f"{path}: row {label}: {problem.field}: {problem.text}" for label, problem in found[:SHOWN]]
+    if len(found) > SHOWN:
+        lines.append(f"… and {len(found) - SHOWN} more")
+    lines.append("These rows contradict themselves or their task, and nobody can guess what they mean; mend the file.")
+    raise AnnotationError("\n".join(lines))
+
+
+def _complete(row: Row, root: Path | None) -> tuple[Row, Path | None]:
+    """The row with everything that its medium tells, all its problems, and where the medium is."""
     if root is None or not row.video:
-        return None, row.problems
-    candidates = format.candidates(row.video)
-    for candidate in candidates:
-        path = root / candidate
-        if path.is_dir() if format.has_frame_folders else path.exists() and not path.is_dir():
-            return path, row.problems
-    text = f"{row.video!r} is not in {root}; looked for {', '.join(candidates)}"
-    return None, (*row.problems, Problem(field="video", text=text))
+        return row if row.needs_size else _checked(row), None
+    medium = find_medium(row, root)
+    if medium is None:
+        text = f"{row.video!r} is not in {root}; looked for {', '.join(places(row))}"
+        return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
+    if row.needs_size:
+        row = _sized(row, medium)
+    return _checked(row), medium
 
 
-def _report(row: Row, problems: tuple[Problem, ...], *, may_clip: bool) -> DirtyRow:
+def _sized(row: Row, medium: Path) -> Row:
+    size = picture_size(medium)
+    if size is None:
+        text = f"boxes in pixels need the size of the picture, which the header of {medium} does not tell; give both"
+        return replace(row, problems=(*row.problems, Problem(field="width, height", text=text)))
+    return with_size(row, size)
+
+
+def _checked(row: Row) -> Row:
+    """`row` with a problem more when its task's scorers could not read its truth."""
+    if not all(problem.mended for problem in row.problems):
+        return row
+    try:
+        task_named(row.task).read_truth(row.truth)
+    except ValueError as error:
+        return replace(row, problems=(*row.problems, Problem(field="truth", text=str(error))))
+    return row
+
+
+def _report(row: Row, *, may_clip: bool) -> DirtyRow:
+    problems = row.problems
+    action: Literal["dropped", "clipped", "refused"] = "dropped"
+    if any(problem.is_contradiction for problem in problems):
+        action = "refused"
+    elif may_clip and all(problem.mended for problem in problems):
+        action = "clipped"
     return DirtyRow(
         row=row.label,
         field=", ".join(dict.fromkeys(problem.field for problem in problems)),
         problem="; ".join(problem.text for problem in problems),
-        action="clipped" if may_clip and all(problem.mended for problem in problems) else "dropped",
+        action=action,
     )
 
 
-def _item(path: Path, row: Row, format: Format, media: Path, data: DataConfig) -> PromptItem:
-    spec = frame_folder_spec if format.has_frame_folders else video_spec
+def _item(path: Path, row: Row, medium: Path, data: DataConfig) -> PromptItem:
     return PromptItem(
         prompt_id=f"{path.stem}:{row.label}",
-        task=format.task,
+        task=row.task,
         question=row.question,
         options=row.options,
-        media=(spec(str(media.absolute()), data),),  # workers may have another working directory
+        media=(media_spec(row, medium.absolute(), data),),  # workers may have another working directory
         truth=row.truth,
     )

@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from rlsys.data.rows import (
+    Problem,
+    Row,
+    Seconds,
+    Text,
+    broken_row,
+    is_unit_box,
+    listed,
+    read_span,
+    short,
+)
+from rlsys.data.vtts import CAPTION_QUESTION, read_vtts
+from rlsys.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
-
-GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
-GOT10K_FRAMES = 8  # boxes a row has
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What is wrong with a row: field, value and rule in words; mended says that `Row.truth` is without it."""
-
-    field: str
-    text: str
-    mended: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One query of an annotation file. label: its place in the file.  video: as the file names it."""
-
-    label: str
-    video: str
-    question: str = ""
-    options: tuple[str, ...] = ()
-    truth: Json = None
-    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """task: of every row.  read: raises TypeError when the file as a whole has another shape.
+    """read: raises TypeError when the file as a whole has another shape.
 
-    candidates: paths, relative to the folder of videos, where a video of this name may be.
+    task: of every row; None when each row has its own.
+    is_lines: one JSON object per line; `read` is then given a list of (line number, object or BadLine).
     """
 
-    task: str
+    task: str | None
     read: Callable[[Json], Iterator[Row]]
-    candidates: Callable[[str], tuple[str, ...]]
-    has_frame_folders: bool = False
-
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    is_lines: bool = False
 
 
 class _CharadesVideo(BaseModel):
@@ -75,6 +59,19 @@ class _Got10kRow(BaseModel):
     gt: list[Any]
 
 
+class _VidtabRow(BaseModel):
+    video: Text
+    instruction: Text
+    answer: Text
+
+
+class _CaptionRow(BaseModel):
+    video: Text
+    caption: Text
+    events: list[Text] | None = Field(default=None, min_length=1)
+    question: Text = CAPTION_QUESTION
+
+
 def read_charades(tree: Json) -> Iterator[Row]:
     """`{video: {duration, timestamps: [[s, e]…], sentences: […]}}`: one row per sentence."""
     if not isinstance(tree, dict):
@@ -83,7 +80,7 @@ def read_charades(tree: Json) -> Iterator[Row]:
         try:
             checked = _CharadesVideo.model_validate(entry)
         except ValidationError as error:
-            yield Row(label=video, video=video, problems=_structure(error))
+            yield Row(label=video, video=video, problems=broken_row(video, entry, error).problems)
             continue
         if len(checked.timestamps) != len(checked.sentences):
             text = f"{len(checked.timestamps)} time spans for {len(checked.sentences)} sentences; pair them"
@@ -105,18 +102,23 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[Row]:
             problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} is there twice"))
         seen.add(key)
         yield Row(
-            label=f"{video}/{index}", video=video, question=sentence.strip(), truth=truth, problems=tuple(problems)
+            label=f"{video}/{index}",
+            video=video,
+            task="temporal_grounding",
+            question=sentence.strip(),
+            truth=truth,
+            problems=tuple(problems),
         )
 
 
 def read_nextgqa(tree: Json) -> Iterator[Row]:
     """List of `{video, question, options, answer, glue: [[s, e]…], duration}`."""
     seen: set[tuple[str, ...]] = set()
-    for label, entry in _listed(tree):
+    for label, entry in listed(tree):
         try:
             row = _NextGqaRow.model_validate(entry)
         except ValidationError as error:
-            yield Row(label=label, video=_name(entry, "video"), problems=_structure(error))
+            yield broken_row(label, entry, error)
             continue
         problems = list(_option_problems(row))
         spans = []
@@ -131,6 +133,7 @@ def read_nextgqa(tree: Json) -> Iterator[Row]:
         yield Row(
             label=label,
             video=row.video,
+            task="grounded_qa",
             question=row.question,
             options=tuple(row.options),
             truth={"answer": row.answer, "glue": spans},
@@ -155,89 +158,90 @@ def _option_problems(row: _NextGqaRow) -> Iterator[Problem]:
 def read_got10k(tree: Json) -> Iterator[Row]:
     """List of `{path, object, gt: 8 boxes}`, boxes [x0, y0, x1, y1] normalised to 0..1."""
     seen: set[tuple[str, str]] = set()
-    for label, entry in _listed(tree):
+    for label, entry in listed(tree):
         try:
             row = _Got10kRow.model_validate(entry)
         except ValidationError as error:
-            yield Row(label=label, video=_name(entry, "path"), problems=_structure(error))
+            yield broken_row(label, entry, error, "path")
             continue
         problems = [
             Problem(field="gt", text=f"box {index} is {box}, not [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, likewise y")
             for index, box in enumerate(row.gt)
-            if not _is_box(box)
+            if not is_unit_box(box)
         ]
-        if len(row.gt) != GOT10K_FRAMES:
-            problems.append(Problem(field="gt", text=f"{len(row.gt)} boxes, {GOT10K_FRAMES} are expected"))
+        if len(row.gt) != NUM_TRACKED_FRAMES:
+            problems.append(Problem(field="gt", text=f"{len(row.gt)} boxes, {NUM_TRACKED_FRAMES} are expected"))
         if (row.path, row.object) in seen:
             problems.append(Problem(field="object", text=f"{row.object!r} of {row.path} is there twice"))
         seen.add((row.path, row.object))
-        yield Row(label=label, video=row.path, question=row.object, truth=row.gt, problems=tuple(problems))
+        yield Row(
+            label=label,
+            video=row.path,
+            medium="frames",
+            task="tracking",
+            question=row.object,
+            truth=row.gt,
+            problems=tuple(problems),
+        )
 
 
-def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] | None, Problem | None]:
-    """[start, end] in seconds inside the clip, and what was wrong with it; None when it cannot be mended."""
-    if not (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))):
-        return None, Problem(field=field, text=f"{value!r} is not [start, end] in seconds")
-    start_s, end_s = float(value[0]), float(value[1])
-    if end_s <= start_s:
-        return None, Problem(field=field, text=f"{value} does not end after it starts")
-    if start_s >= duration_s or end_s <= 0:
-        return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s")
-    if start_s < 0 or end_s > duration_s:
-        span = [max(start_s, 0.0), min(end_s, duration_s)]
-        return span, Problem(field=field, text=f"{value} goes past the clip of {duration_s:g} s", mended=True)
-    return [start_s, end_s], None
+def read_vidtab(tree: Json) -> Iterator[Row]:
+    """List of `{video, instruction, answer}`: the instruction names the classes as `['low quality', …]`."""
+    seen: set[tuple[str, str]] = set()
+    for label, entry in listed(tree):
+        try:
+            row = _VidtabRow.model_validate(entry)
+        except ValidationError as error:
+            yield broken_row(label, entry, error)
+            continue
+        problems = []
+        classes = [name.casefold() for name in re.findall(r"'([^']{1,200})'", row.instruction)]
+        if classes and row.answer.casefold() not in classes:
+            text = f"{short(row.answer)} is not among the classes that the instruction names: {', '.join(classes)}"
+            problems.append(Problem(field="answer", text=text))
+        if (row.video, row.instruction) in seen:
+            problems.append(Problem(field="video", text=f"{row.video!r} with the same instruction is there twice"))
+        seen.add((row.video, row.instruction))
+        yield Row(
+            label=label,
+            video=row.video,
+            task="video_quality",
+            question=row.instruction,
+            truth=row.answer,
+            problems=tuple(problems),
+        )
 
 
-def _is_number(value: Json) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_box(box: Json) -> bool:
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-        return False
-    return 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
-
-
-def _listed(tree: Json) -> Iterator[tuple[str, Json]]:
-    if not isinstance(tree, list):
-        raise TypeError(f"a list of rows is expected, this is a {type(tree).__name__}")
-    return ((str(index), entry) for index, entry in enumerate(tree))
-
-
-def _name(entry: Json, field: str) -> str:
-    return str(entry.get(field, "")) if isinstance(entry, dict) else ""
-
-
-def _structure(error: ValidationError) -> tuple[Problem, ...]:
-    return tuple(
-        Problem(field=".".join(map(str, e["loc"])) or "(row)", text=f"{e['msg']} (value {_short(e['input'])})")
-        for e in error.errors()
-    )
-
-
-def _short(value: Json) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-_SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
-
-
-def _video_files(name: str) -> tuple[str, ...]:
-    """Charades-STA names videos without a suffix, NExT-GQA by a path that a flat folder does not have."""
-    flat = name.rsplit("/", 1)[-1]
-    return tuple(dict.fromkeys(f"{base}{suffix}" for base in (name, flat) for suffix in _SUFFIXES))
-
-
-def _frame_folders(name: str) -> tuple[str, ...]:
-    """GOT-10k rows carry the absolute path of the authors' machine: `…/val/GOT-10k_Val_000010`."""
-    parts = name.strip("/").split("/")
-    return ("/".join(parts[-1:]), "/".join(parts[-2:]), "/".join(parts))
+def read_captions(lines: Json) -> Iterator[Row]:
+    """Lines of `{video, caption, events?, question?}`; events are the caption's, for evaluation."""
+    seen: set[tuple[str, str]] = set()
+    for label, entry in lines:
+        try:
+            row = _CaptionRow.model_validate(entry)
+        except ValidationError as error:
+            yield broken_row(label, entry, error)
+            continue
+        problems = []
+        if (row.video, row.question) in seen:
+            problems.append(Problem(field="video", text=f"{row.video!r} with the same question is there twice"))
+        seen.add((row.video, row.question))
+        events = {"events": row.events} if row.events else {}
+        yield Row(
+            label=label,
+            video=row.video,
+            medium="clip",
+            task="captioning",
+            question=row.question,
+            truth={"caption": row.caption, **events},
+            problems=tuple(problems),
+        )
 
 
 FORMATS: Mapping[str, Format] = {
-    "charades_sta": Format(task="temporal_grounding", read=read_charades, candidates=_video_files),
-    "nextgqa": Format(task="grounded_qa", read=read_nextgqa, candidates=_video_files),
-    "got10k": Format(task="tracking", read=read_got10k, candidates=_frame_folders, has_frame_folders=True),
+    "charades_sta": Format(task="temporal_grounding", read=read_charades),
+    "nextgqa": Format(task="grounded_qa", read=read_nextgqa),
+    "got10k": Format(task="tracking", read=read_got10k),
+    "vidtab": Format(task="video_quality", read=read_vidtab),
+    "captions": Format(task="captioning", read=read_captions, is_lines=True),
+    "vtts": Format(task=None, read=read_vtts, is_lines=True),
 }

@@ -1,0 +1,103 @@
+"""Clues of VTTS-like rows: where, when or both the evidence is, as the data set writes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from rlsys.data.rows import Problem, is_number, read_span, short
+from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.types import Json
+
+Size = tuple[float, float]
+"""(width, height) in pixels."""
+
+
+@dataclass(kw_only=True)
+class Clue:
+    """What a clue says. periods in seconds; box and boxes as the file has them, in pixels unless `is_normalised`.
+
+    kinds: which of "periods", "box" and "boxes" it is about, broken ones included.
+    """
+
+    periods: list[list[float]] = field(default_factory=list)
+    box: list[float] | None = None
+    boxes: list[list[float]] | None = None
+    is_normalised: bool = True
+    kinds: set[str] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_clue(value: Json, duration_s: float | None, size: Size | None) -> Clue:
+    """The clue `value`: `[s, e]`, a list of those, `[x0, y0, x1, y1]`, a list of those (tracking), or
+    `{"temporal": …, "spatial": …}` for both.
+
+    A list of one box is a box. Corners all within 0..1 are fractions of width and height, others are pixels.
+    Periods past the duration and boxes past the frame, where those are known, are clipped and reported as mended.
+    """
+    clue = Clue()
+    if isinstance(value, dict):
+        parts = {name: part for name, part in value.items() if part not in (None, [])}
+        if not parts or not set(parts) <= {"temporal", "spatial"}:
+            clue.problems.append(Problem(field="clue", text=f"{short(value)}: its keys are temporal and spatial"))
+        for name, part in parts.items():
+            before, clue.kinds = clue.kinds, set()
+            _read_list(clue, part, duration_s, size)
+            found, clue.kinds = clue.kinds, clue.kinds | before
+            if found - {"temporal": {"periods"}, "spatial": {"box", "boxes"}}.get(name, set()):
+                wrong = f"{name} clue {short(part)} is of the other kind"
+                clue.problems.append(Problem(field="clue", text=wrong, is_contradiction=True))
+    else:
+        _read_list(clue, value, duration_s, size)
+    return clue
+
+
+def _read_list(clue: Clue, value: Json, duration_s: float | None, size: Size | None) -> None:
+    rows = value if isinstance(value, list) else []
+    if rows and all(map(is_number, rows)):
+        rows = [rows]
+    lengths = {len(row) if isinstance(row, list) and all(map(is_number, row)) else 0 for row in rows}
+    if lengths == {2}:
+        clue.kinds.add("periods")
+        for row in rows:
+            span, problem = read_span(row, duration_s or math.inf, "clue")
+            clue.periods += [span] if span else []
+            clue.problems += [problem] if problem else []
+    elif lengths == {4}:
+        clue.kinds.add("box" if len(rows) == 1 else "boxes")
+        clue.is_normalised = all(0 <= corner <= 1 for row in rows for corner in row)
+        _add_boxes(clue, rows, None if clue.is_normalised else size)
+    else:
+        text = f"{short(value)} is neither periods [start, end] nor boxes [x0, y0, x1, y1]"
+        clue.problems.append(Problem(field="clue", text=text))
+
+
+def _add_boxes(clue: Clue, rows: list[list[float]], size: Size | None) -> None:
+    boxes, problems = inside_frame(rows, size)
+    clue.problems += problems
+    if len(rows) == 1:
+        clue.box = boxes[0] if boxes else None
+        return
+    clue.boxes = boxes
+    if len(rows) != NUM_TRACKED_FRAMES:
+        text = f"{len(rows)} boxes, {NUM_TRACKED_FRAMES} are expected, one for each evenly spaced frame"
+        clue.problems.append(Problem(field="clue", text=text))
+
+
+def inside_frame(rows: list[list[float]], size: Size | None) -> tuple[list[list[float]], list[Problem]]:
+    """The boxes that have an area, cut to the frame where `size` is known, and what was wrong with the rows."""
+    width, height = size or (math.inf, math.inf)
+    boxes: list[list[float]] = []
+    problems: list[Problem] = []
+    for row in rows:
+        x0, y0, x1, y1 = (float(corner) for corner in row)
+        cut = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
+        if not (cut[0] < cut[2] and cut[1] < cut[3]):
+            where = f" inside the frame of {width:g} x {height:g} pixels" if size else ""
+            problems.append(Problem(field="clue", text=f"box {row} is not [x0, y0, x1, y1] with an area{where}"))
+            continue
+        if cut != [x0, y0, x1, y1]:
+            frame = f"{width:g} x {height:g} pixels" if size else "the picture"
+            problems.append(Problem(field="clue", text=f"box {row} goes past the frame of {frame}", mended=True))
+        boxes.append(cut)
+    return boxes, problems

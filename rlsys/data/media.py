@@ -1,0 +1,104 @@
+"""Where a row's video, frame folder or image is, and which of its frames a prompt shows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rlsys.config import DataConfig
+from rlsys.data.rows import Row
+from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.types import ImageSpec, MediaSpec, VideoSpec
+
+GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
+IMAGE_MIN_PIXELS = 4 * 28 * 28  # VTTS, table 2: images may be smaller than frames of a video
+
+_VIDEO_SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
+_IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
+_ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
+
+
+def places(row: Row) -> tuple[str, ...]:
+    """Paths, relative to the folder of videos, where the row's medium may be."""
+    if row.medium == "frames":
+        return _frame_folders(row.video)
+    if row.medium == "image":
+        return _files(row.video, _IMAGE_SUFFIXES)
+    files = _files(row.video, _VIDEO_SUFFIXES)
+    return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
+
+
+def find_medium(row: Row, root: Path) -> Path | None:
+    """The first of the row's `places` that is there, and is a file or a folder as the row's medium says."""
+    for place in places(row):
+        path = root / place
+        # os.path says False where Path raises: names that are too long or hold what no file system takes
+        is_folder, is_there = os.path.isdir(path), os.path.exists(path)
+        if (is_folder and row.medium in ("frames", "clip")) or (is_there and not is_folder and row.medium != "frames"):
+            return path
+    return None
+
+
+def media_spec(row: Row, path: Path, data: DataConfig) -> MediaSpec:
+    """What of the medium at `path` a prompt shows, within the config's rates and budgets."""
+    if row.medium == "image":
+        return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
+    if row.task == "tracking":
+        return tracking_spec(str(path), data, fps=GOT10K_FPS if path.is_dir() else data.fps)
+    return video_spec(str(path), data)
+
+
+def video_spec(uri: str, data: DataConfig) -> VideoSpec:
+    """The frames of a video that the config's rates and budgets ask for."""
+    return VideoSpec(
+        uri=uri,
+        fps=data.fps,
+        min_frames=data.min_frames,
+        max_frames=data.max_frames,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        total_pixels=data.total_pixels,
+    )
+
+
+def tracking_spec(uri: str, data: DataConfig, fps: float) -> VideoSpec:
+    """Eight evenly spaced frames, one for each box of the row. VideoChat-R1's code picks seven for eight boxes."""
+    return VideoSpec(
+        uri=uri,
+        fps=fps,
+        min_frames=NUM_TRACKED_FRAMES,
+        max_frames=NUM_TRACKED_FRAMES,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+        total_pixels=data.total_pixels,
+    )
+
+
+def picture_size(path: Path) -> tuple[float, float] | None:
+    """(width, height) in pixels of an image, or of the first image of a folder, as it is shown upright.
+
+    Only the header is read. None for anything else, videos included.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    for candidate in sorted(path.iterdir()) if path.is_dir() else (path,):
+        try:
+            with Image.open(candidate) as image:
+                width, height = image.size
+                is_turned = image.getexif().get(_ROTATION_TAG, 1) >= 5
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+            continue
+        return (float(height), float(width)) if is_turned else (float(width), float(height))
+    return None
+
+
+def _files(name: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    """Charades-STA names videos without a suffix, NExT-GQA by a path that a flat folder does not have."""
+    flat = name.rsplit("/", 1)[-1]
+    return tuple(dict.fromkeys(f"{base}{suffix}" for base in (name, flat) for suffix in suffixes))
+
+
+def _frame_folders(name: str) -> tuple[str, ...]:
+    """GOT-10k rows carry the absolute path of the authors' machine: `…/val/GOT-10k_Val_000010`."""
+    parts = name.strip("/").split("/")
+    return tuple(dict.fromkeys("/".join(parts[-count:]) for count in (1, 2, len(parts))))

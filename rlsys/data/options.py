@@ -1,0 +1,82 @@
+"""Answer options as data sets write them, and which of them an annotated answer means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlsys.data.rows import Problem, is_number, short
+from rlsys.types import Json
+
+_LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:])\s*(\S.*)", re.DOTALL)
+_ANSWER = re.compile(r"\(?([A-Za-z])(?:(?:\)[.:]?|[.:])\s*(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """letter: A to Z.  text: without the letter."""
+
+    letter: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"({self.letter}) {self.text}"
+
+
+def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
+    """Options written `(A) …`, `A. …`, `A) …` or bare, which then get letters in order; or what is wrong with them."""
+    if not isinstance(values, list) or not 2 <= len(values) <= 26:
+        return (), Problem(field="options", text=f"{short(values)} is not a list of 2 to 26 options")
+    texts = [str(value) if is_number(value) else value for value in values]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return (), Problem(field="options", text=f"{short(values)}: every option needs a text")
+    texts = [text.strip() for text in texts]
+    found = [_LETTERED.fullmatch(text) for text in texts]
+    letters = [match.group(1) or match.group(2) for match in found if match]
+    if len(letters) == len(texts):
+        if len(set(letters)) < len(letters):
+            return (), Problem(field="options", text=f"letters {' '.join(letters)} repeat")
+        return tuple(Option(letter=a, text=m.group(3)) for a, m in zip(letters, found, strict=True) if m), None
+    # "U.S. army" among bare options is no letter, "A. army" in the first place is one
+    if any(match and (match.group(1) or match.group(2) == _letter(index)) for index, match in enumerate(found)):
+        return (), Problem(field="options", text=f"{short(values)}: some have a letter and some have none")
+    return tuple(Option(letter=_letter(index), text=text) for index, text in enumerate(texts)), None
+
+
+def right_letter(answer: Json, options: Sequence[Option]) -> tuple[str | None, Problem | None]:
+    """The letter of the option that `answer` means: its letter, its text, or both; or why it means none.
+
+    A contradiction: no such option, or the letter of one option with the text of another. Dirt: a letter
+    with a text that no option has.
+    """
+    text = str(answer) if is_number(answer) else answer
+    if not isinstance(text, str):
+        return None, Problem(field="answer", text=f"{short(answer)} is not the letter or text of an option")
+    by_text = _with_text(text, options)
+    if len(by_text) == 1:
+        return by_text[0], None
+    match = _ANSWER.fullmatch(text.strip())
+    letter, rest = (match.group(1).upper(), match.group(2) or "") if match else ("", "")
+    if letter not in {option.letter for option in options}:
+        known = ", ".join(map(str, options))
+        return None, Problem(field="answer", text=f"{short(answer)} is not among {known}", is_contradiction=True)
+    others = _with_text(rest, options)
+    if not rest.strip() or letter in others:
+        return letter, None
+    if others:
+        wrong = f"{short(answer)} has the letter of one option and the text of ({others[0]})"
+        return None, Problem(field="answer", text=wrong, is_contradiction=True)
+    return letter, Problem(field="answer", text=f"{short(answer)}: no option has this text")
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index)
+
+
+def _with_text(text: str, options: Sequence[Option]) -> list[str]:
+    return [option.letter for option in options if _plain(option.text) == _plain(text)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".")

@@ -1,0 +1,114 @@
+"""Rows of annotation files and what can be wrong with them; the checks that the formats share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from rlsys.types import Json
+
+Medium = Literal["video", "frames", "clip", "image"]
+"""A video file, a folder of frame images, either of them, or a still image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is wrong with a row: field, value and rule in words.
+
+    mended: `Row.truth` is without it.  is_contradiction: the row says two things that cannot both be meant, so
+    nobody may guess; the file is refused.
+    """
+
+    field: str
+    text: str
+    mended: bool = False
+    is_contradiction: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One query of an annotation file.
+
+    label: its place in the file.  video: video, frame folder or image as the file names it.  task: "" when the
+    row has problems that leave it open.  needs_size: the truth's boxes are pixels of an image whose size the file
+    does not give; see `rlsys.data.vtts.with_size`.
+    """
+
+    label: str
+    video: str
+    medium: Medium = "video"
+    task: str = ""
+    question: str = ""
+    options: tuple[str, ...] = ()
+    truth: Json = None
+    needs_size: bool = False
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadLine:
+    """A line of a JSONL file that is not JSON, and why."""
+
+    problem: str
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] | None, Problem | None]:
+    """[start, end] in seconds inside the clip, and what was wrong with it; None when it cannot be mended.
+
+    duration_s: infinite when it is not known.
+    """
+    if not (isinstance(value, list) and len(value) == 2 and all(map(is_number, value))):
+        return None, Problem(field=field, text=f"{short(value)} is not [start, end] in seconds")
+    start_s, end_s = float(value[0]), float(value[1])
+    if end_s <= start_s:
+        return None, Problem(field=field, text=f"{value} does not end after it starts")
+    if start_s >= duration_s or end_s <= 0:
+        return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s")
+    if start_s < 0 or end_s > duration_s:
+        span = [max(start_s, 0.0), min(end_s, duration_s)]
+        return span, Problem(field=field, text=f"{value} goes past the clip of {duration_s:g} s", mended=True)
+    return [start_s, end_s], None
+
+
+def is_number(value: Json) -> bool:
+    # the bound comes first: isfinite() of an integer with hundreds of digits raises OverflowError
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12 and math.isfinite(value)
+
+
+def is_unit_box(box: Json) -> bool:
+    """[x0, y0, x1, y1] in fractions of width and height, with an area."""
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        return False
+    return bool(0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
+
+
+def listed(tree: Json) -> Iterator[tuple[str, Json]]:
+    """(label, entry) of a file that is one JSON list."""
+    if not isinstance(tree, list):
+        raise TypeError(f"a list of rows is expected, this is a {type(tree).__name__}")
+    return ((str(index), entry) for index, entry in enumerate(tree))
+
+
+def broken_row(label: str, entry: Json, error: ValidationError, field: str = "video") -> Row:
+    """The row of an entry without the fields that its format asks for."""
+    if isinstance(entry, BadLine):
+        return Row(label=label, video="", problems=(Problem(field="(row)", text=entry.problem),))
+    name = str(entry.get(field, "")) if isinstance(entry, dict) else ""
+    problems = (
+        Problem(field=".".join(map(str, e["loc"])) or "(row)", text=f"{e['msg']} (value {short(e['input'])})")
+        for e in error.errors()
+    )
+    return Row(label=label, video=name, problems=tuple(problems))
+
+
+def short(value: Json) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

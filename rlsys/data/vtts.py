@@ -1,0 +1,257 @@
+"""VTTS-like rows: what a row is annotated with decides its task, and so its rewards. Source: VTTS §A.1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from rlsys.answers import read_choice, read_number, read_phrase
+from rlsys.data.clues import Clue, Size, inside_frame, read_clue
+from rlsys.data.options import Option, read_options, right_letter
+from rlsys.data.rows import Problem, Row, Seconds, Text, broken_row, is_number, short
+from rlsys.types import Json
+
+CAPTION_QUESTION = "Describe what happens in the video."
+
+ROUTES: Mapping[frozenset[str], str] = {
+    frozenset({"letter"}): "multiple_choice",
+    frozenset({"number"}): "numeric_qa",
+    frozenset({"phrase"}): "video_quality",
+    frozenset({"caption"}): "captioning",
+    frozenset({"periods"}): "temporal_grounding",
+    frozenset({"box"}): "spatial_grounding",
+    frozenset({"boxes"}): "tracking",
+    frozenset({"periods", "box"}): "spatiotemporal_grounding",
+    frozenset({"letter", "periods"}): "grounded_qa",
+    frozenset({"letter", "box"}): "spatial_qa",
+    frozenset({"letter", "periods", "box"}): "spatiotemporal_qa",
+}
+"""What a row is annotated with -> its task. An answer is a "letter" when there are options."""
+_NEEDS = {task: kinds for kinds, task in ROUTES.items()}
+_FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": "answer", "caption": "caption"}
+
+
+class _VttsRow(BaseModel):
+    """Keys of other names, `think` among them, are left alone: no score reads them."""
+
+    video: Text | None = None
+    image: Text | None = None
+    question: str = ""
+    options: Any = None
+    clue: Any = None
+    answer: Any = None
+    caption: Text | None = None
+    events: list[Text] | None = Field(default=None, min_length=1)
+    task: Text | None = None
+    duration: Seconds | None = None
+    width: Seconds | None = None
+    height: Seconds | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_is_none(cls, value: Json) -> Json:
+        """Merged data sets write what a row does not have as "", [] or {}."""
+        return None if value in ("", [], {}) else value
+
+    @field_validator("question", mode="before")
+    @classmethod
+    def _no_question_is_empty(cls, value: Json) -> Json:
+        return "" if value is None else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """kind: "letter", "number", "phrase" or "words" (which nothing can score); "" for a row without an answer."""
+
+    kind: str = ""
+    value: Json = None
+    options: tuple[Option, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def read_vtts(lines: Json) -> Iterator[Row]:
+    """Lines of `{video or image, question, options?, think?, clue?, answer?, caption?, events?, task?, duration?,
+    width?, height?}`.
+
+    `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
+    (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
+    last included in a folder of frames, at the starts of eight equal parts in a video file.
+    """
+    seen: set[str] = set()
+    for label, entry in lines:
+        try:
+            row = _VttsRow.model_validate(entry)
+        except ValidationError as error:
+            yield broken_row(label, entry, error)
+            continue
+        routed = _routed(label, row)
+        key = json.dumps(row.model_dump(exclude={"duration"}), sort_keys=True, default=repr)
+        if key in seen:
+            twice = Problem(field="question", text=f"{short(row.question)} with the same annotations is there twice")
+            routed = replace(routed, problems=(*routed.problems, twice))
+        seen.add(key)
+        yield routed
+
+
+def with_size(row: Row, size: Size) -> Row:
+    """`row`, whose boxes are pixels of a picture of this size, complete: `needs_size` is then False."""
+    if row.task == "tracking":
+        boxes, problems = inside_frame(row.truth, size)
+        return replace(row, truth=_as_fractions(boxes, size), needs_size=False, problems=(*row.problems, *problems))
+    boxes, problems = inside_frame([row.truth["box"]], size)
+    truth = {**row.truth, "box": boxes[0] if boxes else None, "width": size[0], "height": size[1]}
+    return replace(row, truth=truth, needs_size=False, problems=(*row.problems, *problems))
+
+
+def _routed(label: str, row: _VttsRow) -> Row:
+    size = (row.width, row.height) if row.width and row.height else None
+    clue = Clue() if row.clue is None else read_clue(row.clue, row.duration, size)
+    answer = _read_answer(row)
+    kinds = frozenset({answer.kind, *clue.kinds, "caption" if row.caption else ""} - {""})
+    task, routing = _task(row, kinds)
+    problems = [*_medium_problems(row, clue), *clue.problems, *answer.problems, *routing]
+    if not row.question.strip() and task != "captioning":
+        problems.append(Problem(field="question", text="a question is expected"))
+    if task in ("temporal_grounding", "spatiotemporal_grounding") and len(clue.periods) > 1:
+        text = f"{len(clue.periods)} periods; without an answer a row takes one"
+        problems.append(Problem(field="clue", text=text))
+    is_whole = all(problem.mended for problem in problems)
+    return Row(
+        label=label,
+        video=row.image or row.video or "",
+        medium="image" if row.image else "clip",
+        task=task,
+        question=row.question.strip() or CAPTION_QUESTION,
+        options=tuple(option.text if answer.kind == "phrase" else str(option) for option in answer.options),
+        truth=_truth(task, row, answer, clue, size) if is_whole else None,
+        needs_size=is_whole and not clue.is_normalised and size is None,
+        problems=tuple(problems),
+    )
+
+
+def _read_answer(row: _VttsRow) -> _Answer:
+    if row.answer is None:
+        if row.options is None:
+            return _Answer()
+        missing = Problem(field="answer", text="options without an answer", is_contradiction=True)
+        return _Answer(problems=(missing,))
+    if row.task == "video_quality":
+        return _read_phrase(row)
+    if row.options is not None:
+        options, problem = read_options(row.options)
+        if problem is not None:
+            return _Answer(kind="letter", problems=(problem,))
+        right, problem = right_letter(row.answer, options)
+        return _Answer(kind="letter", value=right, options=options, problems=(problem,) if problem else ())
+    if is_number(row.answer):
+        return _Answer(kind="number", value=float(row.answer))
+    letter = read_choice(row.answer) if isinstance(row.answer, str) else None
+    if letter is not None and "letter" in _NEEDS.get(row.task or "", ()):  # the options stand in the question
+        return _Answer(kind="letter", value=letter.letter)
+    number = read_number(row.answer) if isinstance(row.answer, str) else None
+    if number is not None:
+        return _Answer(kind="number", value=number.value)
+    text = f"{short(row.answer)} is not a number, and there are no options: nothing can score it"
+    return _Answer(kind="words", problems=(Problem(field="answer", text=text),))
+
+
+def _read_phrase(row: _VttsRow) -> _Answer:
+    """A class in words; options, where there are any, are the classes."""
+    phrase = read_phrase(row.answer) if isinstance(row.answer, str) else None
+    if phrase is None:
+        wrong = Problem(field="answer", text=f"{short(row.answer)} is not a class in words", is_contradiction=True)
+        return _Answer(kind="phrase", problems=(wrong,))
+    if row.options is None:
+        return _Answer(kind="phrase", value=row.answer)
+    options, problem = read_options(row.options)
+    names = [read_phrase(option.text) for option in options]
+    if problem is None and phrase not in names:
+        text = f"{short(row.answer)} is not among {short(row.options)}"
+        problem = Problem(field="answer", text=text, is_contradiction=True)
+    return _Answer(kind="phrase", value=row.answer, options=options, problems=(problem,) if problem else ())
+
+
+def _task(row: _VttsRow, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ...]]:
+    """The task of a row with these annotations, "" when there is none, and why."""
+    if row.events and not row.caption:
+        return "", (Problem(field="events", text="events without their caption", is_contradiction=True),)
+    if row.clue is not None and not kinds & {"periods", "box", "boxes"}:
+        return "", ()  # a clue that cannot be read is reported as such
+    if row.task is not None:
+        return row.task, _disagreement(row.task, kinds)
+    if "words" in kinds:
+        return "", ()  # reported with the answer
+    if not kinds:
+        return "", (Problem(field="(row)", text="no answer, clue or caption: there is nothing to score"),)
+    if kinds not in ROUTES:
+        fields = " and ".join(sorted(kinds))
+        text = f"no task scores {fields} together; keep what the row is about"
+        return "", (Problem(field=_field(sorted(kinds)[0]), text=text, is_contradiction=True),)
+    return ROUTES[kinds], ()
+
+
+def _disagreement(task: str, kinds: frozenset[str]) -> tuple[Problem, ...]:
+    """Why a row that says it is of this task cannot be."""
+    if task not in _NEEDS:
+        text = f"{task!r} is not known; the tasks are {', '.join(_NEEDS)}"
+        return (Problem(field="task", text=text, is_contradiction=True),)
+    missing, extra = sorted(_NEEDS[task] - kinds), sorted(kinds - _NEEDS[task])
+    if missing:
+        has = f"has {', '.join(sorted(kinds)) or 'no annotation'}"
+        text = f"task {task} needs {' and '.join(missing)}, and the row {has}"
+        return (Problem(field=_field(missing[0]), text=text, is_contradiction=True),)
+    if extra:
+        text = f"task {task} does not score {' and '.join(extra)}; leave it out, or leave `task` out"
+        return (Problem(field=_field(extra[0]), text=text, is_contradiction=True),)
+    return ()
+
+
+def _field(kind: str) -> str:
+    return _FIELDS.get(kind, "clue")
+
+
+def _medium_problems(row: _VttsRow, clue: Clue) -> Iterator[Problem]:
+    if row.video and row.image:
+        yield Problem(field="image", text="video and image are both named; keep one", is_contradiction=True)
+    if not row.video and not row.image:
+        yield Problem(field="video", text="neither a video nor an image is named")
+    timed = sorted(clue.kinds & {"periods", "boxes"})
+    if row.image and timed:
+        yield Problem(field="clue", text=f"{timed[0]} of an image, which has no time", is_contradiction=True)
+    if bool(row.width) != bool(row.height):
+        yield Problem(field="width" if row.height else "height", text="width and height belong together; give both")
+
+
+def _truth(task: str, row: _VttsRow, answer: _Answer, clue: Clue, size: Size | None) -> Json:
+    """The truth of a row without problems, in its task's shape; pixels are left as they are when `size` is None."""
+    if task == "tracking":
+        in_pixels = not clue.is_normalised and size is not None
+        return _as_fractions(clue.boxes or [], size) if in_pixels and size else clue.boxes
+    if task == "captioning":
+        return {"caption": row.caption, **({"events": row.events} if row.events else {})}
+    if task in ("numeric_qa", "video_quality"):
+        return answer.value
+    if task == "temporal_grounding":
+        return clue.periods[0]
+    letter = f"({answer.value})"
+    if task == "multiple_choice":
+        return letter
+    truth: dict[str, Json] = {"answer": letter} if answer.value else {}
+    if task == "spatiotemporal_grounding":
+        truth["period"] = clue.periods[0]
+    elif clue.periods:
+        truth["glue"] = clue.periods
+    if clue.box:
+        truth["box"] = clue.box
+        if not clue.is_normalised and size:
+            truth |= {"width": size[0], "height": size[1]}
+    return truth
+
+
+def _as_fractions(boxes: list[list[float]], size: Size) -> list[list[float]]:
+    width, height = size
+    return [[x0 / width, y0 / height, x1 / width, y1 / height] for x0, y0, x1, y1 in boxes]
