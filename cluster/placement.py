@@ -13,6 +13,8 @@ CPUS_PER_DECODE = 0.25
 """Ray CPUs of one clip being decoded; no less than what the clip store asks for."""
 CPUS_PER_REPLICA = 0.1
 """Ray CPUs of one replica of the reward servers; no less than what they ask for."""
+CPUS_PER_MODEL_INGRESS = 1.0
+"""Ray CPUs of what Ray Serve LLM puts in front of a judge's model."""
 
 
 class PlacementError(UserError):
@@ -42,19 +44,23 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What a run reserves: a bundle per learner rank and per actor; other_cpus for decoding and rewards."""
+    """What a run reserves: a bundle per learner rank and per actor; other_cpus for decoding and rewards.
+
+    judge: a bundle per replica of a judge's model that is served beside the run; Ray Serve places these itself.
+    """
 
     learner: tuple[Bundle, ...]
     actors: tuple[Bundle, ...]
     other_cpus: float
+    judge: tuple[Bundle, ...] = ()
 
     @property
     def cpus(self) -> float:
-        return sum(bundle.cpus for bundle in self.learner + self.actors) + self.other_cpus
+        return sum(bundle.cpus for bundle in self.learner + self.actors + self.judge) + self.other_cpus
 
     @property
     def gpus(self) -> float:
-        return sum(bundle.gpus for bundle in self.learner + self.actors)
+        return sum(bundle.gpus for bundle in self.learner + self.actors + self.judge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +77,20 @@ def demand(config: RunConfig, *, parts: bool = True) -> Demand:
     rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
     engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
     actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
-    rewards = 0.0 if config.reward.url else config.reward.min_replicas * CPUS_PER_REPLICA
+    reward = config.reward
+    rewards = 0.0 if reward.url else (reward.min_replicas + reward.judge.min_replicas) * CPUS_PER_REPLICA
+    judge: tuple[Bundle, ...] = ()
+    if reward.judge.serve_model and not reward.url:
+        judge_gpus = float(reward.judge.serve_tensor_parallel_size) if on_gpu else 0.0
+        judge = (Bundle(cpus=1.0, gpus=judge_gpus),) * reward.judge.serve_replicas
+        rewards += CPUS_PER_MODEL_INGRESS
     if not parts:
-        return Demand(learner=(), actors=(), other_cpus=rewards)
+        return Demand(learner=(), actors=(), other_cpus=rewards, judge=judge)
     return Demand(
         learner=(rank,) * config.learner.num_ranks,
         actors=(actor,) * config.rollout.num_actors,
         other_cpus=rewards + config.data.decode_workers * CPUS_PER_DECODE,
+        judge=judge,
     )
 
 
@@ -105,8 +118,9 @@ def plan_placement(wanted: Demand, nodes: Sequence[Node]) -> Plan:
         else:
             actors = _spread(wanted.actors, room)
             learner = _pack(wanted.learner, room)
-        if learner is not None and actors is not None and sum(left[0] for left in room.values()) >= wanted.other_cpus:
-            return Plan(learner_nodes=tuple(learner), actor_nodes=tuple(actors))
+        judge = _spread(wanted.judge, room)
+        if None not in (learner, actors, judge) and sum(left[0] for left in room.values()) >= wanted.other_cpus:
+            return Plan(learner_nodes=tuple(learner or ()), actor_nodes=tuple(actors or ()))
     raise PlacementError(explain(wanted, nodes))
 
 
@@ -116,12 +130,13 @@ def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
         "the run does not fit the cluster. It reserves",
         f"  learner.num_ranks={_shown(wanted.learner)}",
         f"  rollout.num_actors={_shown(wanted.actors)}, each on one node",
-        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.min_replicas)",
+        *([f"  reward.judge.serve_replicas={_shown(wanted.judge)}, each on one node"] if wanted.judge else []),
+        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.min_replicas, reward.judge.min_replicas)",
         f"  = {wanted.cpus:g} CPU, {wanted.gpus:g} GPU",
         f"The cluster has {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU:",
         *(f"  {node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes),
-        "Add nodes, or lower the counts above, cluster.cpus_per_rank, cluster.cpus_per_actor "
-        "or rollout.tensor_parallel_size.",
+        "Add nodes, or lower the counts above, cluster.cpus_per_rank, cluster.cpus_per_actor, "
+        "rollout.tensor_parallel_size or reward.judge.serve_tensor_parallel_size.",
     ]
     return "\n".join(lines)
 

@@ -21,13 +21,14 @@ from ray.serve.schema import LoggingConfig
 
 from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
 from reward_servers.board_actor import ClusterBoard
-from reward_servers.exported_metrics import Exported
-from reward_servers.judge import Judge, JudgeTask, build_judge, judge_kind
+from reward_servers.exported_metrics import Exported, flattened
+from reward_servers.judge import Judge, JudgeTask, build_judge
 from reward_servers.scorers import load_user_scorers
 from reward_servers.served_model import with_served_model
 from reward_servers.service import Busy, RewardService
 from reward_servers.transport import RewardServerError, wait_until_healthy
 from reward_servers.web import build
+from reward_servers.which_judge import judge_kind
 from rlsys.config import JudgeConfig, RewardConfig
 from rlsys.types import Score
 
@@ -58,8 +59,9 @@ class JudgeServer:
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
             "kind": self._judge.kind,
-            "counters": dict(self._judge.counters()),
-            "endpoints": {} if self._board is None else await self._board.snapshot(),
+            "model": self._judge.model,
+            "counters": flattened(self._judge.counters()),
+            "endpoints": {} if self._board is None else (await self._board.snapshot())["endpoints"],
         }
 
 

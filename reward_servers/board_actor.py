@@ -14,7 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from reward_servers.endpoints import CallReport, EndpointBoard, Lease
+from reward_servers.endpoints import EndpointBoard
+from reward_servers.leases import CallReport, Lease, NoEndpoint
 from rlsys.config import JudgeConfig
 
 NAMESPACE = "rlsys"
@@ -36,13 +37,13 @@ class BoardShell:
 
     async def release(self, lease_id: str, report: CallReport) -> None:
         self._used_s = time.monotonic()
-        self._board.release(lease_id, report)
+        await self._board.release(lease_id, report)
 
     async def hedge_after_s(self) -> float | None:
-        return self._board.hedge_after_s()
+        return await self._board.hedge_after_s()
 
     async def snapshot(self) -> dict[str, Any]:
-        return self._board.snapshot()
+        return await self._board.snapshot()
 
     async def _end_when_idle(self) -> None:
         while time.monotonic() - self._used_s < IDLE_S:
@@ -77,7 +78,7 @@ class ClusterBoard:
                 return await getattr(self._handle, method).remote(*arguments)
             except RayActorError as error:
                 self._handle, last = None, error
-        raise last
+        raise NoEndpoint(f"the owner of the judge's limits does not answer: {type(last).__name__}")
 
     def _actor(self) -> Any:
         return (

@@ -9,21 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from ray.util.metrics import Counter, Histogram
 
 EXPORTED = {
     "reward": ("requests", "refused", "rows", "rows_ok", "rows_abstain", "rows_infra", "rows_malformed"),
     "judge": (
-        "tasks",
+        "tasks_ok",
+        "tasks_abstain",
+        "tasks_infra",
+        "tasks_malformed",
         "calls",
-        "ok",
-        "abstain",
-        "infra",
-        "malformed",
+        "shared_calls",
+        "second_tries",
         "cache_hits",
         "cache_misses",
-        "shared",
     ),
 }
 """Part -> counters of `RewardService.counters` and `Judge.counters` that are exported, as rlsys_<part>_<counter>_total."""
@@ -32,10 +33,21 @@ _BOUNDARIES_S = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 _EVERY_S = 2.0
 
 
+def flattened(counters: Mapping[str, Any]) -> dict[str, float]:
+    """`{"cache": {"hits": 1}}` as `{"cache_hits": 1.0}`; what is not a number is left out."""
+    flat: dict[str, float] = {}
+    for name, value in counters.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}_{key}": number for key, number in flattened(value).items()}
+        elif isinstance(value, int | float):
+            flat[name] = float(value)
+    return flat
+
+
 class Exported:
     """Copies a replica's counters to Ray's metrics every two seconds. counters: total so far, by name."""
 
-    def __init__(self, part: str, counters: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, part: str, counters: Callable[[], Mapping[str, Any]]) -> None:
         self._counters = counters
         self._exported = {
             name: Counter(f"rlsys_{part}_{name}_total", description=f"{name} of the {part} replicas")
@@ -58,7 +70,7 @@ class Exported:
 
     def _copy_for_ever(self) -> None:
         while True:
-            counters = self._counters()
+            counters = flattened(self._counters())
             for name, exported in self._exported.items():
                 new = counters.get(name, 0.0) - self._said[name]
                 if new > 0:

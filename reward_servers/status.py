@@ -31,9 +31,11 @@ def _judge_lines(replicas: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     counters = _summed(replicas)
     hits, misses = counters["cache_hits"], counters["cache_misses"]
     rate = f"{hits / (hits + misses):.0%}" if hits + misses else "no look-ups yet"
-    yield f"  judge: {replicas[0]['kind']}, {len(replicas)} replicas, cache hits {rate} ({_n(hits)} of {_n(hits + misses)})"
-    others = {name: value for name, value in sorted(counters.items()) if name not in ("cache_hits", "cache_misses")}
-    yield "    " + ", ".join(f"{name} {value:g}" for name, value in others.items())
+    age_s = max(replica["counters"].get("cache_mean_hit_age_s", 0.0) for replica in replicas)
+    yield f"  judge: {replicas[0]['kind']} {replicas[0]['model']}, {len(replicas)} replicas"
+    yield f"    cache hits: {rate} ({_n(hits)} of {_n(hits + misses)}), {age_s:.0f} s old on average"
+    statuses = ", ".join(f"{_n(counters[f'tasks_{name}'])} {name}" for name in ("ok", "abstain", "infra", "malformed"))
+    yield f"    verdicts: {statuses}; {_n(counters['calls'])} calls, {_n(counters['shared_calls'])} shared"
     for url, endpoint in replicas[0]["endpoints"].items():
         yield f"    {url}: " + ", ".join(f"{key} {_shown(value)}" for key, value in endpoint.items())
 

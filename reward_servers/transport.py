@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import email.utils
 import json
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from tenacity import (
 )
 
 from reward_servers.auth import is_loopback
+from reward_servers.retry_after import retry_after_s
 from reward_servers.schema import REPLIES, ScoreReply
 from rlsys.config import RewardConfig
 from rlsys.errors import UserError
@@ -118,7 +117,7 @@ class Transport:
         status, said = response.status_code, response.text[:500]
         # 404: a proxy that restarts has no routes for a moment, but one that never answered is a wrong address
         if status in (408, 425, 429) or status >= 500 or (status == 404 and self._has_answered):
-            raise Unanswered(f"HTTP {status}: {said}", _retry_after_s(response.headers.get("retry-after")))
+            raise Unanswered(f"HTTP {status}: {said}", retry_after_s(response.headers))
         if status in (401, 403):
             remedy = (
                 f"set the environment variable {self._reward.token_env} to the token that the servers were started with"
@@ -200,20 +199,6 @@ def _trusts_proxies(url: str) -> bool:
 def _wait_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     return _BACKOFF(state) + (error.retry_after_s if isinstance(error, Unanswered) else 0.0)
-
-
-def _retry_after_s(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for, given as a number or a date; 0 when there is none to read."""
-    if not header:
-        return 0.0
-    if header.strip().isascii() and header.strip().isdigit():
-        return float(header.strip()[:9])
-    try:
-        when = email.utils.parsedate_to_datetime(header)
-    except ValueError:
-        return 0.0
-    now = datetime.datetime.now(tz=when.tzinfo)
-    return max(0.0, (when - now).total_seconds())
 
 
 def _replies(content: bytes, ids: Sequence[str]) -> Mapping[str, ScoreReply]:

@@ -192,7 +192,7 @@ def needs_judge(tasks: Iterable[str], reward: RewardConfig) -> bool:
 
 def judge_of(reward: RewardConfig) -> str:
     """Kind of judge that the run's own servers would have. ConfigError when they cannot have one."""
-    from reward_servers.judge import judge_kind
+    from reward_servers.which_judge import judge_kind
 
     return judge_kind(reward.judge)
 

