@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -26,7 +26,8 @@ from reward_servers.judge_calls import (
     prompt_version,
     split_call,
 )
-from reward_servers.llm import Board, Completion, JudgeFailure, JudgeLlm
+from reward_servers.leases import Board
+from reward_servers.llm import Completion, JudgeFailure, JudgeLlm
 from reward_servers.shared_calls import SharedCalls
 from reward_servers.verdicts import AnswerKey, VerdictCache
 from rlsys.config import JudgeConfig
@@ -76,8 +77,10 @@ class Completer(Protocol):
     """A language model that answers in JSON. Raises JudgeFailure when there is no answer. See `llm.JudgeLlm`."""
 
     async def complete(
-        self, system: str, user: str, schema: dict[str, Json], schema_name: str, deadline_s: float
+        self, system: str, user: str, schema: Mapping[str, Json], schema_name: str, deadline_s: float
     ) -> Completion: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,8 @@ class EventJudge:
         }
 
     async def close(self) -> None:
-        """Close the cache."""
+        """End the connections and give the cache's file back."""
+        await self._llm.close()
         self._disk.shutdown(wait=True)
         self._cache.close()
 

@@ -209,7 +209,7 @@ class JudgeConfig(Part):
     """Seconds until an endpoint that was left alone is tried with one call."""
     cache_path: Path | None = None
     """SQLite file of verdicts; null keeps it in the user's cache folder."""
-    embedding_threshold: float = Field(default=0.75, gt=0, le=1)
+    embedding_threshold: float = Field(default=0.8, gt=0, le=1)
     """Cosine similarity from which the embedding judge calls an event recalled."""
 
     @model_validator(mode="after")

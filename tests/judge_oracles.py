@@ -27,6 +27,7 @@ class Oracle:
         self.undecided: set[str] = set()
         self.wait: Callable[[str], asyncio.Future[None] | None] = lambda _: None
         self.num_running = self.most_running = 0
+        self.is_closed = False
 
     async def complete(
         self, system: str, user: str, schema: dict[str, Json], schema_name: str, deadline_s: float
@@ -45,6 +46,9 @@ class Oracle:
         if isinstance(answer, Exception):
             raise answer
         return Completion(value=answer, tokens=10, url=URL, seconds=0.0)
+
+    async def close(self) -> None:
+        self.is_closed = True
 
     def _split(self, user: str) -> Json:
         (text,) = quoted_texts(between(user, "description"))

@@ -263,6 +263,13 @@ def test_the_model_sees_events_and_never_the_text_of_the_prediction_when_it_judg
     assert "im_start" in split and "im_start" not in entailment
 
 
+def test_closing_ends_connections_and_gives_the_file_back(judge: EventJudge, oracle: Oracle) -> None:
+    scored(judge, task(HALF))
+    for _ in range(2):
+        asyncio.run(judge.close())
+    assert oracle.is_closed
+
+
 def consistency(reasoning: str, answer: str) -> JudgeTask:
     return JudgeTask(kind="consistency", question="Which?", reference=reasoning, prediction=answer)
 
