@@ -101,7 +101,9 @@ class ChatCaller:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             reason = self._clean(f"{type(cause).__name__}: {cause}")
-            raise CallFailed("infra", f"{url}: no connection, or one that broke off: {reason}") from None
+            # ConnectError and ConnectTimeout: it never got there, so it cost nothing
+            tokens = 0 if type(cause).__name__.startswith("Connect") else None
+            raise CallFailed("infra", f"{url}: no connection, or one that broke off: {reason}", tokens=tokens) from None
         return self._answer(url, body)
 
     async def close(self) -> None:
@@ -118,6 +120,7 @@ class ChatCaller:
             response_format=response_format,
             temperature=0.0,
             max_tokens=self._config.max_output_tokens,
+            extra_headers=_headers(self._key),
         )
         return raw.content
 
@@ -128,8 +131,6 @@ class ChatCaller:
             self._clients[url] = AsyncOpenAI(
                 base_url=url,
                 api_key=self._key or "none",
-                # else the client takes key, organisation and project of another service from its own variables
-                default_headers=_headers(self._key),
                 max_retries=0,
                 timeout=openai.Timeout(self._config.call_timeout_s, connect=_CONNECT_TIMEOUT_S),
                 http_client=http,
@@ -197,6 +198,7 @@ def checked_key(api_key: str | None, variable: str) -> str:
 
 
 def _headers(key: str) -> dict[str, Any]:
+    # else the client sends what its own environment variables hold, which are for another service
     ambient = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
     return ambient if key else {**ambient, "Authorization": Omit()}
 

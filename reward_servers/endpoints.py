@@ -188,7 +188,7 @@ def _endpoint(url: str, config: JudgeConfig, window_s: float) -> Endpoint:
         url=url,
         max_concurrency=config.max_concurrency,
         lease_s=config.call_timeout_s + LEASE_GRACE_S,
-        window=Window(window_s * (1 + ARRIVAL_S / WINDOW_S), config.requests_per_minute, config.tokens_per_minute),
+        window=Window(window_s + ARRIVAL_S, config.requests_per_minute, config.tokens_per_minute),
         breaker=Breaker(config.breaker_failures, config.breaker_open_s),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -32,9 +32,6 @@ _OUTCOMES: Mapping[str, Outcome] = {
     "malformed": "malformed",
     "abstain": "abstain",
 }
-
-Check = Callable[[dict[str, Any]], str]
-"""What is wrong with a model's answer, in words, or "" when nothing is."""
 
 
 class JudgeFailure(Exception):
@@ -71,7 +68,6 @@ class _Question:
     response_format: dict[str, Any]
     tokens: int
     deadline_s: float
-    check: Check | None
 
     def left_s(self) -> float:
         """Seconds that may still be spent, short of the margin."""
@@ -124,21 +120,15 @@ class JudgeLlm:
         self._background: set[asyncio.Future[Any]] = set()  # else they could be collected while they run
 
     async def complete(
-        self,
-        system: str,
-        user: str,
-        schema: Mapping[str, Any],
-        schema_name: str,
-        deadline_s: float,
-        check: Check | None = None,
+        self, system: str, user: str, schema: Mapping[str, Any], schema_name: str, deadline_s: float
     ) -> Completion:
         """The model's JSON answer in the form of `schema`, by `deadline_s` (of time.monotonic).
 
-        check: says what is wrong with an answer; such a one counts as malformed and is asked for once more.
-        Raises JudgeFailure: "abstain" when the model refuses, "malformed" after two unusable answers, "infra" for
-        everything else, by the deadline at the latest.
+        Whether it has that form is for the caller to see: an endpoint may ignore the schema.
+        Raises JudgeFailure: "abstain" when the model refuses, "malformed" after two answers that are no JSON object,
+        "infra" for everything else, by the deadline at the latest.
         """
-        question = self._question(system, user, schema, schema_name, deadline_s, check)
+        question = self._question(system, user, schema, schema_name, deadline_s)
         trail = _Trail()
         retrying = AsyncRetrying(retry=retry_if_exception_type(_TryAgain), wait=_BACKOFF, stop=_never, reraise=True)
         try:
@@ -157,13 +147,7 @@ class JudgeLlm:
         await self._caller.close()
 
     def _question(
-        self,
-        system: str,
-        user: str,
-        schema: Mapping[str, Any],
-        schema_name: str,
-        deadline_s: float,
-        check: Check | None,
+        self, system: str, user: str, schema: Mapping[str, Any], schema_name: str, deadline_s: float
     ) -> _Question:
         # a lone surrogate cannot be written as UTF-8, and no verdict hangs on one
         system, user = (text.encode("utf-8", "replace").decode() for text in (system, user))
@@ -175,13 +159,14 @@ class JudgeLlm:
             response_format={"type": "json_schema", "json_schema": json_schema},
             tokens=-(-num_bytes // _BYTES_PER_TOKEN) + self._config.max_output_tokens,
             deadline_s=deadline_s,
-            check=check,
         )
 
     async def _round(self, question: _Question, trail: _Trail) -> Completion:
         """One call, and its hedge. Raises _TryAgain, or JudgeFailure when nothing more is worth trying."""
         if trail.releases:
             await asyncio.wait(trail.releases)  # the owner must hear of the last failure before it is asked again
+        if question.left_s() == 0:
+            raise trail.failure("then the caller's time was up")
         lease = await self._lease(question, trail)
         calls = {self._start(lease, question, trail): lease.url}
         try:
@@ -197,8 +182,6 @@ class JudgeLlm:
             lease = await self._acquire(question.tokens, trail.avoid(self._urls), question.left_s())
         except NoEndpoint as error:
             trail.last, trail.last_status = error.reason, "infra"
-            if question.left_s() == 0:
-                raise trail.failure() from None
             raise _TryAgain from None
         if lease.url in trail.hopeless:
             self._release(lease, UNUSED, trail)
@@ -225,6 +208,8 @@ class JudgeLlm:
             trail.last = f"{lease.url}: no answer yet"
         timeout_s = min(self._config.call_timeout_s, question.left_s())
         call = asyncio.create_task(self._call(lease, question, timeout_s))
+        self._background.add(call)
+        call.add_done_callback(self._background.discard)
         call.add_done_callback(partial(self._report, lease, timeout_s, time.monotonic(), trail))
         return call
 
@@ -232,9 +217,6 @@ class JudgeLlm:
         started_s = time.monotonic()
         answer: Answer = await self._caller.call(lease.url, question.messages, question.response_format, timeout_s)
         tokens = question.tokens if answer.tokens is None else answer.tokens
-        problem = question.check(answer.value) if question.check else ""
-        if problem:
-            raise CallFailed("malformed", f"{lease.url}: {problem}", tokens=tokens)
         return Completion(value=answer.value, tokens=tokens, url=lease.url, seconds=time.monotonic() - started_s)
 
     def _report(
