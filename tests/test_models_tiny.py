@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from rlsys.models.tiny import SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
+from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -87,12 +87,47 @@ def test_tokens_are_single_digits_whole_words_of_the_demo_and_the_tags(tiny_mode
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
 
 
+def test_the_grounding_tokenizer_is_the_one_that_the_published_demo_was_trained_with(tiny_model_dir: Path) -> None:
+    digest = hashlib.sha256((tiny_model_dir / "tokenizer.json").read_bytes()).hexdigest()
+    assert digest == "0ec2cb3bf5650d35185a548ac045d1712c979ecf071b43b959b2c1e0ddbb8fb5"
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        (
+            "Which shape appears, and when?\n(A) triangle\n(B) square",
+            "Which| shape| appears|,| and| when|?|\n|(A)| triangle|\n|(B)| square",
+        ),
+        (
+            "<think>colour blue</think><answer>(C)</answer><glue>[(1.0, 2.5)]</glue>",
+            "<think>|colour| blue|</think>|<answer>|(C)|</answer>|<glue>|[(|1|.|0|,| |2|.|5|)]|</glue>",
+        ),
+        ("<answer>A red square moves.</answer>", "<answer>|A| red| square| moves|.|</answer>"),
+        ("[[0.05,0.30,0.40,0.65],[0.00,1.00,0.95,0.10]]", "[|[0.05|,0.30|,0.40|,0.65|],[0.00|,1.00|,0.95|,0.10|]]"),
+        ("Where is the green circle? [0.03, 0.6]", "Where| is| the| green| circle|?| |[|0|.|0|3|,| |0|.|6|]"),
+    ],
+)
+def test_the_mixtures_words_letters_and_corners_are_tokens(text: str, tokens: str) -> None:
+    ids = _TOKENIZERS["all"](text)["input_ids"]
+    assert [_TOKENIZERS["all"].decode([token]) for token in ids] == tokens.split("|")
+    assert _TOKENIZERS["all"].decode(ids, skip_special_tokens=True) == text
+
+
+def test_a_model_with_words_for_all_tasks_differs_in_its_embeddings_alone(tmp_path: Path) -> None:
+    make_tiny(tmp_path, seed=0, words="all")
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == model.lm_head.weight.shape[0] == 448
+    assert sum(parameter.numel() for parameter in model.parameters()) == 708_864 + (448 - 384) * 128
+    assert len(set(CORNERS)) == 3 * 21
+
+
 @settings(deadline=None, max_examples=50)
-@given(st.text())
-def test_any_text_survives_the_tokenizer(text: str) -> None:
+@given(st.text(), st.sampled_from(["grounding", "all"]))
+def test_any_text_survives_the_tokenizer(text: str, words: str) -> None:
     import unicodedata
 
-    assert _TOKENIZER.decode(_TOKENIZER(text)["input_ids"]) == unicodedata.normalize("NFC", text)
+    assert _TOKENIZERS[words].decode(_TOKENIZERS[words](text)["input_ids"]) == unicodedata.normalize("NFC", text)
 
 
-_TOKENIZER = make_tokenizer()
+_TOKENIZERS = {"grounding": make_tokenizer(), "all": make_tokenizer("all")}

@@ -7,6 +7,7 @@ sizes differ. Everything is made here: nothing is downloaded, and the same seed 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,7 +27,6 @@ from transformers import (
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.utils.logging import disable_progress_bar
 
-VOCABULARY_SIZE = 384
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -64,6 +64,14 @@ SHAPES = ("square", "circle", "triangle")
 VERBS = ("appear", "vanish", "move")
 COMMON_WORDS = "question which and first last end in of seconds video answer start time moment"
 
+KINDS = ("colour", "shape")
+OPTION_LETTERS = ("(A)", "(B)", "(C)")
+BOX_STEP = 0.05
+CORNERS = tuple(f"{mark}{BOX_STEP * step:.2f}" for mark in ("[", ",", "],[") for step in range(round(1 / BOX_STEP) + 1))
+"""Corners of boxes on a grid of 0.05, with the punctuation before them: eight boxes are 34 tokens and not 150."""
+
+Words = Literal["grounding", "all"]
+
 MAX_POSITIONS = 8192
 INITIALIZER_RANGE = 0.08  # 0.02, the published value, learns far later at this width
 
@@ -84,14 +92,15 @@ SIZES = {
 }
 
 
-def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo") -> None:
+def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo", words: Words = "grounding") -> None:
     """Write config, random fp32 weights, tokenizer and processors into `folder`.
 
-    "demo" has 0.71 M parameters, "bench" 1.5 M. Torch's global random state is left as it was.
+    "demo" has 0.71 M parameters, "bench" 1.5 M. words: see `make_tokenizer`.
+    Torch's global random state is left as it was.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words)
     config = make_config(tokenizer, SIZES[size])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,19 +116,22 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
     _make_processor(tokenizer).save_pretrained(folder)
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE of 384 entries: bytes, merges for the demo's wording, Qwen's special tokens, the tags.
+def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
+    """Byte-level BPE: bytes, merges for the demo's wording, Qwen's special tokens, the tags.
 
+    words: "grounding" covers the questions of `rlsys.data.synthetic` with 384 entries, "all" those of
+    `rlsys.data.synthetic_tasks` with 448; there, option letters and box corners are one token each.
     Digits stay single (Qwen's own pre-tokenizer); any text can be encoded, byte by byte at worst.
     """
+    wording = WORDINGS[words]
     published = Qwen2Tokenizer().backend_tokenizer
     learned = Tokenizer(models.BPE())
     learned.normalizer = published.normalizer
     learned.pre_tokenizer = published.pre_tokenizer
     learned.train_from_iterator(
-        _corpus(),
+        wording.corpus(),
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS) - len(TAGS),
+            vocab_size=wording.vocabulary_size - len(SPECIAL_TOKENS) - len(wording.added),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -136,7 +148,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in wording.added])
     return tokenizer
 
 
@@ -144,7 +156,7 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL's configuration at the given sizes, with the token ids of `tokenizer`."""
     token_id = tokenizer.convert_tokens_to_ids
     text = Qwen2_5_VLTextConfig(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=len(tokenizer),
         hidden_size=sizes.hidden,
         intermediate_size=sizes.mlp,
         num_hidden_layers=sizes.layers,
@@ -192,7 +204,7 @@ def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
     )
 
 
-def _corpus() -> list[str]:
+def _grounding_corpus() -> list[str]:
     """What the merges are learned from: the demo's sentences often, the full prompts' common words once."""
     questions = [f"When does the {c} {s} {v}?" for c, s, v in product(COLOURS, SHAPES, VERBS)]
     answers = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)] * len(VERBS)
@@ -202,3 +214,40 @@ def _corpus() -> list[str]:
         *["user", "assistant", "1.5 to 3.0"] * len(questions),
         *(f" {word}" for word in COMMON_WORDS.split()),
     ]
+
+
+def _mixture_corpus() -> list[str]:
+    """The sentences of the mixture: every word often, so that each becomes a token; common words once."""
+    pairs = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)]
+    often = (
+        *pairs,
+        *(f"{kind} {value}" for kind, values in zip(KINDS, (COLOURS, SHAPES), strict=True) for value in values),
+        *("What happens?", "Which", "When", "Where", "A", "user", "assistant", "1.5 to 3.0", "[(1.0, 2.5)]", "[0.4]]"),
+    )
+    return [
+        *(f"When does the {pair} appear?" for pair in pairs),
+        *(f"Where is the {pair}?" for pair in pairs),
+        *(f"A {pair} {verb}." for pair in pairs for verb in ("moves", "appears")),
+        *(f"Which {kind} {rest}?" for kind in KINDS for rest in ("moves", "appears", "appears, and when")),
+        *often * len(pairs),
+        *(f" {word}" for word in COMMON_WORDS.split()),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wording:
+    """vocabulary_size: of the whole tokenizer.  added: tokens that are taken out of a text before its merges."""
+
+    vocabulary_size: int
+    added: tuple[str, ...]
+    corpus: Callable[[], list[str]]
+
+
+WORDINGS: Mapping[Words, _Wording] = {
+    "grounding": _Wording(vocabulary_size=384, added=TAGS, corpus=_grounding_corpus),
+    "all": _Wording(
+        vocabulary_size=448,
+        added=(*TAGS, "<glue>", "</glue>", *OPTION_LETTERS, *CORNERS),
+        corpus=_mixture_corpus,
+    ),
+}
