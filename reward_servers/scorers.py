@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from reward_servers.reasoning_scorers import anchor_progress, cited_times, length_bonus
@@ -43,13 +44,20 @@ def relative_accuracy(answer: float, truth: float, tiers: Sequence[tuple[float, 
 
     tiers: (relative error below, score); the first that holds counts, 0 when none does. () is the mean relative
     accuracy: of the ten tolerances 0.05, 0.10, …, 0.50 the share that the error is below.
-    A truth of 0 has no relative error: only 0 itself is right.  Source: VSI-Bench, arXiv:2412.14171, eq. 1.
+    With a truth of 0 only 0 itself is near.  Source: VSI-Bench, arXiv:2412.14171, eq. 1.
     """
-    difference = abs(answer - truth)
-    error = difference / abs(truth) if truth else math.inf if difference else 0.0
+    # as fractions of what was written: 0.9 against 1 is off by a tenth, in floats by a little less
+    true = Fraction(repr(truth))
+    difference = abs(Fraction(repr(answer)) - true)
+
+    def is_off_by_less_than(edge: float) -> bool:
+        if not true:
+            return not difference and edge > 0
+        return math.isinf(edge) or difference < Fraction(repr(edge)) * abs(true)
+
     if tiers:
-        return next((score for below, score in tiers if error < below), 0.0)
-    return sum(20 * error < twentieths for twentieths in range(1, 11)) / 10
+        return next((score for below, score in tiers if is_off_by_less_than(below)), 0.0)
+    return sum(is_off_by_less_than(twentieths / 20) for twentieths in range(1, 11)) / 10
 
 
 def _length_bonus(response: Response, _how: Scoring, settings: ScoreSettings) -> float:

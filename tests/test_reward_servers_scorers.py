@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_servers.offline import score_lines
-from reward_servers.scorers import score
-from rlsys.tasks import TASKS
+from reward_servers.schema import ScoreRow
+from reward_servers.scorers import SCORERS, relative_accuracy, rule_scores, score
+from rlsys.config import ScoreSettings
+from rlsys.tasks import TASKS, default_names, judged_scores
+from tests.task_examples import TRUTHS
 
 BOX = [0.0, 0.0, 0.5, 0.5]
 QA_TRUTH = {"answer": "(C)", "glue": [[0, 4], [6, 8]]}
@@ -61,15 +64,72 @@ def test_a_row_that_cannot_be_scored_has_no_scores() -> None:
     assert "[3, 3]" in broken.reason
     unknown = score("dance", "x", None)
     assert unknown.status == "malformed"
-    assert "temporal_grounding, grounded_qa, tracking" in unknown.reason
+    assert "temporal_grounding, tracking, spatial_grounding" in unknown.reason
+
+
+def test_boxes_letters_numbers_and_phrases_worked_out_by_hand() -> None:
+    pixels = {"box": [0, 0, 100, 100], "width": 640, "height": 480}
+    assert scores("spatial_grounding", f"{THINK}<answer>[50, 0, 150, 100]</answer>", pixels) == {
+        "format": 1,
+        "iou": 1 / 3,
+    }
+    assert scores("spatial_grounding", f"{THINK}<answer>{BOX}</answer>", {"box": [0, 0, 0.5, 1]})["iou"] == 0.5
+    assert scores("spatial_grounding", f"{THINK}<answer>[[0,0,1,1], [0,0,1,1]]</answer>", pixels)["format"] == 0
+    both = {"answer": "(C)", "glue": [[0, 4]], "box": BOX}
+    text = f"{THINK}<answer>(C)</answer><glue>[(2, 4)]</glue><box>[0, 0, 0.5, 0.25]</box>"
+    assert scores("spatiotemporal_qa", text, both) == {"format": 1, "iou": 0.5, "box_iou": 0.5, "accuracy": 1}
+    assert scores("multiple_choice", f"{THINK}<answer>b. two</answer>", "(B)") == {"format": 1, "accuracy": 1}
+    assert scores("video_quality", f"{THINK}<answer>'High quality'</answer>", "high quality")["accuracy"] == 1
+    assert scores("video_quality", f"{THINK}<answer>quality</answer>", "high quality")["accuracy"] == 0
+    assert scores("captioning", f"{THINK}<answer>A cat.</answer>", {"caption": "A dog."}) == {"format": 1}
+    assert scores("captioning", f"{THINK}<answer> </answer>", {"caption": "A dog."}) == {"format": 0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "tiers", "expected"),
+    [
+        (100, 100, (), 1.0),
+        (95, 100, (), 0.9),  # exactly 5 %: not below the tightest tolerance
+        (0.9, 1, (), 0.8),  # exactly 10 %, which floats would call less
+        (-70, -100, (), 0.4),
+        (50, 100, (), 0.0),
+        (0, 0, (), 1.0),
+        (1e-9, 0, (), 0.0),
+        (-3, 3, (), 0.0),
+        (90, 100, ((0.05, 1.0), (0.2, 0.4)), 0.4),
+        (80, 100, ((0.05, 1.0), (0.2, 0.4)), 0.0),
+        (0, 0, ((0.05, 1.0), (0.2, 0.4)), 1.0),
+        (900, 100, ((0.05, 1.0), (float("inf"), 0.1)), 0.1),
+    ],
+)
+def test_numbers_score_by_their_relative_error(
+    answer: float, truth: float, tiers: tuple[tuple[float, float], ...], expected: float
+) -> None:
+    assert relative_accuracy(answer, truth, tiers) == expected
+    row = ScoreRow(rollout_id="r", task="numeric_qa", text=f"<answer>{answer:.9f}</answer>", truth=truth)
+    reply = rule_scores(row, ["accuracy"], ScoreSettings(relative_error_tiers=tiers), {})
+    assert dict(reply.scores) == {"accuracy": expected}
+
+
+def test_only_the_named_scores_are_computed_and_the_judges_are_left_to_the_judge() -> None:
+    row = ScoreRow(rollout_id="r", task="captioning", text="<answer>a</answer>", truth={"caption": "b"}, think=False)
+    names = ["f1", "format", "recall", "consistency", "order_contrast"]
+    assert dict(rule_scores(row, names, ScoreSettings(), {}).scores) == {"format": 1.0}
+    assert dict(rule_scores(row, [], ScoreSettings(), {}).scores) == {}
+    wrong = rule_scores(row, ["format", "beauty"], ScoreSettings(), {})
+    assert (wrong.status, dict(wrong.scores)) == ("malformed", {})
+    assert "'beauty' is not known for captioning; these servers have format, recall" in wrong.reason
 
 
 @given(st.sampled_from(sorted(TASKS)), st.text(), st.booleans())
 def test_any_response_has_every_score_in_zero_to_one(task: str, text: str, think: bool) -> None:
-    truth = {"temporal_grounding": [1, 2], "grounded_qa": QA_TRUTH, "tracking": [BOX] * 8}[task]
-    found = scores(task, text, truth, think)
-    assert list(found) == list(TASKS[task].scores)
-    assert all(0 <= value <= 1 for value in found.values())
+    row = ScoreRow(rollout_id="r", task=task, text=text, truth=TRUTHS[task], think=True, num_tokens=400, duration_s=9.0)
+    names = list(TASKS[task].scores)
+    reply = rule_scores(row, names, ScoreSettings(), {})
+    assert reply.status == "ok"
+    assert list(reply.scores) == [name for name in names if TASKS[task].scores[name].scorer in SCORERS]
+    assert all(0 <= value <= 1 for value in reply.scores.values())
+    assert set(scores(task, text, TRUTHS[task], think)) == set(default_names(task)) - judged_scores(task)
 
 
 def lines() -> Iterator[str]:

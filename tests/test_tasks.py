@@ -10,24 +10,29 @@ from hypothesis import strategies as st
 
 from reward_servers.scorers import SCORERS
 from rlsys.config import ConfigError, RewardConfig
-from rlsys.tasks import TASKS, check_weights, prompt_text, score_weights
+from rlsys.tasks import (
+    GROUP_SCORES,
+    JUDGED,
+    TASKS,
+    check_weights,
+    default_names,
+    judged_scores,
+    prompt_text,
+    score_weights,
+)
 from rlsys.truths import first_box
-from rlsys.types import PromptItem
+from rlsys.types import ImageSpec, PromptItem
+from tests.task_examples import BOX, PIXELS, RIGHT, TRUTHS
 
-BOX = [0.1, 0.2, 0.3, 0.4]
-TRUTHS = {
-    "temporal_grounding": [1.0, 2.0],
-    "grounded_qa": {"answer": "(B)", "glue": [[1.0, 2.0]]},
-    "tracking": [BOX] * 8,
-}
-RIGHT = {
-    "temporal_grounding": "<answer>1.00 to 2.00</answer>",
-    "grounded_qa": "<answer>(B)</answer> <glue>[(1.00, 2.00)]</glue>",
-    "tracking": f"<answer>{[BOX] * 8}</answer>",
-}
+TEXT_FIELDS = {"question", "options", "first_box", "medium", "box_unit", "box_example"}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.sampled_from(["answer", "glue", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=8)
+        | st.dictionaries(
+            st.sampled_from(["answer", "glue", "box", "period", "width", "height", "caption", "events", "x"]), inner
+        )
+    ),
     max_leaves=20,
 )
 
@@ -42,11 +47,13 @@ def item(task: str, question: str = "person opens the door.") -> PromptItem:
 def test_every_row_is_complete(task: str) -> None:
     row = TASKS[task]
     assert set(row.prompts) == {(style, think) for style in ("full", "terse") for think in (True, False)}
-    assert {how.scorer for how in row.scores.values()} <= set(SCORERS)
+    assert {how.scorer for how in row.scores.values()} <= set(SCORERS) | JUDGED | GROUP_SCORES
+    assert all(how.source for how in row.scores.values())
+    assert not row.scores[row.correctness].is_optional and row.scores["consistency"].scorer in JUDGED
     assert {how.block for how in row.scores.values()} - {None} <= set(row.blocks)
     assert set(row.read_truth(TRUTHS[task])) == set(row.blocks)
     fields = {field for text in row.prompts.values() for _, field, _, _ in string.Formatter().parse(text) if field}
-    assert fields <= {"question", "options", "first_box"}
+    assert fields <= TEXT_FIELDS
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -66,7 +73,7 @@ def test_a_block_that_cannot_be_read_spoils_the_format_and_leaves_the_other_bloc
     assert TASKS["grounded_qa"].parse(text)["glue"] is None
 
 
-@pytest.mark.parametrize("task", ["temporal_grounding", "grounded_qa"])  # tracking's shows two of the eight boxes
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"tracking"}))  # tracking's shows two of the eight boxes
 def test_a_full_prompt_shows_an_example_that_its_own_reader_accepts(task: str) -> None:
     text = prompt_text(item(task), think=False, style="full")
     example = text[text.rindex("in this form: ") + len("in this form: ") :]
@@ -93,8 +100,24 @@ def test_prompts_carry_question_options_and_first_box_with_their_braces_untouche
     assert first_box(TRUTHS["tracking"]) == "[0.1, 0.2, 0.3, 0.4]"
 
 
+def test_a_box_is_asked_for_in_the_unit_of_its_truth_and_of_its_medium() -> None:
+    fractions = prompt_text(item("spatial_grounding"), think=False, style="full")
+    assert "as fractions of its width and height between 0 and 1" in fractions and "in the video" in fractions
+    still = ImageSpec(uri="a.jpg", min_pixels=784, max_pixels=7840)
+    pixels = dataclasses.replace(item("spatial_grounding"), truth=PIXELS, media=(still,))
+    text = prompt_text(pixels, think=False, style="full")
+    assert "in pixels of the image, which is 640 wide and 480 high" in text and "video" not in text
+    assert "<answer>[64, 120, 288, 384]</answer>" in text
+
+
+def test_a_question_without_options_leaves_no_gap_for_them() -> None:
+    bare = dataclasses.replace(item("multiple_choice", "Which one?\n\nA. one B. two"), options=())
+    assert prompt_text(bare, think=True, style="terse") == "Which one?\n\nA. one B. two"
+    assert "B. two\nFirst work out" in prompt_text(bare, think=True, style="full")
+
+
 def test_unknown_task_and_style_are_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'dance'.*temporal_grounding, grounded_qa, tracking"):
+    with pytest.raises(ValueError, match="'dance'.*temporal_grounding, tracking, spatial_grounding"):
         prompt_text(dataclasses.replace(item("tracking"), task="dance"), think=True, style="full")
     with pytest.raises(ValueError, match="'loud'.*full, terse"):
         prompt_text(item("tracking"), think=True, style="loud")
@@ -115,10 +138,30 @@ def test_unknown_task_and_style_are_named_with_the_known_ones() -> None:
             ("tracking", truth)
             for truth in ([BOX] * 7, [BOX] * 7 + [[0.3, 0.2, 0.1, 0.4]], [[10, 20, 30, 40]] * 8, BOX)
         ),
+        *(
+            ("spatial_grounding", truth)
+            for truth in (
+                BOX,
+                {},
+                {"box": [1, 2, 3, 4]},
+                {"box": BOX, "width": 640},
+                {**PIXELS, "width": 100},
+                {**PIXELS, "width": True},
+                {**PIXELS, "x": 1},
+                {**PIXELS, "height": 1e300},
+            )
+        ),
+        *(("spatial_qa", truth) for truth in ("(A)", PIXELS, {"answer": "maybe", "box": BOX})),
+        *(("spatiotemporal_grounding", truth) for truth in ([1, 2], {"period": [2, 1], "box": BOX})),
+        *(("multiple_choice", truth) for truth in (None, 2, "", "maybe", ["A"])),
+        *(("numeric_qa", truth) for truth in ("3", True, float("nan"), float("inf"), 1e10, 10**400, [3])),
+        *(("video_quality", truth) for truth in ("", "…" * 500, 1, None, " . ")),
+        *(("captioning", truth) for truth in ("a cat", {}, {"caption": " "}, {"caption": "a", "events": []})),
+        ("captioning", {"caption": "a", "events": ["b", 1]}),
     ],
 )
 def test_a_broken_truth_raises_and_says_why(task: str, truth: object) -> None:
-    with pytest.raises(ValueError, match="truth|time span|box"):
+    with pytest.raises(ValueError, match="truth|time span|box|write"):
         TASKS[task].read_truth(truth)
 
 
@@ -141,6 +184,19 @@ def test_config_weights_take_the_place_of_the_tables_score_by_score() -> None:
     assert score_weights("tracking", reward) == {"format": 1.0, "iou": 1.0}
 
 
+def test_optional_and_own_scores_count_only_where_the_config_names_them() -> None:
+    weights = {"captioning": {"f1": 0.5, "polite": 0.1}, "numeric_qa": {"length_bonus": 0.2, "order_contrast": 0.0}}
+    reward = RewardConfig(weights=weights, scorers={"polite": "rewards:polite", "unused": "rewards:unused"})
+    check_weights(reward)
+    assert score_weights("captioning", reward) == {"format": 1.0, "recall": 1.0, "f1": 0.5, "polite": 0.1}
+    assert list(score_weights("numeric_qa", reward)) == ["format", "accuracy", "length_bonus", "order_contrast"]
+    assert score_weights("multiple_choice", reward) == {"format": 1.0, "accuracy": 1.0}
+    assert default_names("captioning") == ("format", "recall")
+    assert default_names("dance") == () and judged_scores("dance") == frozenset()
+    assert judged_scores("captioning") == {"recall", "precision", "f1", "consistency"}
+    assert judged_scores("tracking") == {"consistency"}
+
+
 def test_weights_that_no_run_can_use_are_all_reported_with_a_remedy() -> None:
     weights = {
         "dance": {"iou": 1.0},
@@ -148,14 +204,18 @@ def test_weights_that_no_run_can_use_are_all_reported_with_a_remedy() -> None:
         "grounded_qa": {"format": 0.0, "iou": 0.0, "accuracy": 0.0},
         "temporal_grounding": {"iou": float("nan")},
     }
+    scorers = {"iou": "a:b", "two words": "a:b", "fine": "os.system"}
     with pytest.raises(ConfigError) as error:
-        check_weights(RewardConfig(weights=weights))
+        check_weights(RewardConfig(weights=weights, scorers=scorers))
     for part in (
         "reward.weights.dance: no such task; the tasks are temporal_grounding",
         "reward.weights.tracking.accuracy: no such score; tracking has format, iou",
         "reward.weights.tracking.iou=-1.0: use a finite number",
         "reward.weights.grounded_qa: all weights are 0",
         "reward.weights.temporal_grounding.iou=nan",
+        "reward.scorers.iou: the task table has a score of that name",
+        "reward.scorers.two words: a score's name is one word",
+        "reward.scorers.fine='os.system': write it as package.module:function",
     ):
         assert part in str(error.value)
     check_weights(RewardConfig(weights={"temporal_grounding": {"iou": 2.0}}))
