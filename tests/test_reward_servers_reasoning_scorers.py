@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+
+from reward_servers.schema import ScoreRow
+from reward_servers.scorers import rule_scores
+from rlsys.config import ScoreSettings
+from rlsys.types import Score
+
+
+def scored(name: str, reasoning: str = "", answer: str = "2.0 to 6.0", **fields: object) -> Score:
+    """One score of a grounding row whose truth is 2 to 6 seconds of a clip of 10."""
+    row = {"rollout_id": "r", "task": "temporal_grounding", "truth": [2.0, 6.0], "duration_s": 10.0, "num_tokens": 400}
+    text = f"<think>{reasoning}</think><answer>{answer}</answer>"
+    return rule_scores(ScoreRow(**(row | {"text": text} | fields)), [name], ScoreSettings(), {})  # type: ignore[arg-type]
+
+
+def value(name: str, reasoning: str = "", answer: str = "2.0 to 6.0", **fields: object) -> float:
+    found = scored(name, reasoning, answer, **fields)
+    assert found.status == "ok", found.reason
+    return found.scores[name]
+
+
+@pytest.mark.parametrize(("num_tokens", "bonus"), [(319, 0), (320, 1), (512, 1), (513, 0)])
+def test_only_lengths_within_the_window_earn_the_bonus(num_tokens: int, bonus: float) -> None:
+    assert value("length_bonus", num_tokens=num_tokens) == bonus
+
+
+def test_only_correct_responses_earn_the_length_bonus() -> None:
+    assert value("length_bonus", answer="5.9 to 9.9") == 0.0  # IoU 0.1 / 7.9
+    assert value("length_bonus", answer="no idea") == 0.0
+    row = ScoreRow(rollout_id="r", task="numeric_qa", text="<answer>90</answer>", truth=100, num_tokens=3)
+    narrow = ScoreSettings(length_window_tokens=(3, 3))
+    assert dict(rule_scores(row, ["length_bonus"], narrow, {}).scores) == {"length_bonus": 1.0}
+
+
+def test_cited_times_must_lie_inside_the_clip_and_meet_the_truth() -> None:
+    assert value("cited_times", "At 3 s she waves, until 5.5 s.") == 1.0
+    assert value("cited_times", "At 3 s she waves, at 8 s she leaves.") == 0.5
+    assert value("cited_times", "It is 4.0 to 12.0.") == 0.0  # ends after the clip
+    assert value("cited_times", "It is 6.0 to 8.0.") == 0.0  # begins where the truth ends
+    assert value("cited_times", "It is 5.0 to 3.0.") == 0.0
+    assert value("cited_times", "It is 2.0 to 6.0, at 6 s sharp.") == 1.0
+    assert value("cited_times", "She waves with 2 hands.") == 0.0
+
+
+def test_times_outside_the_reasoning_are_not_cited() -> None:
+    row = ScoreRow(
+        rollout_id="r", task="temporal_grounding", text="<answer>2 to 6</answer>", truth=[2, 6], duration_s=9.0
+    )
+    assert dict(rule_scores(row, ["cited_times"], ScoreSettings(), {}).scores) == {"cited_times": 0.0}
+
+
+def test_anchors_must_gain_accuracy_step_by_step() -> None:
+    assert value("anchor_progress", "0 to 10? 1 to 7? 2 to 7?") == 1.0
+    assert value("anchor_progress", "1 to 7? 0 to 10?") == 0.5  # back, then on to the answer
+    assert value("anchor_progress", "0 to 10?", answer="0 to 10") == 0.0  # nothing gained
+    assert value("anchor_progress", "2 to 6, yes, 2 to 6.") == 1.0  # exact from the start
+    assert value("anchor_progress", "7 to 8? 8 to 9?") == 0.5  # both wrong, then right
+    assert value("anchor_progress", "no idea") == 0.0
+    assert value("anchor_progress", "0 to 10?", answer="no idea") == 0.0
+
+
+def test_grounded_qa_compares_with_all_its_periods() -> None:
+    row = ScoreRow(
+        rollout_id="r",
+        task="grounded_qa",
+        text="<think>At 1 s and at 8 s, or 0 to 9.</think><answer>(A)</answer><glue>[(0, 2), (7, 9)]</glue>",
+        truth={"answer": "(A)", "glue": [[0, 2], [7, 9]]},
+        duration_s=10.0,
+    )
+    found = rule_scores(row, ["cited_times", "anchor_progress"], ScoreSettings(), {})
+    assert dict(found.scores) == {"cited_times": 1.0, "anchor_progress": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "missing"),
+    [
+        ("length_bonus", {"num_tokens": None}, "num_tokens"),
+        ("cited_times", {"duration_s": None}, "duration_s"),
+        ("cited_times", {"duration_s": 0.0}, "duration_s"),
+        ("cited_times", {"think": False}, "think=false"),
+        ("anchor_progress", {"think": False}, "think=false"),
+    ],
+)
+def test_a_missing_input_is_missing_data_that_names_the_field(
+    name: str, fields: dict[str, object], missing: str
+) -> None:
+    found = scored(name, "1 to 7", **fields)
+    assert (found.status, dict(found.scores)) == ("malformed", {})
+    assert name in found.reason and missing in found.reason
