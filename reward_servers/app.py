@@ -112,7 +112,7 @@ class RuleScorers:
         return {
             "application": name,
             "deployments": {
-                deployment: {"status": str(found.status), "replicas": dict(found.replica_states)}
+                deployment: {"status": found.status.value, "replicas": dict(found.replica_states)}
                 for deployment, found in overview.deployments.items()
             },
             "rules": await _broadcast(own, "report"),
@@ -212,7 +212,7 @@ def shutdown() -> None:
 
 
 def stop(name: str) -> None:
-    """Ends the application `name` on the cluster of this process, its judge's model too. RewardServerError: no such one."""
+    """Ends the application `name` on this process's cluster, its judge's model too. RewardServerError: no such one."""
     running = set(serve.status().applications)
     if name not in running:
         served = ", ".join(sorted(running)) or "nothing"

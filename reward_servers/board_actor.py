@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+import warnings
 from typing import Any
 
 import ray
@@ -26,7 +27,8 @@ class BoardShell:
     """`EndpointBoard` as an actor. After a restart it does not know which calls run, and waits for them to be over."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        is_restart = ray.get_runtime_context().was_current_actor_reconstructed
+        with warnings.catch_warnings(action="ignore"):  # Ray 2.60 deprecates what it calls itself here
+            is_restart = ray.get_runtime_context().was_current_actor_reconstructed
         self._board = EndpointBoard(config, quiet_s=config.call_timeout_s if is_restart else 0.0)
         self._used_s = time.monotonic()
         self._idle = asyncio.get_running_loop().create_task(self._end_when_idle())

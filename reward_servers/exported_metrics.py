@@ -27,7 +27,7 @@ EXPORTED = {
         "cache_misses",
     ),
 }
-"""Part -> counters of `RewardService.counters` and `Judge.counters` that are exported, as rlsys_<part>_<counter>_total."""
+"""Part -> exported counters of `RewardService.counters` and `Judge.counters`, as rlsys_<part>_<counter>_total."""
 SECONDS = "rlsys_judge_seconds"
 _BOUNDARIES_S = [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
 _EVERY_S = 2.0

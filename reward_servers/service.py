@@ -1,4 +1,4 @@
-"""The reward service: rows in, one reply per row, rules here and the judge elsewhere. No Ray; `app.py` puts it on Serve."""
+"""The reward service: rows in, one reply per row, rules here and the judge elsewhere. `app.py` puts it on Serve."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -51,13 +51,23 @@ def _clear_errors() -> Iterator[None]:
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of clips, model and sampling.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of everything the demo writes.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of everything the demo writes; runs/demo, or runs/demo_all_tasks.")
+    ] = None,
+    tasks: Annotated[
+        Literal["grounding", "all"],
+        typer.Option(help="grounding: one task and its controls; all: five tasks at once through the reward service."),
+    ] = "grounding",
 ) -> None:
-    """Draw clips, train a tiny video model to say when things happen, and show what GRPO bought."""
+    """Draw clips, train a tiny video model on them, and show what GRPO bought."""
     from rlsys.demo import run_demo
+    from rlsys.demo_all_tasks import run_demo_all_tasks
 
     with _clear_errors():
-        run_demo(out, seed)
+        if tasks == "all":
+            run_demo_all_tasks(out or Path("runs/demo_all_tasks"), seed)
+        else:
+            run_demo(out or Path("runs/demo"), seed)
 
 
 @app.command()

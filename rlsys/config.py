@@ -202,7 +202,7 @@ class JudgeConfig(Part):
     max_output_tokens: int = Field(default=2048, ge=32)
     """Most tokens of one answer of the model."""
     hedge: bool = False
-    """Send a call a second time, to another endpoint where there is one, once it takes longer than the 95th percentile."""
+    """Send a call again, to another endpoint where there is one, once it takes longer than the 95th percentile."""
     breaker_failures: int = Field(default=5, ge=1)
     """Failures in a row after which an endpoint is left alone."""
     breaker_open_s: float = Field(default=10.0, gt=0)
@@ -402,7 +402,7 @@ class RunConfig(Part):
         contrasted = [task for task, weights in self.reward.weights.items() if "order_contrast" in weights]
         if bool(contrasted) != bool(self.rollout.shuffled_group_size):
             raise ValueError(
-                f"rollout.shuffled_group_size={self.rollout.shuffled_group_size} and reward.weights with order_contrast "
+                f"rollout.shuffled_group_size={self.rollout.shuffled_group_size} and order_contrast in reward.weights "
                 f"for {contrasted or 'no task'}: the score compares with responses to shuffled frames; set both "
                 "(half of group_size is usual) or neither."
             )

@@ -29,6 +29,7 @@ from rlsys.models.tiny import make_tiny
 from rlsys.supervised import Demonstration, fit
 from rlsys.tracking import Tracker
 from rlsys.train import Summary, held_out_rows, train, write_summary
+from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ MALFORMED_FRAC = 0.25
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
     """The whole demonstration in folder `out`; returns what its `summary.json` holds."""
-    _set_aside(out)
+    set_aside(out)
     clock = Clock()
     with clock("total"):
         with clock("draw_clips"):
@@ -68,16 +69,16 @@ def _stages(
         update={"model": config.model.model_copy(update={"path": models / "cold_start"})}
     )
     with clock("cold_start"):
-        demonstrations = _demonstrations(stack, config, clips)
-        _supervise(stack, config, _train_section("demo_cold_start.yaml"), demonstrations, models / "cold_start")
+        labelled = demonstrations(stack, config, clips, demonstration_text)
+        supervise(stack, config, train_section("demo_cold_start.yaml"), labelled, models / "cold_start")
     with clock("train"):
         summary = train(from_cold_start, stack=stack)
     held_out = held_out_items(config)
     with clock("evaluate_controls"):
         shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
     with clock("more_sft"):
-        more = _train_section("demo_more_sft.yaml")
-        _supervise(stack, from_cold_start, more, demonstrations, models / "more_sft")
+        more = train_section("demo_more_sft.yaml")
+        supervise(stack, from_cold_start, more, labelled, models / "more_sft")
     with clock("evaluate_controls"):
         stack.publish(more.num_steps)
         supervised = evaluate(stack.experience, held_out, config)
@@ -104,27 +105,32 @@ def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfi
     )
 
 
-def _train_section(name: str) -> TrainConfig:
+def train_section(name: str) -> TrainConfig:
+    """The section `train` in a file of `configs/`."""
     return TrainConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text()))
 
 
-def _demonstrations(stack: Stack, config: RunConfig, clips: SyntheticSet) -> list[Demonstration]:
+def demonstrations(
+    stack: Stack, config: RunConfig, clips: SyntheticSet, text: Callable[[PromptItem, np.random.Generator, float], str]
+) -> list[Demonstration]:
+    """The rows of `clips` with what `text` answers to each, a share `MALFORMED_FRAC` of it malformed on purpose."""
     rng = np.random.default_rng([config.seed, 1])
     items = load_items(config.data, clips.annotations, clips.videos)
     prepared = [stack.experience.prepare(item) for item in items]
-    demonstrations = []
+    made = []
     for item, future in zip(items, prepared, strict=True):
         prompt, refs = future.result()
-        response_ids = stack.prompts.encode_response(demonstration_text(item, rng, MALFORMED_FRAC))
-        demonstrations.append(Demonstration(item=item, prompt=prompt, clips=refs, response_ids=response_ids))
-    return demonstrations
+        response_ids = stack.prompts.encode_response(text(item, rng, MALFORMED_FRAC))
+        made.append(Demonstration(item=item, prompt=prompt, clips=refs, response_ids=response_ids))
+    return made
 
 
-def _supervise(
-    stack: Stack, config: RunConfig, train_section: TrainConfig, demonstrations: Sequence[Demonstration], folder: Path
+def supervise(
+    stack: Stack, config: RunConfig, section: TrainConfig, labelled: Sequence[Demonstration], folder: Path
 ) -> None:
-    stack.load_learner(config.model_copy(update={"train": train_section}))
-    fit(stack.learner, demonstrations, train_section, config.seed, _say_loss(folder.name, train_section.num_steps))
+    """Train the config's model on demonstrations as `section` says, and export it to `folder`."""
+    stack.load_learner(config.model_copy(update={"train": section}))
+    fit(stack.learner, labelled, section, config.seed, _say_loss(folder.name, section.num_steps))
     stack.learner.export(folder)
 
 
@@ -136,7 +142,7 @@ def _say_loss(phase: str, num_steps: int) -> Callable[[int, Mapping[str, float]]
     return say
 
 
-def _set_aside(out: Path) -> None:
+def set_aside(out: Path) -> None:
     """Move what an earlier demo left in `out` to `out/previous/N`; its MLflow store is shared and stays."""
     earlier = [out / name for name in ("data", "models", "checkpoints", "summary.json", "reward_curve.png")]
     earlier = [path for path in earlier if path.exists()]

@@ -196,11 +196,12 @@ def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summar
 
 
 def held_out_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """One row per (stage, decoding) for the before/after table."""
+    """One row per (stage, decoding, task) for the before/after table; task "all" is over every row."""
     return [
-        {"stage": stage, "decoding": decoding, **metrics}
+        {"stage": stage, "decoding": decoding, "task": task or "all", **metrics}
         for stage, by_decoding in results.items()
-        for decoding, metrics in by_decoding.items()
+        for key, metrics in by_decoding.items()
+        for decoding, _, task in [key.partition("/")]
     ]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlsys.demo import _set_aside, verdict
+from rlsys.demo import set_aside, verdict
 
 
 def results(greedy_after: float, shuffled: float) -> dict[str, dict[str, dict[str, float]]]:
@@ -34,8 +34,8 @@ def test_an_earlier_demo_is_moved_aside_and_other_files_stay(tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     (tmp_path / "mlflow.db").write_text("kept")
     (tmp_path / "thesis.tex").write_text("kept")
-    _set_aside(tmp_path)
+    set_aside(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"previous", "mlflow.db", "thesis.tex"}
     assert {path.name for path in (tmp_path / "previous" / "1").iterdir()} == {"summary.json", "data"}
-    _set_aside(tmp_path)
+    set_aside(tmp_path)
     assert [path.name for path in (tmp_path / "previous").iterdir()] == ["1"]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -15,12 +11,12 @@ import numpy as np
 import pytest
 import ray
 from factories import make_group
+from fixtures_rewards import score_groups
 
 from reward_servers import app
-from reward_servers.client import RewardClient
 from reward_servers.transport import RewardServerError, wait_until_healthy
 from rlsys.config import RewardConfig
-from rlsys.types import RolloutGroup, ScoredGroup
+from rlsys.types import RolloutGroup
 
 TOKEN = "a-token-for-this-test-only"
 TEXTS = (
@@ -31,28 +27,7 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Path]:
-    """Folder of the logs of a local Ray cluster."""
-    temp_dir = tempfile.mkdtemp(prefix="rw", dir="/tmp")  # short: Ray keeps sockets in it
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            num_cpus=2,
-            _temp_dir=temp_dir,
-            object_store_memory=100_000_000,
-        )
-    yield Path(ray._private.worker._global_node.get_session_dir_path())
-    app.shutdown()
-    if is_ours:
-        ray.shutdown()
-    shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def test_a_taken_port_is_refused_before_serve_starts(cluster: Path) -> None:
+def test_a_taken_port_is_refused_before_serve_starts(serve_cluster: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RewardServerError, match=f"reward.port={port}: Address already in use.*reward.port=0"):
@@ -60,7 +35,7 @@ def test_a_taken_port_is_refused_before_serve_starts(cluster: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(cluster: Path) -> str:
+def url(serve_cluster: Path) -> str:
     """Servers that anyone on this machine may ask."""
     return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
 
@@ -73,31 +48,20 @@ def group_of(texts: tuple[str, ...], truth: object = (1.0, 2.0)) -> RolloutGroup
     return dataclasses.replace(group, rollouts=rollouts, item=dataclasses.replace(group.item, truth=truth))
 
 
-def score(url: str, *groups: RolloutGroup, token: str | None = None, timeout_s: float = 20.0) -> list[ScoredGroup]:
-    async def ask() -> list[ScoredGroup]:
-        client = RewardClient(RewardConfig(timeout_s=timeout_s), url, token)
-        try:
-            return list(await asyncio.gather(*(client.score(group, {}) for group in groups)))
-        finally:
-            await client.close()
-
-    return asyncio.run(ask())
-
-
 def test_a_group_is_scored_over_http(url: str) -> None:
-    (scored,) = score(url, group_of(TEXTS))
+    (scored,) = score_groups(url, [group_of(TEXTS)])
     assert scored.is_valid.all()
     np.testing.assert_array_equal(scored.scores, np.array([[1, 1], [1, 0.5], [0, 1], [0, 0]], np.float32))
     np.testing.assert_array_equal(scored.rewards, np.array([2, 1.5, 1, 0], np.float32))
 
 
 def test_many_groups_at_once_all_come_back(url: str) -> None:
-    scored = score(url, *[group_of(TEXTS * 2) for _ in range(64)])
+    scored = score_groups(url, [group_of(TEXTS * 2) for _ in range(64)])
     assert all(group.is_valid.all() and group.rewards.sum() == 9 for group in scored)
 
 
 def test_a_broken_truth_is_missing_data_with_the_reason(url: str) -> None:
-    broken, fine = score(url, group_of(TEXTS, truth=(2.0, 2.0)), group_of(TEXTS))
+    broken, fine = score_groups(url, [group_of(TEXTS, truth=(2.0, 2.0)), group_of(TEXTS)])
     assert not broken.is_valid.any() and np.isnan(broken.rewards).all()
     assert all(reason.startswith("malformed: time span") for reason in broken.reasons)
     assert fine.is_valid.all()
@@ -117,23 +81,23 @@ def test_bad_requests_get_through_serve_as_they_are(url: str) -> None:
 
 
 def test_guarded_servers_run_beside_open_ones_and_want_their_token(
-    url: str, cluster: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, serve_cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLSYS_TEST_TOKEN", TOKEN)
     guarded = app.launch(RewardConfig(token_env="RLSYS_TEST_TOKEN"), with_judge=False)
     assert guarded != url
-    assert score(guarded, group_of(TEXTS), token=TOKEN)[0].is_valid.all()
-    assert score(url, group_of(TEXTS))[0].is_valid.all()
+    assert score_groups(guarded, [group_of(TEXTS)], token=TOKEN)[0].is_valid.all()
+    assert score_groups(url, [group_of(TEXTS)])[0].is_valid.all()
     for wrong in (None, "wrong"):
         with pytest.raises(RewardServerError, match="401.*RLSYS_REWARD_TOKEN") as error:
-            score(guarded, group_of(TEXTS), token=wrong)
+            score_groups(guarded, [group_of(TEXTS)], token=wrong)
         assert guarded in str(error.value)
-    logs = [path for path in cluster.rglob("logs/**/*") if path.is_file()]
+    logs = [path for path in serve_cluster.rglob("logs/**/*") if path.is_file()]
     assert logs
     assert not [path for path in logs if TOKEN.encode() in path.read_bytes()]
 
 
-def test_an_address_that_others_reach_needs_a_token_before_anything_starts(cluster: Path) -> None:
+def test_an_address_that_others_reach_needs_a_token_before_anything_starts(serve_cluster: Path) -> None:
     with pytest.raises(ValueError, match="reward.host=0.0.0.0.*RLSYS_TEST_NO_TOKEN"):
         app.launch(RewardConfig(host="0.0.0.0", token_env="RLSYS_TEST_NO_TOKEN"))
 
@@ -152,8 +116,8 @@ def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_after_shutdown_groups_are_missing_and_servers_can_be_started_again(url: str) -> None:
     app.shutdown()
     app.shutdown()
-    (scored,) = score(url, group_of(TEXTS), timeout_s=1.0)
+    (scored,) = score_groups(url, [group_of(TEXTS)], timeout_s=1.0)
     assert not scored.is_valid.any() and np.isnan(scored.rewards).all()
     assert all(reason.startswith("infra") for reason in scored.reasons)
     again = app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
-    assert score(again, group_of(TEXTS))[0].is_valid.all()
+    assert score_groups(again, [group_of(TEXTS)])[0].is_valid.all()

@@ -79,7 +79,7 @@ class Decoders:
         raise ClipError(spec.uri, "crashed", detail) from death
 
     async def shuffle(self, frames: Any, seed: int) -> Any:
-        """Reference to the referenced frames in a seeded random order. TimeoutError or RayActorError when its process fails."""
+        """Reference to the frames in a seeded random order. TimeoutError or RayActorError when that fails."""
         async with self._slots:
             worker = self._idle.pop() if self._idle else await self._start("frames to shuffle")
             done, shuffled = worker.shuffle.options(num_returns=2).remote(frames, seed)

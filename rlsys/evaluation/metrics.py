@@ -26,9 +26,12 @@ def iou_metrics(ious: np.ndarray) -> dict[str, float]:
 def answer_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Held-out metrics over all valid responses of `groups`: reward, format, and what the task has.
 
-    `num_responses` is their number and `failed_frac` the share that could not be scored and is left out.
+    `num_responses` is their number and `failed_frac` the share that could not be scored and is left out; when that
+    is all of them there is nothing else.
     """
     is_valid = np.concatenate([scored.is_valid for scored in groups])
+    if not is_valid.any():
+        return {"num_responses": 0.0, "failed_frac": 1.0}
     rewards = np.concatenate([scored.rewards for scored in groups])[is_valid]
     metrics = {
         "reward": float(rewards.mean()),
@@ -44,6 +47,12 @@ def answer_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         values = np.concatenate(column).astype(np.float64)
         metrics.update(iou_metrics(values) if name == "iou" else {name: float(values.mean())})
     return metrics
+
+
+def by_task(groups: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
+    """The groups of each task, tasks in order of their names."""
+    tasks = sorted({scored.group.item.task for scored in groups})
+    return {task: [scored for scored in groups if scored.group.item.task == task] for task in tasks}
 
 
 def best_constant_interval(items: Sequence[PromptItem], step_s: float = 0.25) -> tuple[tuple[float, float], np.ndarray]:

@@ -14,20 +14,24 @@ COLUMNS = {
     "r_at_0.3": "R@0.3",
     "r_at_0.5": "R@0.5",
     "r_at_0.7": "R@0.7",
+    "box_iou": "box IoU",
+    "accuracy": "accuracy",
+    "recall": "recall",
     "format": "format",
     "reward": "reward",
 }
 
 
 def print_held_out_table(title: str, rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> None:
-    """rows: (stage, decoding, metrics); a metric that a row lacks is left blank."""
+    """rows: (stage, decoding, metrics); a metric that a row lacks is left blank, a column that all lack left out."""
+    columns = {key: heading for key, heading in COLUMNS.items() if any(key in metrics for _, _, metrics in rows)}
     table = Table(title=title, title_justify="left")
     table.add_column("stage")
     table.add_column("decoding")
-    for heading in COLUMNS.values():
+    for heading in columns.values():
         table.add_column(heading, justify="right")
     for stage, decoding, metrics in rows:
-        table.add_row(stage, decoding, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in COLUMNS))
+        table.add_row(stage, decoding, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in columns))
     Console().print(table)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rlsys.config import RunConfig
-from rlsys.evaluation.metrics import answer_metrics
+from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.experience import sampling_seed
 from rlsys.types import PromptItem, Sampling, ScoredGroup
 
@@ -20,14 +20,19 @@ class GroupSource(Protocol):
 def evaluate(source: GroupSource, items: Sequence[PromptItem], config: RunConfig) -> dict[str, dict[str, float]]:
     """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
 
+    With rows of several tasks also {"greedy/<task>": …, "sampled/<task>": …} for each.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
     """
-    return {
-        "greedy": answer_metrics(_answer(source, items, config, temperature=0.0, num_samples=1)),
-        "sampled": answer_metrics(
-            _answer(source, items, config, temperature=1.0, num_samples=config.evaluation.num_samples)
-        ),
+    answers = {
+        "greedy": _answer(source, items, config, temperature=0.0, num_samples=1),
+        "sampled": _answer(source, items, config, temperature=1.0, num_samples=config.evaluation.num_samples),
     }
+    results = {decoding: answer_metrics(groups) for decoding, groups in answers.items()}
+    for decoding, groups in answers.items():
+        tasks = by_task(groups)
+        if len(tasks) > 1:
+            results |= {f"{decoding}/{task}": answer_metrics(of_task) for task, of_task in tasks.items()}
+    return results
 
 
 def _answer(
