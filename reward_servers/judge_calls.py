@@ -55,12 +55,12 @@ def prompt_version(name: CallName) -> str:
     Any edit of one of them gives another version, so that its verdicts never meet older ones.
     """
     odd = 'a "text" <tag> [INST] \u202e & {{place}}'
-    shown: dict[CallName, JudgeCall] = {
-        "split": _split(odd, ""),
-        "entailment": _entailment((odd, "b"), (odd, "c"), ""),
-        "consistency": _consistency(odd, odd, odd, ""),
+    shown: dict[CallName, Callable[[], JudgeCall]] = {
+        "split": lambda: _split(odd, ""),
+        "entailment": lambda: _entailment((odd, "b"), (odd, "c"), ""),
+        "consistency": lambda: _consistency(odd, odd, odd, ""),
     }
-    call = shown[name]
+    call = shown[name]()
     told = json.dumps([call.system, call.user, call.user_again("problem"), call.schema])
     return f"{_PROMPTS[name]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 

@@ -1,18 +1,33 @@
-"""Scoring rows of a file with the functions that the service runs."""
+"""Scoring rows of a file with the functions that the service runs, the judge included, and without a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reward_servers.scorers import score
-from rlsys.types import Json
+from reward_servers.judge import Judge, JudgeTask
+from reward_servers.local_judge import in_order, open_judge, pumped
+from reward_servers.schema import ScoreRequest, ScoreRow
+from reward_servers.service import RewardService
+from reward_servers.user_scorers import UserScorer
+from reward_servers.which_judge import judge_kind
+from rlsys.config import ConfigError, JudgeConfig, ScoreSettings
+from rlsys.types import Json, Score
+
+_ROWS_AT_ONCE = 8
 
 
 class OfflineRow(BaseModel):
-    """One line: a response, its truth, and whether reasoning was asked for. Other keys are left alone."""
+    """One line: a response, its truth, and whether reasoning was asked for. Other keys are left alone.
+
+    The truth of a caption may be the reference caption itself. scores: null computes what the task has unless
+    asked otherwise. question, num_tokens, duration_s: see `schema.ScoreRow`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -20,25 +35,99 @@ class OfflineRow(BaseModel):
     text: str
     truth: Any
     think: bool = True
+    scores: list[str] | None = None
+    question: str = ""
+    num_tokens: int | None = None
+    duration_s: float | None = None
 
 
-def score_lines(lines: Iterable[str]) -> Iterator[dict[str, Json]]:
-    """One result per line that is not blank: `line` (from 1), `task`, `status`, `scores`, `reason`.
+class OfflineJudge:
+    """The judge that a file's rows are sent to. It is made when the first row needs it, and not before."""
 
-    A line that cannot be read is "malformed" with a reason that names the line, and the next one goes on.
+    def __init__(self, config: JudgeConfig, resources: AsyncExitStack) -> None:
+        self.kind: str = judge_kind(config)
+        self._config = config
+        self._resources = resources
+        self._making = asyncio.Lock()
+        self._judge: Judge | None = None
+
+    async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]:
+        """As `RewardService` asks for it."""
+        async with self._making:
+            if self._judge is None:
+                self._judge = await self._resources.enter_async_context(open_judge(self._config))
+        return await self._judge.score(tasks, time.monotonic() + timeout_s)
+
+
+def score_lines(
+    lines: Iterable[str],
+    judge: JudgeConfig | None = None,
+    settings: ScoreSettings | None = None,
+    user_scorers: Mapping[str, UserScorer] | None = None,
+    timeout_s: float = 300.0,
+) -> Iterator[dict[str, Json]]:
+    """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
+    `evidence` where a judge was asked.
+
+    A line that cannot be read is "malformed" with a reason that names the line, and the next one goes on. Up to
+    `judge.max_concurrency` judged rows run at once, each for `timeout_s` at most. judge None: its defaults, which are
+    sentence embeddings; where those are not installed, rows that need a judge are "infra". Raises ConfigError for a
+    judge that cannot be used.
     """
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield {"line": number, **_scored(number, line)}
+    return pumped(_scored_lines(lines, judge, settings or ScoreSettings(), user_scorers, timeout_s))
 
 
-def _scored(number: int, line: str) -> dict[str, Json]:
+async def _scored_lines(
+    lines: Iterable[str],
+    config: JudgeConfig | None,
+    settings: ScoreSettings,
+    user_scorers: Mapping[str, UserScorer] | None,
+    timeout_s: float,
+) -> AsyncIterator[dict[str, Json]]:
+    async with AsyncExitStack() as resources:
+        service = RewardService(_judge(config, resources), user_scorers)
+
+        async def scored(numbered: tuple[int, str]) -> dict[str, Json]:
+            number, line = numbered
+            return {"line": number, **await _scored(service, number, line, settings, timeout_s)}
+
+        todo = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        at_once = config.max_concurrency if config is not None and config.urls else _ROWS_AT_ONCE
+        async for result in in_order(todo, scored, at_once):
+            yield result
+
+
+def _judge(config: JudgeConfig | None, resources: AsyncExitStack) -> OfflineJudge | None:
+    try:
+        return OfflineJudge(config or JudgeConfig(), resources)
+    except ConfigError:
+        if config is not None:
+            raise
+        return None  # nothing was asked for and nothing is installed: most files need no judge
+
+
+async def _scored(
+    service: RewardService, number: int, line: str, settings: ScoreSettings, timeout_s: float
+) -> dict[str, Json]:
     try:
         row = OfflineRow.model_validate_json(line)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         found = "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}" for problem in problems)
         return {"task": None, "status": "malformed", "scores": {}, "reason": f"line {number}: {found}"}
-    result = score(row.task, row.text, row.truth, row.think)
-    reason = f"line {number}: {result.reason}" if result.reason else ""
-    return {"task": row.task, "status": result.status, "scores": dict(result.scores), "reason": reason}
+    truth = row.truth
+    if row.task == "captioning" and isinstance(truth, str):
+        truth = {"caption": truth}
+    # not validated: the limits of a request over HTTP are none of a file's
+    fields = row.model_dump() | {"truth": truth, "rollout_id": str(number)}
+    request = ScoreRequest.model_construct(
+        rows=[ScoreRow.model_construct(**fields)], settings=settings, timeout_s=timeout_s
+    )
+    (reply,) = await service.score(request)
+    result = {
+        "task": row.task,
+        "status": reply.status,
+        "scores": dict(reply.scores),
+        "reason": f"line {number}: {reply.reason}" if reply.reason else "",
+    }
+    return result if reply.evidence is None else {**result, "evidence": reply.evidence}

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlsys.config import ConfigError, DataConfig, RewardConfig, RunConfig, load_services
+from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, RunConfig, ScoreSettings, load_services
 from rlsys.data.annotations import load as load_annotations
 from rlsys.experience import Experience
 from rlsys.models.prompts import PromptBuilder
@@ -24,6 +24,7 @@ from rlsys.types import PromptItem, WeightVersion
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
+    from reward_servers.injections import ProbeReport
     from reward_servers.transport import Health
 
 log = logging.getLogger(__name__)
@@ -215,13 +216,6 @@ def _check_served(health: Health, tasks: Collection[str], reward: RewardConfig, 
         )
 
 
-def score_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Scores of JSON lines, with the functions of the reward servers and without a cluster."""
-    from reward_servers.offline import score_lines as score_each
-
-    return score_each(lines)
-
-
 def submit_job(config: Path, overrides: Sequence[str], address: str, follow: bool) -> int:
     """Send a run to a cluster; returns the exit code for the shell."""
     from cluster.submit import submit
@@ -244,7 +238,7 @@ def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | Non
                 threading.Event().wait()
         elif cluster.is_local:
             raise ConfigError(
-                "--detach leaves the servers on a cluster that goes on running; name one with cluster.address=HOST:PORT, "
+                "--detach leaves the servers on a cluster that goes on running; name it with cluster.address=HOST:PORT, "
                 "or leave --detach out."
             )
         else:
@@ -268,3 +262,41 @@ def reward_status(url: str, token_env: str) -> Iterator[str]:
     from reward_servers.transport import fetch_status
 
     return lines(fetch_status(url, token_from_environment(token_env)))
+
+
+# --- a judge at work on files, without a cluster; the commands are in rlsys/judge_cli.py ---
+
+
+def score_lines(
+    lines: Iterable[str],
+    judge: JudgeConfig | None = None,
+    settings: ScoreSettings | None = None,
+    timeout_s: float = 300.0,
+) -> Iterator[dict[str, Any]]:
+    """Scores of JSON lines, with the functions of the reward servers. See `reward_servers.offline`."""
+    from reward_servers.offline import score_lines as score_each
+
+    return score_each(lines, judge, settings, timeout_s=timeout_s)
+
+
+def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Iterator[str]:
+    """How far the judge agrees with the labels in a file. See `reward_servers.calibration`."""
+    from reward_servers.judge_commands import calibration_lines as calibrated
+
+    return calibrated(path, judge, timeout_s)
+
+
+def rescore_lines(
+    path: Path, settings: ScoreSettings, judge: JudgeConfig | None, out: Path | None, timeout_s: float = 300.0
+) -> Iterator[str]:
+    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.rescoring`."""
+    from reward_servers.judge_commands import rescore_lines as rescored
+
+    return rescored(path, settings, judge, out, timeout_s)
+
+
+def probe_report(judge: JudgeConfig, timeout_s: float) -> ProbeReport:
+    """What predictions that give orders to the judge get for it. See `reward_servers.injections`."""
+    from reward_servers.judge_commands import probe_report as probed
+
+    return probed(judge, timeout_s)

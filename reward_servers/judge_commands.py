@@ -1,0 +1,88 @@
+"""What `rlsys judge …` does, for callers that are not asynchronous: a config in, lines or a report out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from reward_servers import calibration, rescoring
+from reward_servers.injections import ProbeReport, probe_injections
+from reward_servers.local_judge import open_judge, pumped
+from reward_servers.rescoring import Rescored, RescoreSummary
+from rlsys.config import JudgeConfig, ScoreSettings
+from rlsys.errors import UserError
+
+_AT_ONCE = 8
+
+
+def calibration_lines(path: Path, config: JudgeConfig, timeout_s: float) -> Iterator[str]:
+    """Agreement of the judge with the labels in `path`. See `calibration`."""
+
+    async def calibrated() -> calibration.Calibration:
+        async with open_judge(config) as judge:
+            return await calibration.calibrate(judge, path, _at_once(config), timeout_s)
+
+    yield from asyncio.run(calibrated()).lines()
+
+
+def probe_report(config: JudgeConfig, timeout_s: float) -> ProbeReport:
+    """What predictions that give orders to the judge get for it. See `injections`."""
+
+    async def probed() -> ProbeReport:
+        async with open_judge(config) as judge:
+            return await probe_injections(judge, _at_once(config), timeout_s)
+
+    return asyncio.run(probed())
+
+
+def rescore_lines(
+    path: Path, settings: ScoreSettings, config: JudgeConfig | None, out: Path | None, timeout_s: float
+) -> Iterator[str]:
+    """A line for every row that changed, then a summary. See `rescoring`.
+
+    config: of another judge; None scores the stored verdicts again. out: where the rows go as they are now.
+    """
+    summary = RescoreSummary()
+    with ExitStack() as files:
+        written = None if out is None else files.enter_context(_opened(out, path))
+        for row in pumped(_rescored(path, settings, config, timeout_s)):
+            summary.add(row)
+            if written is not None:
+                written.write(json.dumps(row.row) + "\n")
+            if row.is_changed:
+                flips = f", {row.num_flipped} of {row.num_events} verdicts" if row.num_flipped else ""
+                yield f"line {row.line}: {_shown(row.before)} -> {_shown(row.after)}{flips}"
+    yield from summary.lines()
+
+
+async def _rescored(
+    path: Path, settings: ScoreSettings, config: JudgeConfig | None, timeout_s: float
+) -> AsyncIterator[Rescored]:
+    if config is None:
+        async for row in rescoring.rescore(path, None, settings):
+            yield row
+        return
+    async with open_judge(config) as judge:
+        async for row in rescoring.rescore(path, judge, settings, _at_once(config), timeout_s):
+            yield row
+
+
+def _opened(out: Path, source: Path) -> TextIO:
+    if out.exists() and out.samefile(source):
+        raise UserError(f"{out}: this is the file that is read; write to another one.")
+    try:
+        return out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; name a file that can be written.") from error
+
+
+def _at_once(config: JudgeConfig) -> int:
+    return config.max_concurrency if config.urls else _AT_ONCE
+
+
+def _shown(outcome: float | str) -> str:
+    return outcome if isinstance(outcome, str) else f"{outcome:.4f}"

@@ -1,0 +1,80 @@
+"""A judge in this process, without a cluster: for scoring files, calibration, rescoring and the probe."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from reward_servers.auth import token_from_environment
+from reward_servers.endpoints import EndpointBoard
+from reward_servers.judge import Judge, JudgeTask, build_judge
+from rlsys.config import JudgeConfig
+from rlsys.types import Score
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_AHEAD = 4
+"""Rows begun per row that may run: a slow row in front then holds nobody up."""
+
+
+@asynccontextmanager
+async def open_judge(config: JudgeConfig) -> AsyncIterator[Judge]:
+    """The judge of `config`, with the endpoints' limits kept in this process. Raises as `build_judge` does."""
+    board = EndpointBoard(config) if config.urls else None
+    judge = build_judge(config, board, token_from_environment(config.api_key_env) if config.urls else None)
+    try:
+        yield judge
+    finally:
+        await judge.close()
+
+
+async def judged_in_order(
+    judge: Judge, tasks: Iterable[JudgeTask], num_at_once: int, timeout_s: float
+) -> AsyncIterator[Score]:
+    """A score per task, in order. Each has `timeout_s` from when it is begun, not from when the first one is."""
+
+    async def judged(task: JudgeTask) -> Score:
+        return (await judge.score([task], time.monotonic() + timeout_s))[0]
+
+    async for score in in_order(tasks, judged, num_at_once):
+        yield score
+
+
+async def in_order(
+    items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], num_at_once: int
+) -> AsyncIterator[Result]:
+    """`work` of each item, up to `num_at_once` at a time, results in the items' order. Items are read as needed."""
+    free = asyncio.Semaphore(num_at_once)
+
+    async def limited(item: Item) -> Result:
+        async with free:
+            return await work(item)
+
+    begun: deque[asyncio.Task[Result]] = deque()
+    try:
+        for item in items:
+            begun.append(asyncio.create_task(limited(item)))
+            while len(begun) >= _AHEAD * num_at_once:
+                yield await begun.popleft()
+        while begun:
+            yield await begun.popleft()
+    finally:
+        for task in begun:
+            task.cancel()
+
+
+def pumped(results: AsyncIterator[Result]) -> Iterator[Result]:
+    """The results for a caller that is not asynchronous, each as soon as it is there."""
+
+    async def following() -> list[Result]:
+        async for result in results:
+            return [result]
+        return []
+
+    with asyncio.Runner() as runner:
+        while found := runner.run(following()):
+            yield found[0]
