@@ -23,10 +23,13 @@ def cited_spans(text: str) -> tuple[TimeSpan, ...]:
     with "to", "and", "until" or a dash between them, one unit being enough, and with "to" none is needed.
     Other numbers ("2 and 4 people") are no times. A period may end before it starts.
     """
-    words = [word.rstrip(".!?:").lower() if len(word) <= _LONGEST_WORD else "" for word in _WORD.findall(text)]
+    words = [word.rstrip(".!?:") if len(word) <= _LONGEST_WORD else "" for word in _WORD.findall(text.lower())]
     spans: list[TimeSpan] = []
     index = 0
     while index < len(words):
+        if not words[index][:1].isdigit():
+            index += 1
+            continue
         span, index = _span_at(words, index)
         if span is not None:
             spans.append(span)
