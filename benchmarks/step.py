@@ -52,7 +52,7 @@ class Recorded:
             temperature=1.0,
             top_p=1.0,
             max_tokens=rollout.max_tokens,
-            seed=sampling_seed(0, draw, item.prompt_id),
+            seed=sampling_seed(self._config.seed, draw, item.prompt_id),
         )
         return self._stack.experience.start(item, sampling)
 

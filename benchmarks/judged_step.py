@@ -1,0 +1,96 @@
+"""Training steps whose captions a slow language model judges: how much of the judging do other groups hide?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.step import Recorded
+from rlsys import loop
+from rlsys.assemble import Stack, open_stack
+from rlsys.checkpoint import RunState
+from rlsys.config import RunConfig, TrainConfig, load
+from rlsys.data.synthetic import SyntheticSet
+from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
+from rlsys.demo import CONFIGS, demonstrations, supervise
+from rlsys.metrics import span_metrics, union
+from rlsys.models.tiny import make_tiny
+from tests.judge_fault_server import FaultServer
+
+NUM_STEPS, WARM_UP = 6, 2
+LESSONS = {"num_steps": 200, "prompts_per_step": 16, "learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"}
+
+
+def draw_rows(folder: Path, num_clips: int, tasks: Collection[str]) -> SyntheticSet:
+    """Drawn clips with the rows of some tasks alone."""
+    drawn = draw_mixture(folder, num_clips=num_clips, seed=7)
+    wanted = {"captioning": lambda row: "caption" in row, "multiple_choice": lambda row: row.keys() >= {"options"}}
+    lines = [
+        line
+        for line in drawn.annotations.read_text().splitlines()
+        if any(wanted[task](json.loads(line)) for task in tasks) and "clue" not in json.loads(line)
+    ]
+    drawn.annotations.write_text("\n".join(lines) + "\n")
+    return drawn
+
+
+def judged_config(folder: Path, clips: SyntheticSet, *overrides: str) -> RunConfig:
+    """The demo's config on these clips, in `folder`."""
+    make_tiny(folder / "untrained", seed=0, words="all")
+    settings = {
+        "output_dir": folder / "run",
+        "model.path": folder / "untrained",
+        "data.format": "vtts",
+        "data.annotations": clips.annotations,
+        "data.videos": clips.videos,
+        "rollout.max_tokens": 40,
+        "train.num_steps": NUM_STEPS,
+        "checkpoint.every_steps": 0,
+        "tracking.log_model": False,
+    }
+    return load(CONFIGS / "demo.yaml", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
+
+
+def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) -> RunConfig:
+    """The config with a model that answers these rows in form, after a few supervised steps."""
+    lessons = TrainConfig.model_validate(LESSONS)
+    supervise(stack, config, lessons, demonstrations(stack, config, clips, demonstration_text), folder)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
+
+
+def measure_training(folder: Path, call_s: float) -> list[dict[str, Any]]:
+    """The share of judging time in which other groups of the step were still being generated."""
+    clips = draw_rows(folder / "clips", 100, {"captioning"})
+    with FaultServer(delay_s=call_s) as endpoint:
+        config = judged_config(
+            folder,
+            clips,
+            f"reward.judge.urls=[{endpoint.url}]",
+            f"reward.judge.cache_path={folder / 'training.sqlite'}",
+            "reward.judge.max_concurrency=1000",
+        )
+        with open_stack(config, {"captioning"}) as stack:
+            taught = teach(stack, config, clips, folder / "taught")
+            return [_measured(stack, taught, max_lag) for max_lag in (0, 1)]
+
+
+def _measured(stack: Stack, config: RunConfig, max_lag: int) -> dict[str, Any]:
+    stack.load_learner(config)
+    parts = Recorded(stack, config.model_copy(update={"seed": max_lag}))
+    lagged = config.model_copy(update={"pipeline": config.pipeline.model_copy(update={"max_lag": max_lag})})
+    loop.run(parts, lagged, RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    groups = [scored for step in parts.steps[WARM_UP:] for scored in step.groups]
+    seconds = [sum(step.seconds.values()) for step in parts.steps[WARM_UP:]]
+    judging = sum(end - start for start, end in union([scored.spans["score"] for scored in groups])) / len(seconds)
+    return {
+        "part": "training",
+        "what": f"max_lag={max_lag}: {config.train.prompts_per_step} x {config.rollout.group_size} captions a step, "
+        f"judged in {judging:.1f} s",
+        "rows_per_s": sum(len(scored.group.rollouts) for scored in groups) / sum(seconds),
+        "seconds": float(np.mean(seconds)),
+        "hidden_frac": span_metrics(groups)["perf/score_hidden_frac"],
+    }
