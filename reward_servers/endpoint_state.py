@@ -67,13 +67,13 @@ class Endpoint:
     def end(self, lease_id: str, report: CallReport, now: float) -> None:
         held = self.held.pop(lease_id)
         if report == UNUSED:
-            self.window.correct(held.charge, tokens=0, calls=0)
+            self.window.settle(held.charge, now, tokens=0, calls=0)
             self.breaker.ended_unknown(lease_id)
             return
-        if report.tokens is not None:
-            self.window.correct(held.charge, report.tokens)
+        over_at = now + DRAIN_S if report.hung_up else now
         if report.hung_up:
-            self.draining.append(now + DRAIN_S)
+            self.draining.append(over_at)
+        self.window.settle(held.charge, over_at, held.charge.tokens if report.tokens is None else report.tokens)
         self.outcomes[report.outcome] += 1
         if report.outcome in ("ok", "abstain", "malformed") or (report.outcome == "abandoned" and report.hung_up):
             # an abandoned call would have taken longer still; without it hedging would lower its own percentile

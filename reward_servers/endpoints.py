@@ -21,8 +21,8 @@ from reward_servers.limits import Breaker, Window
 from rlsys.config import ConfigError, JudgeConfig
 
 WINDOW_S = 60.0
-ARRIVAL_S = 1.0
-"""A call reaches its endpoint up to this long after its lease, so the window is longer by as much."""
+ARRIVAL_S = 5.0
+"""A call reaches its endpoint at most this long after its lease; a connection must stand by then."""
 LEASE_GRACE_S = 10.0
 """A lease ends by itself this long after its call must have ended: then its holder is gone."""
 _MIN_SAMPLES = 20  # calls before there is a 95th percentile
@@ -188,7 +188,7 @@ def _endpoint(url: str, config: JudgeConfig, window_s: float) -> Endpoint:
         url=url,
         max_concurrency=config.max_concurrency,
         lease_s=config.call_timeout_s + LEASE_GRACE_S,
-        window=Window(window_s + ARRIVAL_S, config.requests_per_minute, config.tokens_per_minute),
+        window=Window(window_s, ARRIVAL_S, config.requests_per_minute, config.tokens_per_minute),
         breaker=Breaker(config.breaker_failures, config.breaker_open_s),
     )
 

@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from typing import Literal
 
 BreakerState = Literal["closed", "open", "half_open"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Charge:
-    """What one call takes of a window. at: second of its start."""
+    """What one call takes of a window. leaves_at: second from which it no longer counts."""
 
-    at: float
+    leaves_at: float
     calls: int
     tokens: int
     is_counted: bool = True
 
 
 class Window:
-    """Calls and tokens that started during the last `seconds`, against the most of each; 0 is no limit.
+    """Calls and tokens that reached the endpoint during the last `seconds`, against the most of each; 0 is no limit.
 
     It slides: in no stretch of that length is there more than the limit, whereas a bucket that refills evenly
-    lets through twice as much in the stretch after a rest.
+    lets through twice as much in the stretch after a rest. When a call reaches the endpoint is not known, only that
+    it does between its start and its end, and not later than `arrival_s` after the start. So it counts for `seconds`
+    after the earlier of those: then the endpoint, which counts arrivals, sees the limit kept too.
     """
 
-    def __init__(self, seconds: float, max_calls: int, max_tokens: int) -> None:
-        self.seconds, self.max_calls, self.max_tokens = seconds, max_calls, max_tokens
+    def __init__(self, seconds: float, arrival_s: float, max_calls: int, max_tokens: int) -> None:
+        self.seconds, self.arrival_s = seconds, arrival_s
+        self.max_calls, self.max_tokens = max_calls, max_tokens
         self.calls = self.tokens = 0
-        self._charges: deque[Charge] = deque()
+        self._charges: list[Charge] = []  # the first to leave is the first
 
     def add(self, now: float, tokens: int) -> Charge:
         """A call of `tokens` starts; `now` never goes backwards."""
         self.drop_old(now)
-        charge = Charge(now, 1, tokens)
-        self._charges.append(charge)
+        charge = Charge(now + self.arrival_s + self.seconds, 1, tokens)
+        insort(self._charges, charge, key=_leaves_at)
         self.calls += 1
         self.tokens += tokens
         return charge
 
-    def correct(self, charge: Charge, tokens: int, calls: int = 1) -> None:
-        """`charge` was `tokens` after all; calls 0: the call was never made."""
-        if charge.is_counted:
-            self.tokens += tokens - charge.tokens
-            self.calls += calls - charge.calls
+    def settle(self, charge: Charge, now: float, tokens: int, calls: int = 1) -> None:
+        """The call of `charge` is over and took `tokens` after all; calls 0: it was never made."""
+        if not charge.is_counted:
+            return
+        self.tokens += tokens - charge.tokens
+        self.calls += calls - charge.calls
         charge.tokens, charge.calls = tokens, calls
+        at = bisect_left(self._charges, charge.leaves_at, key=_leaves_at)
+        del self._charges[self._charges.index(charge, at)]
+        charge.leaves_at = min(charge.leaves_at, now + self.seconds)
+        insort(self._charges, charge, key=_leaves_at)
 
     def free_at(self, now: float, tokens: int) -> float:
-        """Second at which one more call of `tokens` fits, if none starts before: `now` when it does already.
+        """Second at which one more call of `tokens` fits at the latest, if none starts before; `now` when it does.
 
         A call that is larger than the limit itself fits once the window is empty.
         """
@@ -58,25 +66,30 @@ class Window:
         for charge in self._charges:
             if self._fits(calls, held, wanted):
                 return when
-            when, calls, held = charge.at + self.seconds, calls - charge.calls, held - charge.tokens
+            when, calls, held = charge.leaves_at, calls - charge.calls, held - charge.tokens
         return when
 
     def next_drop_s(self) -> float | None:
-        """Second at which the oldest call leaves the window; None when it is empty or nothing is limited."""
+        """Second at which the next call leaves the window; None when it is empty or nothing is limited."""
         is_limited = self.max_calls or self.max_tokens
-        return self._charges[0].at + self.seconds if self._charges and is_limited else None
+        return self._charges[0].leaves_at if self._charges and is_limited else None
 
     def drop_old(self, now: float) -> None:
-        while self._charges and self._charges[0].at + self.seconds <= now:
-            charge = self._charges.popleft()
+        count = bisect_right(self._charges, now, key=_leaves_at)
+        for charge in self._charges[:count]:
             charge.is_counted = False
             self.calls -= charge.calls
             self.tokens -= charge.tokens
+        del self._charges[:count]
 
     def _fits(self, calls: int, held: int, wanted: int) -> bool:
         return (not self.max_calls or calls < self.max_calls) and (
             not self.max_tokens or held + wanted <= self.max_tokens
         )
+
+
+def _leaves_at(charge: Charge) -> float:
+    return charge.leaves_at
 
 
 class Breaker:

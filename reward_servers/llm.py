@@ -6,6 +6,7 @@ Everything that is not an answer is a JudgeFailure with a status, so that troubl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from rlsys.config import JudgeConfig
 
 _log = logging.getLogger(__name__)
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that callers spread out
-_MARGIN_S = 0.05  # the last call ends this long before the deadline, so that what is known can still be said
+_MARGIN_S = 0.25  # waits and calls end this long before the deadline, so that their reasons still arrive
+_MARGIN_SHARE = 0.1  # or this share of the time there is, if that is less
+_CLOSE_S = 2.0
 _BYTES_PER_TOKEN = 3  # fewer than in any usual text, so that the estimate is rather too high
 _MAX_MALFORMED = 2
 _OUTCOMES: Mapping[str, Outcome] = {
@@ -68,10 +71,11 @@ class _Question:
     response_format: dict[str, Any]
     tokens: int
     deadline_s: float
+    margin_s: float
 
     def left_s(self) -> float:
         """Seconds that may still be spent, short of the margin."""
-        return max(0.0, self.deadline_s - time.monotonic() - _MARGIN_S)
+        return max(0.0, self.deadline_s - self.margin_s - time.monotonic())
 
 
 @dataclass
@@ -85,7 +89,7 @@ class _Trail:
     num_malformed: int = 0
     failed: list[str] = field(default_factory=list)
     hopeless: set[str] = field(default_factory=set)
-    last: str = "no endpoint was asked yet"
+    last: str = "no turn at any endpoint came"
     last_status: Literal["infra", "malformed"] = "infra"
     releases: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -141,9 +145,13 @@ class JudgeLlm:
         raise trail.failure()
 
     async def close(self) -> None:
-        """Reports what is still unreported and ends the connections."""
-        while self._background:
-            await asyncio.wait(set(self._background))
+        """Reports what is still unreported and ends the connections. Nobody may be waiting for an answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                while self._background:
+                    await asyncio.wait(set(self._background))
+        for work in set(self._background):
+            work.cancel()
         await self._caller.close()
 
     def _question(
@@ -159,6 +167,7 @@ class JudgeLlm:
             response_format={"type": "json_schema", "json_schema": json_schema},
             tokens=-(-num_bytes // _BYTES_PER_TOKEN) + self._config.max_output_tokens,
             deadline_s=deadline_s,
+            margin_s=min(_MARGIN_S, max(0.0, deadline_s - time.monotonic()) * _MARGIN_SHARE),
         )
 
     async def _round(self, question: _Question, trail: _Trail) -> Completion:
@@ -255,16 +264,16 @@ class JudgeLlm:
         self, calls: dict[asyncio.Task[Completion], str], url: str, question: _Question, trail: _Trail
     ) -> None:
         """Adds a second call once the first takes longer than most do, if an endpoint has room at once."""
-        after_s = await self._board.hedge_after_s()
-        if after_s is None or trail.num_calls >= self._config.max_attempts:
-            return
-        done, _ = await asyncio.wait(calls, timeout=after_s)
-        if done:
-            return
         try:
+            after_s = await self._board.hedge_after_s()
+            if after_s is None or trail.num_calls >= self._config.max_attempts:
+                return
+            done, _ = await asyncio.wait(calls, timeout=after_s)
+            if done:
+                return
             lease = await self._acquire(question.tokens, (*trail.avoid(self._urls), url), 0.0)
         except NoEndpoint:
-            return
+            return  # no room, or no owner to ask: the first call goes on
         if lease.url in trail.hopeless:
             self._release(lease, UNUSED)
         else:

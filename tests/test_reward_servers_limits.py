@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from reward_servers.limits import Breaker, Charge, Window
 from reward_servers.retry_after import retry_after_s
 
-STEPS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.integers(0, 80)), max_size=40)
+STEPS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.integers(0, 80), st.booleans()), max_size=40)
 
 
 def fits(charges: list[Charge], at: float, tokens: int, window: Window) -> bool:
     """By counting everything again."""
-    inside = [charge for charge in charges if at - window.seconds < charge.at <= at]
+    inside = [charge for charge in charges if charge.leaves_at > at]
     has_calls = not window.max_calls or sum(charge.calls for charge in inside) < window.max_calls
     held = sum(charge.tokens for charge in inside)
     return has_calls and (not window.max_tokens or held + min(tokens, window.max_tokens) <= window.max_tokens)
@@ -23,26 +23,34 @@ def fits(charges: list[Charge], at: float, tokens: int, window: Window) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(steps=STEPS, max_calls=st.integers(0, 5), max_tokens=st.integers(0, 100))
 def test_a_window_names_the_first_moment_at_which_a_call_fits(
-    steps: list[tuple[int, int, int]], max_calls: int, max_tokens: int
+    steps: list[tuple[int, int, int, bool]], max_calls: int, max_tokens: int
 ) -> None:
-    window = Window(60.0, max_calls, max_tokens)
+    window = Window(60.0, 5.0, max_calls, max_tokens)
     charges: list[Charge] = []
     at = 0.0
-    for pause, tokens, billed in steps:
+    for pause, tokens, billed, is_over in steps:
         at += pause
         free_at = window.free_at(at, tokens)
-        moments = [at, *(charge.at + 60.0 for charge in charges if charge.at + 60.0 > at)]
+        moments = [at, *(charge.leaves_at for charge in charges if charge.leaves_at > at)]
         assert free_at == next(moment for moment in sorted(moments) if fits(charges, moment, tokens, window))
         at = free_at
         charges.append(window.add(at, tokens))
-        corrected = charges[pause % len(charges)]
-        window.correct(corrected, billed, calls=min(corrected.calls, billed))
+        if is_over:
+            over = charges[pause % len(charges)]
+            window.settle(over, at, billed, calls=min(over.calls, billed))
     window.drop_old(at)
-    inside = [charge for charge in charges if charge.at > at - 60.0]
-    assert (window.calls, window.tokens) == (
-        sum(charge.calls for charge in inside),
-        sum(charge.tokens for charge in inside),
-    )
+    inside = [charge for charge in charges if charge.leaves_at > at]
+    assert window.calls == sum(charge.calls for charge in inside)
+    assert window.tokens == sum(charge.tokens for charge in inside)
+
+
+@pytest.mark.parametrize(("end", "leaves_at"), [(12.0, 72.0), (15.0, 75.0), (40.0, 75.0)])
+def test_a_call_counts_from_when_it_must_have_arrived(end: float, leaves_at: float) -> None:
+    window = Window(60.0, 5.0, 1, 0)
+    charge = window.add(10.0, 1)
+    assert window.free_at(end, 1) == 75.0
+    window.settle(charge, end, 1)
+    assert window.free_at(end, 1) == leaves_at
 
 
 def test_a_breaker_waits_its_time_after_every_failed_probe() -> None:
