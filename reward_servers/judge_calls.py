@@ -88,7 +88,7 @@ def _split(text: str, version: str) -> JudgeCall:
     # an event takes two words at least; the bound keeps a model that loses its way from going on for ever
     most = min(MAX_EVENTS, max(1, len(text.split()) // 2))
     texts = {"text": quoted(text), "most": str(most)}
-    event = {"type": "string", "minLength": 1, "maxLength": _EVENT_CHARS}
+    event = _plain_text(1, _EVENT_CHARS)
     return JudgeCall(
         name="split",
         prompt_version=version,
@@ -105,7 +105,7 @@ def _entailment(events: tuple[str, ...], premise: tuple[str, ...], version: str)
     prompt = judge_prompt(_PROMPTS["entailment"])
     texts = {"premise": numbered(premise), "events": numbered(events), "count": str(len(events))}
     verdict = {
-        "reason": {"type": "string", "maxLength": _REASON_CHARS},
+        "reason": _plain_text(0, _REASON_CHARS),
         "verdict": {"type": "string", "enum": list(_ENTAILED)},
     }
     verdicts = {
@@ -130,7 +130,7 @@ def _entailment(events: tuple[str, ...], premise: tuple[str, ...], version: str)
 def _consistency(question: str, reasoning: str, answer: str, version: str) -> JudgeCall:
     prompt = judge_prompt(_PROMPTS["consistency"])
     texts = {"question": quoted(question), "reasoning": quoted(reasoning), "answer": quoted(answer)}
-    reason = {"type": "string", "maxLength": _REASON_CHARS}
+    reason = _plain_text(0, _REASON_CHARS)
     return JudgeCall(
         name="consistency",
         prompt_version=version,
@@ -141,6 +141,11 @@ def _consistency(question: str, reasoning: str, answer: str, version: str) -> Ju
         read=_read_consistency,
         user_again=lambda problem: prompt.filled_again(problem, **texts),
     )
+
+
+def _plain_text(least: int, most: int) -> dict[str, Json]:
+    # not minLength and maxLength: xgrammar 0.2 then lets control characters through, which JSON does not allow
+    return {"type": "string", "pattern": rf'^[^"\\\x00-\x1f]{{{least},{most}}}$'}
 
 
 def _object(**properties: Json) -> dict[str, Json]:

@@ -1,0 +1,78 @@
+"""A real language model behind an OpenAI-compatible server, for the judge: tiny, untrained, hence random verdicts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+from rlsys import env
+
+START_TIMEOUT_S = 400
+MAX_MODEL_LEN = 4096
+"""Enough for the judge's prompts (about 1,300 tokens of this model, whose tokens are mostly single letters), short
+captions, and answers of 1,500 tokens."""
+
+
+class JudgeServer(NamedTuple):
+    """url: as for `reward.judge.urls`.  model: its name.  log: what the server said."""
+
+    url: str
+    model: str
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def judge_server(bench_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeServer]:
+    """vLLM's own OpenAI server with the benchmark's model on one thread; up after a minute or two.
+
+    A test that may be the first to ask for it needs `@pytest.mark.timeout(600)`.
+    """
+    log = tmp_path_factory.mktemp("judge_server") / "log.txt"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(bench_model_dir), "--served-model-name", "judge", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)]
+    command += ["--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--no-enable-chunked-prefill"]
+    command += ["--max-num-batched-tokens", "8192", "--limit-mm-per-prompt", json.dumps({"image": 0, "video": 0})]
+    # without the second setting an untrained model writes white space, which JSON allows anywhere, until it is cut off
+    grammar = {"backend": "xgrammar", "disable_any_whitespace": True}
+    command += ["--structured-outputs-config", json.dumps(grammar)]
+    variables = {**os.environ, **env.QUIET, **env.CPU_SERVED_MODEL}
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
+    try:
+        _wait(server, f"http://127.0.0.1:{port}/health", log)
+        yield JudgeServer(f"http://127.0.0.1:{port}/v1", "judge", log)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if server.poll() is not None:
+            break
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    pytest.fail(f"the judge's model did not come up: {log.read_text()[-3000:]}")
