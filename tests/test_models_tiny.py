@@ -93,22 +93,17 @@ def test_the_grounding_tokenizer_is_the_one_that_the_published_demo_was_trained_
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"),
+    "tokens",
     [
-        (
-            "Which shape appears, and when?\n(A) triangle\n(B) square",
-            "Which| shape| appears|,| and| when|?|\n|(A)| triangle|\n|(B)| square",
-        ),
-        (
-            "<think>colour blue</think><answer>(C)</answer><glue>[(1.0, 2.5)]</glue>",
-            "<think>|colour| blue|</think>|<answer>|(C)|</answer>|<glue>|[(|1|.|0|,| |2|.|5|)]|</glue>",
-        ),
-        ("<answer>A red square moves.</answer>", "<answer>|A| red| square| moves|.|</answer>"),
-        ("[[0.05,0.30,0.40,0.65],[0.00,1.00,0.95,0.10]]", "[|[0.05|,0.30|,0.40|,0.65|],[0.00|,1.00|,0.95|,0.10|]]"),
-        ("Where is the green circle? [0.03, 0.6]", "Where| is| the| green| circle|?| |[|0|.|0|3|,| |0|.|6|]"),
+        "Which| colour| appears|,| and| when|?|\n|(A)| red|\n|(B)| green|\n|(C)| blue|\n|(D)| yellow",
+        "<think>|blue|</think>|<answer>|(C)|</answer>|<glue>|[(|1|.|0|,| |2|.|5|)]|</glue>",
+        "<answer>|Something| yellow| moves|.| |Something| blue| appears|.|</answer>",
+        "[|[0.05|,0.30|,0.40|,0.65|],[0.00|,1.00|,0.95|,0.10|]]",
+        "Where| is| the| green| circle|?| |[|0|.|0|3|,| |0|.|6|]",
     ],
 )
-def test_the_mixtures_words_letters_and_corners_are_tokens(text: str, tokens: str) -> None:
+def test_the_mixtures_words_letters_and_corners_are_tokens(tokens: str) -> None:
+    text = tokens.replace("|", "")
     ids = _TOKENIZERS["all"](text)["input_ids"]
     assert [_TOKENIZERS["all"].decode([token]) for token in ids] == tokens.split("|")
     assert _TOKENIZERS["all"].decode(ids, skip_special_tokens=True) == text

@@ -64,8 +64,7 @@ SHAPES = ("square", "circle", "triangle")
 VERBS = ("appear", "vanish", "move")
 COMMON_WORDS = "question which and first last end in of seconds video answer start time moment"
 
-KINDS = ("colour", "shape")
-OPTION_LETTERS = ("(A)", "(B)", "(C)")
+OPTION_LETTERS = ("(A)", "(B)", "(C)", "(D)")
 BOX_STEP = 0.05
 CORNERS = tuple(f"{mark}{BOX_STEP * step:.2f}" for mark in ("[", ",", "],[") for step in range(round(1 / BOX_STEP) + 1))
 """Corners of boxes on a grid of 0.05, with the punctuation before them: eight boxes are 34 tokens and not 150."""
@@ -219,16 +218,13 @@ def _grounding_corpus() -> list[str]:
 def _mixture_corpus() -> list[str]:
     """The sentences of the mixture: every word often, so that each becomes a token; common words once."""
     pairs = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)]
-    often = (
-        *pairs,
-        *(f"{kind} {value}" for kind, values in zip(KINDS, (COLOURS, SHAPES), strict=True) for value in values),
-        *("What happens?", "Which", "When", "Where", "A", "user", "assistant", "1.5 to 3.0", "[(1.0, 2.5)]", "[0.4]]"),
-    )
+    often = ("What happens?", "Which", "When", "Where", "user", "assistant", "1.5 to 3.0", "[(1.0, 2.5)]", "[0.4]]")
     return [
+        *pairs * len(VERBS),
         *(f"When does the {pair} appear?" for pair in pairs),
         *(f"Where is the {pair}?" for pair in pairs),
-        *(f"A {pair} {verb}." for pair in pairs for verb in ("moves", "appears")),
-        *(f"Which {kind} {rest}?" for kind in KINDS for rest in ("moves", "appears", "appears, and when")),
+        *(f"Something {colour} {verb}." for colour, verb, _ in product(COLOURS, ("moves", "appears"), SHAPES)),
+        *[f"Which colour {rest}?" for rest in ("moves", "appears", "appears, and when")] * len(pairs),
         *often * len(pairs),
         *(f" {word}" for word in COMMON_WORDS.split()),
     ]
