@@ -21,7 +21,7 @@ def _variants(full: str, terse: str) -> dict[tuple[str, bool], str]:
     }
 
 
-FRACTIONS = "as fractions of its width and height between 0 and 1"
+FRACTIONS = "as fractions of the {medium}'s width and height between 0 and 1"
 PIXELS = "in pixels of the {medium}, which is {width} wide and {height} high"
 _BOX = "A box is [x0, y0, x1, y1]: left, top, right and bottom edge, {box_unit}.\n"
 _QUESTION = "Answer this question about the {medium}: {question}\n{options}\n"

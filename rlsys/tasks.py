@@ -294,7 +294,7 @@ def _box_fields(truth: Json, medium: str) -> dict[str, str]:
     """The unit in which the truth counts its box, in words and as an example."""
     frame = truths.box_frame(truth)
     if frame is None:
-        return {"box_unit": prompt_texts.FRACTIONS, "box_example": "[0.10, 0.25, 0.45, 0.80]"}
+        return {"box_unit": prompt_texts.FRACTIONS.format(medium=medium), "box_example": "[0.10, 0.25, 0.45, 0.80]"}
     width, height = frame
     sides = {"medium": medium, "width": f"{width:g}", "height": f"{height:g}"}
     corners = (0.10 * width, 0.25 * height, 0.45 * width, 0.80 * height)

@@ -102,7 +102,7 @@ def test_prompts_carry_question_options_and_first_box_with_their_braces_untouche
 
 def test_a_box_is_asked_for_in_the_unit_of_its_truth_and_of_its_medium() -> None:
     fractions = prompt_text(item("spatial_grounding"), think=False, style="full")
-    assert "as fractions of its width and height between 0 and 1" in fractions and "in the video" in fractions
+    assert "as fractions of the video's width and height between 0 and 1" in fractions
     still = ImageSpec(uri="a.jpg", min_pixels=784, max_pixels=7840)
     pixels = dataclasses.replace(item("spatial_grounding"), truth=PIXELS, media=(still,))
     text = prompt_text(pixels, think=False, style="full")
