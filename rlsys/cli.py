@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,13 +11,16 @@ import typer
 from rich.logging import RichHandler
 
 from rlsys import env
-from rlsys.errors import UserError
+from rlsys.cli_errors import clear_errors
+from rlsys.judge_cli import judge_app, score
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
 rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers.")
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
+app.add_typer(judge_app, name="judge")
+app.command()(score)
 
 Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]
@@ -39,15 +39,6 @@ def _set_up_process() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"rlsys: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of clips, model and sampling.")] = 0,
@@ -63,7 +54,7 @@ def demo(
     from rlsys.demo import run_demo
     from rlsys.demo_all_tasks import run_demo_all_tasks
 
-    with _clear_errors():
+    with clear_errors():
         if tasks == "all":
             run_demo_all_tasks(out or Path("runs/demo_all_tasks"), seed)
         else:
@@ -80,7 +71,7 @@ def train(
     from rlsys.config import load
     from rlsys.train import train as run_train
 
-    with _clear_errors():
+    with clear_errors():
         run_train(load(config, overrides or ()), resume=resume)
 
 
@@ -94,7 +85,7 @@ def check_config(
     from rlsys.check import check
     from rlsys.config import ConfigError, field_lines, load
 
-    with _clear_errors():
+    with clear_errors():
         if fields:
             typer.echo("\n".join(field_lines()))
             return
@@ -107,16 +98,6 @@ def check_config(
 
 
 @app.command()
-def score(jsonl: Annotated[Path, typer.Option(help="One object per line: task, text, truth.")]) -> None:
-    """Score rows offline with the functions that the reward servers use."""
-    from rlsys.assemble import score_lines
-
-    with _clear_errors(), jsonl.open(encoding="utf-8", errors="replace") as lines:
-        for row in score_lines(lines):
-            typer.echo(json.dumps(row))
-
-
-@app.command()
 def submit(
     config: Config,
     overrides: Overrides = None,
@@ -126,13 +107,13 @@ def submit(
     """Send `rlsys train CONFIG` to a Ray cluster as a job."""
     from rlsys.assemble import submit_job
 
-    with _clear_errors():
+    with clear_errors():
         raise typer.Exit(submit_job(config, overrides or [], address, follow))
 
 
 @data_app.command("check")
 def data_check(
-    format: Annotated[str, typer.Option(help="charades_sta, nextgqa or got10k.")],
+    format: Annotated[str, typer.Option(help="charades_sta, nextgqa, got10k, vtts, captions or vidtab.")],
     annotations: Annotated[Path, typer.Option(help="The annotation file.")],
     videos: Annotated[
         Path | None, typer.Option(help="Folder of its videos; without it files are not looked for.")
@@ -141,7 +122,7 @@ def data_check(
     """Count videos and queries, then list every dirty row."""
     from rlsys.data.annotations import check
 
-    with _clear_errors():
+    with clear_errors():
         for line in check(annotations, format, videos):
             typer.echo(line)
 
@@ -161,7 +142,7 @@ def rewards_serve(
     """Run the reward servers apart from training, until interrupted."""
     from rlsys.assemble import serve_rewards
 
-    with _clear_errors():
+    with clear_errors():
         serve_rewards(config, overrides or [], name, detach)
 
 
@@ -170,7 +151,7 @@ def rewards_stop(name: str, overrides: Overrides = None) -> None:
     """End reward servers that were left on a cluster; say which with cluster.address=HOST:PORT."""
     from rlsys.assemble import stop_rewards
 
-    with _clear_errors():
+    with clear_errors():
         stop_rewards(name, overrides or [])
 
 
@@ -182,7 +163,7 @@ def rewards_status(
     """Show replicas, queues, rates, failures and cache hits of running reward servers."""
     from rlsys.assemble import reward_status
 
-    with _clear_errors():
+    with clear_errors():
         for line in reward_status(url, token_env):
             typer.echo(line)
 
