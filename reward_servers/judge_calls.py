@@ -85,8 +85,7 @@ def consistency_call(question: str, reasoning: str, answer: str) -> JudgeCall:
 
 def _split(text: str, version: str) -> JudgeCall:
     prompt = judge_prompt(_PROMPTS["split"])
-    # an event takes two words at least; the bound keeps a model that loses its way from going on for ever
-    most = min(MAX_EVENTS, max(1, len(text.split()) // 2))
+    most = _most_events(text)
     texts = {"text": quoted(text), "most": str(most)}
     event = _plain_text(1, _EVENT_CHARS)
     return JudgeCall(
@@ -141,6 +140,13 @@ def _consistency(question: str, reasoning: str, answer: str, version: str) -> Ju
         read=_read_consistency,
         user_again=lambda problem: prompt.filled_again(problem, **texts),
     )
+
+
+def _most_events(text: str) -> int:
+    # an event takes two words at least, or three characters of a script without spaces (CJK and what follows it);
+    # the bound keeps a model that loses its way from going on for ever
+    num_wide = sum(char > "\u2e7f" for char in text)
+    return min(MAX_EVENTS, max(1, len(text.split()) // 2, num_wide // 3))
 
 
 def _plain_text(least: int, most: int) -> dict[str, Json]:
