@@ -14,7 +14,8 @@ from rlsys.types import Json
 
 MAX_EVENTS = 32
 """Most events of one text. More of them would not fit one answer; the splitter is asked to stay below."""
-_EVENT_CHARS, _REASON_CHARS = 200, 160
+_EVENT_CHARS, _REASON_CHARS = 200, 100
+_PLAIN = r'[^"\\\x00-\x1f]'
 _ENTAILED = {"entailed": True, "not_entailed": False, "cannot_tell": None}
 _CONSISTENT = {"consistent": True, "inconsistent": False, "cannot_tell": None}
 
@@ -150,8 +151,10 @@ def _most_events(text: str) -> int:
 
 
 def _plain_text(least: int, most: int) -> dict[str, Json]:
-    # not minLength and maxLength: xgrammar 0.2 then lets control characters through, which JSON does not allow
-    return {"type": "string", "pattern": rf'^[^"\\\x00-\x1f]{{{least},{most}}}$'}
+    # not minLength and maxLength: xgrammar 0.2 then lets control characters through, which JSON does not allow.
+    # In pieces: it also fails to compile a character repeated more than 128 times.
+    pieces = [(least, 100), *[(0, 100)] * (most // 100 - 1)]
+    return {"type": "string", "pattern": "^" + "".join(f"{_PLAIN}{{{low},{high}}}" for low, high in pieces) + "$"}
 
 
 def _object(**properties: Json) -> dict[str, Json]:

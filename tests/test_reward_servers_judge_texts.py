@@ -83,7 +83,7 @@ def test_any_edit_makes_another_version(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(judge_texts, "_MARKS", frozenset("<>&"))  # quoting is part of what the model is told
     found.add(prompt_version("entailment"))
     monkeypatch.undo()
-    monkeypatch.setattr(judge_calls, "_REASON_CHARS", 100)
+    monkeypatch.setattr(judge_calls, "_REASON_CHARS", 200)
     found.add(prompt_version("entailment"))
     assert len(found) == 6
 
