@@ -131,7 +131,8 @@ def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
         f"  learner.num_ranks={_shown(wanted.learner)}",
         f"  rollout.num_actors={_shown(wanted.actors)}, each on one node",
         *([f"  reward.judge.serve_replicas={_shown(wanted.judge)}, each on one node"] if wanted.judge else []),
-        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and reward replicas (reward.min_replicas, reward.judge.min_replicas)",
+        f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and replicas of rules and judge "
+        "(reward.min_replicas, reward.judge.min_replicas)",
         f"  = {wanted.cpus:g} CPU, {wanted.gpus:g} GPU",
         f"The cluster has {sum(node.cpus for node in nodes):g} CPU, {sum(node.gpus for node in nodes):g} GPU:",
         *(f"  {node.name}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes),

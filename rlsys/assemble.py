@@ -238,8 +238,8 @@ def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | Non
                 threading.Event().wait()
         elif cluster.is_local:
             raise ConfigError(
-                "--detach leaves the servers on a cluster that goes on running; name it with cluster.address=HOST:PORT, "
-                "or leave --detach out."
+                "--detach leaves the servers on a cluster that goes on running; "
+                "name it with cluster.address=HOST:PORT, or leave --detach out."
             )
         else:
             url = launch(run.reward, name)
