@@ -64,9 +64,9 @@ def test_any_text_is_split_into_few_pieces(text: str) -> None:
 
 @pytest.mark.parametrize("piece", [" ", ".", ". ", ", and ", "a ", "\n", "(", "x, and a"])
 def test_splitting_is_linear(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     split_sentences(piece * 1_000_000)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_embeddings_are_those_of_the_published_model() -> None:
@@ -118,17 +118,16 @@ def test_equal_rows_are_judged_once_and_sentences_embedded_once(judge: Embedding
 
 
 def test_the_event_loop_stays_free_while_sentences_are_embedded(judge: EmbeddingJudge) -> None:
-    async def longest_gap() -> float:
-        rows = [task(f"Number {number} opens the door of house {number}.") for number in range(100)]
+    async def ticks() -> int:
+        rows = [task(f"Number {number} opens the door of house {number}.") for number in range(300)]
         work = asyncio.create_task(judge.score(rows, time.monotonic() + 60))
-        gap = 0.0
+        count = 0
         while not work.done():
-            started = time.perf_counter()
             await asyncio.sleep(0.001)
-            gap = max(gap, time.perf_counter() - started)
-        return gap
+            count += 1
+        return count
 
-    assert asyncio.run(longest_gap()) < 0.2
+    assert asyncio.run(ticks()) > 20  # a loop that waits for the embeddings turns twice
 
 
 def test_what_it_cannot_judge_is_missing_data(judge: EmbeddingJudge) -> None:
