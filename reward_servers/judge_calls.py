@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -144,10 +145,11 @@ def _consistency(question: str, reasoning: str, answer: str, version: str) -> Ju
 
 
 def _most_events(text: str) -> int:
-    # an event takes two words at least, or three characters of a script without spaces (CJK and what follows it);
-    # the bound keeps a model that loses its way from going on for ever
+    # A sentence each, or an event every two words, or every three characters of a script without spaces (CJK and
+    # what follows it), whichever is most. The bound keeps a model that loses its way from going on for ever.
+    num_sentences = len(re.findall(r"[^\s.!?;][.!?;]", text))
     num_wide = sum(char > "\u2e7f" for char in text)
-    return min(MAX_EVENTS, max(1, len(text.split()) // 2, num_wide // 3))
+    return min(MAX_EVENTS, max(1, num_sentences, len(text.split()) // 2, num_wide // 3))
 
 
 def _plain_text(least: int, most: int) -> dict[str, Json]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 Answer = TypeVar("Answer")
 _GRACE_S = 0.5  # the call itself ends at its deadline, with a better reason than ours
+_MARGIN_S = 0.25  # a call that fails so shortly before its deadline failed because of it
 
 
 @dataclass
@@ -29,8 +30,8 @@ class SharedCalls(Generic[Answer]):
     async def get(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Answer]], deadline_s: float) -> Answer:
         """What `start()` returns or raises, or what the same call that runs already does.
 
-        deadline_s: of `time.monotonic`; TimeoutError after it. Whoever joined a call that failed at an earlier
-        deadline than its own starts anew.
+        deadline_s: of `time.monotonic`; TimeoutError after it. Whoever joined a call that ran out of time while there
+        is more of its own starts anew; any other failure is everybody's.
         """
         while True:
             running = self._running.get(key)
@@ -40,10 +41,9 @@ class SharedCalls(Generic[Answer]):
                 self.num_shared += 1
             try:
                 return await self._result(key, running, deadline_s)
-            except asyncio.CancelledError:
-                raise
             except Exception:
-                if running.deadline_s >= deadline_s or time.monotonic() >= deadline_s:
+                now_s = time.monotonic()
+                if now_s < running.deadline_s - _MARGIN_S or now_s >= deadline_s or running.deadline_s >= deadline_s:
                     raise
 
     def _start(

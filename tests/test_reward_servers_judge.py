@@ -251,6 +251,21 @@ def test_whoever_has_more_time_tries_again_when_the_shared_call_ran_out_of_it(
     run(scenario())
 
 
+def test_a_failure_that_is_not_for_want_of_time_is_everybodys(judge: EventJudge, oracle: Oracle) -> None:
+    async def scenario() -> None:
+        oracle.answers["entailment"] = [JudgeFailure("infra", "no connection"), AssertionError("asked again")]
+        gate, row = await hanging(judge, oracle)
+        now = time.monotonic()
+        waiting = [asyncio.create_task(judge.score([row], now + seconds)) for seconds in (10, 20, 30)]
+        while not oracle.calls["entailment"]:
+            await asyncio.sleep(0.01)
+        gate.set_result(None)
+        found = [(await task)[0] for task in waiting]
+        assert [(score.status, score.reason) for score in found] == [("infra", "no connection")] * 3
+
+    run(scenario())
+
+
 def test_the_model_sees_events_and_never_the_text_of_the_prediction_when_it_judges(
     judge: EventJudge, oracle: Oracle
 ) -> None:
