@@ -5,24 +5,28 @@ BIN := $(VENV)/bin
 DEVICE ?=
 SEED ?=
 OUT ?=
+TASKS ?=
 ARGS ?=
 
-.PHONY: help setup demo test lint format bench locks clean
+.PHONY: help setup demo test lint format bench bench-rewards locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
-	@echo "make demo     the whole loop on this machine, about ten minutes (SEED=1 OUT=runs/demo)"
+	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
 	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part)"
 	@echo "make lint     formatting, lint rules, types"
 	@echo "make format   apply formatting and the lint fixes that are safe"
 	@echo "make bench    seconds per step by phase"
+	@echo "make bench-rewards   the reward servers: rates, scaling, latencies, cache, hidden judging"
 	@echo "make locks    resolve the GPU lock again (the CPU lock is edited by hand)"
 
 setup:
 	@$(PYTHON) cluster/install/setup.py $(if $(DEVICE),--device $(DEVICE))
 
 demo: setup
-	$(BIN)/rlsys demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) $(ARGS)
+	$(if $(filter all,$(TASKS)),,$(BIN)/rlsys demo $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)) $(ARGS))
+	$(if $(filter grounding,$(TASKS)),,$(BIN)/rlsys demo --tasks all \
+		$(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)_all_tasks) $(ARGS))
 
 test: setup
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -38,6 +42,9 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.step $(ARGS)
+
+bench-rewards: setup
+	$(BIN)/python -m benchmarks.rewards $(ARGS)
 
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
