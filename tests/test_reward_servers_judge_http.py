@@ -6,10 +6,9 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from fixtures_judge import JudgeServer
 
 from reward_servers.judge import JudgeTask
 from reward_servers.local_judge import open_judge
@@ -17,6 +16,10 @@ from reward_servers.offline import score_lines
 from rlsys.config import JudgeConfig
 from rlsys.types import Score
 
+if TYPE_CHECKING:
+    from fixtures_judge import JudgeServer
+
+pytest_plugins = ["fixtures_judge"]
 REFERENCE = "A red square appears. A dog barks."
 ALL = frozenset({"recall", "precision", "f1"})
 
