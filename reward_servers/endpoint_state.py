@@ -132,7 +132,7 @@ class Endpoint:
         elif breaker == "half_open":
             text = "being tried with one call after failures in a row"
         elif self.in_flight >= self.max_concurrency:
-            text = f"busy with {self.in_flight} calls (reward.judge.max_concurrency)"
+            text = f"busy with {self.in_flight} of {self.max_concurrency} calls (reward.judge.max_concurrency)"
         else:
             text = "at its limit of calls or tokens per minute"
         return f"{self.url} is {text}" + (f"; last error: {self.last_error}" if self.last_error else "")

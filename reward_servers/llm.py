@@ -188,7 +188,7 @@ class JudgeLlm:
 
     async def _lease(self, question: _Question, trail: _Trail) -> Lease:
         try:
-            lease = await self._acquire(question.tokens, trail.avoid(self._urls), question.left_s())
+            lease = await self._acquire(question.tokens, trail.avoid(self._urls), question.left_s(), trail)
         except NoEndpoint as error:
             trail.last, trail.last_status = error.reason, "infra"
             raise _TryAgain from None
@@ -197,17 +197,23 @@ class JudgeLlm:
             raise _TryAgain  # the others are away for now
         return lease
 
-    async def _acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float) -> Lease:
+    async def _acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float, trail: _Trail) -> Lease:
         # never cancelled: an owner in another process might grant it all the same, and nobody would give it back
         asking = self._keep(asyncio.ensure_future(self._board.acquire(tokens, avoid, wait_s)))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            asking.add_done_callback(self._give_back)
+            if asking.done():
+                self._give_back(trail, asking)
+            else:
+                asking.add_done_callback(partial(self._give_back, trail))
             raise
 
-    def _give_back(self, asking: asyncio.Future[Lease]) -> None:
-        if not asking.cancelled() and asking.exception() is None:
+    def _give_back(self, trail: _Trail, asking: asyncio.Future[Lease]) -> None:
+        error = None if asking.cancelled() else asking.exception()
+        if isinstance(error, NoEndpoint):
+            trail.last, trail.last_status = error.reason, "infra"  # both were up at once: this says more
+        elif not asking.cancelled() and error is None:
             self._release(asking.result(), UNUSED)
 
     def _start(self, lease: Lease, question: _Question, trail: _Trail) -> asyncio.Task[Completion]:
@@ -271,7 +277,7 @@ class JudgeLlm:
             done, _ = await asyncio.wait(calls, timeout=after_s)
             if done:
                 return
-            lease = await self._acquire(question.tokens, (*trail.avoid(self._urls), url), 0.0)
+            lease = await self._acquire(question.tokens, (*trail.avoid(self._urls), url), 0.0, trail)
         except NoEndpoint:
             return  # no room, or no owner to ask: the first call goes on
         if lease.url in trail.hopeless:

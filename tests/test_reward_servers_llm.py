@@ -233,7 +233,7 @@ def test_a_deadline_while_waiting_for_a_turn_names_who_is_busy(server: FaultServ
         return caught.value
 
     failed, snapshot = using(config(server, max_concurrency=1), work)
-    assert "busy with 1 call" in failed.reason
+    assert "busy with 1 of 1 calls" in failed.reason
     assert only(snapshot)["outcomes"] == {"abandoned": 1}
 
 
