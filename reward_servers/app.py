@@ -20,15 +20,15 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import LoggingConfig
 
 from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
-from reward_servers.board_actor import ClusterBoard
 from reward_servers.exported_metrics import Exported, flattened
-from reward_servers.judge import Judge, JudgeTask, build_judge
+from reward_servers.judging.board_actor import ClusterBoard
+from reward_servers.judging.judge import Judge, JudgeTask, build_judge
+from reward_servers.judging.served_model import with_served_model
+from reward_servers.judging.which_judge import judge_kind
 from reward_servers.scorers import load_user_scorers
-from reward_servers.served_model import with_served_model
 from reward_servers.service import Busy, RewardService
 from reward_servers.transport import RewardServerError, wait_until_healthy
 from reward_servers.web import build
-from reward_servers.which_judge import judge_kind
 from rlsys.config import JudgeConfig, RewardConfig
 from rlsys.types import Score
 

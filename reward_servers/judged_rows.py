@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from reward_servers.judge import JudgeTask
+from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import ScoreRow
 from rlsys.answers import Caption, last_block
 from rlsys.config import ScoreSettings

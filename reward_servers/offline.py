@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reward_servers.judge import Judge, JudgeTask
-from reward_servers.local_judge import in_order, open_judge, pumped
+from reward_servers.judging.judge import Judge, JudgeTask
+from reward_servers.judging.local_judge import in_order, open_judge, pumped
+from reward_servers.judging.which_judge import judge_kind
 from reward_servers.schema import ScoreRequest, ScoreRow
 from reward_servers.service import RewardService
 from reward_servers.user_scorers import UserScorer
-from reward_servers.which_judge import judge_kind
 from rlsys.config import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.types import Json, Score
 

@@ -24,7 +24,7 @@ from rlsys.types import PromptItem, WeightVersion
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
-    from reward_servers.injections import ProbeReport
+    from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def needs_judge(tasks: Iterable[str], reward: RewardConfig) -> bool:
 
 def judge_of(reward: RewardConfig) -> str:
     """Kind of judge that the run's own servers would have. ConfigError when they cannot have one."""
-    from reward_servers.which_judge import judge_kind
+    from reward_servers.judging.which_judge import judge_kind
 
     return judge_kind(reward.judge)
 
@@ -280,8 +280,8 @@ def score_lines(
 
 
 def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Iterator[str]:
-    """How far the judge agrees with the labels in a file. See `reward_servers.calibration`."""
-    from reward_servers.judge_commands import calibration_lines as calibrated
+    """How far the judge agrees with the labels in a file. See `reward_servers.judging.calibration`."""
+    from reward_servers.judging.commands import calibration_lines as calibrated
 
     return calibrated(path, judge, timeout_s)
 
@@ -289,14 +289,14 @@ def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Itera
 def rescore_lines(
     path: Path, settings: ScoreSettings, judge: JudgeConfig | None, out: Path | None, timeout_s: float = 300.0
 ) -> Iterator[str]:
-    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.rescoring`."""
-    from reward_servers.judge_commands import rescore_lines as rescored
+    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.judging.rescoring`."""
+    from reward_servers.judging.commands import rescore_lines as rescored
 
     return rescored(path, settings, judge, out, timeout_s)
 
 
 def probe_report(judge: JudgeConfig, timeout_s: float) -> ProbeReport:
-    """What predictions that give orders to the judge get for it. See `reward_servers.injections`."""
-    from reward_servers.judge_commands import probe_report as probed
+    """What predictions that give orders to the judge get for it. See `reward_servers.judging.injections`."""
+    from reward_servers.judging.commands import probe_report as probed
 
     return probed(judge, timeout_s)

@@ -78,9 +78,16 @@ def _judge_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[
     """The run's own servers need a judge that can work; those at `reward.url` say for themselves what they have."""
     if config.reward.url is None and needs_judge({item.task for item in items}, config.reward):
         try:
-            judge_of(config.reward)
+            kind = judge_of(config.reward)
         except UserError as error:
             yield str(error)
+            return
+        asked = sorted(task for task, weights in config.reward.weights.items() if "consistency" in weights)
+        if kind == "embedding" and asked:
+            yield (
+                f"reward.weights.{asked[0]}.consistency: sentence embeddings cannot judge reasoning: every row would "
+                "be missing; set reward.judge.urls or reward.judge.serve_model, or leave the score out."
+            )
 
 
 def _memory_problems(config: RunConfig) -> Iterator[str]:

@@ -24,7 +24,7 @@ ASSEMBLER = "rlsys/assemble.py"
 LEAVES = {
     "vllm": {"actors/engine.py"},
     "deepspeed": {"learner/engine.py"},
-    "ray.serve": {"reward_servers/app.py", "reward_servers/served_model.py"},
+    "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/tracking.py"},
     "decord": {"rlsys/data/decode.py"},
 }

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from judge_oracles import Oracle, refused
 
-from reward_servers.calibration import Calibration, LabelError, calibrate
-from reward_servers.judge import EventJudge
-from reward_servers.verdicts import VerdictCache
+from reward_servers.judging.calibration import Calibration, LabelError, calibrate
+from reward_servers.judging.judge import EventJudge
+from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_servers.embedding_judge import MAX_EVENTS, EmbeddingJudge, SentenceEmbedder, split_sentences
-from reward_servers.judge import JudgeTask, build_judge
+from reward_servers.judging.embedding import MAX_EVENTS, EmbeddingJudge, SentenceEmbedder, split_sentences
+from reward_servers.judging.judge import JudgeTask, build_judge
 from rlsys.config import ConfigError, JudgeConfig
 from rlsys.types import Score
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_servers.event_scores import EventVerdict, event_scores, tiered
+from reward_servers.judging.event_scores import EventVerdict, event_scores, tiered
 
 ALL = frozenset({"recall", "precision", "f1"})
 verdict_lists = st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=5)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from judge_oracles import Oracle
 
-from reward_servers.injections import CASES, Injection, ProbeReport, injections, probe_injections
-from reward_servers.judge import EventJudge
-from reward_servers.judge_calls import entailment_call, split_call
-from reward_servers.judge_texts import quoted
-from reward_servers.llm import JudgeFailure
-from reward_servers.verdicts import VerdictCache
+from reward_servers.judging.calls import entailment_call, split_call
+from reward_servers.judging.injections import CASES, Injection, ProbeReport, injections, probe_injections
+from reward_servers.judging.judge import EventJudge
+from reward_servers.judging.llm import JudgeFailure
+from reward_servers.judging.texts import quoted
+from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json
 
 

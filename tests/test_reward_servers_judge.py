@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from judge_oracles import URL, Oracle, between, quoted_texts, refused
 
-from reward_servers.judge import EventJudge, JudgeTask
-from reward_servers.llm import JudgeFailure
-from reward_servers.verdicts import VerdictCache
+from reward_servers.judging.judge import EventJudge, JudgeTask
+from reward_servers.judging.llm import JudgeFailure
+from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json, Score
 
 REFERENCE = "A red square appears. It moves left. A dog barks."

@@ -24,8 +24,8 @@ from judge_fault_server import (
     too_many,
 )
 
-from reward_servers.judge import JudgeTask
-from reward_servers.local_judge import open_judge
+from reward_servers.judging.judge import JudgeTask
+from reward_servers.judging.local_judge import open_judge
 from rlsys.config import JudgeConfig
 from rlsys.types import Score
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reward_servers.judge import JudgeTask
-from reward_servers.local_judge import open_judge
+from reward_servers.judging.judge import JudgeTask
+from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
 from rlsys.config import JudgeConfig
 from rlsys.types import Score
@@ -19,7 +19,6 @@ from rlsys.types import Score
 if TYPE_CHECKING:
     from fixtures_judge import JudgeServer
 
-pytest_plugins = ["fixtures_judge"]
 REFERENCE = "A red square appears. A dog barks."
 ALL = frozenset({"recall", "precision", "f1"})
 

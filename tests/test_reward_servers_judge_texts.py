@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_servers import judge_calls, judge_texts
-from reward_servers.judge_calls import consistency_call, entailment_call, prompt_version, split_call
-from reward_servers.judge_texts import JudgePrompt, judge_prompt, numbered, quoted
+from reward_servers.judging import calls as judge_calls
+from reward_servers.judging import texts as judge_texts
+from reward_servers.judging.calls import consistency_call, entailment_call, prompt_version, split_call
+from reward_servers.judging.texts import JudgePrompt, judge_prompt, numbered, quoted
 
 
 @given(st.text())

@@ -138,6 +138,20 @@ def test_status_shows_replicas_rows_calls_and_endpoint(url: str, endpoint: Fault
     assert "cache hits:" in text and endpoint.url in text
 
 
+def test_limits_of_a_new_deployment_hold_for_the_owner_that_is_there(
+    url: str, endpoint: FaultServer, folder: Path
+) -> None:
+    wider = app.launch(judged(endpoint, folder, max_concurrency=5), "wider")
+    endpoint.delay_s = 0.1
+    assert all(group.is_valid.all() for group in score_groups(wider, many("wider", 6)))
+    assert endpoint.max_concurrency == 5
+    app.launch(judged(endpoint, folder, max_concurrency=3, min_replicas=2), "wider")
+    score_groups(wider, many("narrower", 1))
+    endpoint.max_concurrency = 0
+    score_groups(wider, many("narrow again", 4))
+    assert endpoint.max_concurrency == 3
+
+
 def test_too_many_waiting_requests_are_429_with_retry_after(
     serve_cluster: Path, endpoint: FaultServer, folder: Path
 ) -> None:

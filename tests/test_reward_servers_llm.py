@@ -31,9 +31,9 @@ from judge_fault_server import (
     too_many,
 )
 
-from reward_servers.endpoints import EndpointBoard
-from reward_servers.leases import Board, CallReport, Lease, NoEndpoint
-from reward_servers.llm import Completion, JudgeFailure, JudgeLlm
+from reward_servers.judging.endpoints import EndpointBoard
+from reward_servers.judging.leases import Board, CallReport, Lease, NoEndpoint
+from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
 from rlsys.config import ConfigError, JudgeConfig
 
 KEY = "sk-very-secret-0123456789"

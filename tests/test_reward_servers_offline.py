@@ -18,11 +18,11 @@ from judge_oracles import Oracle
 from typer.testing import CliRunner
 
 from reward_servers import offline
-from reward_servers.judge import EventJudge
-from reward_servers.llm import JudgeFailure
-from reward_servers.local_judge import in_order, pumped
+from reward_servers.judging.judge import EventJudge
+from reward_servers.judging.llm import JudgeFailure
+from reward_servers.judging.local_judge import in_order, pumped
+from reward_servers.judging.verdicts import VerdictCache
 from reward_servers.offline import score_lines
-from reward_servers.verdicts import VerdictCache
 from rlsys.config import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.judge_cli import judge_app, score
 from rlsys.types import Json

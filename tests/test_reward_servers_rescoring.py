@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from judge_oracles import Oracle, refused
 
-from reward_servers.judge import EventJudge, Judge
-from reward_servers.judge_commands import rescore_lines
-from reward_servers.rescoring import EvidenceError, Rescored, rescore
-from reward_servers.verdicts import VerdictCache
+from reward_servers.judging.commands import rescore_lines
+from reward_servers.judging.judge import EventJudge, Judge
+from reward_servers.judging.rescoring import EvidenceError, Rescored, rescore
+from reward_servers.judging.verdicts import VerdictCache
 from rlsys.config import ScoreSettings
 from rlsys.errors import UserError
 from rlsys.types import Json

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from reward_servers.auth import TokenCheck
-from reward_servers.judge import JudgeTask
+from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import MAX_ROWS, ScoreRequest
 from reward_servers.service import Busy, RewardService
 from reward_servers.web import build

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reward_servers import verdicts
-from reward_servers.verdicts import AnswerKey, CacheError, VerdictCache, default_path
+from reward_servers.judging import verdicts
+from reward_servers.judging.verdicts import AnswerKey, CacheError, VerdictCache, default_path
 
 
 def key(*inputs: str, call: str = "split", model: str = "m", version: str = "v1") -> AnswerKey:

@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from reward_servers.event_scores import EventVerdict, event_scores
-from reward_servers.judge_calls import (
+from reward_servers.judging.calls import (
     MAX_EVENTS,
     JudgeCall,
     Unusable,
@@ -26,10 +25,11 @@ from reward_servers.judge_calls import (
     prompt_version,
     split_call,
 )
-from reward_servers.leases import Board
-from reward_servers.llm import Completion, JudgeFailure, JudgeLlm
-from reward_servers.shared_calls import SharedCalls
-from reward_servers.verdicts import AnswerKey, VerdictCache
+from reward_servers.judging.event_scores import EventVerdict, event_scores
+from reward_servers.judging.leases import Board
+from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
+from reward_servers.judging.shared_calls import SharedCalls
+from reward_servers.judging.verdicts import AnswerKey, VerdictCache
 from rlsys.config import JudgeConfig
 from rlsys.types import Json, Score
 
@@ -270,7 +270,7 @@ def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None) -
     Raises ConfigError when neither is possible, CacheError when the cache of verdicts cannot be opened.
     """
     if not config.urls:
-        from reward_servers.embedding_judge import EmbeddingJudge
+        from reward_servers.judging.embedding import EmbeddingJudge
 
         return EmbeddingJudge(config.embedding_threshold)
     if board is None:

@@ -100,7 +100,7 @@ class Breaker:
     """
 
     def __init__(self, max_failures: int, open_s: float) -> None:
-        self._max_failures, self._open_s = max_failures, open_s
+        self.max_failures, self.open_s = max_failures, open_s
         self._open_until: float | None = None  # None: closed
         self._probe: str | None = None
         self.failures_in_row = 0
@@ -136,8 +136,8 @@ class Breaker:
         if self._open_until is not None and not is_probe:
             return
         self.failures_in_row += 1
-        if is_probe or at_once or self.failures_in_row >= self._max_failures:
-            self._open_until, self._probe = now + self._open_s, None
+        if is_probe or at_once or self.failures_in_row >= self.max_failures:
+            self._open_until, self._probe = now + self.open_s, None
 
     def ended_unknown(self, call: str) -> None:
         """The call ended without saying anything of the endpoint; a probe may be tried again."""

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from reward_servers.endpoints import EndpointBoard
-from reward_servers.leases import CallReport, Lease, NoEndpoint
+from reward_servers.judging.endpoints import EndpointBoard
+from reward_servers.judging.leases import CallReport, Lease, NoEndpoint
 from rlsys.config import JudgeConfig
 
 NAMESPACE = "rlsys"
@@ -32,6 +32,9 @@ class BoardShell:
         self._board = EndpointBoard(config, quiet_s=config.call_timeout_s if is_restart else 0.0)
         self._used_s = time.monotonic()
         self._idle = asyncio.get_running_loop().create_task(self._end_when_idle())
+
+    async def adopt(self, config: JudgeConfig) -> None:
+        await self._board.adopt(config)
 
     async def acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float) -> Lease:
         self._used_s = time.monotonic()
@@ -83,7 +86,7 @@ class ClusterBoard:
         raise NoEndpoint(f"the owner of the judge's limits does not answer: {type(last).__name__}")
 
     def _actor(self) -> Any:
-        return (
+        actor = (
             ray.remote(BoardShell)
             .options(
                 name=self._name,
@@ -96,3 +99,5 @@ class ClusterBoard:
             )
             .remote(self._config)
         )
+        actor.adopt.remote(self._config)  # one that was there already may have the limits of an earlier deployment
+        return actor

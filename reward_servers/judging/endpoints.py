@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from reward_servers.endpoint_state import Endpoint, quantile
-from reward_servers.leases import UNUSED, CallReport, Lease, NoEndpoint
-from reward_servers.limits import Breaker, Window
+from reward_servers.judging.endpoint_state import Endpoint, quantile
+from reward_servers.judging.leases import UNUSED, CallReport, Lease, NoEndpoint
+from reward_servers.judging.limits import Breaker, Window
 from rlsys.config import ConfigError, JudgeConfig
 
 WINDOW_S = 60.0
@@ -107,6 +107,15 @@ class EndpointBoard:
             "waiting": len(self._waiters),
             "endpoints": {url: endpoint.snapshot(now) for url, endpoint in self._endpoints.items()},
         }
+
+    async def adopt(self, config: JudgeConfig) -> None:
+        """Other limits for the same endpoints, as a service that is deployed anew may bring; calls that run go on."""
+        for endpoint in self._endpoints.values():
+            endpoint.max_concurrency = config.max_concurrency
+            endpoint.lease_s = config.call_timeout_s + LEASE_GRACE_S
+            endpoint.window.max_calls, endpoint.window.max_tokens = config.requests_per_minute, config.tokens_per_minute
+            endpoint.breaker.max_failures, endpoint.breaker.open_s = config.breaker_failures, config.breaker_open_s
+        self._dispatch()
 
     def _end(self, lease_id: str, report: CallReport) -> None:
         for endpoint in self._endpoints.values():

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reward_servers.event_scores import EventVerdict
-from reward_servers.judge_texts import judge_prompt, numbered, quoted
+from reward_servers.judging.event_scores import EventVerdict
+from reward_servers.judging.texts import judge_prompt, numbered, quoted
 from rlsys.types import Json
 
 MAX_EVENTS = 32

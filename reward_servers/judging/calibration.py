@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reward_servers.judge import Judge, JudgeTask
-from reward_servers.local_judge import judged_in_order
+from reward_servers.judging.judge import Judge, JudgeTask
+from reward_servers.judging.local_judge import judged_in_order
 from rlsys.errors import UserError
 
 

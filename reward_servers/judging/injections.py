@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from reward_servers.judge import Judge, JudgeTask
-from reward_servers.local_judge import judged_in_order
+from reward_servers.judging.judge import Judge, JudgeTask
+from reward_servers.judging.local_judge import judged_in_order
 from rlsys.types import Score
 
-_FILE = Path(__file__).resolve().parent / "judge_prompts" / "injections.jsonl"
+_FILE = Path(__file__).resolve().parent / "prompts" / "injections.jsonl"
 _PLACE = "{caption}"
 
 CASES = (

@@ -31,8 +31,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reward_servers.event_scores import EventVerdict, event_scores
-from reward_servers.judge import JudgeTask
+from reward_servers.judging.event_scores import EventVerdict, event_scores
+from reward_servers.judging.judge import JudgeTask
 from rlsys.config import ConfigError
 from rlsys.types import Json, Score
 

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from reward_servers.auth import token_from_environment
-from reward_servers.endpoints import EndpointBoard
-from reward_servers.judge import Judge, JudgeTask, build_judge
+from reward_servers.judging.endpoints import EndpointBoard
+from reward_servers.judging.judge import Judge, JudgeTask, build_judge
 from rlsys.config import JudgeConfig
 from rlsys.types import Score
 

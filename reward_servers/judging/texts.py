@@ -1,4 +1,4 @@
-"""The judge's prompts: files in `judge_prompts/`, filled so that no text can pose as an instruction."""
+"""The judge's prompts: files in `prompts/`, filled so that no text can pose as an instruction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_FOLDER = Path(__file__).resolve().parent / "judge_prompts"
+_FOLDER = Path(__file__).resolve().parent / "prompts"
 _SECTION = re.compile(r"^=== (.*) ===\n", re.MULTILINE)
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _HIDDEN = frozenset({"Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp"})
@@ -38,7 +38,7 @@ class JudgePrompt:
 
 @cache
 def judge_prompt(name: str) -> JudgePrompt:
-    """The prompt in `judge_prompts/<name>.txt`."""
+    """The prompt in `prompts/<name>.txt`."""
     parts = _SECTION.split((_FOLDER / f"{name}.txt").read_text(encoding="utf-8"))
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     return JudgePrompt(
