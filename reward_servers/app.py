@@ -61,7 +61,7 @@ class JudgeServer:
             "kind": self._judge.kind,
             "model": self._judge.model,
             "counters": flattened(self._judge.counters()),
-            "endpoints": {} if self._board is None else (await self._board.snapshot())["endpoints"],
+            **({"waiting": 0, "endpoints": {}} if self._board is None else await self._board.snapshot()),
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ from reward_servers.schema import ScoreReply, ScoreRequest, ScoreRow
 from reward_servers.scorers import UserScorer, default_names, rule_scores
 from rlsys.tasks import TASKS, judged_scores
 from rlsys.types import Score
+
+RATE_WINDOW_S = 60.0
 
 
 class Busy(Exception):
@@ -42,6 +44,7 @@ class RewardService:
     def __init__(self, judge: JudgeService | None = None, user_scorers: Mapping[str, UserScorer] | None = None) -> None:
         self._judge, self._user_scorers = judge, user_scorers or {}
         self._open = 0
+        self._recent: deque[tuple[float, int]] = deque()  # (when, rows) of the last minute
         self._counts: Counter[str] = Counter()
 
     @property
@@ -75,12 +78,16 @@ class RewardService:
             self._open -= 1
         seconds = (time.perf_counter() - started_s) / len(scores)
         self._counts.update({"requests": 1, "rows": len(scores)})
+        self._recent.append((time.monotonic(), len(scores)))
         self._counts.update(f"rows_{score.status}" for score in scores)
         return [_reply(row, score, seconds) for row, score in zip(request.rows, scores, strict=True)]
 
     def counters(self) -> dict[str, float]:
-        """Since the start: requests, refused ones, rows, rows by status; `open` is now."""
-        return {"open": float(self._open), **{name: float(count) for name, count in self._counts.items()}}
+        """Since the start: requests, refused ones, rows, rows by status; `open` is now, `rows_per_s` of a minute."""
+        while self._recent and self._recent[0][0] < time.monotonic() - RATE_WINDOW_S:
+            self._recent.popleft()
+        rate = sum(rows for _, rows in self._recent) / RATE_WINDOW_S
+        return {"open": self._open, "rows_per_s": rate, **{name: float(count) for name, count in self._counts.items()}}
 
     async def _scores(self, request: ScoreRequest) -> list[Score]:
         deadline_s = time.monotonic() + request.timeout_s

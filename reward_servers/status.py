@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+STATUSES = ("ok", "abstain", "infra", "malformed")
+
 
 def lines(status: Mapping[str, Any]) -> Iterator[str]:
     """`status` is what GET /v1/status answers: replicas per deployment, counters per replica, the judge's endpoints."""
@@ -17,10 +19,8 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"  requests: {_n(rules['requests'])} answered, {_n(rules['open'])} open, {_n(rules['refused'])} refused (429)"
     )
-    yield (
-        f"  rows: {_n(rules['rows'])}, of these {_n(rules['rows_ok'])} ok, {_n(rules['rows_abstain'])} abstain, "
-        f"{_n(rules['rows_infra'])} infra, {_n(rules['rows_malformed'])} malformed"
-    )
+    statuses = ", ".join(f"{_n(rules[f'rows_{name}'])} {name}" for name in STATUSES)
+    yield f"  rows: {_n(rules['rows'])} ({statuses}), {rules['rows_per_s']:.2f} a second in the last minute"
     if not status["judge"]:
         yield "  judge: none"
         return
@@ -34,8 +34,10 @@ def _judge_lines(replicas: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     age_s = max(replica["counters"].get("cache_mean_hit_age_s", 0.0) for replica in replicas)
     yield f"  judge: {replicas[0]['kind']} {replicas[0]['model']}, {len(replicas)} replicas"
     yield f"    cache hits: {rate} ({_n(hits)} of {_n(hits + misses)}), {age_s:.0f} s old on average"
-    statuses = ", ".join(f"{_n(counters[f'tasks_{name}'])} {name}" for name in ("ok", "abstain", "infra", "malformed"))
+    statuses = ", ".join(f"{_n(counters[f'tasks_{name}'])} {name}" for name in STATUSES)
     yield f"    verdicts: {statuses}; {_n(counters['calls'])} calls, {_n(counters['shared_calls'])} shared"
+    if replicas[0]["endpoints"]:
+        yield f"    calls waiting for an endpoint: {replicas[0]['waiting']}"
     for url, endpoint in replicas[0]["endpoints"].items():
         yield f"    {url}: " + ", ".join(f"{key} {_shown(value)}" for key, value in endpoint.items())
 

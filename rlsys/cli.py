@@ -127,13 +127,15 @@ def data_check(
             typer.echo(line)
 
 
-Services = Annotated[Path | None, typer.Argument(help="A YAML file whose `reward` and `cluster` sections count.")]
+Services = Annotated[
+    list[str] | None,
+    typer.Argument(help="A YAML file whose `reward` and `cluster` sections count, if any, and a.b=value laid over it."),
+]
 
 
 @rewards_app.command("serve")
 def rewards_serve(
-    config: Services = None,
-    overrides: Overrides = None,
+    settings: Services = None,
     name: Annotated[
         str | None, typer.Option(help="Name on the cluster, part of the URL; one of that name is replaced as it runs.")
     ] = None,
@@ -143,7 +145,9 @@ def rewards_serve(
     from rlsys.assemble import serve_rewards
 
     with clear_errors():
-        serve_rewards(config, overrides or [], name, detach)
+        given = settings or []
+        has_file = bool(given) and "=" not in given[0]
+        serve_rewards(Path(given[0]) if has_file else None, given[has_file:], name, detach)
 
 
 @rewards_app.command("stop")

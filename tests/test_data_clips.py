@@ -207,3 +207,19 @@ def test_decoding_imports_neither_torch_nor_vllm() -> None:
     code = "import sys, rlsys.data.decode; print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_shuffled_frames_are_the_same_frames_in_a_seeded_order(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+
+    async def both() -> list[ClipRef]:
+        clip = await store.get(spec_of(tmp_path / "a.mp4"))
+        return [clip, *[await store.shuffled(clip, seed) for seed in (1, 1, 2)]]
+
+    clip, one, again, other = asyncio.run(both())
+    frames, *shuffled = (ray.get(ref.frames) for ref in (clip, one, again, other))
+    assert (shuffled[0] == shuffled[1]).all() and (shuffled[0] != shuffled[2]).any()
+    assert (shuffled[0] != frames).any()
+    assert sorted(frame.tobytes() for frame in shuffled[0]) == sorted(frame.tobytes() for frame in frames)
+    assert one.info.digest == again.info.digest != clip.info.digest
+    assert one.info.grid_thw == clip.info.grid_thw and store.counters()["decodes"] == 1

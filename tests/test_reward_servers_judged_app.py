@@ -251,3 +251,16 @@ def test_when_the_owner_of_the_limits_dies_calls_wait_until_the_old_ones_are_ove
         time.sleep(1.0)
     load.assert_all_scored()
     assert endpoint.max_concurrency <= 3
+
+
+def test_prometheus_sees_what_the_dashboard_asks_for(url: str) -> None:
+    port = ray.nodes()[0]["MetricsExportPort"]
+    expected = {f"ray_rlsys_{name}" for name in ("reward_rows_ok_total", "judge_calls_total", "judge_seconds_bucket")}
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        exported = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        missing = {name for name in expected if f"{name}{{" not in exported}
+        if not missing:
+            return
+        time.sleep(1.0)
+    pytest.fail(f"not exported: {missing}")
