@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -30,8 +32,26 @@ def with_served_model(judge: JudgeConfig, name: str, base_url: str) -> tuple[Jud
         return judge, os.environ.get(judge.api_key_env) or None
     key = secrets.token_urlsafe(32)
     _log.info("serving the judge's model %s; this takes a minute on CPU, several for 72B parameters", judge.serve_model)
-    serve.run(_application(judge, key), name=name, route_prefix=f"/{name}", blocking=False)
+    with _own_logging():
+        serve.run(_application(judge, key), name=name, route_prefix=f"/{name}", blocking=False)
     return judge.model_copy(update={"urls": (f"{base_url}/{name}/v1",), "serve_model": None}), key
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Ray Serve LLM 2.60 makes the root logger write JSON, of every library's chatter, once it is imported."""
+    root = logging.getLogger()
+    level, handlers = root.level, [(handler, handler.formatter, list(handler.filters)) for handler in root.handlers]
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.setLevel(level)
+        root.handlers[:] = [handler for handler, _, _ in handlers]
+        for handler, formatter, filters in handlers:
+            handler.setFormatter(formatter)
+            handler.filters[:] = filters
 
 
 def _application(judge: JudgeConfig, key: str) -> Any:
