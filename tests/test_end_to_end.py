@@ -159,7 +159,7 @@ def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tm
             time.sleep(0.3)
         row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
         rows = [{**row, "truth": [1.0, 3.0]}]
-        reply = httpx.post(f"{found[1]}/v1/score", json=rows, timeout=30)
+        reply = httpx.post(f"{found[1]}/v1/score", json={"rows": rows}, timeout=30)
         assert reply.status_code == 200, reply.text
         assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
     finally:

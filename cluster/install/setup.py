@@ -117,7 +117,10 @@ def install(venv: Path, lock: Path, started: float) -> None:
     step(vision, *([[*place, f"{vision}+cpu"]] if is_cpu else []), [*here, vision])
     if place_shim(python):
         log.info("[%3.0f s] torchvision does not match this torch: shim placed", time.monotonic() - started)
-    step("rlsys itself, editable", [*uv, "--no-build-isolation", "--editable", str(ROOT)])
+    # where Python may not keep bytecode, each of a run's dozen processes would compile everything it imports anew
+    compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
+    text = "rlsys itself, editable" + (", and bytecode of everything" if compiled else "")
+    step(text, [*uv, "--no-build-isolation", *compiled, "--editable", str(ROOT)])
 
 
 def read_pins(lock: Path) -> dict[str, str]:
