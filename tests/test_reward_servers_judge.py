@@ -159,7 +159,6 @@ def test_equal_rows_cost_one_call_each_and_come_back_in_order(judge: EventJudge,
     scores = scored(judge, *map(task, predictions))
     assert [round(score.scores["recall"] * 3) for score in scores] == [1, 3, 1, 1, 3, 1]
     assert oracle.calls == {"split": 3, "entailment": 3}  # the reference is one of the predictions
-    assert oracle.most_running > 1
 
 
 def test_what_was_answered_is_remembered_by_the_next_process(judge: EventJudge, tmp_path: Path) -> None:

@@ -117,10 +117,18 @@ def install(venv: Path, lock: Path, started: float) -> None:
     step(vision, *([[*place, f"{vision}+cpu"]] if is_cpu else []), [*here, vision])
     if place_shim(python):
         log.info("[%3.0f s] torchvision does not match this torch: shim placed", time.monotonic() - started)
-    # where Python may not keep bytecode, each of a run's dozen processes would compile everything it imports anew
-    compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
-    text = "rlsys itself, editable" + (", and bytecode of everything" if compiled else "")
-    step(text, [*uv, "--no-build-isolation", *compiled, "--editable", str(ROOT)])
+    step("rlsys itself, editable", [*uv, "--no-build-isolation", "--editable", str(ROOT)])
+    if sys.dont_write_bytecode:
+        # else each of a run's dozen processes would compile everything that it imports anew: a minute a run
+        log.info("[%3.0f s] bytecode, which Python may not keep by itself here", time.monotonic() - started)
+        compile_all(python, venv)
+
+
+def compile_all(python: str, venv: Path) -> None:
+    """Bytecode of every installed module. Files that are no Python of this version are left alone."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [python, "-m", "compileall", "-q", "-j", "0", str(venv / "lib")]
+    subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def read_pins(lock: Path) -> dict[str, str]:
