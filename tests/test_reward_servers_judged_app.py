@@ -253,6 +253,22 @@ def test_when_the_owner_of_the_limits_dies_calls_wait_until_the_old_ones_are_ove
     assert endpoint.max_concurrency <= 3
 
 
+def test_callers_that_hang_up_leave_no_lease_behind(url: str, endpoint: FaultServer) -> None:
+    endpoint.delay_s = 1.5
+    row = {"rollout_id": "a", "task": "captioning", "truth": {"caption": "A dog runs."}}
+    for number in range(3):
+        row["text"] = f"<think>a</think><answer>It hangs up, nr {number}.</answer>"
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/score", json={"rows": [row]}, timeout=0.4, trust_env=False)
+    deadline = time.monotonic() + 4.0  # a lease that nobody ends would stay for 15 s
+    while time.monotonic() < deadline:
+        (state, *_) = [replica["endpoints"][endpoint.url] for replica in fetch_status(url, None)["judge"]]
+        if state["in_flight"] == 0:
+            return
+        time.sleep(0.2)
+    pytest.fail(f"still held: {state}")
+
+
 def test_prometheus_sees_what_the_dashboard_asks_for(url: str) -> None:
     port = ray.nodes()[0]["MetricsExportPort"]
     expected = {f"ray_rlsys_{name}" for name in ("reward_rows_ok_total", "judge_calls_total", "judge_seconds_bucket")}

@@ -7,6 +7,7 @@ for all of them together. It ends itself when nobody has asked for a while.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import time
 import warnings
@@ -77,6 +78,12 @@ class ClusterBoard:
         return await self._call("snapshot")
 
     async def _call(self, method: str, *arguments: Any) -> Any:
+        # When a caller hangs up, Ray cancels what its request has called, the report that ends a lease among them.
+        # In a context without the request's id the call belongs to the replica instead.
+        call = asyncio.get_running_loop().create_task(self._asked(method, *arguments), context=contextvars.Context())
+        return await call
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
         for _ in range(2):  # it may have ended itself between the look-up and the call
             self._handle = self._handle or self._actor()
             try:
