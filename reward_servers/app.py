@@ -160,29 +160,24 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
 
 
 def _rules_deployment(reward: RewardConfig, token: str | None, judge: Any, kind: str | None) -> Any:
-    deployment: Any = RuleScorers  # the decorators make a Deployment of the class, unknown to the type checker
-    return deployment.options(
-        autoscaling_config=_autoscaling(reward.min_replicas, reward.max_replicas, reward.target_ongoing_requests),
-        max_ongoing_requests=2 * reward.target_ongoing_requests,
-        max_queued_requests=reward.max_queued_requests,
-        backpressure_config=_BACKPRESSURE,
-        graceful_shutdown_timeout_s=_DRAIN_S,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
-        logging_config=_LOGGING,
-    ).bind(reward, TokenCheck.of(token) if token is not None else None, judge, kind)
+    return _scaled(RuleScorers, reward).bind(reward, TokenCheck.of(token) if token is not None else None, judge, kind)
 
 
 def _judge_deployment(judge: JudgeConfig, api_key: str | None) -> Any:
-    deployment: Any = JudgeServer
+    return _scaled(JudgeServer, judge).bind(judge, api_key)
+
+
+def _scaled(deployment: Any, limits: RewardConfig | JudgeConfig) -> Any:  # the decorators' Deployment has no type
+    """The deployment with the replicas and queue of its own section."""
     return deployment.options(
-        autoscaling_config=_autoscaling(judge.min_replicas, judge.max_replicas, judge.target_ongoing_requests),
-        max_ongoing_requests=2 * judge.target_ongoing_requests,
-        max_queued_requests=judge.max_queued_requests,
+        autoscaling_config=_autoscaling(limits.min_replicas, limits.max_replicas, limits.target_ongoing_requests),
+        max_ongoing_requests=2 * limits.target_ongoing_requests,
+        max_queued_requests=limits.max_queued_requests,
         backpressure_config=_BACKPRESSURE,
         graceful_shutdown_timeout_s=_DRAIN_S,
         ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
         logging_config=_LOGGING,
-    ).bind(judge, api_key)
+    )
 
 
 def _autoscaling(fewest: int, most: int, target: int) -> AutoscalingConfig:

@@ -50,7 +50,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
             }
         log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
         make_tiny(out / "models" / "untrained", seed=seed)
-        config = _config(out, seed, clips)
+        config = demo_config("demo.yaml", out, seed, clips)
         with ExitStack() as resources:
             with clock("start"):
                 stack = resources.enter_context(open_stack(config, {"temporal_grounding"}))
@@ -90,9 +90,10 @@ def _stages(
     }
 
 
-def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
+def demo_config(name: str, out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
+    """The config of that name in `configs/`, on drawn clips ("grpo" to train on, "held_out") and in folder `out`."""
     return load(
-        CONFIGS / "demo.yaml",
+        CONFIGS / name,
         (
             f"seed={seed}",
             f"output_dir={out}",

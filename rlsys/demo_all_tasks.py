@@ -17,10 +17,8 @@ from rich.table import Table
 
 from rlsys.assemble import held_out_items, open_stack
 from rlsys.clock import Clock
-from rlsys.config import RunConfig, load
-from rlsys.data.synthetic import SyntheticSet
 from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
-from rlsys.demo import CONFIGS, demonstrations, set_aside, supervise, train_section
+from rlsys.demo import demo_config, demonstrations, set_aside, supervise, train_section
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.tracking import Tracker
@@ -53,7 +51,7 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
         log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
         untrained, cold_start = out / "models" / "untrained", out / "models" / "cold_start"
         make_tiny(untrained, seed=seed, words="all")
-        config = _config(out, seed, clips)
+        config = demo_config("demo_all_tasks.yaml", out, seed, clips)
         with clock("start"):
             opened = open_stack(config, frozenset(ROWS))
         with opened as stack:
@@ -129,18 +127,3 @@ def verdict(results: Results, tasks: Sequence[str]) -> list[str]:
         + (f", not of {', '.join(left)}" if left else "")
     )
     return lines
-
-
-def _config(out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
-    return load(
-        CONFIGS / "demo_all_tasks.yaml",
-        (
-            f"seed={seed}",
-            f"output_dir={out}",
-            f"model.path={out / 'models' / 'untrained'}",
-            f"data.annotations={clips['grpo'].annotations}",
-            f"data.videos={clips['grpo'].videos}",
-            f"evaluation.annotations={clips['held_out'].annotations}",
-            f"evaluation.videos={clips['held_out'].videos}",
-        ),
-    )
