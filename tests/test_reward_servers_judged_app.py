@@ -156,7 +156,8 @@ def test_too_many_waiting_requests_are_429_with_retry_after(
     serve_cluster: Path, endpoint: FaultServer, folder: Path
 ) -> None:
     narrow = app.launch(
-        judged(endpoint, folder, target_ongoing_requests=1, max_queued_requests=1, max_replicas=1), "narrow"
+        judged(endpoint, folder, max_concurrency=3, target_ongoing_requests=1, max_queued_requests=1, max_replicas=1),
+        "narrow",
     )
     endpoint.delay_s = 0.5
     answers: list[httpx.Response] = []
