@@ -80,7 +80,7 @@ class LearnerEngine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._layout = read_layout(model, spec.model_path)
         self._names = checkpoint_names(model)
-        self._reference = self._load_reference() if spec.train.kl_coef > 0 else None
+        self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
         num_numbers = sum(parameter.numel() for parameter in model.parameters())
         train = spec.train
         self._engine, *_ = deepspeed.initialize(
@@ -100,8 +100,8 @@ class LearnerEngine:
     def update(self, shard: RankShard) -> RankStats:
         """One optimiser update from this rank's shard; its share of the metrics.
 
-        The gradient is that of the loss summed over all ranks' tokens, divided by
-        `shard.num_loss_tokens`, however the tokens are split over ranks and passes.
+        The gradient is that of the weighted sum over all ranks' tokens, however they are split over
+        ranks and passes.
         Raises FloatingPointError where the loss or the gradient is not a finite number; the
         weights are to be thrown away then.
         """
@@ -129,14 +129,14 @@ class LearnerEngine:
         if batch.is_dummy:
             self._engine.backward(0.0 * logprobs.sum())
             return
-        loss, parts = total_loss(shard.objective, batch, logprobs, ref_logprobs, self.spec.train)
+        loss, parts = total_loss(shard.objective, batch, logprobs, ref_logprobs, self.spec.algorithm)
         if not torch.isfinite(loss):
             names = ", ".join(row.prompt_id for row in rows)
             raise FloatingPointError(
                 f"loss {loss.item()} on {names}: the weights, a clip or the sampler's log-probs are not finite."
             )
         # DeepSpeed averages gradients over ranks; the loss is a sum over them
-        self._engine.backward(loss * (dist.get_world_size() / shard.num_loss_tokens))
+        self._engine.backward(loss * dist.get_world_size())
         _add_tokens(stats, {**parts, "policy/entropy": entropy})
         stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
         stats.add("perf/learner_padded_tokens", batch.input_ids.numel())
@@ -162,10 +162,20 @@ class LearnerEngine:
         return None if self._reference is None else self._reference(batch)[0]
 
     @torch.no_grad()
-    def logprobs(self, micro_batches: Sequence[Sequence[Row]]) -> list[list[list[np.ndarray]]]:
-        """Log-probabilities of every response, f32 [R], as [pass][row][response]."""
+    def logprobs(
+        self, micro_batches: Sequence[Sequence[Row]], *, reference: bool = False
+    ) -> list[list[list[np.ndarray]]]:
+        """Log-probabilities of every response, f32 [R], as [pass][row][response].
+
+        reference: those of the reference policy; `algorithm.kl_coef` must be above 0.
+        """
         self._set_training(False)
-        return [_by_response(rows, self._engine(self._pack(rows))[0]) for rows in micro_batches]
+        found = []
+        for rows in micro_batches:
+            batch = self._pack(rows)
+            logprobs = self._reference_logprobs(batch) if reference else self._engine(batch)[0]
+            found.append(_by_response(rows, logprobs))
+        return found
 
     def weights(self) -> dict[str, NamedTensor]:
         """All weights by checkpoint name on rank 0, {} on the others. See `learner.weights_out.collect`."""

@@ -11,7 +11,8 @@ import numpy as np
 import ray
 
 from learner.metrics import combine
-from learner.shards import group_row, plan_passes, split_batch
+from learner.passes import plan_passes
+from learner.shards import group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
@@ -77,7 +78,14 @@ class LearnerGroup:
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser update; metrics by name, over all tokens of all ranks. See `learner.metrics.REDUCTIONS`."""
         workers = self._alive
-        shards = split_batch(batch, len(workers), self._loaded.learner.micro_batch_tokens)
+        spec = self._loaded
+        shards = split_batch(
+            batch,
+            len(workers),
+            spec.learner.micro_batch_tokens,
+            loss_mean=spec.algorithm.loss_mean if batch.objective == "grpo" else "token",
+            max_tokens=spec.max_tokens,
+        )
         calls = [worker.update.remote(shard) for worker, shard in zip(workers, shards, strict=True)]
         return combine(self._wait("update", calls))
 
@@ -88,8 +96,11 @@ class LearnerGroup:
         """
         return self._call("publish", version)[0]
 
-    def logprobs(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
-        """Log-probabilities of every response under the current weights, f32 [R], as [group][sample]."""
+    def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
+        """Log-probabilities of every response under the current weights, f32 [R], as [group][sample].
+
+        reference: under the reference policy instead; `algorithm.kl_coef` must be above 0.
+        """
         rows = []
         for group in groups:
             size = len(group.rollouts)
@@ -97,7 +108,7 @@ class LearnerGroup:
         workers = self._alive
         plan = plan_passes([row.num_tokens for row in rows], len(workers), self._loaded.learner.micro_batch_tokens)
         calls = [
-            worker.logprobs.remote(tuple(tuple(rows[index] for index in indices) for indices in passes))
+            worker.logprobs.remote(tuple(tuple(rows[index] for index in indices) for indices in passes), reference)
             for worker, passes in zip(workers, plan, strict=True)
         ]
         found: dict[int, list[np.ndarray]] = {}

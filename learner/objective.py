@@ -8,7 +8,7 @@ import torch
 
 from learner.grpo import clipped_surrogate, kl_to_reference, nll
 from learner.packing import PackedBatch
-from rlsys.config import TrainConfig
+from rlsys.algorithm_config import AlgorithmConfig
 
 
 def total_loss(
@@ -16,19 +16,18 @@ def total_loss(
     batch: PackedBatch,
     logprobs: torch.Tensor,
     ref_logprobs: torch.Tensor | None,
-    train: TrainConfig,
+    algorithm: AlgorithmConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss summed over the batch's tokens, a scalar, and its parts per token by metric name, f32 [T] without graph.
+    """The loss, a scalar, and its parts per token by metric name, f32 [T] without graph.
 
-    The sum is not divided by anything: the caller divides by the tokens of the whole update, so
-    that every token weighs the same however they are split (token mean of DAPO, arXiv:2503.14476).
+    The loss is the sum over tokens, each times its weight: losses of all passes and ranks of an update add up.
     ref_logprobs: f32 [T] of the reference policy, None without a KL penalty.
     """
     if objective == "nll":
         loss = nll(logprobs, batch.advantages)
-        return loss.sum(), {"loss/nll": loss.detach()}
+        return (loss * batch.weights).sum(), {"loss/nll": loss.detach()}
     surrogate = clipped_surrogate(
-        logprobs, batch.sampler_logprobs, batch.advantages, clip_low=train.clip_low, clip_high=train.clip_high
+        logprobs, batch.sampler_logprobs, batch.advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
     )
     difference = (logprobs.detach() - batch.sampler_logprobs).abs()
     is_low, is_high = surrogate.is_clipped_low.float(), surrogate.is_clipped_high.float()
@@ -42,9 +41,10 @@ def total_loss(
         "policy/sampler_logprob_diff/mean": difference,
         "policy/sampler_logprob_diff/max": difference,
     }
-    if ref_logprobs is None:
-        return surrogate.loss.sum(), parts
-    divergence = kl_to_reference(logprobs, ref_logprobs)
-    parts["policy/kl_to_ref"] = divergence.detach()
-    parts["loss/kl"] = train.kl_coef * divergence.detach()
-    return surrogate.loss.sum() + train.kl_coef * divergence.sum(), parts
+    loss = surrogate.loss
+    if ref_logprobs is not None:
+        divergence = kl_to_reference(logprobs, ref_logprobs)
+        parts["policy/kl_to_ref"] = divergence.detach()
+        parts["loss/kl"] = algorithm.kl_coef * divergence.detach()
+        loss = loss + algorithm.kl_coef * divergence
+    return (loss * batch.weights).sum(), parts

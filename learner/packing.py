@@ -40,7 +40,8 @@ class PackedBatch:
     patches: f32 [N, patch_dim], grid_thw: i64 [M, 3]: all clips, in the order of the rows.
     media_index: i64 [V], which of the B x L tokens the vision tower's features replace, in order.
     hidden_index: i64 [T], which of the B x L states predicts each response token.
-    targets: i64 [T].  sampler_logprobs, advantages: f32 [T].
+    targets: i64 [T].  response_index: i64 [T], which of the batch's responses, 0..num_responses - 1, each belongs to.
+    sampler_logprobs, advantages, weights: f32 [T].  old_logprobs: f32 [T], or None where no response has any.
     is_dummy: there are no rows; the tensors only give this rank the forward pass that its peers make.
     """
 
@@ -52,8 +53,12 @@ class PackedBatch:
     media_index: torch.Tensor
     hidden_index: torch.Tensor
     targets: torch.Tensor
+    response_index: torch.Tensor
+    num_responses: int
     sampler_logprobs: torch.Tensor
+    old_logprobs: torch.Tensor | None
     advantages: torch.Tensor
+    weights: torch.Tensor
     is_dummy: bool
 
 
@@ -88,8 +93,12 @@ def pack(
         media_index=torch.from_numpy(np.concatenate(media)).to(device),
         hidden_index=torch.from_numpy(np.concatenate(hidden)).to(device),
         targets=_flat([response.ids for response in responses], np.int64, device),
+        response_index=_flat([np.full(len(r.ids), index) for index, r in enumerate(responses)], np.int64, device),
+        num_responses=len(responses),
         sampler_logprobs=_flat([response.sampler_logprobs for response in responses], np.float32, device),
+        old_logprobs=_old_logprobs(responses, device),
         advantages=_flat([np.full(len(r.ids), r.advantage) for r in responses], np.float32, device),
+        weights=_flat([np.full(len(r.ids), r.weight) for r in responses], np.float32, device),
         is_dummy=is_dummy,
     )
 
@@ -154,6 +163,13 @@ def _mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _flat(arrays: Sequence[np.ndarray], dtype: type, device: str | torch.device) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(arrays).astype(dtype)).to(device)
+
+
+def _old_logprobs(responses: Sequence[Response], device: str | torch.device) -> torch.Tensor | None:
+    given = [response.old_logprobs for response in responses if response.old_logprobs is not None]
+    if given and len(given) < len(responses):
+        raise ValueError(f"{len(given)} of {len(responses)} responses of a pass have old_logprobs; all or none must.")
+    return _flat(given, np.float32, device) if given else None
 
 
 _DUMMY_ROW = Row(

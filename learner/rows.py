@@ -11,11 +11,19 @@ from rlsys.types import ClipRef, Prompt
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Response:
-    """One response. ids: i32 [R].  sampler_logprobs: f32 [R].  advantage: weight of all its tokens."""
+    """One response.
+
+    ids: i32 [R].  sampler_logprobs: f32 [R].  advantage: of all its tokens.
+    weight: of each of its tokens in the loss, which is the weighted sum over the tokens of all ranks and passes.
+    old_logprobs: f32 [R] of the policy that the ratio is taken to; None when that is the sampler or, in the
+    first update on a batch, the policy itself.
+    """
 
     ids: np.ndarray
     sampler_logprobs: np.ndarray
     advantage: float
+    weight: float = 0.0
+    old_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

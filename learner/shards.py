@@ -1,90 +1,74 @@
-"""Which rank computes which groups, in which passes: pure decisions."""
+"""A batch as what each rank has to compute for one optimiser update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from learner.passes import plan_passes
 from learner.rows import Response, Row
 from rlsys.types import RolloutGroup, TrainBatch
+
+LossMean = Literal["token", "sequence", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankShard:
-    """One rank's part of a batch.
+    """One rank's part of an update.
 
     micro_batches: rows of each forward pass; as many passes as every other rank makes, so some may be empty.
-    num_loss_tokens: of the whole batch, over all ranks.
     """
 
     objective: Literal["grpo", "nll"]
     micro_batches: tuple[tuple[Row, ...], ...]
-    num_loss_tokens: int
 
 
-Plan = list[list[list[int]]]
-"""[rank][pass] -> indices of the rows computed together."""
+def split_batch(
+    batch: TrainBatch, num_ranks: int, micro_batch_tokens: int, *, loss_mean: LossMean = "token", max_tokens: int = 0
+) -> list[RankShard]:
+    """The batch's trained rollouts, one shard per rank. Rollouts outside the loss are not computed at all.
 
-
-def plan_passes(lengths: Sequence[int], num_ranks: int, micro_batch_tokens: int) -> Plan:
-    """Rows spread over ranks by length and grouped into passes of at most `micro_batch_tokens` padded tokens.
-
-    lengths: tokens of each row. A row that is longer than the budget has a pass of its own.
-    Every rank gets the same number of passes; the missing ones are empty. Equal inputs, equal plan.
-    """
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    parts: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for index in longest_first:
-        rank = loads.index(min(loads))
-        parts[rank].append(index)
-        loads[rank] += lengths[index]
-    plan = [_passes(part, lengths, micro_batch_tokens) for part in parts]
-    num_passes = max(1, *(len(passes) for passes in plan))
-    return [passes + [[] for _ in range(num_passes - len(passes))] for passes in plan]
-
-
-def _passes(longest_first: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
-    passes: list[list[int]] = []
-    for index in longest_first:
-        # the first row of a pass is its longest, and the others are padded to it
-        if passes and (len(passes[-1]) + 1) * lengths[passes[-1][0]] <= micro_batch_tokens:
-            passes[-1].append(index)
-        else:
-            passes.append([index])
-    return passes
-
-
-def split_batch(batch: TrainBatch, num_ranks: int, micro_batch_tokens: int) -> list[RankShard]:
-    """The batch's trained rollouts, one shard per rank.
-
-    Rollouts outside the loss are not computed at all. Raises ValueError where nothing is left, and
-    where `num_loss_tokens` is not the number of trained tokens: the loss would be scaled wrongly.
+    loss_mean, max_tokens: see `weighted`. Raises ValueError where nothing is left.
     """
     rows = [
         row
         for group, advantages, is_trained in zip(batch.groups, batch.advantages, batch.is_trained, strict=True)
         if (row := group_row(group, advantages, is_trained)).num_targets
     ]
-    num_tokens = sum(row.num_targets for row in rows)
-    if num_tokens != batch.num_loss_tokens:
-        raise ValueError(
-            f"num_loss_tokens={batch.num_loss_tokens}, but the trained rollouts have {num_tokens} tokens; "
-            "it must be their sum."
-        )
-    if num_tokens == 0:
+    if not rows:
         raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave the update out.")
+    rows = weighted(rows, loss_mean, max_tokens)
     plan = plan_passes([row.num_tokens for row in rows], num_ranks, micro_batch_tokens)
     return [
         RankShard(
             objective=batch.objective,
             micro_batches=tuple(tuple(rows[index] for index in indices) for indices in passes),
-            num_loss_tokens=num_tokens,
         )
         for passes in plan
+    ]
+
+
+def weighted(rows: Sequence[Row], loss_mean: LossMean, max_tokens: int) -> list[Row]:
+    """The rows with each response's weight in the loss, for rows that make one update together.
+
+    "token": 1 / tokens of all responses (DAPO, arXiv:2503.14476, eq. 8).  "sequence": 1 / (responses x the
+    response's own tokens) (GRPO, arXiv:2402.03300, eq. 3).  "constant": 1 / (responses x max_tokens)
+    (Dr. GRPO, arXiv:2503.20783).
+    """
+    responses = [response for row in rows for response in row.responses if len(response.ids)]
+    num_tokens = sum(len(response.ids) for response in responses)
+
+    def weight(response: Response) -> float:
+        if loss_mean == "token":
+            return 1.0 / num_tokens
+        return 1.0 / (len(responses) * (max_tokens if loss_mean == "constant" else max(1, len(response.ids))))
+
+    return [
+        replace(row, responses=tuple(replace(response, weight=weight(response)) for response in row.responses))
+        for row in rows
     ]
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlsys.config import LearnerConfig, TrainConfig
+from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSpec:
     """Model, hyperparameters and device of a learner.
 
-    model_path: checkpoint folder the weights start from; also the reference policy when `train.kl_coef` > 0.
+    model_path: checkpoint folder the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
     dtype: "float32" or "bfloat16".  attention, see `learner.policy.load_model`.  device: "cpu" or "cuda".
+    max_tokens: longest response that is sampled, tokens.
     """
 
     model_path: Path
     dtype: str
     attention: str
     train: TrainConfig
+    algorithm: AlgorithmConfig
+    max_tokens: int
     learner: LearnerConfig
     device: str
     seed: int

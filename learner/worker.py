@@ -82,9 +82,9 @@ class LearnerWorker:
         """See `LearnerEngine.update`."""
         return self._loaded.update(replace(shard, micro_batches=with_frames(shard.micro_batches)))
 
-    def logprobs(self, micro_batches: MicroBatches) -> list[list[list[np.ndarray]]]:
+    def logprobs(self, micro_batches: MicroBatches, reference: bool = False) -> list[list[list[np.ndarray]]]:
         """See `LearnerEngine.logprobs`."""
-        return self._loaded.logprobs(with_frames(micro_batches))
+        return self._loaded.logprobs(with_frames(micro_batches), reference=reference)
 
     def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion] | None:
         """On rank 0: the weights in the object store and what they are; None on the others."""

@@ -131,6 +131,8 @@ class Stack:
                 dtype=config.model.dtype,
                 attention=config.model.attention,
                 train=config.train,
+                algorithm=config.algorithm,
+                max_tokens=config.rollout.max_tokens,
                 learner=config.learner,
                 device=config.cluster.device,
                 seed=config.seed,

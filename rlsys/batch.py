@@ -15,7 +15,7 @@ class ScoringFailed(UserError, RuntimeError):
 
 def require_scores(groups: tuple[ScoredGroup, ...], batch: TrainBatch) -> None:
     """An update without one scored rollout would move the weights by momentum alone, and hide that scoring is down."""
-    if batch.num_loss_tokens == 0:
+    if batch.num_trained_tokens == 0:
         reasons = Counter(reason for scored in groups for reason in scored.reasons)
         reason, count = reasons.most_common(1)[0]
         raise ScoringFailed(
@@ -28,16 +28,9 @@ def require_scores(groups: tuple[ScoredGroup, ...], batch: TrainBatch) -> None:
 def make_batch(groups: tuple[ScoredGroup, ...], min_valid: int) -> TrainBatch:
     """Advantages and loss masks of scored groups: what failed to be scored is outside mean, std and loss."""
     is_trained = tuple(g.is_valid if g.is_valid.sum() >= min_valid else g.is_valid & False for g in groups)
-    num_loss_tokens = sum(
-        rollout.response_ids.size
-        for scored, mask in zip(groups, is_trained, strict=True)
-        for rollout, trained in zip(scored.group.rollouts, mask, strict=True)
-        if trained
-    )
     return TrainBatch(
         objective="grpo",
         groups=tuple(scored.group for scored in groups),
         advantages=tuple(group_advantages(scored.rewards, scored.is_valid, min_valid) for scored in groups),
         is_trained=is_trained,
-        num_loss_tokens=num_loss_tokens,
     )

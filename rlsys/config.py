@@ -14,11 +14,23 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.config_part import Part
 from rlsys.errors import UserError
 from rlsys.reward_config import JudgeConfig, RewardConfig, ScoreSettings
 
-__all__ = ["ConfigError", "JudgeConfig", "Part", "RewardConfig", "RunConfig", "ScoreSettings", "load", "parse"]
+__all__ = [
+    "AlgorithmConfig",
+    "ConfigError",
+    "LoraConfig",
+    "JudgeConfig",
+    "Part",
+    "RewardConfig",
+    "RunConfig",
+    "ScoreSettings",
+    "load",
+    "parse",
+]
 
 
 class ModelConfig(Part):
@@ -153,12 +165,15 @@ class TrainConfig(Part):
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
-    clip_low: float = Field(default=0.2, gt=0)
-    """The probability ratio is clipped below 1 - clip_low."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """The probability ratio is clipped above 1 + clip_high."""
-    kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty to the starting policy (k3 estimate); 0 loads no reference model."""
+
+
+class LoraConfig(Part):
+    rank: int = Field(default=0, ge=0)
+    """Rank of the low-rank adapters on the language model's linear layers; 0 trains all weights."""
+    alpha: float = Field(default=16.0, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the language model that get an adapter."""
 
 
 class LearnerConfig(Part):
@@ -167,11 +182,18 @@ class LearnerConfig(Part):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 gradients, 3 weights)."""
     micro_batch_tokens: int = Field(default=16384, ge=64)
-    """Most padded tokens of one forward pass of a rank; a longer group goes alone."""
+    """Most tokens of one forward pass of a rank; a longer group is split over passes that repeat its prompt."""
     threads: int = Field(default=1, ge=1)
     """Torch threads of a rank on CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
+    frozen_parts: tuple[Literal["vision_tower", "projector"], ...] = ()
+    """Parts that are not trained. A frozen tower runs without a graph, once per clip and step."""
+    lora: LoraConfig = LoraConfig()
+    offload: tuple[Literal["optimizer", "parameters"], ...] = ()
+    """What is kept in the host's memory between its uses; "parameters" needs zero_stage 3."""
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Further DeepSpeed settings, merged into ours; a key that our own fields set is an error."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds one update may take."""
 
@@ -237,6 +259,7 @@ class RunConfig(Part):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     train: TrainConfig = TrainConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig = LearnerConfig()
     pipeline: PipelineConfig = PipelineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

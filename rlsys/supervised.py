@@ -50,7 +50,6 @@ def supervised_batch(demonstrations: Sequence[Demonstration]) -> TrainBatch:
         groups=tuple(_as_group(demonstration) for demonstration in demonstrations),
         advantages=tuple(np.ones(1, np.float32) for _ in demonstrations),
         is_trained=tuple(np.ones(1, bool) for _ in demonstrations),
-        num_loss_tokens=sum(demonstration.response_ids.size for demonstration in demonstrations),
     )
 
 

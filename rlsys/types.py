@@ -227,14 +227,22 @@ class TrainBatch:
     objective: "grpo" (clipped policy gradient) or "nll" (supervised: every advantage is 1).
     advantages: per group f32 [G]; 0 for rollouts outside the loss.
     is_trained: per group bool [G], False where scoring failed.
-    num_loss_tokens: response tokens of trained rollouts over all ranks, the loss denominator.
     """
 
     objective: Literal["grpo", "nll"]
     groups: tuple[RolloutGroup, ...]
     advantages: tuple[np.ndarray, ...]
     is_trained: tuple[np.ndarray, ...]
-    num_loss_tokens: int
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Response tokens that are in the loss."""
+        return sum(
+            rollout.response_ids.size
+            for group, mask in zip(self.groups, self.is_trained, strict=True)
+            for rollout, trained in zip(group.rollouts, mask, strict=True)
+            if trained
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

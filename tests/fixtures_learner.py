@@ -98,7 +98,6 @@ def make_batch(rng: np.random.Generator, groups: Sequence[RolloutGroup], objecti
         groups=tuple(groups),
         advantages=tuple(np.asarray(draw(size=size), np.float32) for size in sizes),
         is_trained=tuple(np.ones(size, bool) for size in sizes),
-        num_loss_tokens=sum(len(rollout.response_ids) for group in groups for rollout in group.rollouts),
     )
 
 

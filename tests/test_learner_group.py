@@ -22,6 +22,7 @@ from learner.policy import PackedPolicy, load_model, read_layout
 from learner.shards import split_batch
 from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
+from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights import NamedTensor, digest
 
@@ -53,13 +54,20 @@ def groups(cluster: None) -> Iterator[dict[int, LearnerGroup]]:
 
 
 def make_spec(
-    folder: Path, dtype: str = "float32", zero_stage: int = 2, budget: int = 16384, **train: object
+    folder: Path,
+    dtype: str = "float32",
+    zero_stage: int = 2,
+    budget: int = 16384,
+    kl_coef: float = 0.0,
+    **train: object,
 ) -> LearnerSpec:
     return LearnerSpec(
         model_path=folder,
         dtype=dtype,
         attention="sdpa",
         train=train_config(**train),
+        algorithm=AlgorithmConfig(kl_coef=kl_coef),
+        max_tokens=8,
         learner=learner_config(zero_stage=zero_stage, micro_batch_tokens=budget),
         device="cpu",
         seed=0,
@@ -98,7 +106,7 @@ class PlainRun:
         for step, batch in enumerate(batches):
             rows = [row for rows in split_batch(batch, 1, 1 << 20)[0].micro_batches for row in rows]
             packed = pack(rows, read_layout(policy.model, spec.model_path), dtype=torch.float32)
-            loss = total_loss(batch.objective, packed, policy(packed)[0], None, train)[0] / batch.num_loss_tokens
+            loss, _ = total_loss(batch.objective, packed, policy(packed)[0], None, spec.algorithm)
             optimizer.zero_grad()
             loss.backward()
             self.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(policy.parameters(), train.max_grad_norm)))

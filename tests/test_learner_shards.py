@@ -8,7 +8,8 @@ from fixtures_learner import make_batch, make_group
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.shards import plan_passes, split_batch
+from learner.passes import plan_passes
+from learner.shards import split_batch
 from rlsys.types import TrainBatch
 
 BUDGET = 100
@@ -49,7 +50,7 @@ def batch() -> TrainBatch:
 
 def test_rollouts_outside_the_loss_are_not_computed(batch: TrainBatch) -> None:
     is_trained = (np.array([True, False, True]), np.zeros(3, bool), np.ones(3, bool), np.ones(3, bool))
-    shards = split_batch(replace(batch, is_trained=is_trained, num_loss_tokens=17), 2, BUDGET)
+    shards = split_batch(replace(batch, is_trained=is_trained), 2, BUDGET)
     rows = {row.prompt_id: row for shard in shards for rows in shard.micro_batches for row in rows}
     assert {name: [len(response.ids) for response in row.responses] for name, row in rows.items()} == {
         "0": [3, 2],
@@ -57,15 +58,20 @@ def test_rollouts_outside_the_loss_are_not_computed(batch: TrainBatch) -> None:
         "3": [3, 1, 2],
     }
     assert rows["0"].responses[1].advantage == pytest.approx(batch.advantages[0][2])
-    assert {shard.num_loss_tokens for shard in shards} == {17}
 
 
-def test_a_wrong_loss_denominator_is_refused(batch: TrainBatch) -> None:
-    with pytest.raises(ValueError, match="num_loss_tokens=23, but the trained rollouts have 24 tokens"):
-        split_batch(replace(batch, num_loss_tokens=23), 2, BUDGET)
+@pytest.mark.parametrize(
+    ("loss_mean", "expected"),
+    [("token", [1 / 17] * 3), ("sequence", [1 / 24, 1 / 8, 1 / 16]), ("constant", [1 / 64] * 3)],
+)
+def test_weights_of_tokens_are_those_of_the_paper(batch: TrainBatch, loss_mean: str, expected: list[float]) -> None:
+    is_trained = (np.array([True, False, True]), np.zeros(3, bool), np.ones(3, bool), np.ones(3, bool))
+    shards = split_batch(replace(batch, is_trained=is_trained), 2, BUDGET, loss_mean=loss_mean, max_tokens=8)
+    rows = {row.prompt_id: row for shard in shards for rows in shard.micro_batches for row in rows}
+    assert [response.weight for response in rows["2"].responses] == pytest.approx(expected)
 
 
 def test_a_batch_without_trained_tokens_is_refused(batch: TrainBatch) -> None:
     nothing = tuple(np.zeros(3, bool) for _ in batch.groups)
     with pytest.raises(ValueError, match="none of the batch's 4 groups has a trained token"):
-        split_batch(replace(batch, is_trained=nothing, num_loss_tokens=0), 2, BUDGET)
+        split_batch(replace(batch, is_trained=nothing), 2, BUDGET)

@@ -124,14 +124,14 @@ def test_a_failed_score_is_outside_mean_and_loss() -> None:
     assert batch.advantages[0][2] == 0
     np.testing.assert_allclose(batch.advantages[0][[0, 1, 3]], [-1, 1, 0], atol=1e-3)
     assert batch.is_trained[0].tolist() == [True, True, False, True]
-    assert batch.num_loss_tokens == 9
+    assert batch.num_trained_tokens == 9
 
 
 def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, False])
     batch = make_batch((scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), min_valid=3)
     assert not batch.is_trained[0].any() and not batch.advantages[0].any()
-    assert batch.num_loss_tokens == 12
+    assert batch.num_trained_tokens == 12
 
 
 def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
