@@ -15,14 +15,13 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.optim.lr_scheduler import LambdaLR
 
 from learner.metrics import REDUCTIONS, RankStats
 from learner.objective import total_loss
 from learner.packing import PackedBatch, pack
 from learner.policy import PackedPolicy, load_model, read_layout
 from learner.rows import Row
-from learner.schedule import rate_factor
+from learner.schedule import BatchSchedule
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from learner.weights_out import checkpoint_names, collect, write_folder
@@ -88,7 +87,7 @@ class LearnerEngine:
             optimizer=lambda parameters: torch.optim.AdamW(
                 parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
             ),
-            lr_scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: rate_factor(step, train)),
+            lr_scheduler=lambda optimizer: BatchSchedule(optimizer, train),
             config=deepspeed_config(spec, num_numbers),
             dist_init_required=False,
         )
@@ -112,6 +111,7 @@ class LearnerEngine:
             self._engine.set_gradient_accumulation_boundary(index == last)
             self._backward(shard, rows, stats)
         learning_rate = self._engine.get_lr()[0]
+        self._engine.lr_scheduler.ends_batch = shard.ends_batch
         grad_norm = self._step()
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
@@ -124,7 +124,8 @@ class LearnerEngine:
 
     def _backward(self, shard: RankShard, rows: Sequence[Row], stats: RankStats) -> None:
         batch = self._pack(rows)
-        ref_logprobs = self._reference_logprobs(batch) if shard.objective == "grpo" else None
+        wants_kl = shard.objective == "grpo" and self.spec.algorithm.kl_in == "loss"
+        ref_logprobs = self._reference_logprobs(batch) if wants_kl else None
         logprobs, entropy = self._engine(batch)
         if batch.is_dummy:
             self._engine.backward(0.0 * logprobs.sum())
@@ -139,7 +140,6 @@ class LearnerEngine:
         self._engine.backward(loss * dist.get_world_size())
         _add_tokens(stats, {**parts, "policy/entropy": entropy})
         stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
-        stats.add("perf/learner_padded_tokens", batch.input_ids.numel())
 
     def _step(self) -> float:
         """Apply the update; the gradient's global norm before clipping."""

@@ -1,8 +1,11 @@
-"""Learning rate by update."""
+"""Learning rate by batch."""
 
 from __future__ import annotations
 
 import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from rlsys.config import TrainConfig
 
@@ -10,11 +13,11 @@ COSINE_FLOOR = 0.1
 
 
 def rate_factor(step: int, train: TrainConfig) -> float:
-    """What the peak learning rate is multiplied with in update `step` (0 is the first).
+    """What the peak learning rate is multiplied with in the run's step `step` (0 is the first).
 
-    During the warm-up (step + 1) / warmup_steps, so that no update is wasted on a rate of 0.
+    During the warm-up (step + 1) / warmup_steps, so that no step is wasted on a rate of 0.
     Then 1 ("constant"), or from 1 down to 0 ("linear") or to a tenth ("cosine"), the end value
-    being reached one update after the last. Linear without warm-up is 1 - step / num_steps.
+    being reached one step after the last. Linear without warm-up is 1 - step / num_steps.
     """
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
@@ -24,3 +27,19 @@ def rate_factor(step: int, train: TrainConfig) -> float:
     if train.schedule == "linear":
         return 1.0 - progress
     return COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class BatchSchedule(LambdaLR):
+    """`rate_factor` by batch, however many optimiser updates a batch makes.
+
+    DeepSpeed steps its schedule after every update; while `ends_batch` is False the rate stays where it is.
+    """
+
+    ends_batch = True
+
+    def __init__(self, optimizer: Optimizer, train: TrainConfig) -> None:
+        super().__init__(optimizer, lambda batch: rate_factor(batch, train))
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.ends_batch:
+            super().step(epoch)

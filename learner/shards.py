@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from learner.cost import CostModel
 from learner.passes import plan_passes
 from learner.rows import Response, Row
 from rlsys.types import RolloutGroup, TrainBatch
@@ -20,14 +21,22 @@ class RankShard:
     """One rank's part of an update.
 
     micro_batches: rows of each forward pass; as many passes as every other rank makes, so some may be empty.
+    ends_batch: the batch's last update, after which the learning rate moves on.
     """
 
     objective: Literal["grpo", "nll"]
     micro_batches: tuple[tuple[Row, ...], ...]
+    ends_batch: bool = True
 
 
 def split_batch(
-    batch: TrainBatch, num_ranks: int, micro_batch_tokens: int, *, loss_mean: LossMean = "token", max_tokens: int = 0
+    batch: TrainBatch,
+    num_ranks: int,
+    micro_batch_tokens: int,
+    cost: CostModel,
+    *,
+    loss_mean: LossMean = "token",
+    max_tokens: int = 0,
 ) -> list[RankShard]:
     """The batch's trained rollouts, one shard per rank. Rollouts outside the loss are not computed at all.
 
@@ -40,15 +49,8 @@ def split_batch(
     ]
     if not rows:
         raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave the update out.")
-    rows = weighted(rows, loss_mean, max_tokens)
-    plan = plan_passes([row.num_tokens for row in rows], num_ranks, micro_batch_tokens)
-    return [
-        RankShard(
-            objective=batch.objective,
-            micro_batches=tuple(tuple(rows[index] for index in indices) for indices in passes),
-        )
-        for passes in plan
-    ]
+    plan = plan_passes(weighted(rows, loss_mean, max_tokens), num_ranks, micro_batch_tokens, cost)
+    return [RankShard(objective=batch.objective, micro_batches=tuple(passes)) for passes in plan]
 
 
 def weighted(rows: Sequence[Row], loss_mean: LossMean, max_tokens: int) -> list[Row]:

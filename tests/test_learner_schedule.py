@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from fixtures_learner import train_config
 
-from learner.schedule import rate_factor
+from learner.schedule import BatchSchedule, rate_factor
 
 
 def factors(**changes: object) -> list[float]:
@@ -39,3 +40,15 @@ def test_steps_past_the_end_keep_the_last_rate() -> None:
 
 def test_warmup_longer_than_the_run_only_warms_up() -> None:
     assert factors(num_steps=2, schedule="linear", warmup_steps=4) == [0.25, 0.5]
+
+
+def test_updates_inside_a_batch_share_its_rate() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=8.0)
+    schedule = BatchSchedule(optimizer, train_config(num_steps=4, schedule="linear"))
+    rates = []
+    for ends_batch in (False, False, True, True, False, True):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.ends_batch = ends_batch
+        schedule.step()
+    assert rates == [8.0, 8.0, 8.0, 6.0, 4.0, 4.0]
