@@ -17,17 +17,21 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.config_part import Part
 from rlsys.errors import UserError
+from rlsys.learner_config import LearnerConfig, LoraConfig
 from rlsys.reward_config import JudgeConfig, RewardConfig, ScoreSettings
+from rlsys.sft_config import SftConfig
 
 __all__ = [
     "AlgorithmConfig",
     "ConfigError",
-    "LoraConfig",
     "JudgeConfig",
+    "LearnerConfig",
+    "LoraConfig",
     "Part",
     "RewardConfig",
     "RunConfig",
     "ScoreSettings",
+    "SftConfig",
     "load",
     "parse",
 ]
@@ -167,37 +171,6 @@ class TrainConfig(Part):
     """Gradients are scaled down to this global norm."""
 
 
-class LoraConfig(Part):
-    rank: int = Field(default=0, ge=0)
-    """Rank of the low-rank adapters on the language model's linear layers; 0 trains all weights."""
-    alpha: float = Field(default=16.0, gt=0)
-    """Adapters are scaled by alpha / rank."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers of the language model that get an adapter."""
-
-
-class LearnerConfig(Part):
-    num_ranks: int = Field(default=1, ge=1)
-    """DeepSpeed ranks, one process each."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 gradients, 3 weights)."""
-    micro_batch_tokens: int = Field(default=16384, ge=64)
-    """Most tokens of one forward pass of a rank; a longer group is split over passes that repeat its prompt."""
-    threads: int = Field(default=1, ge=1)
-    """Torch threads of a rank on CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    frozen_parts: tuple[Literal["vision_tower", "projector"], ...] = ()
-    """Parts that are not trained. A frozen tower runs without a graph, once per clip and step."""
-    lora: LoraConfig = LoraConfig()
-    offload: tuple[Literal["optimizer", "parameters"], ...] = ()
-    """What is kept in the host's memory between its uses; "parameters" needs zero_stage 3."""
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Further DeepSpeed settings, merged into ours; a key that our own fields set is an error."""
-    timeout_s: float = Field(default=1800.0, gt=0)
-    """Seconds one update may take."""
-
-
 class PipelineConfig(Part):
     max_lag: int = Field(default=0, ge=0)
     """Most optimiser updates between a rollout's weights and the update that trains on it; 0 is synchronous."""
@@ -259,6 +232,7 @@ class RunConfig(Part):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig = LearnerConfig()
     pipeline: PipelineConfig = PipelineConfig()
