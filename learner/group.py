@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import ray
 
+from learner.cost import CostModel, read_cost_model
 from learner.metrics import combine
 from learner.passes import plan_passes
+from learner.rows import Response
 from learner.shards import group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
@@ -32,6 +34,7 @@ class LearnerGroup:
         self._workers = list(workers)
         self._timeout_s = timeout_s
         self._spec: LearnerSpec | None = None
+        self._cost: CostModel | None = None
 
     @classmethod
     def launch(
@@ -74,6 +77,7 @@ class LearnerGroup:
         """Read `spec.model_path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
         self._call("load", spec)
         self._spec = spec
+        self._cost = read_cost_model(spec.model_path, spec.learner.frozen_parts)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """One optimiser update; metrics by name, over all tokens of all ranks. See `learner.metrics.REDUCTIONS`."""
@@ -83,6 +87,7 @@ class LearnerGroup:
             batch,
             len(workers),
             spec.learner.micro_batch_tokens,
+            self._cost,
             loss_mean=spec.algorithm.loss_mean if batch.objective == "grpo" else "token",
             max_tokens=spec.max_tokens,
         )
@@ -106,16 +111,15 @@ class LearnerGroup:
             size = len(group.rollouts)
             rows.append(group_row(group, np.zeros(size, np.float32), np.ones(size, bool)))
         workers = self._alive
-        plan = plan_passes([row.num_tokens for row in rows], len(workers), self._loaded.learner.micro_batch_tokens)
-        calls = [
-            worker.logprobs.remote(tuple(tuple(rows[index] for index in indices) for indices in passes), reference)
-            for worker, passes in zip(workers, plan, strict=True)
-        ]
-        found: dict[int, list[np.ndarray]] = {}
+        plan = plan_passes(rows, len(workers), self._loaded.learner.micro_batch_tokens, self._cost)
+        calls = [worker.logprobs.remote(tuple(passes), reference) for worker, passes in zip(workers, plan, strict=True)]
+        # by response and not by row: a long row is computed in parts
+        found: dict[Response, np.ndarray] = {}
         for passes, by_pass in zip(plan, self._wait("logprobs", calls), strict=True):
-            for indices, by_row in zip(passes, by_pass, strict=True):
-                found.update(zip(indices, by_row, strict=True))
-        return [found[index] for index in range(len(groups))]
+            for parts, by_row in zip(passes, by_pass, strict=True):
+                for part, by_response in zip(parts, by_row, strict=True):
+                    found.update(zip(part.responses, by_response, strict=True))
+        return [[found[response] for response in row.responses] for row in rows]
 
     def save(self, folder: Path) -> None:
         """Everything needed to go on bit for bit, into `folder`, which all ranks must see."""

@@ -22,7 +22,6 @@ REDUCTIONS: Mapping[str, Reduction] = {
     "policy/sampler_logprob_diff/mean": "token_mean",
     "policy/sampler_logprob_diff/max": "max",
     "perf/learner_tokens": "sum",
-    "perf/learner_padded_tokens": "sum",
     "perf/learner_passes": "max",
     "optim/grad_norm": "max",
     "optim/lr": "max",

@@ -1,6 +1,6 @@
-"""Many responses to one prompt in one row, `[prompt][response 1]...[response G]`: the prompt is computed once.
+"""Many responses to one prompt in one sequence, `[prompt][response 1]...[response G]`: the prompt is computed once.
 
-A response sees the prompt and itself, never another response, and its positions restart where the
+The rows of a pass stand one after another in one sequence, with no padding. A response sees the prompt and itself, never another response, and its positions restart where the
 prompt ends, so every log-probability is what it would be if the response stood alone behind the
 prompt. A supervised sample is a group with one response. The last token of a response is predicted
 but never read, so it is not in the row at all.
@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from learner.attention import GroupSpan, PackedMask
 from learner.pixels import PixelFormat, cut_patches, frame_grid
 from learner.rows import Response, Row
 from rlsys.types import Prompt
-
-PROMPT_SEGMENT = 0
-PAD_SEGMENT = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +31,12 @@ class ModelLayout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
-    """Model inputs of B rows padded at the right to L tokens, with T response tokens and V media tokens in all.
+    """Model inputs of a pass: L tokens of all its rows, with T response tokens and V media tokens in all.
 
-    input_ids: i64 [B, L].  position_ids: i64 [3, B, L], mRoPE.
-    attention_mask: [B, 1, L, L], 0 where a token sees another, else the number format's lowest value.
-    patches: f32 [N, patch_dim], grid_thw: i64 [M, 3]: all clips, in the order of the rows.
-    media_index: i64 [V], which of the B x L tokens the vision tower's features replace, in order.
-    hidden_index: i64 [T], which of the B x L states predicts each response token.
+    input_ids: i64 [1, L].  position_ids: i64 [3, 1, L], mRoPE.  mask: which token sees which.
+    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all clips, in the order of the rows.
+    media_index: i64 [V], which of the L tokens the vision tower's features replace, in order.
+    hidden_index: i64 [T], which of the L states predicts each response token.
     targets: i64 [T].  response_index: i64 [T], which of the batch's responses, 0..num_responses - 1, each belongs to.
     sampler_logprobs, advantages, weights: f32 [T].  old_logprobs: f32 [T], or None where no response has any.
     is_dummy: there are no rows; the tensors only give this rank the forward pass that its peers make.
@@ -47,7 +44,7 @@ class PackedBatch:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    mask: PackedMask
     patches: torch.Tensor
     grid_thw: torch.Tensor
     media_index: torch.Tensor
@@ -73,22 +70,29 @@ def pack(
     """
     is_dummy = not rows
     rows = rows or [_DUMMY_ROW]
-    width = max(row.num_tokens for row in rows)
-    ids = np.zeros((len(rows), width), np.int64)
-    segments = np.full((len(rows), width), PAD_SEGMENT, np.int64)
-    positions = np.zeros((3, len(rows), width), np.int64)
-    media, hidden = [], []
-    for index, row in enumerate(rows):
-        _fill_row(row, ids[index], segments[index], positions[:, index])
-        media.append(index * width + _media_tokens(row, layout))
-        hidden.append(index * width + _predictors(row))
+    length = sum(row.num_tokens for row in rows)
+    ids = np.zeros(length, np.int64)
+    positions = np.zeros((3, length), np.int64)
+    groups, media, hidden = [], [], []
+    start = 0
+    for row in rows:
+        group = GroupSpan(
+            start=start,
+            prompt=len(row.prompt.prompt_ids),
+            responses=tuple(response.num_read for response in row.responses),
+        )
+        _fill_row(row, ids[start : group.stop], positions[:, start : group.stop])
+        groups.append(group)
+        media.append(start + _media_tokens(row, layout))
+        hidden.append(start + _predictors(row))
+        start = group.stop
     patches, grid_thw = _vision_input(rows, layout.pixels, device)
     responses = [response for row in rows for response in row.responses]
     return PackedBatch(
-        input_ids=torch.from_numpy(ids).to(device),
-        position_ids=torch.from_numpy(positions).to(device),
-        attention_mask=_mask(torch.from_numpy(segments).to(device), dtype),
-        patches=patches,
+        input_ids=torch.from_numpy(ids[None]).to(device),
+        position_ids=torch.from_numpy(positions[:, None]).to(device),
+        mask=PackedMask(groups=tuple(groups)),
+        patches=patches.to(dtype),
         grid_thw=grid_thw,
         media_index=torch.from_numpy(np.concatenate(media)).to(device),
         hidden_index=torch.from_numpy(np.concatenate(hidden)).to(device),
@@ -103,13 +107,12 @@ def pack(
     )
 
 
-def _fill_row(row: Row, ids: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> None:
+def _fill_row(row: Row, ids: np.ndarray, positions: np.ndarray) -> None:
     stop = len(row.prompt.prompt_ids)
-    ids[:stop], segments[:stop], positions[:, :stop] = row.prompt.prompt_ids, PROMPT_SEGMENT, row.prompt.position_ids
-    for number, response in enumerate(row.responses, start=1):
-        start, stop = stop, stop + max(len(response.ids) - 1, 0)
+    ids[:stop], positions[:, :stop] = row.prompt.prompt_ids, row.prompt.position_ids
+    for response in row.responses:
+        start, stop = stop, stop + response.num_read
         ids[start:stop] = response.ids[: stop - start]
-        segments[start:stop] = number
         positions[:, start:stop] = row.prompt.next_position + np.arange(stop - start)
 
 
@@ -118,10 +121,9 @@ def _predictors(row: Row) -> np.ndarray:
     last_of_prompt = len(row.prompt.prompt_ids) - 1
     parts, start = [], last_of_prompt + 1
     for response in row.responses:
-        num_read = max(len(response.ids) - 1, 0)
         if len(response.ids):
-            parts.append(np.concatenate([[last_of_prompt], np.arange(start, start + num_read)]))
-        start += num_read
+            parts.append(np.concatenate([[last_of_prompt], np.arange(start, start + response.num_read)]))
+        start += response.num_read
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
@@ -149,16 +151,6 @@ def _vision_input(
             raise ValueError(f"clip {clip.info.digest}: grid {clip.info.grid_thw} for frames {clip.frames.shape}.")
     patches = cut_patches([clip.frames for clip in clips], form, device)
     return patches, torch.tensor([clip.info.grid_thw for clip in clips], device=device)
-
-
-def _mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[B, 1, L, L] additive. A pad sees the prompt and earlier pads, so that no softmax is over nothing (NaN)."""
-    width = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    is_seen = (key == PROMPT_SEGMENT) | (key == query)
-    is_seen &= torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
-    mask = torch.zeros(is_seen.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(~is_seen, torch.finfo(dtype).min)[:, None]
 
 
 def _flat(arrays: Sequence[np.ndarray], dtype: type, device: str | torch.device) -> torch.Tensor:

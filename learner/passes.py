@@ -3,35 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-Plan = list[list[list[int]]]
-"""[rank][pass] -> indices of the rows computed together."""
+from learner.cost import CostModel
+from learner.rows import Row
+
+Plan = list[list[tuple[Row, ...]]]
+"""[rank][pass] -> rows computed together."""
 
 
-def plan_passes(lengths: Sequence[int], num_ranks: int, micro_batch_tokens: int) -> Plan:
-    """Rows spread over ranks by length and grouped into passes of at most `micro_batch_tokens` padded tokens.
+def plan_passes(rows: Sequence[Row], num_ranks: int, micro_batch_tokens: int, cost: CostModel) -> Plan:
+    """The rows spread over ranks by their cost and grouped into passes of at most `micro_batch_tokens` tokens.
 
-    lengths: tokens of each row. A row that is longer than the budget has a pass of its own.
-    Every rank gets the same number of passes; the missing ones are empty. Equal inputs, equal plan.
+    Within a rank a row goes to the first pass with room for it, longest first. A row that is longer than the budget
+    is split into rows of the same prompt with some of its responses each (the same `Response` objects, which so
+    lead back to their row), on any rank; a single response that does not fit has a pass of its own.
+    Every rank gets the same number of passes, costliest first because ranks wait for each other at each; the
+    missing ones are empty. Equal inputs, equal plan.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    pieces = [piece for row in rows for piece in split_row(row, micro_batch_tokens)]
+    costs = [cost.row(piece) for piece in pieces]
     parts: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for index in longest_first:
+    loads = [0.0] * num_ranks
+    for index in sorted(range(len(pieces)), key=lambda index: (-costs[index], index)):
         rank = loads.index(min(loads))
         parts[rank].append(index)
-        loads[rank] += lengths[index]
-    plan = [_passes(part, lengths, micro_batch_tokens) for part in parts]
+        loads[rank] += costs[index]
+    plan = [_passes(part, pieces, costs, micro_batch_tokens) for part in parts]
     num_passes = max(1, *(len(passes) for passes in plan))
-    return [passes + [[] for _ in range(num_passes - len(passes))] for passes in plan]
+    return [passes + [()] * (num_passes - len(passes)) for passes in plan]
 
 
-def _passes(longest_first: Sequence[int], lengths: Sequence[int], micro_batch_tokens: int) -> list[list[int]]:
+def split_row(row: Row, micro_batch_tokens: int) -> list[Row]:
+    """The row, or where it is longer than the budget, as few rows as first-fit finds that together are the row."""
+    if row.num_tokens <= micro_batch_tokens:
+        return [row]
+    room = micro_batch_tokens - len(row.prompt.prompt_ids)
+    parts: list[list[int]] = []
+    left: list[int] = []
+    for index in sorted(range(len(row.responses)), key=lambda index: (-row.responses[index].num_read, index)):
+        size = row.responses[index].num_read
+        found = next((number for number, free in enumerate(left) if size <= free), None)
+        if found is None:
+            found = len(parts)
+            parts.append([])
+            left.append(room)
+        parts[found].append(index)
+        left[found] -= size
+    return [replace(row, responses=tuple(row.responses[index] for index in sorted(part))) for part in parts]
+
+
+def _passes(
+    part: Sequence[int], pieces: Sequence[Row], costs: Sequence[float], micro_batch_tokens: int
+) -> list[tuple[Row, ...]]:
+    """One rank's rows in passes, first-fit decreasing by length."""
     passes: list[list[int]] = []
-    for index in longest_first:
-        # the first row of a pass is its longest, and the others are padded to it
-        if passes and (len(passes[-1]) + 1) * lengths[passes[-1][0]] <= micro_batch_tokens:
-            passes[-1].append(index)
-        else:
+    left: list[int] = []
+    for index in sorted(part, key=lambda index: (-pieces[index].num_tokens, index)):
+        size = pieces[index].num_tokens
+        found = next((number for number, free in enumerate(left) if size <= free), None)
+        if found is None:
             passes.append([index])
-    return passes
+            left.append(micro_batch_tokens - size)
+        else:
+            passes[found].append(index)
+            left[found] -= size
+    passes.sort(key=lambda indices: -sum(costs[index] for index in indices))
+    return [tuple(pieces[index] for index in indices) for indices in passes]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from learner.attention import PACKED_SDPA
 from learner.logprobs import token_logprobs
 from learner.packing import ModelLayout, PackedBatch
 from learner.pixels import read_pixel_format
@@ -47,6 +48,7 @@ class PackedPolicy(nn.Module):
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+        model.model.language_model.config._attn_implementation = PACKED_SDPA
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each response token and the entropy there, both f32 [T], in nats."""
@@ -59,7 +61,7 @@ class PackedPolicy(nn.Module):
             tokens = tokens + 0.0 * features.sum()
         states = self.model.model.language_model(
             inputs_embeds=tokens.view_as(embeddings),
-            attention_mask=batch.attention_mask,
+            attention_mask={"full_attention": batch.mask},
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state

@@ -25,6 +25,11 @@ class Response:
     weight: float = 0.0
     old_logprobs: np.ndarray | None = None
 
+    @property
+    def num_read(self) -> int:
+        """Tokens that the model reads: all but the last, which is only predicted."""
+        return max(len(self.ids) - 1, 0)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Row:
@@ -38,7 +43,7 @@ class Row:
     @property
     def num_tokens(self) -> int:
         """Length of the packed row."""
-        return len(self.prompt.prompt_ids) + sum(max(len(response.ids) - 1, 0) for response in self.responses)
+        return len(self.prompt.prompt_ids) + sum(response.num_read for response in self.responses)
 
     @property
     def num_targets(self) -> int:

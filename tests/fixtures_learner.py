@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from learner.cost import CostModel
 from learner.rows import Row
 from learner.shards import group_row
 from rlsys.config import LearnerConfig, TrainConfig
@@ -115,3 +116,22 @@ def train_config(**changes: object) -> TrainConfig:
 
 def learner_config(**changes: object) -> LearnerConfig:
     return LearnerConfig(**{"num_ranks": 1, "timeout_s": 120.0, **changes})
+
+
+def cost_model(**changes: object) -> CostModel:
+    """The sizes of the demo's model."""
+    sizes = {
+        "layers": 3,
+        "hidden": 128,
+        "mlp": 256,
+        "kv_size": 64,
+        "vocabulary": 384,
+        "vision_depth": 1,
+        "vision_hidden": 64,
+        "vision_mlp": 128,
+        "full_attention_blocks": 1,
+        "window_patches": 8,
+        "merge_size": 2,
+        "patch_dim": 1176,
+    }
+    return CostModel(**{**sizes, **changes})

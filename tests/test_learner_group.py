@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from fixtures_learner import learner_config, make_batch, make_group, make_row, train_config
+from fixtures_learner import cost_model, learner_config, make_batch, make_group, make_row, train_config
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
@@ -104,7 +104,7 @@ class PlainRun:
         optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
         self.losses, self.grad_norms = [], []
         for step, batch in enumerate(batches):
-            rows = [row for rows in split_batch(batch, 1, 1 << 20)[0].micro_batches for row in rows]
+            rows = [row for rows in split_batch(batch, 1, 1 << 20, cost_model())[0].micro_batches for row in rows]
             packed = pack(rows, read_layout(policy.model, spec.model_path), dtype=torch.float32)
             loss, _ = total_loss(batch.objective, packed, policy(packed)[0], None, spec.algorithm)
             optimizer.zero_grad()

@@ -1,0 +1,96 @@
+"""What a packed row costs to compute, in multiply-adds, from the sizes in a checkpoint's config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learner.rows import Row
+
+BACKWARD_TIMES_FORWARD = 2
+"""The backward pass has two products for each one of the forward pass: to the inputs and to the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """Sizes of a Qwen2.5-VL that decide what a row costs.
+
+    hidden, mlp, kv_size (key and value heads x head size), vocabulary: of the language model, `layers` deep.
+    vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, but for
+    `full_attention_blocks`, which attend within a temporal patch.  patch_dim: numbers in a patch.
+    is_tower_frozen: the tower has no backward pass.
+    """
+
+    layers: int
+    hidden: int
+    mlp: int
+    kv_size: int
+    vocabulary: int
+    vision_depth: int
+    vision_hidden: int
+    vision_mlp: int
+    full_attention_blocks: int
+    window_patches: int
+    merge_size: int
+    patch_dim: int
+    is_tower_frozen: bool = False
+
+    def row(self, row: Row) -> float:
+        """Multiply-adds of a forward and backward pass over the row."""
+        text = self._text(row) + row.num_targets * self.hidden * self.vocabulary
+        vision = sum(self._clip(clip.info.grid_thw) for clip in row.clips)
+        factor = 1 + BACKWARD_TIMES_FORWARD
+        return factor * text + (1 if self.is_tower_frozen else factor) * vision
+
+    def _text(self, row: Row) -> float:
+        prompt = len(row.prompt.prompt_ids)
+        read = [response.num_read for response in row.responses]
+        pairs = prompt * (prompt + 1) / 2 + sum(num * prompt + num * (num + 1) / 2 for num in read)
+        linear = 2 * self.hidden**2 + 2 * self.hidden * self.kv_size + 3 * self.hidden * self.mlp
+        return self.layers * (row.num_tokens * linear + 2 * pairs * self.hidden)
+
+    def _clip(self, grid_thw: Sequence[int]) -> float:
+        time, height, width = grid_thw
+        patches, size = time * height * width, self.vision_hidden
+        linear = self.vision_depth * (4 * size**2 + 3 * size * self.vision_mlp) + self.patch_dim * size
+        whole = time * (height * width) ** 2
+        windowed = time * _window_pairs(height, self.window_patches) * _window_pairs(width, self.window_patches)
+        full = self.full_attention_blocks
+        pairs = full * whole + (self.vision_depth - full) * windowed
+        merged = size * self.merge_size**2
+        merger = patches / self.merge_size**2 * merged * (merged + self.hidden)
+        return patches * linear + 2 * pairs * size + merger
+
+
+def _window_pairs(length: int, window: int) -> int:
+    """Along one axis: sum of squared window lengths, the last window being what is left."""
+    return length // window * window**2 + (length % window) ** 2
+
+
+def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostModel:
+    """The sizes in the checkpoint folder's config.json, of the nested layout as of the published flat one.
+
+    frozen_parts: as `LearnerConfig.frozen_parts`.
+    """
+    tree = json.loads((Path(model_path) / "config.json").read_text())
+    text: Mapping[str, Any] = tree.get("text_config") or tree
+    vision: Mapping[str, Any] = tree["vision_config"]
+    heads = text["num_attention_heads"]
+    return CostModel(
+        layers=text["num_hidden_layers"],
+        hidden=text["hidden_size"],
+        mlp=text["intermediate_size"],
+        kv_size=text["hidden_size"] // heads * text.get("num_key_value_heads", heads),
+        vocabulary=text["vocab_size"],
+        vision_depth=vision["depth"],
+        vision_hidden=vision["hidden_size"],
+        vision_mlp=vision["intermediate_size"],
+        full_attention_blocks=len(vision["fullatt_block_indexes"]),
+        window_patches=vision["window_size"] // vision["patch_size"],
+        merge_size=vision["spatial_merge_size"],
+        patch_dim=3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
+        is_tower_frozen="vision_tower" in frozen_parts,
+    )
