@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.placement import Bundle, Demand, Node, PlacementError, demand, explain, logical_cpus, plan_placement
+from cluster.placement import (
+    Bundle,
+    Demand,
+    Node,
+    Parts,
+    PlacementError,
+    demand,
+    explain,
+    logical_cpus,
+    plan_placement,
+)
 from rlsys import env
 from rlsys.config import ClusterConfig, ConfigError, RunConfig
 
@@ -53,19 +63,19 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(config: RunConfig, *, parts: bool = True) -> Iterator[Cluster]:
+def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster]:
     """The cluster that `cluster.address` or RAY_ADDRESS names, else one started here on loopback.
 
     Inside a submitted job Ray itself sets RAY_ADDRESS. A process that is connected already stays so.
     On the way out the reservations go, and the cluster too when it was started here.
-    parts: reserve room for learner ranks and actors; False when only reward servers will run.
+    parts: what will run there, and gets room reserved.
     Raises PlacementError when the run does not fit, ConfigError when the address is not one of a cluster.
     """
     wanted = demand(config, parts=parts)
     with _connected(config.cluster, wanted) as is_local:
         nodes = living_nodes()
         plan = plan_placement(wanted, nodes)
-        if parts:
+        if parts != "rewards":
             log.info("room for learner ranks: %s; actors: %s", _counted(plan.learner_nodes), _counted(plan.actor_nodes))
         # the learner first: its ranks talk to each other all the time, so they get first choice of a node
         with _reserved(wanted.learner, "PACK", wanted) as learner, _reserved(wanted.actors, "SPREAD", wanted) as actors:

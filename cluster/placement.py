@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rlsys.config import RunConfig
 from rlsys.errors import UserError
@@ -15,6 +16,9 @@ CPUS_PER_REPLICA = 0.1
 """Ray CPUs of one replica of the reward servers; no less than what they ask for."""
 CPUS_PER_MODEL_INGRESS = 1.0
 """Ray CPUs of what Ray Serve LLM puts in front of a judge's model."""
+
+Parts = Literal["all", "learner", "rewards"]
+"""Of a run: everything, learner ranks and decoding alone (supervised training), or reward servers alone."""
 
 
 class PlacementError(UserError):
@@ -71,27 +75,32 @@ class Plan:
     actor_nodes: tuple[str, ...]
 
 
-def demand(config: RunConfig, *, parts: bool = True) -> Demand:
-    """What a run with this config reserves; without `parts` (ranks and actors) just its reward servers."""
+def demand(config: RunConfig, *, parts: Parts = "all") -> Demand:
+    """What these parts of a run with this config reserve."""
     on_gpu = config.cluster.device == "cuda"
     rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
     engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
     actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
-    reward = config.reward
-    rewards = 0.0 if reward.url else (reward.min_replicas + reward.judge.min_replicas) * CPUS_PER_REPLICA
-    judge: tuple[Bundle, ...] = ()
-    if reward.judge.serve_model and not reward.url:
-        judge_gpus = float(reward.judge.serve_tensor_parallel_size) if on_gpu else 0.0
-        judge = (Bundle(cpus=1.0, gpus=judge_gpus),) * reward.judge.serve_replicas
-        rewards += CPUS_PER_MODEL_INGRESS
-    if not parts:
-        return Demand(learner=(), actors=(), other_cpus=rewards, judge=judge)
+    decoding = config.data.decode_workers * CPUS_PER_DECODE
+    rewards, judge = (0.0, ()) if parts == "learner" else _reward_demand(config)
     return Demand(
-        learner=(rank,) * config.learner.num_ranks,
-        actors=(actor,) * config.rollout.num_actors,
-        other_cpus=rewards + config.data.decode_workers * CPUS_PER_DECODE,
+        learner=() if parts == "rewards" else (rank,) * config.learner.num_ranks,
+        actors=(actor,) * config.rollout.num_actors if parts == "all" else (),
+        other_cpus=rewards + (0.0 if parts == "rewards" else decoding),
         judge=judge,
     )
+
+
+def _reward_demand(config: RunConfig) -> tuple[float, tuple[Bundle, ...]]:
+    """CPUs of the reward servers, and a bundle per replica of a judge's model; nothing where they run elsewhere."""
+    reward = config.reward
+    if reward.url:
+        return 0.0, ()
+    cpus = (reward.min_replicas + reward.judge.min_replicas) * CPUS_PER_REPLICA
+    if not reward.judge.serve_model:
+        return cpus, ()
+    gpus = float(reward.judge.serve_tensor_parallel_size) if config.cluster.device == "cuda" else 0.0
+    return cpus + CPUS_PER_MODEL_INGRESS, (Bundle(cpus=1.0, gpus=gpus),) * reward.judge.serve_replicas
 
 
 def logical_cpus(wanted: Demand, machine_cpus: int) -> int:

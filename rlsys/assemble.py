@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, RunConfig, ScoreSettings, load_services
 from rlsys.data.annotations import load as load_annotations
-from rlsys.experience import Experience
+from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
@@ -24,8 +24,10 @@ from rlsys.types import PromptItem, WeightVersion
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
+    from learner.group import LearnerGroup
     from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
+    from rlsys.data.clips import ClipStore
 
 log = logging.getLogger(__name__)
 
@@ -79,47 +81,11 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
     )
 
 
-class Stack:
-    """A cluster with learner ranks, rollout actors and reward servers, up and idle. Made by `open_stack`."""
+class LearnerStack:
+    """A cluster with learner ranks and decoding, up and idle: all that supervised training needs."""
 
-    def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
-        from actors.pool import RolloutPool
-        from learner.group import LearnerGroup
-        from reward_servers.auth import token_from_environment
-        from reward_servers.client import RewardClient
-        from reward_servers.transport import wait_until_healthy
-        from rlsys.data.clips import ClipStore
-
-        self.prompts = prompt_builder(config)
-        self.clips = ClipStore(config.data)
-        self.pool = RolloutPool.launch(
-            engine_spec(config, self.prompts),
-            config.rollout.num_actors,
-            options=cluster.actor_options,
-            timeout_s=config.rollout.timeout_s,
-            start_timeout_s=config.rollout.start_timeout_s,
-        )
-        resources.callback(self.pool.shutdown)
-        with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
-            learner = threads.submit(
-                LearnerGroup.launch,
-                num_ranks=config.learner.num_ranks,
-                device=config.cluster.device,
-                threads=config.learner.threads,
-                timeout_s=config.learner.timeout_s,
-                options=cluster.learner_options,
-            )
-            self.reward_url = config.reward.url or _launch_rewards(
-                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
-            )
-            health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
-            self.learner = learner.result()
-            resources.callback(self.learner.shutdown)
-        _check_served(health, tasks, config.reward, self.reward_url)
-        token = token_from_environment(config.reward.token_env)
-        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
-        self.experience = Experience(self.clips, self.prompts, self.pool, self.scorer, config)
-        resources.callback(self.experience.close)
+    def __init__(self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer) -> None:
+        self.prompts, self.clips, self.learner, self.preparer = prompts, clips, learner, preparer
 
     def load_learner(self, config: RunConfig) -> None:
         """Give the learner the config's model and a fresh optimiser and schedule."""
@@ -139,6 +105,40 @@ class Stack:
             )
         )
 
+
+class Stack(LearnerStack):
+    """The same with rollout actors and reward servers. Made by `open_stack`."""
+
+    def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
+        from actors.pool import RolloutPool
+        from reward_servers.auth import token_from_environment
+        from reward_servers.client import RewardClient
+        from reward_servers.transport import wait_until_healthy
+        from rlsys.data.clips import ClipStore
+
+        prompts, clips = prompt_builder(config), ClipStore(config.data)
+        self.pool = RolloutPool.launch(
+            engine_spec(config, prompts),
+            config.rollout.num_actors,
+            options=cluster.actor_options,
+            timeout_s=config.rollout.timeout_s,
+            start_timeout_s=config.rollout.start_timeout_s,
+        )
+        resources.callback(self.pool.shutdown)
+        with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
+            learner = threads.submit(_launch_learner, config, cluster)
+            self.reward_url = config.reward.url or _launch_rewards(
+                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
+            )
+            health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
+            resources.callback(learner.result().shutdown)
+        _check_served(health, tasks, config.reward, self.reward_url)
+        token = token_from_environment(config.reward.token_env)
+        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
+        self.experience = Experience(clips, prompts, self.pool, self.scorer, config)
+        resources.callback(self.experience.close)
+        super().__init__(prompts, clips, learner.result(), self.experience)
+
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
         payload, weights = self.learner.publish(version)
@@ -157,6 +157,34 @@ def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config))
         yield Stack(config, tasks, cluster, resources)
+
+
+@contextmanager
+def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
+    """Learner ranks and decoding alone: no room is reserved for actors, and none for reward servers."""
+    from cluster.launch import open_cluster
+    from rlsys.data.clips import ClipStore
+
+    with ExitStack() as resources:
+        cluster = resources.enter_context(open_cluster(config, parts="learner"))
+        prompts, clips = prompt_builder(config), ClipStore(config.data)
+        learner = _launch_learner(config, cluster)
+        resources.callback(learner.shutdown)
+        preparer = Preparer(clips, prompts)
+        resources.callback(preparer.close)
+        yield LearnerStack(prompts, clips, learner, preparer)
+
+
+def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:
+    from learner.group import LearnerGroup
+
+    return LearnerGroup.launch(
+        num_ranks=config.learner.num_ranks,
+        device=config.cluster.device,
+        threads=config.learner.threads,
+        timeout_s=config.learner.timeout_s,
+        options=cluster.learner_options,
+    )
 
 
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
@@ -232,7 +260,7 @@ def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | Non
 
     run = load_services(config, overrides)
     with ExitStack() as resources:
-        cluster = resources.enter_context(open_cluster(run, parts=False))
+        cluster = resources.enter_context(open_cluster(run, parts="rewards"))
         if not detach:
             url = _launch_rewards(run.reward, cluster, resources, with_judge=True, name=name)
             log.info("reward.url=%s  (interrupt to end)", url)
@@ -253,7 +281,7 @@ def stop_rewards(name: str, overrides: Sequence[str]) -> None:
     from cluster.launch import open_cluster
     from reward_servers.app import stop
 
-    with open_cluster(load_services(None, overrides), parts=False):
+    with open_cluster(load_services(None, overrides), parts="rewards"):
         stop(name)
 
 

@@ -49,32 +49,57 @@ def sampling_seed(run_seed: int, draw: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
 
 
-class Experience:
-    """Makes scored groups. `start` returns at once; the future holds the group or the error."""
+class Preparer:
+    """Brings the clips of an item and makes its prompt, on an event loop of its own. `prepare` returns at once."""
 
-    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
-        self._clips, self._prompts, self._pool, self._scorer = clips, prompts, pool, scorer
-        self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
+    def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
+        self._clips, self._prompts = clips, prompts
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="experience", daemon=True)
         self._thread.start()
 
-    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-        """Begin one group. Its future raises ClipError when the clip is unusable."""
-        return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
+    def prepare(
+        self, item: PromptItem, response_tokens: int | None = None
+    ) -> Future[tuple[Prompt, tuple[ClipRef, ...]]]:
+        """The prompt and clips of an item, for supervised training. Raises ClipError when a clip is unusable.
 
-    def prepare(self, item: PromptItem) -> Future[tuple[Prompt, tuple[ClipRef, ...]]]:
-        """The prompt and clips of an item without sampling, for supervised training."""
-        return asyncio.run_coroutine_threadsafe(self._prepare(item, {}), self._events)
+        response_tokens: of the longest response that comes behind the prompt; None stands for rollout.max_tokens.
+        """
+        return asyncio.run_coroutine_threadsafe(self._prepare(item, {}, response_tokens), self._events)
 
     async def _prepare(
-        self, item: PromptItem, spans: dict[str, tuple[float, float]]
+        self, item: PromptItem, spans: dict[str, tuple[float, float]], response_tokens: int | None = None
     ) -> tuple[Prompt, tuple[ClipRef, ...]]:
         with _span(spans, "decode"):
             clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
         with _span(spans, "prompt"):
-            prompt = self._prompts.build(item, [clip.info for clip in clips])
+            prompt = self._prompts.build(item, [clip.info for clip in clips], response_tokens)
         return prompt, clips
+
+    def close(self) -> None:
+        """Cancel what runs and end the event loop."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join(timeout=30)
+
+    async def _stop(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+class Experience(Preparer):
+    """Makes scored groups. `start` returns at once; the future holds the group or the error."""
+
+    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
+        super().__init__(clips, prompts)
+        self._pool, self._scorer = pool, scorer
+        self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
+
+    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+        """Begin one group. Its future raises ClipError when the clip is unusable."""
+        return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
 
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
@@ -114,17 +139,8 @@ class Experience:
         group = RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
         return await self._scorer.score(group, spans)
 
-    def close(self) -> None:
-        """Cancel what runs and end the event loop."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
-        self._events.call_soon_threadsafe(self._events.stop)
-        self._thread.join(timeout=30)
-
     async def _stop(self) -> None:
-        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await super()._stop()
         await self._scorer.close()
 
 

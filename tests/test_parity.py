@@ -126,8 +126,8 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
     )
     build = stack.prompts.build
 
-    def with_one_pad_less(item: PromptItem, clips: list[ClipInfo]) -> object:
-        prompt = build(item, clips)
+    def with_one_pad_less(item: PromptItem, clips: list[ClipInfo], max_tokens: int | None) -> object:
+        prompt = build(item, clips, max_tokens)
         kept = np.delete(prompt.prompt_ids, 8)
         return replace(prompt, prompt_ids=kept, position_ids=np.delete(prompt.position_ids, 8, axis=1))
 

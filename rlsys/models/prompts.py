@@ -57,7 +57,7 @@ class TokenCount:
         if self.total > self.max_model_len:
             raise PromptTooLong(
                 f"{self.prompt_id}: {self}. A prompt with media is never cut: lower data.max_frames, data.max_pixels "
-                f"or data.total_pixels (visual tokens) or rollout.max_tokens, "
+                f"or data.total_pixels (visual tokens) or the response (when sampled, rollout.max_tokens), "
                 f"or raise model.max_model_len to {self.total}."
             )
 
@@ -104,9 +104,10 @@ class PromptBuilder:
         self.end_token_id: int = self._chat.end_token_id
         """The id that ends a response."""
 
-    def build(self, item: PromptItem, clips: Sequence[ClipInfo]) -> Prompt:
+    def build(self, item: PromptItem, clips: Sequence[ClipInfo], max_tokens: int | None = None) -> Prompt:
         """The prompt of `item`, whose media decoded to `clips`, in the same order.
 
+        max_tokens: room for the response, tokens; None takes the builder's.
         Raises PromptTooLong with the token arithmetic, and ValueError when the clips or the question
         do not fit the item.
         """
@@ -115,7 +116,7 @@ class PromptBuilder:
             raise ValueError(f"{item.prompt_id}: media are {list(kinds)}, clips are {[clip.kind for clip in clips]}.")
         engine_ids = self._engine_ids(item)
         grids = [clip.grid_thw for clip in clips]
-        self._count(item, engine_ids, grids).check()
+        self._count(item, engine_ids, grids, max_tokens).check()
         seconds = [
             engine_seconds_per_grid(clip.second_per_grid_s, self._dtype, self._vision.temporal_patch_size)
             for clip in clips
@@ -126,9 +127,9 @@ class PromptBuilder:
             engine_ids=engine_ids, prompt_ids=prompt_ids, position_ids=position_ids, next_position=next_position
         )
 
-    def count_tokens(self, item: PromptItem, grids: Sequence[Grid]) -> TokenCount:
+    def count_tokens(self, item: PromptItem, grids: Sequence[Grid], max_tokens: int | None = None) -> TokenCount:
         """The budget of `item` if its media had these grids: no clip need be decoded to know it."""
-        return self._count(item, self._engine_ids(item), grids)
+        return self._count(item, self._engine_ids(item), grids, max_tokens)
 
     def encode_response(self, text: str) -> np.ndarray:
         """i32 ids of a response that the assistant would write, the end token included."""
@@ -159,13 +160,15 @@ class PromptBuilder:
     def _is_pad(self, ids: np.ndarray) -> np.ndarray:
         return (ids == self._vision.image_pad_id) | (ids == self._vision.video_pad_id)
 
-    def _count(self, item: PromptItem, engine_ids: np.ndarray, grids: Sequence[Grid]) -> TokenCount:
+    def _count(
+        self, item: PromptItem, engine_ids: np.ndarray, grids: Sequence[Grid], max_tokens: int | None
+    ) -> TokenCount:
         return TokenCount(
             prompt_id=item.prompt_id,
             text=engine_ids.size - len(grids),
             media=tuple(zip(_kinds(item), grids, strict=True)),
             merge_size=self._vision.merge_size,
-            max_tokens=self._max_tokens,
+            max_tokens=self._max_tokens if max_tokens is None else max_tokens,
             max_model_len=self._max_model_len,
         )
 
