@@ -1,10 +1,10 @@
-"""How rewards become a gradient: every variant with its paper. Formulas: `docs/algorithms.md`."""
+"""How rewards become a gradient: every variant with its paper. Formulas and when to take them: `docs/algorithms.md`."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlsys.config_part import Part
 
@@ -23,7 +23,7 @@ class AlgorithmConfig(Part):
     ratio: Literal["token", "sequence"] = "token"
     """Probability ratio of each token, or of the whole response per token (sequence, GSPO, arXiv:2507.18071)."""
     clip_low: float = Field(default=0.2, gt=0)
-    """The probability ratio is clipped below 1 - clip_low."""
+    """The probability ratio is clipped below 1 - clip_low; 1 or more leaves it unclipped below."""
     clip_high: float = Field(default=0.2, gt=0)
     """The probability ratio is clipped above 1 + clip_high."""
     dual_clip: float | None = Field(default=None, gt=1)
@@ -32,18 +32,19 @@ class AlgorithmConfig(Part):
     """Whose log-probs the ratio is taken to: the sampler's as reported, or the learner's own before the first update
     on the batch. With "learner", `sampler_correction` accounts for what lies between the two."""
     sampler_correction: Literal["none", "tis", "icepop", "sequence_mask"] = "none"
-    """Learner's over sampler's probability as a factor of the loss: cut off above (tis), tokens outside the bounds left
-    out (icepop, arXiv:2510.18855), or whole responses whose mean ratio is outside (sequence_mask)."""
-    correction_low: float = Field(default=0.5, ge=0)
+    """Learner's over sampler's probability as a factor of a token's loss: cut off above (tis), or 0 outside the bounds
+    (icepop, arXiv:2510.18855). sequence_mask leaves out whole responses whose geometric mean of it is outside."""
+    correction_low: float = Field(default=0.5, ge=0, lt=1)
     """Least ratio that icepop and sequence_mask let pass."""
     correction_high: float = Field(default=2.0, gt=1)
     """Greatest ratio that icepop and sequence_mask let pass, and where tis cuts off."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the starting policy; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """d, d^2 / 2 or exp(-d) - 1 + d of d = log-prob minus the reference's (http://joschu.net/blog/kl-approx.html)."""
+    """d, d^2 / 2 or exp(-d) - 1 + d of d = log-prob minus the reference's (http://joschu.net/blog/kl-approx.html).
+    In the loss k2 has the KL's own gradient, k3 nearly, and k1 none but noise; in the reward k1 is the exact choice."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Penalty beside the policy loss, or taken off each response's reward before advantages."""
+    """Penalty beside the policy loss, or, summed over the response, taken off its reward before advantages."""
     mini_batches: int = Field(default=1, ge=1)
     """Parts of a batch, each with an optimiser update of its own."""
     epochs_per_batch: int = Field(default=1, ge=1)
@@ -54,3 +55,60 @@ class AlgorithmConfig(Part):
     """Last tokens before rollout.max_tokens over which the reward falls by overlong_penalty (DAPO eq. 13); 0: none."""
     overlong_penalty: float = Field(default=1.0, gt=0)
     """What a response that fills rollout.max_tokens loses of its reward."""
+
+    @model_validator(mode="after")
+    def _variants_agree(self) -> AlgorithmConfig:
+        if self.sampler_correction != "none" and self.old_policy == "sampler":
+            raise ValueError(
+                f"algorithm.sampler_correction={self.sampler_correction} with algorithm.old_policy=sampler: the ratio "
+                "to the sampler already holds what would be corrected; set old_policy=learner, or "
+                "sampler_correction=none."
+            )
+        if self.policy_loss == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                f"algorithm.dual_clip={self.dual_clip} with algorithm.policy_loss=cispo: its weights are bounded by "
+                "clip_high already; set dual_clip=null."
+            )
+        if self.policy_loss == "cispo" and self.ratio == "sequence":
+            raise ValueError(
+                "algorithm.ratio=sequence with algorithm.policy_loss=cispo: CISPO weighs each token by its own ratio; "
+                "set ratio=token, or policy_loss=clip for GSPO."
+            )
+        if self.advantage == "gdpo":
+            self._gdpo_sees_every_reward()
+        return self
+
+    def _gdpo_sees_every_reward(self) -> None:
+        """What is taken off the sum of the scores has no place where each score is normalised by itself."""
+        remedy = "GDPO normalises each score by itself and never sees their sum"
+        if self.overlong_buffer_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer_tokens={self.overlong_buffer_tokens} with algorithm.advantage=gdpo: "
+                f"{remedy}; set it to 0 and give length a score of its own in reward.weights, or choose another "
+                "advantage."
+            )
+        if self.kl_coef and self.kl_in == "reward":
+            raise ValueError(
+                f"algorithm.kl_in=reward (kl_coef={self.kl_coef}) with algorithm.advantage=gdpo: {remedy}; "
+                "set kl_in=loss, or choose another advantage."
+            )
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimiser updates on one batch, if each of its mini-batches has a trained token."""
+        return self.mini_batches * self.epochs_per_batch
+
+
+def check_against_run(algorithm: AlgorithmConfig, *, prompts_per_step: int, max_tokens: int) -> None:
+    """What the section must agree on with `train.prompts_per_step` and `rollout.max_tokens`. Raises ValueError."""
+    if prompts_per_step % algorithm.mini_batches:
+        raise ValueError(
+            f"train.prompts_per_step={prompts_per_step} is not a multiple of "
+            f"algorithm.mini_batches={algorithm.mini_batches}; mini-batches have equally many groups. "
+            "Change one of the two."
+        )
+    if algorithm.overlong_buffer_tokens > max_tokens:
+        raise ValueError(
+            f"algorithm.overlong_buffer_tokens={algorithm.overlong_buffer_tokens} is above "
+            f"rollout.max_tokens={max_tokens}: an empty response would be overlong; lower the first."
+        )

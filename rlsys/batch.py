@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rlsys.advantages import group_advantages
+from rlsys.advantages import advantages, scaled_over_batch
+from rlsys.config import AlgorithmConfig, RewardConfig
 from rlsys.errors import UserError
+from rlsys.tasks import score_weights
 from rlsys.types import ScoredGroup, TrainBatch
 
 
@@ -25,12 +27,25 @@ def require_scores(groups: tuple[ScoredGroup, ...], batch: TrainBatch) -> None:
         )
 
 
-def make_batch(groups: tuple[ScoredGroup, ...], min_valid: int) -> TrainBatch:
+def make_batch(groups: tuple[ScoredGroup, ...], algorithm: AlgorithmConfig, reward: RewardConfig) -> TrainBatch:
     """Advantages and loss masks of scored groups: what failed to be scored is outside mean, std and loss."""
-    is_trained = tuple(g.is_valid if g.is_valid.sum() >= min_valid else g.is_valid & False for g in groups)
+    is_trained = tuple(g.is_valid if g.is_valid.sum() >= reward.min_valid else g.is_valid & False for g in groups)
+    by_group = tuple(
+        advantages(scored, algorithm.advantage, score_weights(scored.group.item.task, reward), reward.min_valid)
+        for scored in groups
+    )
     return TrainBatch(
         objective="grpo",
         groups=tuple(scored.group for scored in groups),
-        advantages=tuple(group_advantages(scored.rewards, scored.is_valid, min_valid) for scored in groups),
+        advantages=scaled_over_batch(by_group, is_trained) if algorithm.advantage == "gdpo" else by_group,
         is_trained=is_trained,
     )
+
+
+def has_spread(scored: ScoredGroup, algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
+    """Whether the scorers tell the group's rollouts apart; without that all advantages are 0.
+
+    Penalties that shape rewards have no say in it: nearly every group differs in length or in KL.
+    """
+    weights = score_weights(scored.group.item.task, reward)
+    return bool(advantages(scored, algorithm.advantage, weights, reward.min_valid).any())

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.algorithm_config import AlgorithmConfig, check_against_run
 from rlsys.config_part import Part
 from rlsys.errors import UserError
 from rlsys.learner_config import LearnerConfig, LoraConfig
@@ -154,15 +154,15 @@ class RolloutConfig(Part):
 
 class TrainConfig(Part):
     num_steps: int = Field(default=100, ge=1)
-    """Optimiser updates."""
+    """Steps: batches learned from, each with one optimiser update unless `algorithm` says more."""
     prompts_per_step: int = Field(default=16, ge=1)
-    """Groups per update."""
+    """Groups per step."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """After the warm-up: stay, fall to 0 linearly, or fall to a tenth along a cosine."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Updates over which the learning rate rises linearly."""
+    """Steps over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of first and second moments."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -173,7 +173,7 @@ class TrainConfig(Part):
 
 class PipelineConfig(Part):
     max_lag: int = Field(default=0, ge=0)
-    """Most optimiser updates between a rollout's weights and the update that trains on it; 0 is synchronous."""
+    """Most steps between a rollout's weights and the step that trains on it; 0 is synchronous."""
 
 
 class CheckpointConfig(Part):
@@ -249,6 +249,9 @@ class RunConfig(Part):
                 f"learner.num_ranks={self.learner.num_ranks}; every rank takes the same number of groups. "
                 f"Use {_next_multiple(self.train.prompts_per_step, self.learner.num_ranks)} prompts or fewer ranks."
             )
+        check_against_run(
+            self.algorithm, prompts_per_step=self.train.prompts_per_step, max_tokens=self.rollout.max_tokens
+        )
         if self.rollout.max_tokens >= self.model.max_model_len:
             raise ValueError(
                 f"rollout.max_tokens={self.rollout.max_tokens} leaves no room for a prompt in "

@@ -90,7 +90,7 @@ def step_metrics(
     pool_counters: Mapping[str, float],
     reward_counters: Mapping[str, float],
 ) -> dict[str, float]:
-    """Everything that is logged of one update. NaN where there was nothing to measure.
+    """Everything that is logged of one step. NaN where there was nothing to measure.
 
     Counters without a namespace get that of their maker: `data/`, `rollout/` and `reward/`.
     """
@@ -104,6 +104,8 @@ def step_metrics(
         "perf/response_tokens_per_s": _ratio(num_tokens, total_s),
         "data/bad_draws": float(step.bad_clips),
         "data/drawn": float(step.state.drawn),
+        "rollout/replaced_groups": float(len(step.replaced)),
+        **summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean"),
         "weights/version": float(step.state.version),
     }
     return merge(
@@ -111,6 +113,7 @@ def step_metrics(
         advantage_metrics(step.batch),
         rollout_metrics(rollouts, trained_at=step.state.version - 1),
         span_metrics(step.groups),
+        step.shaping_metrics,
         step.learner_metrics,
         of_the_step,
         _in_namespace("data", clip_counters),
@@ -134,7 +137,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
     `reward/<status>_frac` says why: the judge could not tell, trouble of the servers, an unusable verdict.
     """
-    rewards = np.concatenate([np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups])
+    rewards = _valid_rewards(groups)
     by_name: dict[str, list[np.ndarray]] = {}
     for scored in groups:
         for index, name in enumerate(scored.score_names):
@@ -145,8 +148,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     for name, columns in by_name.items():
         metrics |= summarise(f"reward/{name}", np.concatenate(columns), "mean")
     for task in sorted({scored.group.item.task for scored in groups}):
-        of_task = [scored for scored in groups if scored.group.item.task == task]
-        values = np.concatenate([np.where(scored.is_valid, scored.rewards, np.nan) for scored in of_task])
+        values = _valid_rewards([scored for scored in groups if scored.group.item.task == task])
         metrics |= summarise(f"reward/by_task/{task}", values, "mean")
     spreads = [np.ptp(scored.rewards[scored.is_valid]) for scored in groups if scored.is_valid.any()]
     metrics |= summarise("reward/group_spread", spreads, "mean")
@@ -158,6 +160,11 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     if verdicts:
         metrics["reward/judge_cached_frac"] = float(np.mean([bool(verdict.get("cached")) for verdict in verdicts]))
     return metrics
+
+
+def _valid_rewards(groups: Sequence[ScoredGroup]) -> np.ndarray:
+    """f64, all rollouts of all groups, NaN where there is no reward."""
+    return np.concatenate([np.zeros(0), *(np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups)])
 
 
 def advantage_metrics(batch: TrainBatch) -> dict[str, float]:

@@ -13,5 +13,5 @@ def how_many_may_start(*, in_flight: int, collected: int, prompts_per_step: int,
 
 
 def lag_updates(*, version: int, weight_version: int) -> int:
-    """Optimiser updates between the weights that sampled a rollout and those it now trains."""
+    """Weight versions, one a step, between the weights that sampled a rollout and those it now trains."""
     return version - weight_version

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlsys import loop
 from rlsys.assemble import Stack, held_out_items, open_stack, training_items
@@ -23,7 +25,7 @@ from rlsys.experience import sampling_seed
 from rlsys.metrics import step_metrics
 from rlsys.parts import Step
 from rlsys.tracking import Tracker
-from rlsys.types import PromptItem, Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,9 @@ class TrainingRun:
             ),
         )
 
+    def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
+        return self._stack.learner.logprobs(groups, reference=True)
+
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         return self._stack.learner.update(batch)
 
@@ -101,7 +106,7 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
 
     resume: a checkpoint folder, or a run folder whose newest checkpoint is taken.
     """
-    start_state = _start_state(config, resume)
+    start_state = start_state(config, resume)
     check(config).raise_problems()
     items = training_items(config)
     held_out = held_out_items(config)
@@ -149,7 +154,7 @@ def _train_on(
     return summary
 
 
-def _start_state(config: RunConfig, resume: Path | None) -> RunState:
+def start_state(config: RunConfig, resume: Path | None) -> RunState:
     if resume:
         state = load_state(find(resume))
         if state.seed != config.seed:

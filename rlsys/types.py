@@ -139,7 +139,7 @@ class Rollout:
 
     prompt_ids: i32 [P] as the engine saw them.  response_ids: i32 [R], the end token included.
     response_logprobs: f32 [R], natural log, of the sampling policy at temperature 1.
-    finish_reason: "stop" or "length".  weight_version: optimiser updates in the sampling weights.
+    finish_reason: "stop" or "length".  weight_version: of the sampling weights, see `WeightVersion`.
     """
 
     rollout_id: str
@@ -222,7 +222,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainBatch:
-    """What one optimiser update learns from.
+    """What one step learns from, in one optimiser update or several.
 
     objective: "grpo" (clipped policy gradient) or "nll" (supervised: every advantage is 1).
     advantages: per group f32 [G]; 0 for rollouts outside the loss.
@@ -247,7 +247,10 @@ class TrainBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightVersion:
-    """Weights by name. version: optimiser updates applied. digest: see `rlsys.weights.digest`."""
+    """Weights by name.
+
+    version: batches learned from, however many updates each took.  digest: see `rlsys.weights.digest`.
+    """
 
     version: int
     transport: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,33 +14,36 @@ import pytest
 from rlsys import loop
 from rlsys.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig, parse
+from rlsys.config import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.errors import ClipError
 from rlsys.parts import Step
-from rlsys.types import ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
 from tests.factories import make_group, make_scored
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 
 
-def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5) -> RunConfig:
+def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5, **algorithm: object) -> RunConfig:
     tree = {
         "output_dir": "out",
         "model": {"path": "model"},
         "data": {"on_bad_clip": on_bad_clip},
         "train": {"num_steps": num_steps, "prompts_per_step": 4},
         "pipeline": {"max_lag": max_lag},
+        "rollout": {"max_tokens": 4},
+        "algorithm": algorithm,
     }
     return parse(tree, source="test")
 
 
 class InMemoryParts:
-    def __init__(self, bad_draws: frozenset[int] = frozenset()) -> None:
+    def __init__(self, bad_draws: frozenset[int] = frozenset(), flat_draws: frozenset[int] = frozenset()) -> None:
         self.version = -1
-        self.bad_draws = bad_draws
+        self.bad_draws, self.flat_draws = bad_draws, flat_draws
         self.started: list[int] = []
         self.trained: list[list[str]] = []
         self.steps: list[Step] = []
+        self.num_reference_passes = 0
 
     def start(self, draw: int) -> Future[ScoredGroup]:
         self.started.append(draw)
@@ -49,8 +52,13 @@ class InMemoryParts:
             future.set_exception(ClipError(f"{draw}.mp4", "corrupt", "test"))
         else:
             group = make_group(f"file:{draw}", weight_version=self.version)
-            future.set_result(make_scored(group, [0, 0, 1, 1]))
+            future.set_result(make_scored(group, [1, 1, 1, 1] if draw in self.flat_draws else [0, 0, 1, 1]))
         return future
+
+    def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
+        """The sampler's own, which are -1, but for the first response of each group, which is less likely by 0.1."""
+        self.num_reference_passes += 1
+        return [[np.full(3, -1.1 if index == 0 else -1.0, np.float32) for index in range(4)] for _ in groups]
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         self.trained.append([group.item.prompt_id for group in batch.groups])
@@ -118,9 +126,91 @@ def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
     assert first.trained + second.trained == whole.trained
 
 
+def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> None:
+    parts = InMemoryParts(flat_draws=frozenset({1, 4, 9}))
+    end = loop.run(parts, config(num_steps=2, max_extra_groups=3), START)
+    assert parts.trained == [["file:0", "file:2", "file:3", "file:5"], ["file:6", "file:7", "file:8", "file:10"]]
+    assert [[g.group.item.prompt_id for g in step.replaced] for step in parts.steps] == [
+        ["file:1", "file:4"],
+        ["file:9"],
+    ]
+    assert parts.started == list(range(11))
+    assert end.drawn == 11
+
+
+def test_at_the_bound_groups_without_spread_stay_in_the_batch() -> None:
+    parts = InMemoryParts(flat_draws=frozenset(range(100)))
+    end = loop.run(parts, config(num_steps=2, max_extra_groups=3), START)
+    assert parts.trained == [["file:3", "file:4", "file:5", "file:6"], ["file:10", "file:11", "file:12", "file:13"]]
+    assert end.drawn == 14
+    assert not any(advantages.any() for advantages in parts.steps[0].batch.advantages)
+
+
+def test_without_dynamic_sampling_no_group_is_replaced() -> None:
+    parts = InMemoryParts(flat_draws=frozenset({1}))
+    loop.run(parts, config(num_steps=1), START)
+    assert parts.trained == [["file:0", "file:1", "file:2", "file:3"]]
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 3])
+def test_replacing_groups_and_leaving_out_clips_admits_no_rollout_that_is_too_old(max_lag: int) -> None:
+    rng = np.random.default_rng(max_lag)
+    flat, bad = (frozenset(rng.choice(60, 12, replace=False).tolist()) for _ in range(2))
+    parts = InMemoryParts(bad_draws=bad, flat_draws=flat)
+    end = loop.run(parts, config(max_lag=max_lag, max_extra_groups=2), START)
+    lags = [
+        step.state.version - 1 - rollout.weight_version
+        for step in parts.steps
+        for scored in step.groups
+        for rollout in scored.group.rollouts
+    ]
+    assert max(lags) <= max_lag
+    trained = [int(name.removeprefix("file:")) for step in parts.trained for name in step]
+    replaced = [int(g.group.item.prompt_id.removeprefix("file:")) for step in parts.steps for g in step.replaced]
+    assert trained == sorted(trained)
+    assert sorted([*trained, *replaced, *(draw for draw in bad if draw < end.drawn)]) == list(range(end.drawn))
+    assert all(len(step.replaced) <= 2 for step in parts.steps)
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_resumed_run_replaces_what_the_whole_run_would_have(max_lag: int) -> None:
+    flat, bad = frozenset({0, 5, 6, 7, 13, 17}), frozenset({3, 12})
+    settings = {"max_lag": max_lag, "max_extra_groups": 2}
+    first, second, whole = (InMemoryParts(bad, flat) for _ in range(3))
+    middle = loop.run(first, config(num_steps=2, **settings), START)
+    loop.run(second, config(num_steps=5, **settings), middle)
+    loop.run(whole, config(num_steps=5, **settings), START)
+    assert first.trained + second.trained == whole.trained
+
+
+def test_kl_in_the_reward_is_taken_off_before_advantages_and_not_off_the_records() -> None:
+    parts = InMemoryParts()
+    loop.run(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", kl_estimator="k1", advantage="dr_grpo"), START)
+    (step,) = parts.steps
+    # the first response: 3 tokens x 0.1 x 0.5 off its reward 0; the group's mean falls by a quarter of it
+    np.testing.assert_allclose(step.batch.advantages[0], [-0.6125, -0.4625, 0.5375, 0.5375], atol=1e-6)
+    assert step.shaping_metrics == {"reward/kl_penalty/mean": pytest.approx(0.0375)}
+    assert step.groups[0].rewards.tolist() == [0, 0, 1, 1]
+    assert parts.num_reference_passes == 1
+    assert set(step.seconds) == {"collect", "reference", "update", "sync"}
+
+
+def test_the_reference_is_asked_only_for_a_kl_in_the_reward() -> None:
+    parts = InMemoryParts()
+    loop.run(parts, config(num_steps=1, kl_coef=0.5), START)
+    assert parts.num_reference_passes == 0
+    assert set(parts.steps[0].seconds) == {"collect", "update", "sync"}
+
+
+def test_a_penalty_alone_does_not_make_spread() -> None:
+    parts = InMemoryParts(flat_draws=frozenset({0}))
+    loop.run(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", max_extra_groups=1), START)
+    assert parts.trained == [["file:1", "file:2", "file:3", "file:4"]]
+
+
 def test_a_failed_score_is_outside_mean_and_loss() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, True])
-    batch = make_batch((scored,), min_valid=2)
+    batch = make_batch((scored,), AlgorithmConfig(), RewardConfig(min_valid=2))
     assert batch.advantages[0][2] == 0
     np.testing.assert_allclose(batch.advantages[0][[0, 1, 3]], [-1, 1, 0], atol=1e-3)
     assert batch.is_trained[0].tolist() == [True, True, False, True]
@@ -129,7 +219,9 @@ def test_a_failed_score_is_outside_mean_and_loss() -> None:
 
 def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, False])
-    batch = make_batch((scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), min_valid=3)
+    batch = make_batch(
+        (scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), AlgorithmConfig(), RewardConfig(min_valid=3)
+    )
     assert not batch.is_trained[0].any() and not batch.advantages[0].any()
     assert batch.num_trained_tokens == 12
 

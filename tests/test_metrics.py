@@ -13,6 +13,7 @@ import pytest
 from rlsys import metrics
 from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
+from rlsys.config import AlgorithmConfig, RewardConfig
 from rlsys.metrics import MetricNames, step_metrics, summarise
 from rlsys.parts import Step
 from rlsys.types import ScoredGroup
@@ -21,14 +22,16 @@ from tests.factories import make_group, make_scored
 STATE = RunState(step=7, version=7, drawn=14, seed=0, mlflow_run_id="", weights_digest="")
 
 
-def make_step(groups: tuple[ScoredGroup, ...]) -> Step:
+def make_step(groups: tuple[ScoredGroup, ...], replaced: tuple[ScoredGroup, ...] = ()) -> Step:
     return Step(
         state=STATE,
         groups=groups,
-        batch=make_batch(groups, min_valid=2),
+        replaced=replaced,
+        bad_clips=1,
+        batch=make_batch(groups, AlgorithmConfig(), RewardConfig(min_valid=2)),
+        shaping_metrics={"reward/kl_penalty/mean": 0.5},
         learner_metrics={"loss/total": 0.25},
         seconds={"collect": 1.5, "update": 0.4, "sync": 0.1},
-        bad_clips=1,
     )
 
 
@@ -51,6 +54,17 @@ def test_a_group_without_spread_is_counted() -> None:
     found = step_metrics(make_step(two_groups()), {}, {}, {})
     assert found["advantage/zero_groups_frac"] == 0.5
     assert found["advantage/trained_frac"] == 7 / 8
+
+
+def test_groups_that_were_replaced_are_counted_and_their_rewards_told_apart() -> None:
+    spread, flat = two_groups()
+    found = step_metrics(make_step((spread,), replaced=(flat,)), {}, {}, {})
+    assert (found["rollout/replaced_groups"], found["rollout/replaced_reward/mean"]) == (1.0, 0.5)
+    assert found["reward/total/mean"] == 0.5
+    assert found["reward/kl_penalty/mean"] == 0.5
+    none = step_metrics(make_step((spread,)), {}, {}, {})
+    assert none["rollout/replaced_groups"] == 0.0
+    assert math.isnan(none["rollout/replaced_reward/mean"])
 
 
 def test_lengths_lags_and_rates() -> None:

@@ -48,7 +48,7 @@ def write_reward_curve(rewards: Sequence[float], path: Path, window: int = 10) -
     if len(rewards) >= window:
         smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
-    axes.set_xlabel("optimiser update")
+    axes.set_xlabel("step")
     axes.set_ylabel("reward of sampled responses")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
