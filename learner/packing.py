@@ -1,9 +1,10 @@
 """Many responses to one prompt in one sequence, `[prompt][response 1]...[response G]`: the prompt is computed once.
 
-The rows of a pass stand one after another in one sequence, with no padding. A response sees the prompt and itself, never another response, and its positions restart where the
-prompt ends, so every log-probability is what it would be if the response stood alone behind the
-prompt. A supervised sample is a group with one response. The last token of a response is predicted
-but never read, so it is not in the row at all.
+The rows of a pass stand one after another in one sequence, with no padding. A response sees the
+prompt and itself, never another response, and its positions restart where the prompt ends, so every
+log-probability is what it would be if the response stood alone behind the prompt. A supervised
+sample is a group with one response. The last token of a response is predicted but never read, so it
+is not in the row at all.
 """
 
 from __future__ import annotations
