@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import ray
 
 from learner.cost import CostModel, read_cost_model
-from learner.metrics import combine
+from learner.metrics import RankStats, combine
+from learner.mini_batches import part_of, plan_updates
 from learner.passes import plan_passes
 from learner.rows import Response
-from learner.shards import group_row, split_batch
+from learner.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
@@ -80,9 +82,26 @@ class LearnerGroup:
         self._cost = read_cost_model(spec.model_path, spec.learner.frozen_parts)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
-        """One optimiser update; metrics by name, over all tokens of all ranks. See `learner.metrics.REDUCTIONS`."""
-        workers = self._alive
+        """All optimiser updates on the batch; metrics by name, over all tokens of all ranks and updates.
+
+        Which groups make an update: `learner.mini_batches`. The mean of the loss is over an update's own tokens.
+        See `learner.metrics` for reductions. Raises ValueError for a batch without a trained token.
+        """
         spec = self._loaded
+        updates = plan_updates(batch, spec.algorithm, spec.seed)
+        if not updates:
+            raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave it out.")
+        # before a lone update the learner's old policy is the one that the update's own pass computes
+        wants_old = spec.algorithm.old_policy == "learner" and len(updates) > 1
+        old_logprobs = self.logprobs(batch.groups) if wants_old else None
+        stats = []
+        for number, indices in enumerate(updates, start=1):
+            old = None if old_logprobs is None else [old_logprobs[index] for index in indices]
+            stats.append(self._update_once(part_of(batch, indices), old, ends_batch=number == len(updates)))
+        return combine(stats)
+
+    def _update_once(self, batch: TrainBatch, old_logprobs: OldLogprobs | None, *, ends_batch: bool) -> list[RankStats]:
+        workers, spec = self._alive, self._loaded
         shards = split_batch(
             batch,
             len(workers),
@@ -90,14 +109,18 @@ class LearnerGroup:
             self._cost,
             loss_mean=spec.algorithm.loss_mean if batch.objective == "grpo" else "token",
             max_tokens=spec.max_tokens,
+            old_logprobs=old_logprobs,
         )
-        calls = [worker.update.remote(shard) for worker, shard in zip(workers, shards, strict=True)]
-        return combine(self._wait("update", calls))
+        calls = [
+            worker.update.remote(replace(shard, ends_batch=ends_batch))
+            for worker, shard in zip(workers, shards, strict=True)
+        ]
+        return self._wait("update", calls)
 
     def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion]:
         """The weights, put into the object store once, and what they are.
 
-        version: optimiser updates applied. The reference is of a `dict[str, NamedTensor]`; rank 0 owns it.
+        version: batches learned from. The reference is of a `dict[str, NamedTensor]`; rank 0 owns it.
         """
         return self._call("publish", version)[0]
 

@@ -1,11 +1,12 @@
-"""The losses, token by token: pure torch on flat [T] arrays of response tokens.
+"""The policy losses, token by token: pure torch on flat [T] arrays of response tokens.
 
-Which log-probabilities are "old"? Those that the sampler reported. The ratio is then taken to the
+Which log-probabilities are "old"? By default those that the sampler reported. The ratio is then taken to the
 policy that really drew the tokens, so one formula serves fresh rollouts (ratio 1 up to rounding),
 rollouts that are a few updates old, and an engine whose arithmetic differs from the learner's
 (bfloat16); and no second forward pass is needed. The price is that rounding in the sampler enters
 the gradient as a factor exp(difference), about 1e-6 in float32 and 1e-2 in bfloat16; the
-difference is reported with every update as policy/sampler_logprob_diff.
+difference is reported with every update as policy/sampler_logprob_diff. The other choice,
+`algorithm.old_policy=learner`, leaves that factor to `learner.correction`.
 """
 
 from __future__ import annotations
@@ -17,39 +18,86 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Surrogate:
-    """Per token, [T]: the loss (to be summed and minimised), the ratio, and where which clip took its gradient."""
+    """Per token, [T]: the loss (to be summed and minimised), the ratio, and where which bound took effect."""
 
     loss: torch.Tensor
     ratio: torch.Tensor
     is_clipped_low: torch.Tensor
     is_clipped_high: torch.Tensor
+    is_dual_clipped: torch.Tensor
+
+
+def token_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
+    """exp(logprobs - old_logprobs), f32 [T]. Source: PPO, arXiv:1707.06347; per token in GRPO, arXiv:2402.03300."""
+    return torch.exp(logprobs - old_logprobs)
+
+
+def sequence_ratio(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, response_index: torch.Tensor, num_responses: int
+) -> torch.Tensor:
+    """For each token the ratio of its whole response, to the power of 1 / its length, f32 [T].
+
+    That is exp(mean of logprobs - old_logprobs over the response); the gradient goes through it to all of the
+    response's tokens. Source: GSPO, arXiv:2507.18071.
+    """
+    return torch.exp(mean_by_response(logprobs - old_logprobs, response_index, num_responses))
+
+
+def mean_by_response(values: torch.Tensor, response_index: torch.Tensor, num_responses: int) -> torch.Tensor:
+    """For each token the mean of `values` over its response, f32 [T]. response_index: i64 [T]."""
+    sums = values.new_zeros(num_responses).index_add(0, response_index, values)
+    lengths = torch.bincount(response_index, minlength=num_responses)
+    # a response without tokens has no mean, and no token asks for it
+    return (sums / lengths.clamp(min=1))[response_index]
 
 
 def clipped_surrogate(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
 ) -> Surrogate:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(logprobs - old_logprobs), all f32 [T].
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), all f32 [T].
 
+    dual_clip: where A < 0 the loss is at most -dual_clip A, or one token that has become likely would outweigh
+    the rest.
     Source: PPO, arXiv:1707.06347, eq. 7; per token with group advantages in GRPO, arXiv:2402.03300,
-    eq. 3 (VideoChat-R1 eq. 2); separate bounds in DAPO, arXiv:2503.14476, eq. 10.
+    eq. 3 (VideoChat-R1 eq. 2); separate bounds in DAPO, arXiv:2503.14476, eq. 10; dual clip:
+    arXiv:1912.09729.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    gain = torch.minimum(ratio * advantages, clipped * advantages)
+    is_dual_clipped = torch.zeros_like(ratio, dtype=torch.bool)
+    if dual_clip is not None:
+        is_dual_clipped = (advantages < 0) & (ratio > dual_clip)
+        gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
     return Surrogate(
-        loss=-torch.minimum(ratio * advantages, clipped * advantages),
+        loss=-gain,
         ratio=ratio.detach(),
         is_clipped_low=(ratio < 1.0 - clip_low) & (advantages < 0),
         is_clipped_high=(ratio > 1.0 + clip_high) & (advantages > 0),
+        is_dual_clipped=is_dual_clipped,
     )
 
 
-def kl_to_reference(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
-    """Estimate of KL(policy || reference) per token, f32 [T]: exp(d) - d - 1 with d = ref - policy; never negative.
+def cispo(
+    logprobs: torch.Tensor, ratio: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float
+) -> Surrogate:
+    """-sg(clip(r, 1 - clip_low, 1 + clip_high)) A logprobs, all f32 [T]; sg: no gradient through it.
 
-    Source: the k3 estimator, http://joschu.net/blog/kl-approx.html; GRPO, arXiv:2402.03300, eq. 4.
+    The ratio only weighs tokens: a bound caps the weight and takes no token out of the gradient, as PPO's does.
+    Source: CISPO, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5; it leaves the lower bound out (clip_low >= 1).
     """
-    difference = ref_logprobs - logprobs
-    return torch.expm1(difference) - difference
+    weights = ratio.detach()
+    return Surrogate(
+        loss=-weights.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * logprobs,
+        ratio=weights,
+        is_clipped_low=weights < 1.0 - clip_low,
+        is_clipped_high=weights > 1.0 + clip_high,
+        is_dual_clipped=torch.zeros_like(weights, dtype=torch.bool),
+    )
 
 
 def nll(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

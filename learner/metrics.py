@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 Reduction = Literal["token_mean", "max", "sum"]
 
 REDUCTIONS: Mapping[str, Reduction] = {
-    "loss/policy": "token_mean",
-    "loss/kl": "token_mean",
-    "loss/nll": "token_mean",
+    # of weighted losses, which add up to the loss
+    "loss/total": "sum",
+    "loss/policy": "sum",
+    "loss/kl": "sum",
+    "loss/nll": "sum",
     "policy/entropy": "token_mean",
     "policy/ratio/mean": "token_mean",
     "policy/ratio/max": "max",
     "policy/clip_frac": "token_mean",
     "policy/clip_low_frac": "token_mean",
     "policy/clip_high_frac": "token_mean",
+    "policy/dual_clip_frac": "token_mean",
     "policy/kl_to_ref": "token_mean",
     "policy/sampler_logprob_diff/mean": "token_mean",
     "policy/sampler_logprob_diff/max": "max",
+    "policy/sampler_kl": "token_mean",
+    "policy/sampler_ratio/mean": "token_mean",
+    "policy/sampler_ratio_squared/mean": "token_mean",
+    "policy/correction_factor/mean": "token_mean",
+    "policy/correction_capped_frac": "token_mean",
+    "policy/correction_masked_frac": "token_mean",
     "perf/learner_tokens": "sum",
     "perf/learner_passes": "max",
     "optim/grad_norm": "max",
     "optim/lr": "max",
 }
-"""How a metric comes together from tokens, passes and ranks."""
+"""How a metric of one update comes together from tokens, passes and ranks."""
+
+OVER_UPDATES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "loss/total": lambda values: sum(values) / len(values),
+    "loss/policy": lambda values: sum(values) / len(values),
+    "loss/kl": lambda values: sum(values) / len(values),
+    "loss/nll": lambda values: sum(values) / len(values),
+    "perf/learner_tokens": sum,
+    "perf/learner_passes": sum,
+    "optim/lr": lambda values: values[-1],
+}
+"""How it comes together from a batch's updates. Those that are not here: token means over all tokens, maxima."""
 
 
 @dataclass
@@ -44,13 +64,39 @@ class RankStats:
             self.values[name] = value + self.values.get(name, 0.0)
 
 
-def combine(stats: Sequence[RankStats]) -> dict[str, float]:
-    """Metrics of the update, every token counted once whichever rank and pass computed it."""
-    merged = RankStats(num_tokens=sum(part.num_tokens for part in stats))
-    for part in stats:
-        for name, value in part.values.items():
+def combine(updates: Sequence[Sequence[RankStats]]) -> dict[str, float]:
+    """Metrics of a batch from those of its updates, each of them by rank.
+
+    Every token counts once in each update, whichever rank and pass computed it. `optim/updates` is their number.
+    """
+    merged = [_over_ranks(by_rank) for by_rank in updates]
+    num_tokens = sum(update.num_tokens for update in merged)
+    names = dict.fromkeys(name for update in merged for name in update.values)
+    metrics: dict[str, float] = {}
+    for name in names:
+        values = [update.values[name] for update in merged if name in update.values]
+        if REDUCTIONS[name] == "token_mean":
+            metrics[name] = sum(values) / num_tokens
+        else:
+            metrics[name] = OVER_UPDATES.get(name, max)(values)
+    metrics["optim/updates"] = float(len(updates))
+    return _with_effective_samples(metrics)
+
+
+def _over_ranks(by_rank: Sequence[RankStats]) -> RankStats:
+    merged = RankStats(num_tokens=sum(stats.num_tokens for stats in by_rank))
+    for stats in by_rank:
+        for name, value in stats.values.items():
             merged.add(name, value)
-    return {
-        name: value / merged.num_tokens if REDUCTIONS[name] == "token_mean" else value
-        for name, value in merged.values.items()
-    }
+    return merged
+
+
+def _with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
+    """`policy/effective_sample_frac`, (sum w)^2 / (n sum w^2) over tokens with w the learner's over the sampler's
+    probability, in place of the mean of w^2: 1 where all tokens count the same, 1/n where one counts alone.
+    Source: Kish's effective sample size.
+    """
+    squared = metrics.pop("policy/sampler_ratio_squared/mean", None)
+    if squared is not None:
+        metrics["policy/effective_sample_frac"] = metrics["policy/sampler_ratio/mean"] ** 2 / squared
+    return metrics

@@ -6,7 +6,9 @@ from typing import Literal
 
 import torch
 
-from learner.grpo import clipped_surrogate, kl_to_reference, nll
+from learner.correction import corrected, mismatch
+from learner.grpo import Surrogate, cispo, clipped_surrogate, nll, sequence_ratio, token_ratio
+from learner.kl import kl_estimate
 from learner.packing import PackedBatch
 from rlsys.algorithm_config import AlgorithmConfig
 
@@ -21,30 +23,68 @@ def total_loss(
     """The loss, a scalar, and its parts per token by metric name, f32 [T] without graph.
 
     The loss is the sum over tokens, each times its weight: losses of all passes and ranks of an update add up.
-    ref_logprobs: f32 [T] of the reference policy, None without a KL penalty.
+    The parts named loss/... are weighted too, so that their sums are the loss.
+    ref_logprobs: f32 [T] of the reference policy, None without a KL penalty in the loss.
     """
     if objective == "nll":
-        loss = nll(logprobs, batch.advantages)
-        return (loss * batch.weights).sum(), {"loss/nll": loss.detach()}
-    surrogate = clipped_surrogate(
-        logprobs, batch.sampler_logprobs, batch.advantages, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
-    )
-    difference = (logprobs.detach() - batch.sampler_logprobs).abs()
+        loss = nll(logprobs, batch.advantages) * batch.weights
+        return loss.sum(), {"loss/nll": loss.detach()}
+    old_logprobs = _old_logprobs(batch, logprobs, algorithm)
+    surrogate = _surrogate(batch, logprobs, old_logprobs, algorithm)
+    parts = {**_ratio_parts(surrogate), **mismatch(logprobs, batch.sampler_logprobs)}
+    loss = surrogate.loss
+    if algorithm.sampler_correction != "none":
+        correction = corrected(
+            algorithm.sampler_correction,
+            old_logprobs - batch.sampler_logprobs,
+            batch.response_index,
+            batch.num_responses,
+            low=algorithm.correction_low,
+            high=algorithm.correction_high,
+        )
+        loss = loss * correction.factor
+        parts["policy/correction_factor/mean"] = correction.factor
+        parts["policy/correction_capped_frac"] = correction.is_capped.float()
+        parts["policy/correction_masked_frac"] = correction.is_masked.float()
+    loss = loss * batch.weights
+    parts["loss/policy"] = loss.detach()
+    if ref_logprobs is not None:
+        penalty = algorithm.kl_coef * kl_estimate(logprobs, ref_logprobs, algorithm.kl_estimator) * batch.weights
+        parts["policy/kl_to_ref"] = kl_estimate(logprobs.detach(), ref_logprobs, "k3")
+        parts["loss/kl"] = penalty.detach()
+        loss = loss + penalty
+    parts["loss/total"] = loss.detach()
+    return loss.sum(), parts
+
+
+def _old_logprobs(batch: PackedBatch, logprobs: torch.Tensor, algorithm: AlgorithmConfig) -> torch.Tensor:
+    """What the ratio is taken to, without graph. Before the first update the learner's old policy is its own."""
+    if algorithm.old_policy == "sampler":
+        return batch.sampler_logprobs
+    return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+
+
+def _surrogate(
+    batch: PackedBatch, logprobs: torch.Tensor, old_logprobs: torch.Tensor, algorithm: AlgorithmConfig
+) -> Surrogate:
+    bounds = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
+    if algorithm.policy_loss == "cispo":
+        return cispo(logprobs, token_ratio(logprobs, old_logprobs), batch.advantages, **bounds)
+    if algorithm.ratio == "sequence":
+        ratio = sequence_ratio(logprobs, old_logprobs, batch.response_index, batch.num_responses)
+    else:
+        ratio = token_ratio(logprobs, old_logprobs)
+    return clipped_surrogate(ratio, batch.advantages, dual_clip=algorithm.dual_clip, **bounds)
+
+
+def _ratio_parts(surrogate: Surrogate) -> dict[str, torch.Tensor]:
     is_low, is_high = surrogate.is_clipped_low.float(), surrogate.is_clipped_high.float()
-    parts = {
-        "loss/policy": surrogate.loss.detach(),
+    is_dual = surrogate.is_dual_clipped.float()
+    return {
         "policy/ratio/mean": surrogate.ratio,
         "policy/ratio/max": surrogate.ratio,
-        "policy/clip_frac": is_low + is_high,
+        "policy/clip_frac": is_low + is_high + is_dual,
         "policy/clip_low_frac": is_low,
         "policy/clip_high_frac": is_high,
-        "policy/sampler_logprob_diff/mean": difference,
-        "policy/sampler_logprob_diff/max": difference,
+        "policy/dual_clip_frac": is_dual,
     }
-    loss = surrogate.loss
-    if ref_logprobs is not None:
-        divergence = kl_to_reference(logprobs, ref_logprobs)
-        parts["policy/kl_to_ref"] = divergence.detach()
-        parts["loss/kl"] = algorithm.kl_coef * divergence.detach()
-        loss = loss + algorithm.kl_coef * divergence
-    return (loss * batch.weights).sum(), parts

@@ -14,6 +14,7 @@ from learner.rows import Response, Row
 from rlsys.types import RolloutGroup, TrainBatch
 
 LossMean = Literal["token", "sequence", "constant"]
+OldLogprobs = Sequence[Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,15 +38,20 @@ def split_batch(
     *,
     loss_mean: LossMean = "token",
     max_tokens: int = 0,
+    old_logprobs: OldLogprobs | None = None,
 ) -> list[RankShard]:
     """The batch's trained rollouts, one shard per rank. Rollouts outside the loss are not computed at all.
 
-    loss_mean, max_tokens: see `weighted`. Raises ValueError where nothing is left.
+    loss_mean, max_tokens: see `weighted`.  old_logprobs: see `Response`, as [group][sample].
+    Raises ValueError where nothing is left.
     """
+    olds = [None] * len(batch.groups) if old_logprobs is None else old_logprobs
     rows = [
         row
-        for group, advantages, is_trained in zip(batch.groups, batch.advantages, batch.is_trained, strict=True)
-        if (row := group_row(group, advantages, is_trained)).num_targets
+        for group, advantages, is_trained, old in zip(
+            batch.groups, batch.advantages, batch.is_trained, olds, strict=True
+        )
+        if (row := group_row(group, advantages, is_trained, old)).num_targets
     ]
     if not rows:
         raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave the update out.")
@@ -56,7 +62,7 @@ def split_batch(
 def weighted(rows: Sequence[Row], loss_mean: LossMean, max_tokens: int) -> list[Row]:
     """The rows with each response's weight in the loss, for rows that make one update together.
 
-    "token": 1 / tokens of all responses (DAPO, arXiv:2503.14476, eq. 8).  "sequence": 1 / (responses x the
+    "token": 1 / tokens of all responses (DAPO, arXiv:2503.14476, eq. 12).  "sequence": 1 / (responses x the
     response's own tokens) (GRPO, arXiv:2402.03300, eq. 3).  "constant": 1 / (responses x max_tokens)
     (Dr. GRPO, arXiv:2503.20783).
     """
@@ -74,11 +80,22 @@ def weighted(rows: Sequence[Row], loss_mean: LossMean, max_tokens: int) -> list[
     ]
 
 
-def group_row(group: RolloutGroup, advantages: np.ndarray, is_trained: np.ndarray) -> Row:
+def group_row(
+    group: RolloutGroup,
+    advantages: np.ndarray,
+    is_trained: np.ndarray,
+    old_logprobs: Sequence[np.ndarray] | None = None,
+) -> Row:
     """The group's trained rollouts behind their prompt."""
+    olds = [None] * len(group.rollouts) if old_logprobs is None else old_logprobs
     responses = tuple(
-        Response(ids=rollout.response_ids, sampler_logprobs=rollout.response_logprobs, advantage=float(advantage))
-        for rollout, advantage, trained in zip(group.rollouts, advantages, is_trained, strict=True)
+        Response(
+            ids=rollout.response_ids,
+            sampler_logprobs=rollout.response_logprobs,
+            advantage=float(advantage),
+            old_logprobs=old,
+        )
+        for rollout, advantage, trained, old in zip(group.rollouts, advantages, is_trained, olds, strict=True)
         if trained
     )
     return Row(prompt_id=group.item.prompt_id, prompt=group.prompt, clips=group.clips, responses=responses)

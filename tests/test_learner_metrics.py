@@ -1,14 +1,21 @@
 from __future__ import annotations
 
-from learner.metrics import RankStats, combine
+import pytest
+
+from learner.metrics import OVER_UPDATES, REDUCTIONS, RankStats, combine
+
+
+def stats_of(num_tokens: int, **values: float) -> RankStats:
+    """A double underscore stands for a slash."""
+    stats = RankStats(num_tokens=num_tokens)
+    for name, value in values.items():
+        stats.add(name.replace("__", "/"), value)
+    return stats
 
 
 def test_token_means_count_every_token_once_whatever_rank_had_it() -> None:
-    one = RankStats(num_tokens=1)
-    one.add("policy/entropy", 4.0)
-    three = RankStats(num_tokens=3)
-    three.add("policy/entropy", 1.0 + 1.0 + 2.0)
-    assert combine([one, three]) == {"policy/entropy": 2.0}
+    one, three = stats_of(1, policy__entropy=4.0), stats_of(3, policy__entropy=1.0 + 1.0 + 2.0)
+    assert combine([[one, three]]) == {"policy/entropy": 2.0, "optim/updates": 1.0}
 
 
 def test_maxima_and_sums_over_passes_and_ranks() -> None:
@@ -16,19 +23,63 @@ def test_maxima_and_sums_over_passes_and_ranks() -> None:
     for stats, ratio, tokens in ((first, 1.5, 10), (first, 1.2, 20), (second, 0.9, 5)):
         stats.add("policy/ratio/max", ratio)
         stats.add("perf/learner_tokens", tokens)
-    assert combine([first, second]) == {"policy/ratio/max": 1.5, "perf/learner_tokens": 35}
+    assert combine([[first, second]]) == {"policy/ratio/max": 1.5, "perf/learner_tokens": 35, "optim/updates": 1.0}
 
 
 def test_a_maximum_of_negative_numbers_is_negative() -> None:
-    stats = RankStats(num_tokens=1)
-    stats.add("policy/ratio/max", -2.0)
-    assert combine([stats])["policy/ratio/max"] == -2.0
+    assert combine([[stats_of(1, policy__ratio__max=-2.0)]])["policy/ratio/max"] == -2.0
 
 
 def test_a_rank_without_tokens_changes_nothing() -> None:
-    stats = RankStats(num_tokens=2)
-    stats.add("loss/policy", 3.0)
-    stats.add("optim/lr", 0.1)
-    idle = RankStats()
-    idle.add("optim/lr", 0.1)
-    assert combine([stats, idle]) == {"loss/policy": 1.5, "optim/lr": 0.1}
+    stats, idle = stats_of(2, policy__entropy=3.0, optim__lr=0.1), stats_of(0, optim__lr=0.1)
+    assert combine([[stats, idle]]) == {"policy/entropy": 1.5, "optim/lr": 0.1, "optim/updates": 1.0}
+
+
+def test_weighted_losses_of_ranks_add_up_to_the_loss() -> None:
+    assert combine([[stats_of(2, loss__total=0.5), stats_of(1, loss__total=0.25)]])["loss/total"] == 0.75
+
+
+def test_updates_of_a_batch_come_together() -> None:
+    first = [
+        stats_of(2, policy__entropy=3.0, loss__total=1.0, perf__learner_tokens=10),
+        stats_of(1, policy__entropy=3.0, loss__total=2.0, perf__learner_tokens=5),
+    ]
+    second = [stats_of(1, policy__entropy=2.0, loss__total=5.0, perf__learner_tokens=20)]
+    for rank, (lr, norm, passes) in ((first[0], (0.1, 3.0, 2)), (first[1], (0.1, 3.0, 2)), (second[0], (0.2, 1.0, 1))):
+        rank.add("optim/lr", lr)
+        rank.add("optim/grad_norm", norm)
+        rank.add("perf/learner_passes", passes)
+    assert combine([first, second]) == {
+        "policy/entropy": 8 / 4,
+        "loss/total": (3.0 + 5.0) / 2,
+        "perf/learner_tokens": 35,
+        "perf/learner_passes": 3,
+        "optim/lr": 0.2,
+        "optim/grad_norm": 3.0,
+        "optim/updates": 2.0,
+    }
+
+
+def test_effective_samples_by_hand_whatever_the_split() -> None:
+    # ratios 1, 1 and 2: (1 + 1 + 2)^2 / (3 x (1 + 1 + 4))
+    names = ("policy/sampler_ratio/mean", "policy/sampler_ratio_squared/mean")
+    splits = [[[(1, 1, 2)]], [[(1,), (1, 2)]], [[(1, 2), ()], [(1,), ()]]]
+    for updates in splits:
+        by_update = []
+        for ranks in updates:
+            by_rank = []
+            for ratios in ranks:
+                stats = RankStats(num_tokens=len(ratios))
+                for ratio in ratios:  # one pass each
+                    stats.add(names[0], ratio)
+                    stats.add(names[1], ratio**2)
+                by_rank.append(stats)
+            by_update.append(by_rank)
+        found = combine(by_update)
+        assert found["policy/effective_sample_frac"] == pytest.approx(8 / 9)
+        assert found["policy/sampler_ratio/mean"] == pytest.approx(4 / 3)
+        assert names[1] not in found
+
+
+def test_every_sum_says_how_updates_come_together() -> None:
+    assert {name for name, reduction in REDUCTIONS.items() if reduction == "sum"} <= set(OVER_UPDATES)
