@@ -15,7 +15,10 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers.integrations import HfDeepSpeedConfig
 
+from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config
+from learner.lora import adapters_off, add_adapters
 from learner.metrics import REDUCTIONS, RankStats
 from learner.objective import total_loss
 from learner.packing import PackedBatch, pack
@@ -24,12 +27,23 @@ from learner.rows import Row
 from learner.schedule import BatchSchedule
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
-from learner.weights_out import checkpoint_names, collect, write_folder
+from learner.weights_out import (
+    ADAPTER_FOLDER,
+    MAX_FILE_BYTES,
+    Outlet,
+    adapter_outlets,
+    assist,
+    checkpoint_names,
+    collect,
+    model_outlets,
+    stream,
+    write_adapter,
+    write_folder,
+)
 from rlsys import env
-from rlsys.weights import NamedTensor, digest
+from rlsys.weights import NamedTensor
 
 CHECKPOINT_TAG = "learner"
-MAX_BUCKET_NUMBERS = 500_000_000
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -74,25 +88,22 @@ class LearnerEngine:
         torch.manual_seed(spec.seed)
         self.spec = spec
         self._dtype = getattr(torch, spec.dtype)
-        model = load_model(spec.model_path, dtype=spec.dtype, attention=spec.attention)
+        with _partitioned_from_the_start(spec):
+            model = load_model(spec.model_path, dtype=spec.dtype, attention=spec.attention)
         if spec.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._layout = read_layout(model, spec.model_path)
         self._names = checkpoint_names(model)
+        if spec.learner.lora.rank:
+            add_adapters(model, spec.learner.lora)
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
-        num_numbers = sum(parameter.numel() for parameter in model.parameters())
-        train = spec.train
-        self._engine, *_ = deepspeed.initialize(
-            model=PackedPolicy(model),
-            optimizer=lambda parameters: torch.optim.AdamW(
-                parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
-            ),
-            lr_scheduler=lambda optimizer: BatchSchedule(optimizer, train),
-            config=deepspeed_config(spec, num_numbers),
-            dist_init_required=False,
-        )
+        self._policy = PackedPolicy(model)
+        self._engine = _initialize(self._policy, spec)
 
-    def _load_reference(self) -> PackedPolicy:
+    def _load_reference(self) -> PackedPolicy | None:
+        """The policy that the run starts from; None where that is the model with its adapters off."""
+        if self.spec.learner.lora.rank:
+            return None
         model = load_model(self.spec.model_path, dtype=self.spec.dtype, attention=self.spec.attention)
         return PackedPolicy(model.to(self.spec.device)).eval().requires_grad_(False)
 
@@ -159,7 +170,12 @@ class LearnerEngine:
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
-        return None if self._reference is None else self._reference(batch)[0]
+        if self.spec.algorithm.kl_coef == 0:
+            return None
+        if self._reference is not None:
+            return self._reference(batch)[0]
+        with adapters_off(self._policy.model):
+            return self._engine(batch)[0]
 
     @torch.no_grad()
     def logprobs(
@@ -178,24 +194,43 @@ class LearnerEngine:
         return found
 
     def weights(self) -> dict[str, NamedTensor]:
-        """All weights by checkpoint name on rank 0, {} on the others. See `learner.weights_out.collect`."""
-        return collect(self._engine.module.model, self._names, self._gathered, keep=dist.get_rank() == 0)
+        """What the engines are sent, by name, on rank 0; {} on the others. See `LearnerSpec.sync`."""
+        outlets = self._adapter() if self.spec.sync == "adapter" else self._whole()
+        if dist.get_rank() == 0:
+            return collect(outlets, self._gathered)
+        # what leaves under two names is gathered once
+        assist(dict.fromkeys(outlets.values()), self._gathered)
+        return {}
+
+    def _whole(self) -> dict[str, Outlet]:
+        return model_outlets(self._engine.module.model, self._names)
+
+    def _adapter(self) -> dict[str, Outlet]:
+        return adapter_outlets(self._engine.module.model)
 
     @contextmanager
-    def _gathered(self, parameter: torch.nn.Parameter) -> Iterator[None]:
+    def _gathered(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
         if self.spec.learner.zero_stage < 3:
             yield
             return
-        with deepspeed.zero.GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters(list(parameters)):
             yield
 
-    def export(self, folder: Path) -> str | None:
-        """Rank 0 writes the weights as a Hugging Face folder and returns their digest; the others return None."""
-        payload = self.weights()
-        if not payload:
+    def export(self, folder: Path, max_file_bytes: int = MAX_FILE_BYTES) -> str | None:
+        """Rank 0 writes the weights as a Hugging Face folder and returns their digest; the others return None.
+
+        Adapters are merged in, and lie in its folder `adapter` too, as peft and vLLM read them. One
+        tensor at a time is gathered and written, so that no rank holds the model.
+        """
+        whole, adapter, source = self._whole(), self._adapter(), self.spec.model_path
+        if dist.get_rank():
+            assist([*whole.values(), *adapter.values()], self._gathered)
             return None
-        write_folder(payload, self._engine.module.model, self.spec.model_path, folder)
-        return digest(payload)
+        found = write_folder(whole, stream(whole, self._gathered), source, folder, max_file_bytes)
+        if adapter:
+            payload = collect(adapter, self._gathered)
+            write_adapter(payload, self.spec.learner.lora, source, folder / ADAPTER_FOLDER)
+        return found
 
     def save(self, folder: Path) -> None:
         """Weights, optimiser and schedule as a DeepSpeed checkpoint; every rank writes its part."""
@@ -212,10 +247,39 @@ class LearnerEngine:
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""
         self._engine.destroy()
-        self._engine = self._reference = None
+        self._engine = self._policy = self._reference = None
         gc.collect()
         if self.spec.device == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _partitioned_from_the_start(spec: LearnerSpec) -> Iterator[None]:
+    """At ZeRO-3 a model that is loaded in here is spread over the ranks layer by layer, and whole on none."""
+    if spec.learner.zero_stage < 3:
+        yield
+        return
+    setting = HfDeepSpeedConfig(deepspeed_config(spec, MAX_BUCKET_NUMBERS))  # transformers finds it as long as it lives
+    yield
+    del setting
+
+
+def _initialize(policy: PackedPolicy, spec: LearnerSpec) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed around the policy. Frozen parameters are no business of its optimiser."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    num_numbers = sum(math.prod(getattr(parameter, "ds_shape", parameter.shape)) for parameter in trained)
+    train = spec.train
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        model_parameters=trained,
+        optimizer=lambda parameters: torch.optim.AdamW(
+            parameters, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
+        ),
+        lr_scheduler=lambda optimizer: BatchSchedule(optimizer, train),
+        config=deepspeed_config(spec, num_numbers),
+        dist_init_required=False,
+    )
+    return engine
 
 
 def _add_tokens(stats: RankStats, by_token: Mapping[str, torch.Tensor]) -> None:
@@ -236,25 +300,3 @@ def _by_response(rows: Sequence[Row], logprobs: torch.Tensor) -> list[list[np.nd
             found[-1].append(flat[start : start + len(response.ids)].copy())
             start += len(response.ids)
     return found
-
-
-def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, object]:
-    """DeepSpeed's JSON for the spec. num_numbers: of all parameters; no bucket need be larger."""
-    bucket = max(1, min(num_numbers, MAX_BUCKET_NUMBERS))
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.train.max_grad_norm,
-        "bf16": {"enabled": spec.dtype == "bfloat16"},
-        # passes add up in float32 whatever the weights are in, or many would round each other away; not at stage 0
-        "data_types": {"grad_accum_dtype": "fp32" if spec.learner.zero_stage else None},
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": spec.learner.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": spec.device == "cuda",
-            "contiguous_gradients": True,
-        },
-        "steps_per_print": None,
-    }

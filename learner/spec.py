@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig
 
@@ -15,6 +16,8 @@ class LearnerSpec:
     model_path: checkpoint folder the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
     dtype: "float32" or "bfloat16".  attention, see `learner.policy.load_model`.  device: "cpu" or "cuda".
     max_tokens: longest response that is sampled, tokens.
+    sync: what `publish` sends: all weights, adapters merged in ("full"), or the adapters alone ("adapter"), for
+    engines that hold the model at `model_path`.
     """
 
     model_path: Path
@@ -26,3 +29,4 @@ class LearnerSpec:
     learner: LearnerConfig
     device: str
     seed: int
+    sync: Literal["full", "adapter"] = "full"

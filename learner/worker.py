@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
@@ -89,7 +89,7 @@ class LearnerWorker:
     def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion] | None:
         """On rank 0: the weights in the object store and what they are; None on the others."""
         payload = self._loaded.weights()
-        return (ray.put(payload), describe(payload, version)) if payload else None
+        return (ray.put(payload), describe(payload, version, self._loaded.spec.sync)) if payload else None
 
     def save(self, folder: Path) -> None:
         """See `LearnerEngine.save`."""
@@ -104,7 +104,9 @@ class LearnerWorker:
         return self._loaded.export(folder)
 
 
-def describe(payload: Mapping[str, NamedTensor], version: int) -> WeightVersion:
+def describe(
+    payload: Mapping[str, NamedTensor], version: int, kind: Literal["full", "adapter"] = "full"
+) -> WeightVersion:
     """The record that goes with a payload in the object store."""
     return WeightVersion(
         version=version,
@@ -112,6 +114,7 @@ def describe(payload: Mapping[str, NamedTensor], version: int) -> WeightVersion:
         num_tensors=len(payload),
         num_bytes=sum(tensor.data.nbytes for tensor in payload.values()),
         digest=digest(payload),
+        kind=kind,
     )
 
 

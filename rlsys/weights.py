@@ -29,14 +29,33 @@ class NamedTensor:
     data: np.ndarray
 
 
+class RunningDigest:
+    """`digest` of tensors that come one at a time, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self._last = ""
+
+    def add(self, name: str, tensor: NamedTensor) -> None:
+        """Take in one tensor. Raises ValueError where its name does not come after the one before."""
+        if name <= self._last:
+            raise ValueError(f"{name} after {self._last}: tensors are digested in the order of their names.")
+        self._last = name
+        spec = tensor.spec
+        self._sha.update(f"{name}|{','.join(map(str, spec.shape))}|{spec.dtype}|".encode())
+        self._sha.update(np.ascontiguousarray(tensor.data).data)
+
+    def hexdigest(self) -> str:
+        """Of everything that was added."""
+        return self._sha.hexdigest()
+
+
 def digest(tensors: Mapping[str, NamedTensor]) -> str:
     """SHA-256 (hex) over names, shapes, dtypes and bytes, in the order of the names."""
-    sha = hashlib.sha256()
+    running = RunningDigest()
     for name in sorted(tensors):
-        spec = tensors[name].spec
-        sha.update(f"{name}|{','.join(map(str, spec.shape))}|{spec.dtype}|".encode())
-        sha.update(np.ascontiguousarray(tensors[name].data).data)
-    return sha.hexdigest()
+        running.add(name, tensors[name])
+    return running.hexdigest()
 
 
 def differences(expected: Mapping[str, TensorSpec], got: Mapping[str, TensorSpec]) -> list[str]:

@@ -1,0 +1,101 @@
+"""Low-rank adapters on the language model (LoRA, arXiv:2106.09685). The only file that imports peft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from rlsys.config import ConfigError, LoraConfig
+
+LANGUAGE_MODEL = "model.language_model."
+ADAPTER = "default"
+FILE_PREFIX = "base_model.model."
+"""What peft puts before a module's name in an adapter's file."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LowRank:
+    """The adapter of one linear layer: its weight is changed by scale x up @ down.
+
+    down: [rank, inputs], `lora_A` in peft.  up: [outputs, rank], `lora_B`.
+    """
+
+    down: nn.Parameter
+    up: nn.Parameter
+    scale: float
+
+    def change(self) -> torch.Tensor:
+        """What the weight is changed by, f32 [outputs, inputs]."""
+        return self.scale * (self.up.detach().float() @ self.down.detach().float())
+
+
+def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
+    """Give the language model's target layers an adapter that changes nothing yet, and freeze everything else.
+
+    The module stays what it was, so that every caller of it does. Raises ConfigError for a target
+    that is no linear layer of the model.
+    """
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if name.startswith(LANGUAGE_MODEL) and isinstance(module, nn.Linear)
+    }
+    if unknown := sorted(set(lora.targets) - linear):
+        raise ConfigError(
+            f"learner.lora.targets: {', '.join(unknown)} are no linear layers of the language model; "
+            f"it has {', '.join(sorted(linear))}."
+        )
+    model.requires_grad_(False)
+    peft.inject_adapter_in_model(_peft_config(lora), model, ADAPTER)
+
+
+def _peft_config(lora: LoraConfig, base: str = "") -> peft.LoraConfig:
+    # the vision tower has layers of the same names
+    pattern = rf"{re.escape(LANGUAGE_MODEL)}.*\.({'|'.join(map(re.escape, lora.targets))})"
+    return peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=pattern,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base or None,
+        inference_mode=bool(base),
+    )
+
+
+def adapters(model: nn.Module) -> dict[str, LowRank]:
+    """The adapters by the name of their layer; {} for a model without."""
+    return {
+        name: LowRank(
+            down=module.lora_A[ADAPTER].weight, up=module.lora_B[ADAPTER].weight, scale=module.scaling[ADAPTER]
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was without adapters, which is the reference policy, while the context is open."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def write_adapter_config(lora: LoraConfig, base: Path, folder: Path) -> None:
+    """`adapter_config.json`, which peft and vLLM read beside the adapter's tensors. base: the model it belongs to."""
+    _peft_config(lora, base=str(base)).save_pretrained(folder)

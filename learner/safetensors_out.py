@@ -1,0 +1,83 @@
+"""Tensors into *.safetensors files as they come, one at a time: none but the current one is in memory.
+
+The format, from https://github.com/huggingface/safetensors: u64 length of a JSON header, little
+endian; the header with dtype, shape and byte range of every tensor; the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from rlsys.weights import NamedTensor, TensorSpec
+
+DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+ALIGNMENT = 8
+
+
+def write_tensors(
+    folder: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, NamedTensor]], max_file_bytes: int
+) -> None:
+    """Files of at most `max_file_bytes` each, named and indexed as `save_pretrained` does.
+
+    tensors: exactly those of `specs` and in its order. A tensor that is larger than a file may be has one to itself.
+    """
+    shards = plan_files(specs, max_file_bytes)
+    file_of = {name: file for file, names in shards.items() for name in names}
+    with ExitStack() as opened:
+        current, stream = "", None
+        written = []
+        for name, tensor in tensors:
+            if file_of[name] != current:
+                opened.close()
+                current = file_of[name]
+                stream = opened.enter_context((folder / current).open("wb"))
+                _write_header(stream, {one: specs[one] for one in shards[current]})
+            if tensor.spec != specs[name]:
+                raise ValueError(f"{name}: {tensor.spec} was announced as {specs[name]}.")
+            stream.write(np.ascontiguousarray(tensor.data).data)
+            written.append(name)
+    if written != list(specs):
+        raise ValueError(f"{folder}: {len(written)} tensors written, {len(specs)} announced, or in another order.")
+    if len(shards) > 1:
+        total = sum(num_bytes(spec) for spec in specs.values())
+        index = {"metadata": {"total_size": total}, "weight_map": file_of}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def plan_files(specs: Mapping[str, TensorSpec], max_file_bytes: int) -> dict[str, Sequence[str]]:
+    """File name -> tensors in it, in their order: each file is filled up before the next begins."""
+    shards: list[list[str]] = []
+    size = 0
+    for name, spec in specs.items():
+        if not shards or size + num_bytes(spec) > max_file_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += num_bytes(spec)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}
+
+
+def num_bytes(spec: TensorSpec) -> int:
+    """Size of a tensor's data."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * DTYPES[spec.dtype][1]
+
+
+def _write_header(stream: BinaryIO, specs: Mapping[str, TensorSpec]) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, spec in specs.items():
+        stop = start + num_bytes(spec)
+        header[name] = {"dtype": DTYPES[spec.dtype][0], "shape": spec.shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    stream.write(struct.pack("<Q", len(text)) + text)
