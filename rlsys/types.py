@@ -250,6 +250,7 @@ class WeightVersion:
     """Weights by name.
 
     version: batches learned from, however many updates each took.  digest: see `rlsys.weights.digest`.
+    kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
     """
 
     version: int
@@ -257,3 +258,4 @@ class WeightVersion:
     num_tensors: int
     num_bytes: int
     digest: str
+    kind: Literal["full", "adapter"] = "full"
