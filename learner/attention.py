@@ -1,35 +1,116 @@
-"""Attention over a packed sequence: which token sees which, and how that is computed without a mask of L x L."""
+"""Attention over a packed sequence, computed without a mask of all tokens by all tokens.
+
+Three forms with one result, chosen by `model.attention` and by where the tensors are:
+- "sdpa" on a CPU: PyTorch's flash kernel once over every segment (a prompt or a response) with itself and once over
+  a row's responses with its prompt, joined by their log-sum-exps. No mask and no key is ever copied.
+- "sdpa" elsewhere, and "eager": row by row, the prompt causally, then the responses with a mask of [responses, row].
+- "flex_attention": one compiled kernel that skips the blocks nobody sees; what to take on GPUs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
-PACKED_SDPA = "packed_sdpa"
+from learner.packed_mask import PackedMask
+
+FORMS = {
+    "sdpa": "packed_sdpa",
+    "eager": "packed_by_row",
+    "flash_attention_2": "packed_flex",
+    "flex_attention": "packed_flex",
+}
+"""`model.attention` -> name of the language model's attention. Flash attention knows no mask in which the responses
+of a group share a prompt, so it is the vision tower's alone."""
+
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupSpan:
-    """Where a row lies in the packed sequence: its prompt's tokens at `start`, then those of each response."""
+class SharedPromptAttention(torch.autograd.Function):
+    """Segments with themselves, responses with their prompt, each by the flash kernel; then joined.
 
-    start: int
-    prompt: int
-    responses: tuple[int, ...]
+    Softmax over two sets of keys is the mean of the softmaxes over each, weighted by the sums of
+    exponentials (Ring Attention, arXiv:2310.01889, keeps its running result so). Backwards each
+    part needs only the joint result and its log-sum-exp. What is kept for that is what a single
+    flash call keeps.
+    """
 
-    @property
-    def stop(self) -> int:
-        """One past the row's last token."""
-        return self.start + self.prompt + sum(self.responses)
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: PackedMask,
+        scaling: float,
+    ) -> torch.Tensor:
+        """query: [L, heads, d].  key, value: [L, kv_heads, d]. Returns [L, heads, d]."""
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        sums = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+        for bucket in mask.buckets:
+            part, part_sums = flash(*(bucket.take(one) for one in (query, key, value)), 0.0, True, scale=scaling)
+            bucket.put(out, part)
+            bucket.put(sums, part_sums)
+        for prompt, responses in _crossings(mask):
+            part, part_sums = flash(
+                _heads(query, responses), _heads(key, prompt), _heads(value, prompt), 0.0, False, scale=scaling
+            )
+            own_sums, part_sums = sums[responses], part_sums[0].t()
+            joint = torch.logaddexp(own_sums, part_sums)
+            joined = out[responses] * (own_sums - joint).exp()[..., None]
+            joined += part[0].transpose(0, 1) * (part_sums - joint).exp()[..., None]
+            out[responses], sums[responses] = joined, joint
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.mask, ctx.scaling = mask, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients to query, key and value."""
+        query, key, value, out, sums = ctx.saved_tensors
+        found = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in (query, key, value)]
+        for bucket in ctx.mask.buckets:
+            parts = flash_backward(
+                bucket.take_gradient(gradient),
+                *(bucket.take(one) for one in (query, key, value, out, sums)),
+                0.0,
+                True,
+                scale=ctx.scaling,
+            )
+            for one, part in zip(found, parts, strict=True):
+                bucket.put(one, part)
+        for prompt, responses in _crossings(ctx.mask):
+            parts = flash_backward(
+                _heads(gradient, responses),
+                *(_heads(query, responses), _heads(key, prompt), _heads(value, prompt)),
+                *(_heads(out, responses), _heads(sums, responses)),
+                0.0,
+                False,
+                scale=ctx.scaling,
+            )
+            for one, part, span in zip(found, parts, (responses, prompt, prompt), strict=True):
+                one[span] += part[0].transpose(0, 1)
+        return *found, None, None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PackedMask:
-    """Who sees whom: every token its row's prompt up to itself, and its own response up to itself."""
+def _crossings(mask: PackedMask) -> list[tuple[slice, slice]]:
+    """Prompt and responses of each row that has response tokens."""
+    return [
+        (slice(row.start, row.prompt_stop), slice(row.prompt_stop, row.stop))
+        for row in mask.rows
+        if row.stop > row.prompt_stop
+    ]
 
-    groups: tuple[GroupSpan, ...]
+
+def _heads(tokens: torch.Tensor, span: slice) -> torch.Tensor:
+    """[L, heads, ...] -> [1, heads, span, ...]."""
+    return tokens[span].transpose(0, 1)[None]
 
 
 def packed_sdpa(
@@ -41,29 +122,59 @@ def packed_sdpa(
     scaling: float,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """query: [1, heads, L, d].  key, value: [1, kv_heads, L, d]. Returns [1, L, heads, d]."""
+    """query: [1, heads, L, d].  key, value: [1, kv_heads, L, d]. Returns [1, L, heads, d], as the other forms do."""
+    if query.device.type != "cpu":
+        return packed_by_row(module, query, key, value, attention_mask, scaling)
+    tokens = (one[0].transpose(0, 1) for one in (query, key, value))
+    return SharedPromptAttention.apply(*tokens, attention_mask, scaling)[None], None
+
+
+def packed_by_row(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: PackedMask,
+    scaling: float,
+    **unused: object,
+) -> tuple[torch.Tensor, None]:
+    """As `packed_sdpa`, with public calls only."""
+    # kernels that take a mask want as many key heads as query heads
+    key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+    attend = nn.functional.scaled_dot_product_attention
     parts = []
-    for group in attention_mask.groups:
-        span = slice(group.start, group.stop)
-        parts.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, span],
-                key[:, :, span],
-                value[:, :, span],
-                attn_mask=_seen(group, query.device),
-                scale=scaling,
-                enable_gqa=True,
-            )
-        )
+    for row, seen in zip(attention_mask.rows, attention_mask.seen_by_responses, strict=True):
+        prompt, responses = slice(row.start, row.prompt_stop), slice(row.prompt_stop, row.stop)
+        whole = slice(row.start, row.stop)
+        parts.append(attend(*(one[:, :, prompt] for one in (query, key, value)), is_causal=True, scale=scaling))
+        if len(seen):
+            keys, values = key[:, :, whole], value[:, :, whole]
+            parts.append(attend(query[:, :, responses], keys, values, attn_mask=seen, scale=scaling))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _seen(group: GroupSpan, device: torch.device) -> torch.Tensor:
-    """bool [tokens, tokens] of one row, True where the first sees the second."""
-    sizes = torch.tensor([group.prompt, *group.responses], device=device)
-    segments = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-    seen = (segments[:, None] == segments) | (segments == 0)
-    return seen.tril_()
+def packed_flex(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: PackedMask,
+    scaling: float,
+    **unused: object,
+) -> tuple[torch.Tensor, None]:
+    """As `packed_sdpa`, by FlexAttention; on a CPU uncompiled, for tests."""
+    attend = flex_attention if query.device.type == "cpu" else _compiled_flex()
+    repeats = query.shape[1] // key.shape[1]
+    if repeats & (repeats - 1):  # as transformers does: not all of its kernels take 7 query heads to a key head
+        key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
+    mixed = attend(query, key, value, block_mask=attention_mask.blocks, scale=scaling, enable_gqa=True)
+    return mixed.transpose(1, 2), None
 
 
-AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+@cache
+def _compiled_flex() -> Callable[..., torch.Tensor]:
+    return torch.compile(flex_attention)
+
+
+for _name, _form in (("packed_sdpa", packed_sdpa), ("packed_by_row", packed_by_row), ("packed_flex", packed_flex)):
+    AttentionInterface.register(_name, _form)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learner.attention import GroupSpan, PackedMask
+from learner.packed_mask import PackedMask, RowSpan
 from learner.pixels import PixelFormat, cut_patches, frame_grid
 from learner.rows import Response, Row
 from rlsys.types import Prompt
@@ -74,25 +74,25 @@ def pack(
     length = sum(row.num_tokens for row in rows)
     ids = np.zeros(length, np.int64)
     positions = np.zeros((3, length), np.int64)
-    groups, media, hidden = [], [], []
+    spans, media, hidden = [], [], []
     start = 0
     for row in rows:
-        group = GroupSpan(
+        span = RowSpan(
             start=start,
             prompt=len(row.prompt.prompt_ids),
             responses=tuple(response.num_read for response in row.responses),
         )
-        _fill_row(row, ids[start : group.stop], positions[:, start : group.stop])
-        groups.append(group)
+        _fill_row(row, ids[start : span.stop], positions[:, start : span.stop])
+        spans.append(span)
         media.append(start + _media_tokens(row, layout))
         hidden.append(start + _predictors(row))
-        start = group.stop
+        start = span.stop
     patches, grid_thw = _vision_input(rows, layout.pixels, device)
     responses = [response for row in rows for response in row.responses]
     return PackedBatch(
         input_ids=torch.from_numpy(ids[None]).to(device),
         position_ids=torch.from_numpy(positions[:, None]).to(device),
-        mask=PackedMask(groups=tuple(groups)),
+        mask=PackedMask(rows=tuple(spans), device=device),
         patches=patches.to(dtype),
         grid_thw=grid_thw,
         media_index=torch.from_numpy(np.concatenate(media)).to(device),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner.attention import PACKED_SDPA
+from learner.attention import FORMS
 from learner.logprobs import token_logprobs
 from learner.packing import ModelLayout, PackedBatch
 from learner.pixels import read_pixel_format
@@ -48,7 +48,7 @@ class PackedPolicy(nn.Module):
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
-        model.model.language_model.config._attn_implementation = PACKED_SDPA
+        model.model.language_model.config._attn_implementation = FORMS["sdpa"]
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each response token and the entropy there, both f32 [T], in nats."""
