@@ -13,12 +13,13 @@ from benchmarks.step import Recorded
 from rlsys import loop
 from rlsys.assemble import Stack, open_stack
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig, TrainConfig, load
+from rlsys.config import RunConfig, SftConfig, TrainConfig, load
 from rlsys.data.synthetic import SyntheticSet
 from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
-from rlsys.demo import CONFIGS, demonstrations, supervise
+from rlsys.demo import CONFIGS, with_model, write_demonstrations
 from rlsys.metrics import span_metrics, union
 from rlsys.models.tiny import make_tiny
+from rlsys.sft import sft
 from tests.judge_fault_server import FaultServer
 
 NUM_STEPS, WARM_UP = 6, 2
@@ -57,9 +58,12 @@ def judged_config(folder: Path, clips: SyntheticSet, *overrides: str) -> RunConf
 
 def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) -> RunConfig:
     """The config with a model that answers these rows in form, after a few supervised steps."""
-    lessons = TrainConfig.model_validate(LESSONS)
-    supervise(stack, config, lessons, demonstrations(stack, config, clips, demonstration_text), folder)
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
+    changes = {
+        "output_dir": folder,
+        "train": TrainConfig.model_validate(LESSONS),
+        "sft": SftConfig(responses=write_demonstrations(config, clips, demonstration_text)),
+    }
+    return with_model(config, sft(config.model_copy(update=changes), stack=stack).model)
 
 
 def measure_training(folder: Path, call_s: float) -> list[dict[str, Any]]:

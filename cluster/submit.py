@@ -1,4 +1,4 @@
-"""Sends a training run to a Ray cluster as a job: the code and the config travel, data and models do not."""
+"""Sends a run to a Ray cluster as a job: the code and the config travel, data and models do not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from cluster.launch import PACKAGES, ROOT, TOKEN_REMEDY
 from rlsys import config as run_config
@@ -39,9 +40,13 @@ class SubmitError(UserError):
     """The job could not be sent; the message names the reason and the remedy."""
 
 
-def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bool) -> int:
+Command = Literal["train", "sft"]
+
+
+def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bool, command: Command = "train") -> int:
     """Exit status: 0 when the job was accepted or, with `follow`, when it succeeded; 1 when it did not.
 
+    command: of `rlsys`, what the job runs.
     address: the cluster's dashboard, http://HOST:8265.  follow: write the job's log to stdout until it ends.
     Raises ConfigError on a config that cannot run there and SubmitError when the cluster does not take the job.
     """
@@ -49,7 +54,7 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
     with tempfile.TemporaryDirectory(prefix="rlsys-submit-") as scratch:
         folder = Path(scratch) / "rlsys"
         pack(ROOT, config_path, folder)
-        client, job_id = _send(entrypoint(config_path, overrides), folder, address)
+        client, job_id = _send(entrypoint(config_path, overrides, command), folder, address)
     log.info("job %s is on %s", job_id, address)
     if not follow:
         log.info("its log: ray job logs --follow --address %s %s", address, job_id)
@@ -70,14 +75,15 @@ def with_absolute_paths(config: RunConfig, overrides: Sequence[str]) -> list[str
     paths: dict[str, Path | None] = {"output_dir": config.output_dir, "model.path": config.model.path}
     paths |= {"data.annotations": config.data.annotations, "data.videos": config.data.videos}
     paths |= {"evaluation.annotations": config.evaluation.annotations, "evaluation.videos": config.evaluation.videos}
+    paths["sft.responses"] = config.sft.responses
     relative = {name: path for name, path in paths.items() if path is not None and not path.is_absolute()}
     return [*overrides, *(f"{name}={path.resolve()}" for name, path in relative.items())]
 
 
-def entrypoint(config_path: Path, overrides: Sequence[str]) -> str:
+def entrypoint(config_path: Path, overrides: Sequence[str], command: Command = "train") -> str:
     """The job's shell command, run in the packed tree by the interpreter that the cluster's workers run on."""
     arguments = [f"{SUBMITTED}/{config_path.name}", *overrides]
-    return f'"$(sh cluster/job_python.sh)" -m rlsys.cli train {shlex.join(arguments)}'
+    return f'"$(sh cluster/job_python.sh)" -m rlsys.cli {command} {shlex.join(arguments)}'
 
 
 def pack(root: Path, config_path: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, RunConfig, ScoreSettings, load_services
 from rlsys.data.annotations import load as load_annotations
@@ -246,11 +246,13 @@ def _check_served(health: Health, tasks: Collection[str], reward: RewardConfig, 
         )
 
 
-def submit_job(config: Path, overrides: Sequence[str], address: str, follow: bool) -> int:
+def submit_job(
+    config: Path, overrides: Sequence[str], address: str, follow: bool, command: Literal["train", "sft"]
+) -> int:
     """Send a run to a cluster; returns the exit code for the shell."""
     from cluster.submit import submit
 
-    return submit(config, overrides, address=address, follow=follow)
+    return submit(config, overrides, address=address, follow=follow, command=command)
 
 
 def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | None, detach: bool) -> None:

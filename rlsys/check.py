@@ -15,7 +15,8 @@ from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
 from rlsys.data.frames import SIZE_FACTOR, TEMPORAL_PATCH
 from rlsys.errors import UserError
-from rlsys.models.prompts import PromptBuilder, PromptTooLong
+from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
+from rlsys.supervised import Demonstration
 from rlsys.tasks import check_weights
 from rlsys.types import PromptItem, VideoSpec
 
@@ -56,7 +57,7 @@ def check(config: RunConfig) -> Report:
         items += rows
     problems += _judge_problems(config, items)
     try:
-        budget = _token_budget(items, prompt_builder(config))
+        budget = _token_budget([_Asked(item=item) for item in items], prompt_builder(config))
     except UserError as error:
         problems.append(str(error))
     else:
@@ -68,6 +69,45 @@ def check(config: RunConfig) -> Report:
         f"responses" + (f" = {updates / len(items):.2f} epochs" if items else "")
     )
     return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def check_sft(
+    config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
+) -> Report:
+    """Check what `rlsys sft` needs: the demonstrations' tokens, and what evaluation needs where it is asked for."""
+    problems = list(_memory_problems(config))
+    if held_out:
+        try:
+            check_weights(config.reward)
+        except UserError as error:
+            problems.append(str(error))
+        problems += _judge_problems(config, held_out)
+    problems += _unfit_responses(demonstrations, prompts)
+    longest: dict[str, Demonstration] = {}
+    for one in demonstrations:
+        known = longest.setdefault(one.item.prompt_id, one)
+        if one.response_ids.size > known.response_ids.size:
+            longest[one.item.prompt_id] = one
+    asked = [_Asked(item=one.item, response_tokens=one.response_ids.size, where=one.where) for one in longest.values()]
+    budget = _token_budget([*asked, *(_Asked(item=item) for item in held_out)], prompts)
+    seen = config.train.num_steps * config.train.prompts_per_step
+    facts = (
+        f"{len(demonstrations)} demonstrations of {len(longest)} rows; {config.train.num_steps} steps of "
+        f"{config.train.prompts_per_step} = {seen / len(demonstrations):.2f} epochs",
+        *budget.facts,
+    )
+    return Report(facts=facts, problems=(*problems, *budget.problems))
+
+
+def _unfit_responses(demonstrations: Sequence[Demonstration], prompts: PromptBuilder) -> Iterator[str]:
+    """Tokens that a response must not hold: the engine never samples them, or ends at them."""
+    banned = {*prompts.banned_token_ids, prompts.end_token_id}
+    found = [one for one in demonstrations if banned.intersection(one.response_ids[:-1].tolist())]
+    for one in found[:SHOWN]:
+        unfit = sorted(banned.intersection(one.response_ids[:-1].tolist()))
+        yield f"{one.where}: the response holds {prompts.decode(unfit)}, which no response may; take it out."
+    if len(found) > SHOWN:
+        yield f"… and {len(found) - SHOWN} more responses"
 
 
 def _by_task(items: Sequence[PromptItem]) -> str:
@@ -102,15 +142,27 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _token_budget(items: tuple[PromptItem, ...], prompts: PromptBuilder) -> Report:
-    """Prompt plus completion of each item against `max_model_len`.
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """An item, the tokens of the longest response behind it (None: rollout.max_tokens), and where that is written."""
+
+    item: PromptItem
+    response_tokens: int | None = None
+    where: str = ""
+
+    def count(self, prompts: PromptBuilder, grids: Sequence[tuple[int, int, int]]) -> TokenCount:
+        return prompts.count_tokens(self.item, grids, self.response_tokens)
+
+
+def _token_budget(asked: Sequence[_Asked], prompts: PromptBuilder) -> Report:
+    """Prompt plus response of each item against `max_model_len`.
 
     The bound that the config's pixel budgets give is tried first; only where it does not fit are
     clip headers read, because opening thousands of files takes minutes.
     """
-    over = [item for item in items if not _fits(item, prompts)]
+    over = [one for one in asked if not _fits(one, prompts)]
     if not over:
-        counts = (prompts.count_tokens(item, _largest_grids(item)) for item in items)
+        counts = (one.count(prompts, _largest_grids(one.item)) for one in asked)
         longest = max(counts, key=lambda count: count.total, default=None)
         return Report(facts=(f"longest possible prompt: {longest}",) if longest else (), problems=())
     problems = list(_too_long(over, prompts))
@@ -120,24 +172,24 @@ def _token_budget(items: tuple[PromptItem, ...], prompts: PromptBuilder) -> Repo
     return Report(facts=(f"clips whose header was read: {len(over)}",), problems=tuple(problems))
 
 
-def _fits(item: PromptItem, prompts: PromptBuilder) -> bool:
+def _fits(asked: _Asked, prompts: PromptBuilder) -> bool:
     try:
-        prompts.count_tokens(item, _largest_grids(item)).check()
+        asked.count(prompts, _largest_grids(asked.item)).check()
     except PromptTooLong:
         return False
     return True
 
 
-def _too_long(items: list[PromptItem], prompts: PromptBuilder) -> Iterator[str]:
-    for item in items:
+def _too_long(asked: Sequence[_Asked], prompts: PromptBuilder) -> Iterator[str]:
+    for one in asked:
         try:
-            grids = [plan_grid(spec) for spec in item.media]
+            grids = [plan_grid(spec) for spec in one.item.media]
         except ClipError:
             continue  # not a matter of tokens: `data.on_bad_clip` decides when the run meets it
         try:
-            prompts.count_tokens(item, grids).check()
+            one.count(prompts, grids).check()
         except PromptTooLong as error:
-            yield str(error)
+            yield f"{one.where}: {error}" if one.where else str(error)
 
 
 def _largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:

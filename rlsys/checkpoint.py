@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rlsys.errors import UserError
@@ -54,9 +54,10 @@ class Checkpoints:
             raise ValueError(f"checkpoint.keep={keep}: at least the newest has to stay; use 1 or more.")
         self._folder, self._keep = Path(folder), keep
 
-    def save(self, state: RunState, write: Callable[[Path], None]) -> Path:
+    def save(self, state: RunState, write: Callable[[Path], str | None]) -> Path:
         """The folder of the new checkpoint. `write` puts its files into the (empty) folder it is given.
 
+        It may return the digest of the weights that it wrote; it counts where the state has none.
         When `write` fails, earlier checkpoints are untouched and its error goes through.
         """
         name = f"step_{state.step:06d}"
@@ -64,7 +65,8 @@ class Checkpoints:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         aside.mkdir()
-        write(aside)
+        digest = write(aside)
+        state = replace(state, weights_digest=state.weights_digest or digest or "")
         if (aside / STATE_FILE).exists():
             raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
         _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")

@@ -75,15 +75,31 @@ def train(
         run_train(load(config, overrides or ()), resume=resume)
 
 
+@app.command()
+def sft(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
+) -> None:
+    """Fine-tune on demonstrations (sft.responses, or the annotations' own answers) as CONFIG says."""
+    from rlsys.config import load
+    from rlsys.sft import sft as run_sft
+
+    with clear_errors():
+        run_sft(load(config, overrides or ()), resume=resume)
+
+
 @app.command("check-config")
 def check_config(
     config: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
     overrides: Overrides = None,
     fields: Annotated[bool, typer.Option("--fields", help="List every key with its default and meaning.")] = False,
+    for_sft: Annotated[bool, typer.Option("--sft", help="Check it for `rlsys sft`.")] = False,
 ) -> None:
     """Run every check that needs no actor, and say what the run will need."""
     from rlsys.check import check
     from rlsys.config import ConfigError, field_lines, load
+    from rlsys.demonstrations import read_lessons
 
     with clear_errors():
         if fields:
@@ -91,7 +107,8 @@ def check_config(
             return
         if config is None:
             raise ConfigError("give a config file, or --fields.")
-        report = check(load(config, overrides or ()))
+        loaded = load(config, overrides or ())
+        report = read_lessons(loaded).report if for_sft else check(loaded)
         typer.echo("\n".join(report.facts))
         report.raise_problems()
         typer.echo(f"{config}: ok")
@@ -103,12 +120,13 @@ def submit(
     overrides: Overrides = None,
     address: Annotated[str, typer.Option(help="Ray dashboard.")] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option("--follow", help="Print the job's log until it ends.")] = False,
+    is_sft: Annotated[bool, typer.Option("--sft", help="Run `rlsys sft` and not `rlsys train`.")] = False,
 ) -> None:
     """Send `rlsys train CONFIG` to a Ray cluster as a job."""
     from rlsys.assemble import submit_job
 
     with clear_errors():
-        raise typer.Exit(submit_job(config, overrides or [], address, follow))
+        raise typer.Exit(submit_job(config, overrides or [], address, follow, "sft" if is_sft else "train"))
 
 
 @data_app.command("check")

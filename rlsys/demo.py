@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rlsys.assemble import Stack, held_out_items, load_items, open_stack
 from rlsys.clock import Clock
-from rlsys.config import RunConfig, TrainConfig, load
+from rlsys.config import RunConfig, load
+from rlsys.data.responses import write_responses
 from rlsys.data.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval, iou_metrics
 from rlsys.evaluation.report import print_held_out_table
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
-from rlsys.supervised import Demonstration, fit
+from rlsys.sft import sft
 from rlsys.tracking import Tracker
 from rlsys.train import Summary, held_out_rows, train, write_summary
 from rlsys.types import PromptItem
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
 MALFORMED_FRAC = 0.25
+SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")
+LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "summary.json", "reward_curve.png")
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
@@ -64,21 +66,16 @@ def _stages(
     stack: Stack, config: RunConfig, clips: SyntheticSet, clock: Clock
 ) -> tuple[Summary, dict[str, Mapping[str, Mapping[str, float]]]]:
     """Cold start, GRPO, and both controls that need a policy; held-out metrics by stage."""
-    models = config.output_dir / "models"
-    from_cold_start = config.model_copy(
-        update={"model": config.model.model_copy(update={"path": models / "cold_start"})}
-    )
     with clock("cold_start"):
-        labelled = demonstrations(stack, config, clips, demonstration_text)
-        supervise(stack, config, train_section("demo_cold_start.yaml"), labelled, models / "cold_start")
+        responses = write_demonstrations(config, clips, demonstration_text)
+        cold_start = sft(sft_config("demo_cold_start.yaml", config, clips, responses, config.model.path), stack=stack)
     with clock("train"):
-        summary = train(from_cold_start, stack=stack)
+        summary = train(with_model(config, cold_start.model), stack=stack)
     held_out = held_out_items(config)
     with clock("evaluate_controls"):
         shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
     with clock("more_sft"):
-        more = train_section("demo_more_sft.yaml")
-        supervise(stack, from_cold_start, more, labelled, models / "more_sft")
+        more = sft(sft_config("demo_more_sft.yaml", config, clips, responses, Path(cold_start.model)), stack=stack)
     with clock("evaluate_controls"):
         stack.publish(more.num_steps)
         supervised = evaluate(stack.experience, held_out, config)
@@ -106,46 +103,41 @@ def demo_config(name: str, out: Path, seed: int, clips: Mapping[str, SyntheticSe
     )
 
 
-def train_section(name: str) -> TrainConfig:
-    """The section `train` in a file of `configs/`."""
-    return TrainConfig.model_validate(yaml.safe_load((CONFIGS / name).read_text()))
+def sft_config(name: str, demo: RunConfig, clips: SyntheticSet, responses: Path, model: Path) -> RunConfig:
+    """The supervised stage of that name in `configs/`, in a folder of its own and in the demo's MLflow store."""
+    folder = demo.output_dir / Path(name).stem
+    return load(
+        CONFIGS / name,
+        (
+            f"seed={demo.seed}",
+            f"output_dir={folder}",
+            f"model.path={model}",
+            f"data.annotations={clips.annotations}",
+            f"data.videos={clips.videos}",
+            f"sft.responses={responses}",
+            f"tracking.uri=sqlite:///{demo.output_dir.resolve() / 'mlflow.db'}",
+        ),
+    )
 
 
-def demonstrations(
-    stack: Stack, config: RunConfig, clips: SyntheticSet, text: Callable[[PromptItem, np.random.Generator, float], str]
-) -> list[Demonstration]:
-    """The rows of `clips` with what `text` answers to each, a share `MALFORMED_FRAC` of it malformed on purpose."""
+def with_model(config: RunConfig, model: str) -> RunConfig:
+    """The config with another checkpoint folder to start from."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": Path(model)})})
+
+
+def write_demonstrations(
+    config: RunConfig, clips: SyntheticSet, text: Callable[[PromptItem, np.random.Generator, float], str]
+) -> Path:
+    """A file of what `text` answers to each row of `clips`, a share `MALFORMED_FRAC` of it malformed on purpose."""
     rng = np.random.default_rng([config.seed, 1])
     items = load_items(config.data, clips.annotations, clips.videos)
-    prepared = [stack.experience.prepare(item) for item in items]
-    made = []
-    for item, future in zip(items, prepared, strict=True):
-        prompt, refs = future.result()
-        response_ids = stack.prompts.encode_response(text(item, rng, MALFORMED_FRAC))
-        made.append(Demonstration(item=item, prompt=prompt, clips=refs, response_ids=response_ids))
-    return made
-
-
-def supervise(
-    stack: Stack, config: RunConfig, section: TrainConfig, labelled: Sequence[Demonstration], folder: Path
-) -> None:
-    """Train the config's model on demonstrations as `section` says, and export it to `folder`."""
-    stack.load_learner(config.model_copy(update={"train": section}))
-    fit(stack.learner, labelled, section, config.seed, _say_loss(folder.name, section.num_steps))
-    stack.learner.export(folder)
-
-
-def _say_loss(phase: str, num_steps: int) -> Callable[[int, Mapping[str, float]], None]:
-    def say(step: int, metrics: Mapping[str, float]) -> None:
-        if step % 100 == 0 or step == num_steps:
-            log.info("%s: supervised step %d/%d  loss %.3f", phase, step, num_steps, metrics["loss/nll"])
-
-    return say
+    answers = ((item.prompt_id, text(item, rng, MALFORMED_FRAC)) for item in items)
+    return write_responses(clips.annotations.with_name("demonstrations.jsonl"), answers)
 
 
 def set_aside(out: Path) -> None:
     """Move what an earlier demo left in `out` to `out/previous/N`; its MLflow store is shared and stays."""
-    earlier = [out / name for name in ("data", "models", "checkpoints", "summary.json", "reward_curve.png")]
+    earlier = [out / name for name in LEFT_BY_A_DEMO]
     earlier = [path for path in earlier if path.exists()]
     if not earlier:
         return

@@ -18,9 +18,10 @@ from rich.table import Table
 from rlsys.assemble import held_out_items, open_stack
 from rlsys.clock import Clock
 from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
-from rlsys.demo import demo_config, demonstrations, set_aside, supervise, train_section
+from rlsys.demo import demo_config, set_aside, sft_config, with_model, write_demonstrations
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
+from rlsys.sft import sft
 from rlsys.tracking import Tracker
 from rlsys.train import held_out_rows, train, write_summary
 
@@ -49,18 +50,18 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
                 for index, (name, count) in enumerate(NUM_CLIPS.items())
             }
         log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
-        untrained, cold_start = out / "models" / "untrained", out / "models" / "cold_start"
-        make_tiny(untrained, seed=seed, words="all")
+        make_tiny(out / "models" / "untrained", seed=seed, words="all")
         config = demo_config("demo_all_tasks.yaml", out, seed, clips)
         with clock("start"):
             opened = open_stack(config, frozenset(ROWS))
         with opened as stack:
             with clock("cold_start"):
-                labelled = demonstrations(stack, config, clips["cold_start"], demonstration_text)
-                supervise(stack, config, train_section("demo_all_tasks_cold_start.yaml"), labelled, cold_start)
-            trained = config.model_copy(update={"model": config.model.model_copy(update={"path": cold_start})})
+                lessons = clips["cold_start"]
+                responses = write_demonstrations(config, lessons, demonstration_text)
+                stage = sft_config("demo_all_tasks_cold_start.yaml", config, lessons, responses, config.model.path)
+                cold_start = sft(stage, stack=stack)
             with clock("train"):
-                summary = train(trained, stack=stack)
+                summary = train(with_model(config, cold_start.model), stack=stack)
             with clock("evaluate_controls"):
                 shuffled = evaluate(stack.experience, with_shuffled_videos(held_out_items(config)), config)
     results = {

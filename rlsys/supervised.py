@@ -1,77 +1,66 @@
-"""Supervised steps through the same learner: a demonstration is a group of one response."""
+"""Demonstrations as batches of the learner: those of one prompt are a group, packed behind it together."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from rlsys.config import TrainConfig
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
-
-log = logging.getLogger(__name__)
-
-
-class Learner(Protocol):
-    def update(self, batch: TrainBatch) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Demonstration:
-    """A prompt and the response to imitate. response_ids: i32 [R], end token included."""
+    """A row and the response to imitate. response_ids: i32 [R], end token included.  where: its name in messages."""
 
     item: PromptItem
+    response_ids: np.ndarray
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedDemonstration:
+    """A demonstration with its prompt made and its clips decoded."""
+
+    demonstration: Demonstration
     prompt: Prompt
     clips: tuple[ClipRef, ...]
-    response_ids: np.ndarray
 
 
-def fit(
-    learner: Learner,
-    demonstrations: Sequence[Demonstration],
-    train: TrainConfig,
-    seed: int,
-    on_step: Callable[[int, Mapping[str, float]], None],
-) -> None:
-    """`train.num_steps` updates on batches of `train.prompts_per_step` demonstrations, reshuffled each epoch."""
-    order = _epochs(len(demonstrations), seed)
-    for step in range(1, train.num_steps + 1):
-        batch = [demonstrations[next(order)] for _ in range(train.prompts_per_step)]
-        on_step(step, learner.update(supervised_batch(batch)))
+def supervised_batch(prepared: Sequence[PreparedDemonstration]) -> TrainBatch:
+    """Demonstrations as a batch whose loss is the mean negative log-likelihood of response tokens.
 
-
-def supervised_batch(demonstrations: Sequence[Demonstration]) -> TrainBatch:
-    """Demonstrations as a batch whose loss is the mean negative log-likelihood of response tokens."""
+    Groups are in the order in which their prompts first appear.
+    """
+    by_prompt: dict[str, list[PreparedDemonstration]] = {}
+    for one in prepared:
+        by_prompt.setdefault(one.demonstration.item.prompt_id, []).append(one)
+    groups = tuple(_as_group(same) for same in by_prompt.values())
     return TrainBatch(
         objective="nll",
-        groups=tuple(_as_group(demonstration) for demonstration in demonstrations),
-        advantages=tuple(np.ones(1, np.float32) for _ in demonstrations),
-        is_trained=tuple(np.ones(1, bool) for _ in demonstrations),
+        groups=groups,
+        advantages=tuple(np.ones(len(group.rollouts), np.float32) for group in groups),
+        is_trained=tuple(np.ones(len(group.rollouts), bool) for group in groups),
     )
 
 
-def _as_group(demonstration: Demonstration) -> RolloutGroup:
-    rollout = Rollout(
-        rollout_id=f"{demonstration.item.prompt_id}/demonstration",
-        prompt_id=demonstration.item.prompt_id,
-        sample_index=0,
-        prompt_ids=demonstration.prompt.prompt_ids,
-        response_ids=demonstration.response_ids,
-        response_logprobs=np.zeros(demonstration.response_ids.size, np.float32),
-        text="",
-        finish_reason="stop",
-        weight_version=0,
-        generate_s=0.0,
+def _as_group(same_prompt: Sequence[PreparedDemonstration]) -> RolloutGroup:
+    first = same_prompt[0]
+    item = first.demonstration.item
+    rollouts = tuple(
+        Rollout(
+            rollout_id=f"{item.prompt_id}/demonstration/{index}",
+            prompt_id=item.prompt_id,
+            sample_index=index,
+            prompt_ids=first.prompt.prompt_ids,
+            response_ids=one.demonstration.response_ids,
+            response_logprobs=np.zeros(one.demonstration.response_ids.size, np.float32),
+            text="",
+            finish_reason="stop",
+            weight_version=0,
+            generate_s=0.0,
+        )
+        for index, one in enumerate(same_prompt)
     )
-    return RolloutGroup(
-        item=demonstration.item, prompt=demonstration.prompt, clips=demonstration.clips, rollouts=(rollout,)
-    )
-
-
-def _epochs(num_items: int, seed: int) -> Iterator[int]:
-    rng = np.random.default_rng([seed, 2])
-    while True:
-        yield from rng.permutation(num_items).tolist()
+    return RolloutGroup(item=item, prompt=first.prompt, clips=first.clips, rollouts=rollouts)

@@ -39,11 +39,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS,
 
 log = logging.getLogger(__name__)
 
+SQLITE = "sqlite:///"
 MAX_PENDING = 64  # calls handed over and not yet done, before a step waits for the store
 STEPS_PER_SAMPLE_FILE = 10
 MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
 MAX_PARAM_LENGTH = 6000  # MLflow's own limit
 MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
+MAX_METRICS_PER_CALL = 1000  # MLflow's own limit
+METRICS_EVERY_S = 1.0  # a call costs milliseconds however little it carries: short steps share one
 
 
 class TrackingError(UserError):
@@ -59,9 +62,11 @@ class Tracker:
     def __init__(self, config: RunConfig, *, run_id: str | None = None) -> None:
         self._config, self._resumed_id = config, run_id
         self._folder = Path(config.output_dir)
-        self.uri = config.tracking.uri or f"sqlite:///{self._folder.resolve() / 'mlflow.db'}"
+        self.uri = config.tracking.uri or f"{SQLITE}{self._folder.resolve() / 'mlflow.db'}"
         self._names = MetricNames()
         self._warned: set[str] = set()
+        self._metrics: list[Metric] = []
+        self._flushed_at = -math.inf
         self._samples: list[dict[str, Any]] = []
         self._verdicts: list[dict[str, Any]] = []
         self._tables: list[str] = []
@@ -99,6 +104,7 @@ class Tracker:
             signal.signal(signal.SIGTERM, self._before)
         status = status_of(error)
         try:
+            self._flush_metrics()
             self._flush_samples()
             if status == "FAILED":
                 self._later(self._client.set_tag, self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
@@ -113,7 +119,10 @@ class Tracker:
             self._writer.shutdown()
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one update. NaN and infinities are left out and counted in `perf/nonfinite_metrics`."""
+        """Metrics of one step, for the store within a second or with the next step.
+
+        NaN and infinities are left out and counted in `perf/nonfinite_metrics`.
+        """
         self._names.add(metrics)
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         missing = sorted(metrics.keys() - finite.keys())
@@ -124,7 +133,11 @@ class Tracker:
                 log.warning("step %d: not a finite number and left out of MLflow: %s", step, ", ".join(new))
         now_ms = int(time.time() * 1000)
         batch = [Metric(name, float(value), now_ms, step) for name, value in finite.items()]
-        self._later(self._client.log_batch, self.run_id, metrics=batch)
+        if len(self._metrics) + len(batch) > MAX_METRICS_PER_CALL:
+            self._flush_metrics()
+        self._metrics += batch
+        if time.monotonic() - self._flushed_at > METRICS_EVERY_S:
+            self._flush_metrics()
 
     def log_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Keep `tracking.samples_per_step` responses, and every verdict of the judge.
@@ -169,8 +182,9 @@ class Tracker:
                     f"MLflow experiment {name!r} in {self.uri} is deleted; restore it or set tracking.experiment."
                 )
             return found.experiment_id
-        # the store in output_dir keeps its files beside it; elsewhere the server says where files go
-        artifacts = None if self._config.tracking.uri else (self._folder.resolve() / "artifacts").as_uri()
+        # a database on this machine keeps its files beside it; elsewhere the server says where files go
+        database = Path(self.uri.removeprefix(SQLITE)).resolve() if self.uri.startswith(SQLITE) else None
+        artifacts = (database.parent / "artifacts").as_uri() if database else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)
         except MlflowException:
@@ -192,6 +206,11 @@ class Tracker:
         file = "config.yaml" if num_starts == 1 else f"config_start_{num_starts}.yaml"
         self._client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), file)
         self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
+
+    def _flush_metrics(self) -> None:
+        if self._metrics:
+            self._later(self._client.log_batch, self.run_id, metrics=self._metrics)
+        self._metrics, self._flushed_at = [], time.monotonic()
 
     def _flush_samples(self) -> None:
         if self._samples:

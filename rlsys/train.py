@@ -106,14 +106,14 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
 
     resume: a checkpoint folder, or a run folder whose newest checkpoint is taken.
     """
-    start_state = start_state(config, resume)
+    state = start_state(config, resume)
     check(config).raise_problems()
     items = training_items(config)
     held_out = held_out_items(config)
     if stack is None:
         with open_stack(config, {item.task for item in (*items, *held_out)}) as opened:
-            return _train_on(opened, config, start_state, items, held_out, resume)
-    return _train_on(stack, config, start_state, items, held_out, resume)
+            return _train_on(opened, config, state, items, held_out, resume)
+    return _train_on(stack, config, state, items, held_out, resume)
 
 
 def _train_on(

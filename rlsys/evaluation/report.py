@@ -37,21 +37,31 @@ def print_held_out_table(title: str, rows: Sequence[tuple[str, str, Mapping[str,
 
 def write_reward_curve(rewards: Sequence[float], path: Path, window: int = 10) -> Path:
     """A PNG of the mean reward of each step, with a running mean over `window` steps."""
+    return _write_curve(rewards, path, "mean reward of the step", "reward of sampled responses", window)
+
+
+def write_loss_curve(losses: Sequence[float], path: Path, first_step: int = 1) -> Path:
+    """A PNG of the supervised loss of each step, with a running mean."""
+    window = max(10, len(losses) // 20)
+    return _write_curve(losses, path, "loss of the step", "negative log-likelihood per token", window, first_step)
+
+
+def _write_curve(values: Sequence[float], path: Path, what: str, axis: str, window: int, first_step: int = 1) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    steps = np.arange(1, len(rewards) + 1)
+    steps = np.arange(first_step, first_step + len(values))
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    axes.plot(steps, rewards, color="tab:blue", alpha=0.35, label="mean reward of the step")
-    if len(rewards) >= window:
-        smooth = np.convolve(rewards, np.ones(window) / window, mode="valid")
+    axes.plot(steps, values, color="tab:blue", alpha=0.35, label=what)
+    if len(values) >= window:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")
     axes.set_xlabel("step")
-    axes.set_ylabel("reward of sampled responses")
+    axes.set_ylabel(axis)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -1,0 +1,191 @@
+"""`rlsys sft`: supervised fine-tuning on the learner, the packing and the record of GRPO."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rlsys.assemble import LearnerStack, Stack, open_learner_stack, open_stack
+from rlsys.checkpoint import Checkpoints, RunState, find
+from rlsys.clock import Clock
+from rlsys.config import RunConfig
+from rlsys.demonstrations import Feed, Lessons, read_lessons
+from rlsys.evaluation.report import write_loss_curve
+from rlsys.evaluation.runner import evaluate
+from rlsys.metrics import merge, summarise
+from rlsys.supervised import PreparedDemonstration, supervised_batch
+from rlsys.tracking import Tracker
+from rlsys.train import Summary, held_out_rows, start_state, write_summary
+from rlsys.types import PromptItem
+
+log = logging.getLogger(__name__)
+
+
+class SftRun:
+    """Updates on what the feed gives, recorded and checkpointed."""
+
+    def __init__(self, config: RunConfig, stack: LearnerStack, tracker: Tracker, feed: Feed, num_rows: int) -> None:
+        self._config, self._stack, self._tracker, self._feed, self._num_rows = config, stack, tracker, feed, num_rows
+        self._checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
+        self.clock = Clock()
+        self.losses: list[float] = []
+
+    def go_on(self, state: RunState) -> tuple[RunState, Path]:
+        """Train from `state` to `train.num_steps`; the state and the checkpoint at the end."""
+        num_steps, every = self._config.train.num_steps, self._config.checkpoint.every_steps
+        while state.step < num_steps:
+            state = self._step(state)
+            if every and state.step % every == 0 and state.step < num_steps:
+                self._save(state)
+        folder, digest = self._save(state)
+        return replace(state, weights_digest=digest), folder
+
+    def _step(self, state: RunState) -> RunState:
+        wanted, num_steps = self._config.train.prompts_per_step, self._config.train.num_steps
+        clock = Clock()
+        with clock("prepare"):
+            taken, bad_draws = self._feed.take(wanted, num_ahead=min(1, num_steps - state.step - 1) * wanted)
+        with clock("update"):
+            learner_metrics = self._stack.learner.update(supervised_batch(taken))
+        state = replace(state, step=state.step + 1, version=state.version + 1, drawn=self._feed.drawn)
+        with self.clock("record"):
+            metrics = merge(
+                learner_metrics,
+                data_metrics(taken, bad_draws, state.drawn, self._num_rows),
+                speed_metrics(taken, learner_metrics, clock.seconds),
+                {name if "/" in name else f"data/{name}": n for name, n in self._stack.clips.counters().items()},
+            )
+            self._tracker.log_step(state.step, metrics)
+            self.losses.append(metrics["loss/nll"])
+            _say(state.step, num_steps, metrics)
+        for phase, seconds in clock.seconds.items():
+            self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
+        return state
+
+    def _save(self, state: RunState) -> tuple[Path, str]:
+        digests: list[str] = []
+
+        def write(folder: Path) -> str:
+            self._stack.learner.save(folder / "deepspeed")
+            digests.append(self._stack.learner.export(folder / "model"))
+            return digests[0]
+
+        with self.clock("checkpoint"):
+            folder = self._checkpoints.save(replace(state, weights_digest=""), write)
+        log.info("checkpoint of step %d in %s", state.step, folder)
+        return folder, digests[0]
+
+
+def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | None = None) -> Summary:
+    """Fine-tune on demonstrations as `config` says and write `summary.json`.
+
+    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken.
+    stack: one that is open already, for the same clips and prompts; else only what is needed is started, which is
+    the learner, and actors and reward servers where held-out rows are to be answered.
+    """
+    state = start_state(config, resume)
+    lessons = read_lessons(config)
+    lessons.report.raise_problems()
+    for fact in lessons.report.facts:
+        log.info("%s", fact)
+    if stack is not None:
+        return _sft_on(stack, config, state, lessons, resume)
+    tasks = {item.task for item in lessons.held_out}
+    opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
+    with opened as new:
+        return _sft_on(new, config, state, lessons, resume)
+
+
+def _sft_on(stack: LearnerStack, config: RunConfig, state: RunState, lessons: Lessons, resume: Path | None) -> Summary:
+    clock = Clock()
+    with clock("load"):
+        stack.load_learner(config)
+        if resume:
+            stack.learner.restore(find(resume) / "deepspeed")
+    feed = Feed(stack.preparer, lessons.demonstrations, config, state.drawn)
+    with Tracker(config, run_id=state.mlflow_run_id or None) as tracker:
+        run = SftRun(config, stack, tracker, feed, len(lessons.demonstrations))
+        first_step = state.step + 1
+        state = replace(state, mlflow_run_id=tracker.run_id)
+        results: dict[str, Any] = {}
+        with clock("evaluate"):
+            results |= _held_out("before", stack, lessons.held_out, config, state.version)
+        state, folder = run.go_on(state)
+        with clock("evaluate"):
+            results |= _held_out("after", stack, lessons.held_out, config, state.version)
+        summary = Summary(
+            weights_digest=state.weights_digest,
+            num_steps=state.step,
+            mlflow_run_id=tracker.run_id,
+            seconds={**run.clock.seconds, **clock.seconds},
+            held_out=results,
+            model=str(folder / "model"),
+        )
+        _write_outputs(config, tracker, summary, run.losses, first_step)
+    log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
+    return summary
+
+
+def _held_out(
+    stage: str, stack: LearnerStack, items: Sequence[PromptItem], config: RunConfig, version: int
+) -> dict[str, Any]:
+    """{stage: metrics} of the learner's weights as they are, {} without held-out rows."""
+    if not items:
+        return {}
+    if not isinstance(stack, Stack):
+        raise TypeError("held-out rows are to be answered, and the stack has no actors; open it with open_stack.")
+    stack.publish(version)
+    return {stage: evaluate(stack.experience, items, config)}
+
+
+def _write_outputs(
+    config: RunConfig, tracker: Tracker, summary: Summary, losses: Sequence[float], first_step: int
+) -> None:
+    tracker.log_artifact(write_loss_curve(losses, config.output_dir / "loss_curve.png", first_step))
+    if summary.held_out:
+        tracker.log_table("held_out", held_out_rows(summary.held_out))
+    if config.tracking.log_model:
+        tracker.log_model_folder(Path(summary.model))
+    write_summary(config.output_dir / "summary.json", asdict(summary))
+
+
+def data_metrics(taken: Sequence[PreparedDemonstration], bad_draws: int, drawn: int, num_rows: int) -> dict[str, float]:
+    """Lengths of a batch's demonstrations, and how far through them the run is. num_rows: of demonstrations."""
+    return {
+        **summarise("data/prompt_tokens", [one.prompt.prompt_ids.size for one in taken], "mean", "max"),
+        **summarise("data/response_tokens", [one.demonstration.response_ids.size for one in taken], "mean", "max"),
+        "data/bad_draws": float(bad_draws),
+        "data/drawn": float(drawn),
+        "data/epochs": drawn / num_rows,
+    }
+
+
+def speed_metrics(
+    taken: Sequence[PreparedDemonstration], learner_metrics: Mapping[str, float], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """Seconds by phase, and tokens per second: those that are trained on, and all that were computed."""
+    total_s = sum(seconds.values())
+    num_trained = sum(one.demonstration.response_ids.size for one in taken)
+    return {
+        **{f"time/{phase}_s": value for phase, value in seconds.items()},
+        "time/step_s": total_s,
+        "perf/response_tokens_per_s": num_trained / total_s,
+        "perf/learner_tokens_per_s": learner_metrics["perf/learner_tokens"] / total_s,
+    }
+
+
+def _say(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
+    if step <= 3 or step % max(10, num_steps // 20) == 0 or step == num_steps:
+        log.info(
+            "step %d/%d  loss %.3f  epoch %.2f  tokens/s %.0f  prepare %.2fs update %.2fs",
+            step,
+            num_steps,
+            metrics["loss/nll"],
+            metrics["data/epochs"],
+            metrics["perf/learner_tokens_per_s"],
+            metrics["time/prepare_s"],
+            metrics["time/update_s"],
+        )
