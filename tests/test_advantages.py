@@ -121,3 +121,14 @@ def test_in_every_method_a_failed_score_changes_nothing_and_the_mean_is_0(method
     np.testing.assert_array_equal(got[[0, 1, 3]], advantages(without, method, {"iou": 1.0}))
     assert got[2] == 0
     assert got.sum() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_every_method_permuting_a_group_permutes_its_advantages(method: str) -> None:
+    rng = np.random.default_rng(1)
+    rewards, is_valid, order = rng.random(8), rng.random(8) > 0.3, rng.permutation(8)
+    one = make_scored(make_group(num_rollouts=8), rewards.tolist(), is_valid.tolist())
+    other = make_scored(make_group(num_rollouts=8), rewards[order].tolist(), is_valid[order].tolist())
+    np.testing.assert_allclose(
+        advantages(other, method, {"iou": 1.0}), advantages(one, method, {"iou": 1.0})[order], atol=1e-6
+    )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from learner.group import LearnerError, LearnerGroup
+from learner.mini_batches import part_of, plan_updates
 from learner.objective import total_loss
 from learner.packing import pack
 from learner.policy import PackedPolicy, load_model, read_layout
@@ -276,6 +277,74 @@ def test_on_policy_update_has_ratio_one_and_clips_nothing(
     moved = learner.update(batch)
     assert moved["policy/kl_to_ref"] > 1e-4
     assert moved["loss/kl"] == pytest.approx(0.1 * moved["policy/kl_to_ref"])
+
+
+def plain_updates(spec: LearnerSpec, batch: TrainBatch) -> tuple[list[float], torch.Tensor]:
+    """The updates that a batch asks for, with torch alone and one learning rate: losses, and all weights afterwards."""
+    policy = PackedPolicy(load_model(spec.model_path, dtype="float32", attention="sdpa"))
+    layout, train = read_layout(policy.model, spec.model_path), spec.train
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
+    old: list[list[np.ndarray]] = []
+    for group in batch.groups:
+        with torch.no_grad():
+            logprobs = policy(pack([make_row(group)], layout, dtype=torch.float32))[0].numpy()
+        old.append(np.split(logprobs, np.cumsum([len(rollout.response_ids) for rollout in group.rollouts])[:-1]))
+    losses = []
+    for indices in plan_updates(batch, spec.algorithm, spec.seed):
+        (shard,) = split_batch(
+            part_of(batch, indices),
+            1,
+            1 << 20,
+            cost_model(),
+            loss_mean=spec.algorithm.loss_mean,
+            max_tokens=spec.max_tokens,
+            old_logprobs=[old[index] for index in indices],
+        )
+        packed = pack([row for rows in shard.micro_batches for row in rows], layout, dtype=torch.float32)
+        loss, _ = total_loss("grpo", packed, policy(packed)[0], None, spec.algorithm)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), train.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+def test_mini_batches_and_epochs_are_updates_one_after_the_other(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
+) -> None:
+    algorithm = AlgorithmConfig(
+        mini_batches=2, epochs_per_batch=2, old_policy="learner", sampler_correction="tis", loss_mean="sequence"
+    )
+    spec = replace(make_spec(tiny_model_dir, budget=TINY_PASS), algorithm=algorithm)
+    groups[2].load(spec)
+    found = groups[2].update(batches[0])
+    losses, expected = plain_updates(spec, batches[0])
+    assert found["optim/updates"] == len(losses) == 4
+    assert found["loss/total"] == pytest.approx(np.mean(losses), rel=1e-4, abs=1e-6)
+    model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+    names = [checkpoint_names(model)[name] for name, _ in model.named_parameters()]
+    start = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert (flat(weights_of(groups[2]), names) - expected).norm() <= 1e-4 * (expected - start).norm()
+    assert found["optim/lr"] == pytest.approx(1e-3)
+    assert groups[2].update(batches[1])["optim/lr"] == pytest.approx(1e-3 * 0.9)
+
+
+def test_before_a_lone_update_the_learner_s_old_policy_is_itself_and_the_reference_stays(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
+) -> None:
+    algorithm = AlgorithmConfig(old_policy="learner", kl_coef=0.1, kl_in="reward")
+    groups[1].load(replace(make_spec(tiny_model_dir), algorithm=algorithm))
+    before = groups[1].logprobs(batches[0].groups)
+    found = groups[1].update(batches[0])
+    assert (found["policy/ratio/mean"], found["policy/ratio/max"], found["policy/clip_frac"]) == (1.0, 1.0, 0.0)
+    assert 0 < found["policy/effective_sample_frac"] < 1
+    assert found["policy/sampler_kl"] > 0
+    # the penalty is in the reward, so the update has no use for the reference
+    assert not {"policy/kl_to_ref", "loss/kl"} & set(found)
+    reference = groups[1].logprobs(batches[0].groups, reference=True)
+    for one, other in zip(sum(reference, []), sum(before, []), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_supervised_steps_lower_the_loss(groups: dict[int, LearnerGroup], tiny_model_dir: Path) -> None:

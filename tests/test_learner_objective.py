@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,16 @@ from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.types import Prompt
 
 VOCABULARY, MAX_TOKENS = 5, 8
+LOSS_INPUTS = {
+    "response_index",
+    "num_responses",
+    "sampler_logprobs",
+    "old_logprobs",
+    "advantages",
+    "weights",
+    "is_dummy",
+}
+MODEL_INPUTS = {field.name for field in fields(PackedBatch)} - LOSS_INPUTS
 PROMPT = Prompt(
     engine_ids=np.zeros(1, np.int32),
     prompt_ids=np.zeros(1, np.int32),
@@ -74,17 +84,9 @@ def flat_batch(responses: Sequence[Response]) -> PackedBatch:
     def flat(values: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(values))
 
-    nothing = torch.zeros(0)
     has_old = responses[0].old_logprobs is not None
     return PackedBatch(
-        input_ids=nothing,
-        position_ids=nothing,
-        mask=None,
-        patches=nothing,
-        grid_thw=nothing,
-        media_index=nothing,
-        hidden_index=nothing,
-        targets=nothing,
+        **dict.fromkeys(MODEL_INPUTS),
         response_index=flat([np.full(len(r.ids), index) for index, r in enumerate(responses)]),
         num_responses=len(responses),
         sampler_logprobs=flat([r.sampler_logprobs for r in responses]),
@@ -198,12 +200,12 @@ VARIANTS = [
 
 @pytest.mark.parametrize("has_old", [False, True], ids=["first update", "later update"])
 def test_every_variant_is_its_formula(has_old: bool) -> None:
-    for number, fields in enumerate(VARIANTS):
-        algorithm, toy = AlgorithmConfig(**fields), make_toy(seed=number, old=has_old)
+    for number, variant in enumerate(VARIANTS):
+        algorithm, toy = AlgorithmConfig(**variant), make_toy(seed=number, old=has_old)
         loss, expected = total(toy, algorithm)[0], written_out(toy, algorithm)
-        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12, msg=lambda m, f=fields: f"{f}: {m}")
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12, msg=lambda m, v=variant: f"{v}: {m}")
         torch.testing.assert_close(
-            gradient(toy, loss), gradient(toy, expected), rtol=1e-9, atol=1e-12, msg=lambda m, f=fields: f"{f}: {m}"
+            gradient(toy, loss), gradient(toy, expected), rtol=1e-9, atol=1e-12, msg=lambda m, v=variant: f"{v}: {m}"
         )
 
 
@@ -240,9 +242,9 @@ def test_in_the_first_update_with_the_learner_s_old_policy_the_ratio_is_one() ->
     assert (parts["policy/sampler_ratio/mean"] != 1).all()
 
 
-@pytest.mark.parametrize("fields", [VARIANTS[0], VARIANTS[9], VARIANTS[34], VARIANTS[41], VARIANTS[70]])
-def test_passes_add_up_and_the_order_of_responses_is_of_no_account(fields: dict[str, object]) -> None:
-    algorithm, toy = AlgorithmConfig(**fields), make_toy(seed=3)
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[9], VARIANTS[34], VARIANTS[41], VARIANTS[70]])
+def test_passes_add_up_and_the_order_of_responses_is_of_no_account(variant: dict[str, object]) -> None:
+    algorithm, toy = AlgorithmConfig(**variant), make_toy(seed=3)
     loss, parts = total(toy, algorithm)
     order = [2, 0, 3, 1]
     losses, by_rank = [], []
