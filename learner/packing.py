@@ -9,6 +9,7 @@ is not in the row at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,9 @@ import torch
 from learner.packed_mask import PackedMask, RowSpan
 from learner.pixels import PixelFormat, cut_patches, frame_grid
 from learner.rows import Response, Row
-from rlsys.types import Prompt
+from rlsys.types import ClipInfo, ClipRef, Prompt
+
+ClipKey = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,10 @@ class PackedBatch:
     """Model inputs of a pass: L tokens of all its rows, with T response tokens and V media tokens in all.
 
     input_ids: i64 [1, L].  position_ids: i64 [3, 1, L], mRoPE.  mask: which token sees which.
-    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all clips, in the order of the rows.
-    media_index: i64 [V], which of the L tokens the vision tower's features replace, in order.
+    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all clips one after another, each once.  clips: what they are; none
+    where the patches are a blank image.
+    media_index: i64 [V], which of the L tokens features of the clips replace, in the order of `feature_index`,
+    i64 [V]; None where that is the features' own order, because no two rows show the same clip.
     hidden_index: i64 [T], which of the L states predicts each response token.
     targets: i64 [T].  response_index: i64 [T], which of the batch's responses, 0..num_responses - 1, each belongs to.
     sampler_logprobs, advantages, weights: f32 [T].  old_logprobs: f32 [T], or None where no response has any.
@@ -48,7 +53,9 @@ class PackedBatch:
     mask: PackedMask
     patches: torch.Tensor
     grid_thw: torch.Tensor
+    clips: tuple[ClipInfo, ...]
     media_index: torch.Tensor
+    feature_index: torch.Tensor | None
     hidden_index: torch.Tensor
     targets: torch.Tensor
     response_index: torch.Tensor
@@ -87,7 +94,8 @@ def pack(
         media.append(start + _media_tokens(row, layout))
         hidden.append(start + _predictors(row))
         start = span.stop
-    patches, grid_thw = _vision_input(rows, layout.pixels, device)
+    clips = {clip_key(clip.info): clip for row in rows for clip in row.clips}
+    patches, grid_thw = _vision_input(tuple(clips.values()), layout.pixels, device)
     responses = [response for row in rows for response in row.responses]
     return PackedBatch(
         input_ids=torch.from_numpy(ids[None]).to(device),
@@ -95,7 +103,9 @@ def pack(
         mask=PackedMask(rows=tuple(spans), device=device),
         patches=patches.to(dtype),
         grid_thw=grid_thw,
+        clips=tuple(clip.info for clip in clips.values()),
         media_index=torch.from_numpy(np.concatenate(media)).to(device),
+        feature_index=_feature_index(rows, layout.pixels, device),
         hidden_index=torch.from_numpy(np.concatenate(hidden)).to(device),
         targets=_flat([response.ids for response in responses], np.int64, device),
         response_index=_flat([np.full(len(r.ids), index) for index, r in enumerate(responses)], np.int64, device),
@@ -131,7 +141,7 @@ def _predictors(row: Row) -> np.ndarray:
 def _media_tokens(row: Row, layout: ModelLayout) -> np.ndarray:
     ids = row.prompt.prompt_ids
     found = np.flatnonzero((ids == layout.image_token_id) | (ids == layout.video_token_id))
-    sizes = [int(np.prod(clip.info.grid_thw)) // layout.pixels.merge_size**2 for clip in row.clips]
+    sizes = [math.prod(clip.info.grid_thw) // layout.pixels.merge_size**2 for clip in row.clips]
     if len(found) != sum(sizes):
         raise ValueError(
             f"{row.prompt_id}: the prompt has {len(found)} media tokens and its {len(sizes)} clips give {sizes}; "
@@ -140,10 +150,14 @@ def _media_tokens(row: Row, layout: ModelLayout) -> np.ndarray:
     return found
 
 
+def clip_key(clip: ClipInfo) -> ClipKey:
+    """Equal keys mean equal patches."""
+    return clip.digest, tuple(clip.grid_thw)
+
+
 def _vision_input(
-    rows: Sequence[Row], form: PixelFormat, device: str | torch.device
+    clips: Sequence[ClipRef], form: PixelFormat, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    clips = [clip for row in rows for clip in row.clips]
     if not clips:
         blank = torch.zeros((form.merge_size**2, form.patch_dim), device=device)
         return blank, torch.tensor([[1, form.merge_size, form.merge_size]], device=device)
@@ -152,6 +166,21 @@ def _vision_input(
             raise ValueError(f"clip {clip.info.digest}: grid {clip.info.grid_thw} for frames {clip.frames.shape}.")
     patches = cut_patches([clip.frames for clip in clips], form, device)
     return patches, torch.tensor([clip.info.grid_thw for clip in clips], device=device)
+
+
+def _feature_index(rows: Sequence[Row], form: PixelFormat, device: str | torch.device) -> torch.Tensor | None:
+    """For each media token the feature it shows, counted over the distinct clips; None where that is 0, 1, 2..."""
+    places: dict[ClipKey, np.ndarray] = {}
+    shown = [clip_key(clip.info) for row in rows for clip in row.clips]
+    start = 0
+    for key in shown:
+        if key not in places:
+            size = math.prod(key[1]) // form.merge_size**2
+            places[key] = np.arange(start, start + size)
+            start += size
+    if len(places) == len(shown):
+        return None
+    return torch.from_numpy(np.concatenate([places[key] for key in shown])).to(device)
 
 
 def _flat(arrays: Sequence[np.ndarray], dtype: type, device: str | torch.device) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from learner.attention import FORMS
+from learner.frozen import ClipFeatures
 from learner.logprobs import token_logprobs
 from learner.packing import ModelLayout, PackedBatch
 from learner.pixels import read_pixel_format
@@ -18,14 +19,15 @@ from learner.vision import speed_up
 def load_model(model_path: Path, *, dtype: str, attention: str) -> Qwen2_5_VLForConditionalGeneration:
     """The checkpoint folder's model, on the CPU.
 
-    attention: "flash_attention_2" is for the vision tower alone: its kernels know no mask in which
-    the responses of a group share a prompt, so the language model stays with SDPA.
+    attention: of the language model see `learner.attention.FORMS`; the vision tower, which has no packed
+    mask, takes it literally, but for "flex_attention", which is SDPA there.
     """
-    implementation: str | dict[str, str] = attention
-    if attention == "flash_attention_2":
-        implementation = {"text_config": "sdpa", "vision_config": attention}
+    tower = "sdpa" if attention == "flex_attention" else attention
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        model_path, dtype=getattr(torch, dtype), attn_implementation=implementation, local_files_only=True
+        model_path,
+        dtype=getattr(torch, dtype),
+        attn_implementation={"text_config": FORMS[attention], "vision_config": tower},
+        local_files_only=True,
     )
     speed_up(model.model.visual)
     return model
@@ -46,23 +48,39 @@ class PackedPolicy(nn.Module):
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
+        """What is frozen must be so by now. A model that was not made by `load_model` computes as for "sdpa"."""
         super().__init__()
         self.model = model
-        model.model.language_model.config._attn_implementation = FORMS["sdpa"]
+        text = model.model.language_model.config
+        if text._attn_implementation not in FORMS.values():
+            text._attn_implementation = FORMS["sdpa"]
+        if any(kind != "full_attention" for kind in text.layer_types):
+            raise ValueError(f"the model's layers are {sorted(set(text.layer_types))}; packing knows full attention.")
+        self._features = ClipFeatures(model.model.visual)
+
+    def forget_features(self) -> None:
+        """Drop what frozen parts made of the clips so far; comes after the last pass of a batch."""
+        self._features.forget()
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability of each response token and the entropy there, both f32 [T], in nats."""
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
-        features = self.model.model.visual(batch.patches.to(embeddings.dtype), grid_thw=batch.grid_thw).pooler_output
-        tokens = embeddings.flatten(0, 1)
-        if len(batch.media_index):
-            tokens = tokens.index_copy(0, batch.media_index, features.to(tokens.dtype))
-        else:
-            tokens = tokens + 0.0 * features.sum()
         states = self.model.model.language_model(
-            inputs_embeds=tokens.view_as(embeddings),
+            inputs_embeds=self._with_media(embeddings[0], batch)[None],
             attention_mask={"full_attention": batch.mask},
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        return token_logprobs(states.flatten(0, 1)[batch.hidden_index], self.model.lm_head, batch.targets)
+        # not by indexing, whose backward pass is far slower
+        predictors = states[0].index_select(0, batch.hidden_index)
+        return token_logprobs(predictors, self.model.lm_head, batch.targets)
+
+    def _with_media(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """tokens: embeddings [L, hidden]. The same with the clips' features in their places."""
+        features = self._features(batch).to(tokens.dtype)
+        if len(batch.media_index):
+            if batch.feature_index is not None:
+                features = features.index_select(0, batch.feature_index)
+            return tokens.index_copy(0, batch.media_index, features)
+        # a blank image's features: all ranks have a gradient for every trained parameter, here it is 0
+        return tokens + 0.0 * features.sum() if features.requires_grad else tokens
