@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from learner.metrics import OVER_UPDATES, REDUCTIONS, RankStats, combine
+from rlsys.metrics import MetricNames
 
 
 def stats_of(num_tokens: int, **values: float) -> RankStats:
@@ -83,3 +84,7 @@ def test_effective_samples_by_hand_whatever_the_split() -> None:
 
 def test_every_sum_says_how_updates_come_together() -> None:
     assert {name for name, reduction in REDUCTIONS.items() if reduction == "sum"} <= set(OVER_UPDATES)
+
+
+def test_the_names_are_names_of_metrics_and_none_is_a_folder_of_another() -> None:
+    MetricNames().add([*REDUCTIONS, "policy/effective_sample_frac", "optim/updates"])
