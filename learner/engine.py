@@ -1,4 +1,4 @@
-"""One DeepSpeed rank: forward, backward, update, weights out. The only file that imports deepspeed."""
+"""One DeepSpeed rank: forward, backward, update, weights out. Imports deepspeed, as `learner.checkpoints` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from transformers.integrations import HfDeepSpeedConfig
 
+from learner import checkpoints
 from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config
+from learner.frozen import freeze
 from learner.lora import adapters_off, add_adapters
 from learner.metrics import REDUCTIONS, RankStats
 from learner.objective import total_loss
@@ -42,8 +44,6 @@ from learner.weights_out import (
 )
 from rlsys import env
 from rlsys.weights import NamedTensor
-
-CHECKPOINT_TAG = "learner"
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -96,6 +96,7 @@ class LearnerEngine:
         self._names = checkpoint_names(model)
         if spec.learner.lora.rank:
             add_adapters(model, spec.learner.lora)
+        freeze(model, spec.learner.frozen_parts)
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
         self._policy = PackedPolicy(model)
         self._engine = _initialize(self._policy, spec)
@@ -124,6 +125,8 @@ class LearnerEngine:
         learning_rate = self._engine.get_lr()[0]
         self._engine.lr_scheduler.ends_batch = shard.ends_batch
         grad_norm = self._step()
+        if shard.ends_batch:
+            self._policy.forget_features()
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
                 f"gradient norm {grad_norm}: the update has spoilt the weights; go on from the last checkpoint."
@@ -233,16 +236,12 @@ class LearnerEngine:
         return found
 
     def save(self, folder: Path) -> None:
-        """Weights, optimiser and schedule as a DeepSpeed checkpoint; every rank writes its part."""
-        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+        """See `learner.checkpoints.save`."""
+        checkpoints.save(self._engine, self.spec, folder)
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote with the same number of ranks and ZeRO stage."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
-        if path is None:
-            raise FileNotFoundError(
-                f"{folder}: no learner checkpoint in it; it should have a folder {CHECKPOINT_TAG!r}."
-            )
+        """See `learner.checkpoints.restore`."""
+        checkpoints.restore(self._engine, self.spec, folder)
 
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""

@@ -23,7 +23,8 @@ MAX_FUNCTION_LINES = 60
 ASSEMBLER = "rlsys/assemble.py"
 LEAVES = {
     "vllm": {"actors/engine.py"},
-    "deepspeed": {"learner/engine.py"},
+    "deepspeed": {"learner/engine.py", "learner/checkpoints.py"},
+    "peft": {"learner/lora.py"},
     "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/tracking.py"},
     "decord": {"rlsys/data/decode.py"},

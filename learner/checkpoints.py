@@ -1,0 +1,145 @@
+"""The learner's checkpoints: DeepSpeed's own, resumed bit for bit by as many ranks, or resharded for others.
+
+Resharding goes through DeepSpeed's universal checkpoint (arXiv:2406.18820), which is one file per
+parameter and optimiser state. It is made when a checkpoint is resumed on another number of ranks or
+at another ZeRO stage, so that saving stays fast.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
+
+from learner.spec import LearnerSpec
+from rlsys.checkpoint import CheckpointError
+
+TAG = "learner"
+LAYOUT_FILE = "layout.json"
+RESHARDED = ".resharded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a checkpoint is cut, and what of the model is in it. trained: what of the model the optimiser knows."""
+
+    num_ranks: int
+    zero_stage: int
+    dtype: str
+    trained: str
+
+
+def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
+    """What `save` would write."""
+    learner, lora = spec.learner, spec.learner.lora
+    if lora.rank:
+        trained = f"LoRA of rank {lora.rank} on {', '.join(sorted(lora.targets))}"
+    else:
+        trained = f"all but {', '.join(sorted(learner.frozen_parts)) or 'nothing'}"
+    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.dtype, trained=trained)
+
+
+def must_reshard(saved: Layout, wanted: Layout, folder: Path) -> bool:
+    """Whether a checkpoint has to be cut anew. Raises CheckpointError where that is not possible."""
+    for field, ours in (("dtype", "model.dtype"), ("trained", "learner.lora and learner.frozen_parts")):
+        if getattr(saved, field) != getattr(wanted, field):
+            raise CheckpointError(
+                f"{folder}: saved with {getattr(saved, field)!r}, the config says {getattr(wanted, field)!r}; its "
+                f"optimiser state fits nothing else: set {ours} as it was, or start from the checkpoint's model folder."
+            )
+    if (saved.zero_stage == 0) != (wanted.zero_stage == 0):
+        raise CheckpointError(
+            f"{folder}: saved with learner.zero_stage={saved.zero_stage}, the config says {wanted.zero_stage}; "
+            "DeepSpeed cannot reshard to or from stage 0: use the stage that it was saved with."
+        )
+    # without ZeRO every rank has all of it
+    return bool(saved.zero_stage) and (saved.num_ranks, saved.zero_stage) != (wanted.num_ranks, wanted.zero_stage)
+
+
+def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
+    """Trained weights, optimiser and schedule; every rank writes its part. Frozen weights are the model folder's."""
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    if dist.get_rank() == 0:
+        layout = layout_of(spec, dist.get_world_size())
+        (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
+
+
+def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
+    """Go on from what `save` wrote, with the same ranks and stage bit for bit.
+
+    Raises FileNotFoundError where there is nothing, CheckpointError where it is for another model or cannot be
+    cut as wanted.
+    """
+    try:
+        saved = Layout(**json.loads((folder / LAYOUT_FILE).read_text()))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: no learner checkpoint in it; it should have {LAYOUT_FILE}.") from error
+    if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
+        _restore_resharded(engine, spec, folder)
+    else:
+        # frozen weights are not in it
+        engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+
+
+def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
+    if dist.get_rank() == 0:
+        _convert(folder / TAG, folder / RESHARDED, spec.learner.zero_stage)
+    dist.barrier()
+    # DeepSpeed takes this from its config, which is read before anyone knows what will be resumed
+    engine._config.load_universal_checkpoint = True
+    engine.load_checkpoint(str(folder), tag=RESHARDED, load_module_strict=False)
+    engine._config.load_universal_checkpoint = False
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder / RESHARDED)
+        (folder / "latest_universal").unlink()
+
+
+def _convert(source: Path, target: Path, zero_stage: int) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    ds_to_universal.main(
+        Namespace(
+            input_folder=str(source),
+            output_folder=str(target),
+            num_extract_workers=1,  # more would be processes, each of which imports all this again
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,  # of pipelines, which there are none of
+        )
+    )
+    _fit_to_stage(target, zero_stage)
+
+
+def _fit_to_stage(folder: Path, zero_stage: int) -> None:
+    """Bridge what DeepSpeed's universal format keeps in other places at ZeRO-3 than below (seen in 0.19.8)."""
+    zero = folder / "zero"
+    at_3, below = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt", folder / "mp_rank_00_model_states.pt"
+    shared = _read(zero / "optimizer_state.pt")
+    if zero_stage == 3 and not at_3.exists():
+        shutil.copy(below, at_3)
+        step = _read(next(zero.glob("*/step.pt")))
+        shared["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": shared["param_groups"]}
+    elif zero_stage < 3 and not below.exists():
+        shutil.copy(at_3, below)
+        shared["ds_version"] = deepspeed.__version__
+        step = shared["optimizer_state_dict"]["state"][0]["step"]
+        for parameter in (path for path in zero.iterdir() if path.is_dir()):
+            torch.save(step, parameter / "step.pt")
+            for state in ("fp32", "exp_avg", "exp_avg_sq"):
+                torch.save({"param": _read(parameter / f"{state}.pt")}, parameter / f"{state}.pt")
+    torch.save(shared, zero / "optimizer_state.pt")
+
+
+def _read(path: Path) -> Any:
+    # DeepSpeed's own objects are in it: a checkpoint is as trusted as the code
+    return torch.load(path, map_location="cpu", weights_only=False)
