@@ -48,6 +48,9 @@ OVER_UPDATES: Mapping[str, Callable[[Sequence[float]], float]] = {
 }
 """How it comes together from a batch's updates. Those that are not here: token means over all tokens, maxima."""
 
+BEFORE_UPDATES = frozenset(name for name in REDUCTIONS if name.startswith("policy/sampler_"))
+"""Of the first update alone, before any has moved the policy: they compare learner and sampler, not two updates."""
+
 
 @dataclass
 class RankStats:
@@ -70,13 +73,13 @@ def combine(updates: Sequence[Sequence[RankStats]]) -> dict[str, float]:
     Every token counts once in each update, whichever rank and pass computed it. `optim/updates` is their number.
     """
     merged = [_over_ranks(by_rank) for by_rank in updates]
-    num_tokens = sum(update.num_tokens for update in merged)
     names = dict.fromkeys(name for update in merged for name in update.values)
     metrics: dict[str, float] = {}
     for name in names:
-        values = [update.values[name] for update in merged if name in update.values]
+        counted = merged[:1] if name in BEFORE_UPDATES else merged
+        values = [update.values[name] for update in counted if name in update.values]
         if REDUCTIONS[name] == "token_mean":
-            metrics[name] = sum(values) / num_tokens
+            metrics[name] = sum(values) / sum(update.num_tokens for update in counted)
         else:
             metrics[name] = OVER_UPDATES.get(name, max)(values)
     metrics["optim/updates"] = float(len(updates))

@@ -64,22 +64,26 @@ def test_updates_of_a_batch_come_together() -> None:
 def test_effective_samples_by_hand_whatever_the_split() -> None:
     # ratios 1, 1 and 2: (1 + 1 + 2)^2 / (3 x (1 + 1 + 4))
     names = ("policy/sampler_ratio/mean", "policy/sampler_ratio_squared/mean")
-    splits = [[[(1, 1, 2)]], [[(1,), (1, 2)]], [[(1, 2), ()], [(1,), ()]]]
-    for updates in splits:
-        by_update = []
-        for ranks in updates:
-            by_rank = []
-            for ratios in ranks:
-                stats = RankStats(num_tokens=len(ratios))
-                for ratio in ratios:  # one pass each
-                    stats.add(names[0], ratio)
-                    stats.add(names[1], ratio**2)
-                by_rank.append(stats)
-            by_update.append(by_rank)
-        found = combine(by_update)
+    for ranks in ([(1, 1, 2)], [(1,), (1, 2)], [(2, 1, 1), ()]):
+        by_rank = []
+        for ratios in ranks:
+            stats = RankStats(num_tokens=len(ratios))
+            for ratio in ratios:  # one pass each
+                stats.add(names[0], ratio)
+                stats.add(names[1], ratio**2)
+            by_rank.append(stats)
+        found = combine([by_rank])
         assert found["policy/effective_sample_frac"] == pytest.approx(8 / 9)
         assert found["policy/sampler_ratio/mean"] == pytest.approx(4 / 3)
         assert names[1] not in found
+
+
+def test_learner_and_sampler_are_compared_before_any_update() -> None:
+    first = stats_of(2, policy__sampler_kl=1.0, policy__sampler_logprob_diff__max=0.1, policy__entropy=2.0)
+    later = stats_of(3, policy__sampler_kl=9.0, policy__sampler_logprob_diff__max=0.5, policy__entropy=8.0)
+    found = combine([[first], [later]])
+    assert (found["policy/sampler_kl"], found["policy/sampler_logprob_diff/max"]) == (0.5, 0.1)
+    assert found["policy/entropy"] == 2.0
 
 
 def test_every_sum_says_how_updates_come_together() -> None:
