@@ -93,11 +93,6 @@ class AlgorithmConfig(Part):
                 "set kl_in=loss, or choose another advantage."
             )
 
-    @property
-    def updates_per_batch(self) -> int:
-        """Optimiser updates on one batch, if each of its mini-batches has a trained token."""
-        return self.mini_batches * self.epochs_per_batch
-
 
 def check_against_run(algorithm: AlgorithmConfig, *, prompts_per_step: int, max_tokens: int) -> None:
     """What the section must agree on with `train.prompts_per_step` and `rollout.max_tokens`. Raises ValueError."""
