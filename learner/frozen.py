@@ -66,11 +66,12 @@ class ClipFeatures:
             return self._tower(batch.patches, grid_thw=batch.grid_thw).pooler_output
         missing = [index for index, clip in enumerate(batch.clips) if clip_key(clip) not in self._kept]
         found = self._computed(*self._chosen(batch, missing))
-        if batch.clips:
+        if missing:
             clips = [batch.clips[index] for index in missing]
+            parts = found.split([_num_patches(clip) // self._merged for clip in clips])
             # cloned: a part of a tensor keeps all of it
-            parts = (part.clone() for part in found.split([_num_patches(clip) // self._merged for clip in clips]))
-            self._kept.update(zip(map(clip_key, clips), parts if clips else (), strict=True))
+            self._kept.update(zip(map(clip_key, clips), (part.clone() for part in parts), strict=True))
+        if batch.clips:
             found = torch.cat([self._kept[clip_key(clip)] for clip in batch.clips])
         return found if self._is_projector_frozen else self._tower.merger(found.flatten(0, 1))
 
