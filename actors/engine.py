@@ -6,8 +6,10 @@ environment at import, and replaces `torch.set_num_threads` in its process by a 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,20 +18,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.errors import BadOutput, NoWeights, PromptRefused
+from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
-from actors.weights_in import as_tensor, check_payload, expected_weights, stale_parameters
+from actors.weights_in import (
+    as_tensor,
+    check_payload,
+    expected_adapter,
+    expected_weights,
+    stale_adapter,
+    stale_parameters,
+    write_adapter,
+)
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
 from rlsys.weights import NamedTensor
 
 if TYPE_CHECKING:
     from vllm import EngineArgs, RequestOutput, SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
 log = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: prompts that arrive together are read together
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 BAN = -100.0  # vLLM's lowest logit bias; the log-probs that it returns are taken before it
 
 
@@ -51,6 +63,10 @@ class RolloutEngine:
         self._engine: LLMEngine = LLMEngine.from_engine_args(_engine_args(spec))
         self._chat = ChatTokenizer(Path(spec.model_path))
         self._expected = expected_weights(Path(spec.model_path), spec.dtype)
+        self._expected_adapter = expected_adapter(self._expected, spec.lora)
+        self._adapter: LoRARequest | None = None
+        self._holds_its_own = True  # the weights of `spec.model_path`
+        self._adapter_ids = itertools.count(1)
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self.limits = _limits(spec, self._engine)
         self.version: WeightVersion | None = None
@@ -78,7 +94,8 @@ class RolloutEngine:
         prompt = parse_model_prompt(self._engine.model_config, _prompt(request, frames))
         try:
             (rendered,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
-            self._engine.add_request(request_id, rendered, self._sampling_params(request.sampling))
+            params = self._sampling_params(request.sampling)
+            self._engine.add_request(request_id, rendered, params, lora_request=self._adapter)
         except (VLLMValidationError, ValueError, TypeError, AssertionError) as error:
             raise PromptRefused(f"{request.prompt_id}: vLLM refused it: {type(error).__name__}: {error}") from error
         self._running[request_id] = (request, time.perf_counter())
@@ -95,8 +112,18 @@ class RolloutEngine:
         """
         if self._running:
             raise RuntimeError(f"{self.num_running} groups are running; weights change only between groups.")
+        if version.kind == "adapter":
+            self._load_adapter(payload, version)
+        else:
+            self._load_model(payload, version)
+        self.version = version
+        return version
+
+    def _load_model(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> None:
         check_payload(payload, version, self._expected)
         self.version = None
+        self._remove_adapter()
+        self._holds_its_own = False
         tensors = [(name, as_tensor(tensor)) for name, tensor in payload.items()]
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
         self._reset_caches()
@@ -105,16 +132,46 @@ class RolloutEngine:
         for num_read, stale in self._engine.apply_model(partial(stale_parameters, payload=payload)):
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
-        self.version = version
-        return version
+
+    def _load_adapter(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> None:
+        """The model stays, and with it what its vision tower made of the clips; the language model's cache goes."""
+        if not self._spec.lora.rank or not self._holds_its_own:
+            reason = "has been sent another model since" if self._spec.lora.rank else "has no room for adapters"
+            raise WeightsRefused(
+                f"weights version {version.version} is an adapter for {self._spec.model_path}, with which this engine "
+                f"was started, but it {reason}; send whole models."
+            )
+        check_payload(payload, version, self._expected_adapter)
+        from vllm.lora.request import LoRARequest
+
+        self.version = None
+        self._remove_adapter()
+        number = next(self._adapter_ids)  # vLLM keeps an adapter's values by its id, whatever is in its folder
+        with tempfile.TemporaryDirectory(prefix="rlsys-adapter-") as folder:
+            write_adapter(payload, self._spec.lora, Path(folder))
+            self._adapter = LoRARequest(f"adapter-{number}", number, folder)
+            self._engine.add_lora(self._adapter)
+        self._reset_prefix_cache()
+        if self._spec.tensor_parallel_size == 1:
+            for num_read, stale in self._engine.apply_model(partial(stale_adapter, payload=payload)):
+                if stale or not num_read:
+                    raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all of it'}.")
+
+    def _remove_adapter(self) -> None:
+        if self._adapter is not None:
+            self._engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = None
 
     def _reset_caches(self) -> None:
         # the encoder cache holds image features of the old vision tower, and resetting the prefix
         # cache alone keeps them (https://github.com/vllm-project/vllm/issues/44910)
-        if not self._engine.reset_prefix_cache():
-            raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
+        self._reset_prefix_cache()
         self._engine.reset_mm_cache()
         self._engine.reset_encoder_cache()
+
+    def _reset_prefix_cache(self) -> None:
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
 
     def shutdown(self) -> None:
         """Free vLLM's workers and shared memory; the object is unusable afterwards."""
@@ -191,6 +248,10 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
         "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
         "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
     }
+    if spec.lora.rank:
+        # one adapter at a time; vLLM gives an adapter to the language model alone unless told otherwise
+        room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
+        common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
     if spec.device == "cuda":
         executor = "mp" if spec.tensor_parallel_size > 1 else None
         return EngineArgs(

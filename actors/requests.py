@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.errors import PromptRefused
 from rlsys import env
+from rlsys.config import LoraConfig
 from rlsys.types import ClipInfo, Sampling
 
 MAX_SEED = 2**63 - 1  # vLLM keeps seeds as signed 64-bit integers
@@ -26,6 +27,7 @@ class EngineSpec:
     """How to build an engine; meanings and units as in `rlsys.config` (model, rollout, cluster).
 
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
+    lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
     """
 
     model_path: str
@@ -39,6 +41,7 @@ class EngineSpec:
     device: Literal["cpu", "cuda"]
     banned_token_ids: tuple[int, ...]
     seed: int = 0
+    lora: LoraConfig = LoraConfig()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -16,12 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
+from rlsys.config import LoraConfig
 from rlsys.types import WeightVersion
 from rlsys.weights import NamedTensor, TensorSpec, differences, digest
 
 HEAD = "lm_head.weight"
+ADAPTER_PREFIX = "base_model.model."
+TEXT_LAYERS = "language_model.model.layers."
+FUSED = {
+    "q_proj": ("qkv_proj", 0),
+    "k_proj": ("qkv_proj", 1),
+    "v_proj": ("qkv_proj", 2),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+"""Layers that are a part of another one in vLLM."""
 _SHOWN = 8  # problems named in an error; a wrong model has hundreds
 
 
@@ -53,6 +65,40 @@ def expected_weights(model_path: Path, dtype: str) -> Expected:
     if embedding is None:
         raise ValueError(f"{model_path}: neither {HEAD} nor an embed_tokens.weight that it could be tied to.")
     return Expected(specs={**specs, HEAD: specs[embedding]}, tied_to=embedding)
+
+
+def expected_adapter(full: Expected, lora: LoraConfig) -> Expected:
+    """Name, shape and dtype of every tensor of an adapter: two matrices for each target layer of the language model.
+
+    Names are peft's: "base_model.model.", the layer as transformers calls it, "lora_A" (down to the rank) or "lora_B".
+    """
+    specs: dict[str, TensorSpec] = {}
+    for name, spec in full.specs.items():
+        layer = name.removesuffix(".weight")
+        if (
+            name == layer
+            or layer.rsplit(".", 1)[-1] not in lora.targets
+            or not engine_name(name).startswith(TEXT_LAYERS)
+        ):
+            continue
+        outputs, inputs = spec.shape
+        module = f"{ADAPTER_PREFIX}{engine_name(layer).replace(TEXT_LAYERS, 'model.language_model.layers.', 1)}"
+        specs[f"{module}.lora_A.weight"] = TensorSpec(shape=(lora.rank, inputs), dtype=spec.dtype)
+        specs[f"{module}.lora_B.weight"] = TensorSpec(shape=(outputs, lora.rank), dtype=spec.dtype)
+    return Expected(specs=specs, tied_to="")
+
+
+def write_adapter(payload: Mapping[str, NamedTensor], lora: LoraConfig, folder: Path) -> None:
+    """The adapter as the folder that vLLM reads: peft's format."""
+    settings = {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": list(lora.targets),
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({name: as_tensor(tensor) for name, tensor in payload.items()}, folder / "adapter_model.safetensors")
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -131,5 +177,26 @@ def stale_parameters(model: torch.nn.Module, payload: Mapping[str, NamedTensor])
         sent = as_tensor(named)
         # an embedding may be padded to a multiple of 64 rows
         if not torch.equal(held[: sent.shape[0]].detach().cpu(), sent):
+            stale.append(name)
+    return num_read, stale
+
+
+def stale_adapter(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:
+    """How many matrices of an adapter can be read back from vLLM's layers, and which of them differ there.
+
+    Those that lead down to the rank; vLLM has multiplied the others with the scale.
+    """
+    layers = dict(model.named_modules())
+    num_read, stale = 0, []
+    for name, named in payload.items():
+        layer = name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
+        if layer + ".lora_A.weight" != name.removeprefix(ADAPTER_PREFIX):
+            continue
+        parent, _, kind = engine_name(layer).rpartition(".")
+        fused, part = FUSED.get(kind, (kind, 0))
+        held = layers[f"{parent}.{fused}"].lora_a_stacked[part][0, 0]
+        num_read += 1
+        sent = as_tensor(named)
+        if not torch.equal(held[: sent.shape[0], : sent.shape[1]].cpu(), sent):
             stale.append(name)
     return num_read, stale

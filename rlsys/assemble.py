@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,8 +103,13 @@ class LearnerStack:
                 learner=config.learner,
                 device=config.cluster.device,
                 seed=config.seed,
+                sync=self._sync(config),
             )
         )
+
+    def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
+        """What the learner is to publish; see `LearnerSpec.sync`."""
+        return "full"
 
 
 class Stack(LearnerStack):
@@ -117,8 +123,9 @@ class Stack(LearnerStack):
         from rlsys.data.clips import ClipStore
 
         prompts, clips = prompt_builder(config), ClipStore(config.data)
+        self._engines, self._hold_their_own = engine_spec(config, prompts), True
         self.pool = RolloutPool.launch(
-            engine_spec(config, prompts),
+            self._engines,
             config.rollout.num_actors,
             options=cluster.actor_options,
             timeout_s=config.rollout.timeout_s,
@@ -139,9 +146,16 @@ class Stack(LearnerStack):
         resources.callback(self.experience.close)
         super().__init__(prompts, clips, learner.result(), self.experience)
 
+    def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
+        # an adapter changes the model that the engines were started with, and no other
+        wanted = replace(self._engines, model_path=str(config.model.path), lora=config.learner.lora)
+        fits = self._hold_their_own and wanted == self._engines
+        return "adapter" if config.learner.lora.rank and fits else "full"
+
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
         payload, weights = self.learner.publish(version)
+        self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
         self.pool.load_weights(payload, weights)
         return weights
 
@@ -203,6 +217,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         device=config.cluster.device,
         banned_token_ids=prompts.banned_token_ids,
         seed=config.seed,
+        lora=config.learner.lora,
     )
 
 
