@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 MAX_CHUNK_NUMBERS = 1 << 26
-"""Most logits of one chunk, 256 MiB in float32."""
+"""Most logits of one chunk, 256 MiB in float32. A pass holds three arrays of this size at its peak, one between
+forward and backward if there is one chunk, and none if there are more."""
 
 
 def token_logprobs(
@@ -18,7 +19,7 @@ def token_logprobs(
     hidden: [T, H], the states that predict the targets.  targets: i64 [T].
     Gradients flow through the log-probabilities, not through the entropies.
     The head works in the model's number format and the softmax in float32, as in vLLM.
-    More than one chunk is recomputed in the backward pass, so that no chunk's logits outlive it.
+    Where there is more than one chunk each is recomputed in the backward pass, so that no chunk's logits outlive it.
     """
     num_tokens = len(targets)
     chunk = max(1, max_numbers // lm_head.out_features)
@@ -36,6 +37,6 @@ def _chunk_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     all_logprobs = lm_head(hidden).float().log_softmax(dim=-1)
     with torch.no_grad():
-        # -inf * 0 would be NaN where a token is impossible
-        entropy = -(all_logprobs.exp() * all_logprobs.clamp(min=torch.finfo(torch.float32).min)).sum(dim=-1)
+        # multiplied in place: no third array of the chunk's size
+        entropy = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
     return all_logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from learner.logprobs import token_logprobs
 
@@ -62,3 +68,47 @@ def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
     hidden, head, targets = inputs()
     logprobs, entropy = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets)
     assert logprobs.dtype == entropy.dtype == torch.float32
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Bytes of all tensors made since it was entered: alive now, and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return made
+
+    def _freed(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.alive -= num_bytes
+
+
+@pytest.mark.parametrize(("num_tokens", "num_chunks"), [(400, 1), (400, 10), (395, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_that_of_a_chunk_forward_and_backward(num_tokens: int, num_chunks: int, dtype: torch.dtype) -> None:
+    vocabulary = 5000
+    head = nn.Linear(8, vocabulary, bias=False, dtype=dtype)
+    hidden = torch.randn(num_tokens, 8, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (num_tokens,))
+    chunk_numbers = -(-num_tokens // num_chunks) * vocabulary
+    with MemoryMeter() as meter:
+        logprobs, _ = token_logprobs(hidden, head, targets, chunk_numbers)
+        held = meter.alive
+        logprobs.sum().backward()
+    # the head's weights are seen, copied and given a gradient, and so are the hidden states
+    small = 6 * head.weight.nbytes + 4 * hidden.nbytes
+    assert meter.peak <= 3 * 4 * chunk_numbers + small
+    assert held <= (4 * chunk_numbers if num_chunks == 1 else 0) + small
