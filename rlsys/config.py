@@ -46,8 +46,9 @@ class ModelConfig(Part):
     """Number format of weights and activations, the same in engine and learner."""
     max_model_len: int = Field(default=16384, ge=64)
     """Tokens of prompt plus response that the engine makes room for."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of the learner."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention of the learner. "flex_attention" is the one to take on GPUs: it skips the blocks of a packed pass that
+    nobody sees; "flash_attention_2" is the same with that library in the vision tower; "sdpa" suits CPUs."""
 
 
 class DataConfig(Part):
@@ -271,6 +272,8 @@ class RunConfig(Part):
             )
         if self.cluster.device == "cpu" and self.rollout.tensor_parallel_size > 1:
             raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
+        if self.cluster.device == "cpu" and self.model.attention in ("flash_attention_2", "flex_attention"):
+            raise ValueError(f"model.attention={self.model.attention} is for GPUs; with cluster.device=cpu use sdpa.")
         return self
 
 

@@ -75,3 +75,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     broken.write_text("a: [")
     with pytest.raises(ConfigError, match="not YAML"):
         load(broken)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_attention_of_gpus_needs_gpus(minimal: Path, attention: str) -> None:
+    assert load(minimal, [f"model.attention={attention}", "cluster.device=cuda"]).model.attention == attention
+    with pytest.raises(ConfigError, match=f"model.attention={attention} is for GPUs"):
+        load(minimal, [f"model.attention={attention}"])
