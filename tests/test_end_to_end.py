@@ -99,17 +99,39 @@ def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, di
     assert run.data.metrics["data/decodes_per_clip"] == 1.0
 
 
-def test_resume_goes_on_in_the_same_mlflow_run(two_steps: tuple[Path, dict[str, Any]]) -> None:
+def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_mlflow_run(
+    two_steps: tuple[Path, dict[str, Any]],
+) -> None:
     out, summary = two_steps
-    result = rlsys(
-        "train", *on_real_clips(out, **{"train.num_steps": 3, "rollout.num_actors": 1}), "--resume", str(out)
-    )
+    changes = {
+        "train.num_steps": 3,
+        "rollout.num_actors": 1,
+        "learner.num_ranks": 1,  # the checkpoint has two
+        "algorithm.advantage": "rloo",
+        "algorithm.ratio": "sequence",
+        "algorithm.loss_mean": "sequence",
+        "algorithm.old_policy": "learner",
+        "algorithm.sampler_correction": "tis",
+        "algorithm.mini_batches": 2,
+        "algorithm.epochs_per_batch": 2,
+        "algorithm.kl_coef": 0.05,
+        "algorithm.kl_in": "reward",
+        "algorithm.kl_estimator": "k1",
+        "algorithm.max_extra_groups": 2,
+        "algorithm.overlong_buffer_tokens": 8,
+    }
+    result = rlsys("train", *on_real_clips(out, **changes), "--resume", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     resumed = json.loads((out / "summary.json").read_text())
     assert (resumed["num_steps"], resumed["mlflow_run_id"]) == (3, summary["mlflow_run_id"])
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
     history = client.get_metric_history(resumed["mlflow_run_id"], "reward/total/mean")
     assert [metric.step for metric in history] == [1, 2, 3]
+    metrics = client.get_run(resumed["mlflow_run_id"]).data.metrics
+    assert metrics["optim/updates"] == 4
+    assert metrics["policy/correction_capped_frac"] == 0
+    assert metrics["reward/overlong_penalty/mean"] > 0.5  # an untrained model rarely stops by itself
+    assert abs(metrics["reward/kl_penalty/mean"]) > 0  # two updates away from the reference
 
 
 @needs_clips
