@@ -1,4 +1,4 @@
-"""Tensors into *.safetensors files as they come, one at a time: none but the current one is in memory.
+"""Tensors into *.safetensors files as they come, so that only the current one and the one before are in memory.
 
 The format, from https://github.com/huggingface/safetensors: u64 length of a JSON header, little
 endian; the header with dtype, shape and byte range of every tensor; the bytes.
@@ -6,10 +6,10 @@ endian; the header with dtype, shape and byte range of every tensor; the bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,23 +29,18 @@ def write_tensors(
     tensors: exactly those of `specs` and in its order. A tensor that is larger than a file may be has one to itself.
     """
     shards = plan_files(specs, max_file_bytes)
-    file_of = {name: file for file, names in shards.items() for name in names}
-    with ExitStack() as opened:
-        current, stream = "", None
-        written = []
-        for name, tensor in tensors:
-            if file_of[name] != current:
-                opened.close()
-                current = file_of[name]
-                stream = opened.enter_context((folder / current).open("wb"))
-                _write_header(stream, {one: specs[one] for one in shards[current]})
-            if tensor.spec != specs[name]:
-                raise ValueError(f"{name}: {tensor.spec} was announced as {specs[name]}.")
-            stream.write(np.ascontiguousarray(tensor.data).data)
-            written.append(name)
-    if written != list(specs):
-        raise ValueError(f"{folder}: {len(written)} tensors written, {len(specs)} announced, or in another order.")
+    remaining = iter(tensors)
+    for file, names in shards.items():
+        with (folder / file).open("wb") as stream:
+            _write_header(stream, {name: specs[name] for name in names})
+            for wanted, (name, tensor) in zip(names, itertools.islice(remaining, len(names)), strict=True):
+                if (name, tensor.spec) != (wanted, specs[wanted]):
+                    raise ValueError(f"{name} {tensor.spec} came where {wanted} {specs[wanted]} was announced.")
+                stream.write(np.ascontiguousarray(tensor.data).data)
+    if extra := [name for name, _ in remaining]:
+        raise ValueError(f"{extra[:3]} came after all that was announced.")
     if len(shards) > 1:
+        file_of = {name: file for file, names in shards.items() for name in names}
         total = sum(num_bytes(spec) for spec in specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
