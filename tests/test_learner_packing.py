@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fixtures_learner import IMAGE_PAD, VIDEO_PAD, make_clip, make_group, make_prompt, make_row
-from torch.nn.utils import parameters_to_vector
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from plain_policy import gradient, plain_logprobs, vision_arguments
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from learner.packing import PackedBatch, pack
 from learner.pixels import cut_patches, read_pixel_format
@@ -31,53 +31,6 @@ def plain_model(tiny_model_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 def pack_rows(policy: PackedPolicy, folder: Path, rows: Sequence[Row]) -> PackedBatch:
     return pack(rows, read_layout(policy.model, folder), dtype=torch.float32)
-
-
-def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
-    """The row's clips through Hugging Face's processors, frames as they are."""
-    videos = [clip.frames for clip in row.clips if clip.info.kind == "video"]
-    images = [clip.frames[0] for clip in row.clips if clip.info.kind == "image"]
-    found = {}
-    if videos:
-        processor = Qwen2VLVideoProcessor.from_pretrained(folder)
-        options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
-        found.update(processor(videos, return_tensors="pt", **options))
-    if images:
-        found.update(Qwen2VLImageProcessor.from_pretrained(folder)(images, do_resize=False, return_tensors="pt"))
-    return found
-
-
-def plain_logprobs(model: Qwen2_5_VLForConditionalGeneration, row: Row, folder: Path) -> list[torch.Tensor]:
-    """Each response alone behind its prompt, the group padded at the right."""
-    num_prompt = len(row.prompt.prompt_ids)
-    width = num_prompt + max(len(response.ids) for response in row.responses)
-    size = len(row.responses)
-    ids = torch.zeros(size, width, dtype=torch.long)
-    mask = torch.zeros(size, width, dtype=torch.long)
-    positions = torch.zeros(3, size, width, dtype=torch.long)
-    for index, response in enumerate(row.responses):
-        stop = num_prompt + len(response.ids)
-        ids[index, :stop] = torch.from_numpy(np.concatenate([row.prompt.prompt_ids, response.ids]))
-        mask[index, :stop] = 1
-        positions[:, index, :num_prompt] = torch.from_numpy(row.prompt.position_ids)
-        positions[:, index, num_prompt:stop] = row.prompt.next_position + torch.arange(len(response.ids))
-    vision = vision_arguments(row, folder)
-    repeated = {name: torch.cat([tensor] * size) for name, tensor in vision.items()}
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **repeated).logits.log_softmax(-1)
-    return [
-        logits[index, num_prompt - 1 : num_prompt - 1 + len(response.ids)]
-        .gather(1, torch.from_numpy(response.ids).long()[:, None])
-        .squeeze(1)
-        for index, response in enumerate(row.responses)
-    ]
-
-
-def gradient(module: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
-    module.zero_grad()
-    loss.backward()
-    return parameters_to_vector(
-        [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
-    ).clone()
 
 
 CASES = {
