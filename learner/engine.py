@@ -95,6 +95,7 @@ class LearnerEngine:
         self._layout = read_layout(model, spec.model_path)
         self._names = checkpoint_names(model)
         if spec.learner.lora.rank:
+            torch.manual_seed(spec.seed)  # the same adapters however the model was loaded
             add_adapters(model, spec.learner.lora)
         freeze(model, spec.learner.frozen_parts)
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None

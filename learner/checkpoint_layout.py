@@ -1,0 +1,46 @@
+"""How a learner's checkpoint is cut, and whether it can be resumed as a config wants it: pure decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.spec import LearnerSpec
+from rlsys.checkpoint import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a checkpoint is cut, and what of the model is in it. trained: what of the model the optimiser knows."""
+
+    num_ranks: int
+    zero_stage: int
+    dtype: str
+    trained: str
+
+
+def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
+    """What `save` would write."""
+    learner, lora = spec.learner, spec.learner.lora
+    if lora.rank:
+        trained = f"LoRA of rank {lora.rank} on {', '.join(sorted(lora.targets))}"
+    else:
+        trained = f"all but {', '.join(sorted(learner.frozen_parts)) or 'nothing'}"
+    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.dtype, trained=trained)
+
+
+def must_reshard(saved: Layout, wanted: Layout, folder: Path) -> bool:
+    """Whether a checkpoint has to be cut anew. Raises CheckpointError where that is not possible."""
+    for field, ours in (("dtype", "model.dtype"), ("trained", "learner.lora and learner.frozen_parts")):
+        if getattr(saved, field) != getattr(wanted, field):
+            raise CheckpointError(
+                f"{folder}: saved with {getattr(saved, field)!r}, the config says {getattr(wanted, field)!r}; its "
+                f"optimiser state fits nothing else: set {ours} as it was, or start from the checkpoint's model folder."
+            )
+    if (saved.zero_stage == 0) != (wanted.zero_stage == 0):
+        raise CheckpointError(
+            f"{folder}: saved with learner.zero_stage={saved.zero_stage}, the config says {wanted.zero_stage}; "
+            "DeepSpeed cannot reshard to or from stage 0: use the stage that it was saved with."
+        )
+    # without ZeRO every rank has all of it
+    return bool(saved.zero_stage) and (saved.num_ranks, saved.zero_stage) != (wanted.num_ranks, wanted.zero_stage)
