@@ -8,7 +8,7 @@ OUT ?=
 TASKS ?=
 ARGS ?=
 
-.PHONY: help setup demo test lint format bench bench-rewards locks clean
+.PHONY: help setup demo test lint format bench bench-rewards bench-learner locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
@@ -18,6 +18,7 @@ help:
 	@echo "make format   apply formatting and the lint fixes that are safe"
 	@echo "make bench    seconds per step by phase"
 	@echo "make bench-rewards   the reward servers: rates, scaling, latencies, cache, hidden judging"
+	@echo "make bench-learner   a learner step: packed against padded and its floor, time and memory (ARGS=--quick)"
 	@echo "make locks    resolve the GPU lock again (the CPU lock is edited by hand)"
 
 setup:
@@ -45,6 +46,9 @@ bench: setup
 
 bench-rewards: setup
 	$(BIN)/python -m benchmarks.rewards $(ARGS)
+
+bench-learner: setup
+	$(BIN)/python -m benchmarks.learner --plot docs/learner.png $(ARGS)
 
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
