@@ -90,6 +90,16 @@ def test_recomputed_activations_and_eager_attention_give_the_same_gradient(
     assert (gradient(other, other(batch)[0].sum()) - expected).norm() <= 1e-5 * expected.norm()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_gives_the_same_logprobs(policy: PackedPolicy, tiny_model_dir: Path) -> None:
+    rng = np.random.default_rng(4)
+    batch = pack_rows(policy, tiny_model_dir, [make_row(make_group(rng, str(i), ("video",), [5, 3])) for i in range(2)])
+    other = PackedPolicy(load_model(tiny_model_dir, dtype="float32", attention="flex_attention"))
+    assert other.model.model.visual.config._attn_implementation == "sdpa"
+    with torch.no_grad():  # FlexAttention has no backward pass on CPUs
+        torch.testing.assert_close(other(batch)[0], policy(batch)[0], rtol=0, atol=1e-5)
+
+
 def test_a_row_by_hand(policy: PackedPolicy, tiny_model_dir: Path) -> None:
     rng = np.random.default_rng(0)
     group = make_group(rng, "0", (), [3, 1, 2], num_text=2)
