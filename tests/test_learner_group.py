@@ -24,11 +24,17 @@ from learner.shards import split_batch
 from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
 from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config import LoraConfig
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights import NamedTensor, digest
 
 TINY_PASS = 64
 """Padded tokens for which almost every row of these tests needs a pass of its own."""
+
+
+PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+"""ZeRO-3 would leave parameters as small as these on every rank."""
+LORA = LoraConfig(rank=4, alpha=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def groups(cluster: None) -> Iterator[dict[int, LearnerGroup]]:
-    """Learners of one and of two ranks, to be loaded again and again as in a run of several stages."""
-    launched = {n: LearnerGroup.launch(num_ranks=n, device="cpu", threads=1, timeout_s=120.0) for n in (1, 2)}
+    """Learners of one, two and four ranks, to be loaded again and again as in a run of several stages."""
+    launched = {n: LearnerGroup.launch(num_ranks=n, device="cpu", threads=1, timeout_s=120.0) for n in (1, 2, 4)}
     yield launched
     for group in launched.values():
         group.shutdown()
@@ -69,10 +75,16 @@ def make_spec(
         train=train_config(**train),
         algorithm=AlgorithmConfig(kl_coef=kl_coef),
         max_tokens=8,
-        learner=learner_config(zero_stage=zero_stage, micro_batch_tokens=budget),
+        learner=learner_config(
+            zero_stage=zero_stage, micro_batch_tokens=budget, deepspeed=PARTITIONED if zero_stage == 3 else {}
+        ),
         device="cpu",
         seed=0,
     )
+
+
+def with_learner(spec: LearnerSpec, **changes: object) -> LearnerSpec:
+    return replace(spec, learner=spec.learner.model_copy(update=changes))
 
 
 def mixed_groups(seed: int = 5) -> list[RolloutGroup]:
@@ -368,6 +380,151 @@ def test_bfloat16_trains_and_publishes_bfloat16(
     assert {tensor.spec.dtype for tensor in after.values()} == {"bfloat16"}
     assert digest(after) != digest(before)
     assert learner.export(tmp_path / "model") == digest(after) == digest(read_folder(tmp_path / "model"))
+
+
+def updated(
+    learner: LearnerGroup, spec: LearnerSpec, batches: Sequence[TrainBatch]
+) -> tuple[dict[str, NamedTensor], float]:
+    """Weights after an update on each batch, and the norm of the first gradient."""
+    learner.load(spec)
+    norms = [learner.update(batch)["optim/grad_norm"] for batch in batches]
+    return weights_of(learner), norms[0]
+
+
+def largest_difference(one: Mapping[str, NamedTensor], other: Mapping[str, NamedTensor]) -> float:
+    assert one.keys() == other.keys()
+    return float((flat(one, one) - flat(other, one)).abs().max())
+
+
+def test_1_2_and_4_ranks_at_zero_2_and_3_give_the_same_weights_after_three_updates(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
+) -> None:
+    """Every number within 1e-6 where the updates move it by up to 3e-5: ten times the usual learning rate of RL.
+
+    AdamW moves a number by about the learning rate, however small its gradient, so that rounding grows with it: at
+    1e-3 the worst of them differ by 2e-5.
+    """
+    three = [batches[0], batches[1], batches[0]]
+    start = read_folder(tiny_model_dir)
+    wanted, norm = updated(groups[1], make_spec(tiny_model_dir, learning_rate=1e-5), three)
+    assert largest_difference(wanted, start) > 1e-5
+    for num_ranks, zero_stage in ((1, 3), (2, 2), (2, 3), (4, 2), (4, 3)):
+        spec = make_spec(tiny_model_dir, zero_stage=zero_stage, budget=TINY_PASS, learning_rate=1e-5)
+        found, found_norm = updated(groups[num_ranks], spec, three)
+        assert largest_difference(found, wanted) <= 1e-6, (num_ranks, zero_stage)
+        assert found_norm == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "changes"),
+    [
+        (2, {"lora": LORA}),
+        (3, {"lora": LORA}),
+        (3, {"frozen_parts": ("vision_tower",)}),
+        (2, {"frozen_parts": ("vision_tower", "projector")}),
+        (3, {"gradient_checkpointing": True}),
+        (3, {"lora": LORA, "gradient_checkpointing": True}),
+        (3, {"offload": ("optimizer", "parameters")}),
+    ],
+)
+def test_whatever_is_trained_two_ranks_do_as_one(
+    groups: dict[int, LearnerGroup],
+    tiny_model_dir: Path,
+    batches: list[TrainBatch],
+    zero_stage: int,
+    changes: dict[str, object],
+) -> None:
+    alone = with_learner(make_spec(tiny_model_dir, learning_rate=1e-4), **{**changes, "offload": ()})
+    shared = with_learner(
+        make_spec(tiny_model_dir, zero_stage=zero_stage, budget=TINY_PASS, learning_rate=1e-4), **changes
+    )
+    wanted, norm = updated(groups[1], alone, batches)
+    found, found_norm = updated(groups[2], shared, batches)
+    assert found_norm == pytest.approx(norm, rel=1e-4)
+    assert largest_difference(found, wanted) <= 3e-6
+    start = read_folder(tiny_model_dir)
+    moved = {name for name in start if found[name].data.tobytes() != start[name].data.tobytes()}
+    if "lora" in changes:
+        assert moved == {name for name in start if ".layers." in name and "proj.weight" in name}
+    else:
+        parts = changes.get("frozen_parts", ())
+        tower = {name for name in start if name.startswith("visual.") and not name.startswith("visual.merger.")}
+        projector = {name for name in start if name.startswith("visual.merger.")}
+        still = (tower if "vision_tower" in parts else set()) | (projector if "projector" in parts else set())
+        assert not moved & still
+        assert len(moved) >= len(start) - len(still) - 3
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "changes"),
+    [
+        ((2, 2), (1, 2), {}),
+        ((1, 2), (2, 2), {}),
+        ((2, 3), (1, 3), {}),
+        ((1, 3), (4, 3), {}),
+        ((2, 2), (1, 3), {}),
+        ((2, 3), (2, 1), {}),
+        ((2, 3), (1, 2), {"lora": LORA}),
+        ((2, 2), (1, 3), {"frozen_parts": ("vision_tower",)}),
+    ],
+)
+def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
+    groups: dict[int, LearnerGroup],
+    tiny_model_dir: Path,
+    batches: list[TrainBatch],
+    tmp_path: Path,
+    saved: tuple[int, int],
+    resumed: tuple[int, int],
+    changes: dict[str, object],
+) -> None:
+    """Had the moments or the rate been lost, the next update would be another one by far more than 1e-6."""
+    specs = [
+        with_learner(make_spec(tiny_model_dir, zero_stage=stage, learning_rate=1e-4), **changes)
+        for _, stage in (saved, resumed)
+    ]
+    before, after = groups[saved[0]], groups[resumed[0]]
+    before.load(specs[0])
+    for batch in batches:
+        before.update(batch)
+    before.save(tmp_path / "deepspeed")
+    files = sorted(path.name for path in (tmp_path / "deepspeed").iterdir())
+    wanted_metrics, wanted = before.update(batches[0]), weights_of(before)
+    after.load(specs[1])
+    after.restore(tmp_path / "deepspeed")
+    found_metrics, found = after.update(batches[0]), weights_of(after)
+    assert largest_difference(found, wanted) <= 1e-6
+    for name in ("optim/lr", "optim/grad_norm", "loss/policy"):
+        assert found_metrics[name] == pytest.approx(wanted_metrics[name], rel=1e-4)
+    # what resharding made is gone again
+    assert sorted(path.name for path in (tmp_path / "deepspeed").iterdir()) == files
+
+
+def test_lora_publishes_its_adapter_and_exports_the_whole_model(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
+) -> None:
+    learner = groups[2]
+    spec = with_learner(make_spec(tiny_model_dir, zero_stage=3, kl_coef=0.1), lora=LORA)
+    learner.load(replace(spec, sync="adapter"))
+    first = learner.update(batches[0])
+    # the reference is the model with its adapter off
+    assert first["policy/kl_to_ref"] == pytest.approx(0.0, abs=1e-8)
+    assert learner.update(batches[1])["policy/kl_to_ref"] > 1e-6
+    base = learner.logprobs(batches[0].groups[:1], reference=True)[0][0]
+    payload, version = (lambda found: (ray.get(found[0]), found[1]))(learner.publish(3))
+    assert version.kind == "adapter"
+    assert len(payload) == version.num_tensors == 3 * 7 * 2
+    assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())
+    folder = tmp_path / "model"
+    whole = learner.export(folder)
+    assert whole == digest(read_folder(folder)) != version.digest
+    assert digest(read_folder(folder / "adapter")) == version.digest
+    merged = learner.logprobs(batches[0].groups)
+    groups[1].load(make_spec(folder))
+    for one, other in zip(merged, groups[1].logprobs(batches[0].groups), strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    groups[1].load(make_spec(tiny_model_dir))
+    np.testing.assert_allclose(base, groups[1].logprobs(batches[0].groups[:1])[0][0], atol=1e-5)
 
 
 def test_a_rank_that_fails_is_named_and_ends_the_group(cluster: None, tiny_model_dir: Path) -> None:
