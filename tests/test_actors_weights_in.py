@@ -12,7 +12,18 @@ import torch
 from safetensors.numpy import save_file
 
 from actors.errors import WeightsRefused
-from actors.weights_in import HEAD, Expected, as_tensor, check_payload, engine_name, expected_weights, stale_parameters
+from actors.weights_in import (
+    HEAD,
+    Expected,
+    as_tensor,
+    check_payload,
+    engine_name,
+    expected_adapter,
+    expected_weights,
+    stale_adapter,
+    stale_parameters,
+)
+from rlsys.config import LoraConfig
 from rlsys.types import WeightVersion
 from rlsys.weights import NamedTensor, TensorSpec, digest
 
@@ -169,3 +180,60 @@ def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTenso
     with torch.no_grad():
         held.language_model.model.norm.weight[1] = 3.0
     assert stale_parameters(held, payload) == (2, ["model.norm.weight"])
+
+
+LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+
+
+def test_an_adapter_has_two_matrices_for_each_target_of_the_language_model_and_none_of_the_tower() -> None:
+    def specs(prefix: str, tower: str) -> dict[str, TensorSpec]:
+        return {
+            f"{prefix}layers.0.self_attn.q_proj.weight": TensorSpec(shape=(6, 4), dtype="float32"),
+            f"{prefix}layers.0.self_attn.q_proj.bias": TensorSpec(shape=(6,), dtype="float32"),
+            f"{prefix}layers.0.mlp.down_proj.weight": TensorSpec(shape=(4, 8), dtype="float32"),
+            f"{prefix}layers.0.mlp.up_proj.weight": TensorSpec(shape=(8, 4), dtype="float32"),
+            f"{tower}blocks.0.mlp.down_proj.weight": TensorSpec(shape=(4, 8), dtype="float32"),
+        }
+
+    layer = "base_model.model.model.language_model.layers.0."
+    for prefix, tower in (("model.", "visual."), ("model.language_model.", "model.visual.")):
+        found = expected_adapter(Expected(specs=specs(prefix, tower), tied_to=""), LORA)
+        assert {name: spec.shape for name, spec in found.specs.items()} == {
+            f"{layer}self_attn.q_proj.lora_A.weight": (2, 4),
+            f"{layer}self_attn.q_proj.lora_B.weight": (6, 2),
+            f"{layer}mlp.down_proj.lora_A.weight": (2, 8),
+            f"{layer}mlp.down_proj.lora_B.weight": (4, 2),
+        }
+
+
+def test_an_adapter_of_another_rank_is_refused(tiny_model_dir: Path) -> None:
+    expected = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA)
+    sent = {name: named(np.zeros(spec.shape, np.float32)) for name, spec in expected.specs.items()}
+    check_payload(sent, version_of(sent), expected)
+    wider = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA.model_copy(update={"rank": 3}))
+    assert "q_proj.lora_A.weight: expected float32[3, 128], got float32[2, 128]" in refusal(
+        sent, wider, version_of(sent)
+    )
+
+
+def test_an_adapter_that_was_not_taken_is_found() -> None:
+    class Fused(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # [adapters, 1, rank that there is room for, inputs], for q, k and v
+            self.lora_a_stacked = tuple(torch.zeros(1, 1, 8, 4) for _ in range(3))
+
+    held = torch.nn.Module()
+    held.language_model = torch.nn.Module()
+    held.language_model.model = torch.nn.Module()
+    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
+    held.language_model.model.layers[0].self_attn = torch.nn.Module()
+    held.language_model.model.layers[0].self_attn.qkv_proj = Fused()
+    name = "base_model.model.model.language_model.layers.0.self_attn.v_proj"
+    sent = {
+        f"{name}.lora_A.weight": named(np.ones((2, 4), np.float32)),
+        f"{name}.lora_B.weight": named(np.ones((6, 2), np.float32)),
+    }
+    assert stale_adapter(held, sent) == (1, [f"{name}.lora_A.weight"])
+    held.language_model.model.layers[0].self_attn.qkv_proj.lora_a_stacked[2][0, 0, :2] = 1.0
+    assert stale_adapter(held, sent) == (1, [])

@@ -1,0 +1,108 @@
+"""A real learner that trains adapters and a real engine that is sent them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
+
+from actors.errors import WeightsRefused
+from rlsys.assemble import Stack, open_stack
+from rlsys.config import RunConfig, load
+from rlsys.types import RolloutGroup, TrainBatch
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> RunConfig:
+    out = tmp_path_factory.mktemp("lora")
+    return load(
+        CONFIGS / "demo.yaml",
+        [
+            f"output_dir={out}",
+            f"model.path={tiny_model_dir}",
+            "rollout.num_actors=1",
+            "learner.num_ranks=1",
+            "learner.lora.rank=4",
+            "train.learning_rate=1e-2",
+            "train.warmup_steps=0",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(config: RunConfig) -> Iterator[Stack]:
+    with open_stack(config, {"temporal_grounding"}) as opened:
+        opened.load_learner(config)
+        yield opened
+
+
+def groups(stack: Stack, seed: int) -> list[RolloutGroup]:
+    rng = np.random.default_rng(7)  # the same clips every time: the engine has kept what its tower made of them
+    media = ([video(rng, 8, 2.0)], [image(rng)], [image(rng), video(rng, 4, 1.0)])
+    return [sample(stack, list(each), seed=seed + index) for index, each in enumerate(media)]
+
+
+def supervised(asked: list[RolloutGroup]) -> TrainBatch:
+    sizes = [len(group.rollouts) for group in asked]
+    return TrainBatch(
+        objective="nll",
+        groups=tuple(asked),
+        advantages=tuple(np.ones(size, np.float32) for size in sizes),
+        is_trained=tuple(np.ones(size, bool) for size in sizes),
+    )
+
+
+def test_engine_and_learner_agree_under_every_version_of_the_adapter(stack: Stack, config: RunConfig) -> None:
+    first = stack.publish(0)
+    assert first.kind == "adapter"
+    asked = groups(stack, seed=0)
+    start = np.concatenate([rollout.response_logprobs for group in asked for rollout in group.rollouts])
+    assert largest_difference(stack, asked) <= TOLERANCE
+    for version in (1, 2):
+        for _ in range(3):
+            stack.learner.update(supervised(asked))
+        # the engine's log-probs are of the policy before: the updates must have moved it for this to be a test
+        assert largest_difference(stack, asked) > 10 * TOLERANCE
+        published = stack.publish(version)
+        assert published.kind == "adapter"
+        assert published.num_bytes < config_bytes(config) / 4
+        asked = groups(stack, seed=0)
+        assert {rollout.weight_version for group in asked for rollout in group.rollouts} == {version}
+        assert largest_difference(stack, asked) <= TOLERANCE
+    end = np.concatenate([rollout.response_logprobs for group in asked for rollout in group.rollouts])
+    assert start.shape != end.shape or np.abs(start - end).max() > 0.01
+
+
+def config_bytes(config: RunConfig) -> int:
+    """Size of the whole model's weights."""
+    return (config.model.path / "model.safetensors").stat().st_size
+
+
+def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serves_on(stack: Stack) -> None:
+    reference, announced = stack.learner.publish(5)
+    payload = dict(ray.get(reference))
+    del payload[next(iter(payload))]
+    with pytest.raises(WeightsRefused, match="lora_A.weight: missing"):
+        stack.pool.load_weights(ray.put(payload), announced)
+    assert sample(stack, [image(np.random.default_rng(3))]).rollouts
+
+
+def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: RunConfig) -> None:
+    """The last test: the engine's own weights are gone after it."""
+    plain = config.model_copy(
+        update={"learner": config.learner.model_copy(update={"lora": type(config.learner.lora)()})}
+    )
+    reference, announced = stack.learner.publish(6)
+    stack.load_learner(plain)
+    assert stack.publish(7).kind == "full"
+    with pytest.raises(WeightsRefused, match="sent another model since"):
+        stack.pool.load_weights(reference, replace(announced, version=8))
+    stack.load_learner(config)
+    stack.learner.update(supervised(groups(stack, seed=0)))
+    assert stack.publish(9).kind == "full"
+    assert largest_difference(stack, groups(stack, seed=1)) <= TOLERANCE
