@@ -79,7 +79,7 @@ class LearnerGroup:
         """Read `spec.model_path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
         self._call("load", spec)
         self._spec = spec
-        self._cost = read_cost_model(spec.model_path, spec.learner.frozen_parts)
+        self._cost = read_cost_model(spec.model_path, spec.learner.untrained_parts)
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """All optimiser updates on the batch; metrics by name, over all tokens of all ranks and updates.

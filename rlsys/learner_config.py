@@ -74,6 +74,11 @@ class LearnerConfig(Part):
     timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds one update may take."""
 
+    @property
+    def untrained_parts(self) -> tuple[str, ...]:
+        """`frozen_parts`, or with adapters all of them."""
+        return ("vision_tower", "projector") if self.lora.rank else self.frozen_parts
+
     @model_validator(mode="after")
     def _offload_has_something_to_move(self) -> LearnerConfig:
         for part, least in (("optimizer", 1), ("parameters", 3)):
