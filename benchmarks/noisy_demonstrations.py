@@ -38,7 +38,9 @@ from rlsys.types import PromptItem
 log = logging.getLogger(__name__)
 
 NUM_CLIPS = {"training": 1000, "held_out": 400}
+NUM_SAMPLES = 2
 JITTER_S = 0.5
+COLD_START_STEPS = 2400
 
 SUPERVISED: Mapping[str, tuple[str, ...]] = {
     "sft": (),
@@ -79,8 +81,8 @@ def noisy_text(item: PromptItem, rng: np.random.Generator) -> str:
 class Seed:
     """Clips, noisy demonstrations and the cold start of one seed, and the arms that start there."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.seed, self._folder = seed, folder
+    def __init__(self, folder: Path, seed: int, cold_start_steps: int) -> None:
+        self.seed, self._folder, self._cold_start_steps = seed, folder, cold_start_steps
         sets = {
             name: draw_dataset(folder / "data" / name, num_clips=count, seed=1000 * seed + index)
             for index, (name, count) in enumerate(NUM_CLIPS.items())
@@ -117,10 +119,12 @@ class Seed:
 
     def cold_start(self, stack: Stack) -> str:
         """Folder of the model that every arm starts from."""
-        done = sorted((self._folder / "cold_start").glob("checkpoints/step_*/model"))
-        if done:
-            return str(done[-1])
-        return self.supervise(stack, "cold_start", "demo_cold_start.yaml", self.config.model.path, ())
+        name, steps = f"cold_start_{self._cold_start_steps}", self._cold_start_steps
+        done = self._folder / name / "checkpoints" / f"step_{steps:06d}" / "model"
+        if done.exists():
+            return str(done)
+        start = (f"train.num_steps={steps}",)
+        return self.supervise(stack, name, "demo_cold_start.yaml", self.config.model.path, start)
 
     def arm(self, stack: Stack, name: str, cold_start: str) -> dict[str, Any]:
         """Held-out metrics after the arm, the same with another question's video, and the seconds it trained."""
@@ -150,6 +154,8 @@ class Seed:
 
     def _evaluated(self, stack: Stack, config: RunConfig) -> dict[str, Any]:
         stack.publish(0)
+        evaluation = config.evaluation.model_copy(update={"num_samples": NUM_SAMPLES})
+        config = config.model_copy(update={"evaluation": evaluation})
         shuffled = evaluate(stack.experience, with_shuffled_videos(self._held_out), config)
         return {**evaluate(stack.experience, self._held_out, config), "other_video": shuffled["greedy"]["miou"]}
 
@@ -191,6 +197,7 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Results; arms that are in it are not run again.")],
     arm: Annotated[list[str] | None, typer.Option(help="An arm; all of them when left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for clips and runs.")] = Path("runs/noisy_demonstrations"),
+    cold_start_steps: Annotated[int, typer.Option(help="Supervised steps before the arms part.")] = COLD_START_STEPS,
 ) -> None:
     """Run the arms that are missing, seed by seed, and print the table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -204,7 +211,7 @@ def main(
         missing = [name for name in wanted if name not in of_seed]
         if not missing:
             continue
-        prepared = Seed(out / f"seed_{number}", number)
+        prepared = Seed(out / f"seed_{number}", number, cold_start_steps)
         of_seed["constant"] = prepared.baselines()
         with open_stack(prepared.config, {"temporal_grounding"}) as stack:
             cold_start = prepared.cold_start(stack)

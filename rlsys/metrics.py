@@ -105,7 +105,7 @@ def step_metrics(
         "data/bad_draws": float(step.bad_clips),
         "data/drawn": float(step.state.drawn),
         "rollout/replaced_groups": float(len(step.replaced)),
-        **summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean"),
+        **(summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean") if step.replaced else {}),
         "weights/version": float(step.state.version),
     }
     return merge(
