@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from learner.spec import LearnerSpec
 from rlsys.checkpoint import CheckpointError
+
+LAYOUT_FILE = "layout.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,14 @@ def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
     else:
         trained = f"all but {', '.join(sorted(learner.frozen_parts)) or 'nothing'}"
     return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.dtype, trained=trained)
+
+
+def read_layout(folder: Path) -> Layout:
+    """What `learner.checkpoints.save` noted of the checkpoint. Raises CheckpointError where there is none."""
+    try:
+        return Layout(**json.loads((folder / LAYOUT_FILE).read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no learner checkpoint in it; it should have {LAYOUT_FILE}.") from error
 
 
 def must_reshard(saved: Layout, wanted: Layout, folder: Path) -> bool:

@@ -19,11 +19,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 
-from learner.checkpoint_layout import Layout, layout_of, must_reshard
+from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
 
 TAG = "learner"
-LAYOUT_FILE = "layout.json"
 RESHARDED = ".resharded"
 
 
@@ -38,13 +37,9 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
 def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
     """Go on from what `save` wrote, with the same ranks and stage bit for bit.
 
-    Raises FileNotFoundError where there is nothing, CheckpointError where it is for another model or cannot be
-    cut as wanted.
+    Raises CheckpointError where there is nothing, or what is there is for another model or cannot be cut as wanted.
     """
-    try:
-        saved = Layout(**json.loads((folder / LAYOUT_FILE).read_text()))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder}: no learner checkpoint in it; it should have {LAYOUT_FILE}.") from error
+    saved = read_layout(folder)
     if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
         _restore_resharded(engine, spec, folder)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from learner.checkpoint_layout import layout_of, must_reshard, read_layout
 from learner.cost import CostModel, read_cost_model
 from learner.metrics import RankStats, combine
 from learner.mini_batches import part_of, plan_updates
@@ -149,7 +150,11 @@ class LearnerGroup:
         self._call("save", Path(folder))
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote, after a `load` with the same spec."""
+        """Go on from what `save` wrote, after a `load` with the same spec; ranks and ZeRO stage may differ.
+
+        Raises CheckpointError, and leaves the ranks alone, where there is nothing or it does not fit.
+        """
+        must_reshard(read_layout(Path(folder)), layout_of(self._loaded, self.num_ranks), Path(folder))
         self._call("restore", Path(folder))
 
     def export(self, folder: Path) -> str:

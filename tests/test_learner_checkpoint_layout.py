@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fixtures_learner import learner_config, train_config
 
-from learner.checkpoint_layout import Layout, layout_of, must_reshard
+from learner.checkpoint_layout import LAYOUT_FILE, Layout, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
 from rlsys.checkpoint import CheckpointError
 from rlsys.config import AlgorithmConfig
@@ -63,3 +64,10 @@ def test_without_zero_every_rank_has_everything() -> None:
 def test_what_the_optimiser_state_does_not_fit_is_refused_with_the_remedy(change: dict[str, Any], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         must_reshard(SAVED, replace(SAVED, **change), Path("run"))
+
+
+def test_a_layout_is_read_as_it_was_written_and_its_absence_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no learner checkpoint in it"):
+        read_layout(tmp_path)
+    (tmp_path / LAYOUT_FILE).write_text(json.dumps(asdict(SAVED)))
+    assert read_layout(tmp_path) == SAVED
