@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.learner_plots import plot_growth, plot_ratios, slope
-from benchmarks.learner_step import FORMS, SHAPES, Bench, Setting, make_row, write_model
+from benchmarks.learner_step import FORMS, SHAPES, Bench, Form, Setting, make_row, write_model
 from learner.cost import read_cost_model
 from learner.rows import Row
 
@@ -124,7 +124,7 @@ def measure(bench: Bench, case: Case, repeats: int) -> Result:
     }
 
 
-def _or_nan(bench: Bench, form: Any, row: Row) -> float:  # noqa: ANN401
+def _or_nan(bench: Bench, form: Form, row: Row) -> float:
     try:
         return bench.seconds(form, row)
     except torch.OutOfMemoryError:
