@@ -42,6 +42,16 @@ WAYS = {
     "…, first scored first ": {"weight_update": "keep", "dispatch": "when_free", "order": "finished"},
     "start again (abort)": {"weight_update": "abort", "dispatch": "when_free"},
 }
+COLUMNS = (
+    "what",
+    "max_lag",
+    "step, s (p95)",
+    "longest phase, s",
+    "capacity, s",
+    "actors busy",
+    "learner busy",
+    "lag, mean (max)",
+)
 Rows = list[dict[str, Any]]
 
 
@@ -63,6 +73,15 @@ def against_actors() -> Iterator[dict[str, Any]]:
         for count in ACTORS:
             report = simulate(replace(LARGE, max_lag=lag, num_actors=count), EVEN, num_steps=NUM_STEPS)
             yield _row("actors", f"{count}", lag, report)
+
+
+def against_decoding() -> Iterator[dict[str, Any]]:
+    """Equal groups at max_lag 1: decoding, seconds a clip, with 16 decoders for a step's 128 clips."""
+    for name in ("as the actors do now", "keep, groups wait for room"):
+        for decode_s in (0.0, 0.5, 1.0, 2.0):
+            system = replace(LARGE, max_lag=1, decode_workers=16, **WAYS[name])
+            report = simulate(system, replace(EVEN, decode_s=decode_s), num_steps=NUM_STEPS)
+            yield _row("decoding", f"{decode_s:g}, {name}", 1, report)
 
 
 def under_faults() -> Iterator[dict[str, Any]]:
@@ -93,10 +112,7 @@ def of_divisions() -> Iterator[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| what | max_lag | step, s (p95) | longest phase, s | capacity, s | actors busy | learner busy | lag, mean (max) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [
         f"| {row['what']} | {row['max_lag_allowed']} | {row['step_s']:.1f} ({row['step_p95_s']:.1f}) | "
         f"{row['floor_s']:.1f} | {row['capacity_s']:.1f} | {row['actors_busy']:.0%} | {row['learner_busy']:.0%} | "
@@ -139,7 +155,7 @@ def main(
 ) -> None:
     """Print tables; write numbers and plots where asked."""
     rows: Rows = []
-    parts = (against_judge, against_actors, under_faults, ways_of_updating, of_divisions)
+    parts = (against_judge, against_actors, against_decoding, under_faults, ways_of_updating, of_divisions)
     for part in parts:
         found = list(part())
         rows += found
