@@ -36,10 +36,10 @@ FAULTS = Faults(unscored_frac=0.02, bad_clip_frac=0.01, flat_frac=0.1, lost_frac
 WAYS = {
     "as the actors do now": {},
     "groups wait for room": {"dispatch": "when_free"},
-    "…, first scored first": {"dispatch": "when_free", "order": "finished"},
+    "wait for room, first scored first": {"dispatch": "when_free", "order": "finished"},
     "weights in flight (keep)": {"weight_update": "keep"},
     "keep, groups wait for room": {"weight_update": "keep", "dispatch": "when_free"},
-    "…, first scored first ": {"weight_update": "keep", "dispatch": "when_free", "order": "finished"},
+    "keep, wait for room, first scored first": {"weight_update": "keep", "dispatch": "when_free", "order": "finished"},
     "start again (abort)": {"weight_update": "abort", "dispatch": "when_free"},
 }
 COLUMNS = (
@@ -98,7 +98,7 @@ def ways_of_updating() -> Iterator[dict[str, Any]]:
     for name, way in WAYS.items():
         for lag in LAGS:
             report = simulate(replace(LARGE, max_lag=lag, **way), UNEVEN, num_steps=20)
-            yield _row("ways", name.strip(), lag, report)
+            yield _row("ways", name, lag, report)
 
 
 def of_divisions() -> Iterator[dict[str, Any]]:
@@ -133,9 +133,9 @@ def plot(rows: Sequence[dict[str, Any]], part: str, label: str, path: Path) -> N
     chosen = [row for row in rows if row["part"] == part]
     for lag in LAGS:
         points = [row for row in chosen if row["max_lag_allowed"] == lag]
-        axes.plot(
-            [float(row["what"]) for row in points], [row["step_s"] for row in points], "o-", label=f"max_lag {lag}"
-        )
+        places, steps = [float(row["what"]) for row in points], [row["step_s"] for row in points]
+        # where lines lie on each other, the lower one shows at both sides of the upper one
+        axes.plot(places, steps, "o-", label=f"max_lag {lag}", linewidth=5 - 1.7 * lag, markersize=9 - 2.5 * lag)
     points = [row for row in chosen if row["max_lag_allowed"] == LAGS[0]]
     floors = [row["floor_s"] for row in points]
     axes.plot([float(row["what"]) for row in points], floors, "k--", linewidth=1, label="longest phase")
