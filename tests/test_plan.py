@@ -10,8 +10,11 @@ import pytest
 from safetensors import safe_open
 from typer.testing import CliRunner
 
+from rlsys.assemble import training_items
 from rlsys.cli import app
 from rlsys.config import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
+from rlsys.data.decode import plan_grid
+from rlsys.data.synthetic import draw_dataset
 from rlsys.model_sizes import ModelSizes, read_model_sizes
 from rlsys.plan import (
     GIB,
@@ -25,7 +28,7 @@ from rlsys.plan import (
     store_section,
     total_flops,
 )
-from rlsys.plan_inputs import prompts_of_budget
+from rlsys.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.plan_learner import activation_bytes, rank_memory
 from rlsys.plan_times import Measured, phase_times, time_section
 
@@ -234,6 +237,22 @@ def test_without_annotations_clips_are_as_large_as_the_budgets_allow(folder_7b: 
     found = prompts_of_budget(run, Assumptions(), 512)
     assert (found.mean_visual, found.longest, found.mean_text) == (7168, 7168 + 256, 256)
     assert found.multiply_adds > 3 * 6.5e9 * (found.mean + 8 * 511)  # the language model's weights alone
+
+
+def test_with_annotations_means_come_from_the_clips_own_headers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    drawn = draw_dataset(tmp_path, num_clips=3, seed=0)
+    small = {"min_pixels": 784, "max_pixels": 7056, "max_frames": 12, "prompt_style": "terse"}
+    run = config(
+        model={"path": str(tiny_model_dir), "max_model_len": 512, "dtype": "float32"},
+        data={"annotations": str(drawn.annotations), "videos": str(drawn.videos), **small},
+        rollout={"max_tokens": 24},
+    )
+    items = training_items(run)
+    found = prompts_of_items(run, items, 12)
+    visual = [math.prod(plan_grid(item.media[0])) / 4 for item in items]
+    assert found.mean_visual == pytest.approx(sum(visual) / len(visual))
+    assert found.longest_visual == 6 * 9 >= max(visual)
+    assert found.source.startswith(f"headers of {len(items)} clips")
 
 
 def test_the_command_prints_every_section_and_fails_on_a_problem(folder_7b: Path, tmp_path: Path) -> None:
