@@ -40,17 +40,22 @@ class CostModel:
 
     def row(self, row: Row) -> float:
         """Multiply-adds of a forward and backward pass over the row."""
-        text = self._text(row) + row.num_targets * self.hidden * self.vocabulary
-        vision = sum(self._clip(clip.info.grid_thw) for clip in row.clips)
+        grids = [clip.info.grid_thw for clip in row.clips]
+        return self.group(len(row.prompt.prompt_ids), grids, [len(response.ids) for response in row.responses])
+
+    def group(self, prompt: int, grids: Sequence[Sequence[int]], responses: Sequence[int]) -> float:
+        """The same of a prompt of so many tokens, its clips' patches (time, height, width), and responses' tokens."""
+        text = (
+            self._text(prompt, [max(num - 1, 0) for num in responses]) + sum(responses) * self.hidden * self.vocabulary
+        )
+        vision = sum(self._clip(grid) for grid in grids)
         factor = 1 + BACKWARD_TIMES_FORWARD
         return factor * text + (1 if self.is_tower_frozen else factor) * vision
 
-    def _text(self, row: Row) -> float:
-        prompt = len(row.prompt.prompt_ids)
-        read = [response.num_read for response in row.responses]
+    def _text(self, prompt: int, read: Sequence[int]) -> float:
         pairs = prompt * (prompt + 1) / 2 + sum(num * prompt + num * (num + 1) / 2 for num in read)
         linear = 2 * self.hidden**2 + 2 * self.hidden * self.kv_size + 3 * self.hidden * self.mlp
-        return self.layers * (row.num_tokens * linear + 2 * pairs * self.hidden)
+        return self.layers * ((prompt + sum(read)) * linear + 2 * pairs * self.hidden)
 
     def _clip(self, grid_thw: Sequence[int]) -> float:
         time, height, width = grid_thw

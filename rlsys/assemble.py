@@ -261,6 +261,16 @@ def _check_served(health: Health, tasks: Collection[str], reward: RewardConfig, 
         )
 
 
+def multiply_adds(
+    config: RunConfig, prompt_tokens: int, grids: Sequence[tuple[int, int, int]], response_tokens: int
+) -> float:
+    """Of a forward and backward pass over a group of this size, as `learner.cost` counts them."""
+    from learner.cost import read_cost_model
+
+    cost = read_cost_model(config.model.path, config.learner.frozen_parts)
+    return cost.group(prompt_tokens, grids, [response_tokens] * config.rollout.group_size)
+
+
 def submit_job(
     config: Path, overrides: Sequence[str], address: str, follow: bool, command: Literal["train", "sft"]
 ) -> int:

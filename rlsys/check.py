@@ -162,7 +162,7 @@ def _token_budget(asked: Sequence[_Asked], prompts: PromptBuilder) -> Report:
     """
     over = [one for one in asked if not _fits(one, prompts)]
     if not over:
-        counts = (one.count(prompts, _largest_grids(one.item)) for one in asked)
+        counts = (one.count(prompts, largest_grids(one.item)) for one in asked)
         longest = max(counts, key=lambda count: count.total, default=None)
         return Report(facts=(f"longest possible prompt: {longest}",) if longest else (), problems=())
     problems = list(_too_long(over, prompts))
@@ -174,7 +174,7 @@ def _token_budget(asked: Sequence[_Asked], prompts: PromptBuilder) -> Report:
 
 def _fits(asked: _Asked, prompts: PromptBuilder) -> bool:
     try:
-        asked.count(prompts, _largest_grids(asked.item)).check()
+        asked.count(prompts, largest_grids(asked.item)).check()
     except PromptTooLong:
         return False
     return True
@@ -192,10 +192,10 @@ def _too_long(asked: Sequence[_Asked], prompts: PromptBuilder) -> Iterator[str]:
             yield f"{one.where}: {error}" if one.where else str(error)
 
 
-def _largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
+def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
     """The most patches that each medium's budgets allow, as (time, height, width)."""
     return [
-        _largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
+        largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
         if isinstance(spec, VideoSpec)
         else (1, MERGED, MERGED * _cells(spec.max_pixels))
         for spec in item.media
@@ -203,7 +203,9 @@ def _largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
 
 
 @lru_cache
-def _largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
+def largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
+    """The most patches that these budgets allow a video, as (time, height, width)."""
+
     def grid(num_frames: int) -> tuple[int, int, int]:
         most = max(min(max_pixels, total_pixels // num_frames), min_pixels)
         return num_frames // TEMPORAL_PATCH, MERGED, MERGED * _cells(most)

@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rlsys import env
 from rlsys.cli_errors import clear_errors
 from rlsys.judge_cli import judge_app, score
+from rlsys.plan_cli import plan
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
@@ -21,6 +22,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
 app.command()(score)
+app.command()(plan)
 
 Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]

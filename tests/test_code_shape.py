@@ -29,7 +29,16 @@ LEAVES = {
     "mlflow": {"rlsys/tracking.py"},
     "decord": {"rlsys/data/decode.py"},
 }
-LIGHT = ("rlsys.loop", "rlsys.types", "rlsys.advantages", "rlsys.metrics", "rlsys.checkpoint", "cluster.placement")
+LIGHT = (
+    "rlsys.loop",
+    "rlsys.types",
+    "rlsys.advantages",
+    "rlsys.metrics",
+    "rlsys.checkpoint",
+    "rlsys.simulated.simulation",
+    "rlsys.plan_times",
+    "cluster.placement",
+)
 HEAVY = ("ray", "torch", "vllm", "deepspeed", "transformers", "mlflow", "decord")
 
 

@@ -1,0 +1,172 @@
+"""Step times of the real loop in simulated time: against the judge's latency, the number of actors and stragglers.
+
+    python -m benchmarks.simulate --plot-dir docs --json simulate.json
+
+Needs no Ray, no model and no accelerator. Every figure's assumptions are the constants below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlsys.simulated.simulation import Report, balanced, divisions, simulate
+from rlsys.simulated.system import Faults, Phases, System
+
+LAGS = (0, 1, 2)
+JUDGE_S = (0.1, 1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0)
+ACTORS = (8, 16, 24, 32, 48, 64, 96, 128)
+NUM_STEPS = 12
+
+LARGE = System(num_actors=64, num_ranks=8, prompts_per_step=128, decode_workers=64)
+"""Two rounds of groups for the actors in each step, 16 groups for each rank."""
+EVEN = Phases(generate_s=10, score_s=3, update_s=0.6, optimizer_s=0.4, sync_s=0.5)
+"""All groups alike: generating takes a step 20 s, learning 10 s."""
+UNEVEN = replace(
+    EVEN, decode_s=1, generate_spread=0.4, straggler_frac=0.02, straggler_times=4, score_spread=0.5, update_spread=0.3
+)
+"""Long-tailed lengths and judge, and one group in fifty that takes four times as long."""
+FAULTS = Faults(unscored_frac=0.02, bad_clip_frac=0.01, flat_frac=0.1, lost_frac=0.002, restart_s=60)
+
+WAYS = {
+    "as the actors do now": {},
+    "groups wait for room": {"dispatch": "when_free"},
+    "wait for room, first scored first": {"dispatch": "when_free", "order": "finished"},
+    "weights in flight (keep)": {"weight_update": "keep"},
+    "keep, groups wait for room": {"weight_update": "keep", "dispatch": "when_free"},
+    "keep, wait for room, first scored first": {"weight_update": "keep", "dispatch": "when_free", "order": "finished"},
+    "start again (abort)": {"weight_update": "abort", "dispatch": "when_free"},
+}
+COLUMNS = (
+    "what",
+    "max_lag",
+    "step, s (p95)",
+    "longest phase, s",
+    "capacity, s",
+    "actors busy",
+    "learner busy",
+    "lag, mean (max)",
+)
+Rows = list[dict[str, Any]]
+
+
+def _row(part: str, what: str, lag: int, report: Report) -> dict[str, Any]:
+    return {"part": part, "what": what, "max_lag_allowed": lag, "floor_s": report.floor_s, **asdict(report)}
+
+
+def against_judge() -> Iterator[dict[str, Any]]:
+    """Equal groups and no faults: what the judge's latency costs."""
+    for lag in LAGS:
+        for judge_s in JUDGE_S:
+            report = simulate(replace(LARGE, max_lag=lag), replace(EVEN, score_s=judge_s), num_steps=NUM_STEPS)
+            yield _row("judge", f"{judge_s:g}", lag, report)
+
+
+def against_actors() -> Iterator[dict[str, Any]]:
+    """Equal groups and no faults: what more actors bring."""
+    for lag in LAGS:
+        for count in ACTORS:
+            report = simulate(replace(LARGE, max_lag=lag, num_actors=count), EVEN, num_steps=NUM_STEPS)
+            yield _row("actors", f"{count}", lag, report)
+
+
+def against_decoding() -> Iterator[dict[str, Any]]:
+    """Equal groups at max_lag 1: decoding, seconds a clip, with 16 decoders for a step's 128 clips."""
+    for name in ("as the actors do now", "keep, groups wait for room"):
+        for decode_s in (0.0, 0.5, 1.0, 2.0):
+            system = replace(LARGE, max_lag=1, decode_workers=16, **WAYS[name])
+            report = simulate(system, replace(EVEN, decode_s=decode_s), num_steps=NUM_STEPS)
+            yield _row("decoding", f"{decode_s:g}, {name}", 1, report)
+
+
+def under_faults() -> Iterator[dict[str, Any]]:
+    """Stragglers, failed scores, unusable clips, flat groups that are replaced, actors that die."""
+    for lag in LAGS:
+        for judge_s in (0.1, 3.0, 30.0):
+            system = replace(LARGE, max_lag=lag, max_extra_groups=32, judge_slots=256)
+            report = simulate(system, replace(UNEVEN, score_s=judge_s), FAULTS, num_steps=NUM_STEPS)
+            yield _row("faults", f"judge {judge_s:g} s", lag, report)
+
+
+def ways_of_updating() -> Iterator[dict[str, Any]]:
+    """Stragglers without faults: what the actors could do with a new version, and the loop with what is finished."""
+    for name, way in WAYS.items():
+        for lag in LAGS:
+            report = simulate(replace(LARGE, max_lag=lag, **way), UNEVEN, num_steps=20)
+            yield _row("ways", name, lag, report)
+
+
+def of_divisions() -> Iterator[dict[str, Any]]:
+    """72 devices, divided."""
+    found = list(divisions(replace(LARGE, max_lag=1), EVEN, num_devices=72, num_steps=8))
+    best = balanced(found)
+    for one in found:
+        mark = " (balanced)" if one is best else ""
+        yield _row("division", f"{one.num_actors} actors : {one.num_ranks} ranks{mark}", 1, one.report)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [
+        f"| {row['what']} | {row['max_lag_allowed']} | {row['step_s']:.1f} ({row['step_p95_s']:.1f}) | "
+        f"{row['floor_s']:.1f} | {row['capacity_s']:.1f} | {row['actors_busy']:.0%} | {row['learner_busy']:.0%} | "
+        f"{row['mean_lag']:.2f} ({row['max_lag']}) |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[dict[str, Any]], part: str, label: str, path: Path) -> None:
+    """Step time by lag, with the longest phase as a dashed line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=90)
+    chosen = [row for row in rows if row["part"] == part]
+    for lag in LAGS:
+        points = [row for row in chosen if row["max_lag_allowed"] == lag]
+        places, steps = [float(row["what"]) for row in points], [row["step_s"] for row in points]
+        # where lines lie on each other, the lower one shows at both sides of the upper one
+        axes.plot(places, steps, "o-", label=f"max_lag {lag}", linewidth=5 - 1.7 * lag, markersize=9 - 2.5 * lag)
+    points = [row for row in chosen if row["max_lag_allowed"] == LAGS[0]]
+    floors = [row["floor_s"] for row in points]
+    axes.plot([float(row["what"]) for row in points], floors, "k--", linewidth=1, label="longest phase")
+    axes.set(xlabel=label, ylabel="step, s (simulated)", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
+    plot_dir: Annotated[Path | None, typer.Option(help="Folder of the plots.")] = None,
+) -> None:
+    """Print tables; write numbers and plots where asked."""
+    rows: Rows = []
+    parts = (against_judge, against_actors, against_decoding, under_faults, ways_of_updating, of_divisions)
+    for part in parts:
+        found = list(part())
+        rows += found
+        typer.echo(f"\n{(part.__doc__ or '').strip()}\n\n{table(found)}")
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+    if plot_dir:
+        plot_dir.mkdir(parents=True, exist_ok=True)
+        plot(rows, "judge", "judge latency of a group, s", plot_dir / "simulated_judge_latency.png")
+        plot(rows, "actors", "actors", plot_dir / "simulated_actors.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

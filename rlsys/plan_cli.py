@@ -1,0 +1,58 @@
+"""`rlsys plan`: what a run will need, as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlsys.cli_errors import clear_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlsys.plan import Section
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")] = None,
+    generate_s: Annotated[float | None, typer.Option(help="Measured seconds of a group in a full engine.")] = None,
+    score_s: Annotated[float | None, typer.Option(help="Measured seconds from a group's end to its score.")] = None,
+    update_s: Annotated[float | None, typer.Option(help="Measured seconds of a step's update.")] = None,
+    sync_s: Annotated[float | None, typer.Option(help="Measured seconds of bringing weights to the actors.")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER in place of an assumption, for example memory_gib=141.")
+    ] = None,
+) -> None:
+    """Say what CONFIG will need: tokens, memory of engines, ranks and object store, and step times. Starts nothing."""
+    from rich.console import Console
+
+    from rlsys.config import ConfigError, load
+    from rlsys.plan import assumptions
+    from rlsys.plan_inputs import plan as make_plan
+    from rlsys.plan_times import Measured
+
+    with clear_errors():
+        loaded = load(config, overrides or ())
+        given = assumptions(loaded.cluster.device, assume or ())
+        measured = Measured(generate=generate_s, score=score_s, update=update_s, sync=sync_s)
+        sections = make_plan(loaded, given, measured)
+        console = Console()
+        for section in sections:
+            console.print(_table(section))
+        if problems := [problem for section in sections for problem in section.problems]:
+            raise ConfigError(f"{len(problems)} problem(s)\n  " + "\n  ".join(problems))
+
+
+def _table(section: Section) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=section.title, title_justify="left", box=box.SIMPLE, show_header=False, expand=False)
+    for style in ("bold", "", "dim"):
+        table.add_column(style=style, overflow="fold")
+    for line in section.lines:
+        table.add_row(line.name, line.value, line.how)
+    return table

@@ -1,0 +1,104 @@
+"""What a plan is made from: the model's sizes, and the shapes of prompts from annotations or from pixel budgets."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+from rlsys import env
+from rlsys.assemble import multiply_adds, needs_judge, prompt_builder, training_items
+from rlsys.check import largest_grid, largest_grids
+from rlsys.config import RunConfig
+from rlsys.data.decode import plan_grid
+from rlsys.data.errors import ClipError
+from rlsys.model_sizes import read_model_sizes
+from rlsys.plan import (
+    Assumptions,
+    Prompts,
+    Section,
+    average,
+    engine_room,
+    engine_section,
+    mean_response,
+    store_section,
+    token_section,
+)
+from rlsys.plan_learner import learner_section
+from rlsys.plan_times import Measured, phase_times, time_section
+from rlsys.types import PromptItem
+
+log = logging.getLogger(__name__)
+
+Grid = tuple[int, int, int]
+HEADERS = 32  # clips whose header is read for the mean: opening thousands takes minutes
+
+
+def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
+    """The plan of a run. Raises ConfigError where the model's config.json or the annotations cannot be read."""
+    if config.model.make_tiny:
+        prompt_builder(config)  # makes the model where it is not there
+    sizes, responses = read_model_sizes(config.model.path), mean_response(config, given)
+    items = training_items(config) if config.data.annotations else ()
+    prompts = prompts_of_items(config, items, responses) if items else prompts_of_budget(config, given, responses)
+    room = engine_room(config, sizes, prompts, responses, given)
+    is_judged = bool(items) and needs_judge({item.task for item in items}, config.reward)
+    times = phase_times(config, sizes, prompts, room, given, measured, is_judged=is_judged)
+    is_attached = bool(config.cluster.address or env.read("RAY_ADDRESS"))
+    return (
+        token_section(config, prompts, responses),
+        engine_section(config, sizes, room, given),
+        store_section(config, sizes, prompts, is_attached=is_attached),
+        learner_section(config, sizes, prompts, responses, given),
+        time_section(config, times, room),
+    )
+
+
+def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -> Prompts:
+    """Every clip as long and as large as section `data` allows."""
+    data = config.data
+    grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
+    visual = math.prod(grid) // 4
+    text = round(given.text_tokens)
+    return Prompts(
+        mean_text=text,
+        mean_visual=visual,
+        longest_text=text,
+        longest_visual=visual,
+        multiply_adds=multiply_adds(config, text + visual, (grid,), round(responses)),
+        source="the budgets of section data, for want of data.annotations",
+    )
+
+
+def prompts_of_items(config: RunConfig, items: Sequence[PromptItem], responses: float) -> Prompts:
+    """Means of some rows whose clips' headers were read, and the longest that the budgets allow any row."""
+    builder = prompt_builder(config)
+    bounds = [builder.count_tokens(item, largest_grids(item), 0) for item in items]
+    longest = max(bounds, key=lambda count: count.total)
+    read = [(item, grids) for item in items[:: max(1, len(items) // HEADERS)] if (grids := _grids(item))]
+    source = f"headers of {len(read)} clips; longest: budgets of section data"
+    if not read:
+        log.warning("no clip of the first rows could be read; the budgets of section data are taken instead.")
+        chosen = items[:: max(1, len(items) // HEADERS)]
+        read, source = [(item, largest_grids(item)) for item in chosen], "budgets of section data: no clip was readable"
+    counts = [builder.count_tokens(item, grids, 0) for item, grids in read]
+    return Prompts(
+        mean_text=average([count.text for count in counts]),
+        mean_visual=average([count.total - count.text for count in counts]),
+        longest_text=longest.text,
+        longest_visual=longest.total - longest.text,
+        multiply_adds=average(
+            [
+                multiply_adds(config, count.total, grids, round(responses))
+                for count, (_, grids) in zip(counts, read, strict=True)
+            ]
+        ),
+        source=source,
+    )
+
+
+def _grids(item: PromptItem) -> list[Grid]:
+    try:
+        return [plan_grid(spec) for spec in item.media]
+    except ClipError:
+        return []  # the run leaves such a row out, or stops at it: not for a plan to decide

@@ -1,0 +1,127 @@
+"""Memory of a learner rank, by ZeRO stage: arithmetic on sizes, no DeepSpeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlsys.config import RunConfig
+from rlsys.model_sizes import ModelSizes
+from rlsys.plan import (
+    BUCKET_NUMBERS,
+    BYTES,
+    GIB,
+    LIVE_NUMBERS,
+    LOGIT_NUMBERS,
+    Assumptions,
+    Line,
+    Prompts,
+    Section,
+    mean_batch_tokens,
+    shown,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes of one rank; `host` lies in the host's memory, the rest on the device.
+
+    gathered: whole layers and reduction buckets of ZeRO.  reference: the second model that a KL needs.
+    """
+
+    weights: float
+    gathered: float
+    gradients: float
+    optimiser: float
+    reference: float
+    activations: float
+    logits: float
+    host: float
+
+    @property
+    def device(self) -> float:
+        parts = (self.weights, self.gathered, self.gradients, self.optimiser, self.reference)
+        return sum(parts) + self.activations + self.logits
+
+
+def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> RankMemory:
+    """What a rank holds at most.
+
+    pass_tokens: of a forward pass.  visual_share: of them, visual.
+    Source of 2 + 2 + 12 bytes a number and of the partition: ZeRO, arXiv:1910.02054, figure 1, but for gradients,
+    which add up in float32 here wherever they are partitioned.
+    """
+    learner, width = config.learner, BYTES[config.model.dtype]
+    stage, ranks, trained = learner.zero_stage, learner.num_ranks, sizes.trained(learner)
+    weights = sizes.parameters * width / (ranks if stage == 3 else 1)
+    gradients = trained * (4 if stage else width) / (ranks if stage >= 2 else 1)
+    # two moments, and a copy of the weights in float32 wherever ZeRO partitions them or they are in bfloat16
+    optimiser = trained * (12 if stage or width == 2 else 8) / (ranks if stage else 1)
+    has_reference = config.algorithm.kl_coef > 0 and not learner.lora.rank
+    gathered = min(sizes.parameters, LIVE_NUMBERS) * width if stage == 3 else 0
+    buckets = 2 * min(trained, BUCKET_NUMBERS) * width if stage else 0
+    moved = (weights if "parameters" in learner.offload else 0) + (optimiser if "optimizer" in learner.offload else 0)
+    return RankMemory(
+        weights=0 if "parameters" in learner.offload else weights,
+        gathered=gathered + buckets,
+        gradients=gradients,
+        optimiser=0 if "optimizer" in learner.offload else optimiser,
+        reference=sizes.parameters * width if has_reference else 0,
+        activations=activation_bytes(config, sizes, pass_tokens, visual_share),
+        logits=3 * 4 * min(LOGIT_NUMBERS, pass_tokens * (1 - visual_share) * sizes.vocabulary),
+        host=moved,
+    )
+
+
+def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> float:
+    """What the backward pass needs of the forward pass, by tensors that a layer keeps.
+
+    A gated layer keeps, per token: input, normed input, queries, attention's output, its projection's sum, normed sum
+    and the output (7 hidden), keys and values (2 kv), gate, its activation, up and their product (4 mlp). Attention's
+    weights are never kept. With checkpointing each layer keeps its input, and one layer at a time the rest.
+    Source of the counting: arXiv:2205.05198, §4, for a layer without dropout and with flash attention.
+    """
+    width = BYTES[config.model.dtype]
+    patches = pass_tokens * visual_share * sizes.merge**2
+    is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
+    tower_depth = 1 if is_frozen else sizes.tower_layers
+    language_layer = 7 * sizes.hidden + 2 * sizes.kv + 4 * sizes.mlp
+    tower_layer = 9 * sizes.tower_hidden + 4 * sizes.tower_mlp
+    stacks = (
+        (pass_tokens, sizes.layers, sizes.hidden, language_layer),
+        (patches, tower_depth, sizes.tower_hidden, tower_layer),
+    )
+    if config.learner.gradient_checkpointing:
+        return width * sum(tokens * (depth * inputs + layer) for tokens, depth, inputs, layer in stacks)
+    return width * sum(tokens * depth * layer for tokens, depth, _, layer in stacks)
+
+
+def learner_section(
+    config: RunConfig, sizes: ModelSizes, prompts: Prompts, responses: float, given: Assumptions
+) -> Section:
+    """Memory of a rank, line by line, against its device's."""
+    learner = config.learner
+    tokens = min(learner.micro_batch_tokens, max(mean_batch_tokens(config, prompts, responses), prompts.longest))
+    group = prompts.mean + config.rollout.group_size * responses
+    memory = rank_memory(config, sizes, tokens, prompts.mean_visual / group)
+    stage, trained = learner.zero_stage, sizes.trained(learner)
+    kind = "LoRA adapters" if learner.lora.rank else "all parts" if not learner.frozen_parts else "parts not frozen"
+    checkpointed = "recomputed layer by layer" if learner.gradient_checkpointing else "all layers kept"
+    lines = [
+        Line("weights", shown(memory.weights), f"{sizes.parameters:,} numbers, ZeRO {stage}"),
+        Line("gradients", shown(memory.gradients), f"{trained:,} trained numbers ({kind})"),
+        Line("optimiser", shown(memory.optimiser), "AdamW's moments and a float32 copy of the weights"),
+        Line("gathered and buckets", shown(memory.gathered), "DeepSpeed's live weights, reductions"),
+        Line("reference policy", shown(memory.reference), f"kl_coef={config.algorithm.kl_coef:g}"),
+        Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass, {checkpointed}"),
+        Line("logits", shown(memory.logits), "three float32 tensors of a chunk"),
+        Line("together, on the device", shown(memory.device), "estimate; kernels need some more"),
+        Line("in the host's memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
+    ]
+    problems = []
+    if config.cluster.device == "cuda" and memory.device > given.memory_gib * GIB:
+        problems.append(
+            f"a learner rank needs about {shown(memory.device)}, a device has {given.memory_gib:g} GiB: raise "
+            "learner.num_ranks or learner.zero_stage, lower learner.micro_batch_tokens, or use "
+            "learner.gradient_checkpointing, learner.offload or learner.lora.rank."
+        )
+    return Section(title=f"each of {learner.num_ranks} ranks", lines=tuple(lines), problems=tuple(problems))

@@ -1,0 +1,139 @@
+"""Step times of a planned run: phase times that were measured or that arithmetic gives, in the simulation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from rlsys.config import RunConfig
+from rlsys.model_sizes import ModelSizes
+from rlsys.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
+from rlsys.simulated.simulation import Report, balanced, divisions, simulate
+from rlsys.simulated.system import Phases, System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Phase times that are known, seconds; None lets arithmetic decide.
+
+    generate, score: of a group.  update, sync: of a step, with the config's ranks.
+    """
+
+    generate: float | None = None
+    score: float | None = None
+    update: float | None = None
+    sync: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTimes:
+    """Seconds of each phase, as in `Measured`, and how each was found."""
+
+    generate: float
+    score: float
+    update: float
+    sync: float
+    how: tuple[str, str, str, str]
+
+
+def phase_times(
+    config: RunConfig,
+    sizes: ModelSizes,
+    prompts: Prompts,
+    room: EngineRoom,
+    given: Assumptions,
+    measured: Measured,
+    *,
+    is_judged: bool,
+) -> PhaseTimes:
+    """What was measured, and what the assumptions give for the rest."""
+    compute = f"at {given.tflops:g} TFLOP/s x {given.compute_share:g}"
+    flops, payload = total_flops(config, prompts), payload_bytes(config, sizes)
+    generate, how_generate = _generate(config, sizes, prompts, room, given)
+    score = given.judge_s if is_judged else given.rule_s
+    update = flops / (config.learner.num_ranks * given.flops)
+    sync = payload / (given.link_gb_per_s * 1e9)
+    found = (
+        (measured.generate, generate, how_generate),
+        (measured.score, score, "assumed of a judge" if is_judged else "assumed of rules"),
+        (measured.update, update, f"{flops:.3g} FLOP of a step on {config.learner.num_ranks} ranks {compute}"),
+        (measured.sync, sync, f"{payload / 1e9:.3g} GB at {given.link_gb_per_s:g} GB/s"),
+    )
+    values = [guess if known is None else known for known, guess, _ in found]
+    how = tuple(text if known is None else "given" for known, _, text in found)
+    return PhaseTimes(
+        generate=values[0], score=values[1], update=values[2], sync=values[3], how=(how[0], how[1], how[2], how[3])
+    )
+
+
+def _generate(
+    config: RunConfig, sizes: ModelSizes, prompts: Prompts, room: EngineRoom, given: Assumptions
+) -> tuple[float, str]:
+    """A group's seconds in an engine with its share of a step: prompts read once, then a token of each response."""
+    devices, width = config.rollout.tensor_parallel_size, BYTES[config.model.dtype]
+    responses = given.response_tokens or config.rollout.max_tokens / 2
+    share = math.ceil(config.train.prompts_per_step / config.rollout.num_actors)
+    groups, size = max(1, min(room.groups, share)), config.rollout.group_size
+    patches = prompts.mean_visual * sizes.merge**2
+    prefill_flops = 2 * (sizes.language * prompts.mean + sizes.tower * patches + sizes.projector * prompts.mean_visual)
+    # the prompts of all groups that run at once are read in the time in which one group is generated
+    prefill = groups * prefill_flops / (devices * given.flops)
+    context = prompts.mean + size * responses / 2
+    read = (sizes.language + sizes.vocabulary * sizes.hidden) * width + groups * context * room.per_token
+    decode = responses * read / (devices * given.bytes_per_s)
+    how = (
+        f"{groups} prompts read in {prefill:.3g} s + {responses:.0f} tokens in {decode:.3g} s "
+        f"({read / 1e9:.3g} GB a token at {given.memory_gb_per_s:g} GB/s x {given.bandwidth_share:g})"
+    )
+    return prefill + decode, how
+
+
+def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Section:
+    """Phase times, and what the real loop makes of them in simulated time, at each lag and for the best division."""
+    rollout, ranks, size = config.rollout, config.learner.num_ranks, config.train.prompts_per_step
+    phases = Phases(
+        generate_s=times.generate, score_s=times.score, update_s=times.update * ranks / size, sync_s=times.sync
+    )
+    system = System(
+        num_actors=rollout.num_actors,
+        slots=max(room.groups, 1),
+        num_ranks=ranks,
+        prompts_per_step=size,
+        max_lag=config.pipeline.max_lag,
+    )
+    lines = [
+        Line(name, f"{value:.3g} s", how)
+        for name, value, how in zip(
+            ("generate a group", "score a group", "update, a step", "sync, a step"),
+            (times.generate, times.score, times.update, times.sync),
+            times.how,
+            strict=True,
+        )
+    ]
+    for lag in sorted({0, 1, 2, config.pipeline.max_lag}):
+        report = simulate(replace(system, max_lag=lag), phases, num_steps=12 + 2 * lag)
+        mark = "  <- this config" if lag == config.pipeline.max_lag else ""
+        lines.append(Line(f"step at max_lag={lag}", f"{report.step_s:.3g} s", _told(report) + mark))
+    lines.append(_balance(config, system, phases))
+    return Section(title="time of a step (simulated: equal groups, nothing fails)", lines=tuple(lines))
+
+
+def _balance(config: RunConfig, system: System, phases: Phases) -> Line:
+    each = config.rollout.tensor_parallel_size
+    devices = config.rollout.num_actors * each + config.learner.num_ranks
+    found = list(divisions(system, phases, num_devices=devices, devices_per_actor=each))
+    name = f"best division of {devices} devices"
+    if not found:
+        return Line(name, "-", "too few to divide")
+    best = balanced(found)
+    return Line(
+        name,
+        f"{best.num_actors} actors : {best.num_ranks} ranks",
+        f"{best.report.step_s:.3g} s a step, {_told(best.report)}",
+    )
+
+
+def _told(report: Report) -> str:
+    return (
+        f"actors {report.actors_busy:.0%} busy, learner {report.learner_busy:.0%}; longest phase {report.floor_s:.3g} s"
+    )

@@ -1,0 +1,180 @@
+"""The real loop on simulated parts: what a step takes, who is idle, and how actors and ranks are best divided."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlsys import collect, loop
+from rlsys.checkpoint import RunState
+from rlsys.simulated.parts import Moment, SimulatedParts, rank_loads
+from rlsys.simulated.system import Faults, Phases, System
+
+NO_FAULTS = Faults()
+START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run came to, start and end left out, where the pipeline fills and empties. Times in seconds.
+
+    step_s, step_p95_s: of a step, mean and 95th percentile.
+    generate_s, score_s, learn_s: what the phases take when each has a step's groups to itself, mean.
+    capacity_s: of the phase with most work for its slots or ranks, if all of them always worked. Steps of long and
+    short groups that overlap can be shorter than the longest phase, never in the long run than this.
+    *_busy: share of the time in which slots of actors, ranks and the judge's slots work; judge_busy is NaN where
+    the judge has no bound.
+    max_lag, mean_lag: steps between the weights of a group's first token and those it trains, of all steps.
+    groups_*, of all steps: unscored (missing data), replaced, without a clip, started again because an actor died.
+    wasted_s: generation, summed over slots, that was thrown away.
+    """
+
+    num_steps: int
+    step_s: float
+    step_p95_s: float
+    generate_s: float
+    score_s: float
+    learn_s: float
+    capacity_s: float
+    actors_busy: float
+    learner_busy: float
+    judge_busy: float
+    max_lag: int
+    mean_lag: float
+    groups_trained: int
+    groups_unscored: int
+    groups_replaced: int
+    bad_clips: int
+    actors_lost: int
+    wasted_s: float
+
+    @property
+    def floor_s(self) -> float:
+        """The longest phase: what a step would take if the others were hidden behind it."""
+        return max(self.generate_s, self.score_s, self.learn_s)
+
+
+def simulate(
+    system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
+) -> Report:
+    """Train for `num_steps` in virtual time. Equal arguments, equal report.
+
+    Raises RuntimeError where the loop trains on a group that is too old, and ScoringFailed as the loop does.
+    """
+    return report(*run(system, phases, faults, num_steps=num_steps, seed=seed))
+
+
+def run(
+    system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
+) -> tuple[SimulatedParts, System, Phases]:
+    """The parts at the end of a run, for `report` and for whoever looks closer."""
+    parts = SimulatedParts(system, phases, faults, seed)
+    level = collect.log.level
+    collect.log.setLevel(logging.ERROR)  # it warns of every clip that it leaves out
+    try:
+        loop.run(parts, system.config(num_steps, seed), replace(START, seed=seed))
+    finally:
+        collect.log.setLevel(level)
+    return parts, system, phases
+
+
+def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
+    """What the moments of a run come to."""
+    start = Moment(at_s=0.0, actors_s=0.0, learner_s=0.0, judge_s=0.0)
+    moments = [start, *parts.moments]
+    cut = system.max_lag + 1
+    steady = moments[cut : len(moments) - system.max_lag]
+    if len(steady) < 2:
+        steady = moments
+    length = steady[-1].at_s - steady[0].at_s
+    steps = np.diff([moment.at_s for moment in steady])
+    alone = np.array([_alone(parts, moment.draws) for moment in steady[1:]]).mean(axis=0)
+    lags = [lag for moment in parts.moments for lag in moment.lags]
+
+    def busy(name: str, count: int) -> float:
+        used = float(getattr(steady[-1], name) - getattr(steady[0], name))
+        return used / (length * count) if length * count else float("nan")
+
+    return Report(
+        num_steps=len(parts.moments),
+        step_s=float(steps.mean()),
+        step_p95_s=float(np.percentile(steps, 95)),
+        generate_s=float(alone[0]),
+        score_s=float(alone[1]),
+        learn_s=float(alone[2]) + phases.optimizer_s,
+        capacity_s=float(max(alone[3], alone[4], alone[5] + phases.optimizer_s)),
+        actors_busy=busy("actors_s", system.num_actors * system.slots),
+        learner_busy=busy("learner_s", system.num_ranks),
+        judge_busy=busy("judge_s", system.judge_slots),
+        max_lag=max(lags),
+        mean_lag=float(np.mean(lags)),
+        groups_trained=len(lags),
+        groups_unscored=sum(moment.num_unscored for moment in parts.moments),
+        groups_replaced=sum(moment.num_replaced for moment in parts.moments),
+        bad_clips=sum(moment.num_bad_clips for moment in parts.moments),
+        actors_lost=parts.actors.num_lost,
+        wasted_s=parts.actors.wasted_s,
+    )
+
+
+def _alone(parts: SimulatedParts, draws: Sequence[int]) -> tuple[float, ...]:
+    """What generating, scoring and learning take when a step's groups are there at once; their work per server."""
+    system = parts.system
+    plans = [parts.plan(draw) for draw in draws]
+    generate = [plan.generate_s for plan in plans]
+    score = [plan.score_s for plan in plans]
+    update = [plan.update_s for plan in plans]
+    slots = system.num_actors * system.slots
+    return (
+        makespan(generate, slots),
+        makespan(score, system.judge_slots),
+        max(rank_loads(update, system.num_ranks)),
+        sum(generate) / slots,
+        sum(score) / system.judge_slots if system.judge_slots else 0.0,
+        sum(update) / system.num_ranks,
+    )
+
+
+def makespan(seconds: Sequence[float], count: int) -> float:
+    """When the last of some tasks ends that `count` servers take in order; count 0 serves all at once."""
+    if count == 0 or count >= len(seconds):
+        return max(seconds, default=0.0)
+    ends = [0.0] * count
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Devices divided between actors and learner, and what a step takes then."""
+
+    num_actors: int
+    num_ranks: int
+    report: Report
+
+
+def divisions(
+    system: System, phases: Phases, *, num_devices: int, devices_per_actor: int = 1, num_steps: int = 12, seed: int = 0
+) -> Iterator[Division]:
+    """Every way to give all devices to actors and ranks, one device a rank, that the loop can run.
+
+    What is left of `devices_per_actor` stays unused. The number of ranks divides `system.prompts_per_step`.
+    """
+    for num_ranks in range(1, num_devices):
+        num_actors = (num_devices - num_ranks) // devices_per_actor
+        if num_actors and system.prompts_per_step % num_ranks == 0:
+            divided = replace(system, num_actors=num_actors, num_ranks=num_ranks)
+            found = simulate(divided, phases, num_steps=num_steps, seed=seed)
+            yield Division(num_actors=num_actors, num_ranks=num_ranks, report=found)
+
+
+def balanced(candidates: Sequence[Division]) -> Division:
+    """The division with the shortest step; of those within 1 %, the one with the fewest actors."""
+    shortest = min(candidate.report.step_s for candidate in candidates)
+    good = [candidate for candidate in candidates if candidate.report.step_s <= 1.01 * shortest]
+    return min(good, key=lambda candidate: candidate.num_actors)

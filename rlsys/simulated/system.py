@@ -1,0 +1,130 @@
+"""What a simulated run is made of: how long things take, how many do them, what goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rlsys.config import RunConfig, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """What one group takes in each phase, seconds, in the mean.
+
+    generate_s: in a slot of an actor.  score_s: at the judge, from asking to the verdict.
+    update_s: forward and backward on one rank.  optimizer_s: of a step, all ranks together, on top.
+    sync_s: an actor's, to take new weights.  decode_s: of its clip.
+    *_spread: standard deviation of the logarithm; 0 makes all groups equal.
+    straggler_frac: share of groups that generate `straggler_times` as long as they otherwise would.
+    """
+
+    generate_s: float
+    score_s: float = 0.0
+    update_s: float
+    sync_s: float = 0.0
+    decode_s: float = 0.0
+    optimizer_s: float = 0.0
+    generate_spread: float = 0.0
+    score_spread: float = 0.0
+    update_spread: float = 0.0
+    straggler_frac: float = 0.0
+    straggler_times: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """Shares of all groups that meet each fault.
+
+    unscored_frac: the judge fails, so they are missing data.  flat_frac: equal rewards.  bad_clip_frac: no clip.
+    lost_frac: their actor dies under them. All groups that it had are started again elsewhere, and after restart_s it
+    is back with the newest weights.
+    """
+
+    unscored_frac: float = 0.0
+    flat_frac: float = 0.0
+    bad_clip_frac: float = 0.0
+    lost_frac: float = 0.0
+    restart_s: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Counts and rules. slots: groups that an actor generates at once.  judge_slots: groups judged at once.
+
+    judge_slots, decode_workers: 0 bounds nothing.
+    dispatch: "at_once" gives a group to the least busy actor when its clip is there, as `actors.pool` does; it is
+    then in line before the next update of the weights. "when_free" keeps groups in one queue until an actor has room.
+    weight_update: "pause" lets what an actor runs end first; "keep" stops it while weights are loaded and goes on;
+    "abort" starts it again.
+    order: "started" resolves groups in the order in which they were started, as the loop asks for them. "finished"
+    gives the loop whichever group has its score first, unless an older one would then become too old.
+    """
+
+    num_actors: int
+    slots: int = 1
+    num_ranks: int = 1
+    judge_slots: int = 0
+    decode_workers: int = 0
+    prompts_per_step: int
+    max_lag: int = 0
+    max_extra_groups: int = 0
+    dispatch: Literal["at_once", "when_free"] = "at_once"
+    weight_update: Literal["pause", "keep", "abort"] = "pause"
+    order: Literal["started", "finished"] = "started"
+
+    def __post_init__(self) -> None:
+        if self.order == "finished" and self.max_extra_groups:
+            raise ValueError("order='finished' does not know which groups will be replaced; set max_extra_groups=0.")
+
+    def config(self, num_steps: int, seed: int) -> RunConfig:
+        """What the loop is told."""
+        tree = {
+            "seed": seed,
+            "output_dir": "simulated",
+            "model": {"path": "simulated"},
+            "train": {"num_steps": num_steps, "prompts_per_step": self.prompts_per_step},
+            "pipeline": {"max_lag": self.max_lag},
+            "algorithm": {"max_extra_groups": self.max_extra_groups},
+        }
+        return parse(tree, source="simulation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What one group will take, in seconds, and what will go wrong with it."""
+
+    draw: int
+    generate_s: float
+    score_s: float
+    update_s: float
+    has_bad_clip: bool
+    is_unscored: bool
+    is_flat: bool
+
+
+def draw_group(draw: int, phases: Phases, faults: Faults, seed: int) -> Draw:
+    """The draw-th group: a function of seed and draw alone, whatever else happens in the run."""
+    rng = np.random.default_rng([seed, draw])
+    generate, score, update = (
+        float(np.exp(spread * normal - spread**2 / 2))
+        for spread, normal in zip(
+            (phases.generate_spread, phases.score_spread, phases.update_spread), rng.standard_normal(3), strict=True
+        )
+    )
+    straggles, bad, unscored, flat = (rng.random(4) < _shares(phases, faults)).tolist()
+    return Draw(
+        draw=draw,
+        generate_s=phases.generate_s * generate * (phases.straggler_times if straggles else 1.0),
+        score_s=phases.score_s * score,
+        update_s=phases.update_s * update,
+        has_bad_clip=bad,
+        is_unscored=unscored,
+        is_flat=flat,
+    )
+
+
+def _shares(phases: Phases, faults: Faults) -> np.ndarray:
+    return np.array([phases.straggler_frac, faults.bad_clip_frac, faults.unscored_frac, faults.flat_frac])
