@@ -43,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         address="local",
         _node_ip_address="127.0.0.1",
         include_dashboard=False,
-        num_cpus=8,
+        num_cpus=12,
         _temp_dir="/tmp/rlsys_lrn",
         object_store_memory=200 << 20,
     )
