@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(serve_cluster: Path, endpoint: FaultServer, folder: Path) -> str:
     """Servers whose judge has two replicas and asks `endpoint`, at most three calls at a time."""
-    reward = judged(endpoint, folder, max_concurrency=3, min_replicas=2, breaker_failures=1000, max_attempts=8)
+    reward = judged(endpoint, folder, max_concurrency=3, min_replicas=2, breaker_failures=1000, max_attempts=40)
     return app.launch(reward, "judged")
 
 
