@@ -74,6 +74,7 @@ class SftRun:
             return digests[0]
 
         with self.clock("checkpoint"):
+            self._tracker.sync()
             folder = self._checkpoints.save(replace(state, weights_digest=""), write)
         log.info("checkpoint of step %d in %s", state.step, folder)
         return folder, digests[0]

@@ -26,6 +26,7 @@ from rlsys.metrics import step_metrics
 from rlsys.parts import Step
 from rlsys.tracking import Tracker
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.unsent import require_sent
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class TrainingRun:
     def save(self, state: RunState) -> Path:
         """A checkpoint: DeepSpeed state, RunState and a Hugging Face folder."""
         with self.clock("checkpoint"):
+            self._tracker.sync()
             folder = self._checkpoints.save(state, self._write_checkpoint)
         log.info("checkpoint of step %d in %s", state.step, folder)
         return folder
@@ -157,6 +159,7 @@ def _train_on(
 def start_state(config: RunConfig, resume: Path | None) -> RunState:
     if resume:
         state = load_state(find(resume))
+        require_sent(find(resume).parent.parent, config.output_dir)
         if state.seed != config.seed:
             raise ConfigError(
                 f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}."
