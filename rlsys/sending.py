@@ -100,7 +100,11 @@ class Sender:
         self._took_at = time.monotonic()
         self._closing.set()
         self._wake.set()
-        self._thread.shutdown()
+        try:
+            self._thread.shutdown()
+        except KeyboardInterrupt:
+            self._close_s = 0.0  # else the thread would keep the process for as long as it was given
+            raise
         self._work.result()
         return self._spool.num_waiting == 0
 

@@ -140,6 +140,18 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
     assert "sent 0 records" in CliRunner().invoke(app, ["tracking", "send", str(folder)]).output
 
 
+def test_records_whose_receipt_was_lost_are_sent_again_and_are_there_once(
+    tmp_path: Path, server: TrackingServer
+) -> None:
+    folder = tmp_path / "run"
+    with Tracker(make_config(folder, server.uri), patience=QUICK) as tracker:
+        say(tracker, range(1, 25))
+    (folder / "tracking" / tracker.run_id / "position").unlink()
+    sent = CliRunner().invoke(app, ["tracking", "send", str(folder)])
+    assert "sent 49 records" in sent.output  # metrics and rows of 24 steps, and the end
+    check_once_and_whole(server.uri, tracker.run_id, 24)
+
+
 def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, server: TrackingServer) -> None:
     config = make_config(tmp_path / "run", server.uri)
     code = (
