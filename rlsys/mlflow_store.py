@@ -143,10 +143,9 @@ class MlflowRun:
     def is_there(self) -> bool:
         try:
             with _told():
-                self._client.get_run(self.run_id)
+                return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
         except StoreError:
             return False
-        return True
 
     def _log_table(self, record: Record) -> None:
         self._put_table(record["name"], record["text"])

@@ -44,7 +44,7 @@ class Store(Protocol):
     def log_rows(self, block: RowBlock) -> None: ...
     def log_other(self, record: Record) -> None: ...
     def is_there(self) -> bool:
-        """Whether the store answers for this run now."""
+        """Whether the store answers now and has this run, not deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class Sender:
     def _patiently(self, call: Callable[[Any], None], argument: Any) -> None:  # noqa: ANN401
         """StoreError only for what is to be set aside."""
         Retrying(
-            retry=retry_if_exception(_is_worth_another_try),
+            retry=retry_if_exception(self._is_worth_another_try),
             wait=wait_random_exponential(multiplier=0.5, max=self._patience.max_pause_s),
             sleep=self._sleep,
             before_sleep=self._say_away,
@@ -180,6 +180,10 @@ class Sender:
         if self._away_since is not None:
             log.info("MLflow %s is back after %.0f s", self._store.uri, self._took_at - self._away_since)
             self._away_since = None
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        # a run that someone has deleted refuses everything until it is restored
+        return isinstance(error, StoreError) and not (error.is_refusal and self._store.is_there())
 
     def _is_blocked(self, state: RetryCallState) -> bool:
         if self._closing.is_set() and time.monotonic() - self._took_at > self._close_s:
@@ -226,7 +230,3 @@ def first_group(records: Sequence[Record]) -> Sequence[Record]:
         if record["kind"] not in STEP_KINDS or num_metrics > MAX_METRICS_PER_CALL:
             return records[: max(1, index)]
     return records
-
-
-def _is_worth_another_try(error: BaseException) -> bool:
-    return isinstance(error, StoreError) and not error.is_refusal

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rlsys.config import RunConfig, parse
-from rlsys.mlflow_store import TrackingError, flatten, table_json
+from rlsys.mlflow_store import MlflowRun, TrackingError, flatten, table_json
 from rlsys.samples import choose_samples
 from rlsys.tracking import Tracker, status_of
 from tests.factories import make_group, make_scored
@@ -165,6 +165,16 @@ def test_an_unknown_run_or_store_is_named(folder: Path) -> None:
         Tracker(make_config(folder / "endings"), run_id="no-such-run"),
     ):
         pass
+
+
+def test_opening_again_after_a_lost_answer_finds_the_run_that_was_made(folder: Path) -> None:
+    store = MlflowRun(f"sqlite:///{folder / 'endings' / 'mlflow.db'}")
+    store.create("lost answers", "a run")
+    made = store.run_id
+    store.create("lost answers", "a run")
+    another = MlflowRun(store.uri)
+    another.create("lost answers", "a run")
+    assert store.run_id == made != another.run_id
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -212,6 +212,19 @@ def test_a_refused_record_is_set_aside_and_the_rest_is_sent(tmp_path: Path, serv
     assert '"step":3' in refused.read_text()
 
 
+def test_a_run_that_is_deleted_and_restored_has_all_of_its_record(tmp_path: Path, server: TrackingServer) -> None:
+    client = MlflowClient(server.uri)
+    with Tracker(make_config(tmp_path / "run", server.uri), patience=QUICK) as tracker:
+        say(tracker, range(1, 3))
+        wait_until_sent(tracker)
+        client.delete_run(tracker.run_id)
+        say(tracker, range(3, 12))
+        time.sleep(0.5)
+        assert tracker.num_unsent == 18
+        client.restore_run(tracker.run_id)
+    check_once_and_whole(server.uri, tracker.run_id, 11)
+
+
 def test_a_server_that_never_answers_is_named_before_the_run_starts(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run", "http://127.0.0.1:9")
     with pytest.raises(TrackingError, match="http://127.0.0.1:9"), Tracker(config, patience=Patience(close_s=0.5)):
