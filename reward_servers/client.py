@@ -42,6 +42,8 @@ class RewardClient:
         self._transport = Transport(reward, url, token)
         self._window = FailureWindow(reward.failure_window, reward.max_failure_frac)
         self._num_unanswered = 0
+        self.num_waiting = 0
+        """Groups that are at the servers now, or on their way."""
         self._paused = 0
         self._paused_s = 0.0
 
@@ -54,10 +56,14 @@ class RewardClient:
         started_s = time.monotonic()
         weights = _asked(score_weights(group.item.task, self._reward))
         request = self._request(group, tuple(weights))
-        replies = await self._replies(request, tuple(weights))
-        self._window.add(is_lost(reply) for reply in replies)
-        if self._window.is_over:
-            replies = await self._paused_until_scored(request, tuple(weights), replies)
+        self.num_waiting += 1
+        try:
+            replies = await self._replies(request, tuple(weights))
+            self._window.add(is_lost(reply) for reply in replies)
+            if self._window.is_over:
+                replies = await self._paused_until_scored(request, tuple(weights), replies)
+        finally:
+            self.num_waiting -= 1
         return scored_group(group, weights, replies, {**spans, "score": (started_s, time.monotonic())})
 
     def counters(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rlsys import env
 from rlsys.cli_errors import clear_errors
 from rlsys.judge_cli import judge_app, score
 from rlsys.plan_cli import plan
+from rlsys.tracking_cli import tracking_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
@@ -21,6 +22,7 @@ rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers.")
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
+app.add_typer(tracking_app, name="tracking")
 app.command()(score)
 app.command()(plan)
 

@@ -206,6 +206,8 @@ class TrackingConfig(Part):
     """Responses per step that are stored with their texts and scores; 0 stores none."""
     log_model: bool = True
     """Store the final model folder as an artifact."""
+    wait_s: float = Field(default=60.0, ge=0)
+    """Seconds that start and end of a run wait for a tracking server that takes nothing; a step never waits."""
 
 
 class ClusterConfig(Part):

@@ -37,7 +37,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
 MALFORMED_FRAC = 0.25
 SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")
-LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "summary.json", "reward_curve.png")
+LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "tracking", "summary.json", "reward_curve.png")
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -54,6 +55,11 @@ READ = {
             why="Set by Ray inside a submitted job, whose working directory brings the code along.",
         ),
         Variable(
+            name="MLFLOW_HTTP_REQUEST_TIMEOUT",
+            default=None,
+            why="Seconds of a call to the tracking server; unset: as `TRACKING_CALLS` says, and more for a file.",
+        ),
+        Variable(
             name="XDG_CACHE_HOME",
             default=None,
             why="The user's cache folder, where verdicts of the judge are kept by default; unset: ~/.cache.",
@@ -77,6 +83,12 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive the forks of worker processes
+}
+
+# Set where calls go to a tracking server: what fails is tried again by `rlsys.sending`, which can say so and stop.
+TRACKING_CALLS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own attempts take four minutes altogether
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
 # Set for every Ray worker of a run on CPU. Engines and learner choose their own thread counts.
@@ -114,5 +126,14 @@ def read(name: str) -> str | None:
 
 def be_quiet() -> None:
     """Set `QUIET` in this process where the user has not set otherwise."""
-    for name, value in QUIET.items():
+    _set_defaults(QUIET)
+
+
+def bound_tracking_calls() -> None:
+    """Set `TRACKING_CALLS` in this process where the user has not set otherwise."""
+    _set_defaults(TRACKING_CALLS)
+
+
+def _set_defaults(values: Mapping[str, str]) -> None:
+    for name, value in values.items():
         os.environ.setdefault(name, value)

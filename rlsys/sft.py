@@ -16,9 +16,10 @@ from rlsys.demonstrations import Feed, Lessons, read_lessons
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.evaluation.runner import evaluate
 from rlsys.metrics import merge, summarise
+from rlsys.progress import FINE_TUNING, Progress, show_table
 from rlsys.supervised import PreparedDemonstration, supervised_batch
 from rlsys.tracking import Tracker
-from rlsys.train import Summary, held_out_rows, start_state, write_summary
+from rlsys.train import Summary, end_rows, held_out_rows, start_state, write_summary
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,16 @@ log = logging.getLogger(__name__)
 class SftRun:
     """Updates on what the feed gives, recorded and checkpointed."""
 
-    def __init__(self, config: RunConfig, stack: LearnerStack, tracker: Tracker, feed: Feed, num_rows: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        stack: LearnerStack,
+        tracker: Tracker,
+        feed: Feed,
+        num_rows: int,
+        progress: Progress,
+    ) -> None:
+        self._progress = progress
         self._config, self._stack, self._tracker, self._feed, self._num_rows = config, stack, tracker, feed, num_rows
         self._checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
         self.clock = Clock()
@@ -60,7 +70,7 @@ class SftRun:
             )
             self._tracker.log_step(state.step, metrics)
             self.losses.append(metrics["loss/nll"])
-            _say(state.step, num_steps, metrics)
+            self._progress.step(state.step, metrics, len(taken))
         for phase, seconds in clock.seconds.items():
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
         return state
@@ -74,6 +84,7 @@ class SftRun:
             return digests[0]
 
         with self.clock("checkpoint"):
+            self._tracker.sync()
             folder = self._checkpoints.save(replace(state, weights_digest=""), write)
         log.info("checkpoint of step %d in %s", state.step, folder)
         return folder, digests[0]
@@ -107,13 +118,15 @@ def _sft_on(stack: LearnerStack, config: RunConfig, state: RunState, lessons: Le
             stack.learner.restore(find(resume) / "deepspeed")
     feed = Feed(stack.preparer, lessons.demonstrations, config, state.drawn)
     with Tracker(config, run_id=state.mlflow_run_id or None) as tracker:
-        run = SftRun(config, stack, tracker, feed, len(lessons.demonstrations))
+        progress = Progress(FINE_TUNING, state.step, config.train.num_steps, {})
+        run = SftRun(config, stack, tracker, feed, len(lessons.demonstrations), progress)
         first_step = state.step + 1
         state = replace(state, mlflow_run_id=tracker.run_id)
         results: dict[str, Any] = {}
         with clock("evaluate"):
             results |= _held_out("before", stack, lessons.held_out, config, state.version)
-        state, folder = run.go_on(state)
+        with progress:
+            state, folder = run.go_on(state)
         with clock("evaluate"):
             results |= _held_out("after", stack, lessons.held_out, config, state.version)
         summary = Summary(
@@ -124,7 +137,8 @@ def _sft_on(stack: LearnerStack, config: RunConfig, state: RunState, lessons: Le
             held_out=results,
             model=str(folder / "model"),
         )
-        _write_outputs(config, tracker, summary, run.losses, first_step)
+        curve = _write_outputs(config, tracker, summary, run.losses, first_step)
+    show_table(f"Fine-tuned in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary
 
@@ -143,13 +157,16 @@ def _held_out(
 
 def _write_outputs(
     config: RunConfig, tracker: Tracker, summary: Summary, losses: Sequence[float], first_step: int
-) -> None:
-    tracker.log_artifact(write_loss_curve(losses, config.output_dir / "loss_curve.png", first_step))
+) -> Path:
+    """The loss curve."""
+    curve = write_loss_curve(losses, config.output_dir / "loss_curve.png", first_step)
+    tracker.log_artifact(curve)
     if summary.held_out:
         tracker.log_table("held_out", held_out_rows(summary.held_out))
     if config.tracking.log_model:
         tracker.log_model_folder(Path(summary.model))
     write_summary(config.output_dir / "summary.json", asdict(summary))
+    return curve
 
 
 def data_metrics(taken: Sequence[PreparedDemonstration], bad_draws: int, drawn: int, num_rows: int) -> dict[str, float]:
@@ -175,17 +192,3 @@ def speed_metrics(
         "perf/response_tokens_per_s": num_trained / total_s,
         "perf/learner_tokens_per_s": learner_metrics["perf/learner_tokens"] / total_s,
     }
-
-
-def _say(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
-    if step <= 3 or step % max(10, num_steps // 20) == 0 or step == num_steps:
-        log.info(
-            "step %d/%d  loss %.3f  epoch %.2f  tokens/s %.0f  prepare %.2fs update %.2fs",
-            step,
-            num_steps,
-            metrics["loss/nll"],
-            metrics["data/epochs"],
-            metrics["perf/learner_tokens_per_s"],
-            metrics["time/prepare_s"],
-            metrics["time/update_s"],
-        )

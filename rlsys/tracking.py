@@ -1,89 +1,81 @@
 """The record of a run in MLflow: config, versions, metrics, samples, tables, the model.
 
-MLflow calls run one after another on a thread of their own, so that a step pays for handing
-them over and not for the store's disk or network. An error there surfaces at the next call.
+What a run says goes to a spool in its folder, and from there to MLflow on a thread of its own. A step
+pays for writing a line to a file and never for the store's disk or network; while a tracking server is
+away the run goes on, and what it said is sent when the server is back, in order and once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import yaml
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from rlsys import env
 from rlsys.config import RunConfig
-from rlsys.errors import UserError
 from rlsys.metrics import MetricNames
-from rlsys.provenance import git_commit, version_tags
+from rlsys.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
 from rlsys.samples import choose_samples, verdict_rows
+from rlsys.sending import Patience, Sender, StoreError
+from rlsys.spool import Record, Spool
 from rlsys.types import ScoredGroup
-
-env.be_quiet()  # mlflow reads its telemetry switch when it is imported
-
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NAME  # noqa: E402
+from rlsys.unsent import FILES_FOLDER, put_address, send_command, spool_folder
 
 log = logging.getLogger(__name__)
 
-SQLITE = "sqlite:///"
-MAX_PENDING = 64  # calls handed over and not yet done, before a step waits for the store
-STEPS_PER_SAMPLE_FILE = 10
-MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
-MAX_PARAM_LENGTH = 6000  # MLflow's own limit
-MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
-MAX_METRICS_PER_CALL = 1000  # MLflow's own limit
-METRICS_EVERY_S = 1.0  # a call costs milliseconds however little it carries: short steps share one
-
-
-class TrackingError(UserError):
-    """The record cannot be opened; the message names the store and the remedy."""
+MAX_UNWRITTEN = 1000  # records that are kept in memory while the disk takes none
+KILLED_CLOSE_S = 5.0  # whoever ends a run by a signal does not wait long
 
 
 class Tracker:
     """One MLflow run, open inside `with`. It ends FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM.
 
-    run_id: go on with this run instead of opening one. Raises TrackingError when the store does not have it.
+    run_id: go on with this run instead of opening one. What an earlier process could not send goes first, and
+    steps that are recorded already are not recorded again. Raises TrackingError when the store does not have it,
+    or does not answer for `tracking.wait_s`.
     """
 
-    def __init__(self, config: RunConfig, *, run_id: str | None = None) -> None:
+    def __init__(self, config: RunConfig, *, run_id: str | None = None, patience: Patience | None = None) -> None:
         self._config, self._resumed_id = config, run_id
         self._folder = Path(config.output_dir)
         self.uri = config.tracking.uri or f"{SQLITE}{self._folder.resolve() / 'mlflow.db'}"
+        self._patience = patience or Patience(close_s=config.tracking.wait_s)
         self._names = MetricNames()
         self._warned: set[str] = set()
-        self._metrics: list[Metric] = []
-        self._flushed_at = -math.inf
-        self._samples: list[dict[str, Any]] = []
-        self._verdicts: list[dict[str, Any]] = []
-        self._tables: list[str] = []
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self._pending: deque[Future[Any]] = deque()
+        self._unwritten: deque[Record] = deque()
+        self._num_files = 0
         self._before: Any = None
-        self._client: MlflowClient
+        self._spool: Spool
+        self._sender: Sender
         self.run_id: str
 
     def __enter__(self) -> Tracker:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        try:
-            self.run_id = self._now(self._open)
-        except MlflowException as error:
-            raise TrackingError(f"MLflow store {self.uri}: {error.message}") from error
+        store = MlflowRun(self.uri, self._resumed_id or "")
+        self._insist(lambda: self._open(store))
+        self.run_id = store.run_id
+        folder = spool_folder(self._folder, self.run_id)
+        is_known_here = folder.exists()
+        self._spool = Spool(folder)
+        put_address(folder, self.uri)
+        if self._resumed_id and not is_known_here:
+            self._spool.last_steps["metrics"] = self._insist(store.last_step)
+            self._spool.last_steps["rows"] = self._spool.last_steps["metrics"]
+        if waiting := self._spool.num_waiting:
+            log.info("%d records of this run were not sent yet and go first", waiting)
+            self._spool.append({"kind": "running"})  # behind what an earlier process said of its end
+        self._sender = Sender(self._spool, store, folder, self._patience)
+        self._sender.wake()
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, _exit_on_signal)
         log.info("MLflow run %s in %s", self.run_id, self.uri)
@@ -97,147 +89,162 @@ class Tracker:
             return self.uri
         return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
 
+    @property
+    def num_unsent(self) -> int:
+        """Records that the store has not taken yet."""
+        return self._spool.num_waiting + len(self._unwritten)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
         status = status_of(error)
+        said = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
         try:
-            self._flush_metrics()
-            self._flush_samples()
-            if status == "FAILED":
-                self._later(self._client.set_tag, self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
-            self._wait(0)
-        except (MlflowException, OSError):
+            self._put({"kind": "end", "status": status, "error": said, "time_ms": _now_ms()})
+            self._close(KILLED_CLOSE_S if status == "KILLED" else None)
+        except OSError:
             if error is None:
-                status = "FAILED"
                 raise
-            log.exception("MLflow lost a part of the record")  # the run's own error matters more
+            log.exception("a part of the run's record is lost")  # the run's own error matters more
         finally:
-            self._now(self._client.set_terminated, self.run_id, status)
-            self._writer.shutdown()
+            self._spool.close()
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step, for the store within a second or with the next step.
+        """Metrics of one step, all or none; a step that is recorded already is left as it is.
 
         NaN and infinities are left out and counted in `perf/nonfinite_metrics`.
         """
         self._names.add(metrics)
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        if self._is_recorded("metrics", step):
+            return
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         missing = sorted(metrics.keys() - finite.keys())
         if missing:
             finite["perf/nonfinite_metrics"] = float(len(missing))
             if new := [name for name in missing if name not in self._warned]:
                 self._warned.update(new)
                 log.warning("step %d: not a finite number and left out of MLflow: %s", step, ", ".join(new))
-        now_ms = int(time.time() * 1000)
-        batch = [Metric(name, float(value), now_ms, step) for name, value in finite.items()]
-        if len(self._metrics) + len(batch) > MAX_METRICS_PER_CALL:
-            self._flush_metrics()
-        self._metrics += batch
-        if time.monotonic() - self._flushed_at > METRICS_EVERY_S:
-            self._flush_metrics()
+        # the time is part of what tells a point from its repetition, so it is set here once and for all
+        self._put({"kind": "metrics", "step": step, "time_ms": _now_ms(), "values": finite})
 
     def log_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Keep `tracking.samples_per_step` responses, and every verdict of the judge.
 
         They reach MLflow every ten steps: samples as a table, verdicts as JSON lines under `verdicts/`.
         """
-        for kept in (self._samples, self._verdicts):
-            if kept and step // STEPS_PER_SAMPLE_FILE != kept[-1]["step"] // STEPS_PER_SAMPLE_FILE:
-                self._flush_samples()
-        self._samples += choose_samples(step, groups, self._config.tracking.samples_per_step)
-        self._verdicts += verdict_rows(step, groups)
+        if self._is_recorded("rows", step):
+            return
+        samples = choose_samples(step, groups, self._config.tracking.samples_per_step)
+        verdicts = verdict_rows(step, groups)
+        if samples or verdicts:
+            self._put({"kind": "rows", "step": step, "samples": samples, "verdicts": verdicts})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table artifact `tables/NAME.json`; columns are the union of the rows' keys, in order of appearance."""
-        self._put_table(f"tables/{name}.json", rows)
+        self._put({"kind": "table", "name": f"tables/{name}.json", "text": table_json(rows)})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts, under `folder`. It must not change before the run's end."""
-        self._later(self._client.log_artifact, self.run_id, str(path), folder)
+        """Keep the file as it is now among the run's artifacts, under `folder`."""
+        target = self._file_place() / Path(path).name
+        shutil.copyfile(path, target)
+        self._put({"kind": "file", "path": self._relative(target), "folder": folder})
 
     def log_model_folder(self, path: Path) -> None:
-        """Copy a model folder to the artifact folder `model`; waits until it is there."""
-        self._now(self._client.log_artifacts, self.run_id, str(path), "model")
+        """Keep a model folder as the artifact folder `model`. Its files may be removed later, but not rewritten."""
+        target = self._file_place() / "model"
+        shutil.copytree(path, target, copy_function=_link_or_copy)
+        self._put({"kind": "folder", "path": self._relative(target), "folder": "model"})
 
-    def _open(self) -> str:
-        self._client = MlflowClient(self.uri)
+    def sync(self) -> None:
+        """Bring what was said so far to the disk: for a checkpoint, after which those steps are not run again."""
+        self._spool.sync()
+
+    def _open(self, store: MlflowRun) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         if self._resumed_id:
-            run_id = self._client.get_run(self._resumed_id).info.run_id
-            self._client.update_run(run_id, status="RUNNING")
-        else:
-            name = self._config.tracking.run_name or self._folder.resolve().name
-            run_id = self._client.create_run(self._experiment(), tags={MLFLOW_RUN_NAME: name}).info.run_id
-        self.run_id = run_id
-        self._describe()
-        return run_id
+            store.go_on()
+        elif not store.run_id:
+            tracking = self._config.tracking
+            store.create(tracking.experiment, tracking.run_name or self._folder.resolve().name)
+        store.describe(self._config)
 
-    def _experiment(self) -> str:
-        name = self._config.tracking.experiment
-        if found := self._client.get_experiment_by_name(name):
-            if found.lifecycle_stage == "deleted":
-                raise TrackingError(
-                    f"MLflow experiment {name!r} in {self.uri} is deleted; restore it or set tracking.experiment."
-                )
-            return found.experiment_id
-        # a database on this machine keeps its files beside it; elsewhere the server says where files go
-        database = Path(self.uri.removeprefix(SQLITE)).resolve() if self.uri.startswith(SQLITE) else None
-        artifacts = (database.parent / "artifacts").as_uri() if database else None
+    def _insist(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401
+        wait_s = self._patience.close_s if self.uri.startswith("http") else 0.0
         try:
-            return self._client.create_experiment(name, artifact_location=artifacts)
-        except MlflowException:
-            if found := self._client.get_experiment_by_name(name):  # another run made it meanwhile
-                return found.experiment_id
-            raise
+            return Retrying(
+                retry=retry_if_exception(lambda error: isinstance(error, StoreError) and error.is_away),
+                wait=wait_random_exponential(multiplier=0.5, max=self._patience.max_pause_s),
+                stop=stop_after_delay(wait_s),
+                before_sleep=self._say_waiting,
+                reraise=True,
+            )(call)
+        except StoreError as error:
+            raise TrackingError(f"MLflow store {self.uri}: {error}") from error
 
-    def _describe(self) -> None:
-        """Config, versions and commit. What a resumed run was started with stays; only new facts are added."""
-        run = self._client.get_run(self.run_id)
-        tree = self._config.model_dump(mode="json")
-        params = {key: value for key, value in flatten(tree).items() if key not in run.data.params}
-        batch = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in params.items()]
-        for start in range(0, len(batch), MAX_PARAMS_PER_CALL):
-            self._client.log_batch(self.run_id, params=batch[start : start + MAX_PARAMS_PER_CALL])
-        num_starts = int(run.data.tags.get("rlsys.starts", 0)) + 1
-        tags = {"rlsys.starts": str(num_starts), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        file = "config.yaml" if num_starts == 1 else f"config_start_{num_starts}.yaml"
-        self._client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), file)
-        self._tables = [entry["path"] for entry in json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))]
+    def _say_waiting(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome:
+            log.warning(
+                "MLflow %s does not answer (%s); tried again for %.0f s (tracking.wait_s)",
+                self.uri,
+                state.outcome.exception(),
+                self._patience.close_s,
+            )
 
-    def _flush_metrics(self) -> None:
-        if self._metrics:
-            self._later(self._client.log_batch, self.run_id, metrics=self._metrics)
-        self._metrics, self._flushed_at = [], time.monotonic()
+    def _is_recorded(self, kind: str, step: int) -> bool:
+        last = self._spool.last_steps.get(kind)
+        if last is None or step > last:
+            return False
+        if "repeated" not in self._warned:
+            self._warned.add("repeated")
+            log.info("steps %d to %d are in the record already and are not recorded again", step, last)
+        return True
 
-    def _flush_samples(self) -> None:
-        if self._samples:
-            self._put_table(f"samples/{_steps(self._samples)}.json", self._samples)
-        if self._verdicts:
-            text = "".join(f"{json.dumps(row)}\n" for row in self._verdicts)
-            self._later(self._client.log_text, self.run_id, text, f"verdicts/{_steps(self._verdicts)}.jsonl")
-        self._samples, self._verdicts = [], []
+    def _put(self, record: Record) -> None:
+        self._unwritten.append(record)
+        try:
+            while self._unwritten:
+                self._spool.append(self._unwritten[0])
+                self._unwritten.popleft()
+        except OSError as error:
+            if len(self._unwritten) > MAX_UNWRITTEN:
+                raise
+            if "disk" not in self._warned:
+                self._warned.add("disk")
+                log.warning("the record cannot be written and is kept in memory for now: %s", error)
+        if record["kind"] != "end":
+            self._sender.check()
+        self._sender.wake()
 
-    def _put_table(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        # the format of mlflow.log_table, whose own list of tables overflows its tag after some eighty files
-        self._tables = [path for path in self._tables if path != file][-MAX_LISTED_TABLES + 1 :] + [file]
-        listed = json.dumps([{"path": path, "type": "table"} for path in self._tables])
-        self._later(self._client.log_text, self.run_id, table_json(rows), file)
-        self._later(self._client.set_tag, self.run_id, MLFLOW_LOGGED_ARTIFACTS, listed)
+    def _close(self, close_s: float | None) -> None:
+        folder = spool_folder(self._folder, self.run_id)
+        if self._sender.close(close_s) and not self._sender.num_refused:
+            shutil.rmtree(folder / FILES_FOLDER, ignore_errors=True)
+        if self._unwritten:
+            raise OSError(f"{len(self._unwritten)} records of the run could not be written to {folder}")
+        if self._spool.num_waiting:
+            log.warning(
+                "MLflow %s did not take %d records of this run (%s). They wait in %s; send them with: %s",
+                self.uri,
+                self._spool.num_waiting,
+                self._sender.last_error,
+                folder,
+                send_command(self._folder),
+            )
+        elif self._sender.num_refused:
+            log.warning("%d refused records are in %s", self._sender.num_refused, folder)
 
-    def _later(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        self._wait(MAX_PENDING)
-        self._pending.append(self._writer.submit(call, *arguments, **options))
+    def _file_place(self) -> Path:
+        """A new folder for a copy that waits to be sent."""
+        folder = spool_folder(self._folder, self.run_id) / FILES_FOLDER
+        while (place := folder / f"{self._num_files:06d}").exists():
+            self._num_files += 1
+        place.mkdir(parents=True)
+        return place
 
-    def _now(self, call: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
-        return self._writer.submit(call, *arguments).result()
-
-    def _wait(self, allowed: int) -> None:
-        """Raise what failed among the calls that are done; wait until at most `allowed` are not."""
-        while self._pending and (self._pending[0].done() or len(self._pending) > allowed):
-            self._pending.popleft().result()
+    def _relative(self, path: Path) -> str:
+        return str(path.relative_to(spool_folder(self._folder, self.run_id)))
 
 
 def status_of(error: BaseException | None) -> str:
@@ -247,32 +254,16 @@ def status_of(error: BaseException | None) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
-def _steps(rows: Sequence[Mapping[str, Any]]) -> str:
-    return f"step_{rows[0]['step']:06d}_to_{rows[-1]['step']:06d}"
+def _link_or_copy(source: str, target: str) -> None:
+    # a checkpoint's files are never rewritten, so a second name keeps them without their room on the disk
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": [1]}}` as `{"a.b": "[1]"}`; empty sections stay as "{}"."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in the JSON that MLflow shows as a table; missing values and NaN become null."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return json.dumps({"columns": columns, "data": [[_cell(row.get(key)) for key in columns] for row in rows]})
-
-
-def _cell(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:

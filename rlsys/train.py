@@ -24,8 +24,10 @@ from rlsys.evaluation.runner import evaluate
 from rlsys.experience import sampling_seed
 from rlsys.metrics import step_metrics
 from rlsys.parts import Step
+from rlsys.progress import TRAINING, Progress, Story, show_table
 from rlsys.tracking import Tracker
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.unsent import require_sent
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,10 @@ class Summary:
 class TrainingRun:
     """The loop's parts for one config: draws prompts, drives the stack, keeps the record."""
 
-    def __init__(self, config: RunConfig, stack: Stack, items: tuple[PromptItem, ...], tracker: Tracker) -> None:
+    def __init__(
+        self, config: RunConfig, stack: Stack, items: tuple[PromptItem, ...], tracker: Tracker, progress: Progress
+    ) -> None:
+        self._progress = progress
         self._config, self._stack, self._items, self._tracker = config, stack, items, tracker
         self._sampler = Sampler(len(items), config.seed)
         self._checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
@@ -84,7 +89,9 @@ class TrainingRun:
             self._tracker.log_step(step.state.step, metrics)
             self._tracker.log_samples(step.state.step, step.groups)
             self.rewards.append(metrics["reward/total/mean"])
-            _say(step.state.step, self._config.train.num_steps, metrics)
+            self._progress.step(
+                step.state.step, metrics, sum(len(scored.group.rollouts) for scored in (*step.groups, *step.replaced))
+            )
         every = self._config.checkpoint.every_steps
         if every and step.state.step % every == 0 and step.state.step < self._config.train.num_steps:
             self.save(step.state)
@@ -92,6 +99,7 @@ class TrainingRun:
     def save(self, state: RunState) -> Path:
         """A checkpoint: DeepSpeed state, RunState and a Hugging Face folder."""
         with self.clock("checkpoint"):
+            self._tracker.sync()
             folder = self._checkpoints.save(state, self._write_checkpoint)
         log.info("checkpoint of step %d in %s", state.step, folder)
         return folder
@@ -130,14 +138,17 @@ def _train_on(
         if resume:
             stack.learner.restore(find(resume) / "deepspeed")
     with Tracker(config, run_id=state.mlflow_run_id or None) as tracker:
-        run = TrainingRun(config, stack, items, tracker)
+        queue = {"judge queue": lambda: stack.scorer.num_waiting}
+        progress = Progress(TRAINING, state.step, config.train.num_steps, queue)
+        run = TrainingRun(config, stack, items, tracker, progress)
         state = replace(state, mlflow_run_id=tracker.run_id)
         results: dict[str, Any] = {}
         with clock("evaluate"):
             if held_out:
                 run.publish(state.version)
                 results["before"] = evaluate(stack.experience, held_out, config)
-        state = loop.run(run, config, state)
+        with progress:
+            state = loop.run(run, config, state)
         with clock("evaluate"):
             if held_out:
                 results["after"] = evaluate(stack.experience, held_out, config)
@@ -150,13 +161,15 @@ def _train_on(
             held_out=results,
             model=str(folder / "model"),
         )
-        _write_outputs(config, run, tracker, summary, folder)
+        curve = _write_outputs(config, run, tracker, summary, folder)
+    show_table(f"Trained in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     return summary
 
 
 def start_state(config: RunConfig, resume: Path | None) -> RunState:
     if resume:
         state = load_state(find(resume))
+        require_sent(find(resume).parent.parent, config.output_dir)
         if state.seed != config.seed:
             raise ConfigError(
                 f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}."
@@ -176,21 +189,8 @@ def start_state(config: RunConfig, resume: Path | None) -> RunState:
     return RunState(step=0, version=0, drawn=0, seed=config.seed, mlflow_run_id="", weights_digest="")
 
 
-def _say(step: int, num_steps: int, metrics: Mapping[str, float]) -> None:
-    if step <= 3 or step % 10 == 0 or step == num_steps:
-        log.info(
-            "step %d/%d  reward %.3f  rollouts/s %.0f  collect %.2fs update %.2fs sync %.2fs",
-            step,
-            num_steps,
-            metrics["reward/total/mean"],
-            metrics["perf/rollouts_per_s"],
-            metrics["time/collect_s"],
-            metrics["time/update_s"],
-            metrics["time/sync_s"],
-        )
-
-
-def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summary: Summary, checkpoint: Path) -> None:
+def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summary: Summary, checkpoint: Path) -> Path:
+    """The reward curve."""
     curve = write_reward_curve(run.rewards, config.output_dir / "reward_curve.png")
     tracker.log_artifact(curve)
     if summary.held_out:
@@ -198,6 +198,19 @@ def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summar
     if config.tracking.log_model:
         tracker.log_model_folder(checkpoint / "model")
     write_summary(config.output_dir / "summary.json", asdict(summary))
+    return curve
+
+
+def end_rows(story: Story, summary: Summary, tracker: Tracker, curve: Path) -> list[tuple[str, str]]:
+    """What the table at the end of a run says: how it went, and where things are."""
+    unsent = f"; {tracker.num_unsent} records are not there yet" if tracker.num_unsent else ""
+    return [
+        *story.rows(summary.seconds),
+        ("model", summary.model),
+        ("curve", str(curve)),
+        ("MLflow run", f"{tracker.run_id}{unsent}"),
+        ("look at it", tracker.how_to_open),
+    ]
 
 
 def held_out_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ LEAVES = {
     "deepspeed": {"learner/engine.py", "learner/checkpoints.py"},
     "peft": {"learner/lora.py"},
     "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},
-    "mlflow": {"rlsys/tracking.py"},
+    "mlflow": {"rlsys/mlflow_store.py"},
     "decord": {"rlsys/data/decode.py"},
 }
 LIGHT = (

@@ -244,8 +244,8 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     assert resumed.weights_digest == whole.weights_digest and resumed.num_steps == 4
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run / 'mlflow.db'}")
     losses = client.get_metric_history(whole.mlflow_run_id, "loss/nll")
-    assert [metric.step for metric in losses] == [1, 2, 3, 4, 3, 4]
-    assert losses[3].value == losses[5].value < losses[0].value
+    assert [metric.step for metric in losses] == [1, 2, 3, 4]  # steps that were run again are there once
+    assert losses[3].value < losses[0].value
     assert {"loss_curve.png", "model"} <= {file.path for file in client.list_artifacts(whole.mlflow_run_id)}
     assert json.loads((run / "summary.json").read_text())["weights_digest"] == whole.weights_digest
 

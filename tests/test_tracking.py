@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from rlsys.config import RunConfig, parse
+from rlsys.mlflow_store import MlflowRun, TrackingError, flatten, table_json
 from rlsys.samples import choose_samples
-from rlsys.tracking import Tracker, TrackingError, flatten, status_of, table_json
+from rlsys.tracking import Tracker, status_of
 from tests.factories import make_group, make_scored
+from tests.tracking_server import TrackingServer
 
 
 def make_config(folder: Path, **tracking: object) -> RunConfig:
@@ -38,40 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real `mlflow server` on loopback."""
-    home = tmp_path_factory.mktemp("mlflow_server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/server.db", "--artifacts-destination", str(home / "files")]
-    with (home / "log").open("w") as output:
-        # a session of its own, so that its workers end with it
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=home,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its job runners take half a minute
-        )
-        try:
-            _wait_until_healthy(f"http://127.0.0.1:{port}", process, home / "log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
-
-
-def _wait_until_healthy(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(f"no answer from {address}: {log.read_text()}")
+    server = TrackingServer(tmp_path_factory.mktemp("mlflow_server"))
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.end()
 
 
 def artifact(tracker: Tracker, path: str) -> str:
@@ -195,6 +165,16 @@ def test_an_unknown_run_or_store_is_named(folder: Path) -> None:
         Tracker(make_config(folder / "endings"), run_id="no-such-run"),
     ):
         pass
+
+
+def test_opening_again_after_a_lost_answer_finds_the_run_that_was_made(folder: Path) -> None:
+    store = MlflowRun(f"sqlite:///{folder / 'endings' / 'mlflow.db'}")
+    store.create("lost answers", "a run")
+    made = store.run_id
+    store.create("lost answers", "a run")
+    another = MlflowRun(store.uri)
+    another.create("lost answers", "a run")
+    assert store.run_id == made != another.run_id
 
 
 def test_numbers_that_are_not_finite_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

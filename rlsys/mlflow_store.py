@@ -1,0 +1,277 @@
+"""A run in MLflow: opened, described, and given what a spool holds. The only file that imports MLflow.
+
+Every call may be repeated. MLflow's databases keep a metric once per run, name, step, timestamp and
+value, and the timestamp comes from the record; files and tags replace those of their name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlsys import env
+from rlsys.config import RunConfig
+from rlsys.errors import UserError
+from rlsys.provenance import git_commit, version_tags
+from rlsys.row_blocks import RowBlock, steps_name
+from rlsys.sending import MAX_METRICS_PER_CALL, StoreError
+from rlsys.spool import Record
+
+env.be_quiet()  # mlflow reads its telemetry switch when it is imported
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NAME  # noqa: E402
+
+SQLITE = "sqlite:///"
+MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
+MAX_PARAM_LENGTH = 6000  # MLflow's own limit
+MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
+UPLOAD_TIMEOUT_S = 120  # MLflow's own default: a server may have to bring a large file elsewhere before it answers
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+START_TAG = "rlsys.opened_by"
+EVERY_STEP_HAS = "time/step_s"
+_OTHER_ERRORS = {  # of stores that a client sends files to directly
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "boto3.exceptions": ("Boto3Error",),
+    "azure.core.exceptions": ("AzureError",),
+    "google.api_core.exceptions": ("GoogleAPIError",),
+}
+
+log = logging.getLogger(__name__)
+
+
+class TrackingError(UserError):
+    """The store cannot be used as the config says; the message names it and the remedy."""
+
+
+class MlflowRun:
+    """One run of one store. `create` or `go_on` comes first, but for a run whose id is given."""
+
+    def __init__(self, uri: str, run_id: str = "") -> None:
+        self.uri, self.run_id = uri, run_id
+        self.num_starts = 0
+        self._tables: list[str] | None = None
+        self._opened_by = uuid.uuid4().hex
+        self._tried_to_create = False
+        env.bound_tracking_calls()
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._cached_client: MlflowClient | None = None
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._cached_client is None:
+            self._cached_client = MlflowClient(self.uri)
+        return self._cached_client
+
+    # --- opening: may be repeated after a failure, without a second run or a second start coming of it
+
+    def create(self, experiment: str, name: str) -> None:
+        """Open a new run."""
+        with _told():
+            experiment_id = self._experiment(experiment)
+            if self._tried_to_create and (found := self._created_already(experiment_id)):
+                self.run_id = found
+                return
+            self._tried_to_create = True
+            tags = {MLFLOW_RUN_NAME: name, START_TAG: self._opened_by}
+            self.run_id = self._client.create_run(experiment_id, tags=tags).info.run_id
+
+    def go_on(self) -> None:
+        """The run of this id is running again."""
+        with _told():
+            self._client.get_run(self.run_id)
+            self._client.update_run(self.run_id, status="RUNNING")
+
+    def describe(self, config: RunConfig) -> None:
+        """Config, versions and commit. What a resumed run was started with stays; only new facts are added."""
+        with _told():
+            run = self._client.get_run(self.run_id)
+            tree = config.model_dump(mode="json")
+            params = {key: value for key, value in flatten(tree).items() if key not in run.data.params}
+            batch = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in params.items()]
+            for start in range(0, len(batch), MAX_PARAMS_PER_CALL):
+                self._client.log_batch(self.run_id, params=batch[start : start + MAX_PARAMS_PER_CALL])
+            self.num_starts = self.num_starts or int(run.data.tags.get("rlsys.starts", 0)) + 1
+            tags = {"rlsys.starts": str(self.num_starts), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            file = "config.yaml" if self.num_starts == 1 else f"config_start_{self.num_starts}.yaml"
+            self._client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), file)
+
+    def last_step(self) -> int:
+        """The newest step whose metrics the store has; 0 without any."""
+        with _told():
+            return max(
+                (point.step for point in self._client.get_metric_history(self.run_id, EVERY_STEP_HAS)), default=0
+            )
+
+    # --- what a spool holds; see `rlsys.sending.Store`
+
+    def log_metrics(self, records: Sequence[Record]) -> None:
+        points = [
+            Metric(name, value, record["time_ms"], record["step"])
+            for record in records
+            for name, value in record["values"].items()
+        ]
+        with _told():
+            for start in range(0, len(points), MAX_METRICS_PER_CALL):
+                self._client.log_batch(self.run_id, metrics=points[start : start + MAX_METRICS_PER_CALL])
+
+    def log_rows(self, block: RowBlock) -> None:
+        if block.samples:
+            self._put_table(f"samples/{steps_name(block.samples)}.json", table_json(block.samples))
+        if block.verdicts:
+            text = "".join(f"{json.dumps(row)}\n" for row in block.verdicts)
+            with _told():
+                self._client.log_text(self.run_id, text, f"verdicts/{steps_name(block.verdicts)}.jsonl")
+
+    def log_other(self, record: Record) -> None:
+        _OTHER[record["kind"]](self, record)
+
+    def is_there(self) -> bool:
+        try:
+            with _told():
+                return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
+        except StoreError:
+            return False
+
+    def _log_table(self, record: Record) -> None:
+        self._put_table(record["name"], record["text"])
+
+    def _log_file(self, record: Record) -> None:
+        with _told(), _time_for_an_upload():
+            self._client.log_artifact(self.run_id, record["path"], record["folder"])
+
+    def _log_folder(self, record: Record) -> None:
+        with _told(), _time_for_an_upload():
+            self._client.log_artifacts(self.run_id, record["path"], record["folder"])
+
+    def _log_block(self, record: Record) -> None:
+        self.log_rows(RowBlock(path=Path(), samples=record["samples"], verdicts=record["verdicts"]))
+
+    def _log_running(self, record: Record) -> None:
+        with _told():
+            self._client.update_run(self.run_id, status="RUNNING")
+
+    def _log_end(self, record: Record) -> None:
+        with _told():
+            if record["error"]:
+                self._client.set_tag(self.run_id, "error", record["error"])
+            self._client.set_terminated(self.run_id, record["status"], record["time_ms"])
+
+    def _put_table(self, file: str, text: str) -> None:
+        # the format of mlflow.log_table, whose own list of tables overflows its tag after some eighty files
+        with _told():
+            if self._tables is None:
+                listed = self._client.get_run(self.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")
+                self._tables = [entry["path"] for entry in json.loads(listed)]
+            self._client.log_text(self.run_id, text, file)
+            tables = [path for path in self._tables if path != file][-MAX_LISTED_TABLES + 1 :] + [file]
+            listed = json.dumps([{"path": path, "type": "table"} for path in tables])
+            self._client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, listed)
+            self._tables = tables
+
+    def _experiment(self, name: str) -> str:
+        if found := self._client.get_experiment_by_name(name):
+            if found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"MLflow experiment {name!r} in {self.uri} is deleted; restore it or set tracking.experiment."
+                )
+            return found.experiment_id
+        # a database on this machine keeps its files beside it; elsewhere the server says where files go
+        database = Path(self.uri.removeprefix(SQLITE)).resolve() if self.uri.startswith(SQLITE) else None
+        artifacts = (database.parent / "artifacts").as_uri() if database else None
+        try:
+            return self._client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            if found := self._client.get_experiment_by_name(name):  # another run made it meanwhile
+                return found.experiment_id
+            raise
+
+    def _created_already(self, experiment_id: str) -> str | None:
+        """The run that an attempt made whose answer was lost."""
+        found = self._client.search_runs([experiment_id], f"tags.`{START_TAG}` = '{self._opened_by}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+
+_OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
+    "table": MlflowRun._log_table,
+    "file": MlflowRun._log_file,
+    "folder": MlflowRun._log_folder,
+    "block": MlflowRun._log_block,
+    "running": MlflowRun._log_running,
+    "end": MlflowRun._log_end,
+}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": [1]}}` as `{"a.b": "[1]"}`; empty sections stay as "{}"."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows in the JSON that MLflow shows as a table; missing values and NaN become null."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return json.dumps({"columns": columns, "data": [[_cell(row.get(key)) for key in columns] for row in rows]})
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors of the store, the network and file stores as StoreError."""
+    try:
+        yield
+    except (MlflowException, OSError, *_errors_of_file_stores()) as error:
+        raise StoreError(_in_short(error), status=_status(error)) from error
+
+
+def _errors_of_file_stores() -> tuple[type[Exception], ...]:
+    loaded = ((sys.modules[name], classes) for name, classes in _OTHER_ERRORS.items() if name in sys.modules)
+    return tuple(getattr(module, name) for module, classes in loaded for name in classes)
+
+
+def _status(error: BaseException) -> int:
+    """As HTTP has it; 500 for what is no answer at all."""
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code()
+    response = getattr(error, "response", None)  # of requests.HTTPError, which files come and go with
+    return getattr(response, "status_code", 500)
+
+
+def _in_short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else f"{text[:120]} … {text[-119:]}"
+
+
+@contextmanager
+def _time_for_an_upload() -> Iterator[None]:
+    before = os.environ[TIMEOUT_VARIABLE]
+    os.environ[TIMEOUT_VARIABLE] = str(max(UPLOAD_TIMEOUT_S, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT_VARIABLE] = before

@@ -1,0 +1,232 @@
+"""Bring what waits in a spool to the tracking server, for as long as that takes, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from rlsys.row_blocks import STEPS_PER_FILE, RowBlock, RowBlocks
+from rlsys.spool import Record, Spool, encode
+
+log = logging.getLogger(__name__)
+
+MAX_METRICS_PER_CALL = 1000  # MLflow's own limit
+REFUSED_FILE = "refused.jsonl"
+STEP_KINDS = ("metrics", "rows")
+
+
+class StoreError(Exception):
+    """The store did not take something. status: as HTTP counts them; 500 where there was no answer at all."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.is_refusal = status in (400, 413, 422)
+        """This very thing is at fault; it would not be taken later."""
+        self.is_away = status >= 500 or status in (408, 429)
+        """The store may well take it later. Neither: it is for a person to put right, a token or a deleted run."""
+
+
+class Store(Protocol):
+    """Where records go. A call that is repeated with the same argument changes nothing. Raises StoreError."""
+
+    uri: str
+
+    def log_metrics(self, records: Sequence[Record]) -> None: ...
+    def log_rows(self, block: RowBlock) -> None: ...
+    def log_other(self, record: Record) -> None: ...
+    def is_there(self) -> bool:
+        """Whether the store answers now and has this run, not deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds. A step of the run waits for none of them.
+
+    close_s: after the end of the run, since the store last took something.
+    max_pause_s: between two attempts while the store is away; pauses are random and grow up to it.
+    blocked_s: after which something that fails is set aside if the store answers otherwise.
+    together_s: between two rounds of sending; short steps share one.
+    """
+
+    close_s: float = 60.0
+    max_pause_s: float = 10.0
+    blocked_s: float = 600.0
+    together_s: float = 1.0
+
+
+class _StoppedTrying(Exception):
+    """The time for closing is over."""
+
+
+class Sender:
+    """Sends what is appended to `spool` until it is closed. An error that is not the store's surfaces at `check`."""
+
+    def __init__(self, spool: Spool, store: Store, folder: Path, patience: Patience) -> None:
+        self._spool, self._store, self._folder, self._patience = spool, store, Path(folder), patience
+        self._blocks = RowBlocks(self._folder / "rows")
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._close_s = patience.close_s
+        self._took_at = time.monotonic()  # when the store last took something, or closing began
+        self._away_since: float | None = None
+        self.last_error = ""
+        self.num_refused = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        self._work: Future[None] = self._thread.submit(self._run)
+
+    def wake(self) -> None:
+        """Something was appended."""
+        self._wake.set()
+
+    def check(self) -> None:
+        """Raise what ended the sending, if something did."""
+        if self._work.done():
+            self._work.result()
+
+    def close(self, close_s: float | None = None) -> bool:
+        """Send what is left, for at most `close_s` (None: the patience's) since something was taken. Whether all went.
+
+        A call to the store that is under way is waited for, which its own timeout bounds.
+        """
+        self._close_s = self._patience.close_s if close_s is None else close_s
+        self._took_at = time.monotonic()
+        self._closing.set()
+        self._wake.set()
+        try:
+            self._thread.shutdown()
+        except KeyboardInterrupt:
+            self._close_s = 0.0  # else the thread would keep the process for as long as it was given
+            raise
+        self._work.result()
+        return self._spool.num_waiting == 0
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            self._wake.wait()
+            self._wake.clear()
+            is_last = self._closing.is_set()
+            try:
+                while records := self._spool.waiting():
+                    self._spool.sync()  # what was sent must not be lost here, or it would be sent again as new
+                    self._send(first_group(records))
+            except _StoppedTrying:
+                return
+            self._closing.wait(self._patience.together_s)
+
+    def _send(self, group: Sequence[Record]) -> None:
+        metrics = [record for record in group if record["kind"] == "metrics"]
+        rows = [record for record in group if record["kind"] == "rows"]
+        if metrics:
+            self._send_metrics(metrics)
+        for _, of_block in groupby(rows, key=lambda record: record["step"] // STEPS_PER_FILE):
+            together = list(of_block)
+            self._send_blocks(together[0]["step"])
+            self._blocks.add(together)
+        if group[0]["kind"] not in STEP_KINDS:
+            self._send_other(group[0])
+        self._spool.acknowledge(len(group))
+
+    def _send_metrics(self, records: Sequence[Record]) -> None:
+        try:
+            self._patiently(self._store.log_metrics, records)
+        except StoreError as error:
+            if len(records) == 1:
+                self._set_aside(records[0], error)
+                return
+            for record in records:
+                self._send_metrics([record])
+
+    def _send_blocks(self, step: int | None) -> None:
+        for block in self._blocks.complete(step):
+            try:
+                self._patiently(self._store.log_rows, block)
+            except StoreError as error:
+                self._set_aside({"kind": "block", "samples": block.samples, "verdicts": block.verdicts}, error)
+            block.forget()
+
+    def _send_other(self, record: Record) -> None:
+        if record["kind"] in ("flush", "end"):
+            self._send_blocks(None)
+        if record["kind"] == "flush":
+            return
+        try:
+            self._patiently(self._store.log_other, self._with_whole_path(record))
+        except StoreError as error:
+            self._set_aside(record, error)
+
+    def _with_whole_path(self, record: Record) -> Record:
+        return {**record, "path": str(self._folder / record["path"])} if "path" in record else record
+
+    def _patiently(self, call: Callable[[Any], None], argument: Any) -> None:  # noqa: ANN401
+        """StoreError only for what is to be set aside."""
+        Retrying(
+            retry=retry_if_exception(self._is_worth_another_try),
+            wait=wait_random_exponential(multiplier=0.5, max=self._patience.max_pause_s),
+            sleep=self._sleep,
+            before_sleep=self._say_away,
+            stop=self._is_blocked,
+            reraise=True,
+        )(call, argument)
+        self._took_at = time.monotonic()
+        if self._away_since is not None:
+            log.info("MLflow %s is back after %.0f s", self._store.uri, self._took_at - self._away_since)
+            self._away_since = None
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        # a run that someone has deleted refuses everything until it is restored
+        return isinstance(error, StoreError) and not (error.is_refusal and self._store.is_there())
+
+    def _is_blocked(self, state: RetryCallState) -> bool:
+        if self._closing.is_set() and time.monotonic() - self._took_at > self._close_s:
+            self._keep_error(state)
+            raise _StoppedTrying
+        blocked_s = state.seconds_since_start or 0.0
+        return blocked_s > self._patience.blocked_s and self._store.is_there()
+
+    def _say_away(self, state: RetryCallState) -> None:
+        self._keep_error(state)
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning(
+                "MLflow %s does not take the run's record (%s); the run goes on, what is to be sent waits in %s",
+                self._store.uri,
+                self.last_error,
+                self._folder,
+            )
+
+    def _keep_error(self, state: RetryCallState) -> None:
+        self.last_error = str(state.outcome.exception() if state.outcome else "")
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closing.is_set():
+            time.sleep(min(seconds, 1.0, max(0.1, self._close_s / 4)))
+        else:
+            self._closing.wait(seconds)
+
+    def _set_aside(self, record: Record, error: StoreError) -> None:
+        self.num_refused += 1
+        path = self._folder / REFUSED_FILE
+        with path.open("ab") as file:
+            file.write(encode(record))
+        log.error(
+            "MLflow %s refused a %s record, which is kept in %s: %s", self._store.uri, record["kind"], path, error
+        )
+
+
+def first_group(records: Sequence[Record]) -> Sequence[Record]:
+    """What goes together: the steps at the front, as many as one call's metrics allow, or one other record."""
+    num_metrics = 0
+    for index, record in enumerate(records):
+        num_metrics += len(record["values"]) if record["kind"] == "metrics" else 0
+        if record["kind"] not in STEP_KINDS or num_metrics > MAX_METRICS_PER_CALL:
+            return records[: max(1, index)]
+    return records

@@ -1,0 +1,243 @@
+"""Records that wait on disk until someone has acknowledged them, in the order in which they came.
+
+A folder holds segments `000001.jsonl`, …, of lines `CRC32 JSON`, and `position`, up to where all is
+acknowledged. A record is whole or not there: what a dying writer left half-written is cut off at the
+next opening. The position is written after the fact, so a record may be taken twice after a crash and
+never not at all: whoever takes records must be able to take one again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 1 << 20  # a segment that is this long is followed by another, and removed when all of it is done
+READ_AHEAD = 64  # records held in memory by the reader
+HEAD = "head"  # first record of a segment: the newest step of each kind until then
+Record = Mapping[str, Any]
+
+
+class SpoolInUseError(UserError):
+    """Another process has this spool open."""
+
+
+class Spool:
+    """An append-only queue in a folder, for one writer and one reader, which may be two threads.
+
+    A record is a mapping of JSON values with a `kind`, and a `step` where it belongs to one.
+    Raises SpoolInUseError while another process has the folder open; the lock ends with that process.
+    """
+
+    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._folder, self._segment_bytes = Path(folder), segment_bytes
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _locked(self._folder / "lock")
+        self._guard = threading.Lock()
+        self.last_steps: dict[str, int] = {}
+        """Newest step of each kind that was ever appended, acknowledged or not."""
+        self.num_waiting = 0
+        self._segment: int  # that is written to, its descriptor, and its length
+        self._file: int
+        self._size: int
+        self._ahead: deque[tuple[Record, tuple[int, int]]] = deque()
+        self._read_to = self._recover()
+        self._synced_to = (0, 0)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it survives the death of the process at once, that of the machine after `sync`.
+
+        OSError when it cannot be written; then nothing of it is.
+        """
+        if self._size >= self._segment_bytes:
+            self._next_segment()
+        size = _append(self._file, self._size, record)
+        with self._guard:
+            self._size = size
+            self.num_waiting += 1
+        _note_step(self.last_steps, record)
+
+    def sync(self) -> None:
+        """Bring everything appended so far to the disk."""
+        with self._guard:
+            end, file = (self._segment, self._size), os.dup(self._file)
+        try:
+            if end != self._synced_to:
+                os.fdatasync(file)
+                self._synced_to = end
+        finally:
+            os.close(file)
+
+    def waiting(self) -> Sequence[Record]:
+        """The oldest records that are not acknowledged, `READ_AHEAD` at most; () when there are none."""
+        while not self._ahead:
+            segment, offset = self._read_to
+            with self._guard:
+                end = self._size if segment == self._segment else None
+            for record, after in read_records(self._path(segment), offset, end):
+                self._read_to = (segment, after)
+                if record is not None and record["kind"] != HEAD:
+                    self._ahead.append((record, self._read_to))
+                if len(self._ahead) == READ_AHEAD:
+                    break
+            if not self._ahead:
+                if end is not None:
+                    return ()
+                self._read_to = (segment + 1, 0)
+                self._put_position(self._read_to)
+                self._path(segment).unlink()
+        return [record for record, _ in self._ahead]
+
+    def acknowledge(self, number: int) -> None:
+        """The first `number` of `waiting()` are done with."""
+        for _ in range(number):
+            _, position = self._ahead.popleft()
+        self._put_position(position)
+        with self._guard:
+            self.num_waiting -= number
+
+    def close(self) -> None:
+        """Let another process have it. What waits stays."""
+        self.sync()
+        os.close(self._file)
+        os.close(self._lock_file)
+
+    def _recover(self) -> tuple[int, int]:
+        """Open the newest segment, whole; the position from which to read."""
+        segments = sorted(int(path.stem) for path in self._folder.glob("*.jsonl"))
+        position = self._position()
+        if not segments or position[0] < segments[0]:
+            position = (segments[0] if segments else 1, 0)
+        self._segment, self._size = (segments or [1])[-1], 0
+        for segment in segments:
+            after = 0
+            for record, after in read_records(self._path(segment)):
+                if record is not None:
+                    _note_step(self.last_steps, record)
+                    self.num_waiting += (segment, after) > position and record["kind"] != HEAD
+            if segment == self._segment:
+                self._size = after
+        self._file = _opened(self._path(self._segment))
+        os.ftruncate(self._file, self._size)
+        if not self._size:
+            self._size = _append(self._file, 0, {"kind": HEAD, "last_steps": self.last_steps})
+            _sync_folder(self._folder)
+        return position
+
+    def _next_segment(self) -> None:
+        self.sync()
+        file = _opened(self._path(self._segment + 1))
+        try:
+            os.ftruncate(file, 0)
+            size = _append(file, 0, {"kind": HEAD, "last_steps": self.last_steps})
+            os.fsync(file)
+            _sync_folder(self._folder)
+        except OSError:
+            os.close(file)
+            raise
+        with self._guard:
+            before, self._file, self._segment, self._size = self._file, file, self._segment + 1, size
+        os.close(before)
+
+    def _position(self) -> tuple[int, int]:
+        try:
+            segment, offset = map(int, (self._folder / "position").read_text().split())
+        except (OSError, ValueError):  # none yet, or the machine died while it was written: all is taken again
+            return (0, 0)
+        return (segment, offset)
+
+    def _put_position(self, position: tuple[int, int]) -> None:
+        aside = self._folder / "position.tmp"
+        aside.write_text(f"{position[0]} {position[1]}\n")
+        os.replace(aside, self._folder / "position")
+
+    def _path(self, segment: int) -> Path:
+        return self._folder / f"{segment:06d}.jsonl"
+
+
+def encode(record: Record) -> bytes:
+    """A record as a line whose damage can be told."""
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def read_records(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """Records of a file from the byte `start` to `end`, each with the position behind it.
+
+    A last line without its end is left out. None stands for a damaged line in the middle, which is said.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        position = start
+        while end is None or position < end:
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                return
+            position += len(line)
+            record = _decoded(line)
+            if record is None:
+                log.error("%s: the line that ends at byte %d is damaged and left out", path, position)
+            yield record, position
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
+def _note_step(last_steps: dict[str, int], record: Record) -> None:
+    if record["kind"] == HEAD:
+        last_steps.update(record["last_steps"])
+    elif "step" in record:
+        last_steps[record["kind"]] = max(record["step"], last_steps.get(record["kind"], record["step"]))
+
+
+def _append(file: int, size: int, record: Record) -> int:
+    """Bytes in the file after it. A write that fails half-way, for want of room, is taken back."""
+    line = encode(record)
+    try:
+        written = 0
+        while written < len(line):
+            written += os.pwrite(file, line[written:], size + written)
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+    return size + len(line)
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _locked(path: Path) -> int:
+    file = _opened(path)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise SpoolInUseError(
+            f"{path.parent}: another process keeps the record of this run, so the run is still going; end it first."
+        ) from error
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

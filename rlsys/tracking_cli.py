@@ -1,0 +1,32 @@
+"""`rlsys tracking …`: the part of a run's record that its tracking server has not got."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlsys.cli_errors import clear_errors
+
+tracking_app = typer.Typer(no_args_is_help=True, help="Records that wait for a tracking server.")
+
+
+@tracking_app.callback()
+def _is_a_group() -> None:
+    """Without it, typer makes the only command the group itself."""
+
+
+@tracking_app.command("send")
+def send(
+    run_folder: Annotated[Path, typer.Argument(help="The run's output_dir.")],
+    uri: Annotated[str | None, typer.Option(help="The tracking server, if it has moved.")] = None,
+    wait_s: Annotated[float, typer.Option(help="Seconds to try while the server takes nothing.")] = 60.0,
+) -> None:
+    """Send what a run that has ended could not send to MLflow; what is sent already stays as it is."""
+    from rlsys.sending import Patience
+    from rlsys.unsent import send as send_all
+
+    with clear_errors():
+        for line in send_all(run_folder, Patience(close_s=wait_s), uri):
+            typer.echo(line)
