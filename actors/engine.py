@@ -216,7 +216,7 @@ class RolloutEngine:
                     response_logprobs=logprobs,
                     text=self._chat.decode(spoken),
                     finish_reason=child.finish_reason,
-                    weight_version=self.version.version,
+                    token_versions=np.full(ids.size, self.version.version, np.int32),
                     generate_s=seconds,
                 )
             )

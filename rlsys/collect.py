@@ -1,75 +1,146 @@
-"""The groups of the next step: started ahead as far as staleness allows, taken in the order in which they started."""
+"""The groups of the next step: started ahead as far as staleness allows, taken in the order of their draws."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Literal
 
 from rlsys.batch import has_spread
 from rlsys.checkpoint import RunState
 from rlsys.config import RunConfig
 from rlsys.data.errors import ClipError
-from rlsys.staleness import how_many_may_start, lag_updates
+from rlsys.errors import RowUnusable
+from rlsys.staleness import groups_under_way, is_fresh
 from rlsys.types import ScoredGroup
 
 log = logging.getLogger(__name__)
 
+MAX_LEFT_OUT = 100
+"""Unusable rows of a step, in steps' sizes, at which it is not the rows any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A draw that nothing came of."""
+
+    draw: int
+    reason: Literal["bad_clip", "quarantined"]
+    detail: str
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """groups: to train on, in starting order.  replaced: without spread, others were drawn in their place.
-    bad_clips: draws whose clip was unusable.
+    """groups: to train on, in the order of their draws.  replaced: without spread, others were drawn in their place.
+    num_stale: groups that were too old to be trained on, and were sampled again.
     """
 
+    draws: tuple[int, ...]
     groups: tuple[ScoredGroup, ...]
+    replaced_draws: tuple[int, ...]
     replaced: tuple[ScoredGroup, ...]
-    bad_clips: int
+    left_out: tuple[LeftOut, ...]
+    num_stale: int
 
     @property
     def num_drawn(self) -> int:
         """Draws that are used up."""
-        return len(self.groups) + len(self.replaced) + self.bad_clips
+        return len(self.groups) + len(self.replaced) + len(self.left_out)
 
 
-def collect(
-    start: Callable[[int], Future[ScoredGroup]],
-    in_flight: deque[Future[ScoredGroup]],
-    config: RunConfig,
-    state: RunState,
-) -> Collected:
-    """The groups of the next step; `in_flight` holds those that were started for later steps.
+class Flight:
+    """Groups by draw, from their start until the step that used them is over.
 
-    A group that is left out, for its clip or for want of spread, makes room for one more at the end of the
+    They stay that long because a step whose update fails is done again, with the same groups.
+    start: begins a draw's group.  prefetch: begins to decode a draw's clips.
+    """
+
+    def __init__(self, start: Callable[[int], Future[ScoredGroup]], prefetch: Callable[[int], None]) -> None:
+        self._start, self._prefetch = start, prefetch
+        self._groups: dict[int, Future[ScoredGroup]] = {}
+        self._prefetched = -1
+
+    def admit(self, draws: range) -> None:
+        """Start those of the draws that have not been started."""
+        for draw in draws:
+            if draw not in self._groups:
+                self._groups[draw] = self._start(draw)
+
+    def prefetch(self, draws: range) -> None:
+        """Decode ahead for those of the draws that it was not done for."""
+        for draw in draws:
+            if draw > self._prefetched and draw not in self._groups:
+                self._prefetch(draw)
+                self._prefetched = draw
+
+    def result(self, draw: int) -> ScoredGroup:
+        """The group; waits for it. Raises what went wrong with it."""
+        return self._groups[draw].result()
+
+    def start_again(self, draw: int) -> None:
+        """Sample the draw's group anew."""
+        self._groups[draw].cancel()
+        self._groups[draw] = self._start(draw)
+
+    def forget_before(self, draw: int) -> None:
+        """The steps that used the draws before this one are over."""
+        for done in [number for number in self._groups if number < draw]:
+            del self._groups[done]
+
+
+def collect(flight: Flight, config: RunConfig, state: RunState) -> Collected:
+    """The groups of the next step. `flight` may hold groups of later ones, started now or before.
+
+    A group that is left out, for its row or for want of spread, makes room for one more at the end of the
     line. Those behind it move up, so none becomes older than admission allowed for.
     """
     wanted, max_lag = config.train.prompts_per_step, config.pipeline.max_lag
     still_needed = (config.train.num_steps - state.step) * wanted
-    groups: list[ScoredGroup] = []
-    replaced: list[ScoredGroup] = []
-    bad_clips = 0
-    while len(groups) < wanted:
-        ahead = len(in_flight) + len(groups)
-        room = how_many_may_start(
-            in_flight=len(in_flight), collected=len(groups), prompts_per_step=wanted, max_lag=max_lag
-        )
-        first = state.drawn + bad_clips + len(replaced) + ahead
-        in_flight.extend(start(draw) for draw in range(first, first + min(room, still_needed - ahead)))
+    taken: dict[int, ScoredGroup] = {}
+    replaced: dict[int, ScoredGroup] = {}
+    left_out: list[LeftOut] = []
+    again: set[int] = set()
+    while len(taken) < wanted:
+        draw = state.drawn + len(taken) + len(replaced) + len(left_out)
+        room = groups_under_way(collected=len(taken), prompts_per_step=wanted, max_lag=max_lag)
+        end = draw + min(room, still_needed - len(taken))
+        flight.admit(range(draw, end))
+        flight.prefetch(range(end, min(end + config.data.decode_ahead, draw + still_needed - len(taken))))
         try:
-            scored = in_flight.popleft().result()
-        except ClipError as error:
-            if config.data.on_bad_clip == "stop":
-                raise
-            bad_clips += 1
-            log.warning("left out a row: %s", error)
-            if bad_clips > 100 * wanted:
-                raise RuntimeError(f"{bad_clips} rows in a row had no usable clip; last: {error}") from error
+            scored = flight.result(draw)
+        except RowUnusable as error:
+            left_out.append(_left_out(draw, error, config))
+            if len(left_out) > MAX_LEFT_OUT * wanted:
+                raise RuntimeError(f"{len(left_out)} rows of one step were unusable; last: {error}") from error
             continue
-        (replaced if _may_be_replaced(scored, len(replaced), config) else groups).append(scored)
-    _check_lag(groups, state.version, max_lag)
-    return Collected(groups=tuple(groups), replaced=tuple(replaced), bad_clips=bad_clips)
+        if problem := _too_old(scored, state.version, max_lag):
+            if draw in again:
+                raise RuntimeError(problem)
+            log.warning("sampled again: %s", problem)
+            again.add(draw)
+            flight.start_again(draw)
+        elif _may_be_replaced(scored, len(replaced), config):
+            replaced[draw] = scored
+        else:
+            taken[draw] = scored
+    return Collected(
+        draws=tuple(taken),
+        groups=tuple(taken.values()),
+        replaced_draws=tuple(replaced),
+        replaced=tuple(replaced.values()),
+        left_out=tuple(left_out),
+        num_stale=len(again),
+    )
+
+
+def _left_out(draw: int, error: RowUnusable, config: RunConfig) -> LeftOut:
+    is_clip = isinstance(error, ClipError)
+    if is_clip and config.data.on_bad_clip == "stop":
+        raise error
+    log.warning("left out a row: %s", error)
+    return LeftOut(draw=draw, reason="bad_clip" if is_clip else "quarantined", detail=str(error))
 
 
 def _may_be_replaced(scored: ScoredGroup, num_replaced: int, config: RunConfig) -> bool:
@@ -79,11 +150,9 @@ def _may_be_replaced(scored: ScoredGroup, num_replaced: int, config: RunConfig) 
     return not has_spread(scored, config.algorithm, config.reward)
 
 
-def _check_lag(groups: Sequence[ScoredGroup], version: int, max_lag: int) -> None:
-    for scored in groups:
-        for rollout in scored.group.rollouts:
-            lag = lag_updates(version=version, weight_version=rollout.weight_version)
-            if not 0 <= lag <= max_lag:
-                raise RuntimeError(
-                    f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
-                )
+def _too_old(scored: ScoredGroup, version: int, max_lag: int) -> str:
+    for rollout in scored.group.rollouts:
+        if not is_fresh(version=version, weight_version=rollout.weight_version, max_lag=max_lag):
+            lag = version - rollout.weight_version
+            return f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
+    return ""

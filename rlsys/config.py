@@ -82,6 +82,8 @@ class DataConfig(Part):
     """Seconds that one decode may take before it is ended and its clip counts as bad."""
     decode_workers: int = Field(default=2, ge=1)
     """Clips decoded at the same time."""
+    decode_ahead: int = Field(default=4, ge=0)
+    """Prompts whose clips are decoded before generation has room for them; 0 decodes when a prompt's turn comes."""
     cache_bytes: int = Field(default=256 << 20, ge=0)
     """Bytes of decoded frames kept for reuse, in the cluster's shared memory; 0 keeps none."""
 
@@ -175,6 +177,10 @@ class TrainConfig(Part):
 class PipelineConfig(Part):
     max_lag: int = Field(default=0, ge=0)
     """Most steps between a rollout's weights and the step that trains on it; 0 is synchronous."""
+    weight_update: Literal["pause", "keep", "abort"] = "pause"
+    """What new weights do to groups that are being generated: "pause" lets them end first; "keep" loads between two
+    tokens and goes on, so that a response has tokens of several versions, each with its own; "abort" starts them
+    again. With max_lag 0 nothing is being generated then."""
 
 
 class CheckpointConfig(Part):
@@ -182,6 +188,17 @@ class CheckpointConfig(Part):
     """Updates between checkpoints; 0 keeps only the one at the end."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    save_rollouts: bool = True
+    """Save the rollouts of every step since the oldest checkpoint kept (tokens, log-probs and scores, no frames), so
+    that a run that goes on from a checkpoint need not sample them again, and `rlsys replay` can use them."""
+
+
+class WeightsConfig(Part):
+    transport: Literal["object_store", "collective", "ipc"] = "object_store"
+    """How weights get from the learner to the actors: through Ray's object store (any hardware), by a broadcast
+    among learner and actors (NCCL on GPUs, gloo on CPU), or by CUDA IPC where both share their GPUs."""
+    bucket_mib: int = Field(default=256, ge=1)
+    """Most weights that are gathered, sent and loaded at a time, MiB; one tensor that is larger goes alone."""
 
 
 class EvaluationConfig(Part):
@@ -239,6 +256,7 @@ class RunConfig(Part):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig = LearnerConfig()
     pipeline: PipelineConfig = PipelineConfig()
+    weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -6,3 +6,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and ends with exit code 2.
     """
+
+
+class RowUnusable(UserError):
+    """A row of the data cannot be used, whatever is tried. The run can go on without it."""
+
+
+class LearnerLost(RuntimeError):
+    """Processes of the learner died or hung, through no fault of data or settings. Its last checkpoint is sound."""

@@ -54,6 +54,7 @@ class Preparer:
 
     def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
         self._clips, self._prompts = clips, prompts
+        self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may let go of a clip before its prompt's turn
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="experience", daemon=True)
         self._thread.start()
@@ -67,11 +68,20 @@ class Preparer:
         """
         return asyncio.run_coroutine_threadsafe(self._prepare(item, {}, response_tokens), self._events)
 
+    def prefetch(self, item: PromptItem) -> None:
+        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then."""
+        asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
+
+    async def _prefetch(self, item: PromptItem) -> None:
+        found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
+        self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
+
     async def _prepare(
         self, item: PromptItem, spans: dict[str, tuple[float, float]], response_tokens: int | None = None
     ) -> tuple[Prompt, tuple[ClipRef, ...]]:
         with _span(spans, "decode"):
             clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
+        self._prefetched.pop(item.prompt_id, None)
         with _span(spans, "prompt"):
             prompt = self._prompts.build(item, [clip.info for clip in clips], response_tokens)
         return prompt, clips

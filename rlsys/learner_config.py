@@ -73,6 +73,9 @@ class LearnerConfig(Part):
     """Further DeepSpeed settings as in its JSON, merged into ours; a key that our own fields decide is an error."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Seconds one update may take."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times that ranks which died or hung are started again from the last checkpoint before a further step is done;
+    0 ends the run at once."""
 
     @property
     def untrained_parts(self) -> tuple[str, ...]:

@@ -1,60 +1,75 @@
 """The main loop, over Protocols alone: start groups, collect them scored, update, publish.
 
-Groups are trained on in the order in which they started, so a synchronous run
-(`pipeline.max_lag=0`) is deterministic whichever actor finishes first.
+Groups are trained on in the order of their draws, so a synchronous run (`pipeline.max_lag=0`) is
+deterministic whichever actor finishes first.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future
 from dataclasses import replace
 
 from rlsys.batch import make_batch, require_scores
 from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
-from rlsys.collect import collect
+from rlsys.collect import Flight, collect
 from rlsys.config import RunConfig
+from rlsys.errors import LearnerLost
 from rlsys.parts import Parts, Step
 from rlsys.reward_shaping import Shaped, needs_reference, shape_rewards
 from rlsys.types import ScoredGroup
 
 
 def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
-    """Train from `state` to `train.num_steps` steps and return the state then."""
-    in_flight: deque[Future[ScoredGroup]] = deque()
-    published = parts.publish(state.version)
-    while state.step < config.train.num_steps:
-        clock = Clock()
-        with clock("collect"):
-            collected = collect(parts.start, in_flight, config, state)
-        shaped = _shape(parts, collected.groups, config, clock)
-        batch = make_batch(shaped.groups, config.algorithm, config.reward)
-        require_scores(collected.groups, batch)
-        with clock("update"):
-            learner_metrics = parts.update(batch)
-        with clock("sync"):
-            published = parts.publish(state.version + 1)
-        state = replace(
-            state,
-            step=state.step + 1,
-            version=published.version,
-            drawn=state.drawn + collected.num_drawn,
-            weights_digest=published.digest,
+    """Train from `state` to `train.num_steps` steps and return the state then.
+
+    A learner that is lost goes back to where `parts.recover` says. What was sampled meanwhile is kept, and
+    used where it is not too old then.
+    """
+    flight = Flight(parts.start, parts.prefetch)
+    is_published = False
+    while state.step < config.train.num_steps or not is_published:
+        try:
+            if not is_published:
+                state = replace(state, weights_digest=parts.publish(state.version).digest)
+                is_published = True
+            else:
+                state = _step(parts, config, state, flight)
+                flight.forget_before(state.drawn)
+        except LearnerLost as error:
+            state = parts.recover(error)
+            is_published = False
+    return state
+
+
+def _step(parts: Parts, config: RunConfig, state: RunState, flight: Flight) -> RunState:
+    clock = Clock()
+    with clock("collect"):
+        collected = collect(flight, config, state)
+    shaped = _shape(parts, collected.groups, config, clock)
+    batch = make_batch(shaped.groups, config.algorithm, config.reward)
+    require_scores(collected.groups, batch)
+    with clock("update"):
+        learner_metrics = parts.update(batch)
+    with clock("sync"):
+        published = parts.publish(state.version + 1)
+    state = replace(
+        state,
+        step=state.step + 1,
+        version=published.version,
+        drawn=state.drawn + collected.num_drawn,
+        weights_digest=published.digest,
+    )
+    parts.record(
+        Step(
+            state=state,
+            collected=collected,
+            batch=batch,
+            shaping_metrics=shaped.metrics,
+            learner_metrics=learner_metrics,
+            seconds=clock.seconds,
         )
-        parts.record(
-            Step(
-                state=state,
-                groups=collected.groups,
-                replaced=collected.replaced,
-                bad_clips=collected.bad_clips,
-                batch=batch,
-                shaping_metrics=shaped.metrics,
-                learner_metrics=learner_metrics,
-                seconds=clock.seconds,
-            )
-        )
-    return replace(state, weights_digest=published.digest)
+    )
+    return state
 
 
 def _shape(parts: Parts, groups: tuple[ScoredGroup, ...], config: RunConfig, clock: Clock) -> Shaped:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlsys.staleness import lag_updates
+from rlsys.staleness import lag_steps
 from rlsys.types import Rollout, ScoredGroup, TrainBatch
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ def step_metrics(
         "time/step_s": total_s,
         "perf/rollouts_per_s": _ratio(len(rollouts), total_s),
         "perf/response_tokens_per_s": _ratio(num_tokens, total_s),
-        "data/bad_draws": float(step.bad_clips),
+        "data/bad_draws": float(sum(one.reason == "bad_clip" for one in step.collected.left_out)),
+        "data/quarantined_draws": float(sum(one.reason == "quarantined" for one in step.collected.left_out)),
         "data/drawn": float(step.state.drawn),
         "rollout/replaced_groups": float(len(step.replaced)),
+        "rollout/stale_groups": float(step.collected.num_stale),
         **(summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean") if step.replaced else {}),
         "weights/version": float(step.state.version),
     }
@@ -180,7 +182,7 @@ def advantage_metrics(batch: TrainBatch) -> dict[str, float]:
 
 def rollout_metrics(rollouts: Sequence[Rollout], trained_at: int) -> dict[str, float]:
     """Lengths, endings, times and ages. trained_at: updates in the weights that the update started from."""
-    lags = [lag_updates(version=trained_at, weight_version=rollout.weight_version) for rollout in rollouts]
+    lags = [lag_steps(version=trained_at, weight_version=rollout.weight_version) for rollout in rollouts]
     return {
         **summarise("rollout/response_tokens", [r.response_ids.size for r in rollouts], "mean", "max"),
         **summarise("rollout/prompt_tokens", [r.prompt_ids.size for r in rollouts], "mean", "max"),

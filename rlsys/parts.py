@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected
+from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
 
 
@@ -17,19 +19,26 @@ from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
 class Step:
     """What happened in one step, for whoever records it.
 
-    groups: trained on, with the scorers' own rewards.  replaced: without spread, others came in their place.
-    bad_clips: draws whose clip was unusable.  shaping_metrics: what was taken off rewards.
-    seconds: wall time by phase.
+    state: after it.  collected: the draws that it used, with the scorers' own rewards.
+    shaping_metrics: what was taken off rewards.  seconds: wall time by phase.
     """
 
     state: RunState
-    groups: tuple[ScoredGroup, ...]
-    replaced: tuple[ScoredGroup, ...]
-    bad_clips: int
+    collected: Collected
     batch: TrainBatch
     shaping_metrics: Mapping[str, float]
     learner_metrics: Mapping[str, float]
     seconds: Mapping[str, float]
+
+    @property
+    def groups(self) -> tuple[ScoredGroup, ...]:
+        """Trained on."""
+        return self.collected.groups
+
+    @property
+    def replaced(self) -> tuple[ScoredGroup, ...]:
+        """Without spread: others came in their place."""
+        return self.collected.replaced
 
 
 class Parts(Protocol):
@@ -37,6 +46,9 @@ class Parts(Protocol):
 
     def start(self, draw: int) -> Future[ScoredGroup]:
         """Begin the draw-th prompt of the run: decode, prompt, generate, score."""
+
+    def prefetch(self, draw: int) -> None:
+        """Decode the clips of a draw that will be started soon. Returns at once; errors come up at its start."""
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """Log-probs of every response under the starting policy, f32 [R], as [group][sample]; asked for a KL reward."""
@@ -49,3 +61,6 @@ class Parts(Protocol):
 
     def record(self, step: Step) -> None:
         """Keep what happened; save a checkpoint when one is due."""
+
+    def recover(self, error: LearnerLost) -> RunState:
+        """Start the learner again from its last checkpoint, whose state comes back; raises `error` to give up."""

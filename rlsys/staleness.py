@@ -1,17 +1,22 @@
-"""How far generation may run ahead of learning: pure decisions."""
+"""How far generation may run ahead of learning, and what is too old to learn from: pure decisions."""
 
 
-def how_many_may_start(*, in_flight: int, collected: int, prompts_per_step: int, max_lag: int) -> int:
-    """Groups that may start now so that none is over `max_lag` updates old when it is trained on.
+def groups_under_way(*, collected: int, prompts_per_step: int, max_lag: int) -> int:
+    """Groups, from the next one to be collected on, that may be under way so that none gets over `max_lag` steps old.
 
-    Groups are trained on in the order in which they started, `prompts_per_step` at a time, so a
-    group that starts behind n others is trained on n // prompts_per_step updates from now.
+    Groups are trained on in the order of their draws, `prompts_per_step` at a time, so a group that
+    starts behind n others is trained on n // prompts_per_step steps from now.
 
-    in_flight: groups started and not yet collected.  collected: groups waiting for the next update.
+    collected: groups that wait for the next update.
     """
-    return max(0, (max_lag + 1) * prompts_per_step - in_flight - collected)
+    return max(0, (max_lag + 1) * prompts_per_step - collected)
 
 
-def lag_updates(*, version: int, weight_version: int) -> int:
-    """Weight versions, one a step, between the weights that sampled a rollout and those it now trains."""
+def lag_steps(*, version: int, weight_version: int) -> int:
+    """Weight versions, one a step, between the weights that sampled a token and those it now trains."""
     return version - weight_version
+
+
+def is_fresh(*, version: int, weight_version: int, max_lag: int) -> bool:
+    """Whether a token may be trained on. One of a version that is still to come is of a course the run went back on."""
+    return 0 <= lag_steps(version=version, weight_version=weight_version) <= max_lag

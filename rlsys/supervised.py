@@ -58,7 +58,7 @@ def _as_group(same_prompt: Sequence[PreparedDemonstration]) -> RolloutGroup:
             response_logprobs=np.zeros(one.demonstration.response_ids.size, np.float32),
             text="",
             finish_reason="stop",
-            weight_version=0,
+            token_versions=np.zeros(one.demonstration.response_ids.size, np.int32),
             generate_s=0.0,
         )
         for index, one in enumerate(same_prompt)

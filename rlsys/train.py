@@ -19,6 +19,7 @@ from rlsys.checkpoint import Checkpoints, RunState, find, load_state
 from rlsys.clock import Clock
 from rlsys.config import ConfigError, RunConfig
 from rlsys.data.sampler import Sampler
+from rlsys.errors import LearnerLost
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.evaluation.runner import evaluate
 from rlsys.experience import sampling_seed
@@ -70,6 +71,12 @@ class TrainingRun:
                 seed=sampling_seed(self._config.seed, draw, item.prompt_id),
             ),
         )
+
+    def prefetch(self, draw: int) -> None:
+        self._stack.experience.prefetch(self._items[self._sampler.index_at(draw)])
+
+    def recover(self, error: LearnerLost) -> RunState:
+        raise error
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         return self._stack.learner.logprobs(groups, reference=True)

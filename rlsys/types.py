@@ -139,7 +139,8 @@ class Rollout:
 
     prompt_ids: i32 [P] as the engine saw them.  response_ids: i32 [R], the end token included.
     response_logprobs: f32 [R], natural log, of the sampling policy at temperature 1.
-    finish_reason: "stop" or "length".  weight_version: of the sampling weights, see `WeightVersion`.
+    token_versions: i32 [R], of the weights that sampled each token, see `WeightVersion`; never falling.
+    finish_reason: "stop" or "length".
     """
 
     rollout_id: str
@@ -150,8 +151,13 @@ class Rollout:
     response_logprobs: np.ndarray
     text: str
     finish_reason: str
-    weight_version: int
+    token_versions: np.ndarray
     generate_s: float
+
+    @property
+    def weight_version(self) -> int:
+        """Of the oldest weights that had a part in it."""
+        return int(self.token_versions[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,7 +29,7 @@ def make_group(
             response_logprobs=np.full(response_tokens, -1.0, np.float32),
             text="<answer>1.0 to 2.0</answer>",
             finish_reason="stop",
-            weight_version=weight_version,
+            token_versions=np.full(response_tokens, weight_version, np.int32),
             generate_s=0.5,
         )
         for index in range(num_rollouts)

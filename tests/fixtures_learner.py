@@ -81,7 +81,7 @@ def make_group(
             response_logprobs=rng.uniform(-6.5, -5.5, length).astype(np.float32),
             text="",
             finish_reason="stop",
-            weight_version=0,
+            token_versions=np.zeros(length, np.int32),
             generate_s=0.0,
         )
         for index, length in enumerate(response_lengths)

@@ -72,7 +72,7 @@ class StubActor:
             response_logprobs=np.zeros(2, np.float32),
             text=str(os.getpid()),
             finish_reason="stop",
-            weight_version=self._version.version,
+            token_versions=np.full(2, self._version.version, np.int32),
             generate_s=0.0,
         )
 

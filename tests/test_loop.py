@@ -16,6 +16,7 @@ from rlsys.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
 from rlsys.config import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.errors import ClipError
+from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.parts import Step
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
 from tests.factories import make_group, make_scored
@@ -44,6 +45,8 @@ class InMemoryParts:
         self.trained: list[list[str]] = []
         self.steps: list[Step] = []
         self.num_reference_passes = 0
+        self.prefetched: list[int] = []
+        self.saved: list[RunState] = []
 
     def start(self, draw: int) -> Future[ScoredGroup]:
         self.started.append(draw)
@@ -54,6 +57,15 @@ class InMemoryParts:
             group = make_group(f"file:{draw}", weight_version=self.version)
             future.set_result(make_scored(group, [1, 1, 1, 1] if draw in self.flat_draws else [0, 0, 1, 1]))
         return future
+
+    def prefetch(self, draw: int) -> None:
+        self.prefetched.append(draw)
+
+    def recover(self, error: LearnerLost) -> RunState:
+        """Back to the newest of `saved`."""
+        if not self.saved:
+            raise error
+        return self.saved.pop()
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The sampler's own, which are -1, but for the first response of each group, which is less likely by 0.1."""
@@ -107,7 +119,7 @@ def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
     parts = InMemoryParts(bad_draws=frozenset({1, 2, 7}))
     end = loop.run(parts, config(num_steps=2), START)
     assert parts.trained == [["file:0", "file:3", "file:4", "file:5"], ["file:6", "file:8", "file:9", "file:10"]]
-    assert [step.bad_clips for step in parts.steps] == [2, 1]
+    assert [len(step.collected.left_out) for step in parts.steps] == [2, 1]
     assert end.drawn == 11
 
 
@@ -244,3 +256,83 @@ def test_the_loop_needs_neither_ray_nor_torch() -> None:
     repo = Path(__file__).parents[1]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo, check=True)
     assert out.stdout.strip() == "[]"
+
+
+class FailingParts(InMemoryParts):
+    """Whose learner is lost in the updates of the given numbers, counted from 1."""
+
+    def __init__(self, lost_in: Sequence[int], **faults: frozenset[int]) -> None:
+        super().__init__(**faults)
+        self.lost_in = set(lost_in)
+        self.num_updates = 0
+
+    def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        self.num_updates += 1
+        if self.num_updates in self.lost_in:
+            raise LearnerLost("rank 0 died")
+        return super().update(batch)
+
+    def recover(self, error: LearnerLost) -> RunState:
+        """The newest state that was recorded."""
+        return self.steps[-1].state if self.steps else START
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_step_whose_learner_is_lost_is_done_again_with_the_groups_that_are_there(max_lag: int) -> None:
+    parts, whole = FailingParts([1, 3, 6]), InMemoryParts()
+    end = loop.run(parts, config(max_lag=max_lag), START)
+    assert end == loop.run(whole, config(max_lag=max_lag), START)
+    assert parts.trained == whole.trained
+    assert parts.started == whole.started
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_lag: int) -> None:
+    class GoesFarBack(FailingParts):
+        def recover(self, error: LearnerLost) -> RunState:
+            del self.trained[1:]
+            return self.steps[0].state
+
+    parts, whole = GoesFarBack([4]), InMemoryParts()
+    loop.run(parts, config(max_lag=max_lag), START)
+    loop.run(whole, config(max_lag=max_lag), START)
+    assert parts.trained == whole.trained
+    lags = [
+        step.state.version - 1 - scored.group.rollouts[0].weight_version
+        for step in parts.steps
+        for scored in step.groups
+    ]
+    assert 0 <= min(lags) <= max(lags) <= max_lag
+
+
+def test_a_learner_that_cannot_be_started_again_ends_the_run() -> None:
+    class GivesUp(FailingParts):
+        def recover(self, error: LearnerLost) -> RunState:
+            raise error
+
+    with pytest.raises(LearnerLost, match="rank 0 died"):
+        loop.run(GivesUp([2]), config(), START)
+
+
+def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -> None:
+    class Quarantining(InMemoryParts):
+        def start(self, draw: int) -> Future[ScoredGroup]:
+            future = super().start(draw)
+            if draw == 2:
+                future = Future()
+                future.set_exception(RowUnusable("file:2: 2 actors died while they generated it"))
+            return future
+
+    parts = Quarantining(bad_draws=frozenset({0}))
+    loop.run(parts, config(num_steps=1, on_bad_clip="skip"), START)
+    assert parts.trained == [["file:1", "file:3", "file:4", "file:5"]]
+    assert [(one.draw, one.reason) for one in parts.steps[0].collected.left_out] == [
+        (0, "bad_clip"),
+        (2, "quarantined"),
+    ]
+
+
+def test_clips_are_decoded_ahead_of_admission_each_once_and_no_further_than_the_run_goes() -> None:
+    parts = InMemoryParts()
+    loop.run(parts, config(num_steps=3), START)
+    assert parts.prefetched == [4, 5, 6, 7, 8, 9, 10, 11]

@@ -13,6 +13,7 @@ import pytest
 from rlsys import metrics
 from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected, LeftOut
 from rlsys.config import AlgorithmConfig, RewardConfig
 from rlsys.metrics import MetricNames, step_metrics, summarise
 from rlsys.parts import Step
@@ -25,9 +26,14 @@ STATE = RunState(step=7, version=7, drawn=14, seed=0, mlflow_run_id="", weights_
 def make_step(groups: tuple[ScoredGroup, ...], replaced: tuple[ScoredGroup, ...] = ()) -> Step:
     return Step(
         state=STATE,
-        groups=groups,
-        replaced=replaced,
-        bad_clips=1,
+        collected=Collected(
+            draws=tuple(range(len(groups))),
+            groups=groups,
+            replaced_draws=tuple(range(10, 10 + len(replaced))),
+            replaced=replaced,
+            left_out=(LeftOut(draw=20, reason="bad_clip", detail="gone"),),
+            num_stale=0,
+        ),
         batch=make_batch(groups, AlgorithmConfig(), RewardConfig(min_valid=2)),
         shaping_metrics={"reward/kl_penalty/mean": 0.5},
         learner_metrics={"loss/total": 0.25},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlsys.errors import UserError
+from rlsys.errors import RowUnusable, UserError
 
 ClipFault = Literal[
     "missing",
@@ -33,7 +33,7 @@ REMEDIES: dict[ClipFault, str] = {
 }
 
 
-class ClipError(UserError):
+class ClipError(RowUnusable):
     """A clip that cannot be used.
 
     uri: the file or folder.  kind: a key of `REMEDIES`.  detail: what was found there.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rlsys.checkpoint import RunState
 from rlsys.data.errors import ClipError
+from rlsys.errors import LearnerLost
 from rlsys.parts import Step
 from rlsys.simulated.actors import Job, SimulatedActors
 from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
@@ -117,6 +119,13 @@ class SimulatedParts:
         is_begun = group.job is not None and group.job.version >= 0
         return (group.job.version if group.job and is_begun else self._version) + self.system.max_lag
 
+    def prefetch(self, draw: int) -> None:
+        """Nothing: a simulated clip is decoded when its group starts."""
+
+    def recover(self, error: LearnerLost) -> RunState:
+        """A simulated learner does not fail."""
+        raise error
+
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The simulation has no reference policy."""
         raise NotImplementedError("a simulated run has no KL in its reward.")
@@ -156,7 +165,7 @@ class SimulatedParts:
                 lags=tuple(version - rollout.weight_version for rollout in rollouts),
                 num_unscored=sum(not scored.is_valid.any() for scored in (*step.groups, *step.replaced)),
                 num_replaced=len(step.replaced),
-                num_bad_clips=step.bad_clips,
+                num_bad_clips=len(step.collected.left_out),
             )
         )
 
@@ -187,7 +196,7 @@ def _scored(plan: Draw, version: int) -> ScoredGroup:
             response_logprobs=np.zeros(1, np.float32),
             text="",
             finish_reason="stop",
-            weight_version=version,
+            token_versions=np.full(1, version, np.int32),
             generate_s=plan.generate_s,
         )
         for index in range(RESPONSES)
