@@ -11,7 +11,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
+from actors.receive import Feed, Received, changed_names, fetch, holding, receive
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from actors.weights_in import (
-    as_tensor,
-    check_payload,
+    check_manifest,
+    compared,
+    engine_module,
     expected_adapter,
     expected_weights,
     stale_adapter,
@@ -31,7 +34,7 @@ from actors.weights_in import (
 )
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
-from rlsys.weights import NamedTensor
+from rlsys.weights import Manifest, Shipment
 
 if TYPE_CHECKING:
     from vllm import EngineArgs, RequestOutput, SamplingParams
@@ -67,6 +70,9 @@ class RolloutEngine:
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model_path`
         self._adapter_ids = itertools.count(1)
+        self._held: Manifest = {}  # what was loaded last, whole models only
+        self.received = Received()
+        """What the last update took."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self.limits = _limits(spec, self._engine)
         self.version: WeightVersion | None = None
@@ -104,36 +110,59 @@ class RolloutEngine:
         """Run the model once; the groups whose last response has now ended, by request id."""
         return [(output.request_id, self._collect(output)) for output in self._engine.step() if output.finished]
 
-    def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
+    def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
         """Take the weights that `version` names and forget what was computed with the old ones.
 
-        Returns the acknowledged version. Raises WeightsRefused with the engine untouched, and RuntimeError
-        (the engine must then be replaced) when groups are running or vLLM does not hold what it was given.
+        Returns the acknowledged version. Raises WeightsRefused with the engine untouched, or, when a broadcast
+        went wrong midway and could not be made good, with an engine that samples nothing until it has taken a
+        whole version; and RuntimeError (the engine must then be replaced) when groups are running or vLLM does
+        not hold what it was given.
         """
         if self._running:
             raise RuntimeError(f"{self.num_running} groups are running; weights change only between groups.")
         if version.kind == "adapter":
-            self._load_adapter(payload, version)
+            self._load_adapter(shipment, version)
         else:
-            self._load_model(payload, version)
+            self._load_model(shipment, version)
         self.version = version
         return version
 
-    def _load_model(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> None:
-        check_payload(payload, version, self._expected)
-        self.version = None
-        self._remove_adapter()
-        self._holds_its_own = False
-        tensors = [(name, as_tensor(tensor)) for name, tensor in payload.items()]
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+    def _load_model(self, shipment: Shipment, version: WeightVersion) -> None:
+        check_manifest(version, self._expected, shipment)
+        names = changed_names(version.manifest, self._held, engine_module)
+        received = Received(num_loaded=len(names), num_tensors=len(version.manifest))
+        buckets = holding(shipment.buckets, names)
+        payloads = receive(shipment, buckets, version, received)
+        first = next(payloads, None)  # what can be refused with the engine untouched is refused here
+        if first is not None:
+            self.version, self._held, self._holds_its_own = None, {}, False
+            self._remove_adapter()
+            feed = Feed(itertools.chain((first,), payloads), names)
+            with _quiet_about_the_rest():
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": feed})
+            if feed.error is not None:
+                raise feed.error
         self._reset_caches()
+        self._check_held(version.manifest, version)
+        self._held, self.received = version.manifest, received
+
+    def _check_held(self, manifest: Manifest, version: WeightVersion) -> None:
+        """Read back what vLLM holds; RuntimeError where that is not what it was given."""
         if self._spec.tensor_parallel_size > 1:  # matrices are split over processes: nothing to compare with
-            payload = {name: tensor for name, tensor in payload.items() if len(tensor.spec.shape) == 1}
-        for num_read, stale in self._engine.apply_model(partial(stale_parameters, payload=payload)):
+            manifest = {name: entry for name, entry in manifest.items() if len(entry.spec.shape) == 1}
+        for num_read, stale in self._engine.apply_model(partial(stale_parameters, manifest=manifest)):
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
 
-    def _load_adapter(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> None:
+    def compare_weights(self, shipment: Shipment) -> dict[str, float | None]:
+        """By tensor of the shipment, how far the engine is from it at most; None where vLLM's value is not readable."""
+        found: dict[str, float | None] = {}
+        for bucket in shipment.buckets:
+            payload = fetch(bucket, shipment.timeout_s)
+            found |= self._engine.apply_model(partial(compared, payload=payload))[0]
+        return found
+
+    def _load_adapter(self, shipment: Shipment, version: WeightVersion) -> None:
         """The model stays, and with it what its vision tower made of the clips; the language model's cache goes."""
         if not self._spec.lora.rank or not self._holds_its_own:
             reason = "has been sent another model since" if self._spec.lora.rank else "has no room for adapters"
@@ -141,7 +170,11 @@ class RolloutEngine:
                 f"weights version {version.version} is an adapter for {self._spec.model_path}, with which this engine "
                 f"was started, but it {reason}; send whole models."
             )
-        check_payload(payload, version, self._expected_adapter)
+        check_manifest(version, self._expected_adapter, shipment)
+        received = Received(num_loaded=len(version.manifest), num_tensors=len(version.manifest))
+        # an adapter is whole before it is loaded, for vLLM reads it from a folder
+        parts = list(receive(shipment, shipment.buckets, version, received))
+        payload = {name: tensor for part in parts for name, tensor in part.items()}
         from vllm.lora.request import LoRARequest
 
         self.version = None
@@ -156,6 +189,7 @@ class RolloutEngine:
             for num_read, stale in self._engine.apply_model(partial(stale_adapter, payload=payload)):
                 if stale or not num_read:
                     raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all of it'}.")
+        self.received = received
 
     def _remove_adapter(self) -> None:
         if self._adapter is not None:
@@ -229,6 +263,22 @@ class RolloutEngine:
             return f"{ids.size} tokens have {logprobs.size} log-probs, {logprobs[:4]}…; each needs one finite number."
         banned = np.intersect1d(ids, self._spec.banned_token_ids)
         return f"contains the banned tokens {banned.tolist()}." if banned.size else ""
+
+
+@contextmanager
+def _quiet_about_the_rest() -> Iterator[None]:
+    """vLLM warns, module by module, of all that an update leaves as it is."""
+    loggers = [
+        logging.getLogger(f"vllm.model_executor.model_loader.reload.{name}") for name in ("layerwise", "inplace")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _engine_args(spec: EngineSpec) -> EngineArgs:

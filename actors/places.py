@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from actors.errors import ActorLost, NoWeights, PoolFailed
 from rlsys.types import WeightVersion
+from rlsys.weights import Shipment
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,9 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """payload: reference to what `version` names; as long as it is held, the object store keeps the bytes."""
+    """shipment: how to get what `version` names; as long as it is held, the object store keeps the bytes."""
 
-    payload: Any
+    shipment: Shipment
     version: WeightVersion
 
 
@@ -184,7 +185,7 @@ class Places:
             ray.get(actor.handle.ping.remote(), timeout=self._start_timeout_s)
             held: Weights | None = None
             while (wanted := self._admit(place, actor, held)) is not None:
-                ref = actor.handle.load_weights.remote(wanted.payload, wanted.version)
+                ref = actor.handle.load_weights.remote(wanted.shipment, wanted.version)
                 check_acknowledged(ray.get(ref, timeout=self._start_timeout_s), wanted.version)
                 held = wanted
         except GetTimeoutError:

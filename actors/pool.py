@@ -18,6 +18,7 @@ from actors.places import Actor, Places, Weights, check_acknowledged, reason_of
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
+from rlsys.weights import Shipment
 
 SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
 COUNTS = (
@@ -134,10 +135,10 @@ class RolloutPool:
             "take the row out or look at its clip.\n" + "\n".join(deaths)
         )
 
-    def load_weights(self, payload: ray.ObjectRef, version: WeightVersion) -> int:
+    def load_weights(self, shipment: Shipment, version: WeightVersion) -> int:
         """Bring every actor to `version` and return how many hold it. Blocks; for the main thread.
 
-        payload: reference to the mapping of NamedTensor that `version` names. Groups that run end first, later
+        shipment: how an actor gets what `version` names. Groups that run end first, later
         ones wait. An actor that fails is replaced in the background and samples again once it holds the weights.
         Raises WeightsRefused when every actor refused the payload (they go on with what they had), PoolFailed
         when no actor is left.
@@ -145,10 +146,10 @@ class RolloutPool:
         start = time.monotonic()
         places = self._places
         with places.changed:
-            previous, places.weights = places.weights, Weights(payload, version)
+            previous, places.weights = places.weights, Weights(shipment, version)
             actors, newcomers = places.ready(), places.newcomers()
             places.notify()
-        asked = [(actor, actor.handle.load_weights.remote(payload, version)) for actor in actors]
+        asked = [(actor, actor.handle.load_weights.remote(shipment, version)) for actor in actors]
         errors = {actor: error for actor, ref in asked if (error := self._update_error(actor, ref, version, start))}
         if actors and all(isinstance(errors.get(actor), WeightsRefused) for actor in actors):
             with places.changed:

@@ -8,7 +8,7 @@ import logging
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ import numpy as np
 from actors.errors import BadOutput, EngineDied, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import EngineSpec, GroupRequest
 from rlsys.types import Rollout, WeightVersion
-from rlsys.weights import NamedTensor
+from rlsys.weights import Shipment
 
 ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]: ...
 
-    def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion: ...
+    def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion: ...
 
     def shutdown(self) -> None: ...
 
@@ -89,9 +89,9 @@ class EngineLoop:
         self._send(command)
         return command.done
 
-    def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> Future[WeightVersion]:
+    def load_weights(self, shipment: Shipment, version: WeightVersion) -> Future[WeightVersion]:
         """The acknowledged version, or WeightsRefused (the engine serves on with what it had) or EngineDied."""
-        return self.call(lambda engine: engine.load_weights(payload, version))
+        return self.call(lambda engine: engine.load_weights(shipment, version))
 
     def call(self, function: Callable[[Any], Any]) -> Future[Any]:
         """What `function` returns for the engine, called while no group runs. An error of it ends the engine."""
@@ -209,9 +209,9 @@ class RolloutActor:
         """See `EngineLoop.generate`. frames: one array per clip; given as references, Ray maps them without a copy."""
         return await asyncio.wrap_future(self._loop.generate(request, frames))
 
-    async def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
+    async def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
         """See `EngineLoop.load_weights`."""
-        return await asyncio.wrap_future(self._loop.load_weights(payload, version))
+        return await asyncio.wrap_future(self._loop.load_weights(shipment, version))
 
     async def shutdown(self) -> None:
         """Frees the engine; vLLM leaves shared memory behind when its process is killed without."""

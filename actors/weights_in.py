@@ -7,9 +7,10 @@ finiteness are checked here, against the checkpoint that the engine was loaded f
 from __future__ import annotations
 
 import json
+import math
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,16 @@ from safetensors.torch import save_file
 from actors.errors import WeightsRefused
 from rlsys.config import LoraConfig
 from rlsys.types import WeightVersion
-from rlsys.weights import NamedTensor, TensorSpec, differences, digest
+from rlsys.weights import (
+    Manifest,
+    NamedTensor,
+    Shipment,
+    TensorSpec,
+    differences,
+    digest_of,
+    entry_of,
+    manifest_of,
+)
 
 HEAD = "lm_head.weight"
 ADAPTER_PREFIX = "base_model.model."
@@ -110,23 +120,40 @@ def _header(file: Path) -> dict[str, Any]:
     return header
 
 
-def check_payload(payload: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
-    """Raises WeightsRefused unless `payload` is exactly what `version` names and what the model can take."""
-    problems = differences(expected.specs, {name: tensor.spec for name, tensor in payload.items()})
-    problems = problems or [line for name, tensor in payload.items() if (line := _bytes_problem(name, tensor))]
-    if not problems and (found := digest(payload)) != version.digest:
-        problems = [f"the digest is {found}, version {version.version} was announced as {version.digest}"]
-    problems = problems or _value_problems(payload, expected.tied_to)
+def refused(version: WeightVersion, problems: Sequence[str]) -> WeightsRefused:
+    """The error that names a version and what is wrong with it."""
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    lines = "\n  ".join(problems[:_SHOWN])
+    return WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
+
+
+def check_manifest(version: WeightVersion, expected: Expected, shipment: Shipment) -> None:
+    """Raises WeightsRefused unless the model can take what `version` announces and the shipment has all of it."""
+    manifest = version.manifest
+    problems = differences(expected.specs, {name: entry.spec for name, entry in manifest.items()})
+    if not problems and (found := digest_of(manifest)) != version.digest:
+        problems = [f"the manifest's digest is {found}, version {version.version} was announced as {version.digest}"]
+    if not problems and expected.tied_to and manifest[HEAD].sha256 != manifest[expected.tied_to].sha256:
+        problems = [f"{HEAD}: differs from {expected.tied_to}, to which this model ties it"]
+    shipped = {name for bucket in shipment.buckets for name in bucket.names}
+    problems = problems or [f"{name}: in no bucket of the shipment" for name in manifest if name not in shipped]
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        lines = "\n  ".join(problems[:_SHOWN])
-        raise WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
+        raise refused(version, problems)
 
 
-def _value_problems(payload: Mapping[str, NamedTensor], tied_to: str) -> list[str]:
-    if tied_to and not torch.equal(as_tensor(payload[HEAD]), as_tensor(payload[tied_to])):
-        return [f"{HEAD}: differs from {tied_to}, to which this model ties it"]
-    return [
+def bucket_problems(payload: Mapping[str, NamedTensor], names: Collection[str], manifest: Manifest) -> list[str]:
+    """One line for each tensor of a bucket that is not what the manifest says, or not finite; [] when none."""
+    expected = {name: manifest[name].spec for name in names}
+    problems = differences(expected, {name: tensor.spec for name, tensor in payload.items()})
+    problems = problems or [line for name, tensor in payload.items() if (line := _bytes_problem(name, tensor))]
+    if problems:
+        return problems
+    problems = [
+        f"{name}: its digest is {entry.sha256}, it was announced as {manifest[name].sha256}"
+        for name, entry in manifest_of(payload).items()
+        if entry != manifest[name]
+    ]
+    return problems or [
         f"{name}: holds NaN or infinity; the update that made it diverged"
         for name, tensor in payload.items()
         if not bool(torch.isfinite(as_tensor(tensor)).all())
@@ -134,7 +161,7 @@ def _value_problems(payload: Mapping[str, NamedTensor], tied_to: str) -> list[st
 
 
 def _bytes_problem(name: str, tensor: NamedTensor) -> str:
-    wanted = int(np.prod(tensor.spec.shape)) * getattr(torch, tensor.spec.dtype).itemsize
+    wanted = tensor.spec.num_bytes
     if tensor.data.dtype != np.uint8 or tensor.data.shape != (wanted,):
         return f"{name}: {tensor.data.dtype}{list(tensor.data.shape)} is not the {wanted} bytes of {tensor.spec}"
     return ""
@@ -161,24 +188,66 @@ def engine_name(name: str) -> str:
     return name
 
 
-def stale_parameters(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:
-    """How many tensors of `payload` can be read back from vLLM's model, and which of them differ there.
+def engine_module(name: str) -> str:
+    """The module of vLLM's Qwen2.5-VL that a checkpoint's tensor is loaded into; fused projections are one module."""
+    module = engine_name(name).rpartition(".")[0]
+    parent, _, kind = module.rpartition(".")
+    return f"{parent}.{FUSED[kind][0]}" if kind in FUSED else module
 
-    Norms, most biases, embedding and output head are kept as they came. Not checked: fused projections
-    (q/k/v, gate/up) anywhere, and on CPU the matrices of linear layers, which vLLM packs anew and frees.
+
+def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that vLLM holds as they came, by checkpoint name; a part of a fused projection as a slice of it.
+
+    Not readable: on CPU the matrices of linear layers, which vLLM packs anew and frees, and what is split over
+    several processes. Every adapter's layer keeps the plain one as its `base_layer`.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    num_read, stale = 0, []
-    for name, named in payload.items():
-        held = parameters.get(engine_name(name))
-        if held is None or tuple(held.shape[1:]) != named.spec.shape[1:] or held.numel() < np.prod(named.spec.shape):
+    parameters = {
+        name.replace(".base_layer.", "."): held for name, held in model.named_parameters(remove_duplicate=False)
+    }
+    for name, spec in specs.items():
+        held = parameters.get(f"{engine_module(name)}.{name.rpartition('.')[2]}")
+        if held is None or tuple(held.shape[1:]) != spec.shape[1:] or held.numel() < math.prod(spec.shape):
             continue
-        num_read += 1
-        sent = as_tensor(named)
+        kind = engine_name(name).split(".")[-2]
+        if kind in FUSED:
+            parts = [specs.get(part) for part in _parts(name, kind)]
+            sizes = [part.shape[0] for part in parts if part is not None]
+            if len(sizes) < len(parts) or sum(sizes) != held.shape[0]:
+                continue
+            held = held.split(sizes)[FUSED[kind][1]]
         # an embedding may be padded to a multiple of 64 rows
-        if not torch.equal(held[: sent.shape[0]].detach().cpu(), sent):
+        yield name, held[: spec.shape[0]].detach()
+
+
+def _parts(name: str, kind: str) -> list[str]:
+    """The checkpoint's names of all that is fused with `name`, in their order."""
+    fused = FUSED[kind][0]
+    return [name.replace(f".{kind}.", f".{part}.") for part, (whole, _) in FUSED.items() if whole == fused]
+
+
+def stale_parameters(model: torch.nn.Module, manifest: Manifest) -> tuple[int, list[str]]:
+    """How many tensors can be read back from vLLM's model, and which of them are not what the manifest says."""
+    num_read, stale = 0, []
+    for name, held in readable(model, {name: entry.spec for name, entry in manifest.items()}):
+        num_read += 1
+        if entry_of(as_named(held)) != manifest[name]:
             stale.append(name)
     return num_read, stale
+
+
+def as_named(tensor: torch.Tensor) -> NamedTensor:
+    """A tensor of the engine as bytes; shared with it where it lies in memory as it would in a file."""
+    spec = TensorSpec(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+    return NamedTensor(spec=spec, data=tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def compared(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> dict[str, float | None]:
+    """By name, the largest absolute difference between what vLLM holds and `payload`; None where it is not readable."""
+    found: dict[str, float | None] = dict.fromkeys(payload)
+    for name, held in readable(model, {name: tensor.spec for name, tensor in payload.items()}):
+        sent = as_tensor(payload[name])
+        found[name] = (held.cpu().double() - sent.double()).abs().max().item()
+    return found
 
 
 def stale_adapter(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:

@@ -25,6 +25,7 @@ from learner.metrics import REDUCTIONS, RankStats
 from learner.objective import total_loss
 from learner.packing import PackedBatch, pack
 from learner.policy import PackedPolicy, load_model, read_layout
+from learner.publishing import Publisher, Put
 from learner.rows import Row
 from learner.schedule import BatchSchedule
 from learner.shards import RankShard
@@ -43,7 +44,7 @@ from learner.weights_out import (
     write_folder,
 )
 from rlsys import env
-from rlsys.weights import NamedTensor
+from rlsys.weights import Bucket, TensorEntry
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -101,6 +102,7 @@ class LearnerEngine:
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
         self._policy = PackedPolicy(model)
         self._engine = _initialize(self._policy, spec)
+        self._publisher: Publisher | None = None
 
     def _load_reference(self) -> PackedPolicy | None:
         """The policy that the run starts from; None where that is the model with its adapters off."""
@@ -197,14 +199,13 @@ class LearnerEngine:
             found.append(_by_response(rows, logprobs))
         return found
 
-    def weights(self) -> dict[str, NamedTensor]:
-        """What the engines are sent, by name, on rank 0; {} on the others. See `LearnerSpec.sync`."""
-        outlets = self._adapter() if self.spec.sync == "adapter" else self._whole()
-        if dist.get_rank() == 0:
-            return collect(outlets, self._gathered)
-        # what leaves under two names is gathered once
-        assist(dict.fromkeys(outlets.values()), self._gathered)
-        return {}
+    def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
+        """What the engines are sent, on rank 0; nothing on the others. See `Publisher` and `LearnerSpec.sync`."""
+        if self._publisher is None:
+            outlets = self._adapter() if self.spec.sync == "adapter" else self._whole()
+            max_bytes = self.spec.weights.bucket_mib << 20
+            self._publisher = Publisher(outlets, self._gathered, max_bytes, stores=dist.get_rank() == 0)
+        return self._publisher.publish(put)
 
     def _whole(self) -> dict[str, Outlet]:
         return model_outlets(self._engine.module.model, self._names)
@@ -242,12 +243,13 @@ class LearnerEngine:
 
     def restore(self, folder: Path) -> None:
         """See `learner.checkpoints.restore`."""
+        self._publisher = None  # what it keeps of frozen parts may be another checkpoint's
         checkpoints.restore(self._engine, self.spec, folder)
 
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""
         self._engine.destroy()
-        self._engine = self._policy = self._reference = None
+        self._engine = self._policy = self._reference = self._publisher = None
         gc.collect()
         if self.spec.device == "cuda":
             torch.cuda.empty_cache()

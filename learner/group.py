@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,6 +21,10 @@ from learner.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
+from rlsys.weights import Shipment
+
+if TYPE_CHECKING:
+    from rlsys.broadcast import Sent
 
 BLAME_S = 2.0
 """Seconds in which the other ranks may still say what happened, once one has failed."""
@@ -118,12 +122,18 @@ class LearnerGroup:
         ]
         return self._wait("update", calls)
 
-    def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion]:
-        """The weights, put into the object store once, and what they are.
+    def publish(self, version: int, num_receivers: int = 0) -> tuple[Shipment, WeightVersion]:
+        """How to get the weights, and what they are.
 
-        version: batches learned from. The reference is of a `dict[str, NamedTensor]`; rank 0 owns it.
+        version: batches learned from. Rank 0 owns what is in the object store.  num_receivers: engines that are up;
+        where it is not 0 and `weights.transport` is "collective", the shipment has a rendezvous at which rank 0
+        meets them as soon as `send` is called.
         """
-        return self._call("publish", version)[0]
+        return self._call("publish", version, num_receivers)[0]
+
+    def send(self) -> Sent:
+        """Broadcast what was published last; blocks until it is over. A receiver that is lost is no error."""
+        return self._wait("send", [self._alive[0].send.remote()])[0]
 
     def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
         """Log-probabilities of every response under the current weights, f32 [R], as [group][sample].

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rlsys.weights import NamedTensor, TensorSpec
+from rlsys.weights import NamedTensor, TensorSpec, plan_buckets
 
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALIGNMENT = 8
 
 
@@ -41,37 +41,25 @@ def write_tensors(
         raise ValueError(f"{extra[:3]} came after all that was announced.")
     if len(shards) > 1:
         file_of = {name: file for file, names in shards.items() for name in names}
-        total = sum(num_bytes(spec) for spec in specs.values())
+        total = sum(spec.num_bytes for spec in specs.values())
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def plan_files(specs: Mapping[str, TensorSpec], max_file_bytes: int) -> dict[str, Sequence[str]]:
     """File name -> tensors in it, in their order: each file is filled up before the next begins."""
-    shards: list[list[str]] = []
-    size = 0
-    for name, spec in specs.items():
-        if not shards or size + num_bytes(spec) > max_file_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += num_bytes(spec)
+    shards = plan_buckets({name: spec.num_bytes for name, spec in specs.items()}, max_file_bytes)
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
     return {f"model-{i:05}-of-{len(shards):05}.safetensors": names for i, names in enumerate(shards, start=1)}
-
-
-def num_bytes(spec: TensorSpec) -> int:
-    """Size of a tensor's data."""
-    return int(np.prod(spec.shape, dtype=np.int64)) * DTYPES[spec.dtype][1]
 
 
 def _write_header(stream: BinaryIO, specs: Mapping[str, TensorSpec]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, spec in specs.items():
-        stop = start + num_bytes(spec)
-        header[name] = {"dtype": DTYPES[spec.dtype][0], "shape": spec.shape, "data_offsets": [start, stop]}
+        stop = start + spec.num_bytes
+        header[name] = {"dtype": DTYPES[spec.dtype], "shape": spec.shape, "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig
+from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig, WeightsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class LearnerSpec:
     model_path: checkpoint folder the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
     dtype: "float32" or "bfloat16".  attention, see `learner.policy.load_model`.  device: "cpu" or "cuda".
     max_tokens: longest response that is sampled, tokens.
+    weights: how `publish` sends them.
     sync: what `publish` sends: all weights, adapters merged in ("full"), or the adapters alone ("adapter"), for
     engines that hold the model at `model_path`.
     """
@@ -29,4 +30,5 @@ class LearnerSpec:
     learner: LearnerConfig
     device: str
     seed: int
+    weights: WeightsConfig = WeightsConfig()
     sync: Literal["full", "adapter"] = "full"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -18,10 +18,11 @@ from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.types import WeightVersion
-from rlsys.weights import NamedTensor, digest
+from rlsys.weights import Manifest, Shipment, digest_of
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
+    from rlsys.broadcast import Sending, Sent
 
 LOOPBACK = "127.0.0.1"
 
@@ -43,6 +44,9 @@ class LearnerWorker:
         self._device, self._timeout_s = device, timeout_s
         self._store: Any = None
         self._engine: LearnerEngine | None = None
+        self._shipment: Shipment | None = None
+        self._manifest: Manifest = {}
+        self._sending: Sending | None = None
 
     def where(self) -> tuple[str, str]:
         """Id and address of the node that this rank is on."""
@@ -71,6 +75,7 @@ class LearnerWorker:
         if self._engine is not None:
             self._engine.close()
         self._engine = LearnerEngine(spec)
+        self._shipment, self._manifest = None, {}
 
     @property
     def _loaded(self) -> LearnerEngine:
@@ -86,10 +91,27 @@ class LearnerWorker:
         """See `LearnerEngine.logprobs`."""
         return self._loaded.logprobs(with_frames(micro_batches), reference=reference)
 
-    def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion] | None:
-        """On rank 0: the weights in the object store and what they are; None on the others."""
-        payload = self._loaded.weights()
-        return (ray.put(payload), describe(payload, version, self._loaded.spec.sync)) if payload else None
+    def publish(self, version: int, num_receivers: int = 0) -> tuple[Shipment, WeightVersion] | None:
+        """On rank 0: where the weights are and what they are; None on the others. See `LearnerGroup.publish`."""
+        buckets, manifest = self._loaded.publish(ray.put)
+        if not buckets:
+            return None
+        spec, meeting = self._loaded.spec, None
+        if spec.weights.transport == "collective" and num_receivers:
+            from rlsys.broadcast import Sending
+
+            self._sending = Sending(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
+            meeting = self._sending.rendezvous
+        self._shipment = Shipment(buckets=buckets, timeout_s=spec.weights.timeout_s, rendezvous=meeting)
+        self._manifest = manifest
+        return self._shipment, describe(manifest, version, spec)
+
+    def send(self) -> Sent:
+        """On rank 0: broadcast what was published last to those who meet it; returns what came of it."""
+        if self._sending is None or self._shipment is None:
+            raise RuntimeError("nothing was published that could be broadcast.")
+        sending, self._sending = self._sending, None
+        return sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
 
     def save(self, folder: Path) -> None:
         """See `LearnerEngine.save`."""
@@ -104,17 +126,16 @@ class LearnerWorker:
         return self._loaded.export(folder)
 
 
-def describe(
-    payload: Mapping[str, NamedTensor], version: int, kind: Literal["full", "adapter"] = "full"
-) -> WeightVersion:
-    """The record that goes with a payload in the object store."""
+def describe(manifest: Manifest, version: int, spec: LearnerSpec) -> WeightVersion:
+    """The record that goes with a shipment."""
     return WeightVersion(
         version=version,
-        transport="object_store",
-        num_tensors=len(payload),
-        num_bytes=sum(tensor.data.nbytes for tensor in payload.values()),
-        digest=digest(payload),
-        kind=kind,
+        transport=spec.weights.transport,
+        num_tensors=len(manifest),
+        num_bytes=sum(entry.spec.num_bytes for entry in manifest.values()),
+        digest=digest_of(manifest),
+        kind=spec.sync,
+        manifest=manifest,
     )
 
 

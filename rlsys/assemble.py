@@ -103,6 +103,7 @@ class LearnerStack:
                 learner=config.learner,
                 device=config.cluster.device,
                 seed=config.seed,
+                weights=config.weights,
                 sync=self._sync(config),
             )
         )
@@ -154,9 +155,14 @@ class Stack(LearnerStack):
 
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
-        payload, weights = self.learner.publish(version)
+        receivers = int(self.pool.counters()["rollout/ready_actors"])
+        shipment, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
-        self.pool.load_weights(payload, weights)
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(self.learner.send) if shipment.rendezvous else None
+            self.pool.load_weights(shipment, weights)
+        if sending and (problem := sending.result().problem):
+            log.warning("version %d, broadcast: %s", version, problem)
         return weights
 
 

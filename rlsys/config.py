@@ -199,6 +199,9 @@ class WeightsConfig(Part):
     among learner and actors (NCCL on GPUs, gloo on CPU), or by CUDA IPC where both share their GPUs."""
     bucket_mib: int = Field(default=256, ge=1)
     """Most weights that are gathered, sent and loaded at a time, MiB; one tensor that is larger goes alone."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds for fetching one bucket; with transport "collective" also for receivers to meet, and for one broadcast.
+    A receiver that missed the meeting or lost the broadcast gets the weights from the object store."""
 
 
 class EvaluationConfig(Part):

@@ -6,10 +6,12 @@ Ray hands numpy over zero-copy and read-only; a torch tensor would be copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from rlsys.weights import Manifest
 
 Json = Any  # what json.loads returns; task truths have a shape of their own per task
 
@@ -256,6 +258,7 @@ class WeightVersion:
     """Weights by name.
 
     version: batches learned from, however many updates each took.  digest: see `rlsys.weights.digest`.
+    manifest: what each tensor is; an engine takes nothing that is not in it.
     kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
     """
 
@@ -265,3 +268,4 @@ class WeightVersion:
     num_bytes: int
     digest: str
     kind: Literal["full", "adapter"] = "full"
+    manifest: Manifest = field(default_factory=dict, repr=False)

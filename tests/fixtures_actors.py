@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from actors.rollout_actor import RolloutActor
 from rlsys import env
 from rlsys.models.prompts import PromptBuilder
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec, WeightVersion
-from rlsys.weights import NamedTensor, digest
 
 HERE = Path(__file__).parent
 MAX_MODEL_LEN = 256
@@ -141,18 +140,6 @@ def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
         num_bytes=array.nbytes,
     )
     return ClipRef(info=info, frames=array)
-
-
-def version_of(payload: Mapping[str, NamedTensor], version: int = 0) -> WeightVersion:
-    """The version that a payload truly is."""
-    num_bytes = sum(tensor.data.nbytes for tensor in payload.values())
-    return WeightVersion(
-        version=version,
-        transport="object_store",
-        num_tensors=len(payload),
-        num_bytes=num_bytes,
-        digest=digest(payload),
-    )
 
 
 def ids_and_logprobs(rollouts: tuple[Rollout, ...]) -> list[tuple[list[int], list[float]]]:

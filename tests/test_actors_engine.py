@@ -23,9 +23,9 @@ from fixtures_actors import (
     engine_spec,
     ids_and_logprobs,
     start_probe,
-    version_of,
 )
 from safetensors.numpy import load_file, save_file
+from shipments import ship, version_of
 
 from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
@@ -94,7 +94,7 @@ def engines(actor_cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest.
 
 def load(actor: Any, payload: Payload, version: int = 0) -> None:
     announced = version_of(payload, version)
-    assert ray.get(actor.load_weights.remote(payload, announced)) == announced
+    assert ray.get(actor.load_weights.remote(ship(payload), announced)) == announced
 
 
 def same(left: tuple[Rollout, ...], right: tuple[Rollout, ...]) -> bool:
@@ -207,9 +207,9 @@ def test_wrong_payloads_are_refused_and_the_engine_serves_on_with_what_it_had(en
     broken = changed(engines.new_payload, "model.norm.weight", np.full(128, np.nan, np.float32))
     for payload, said in ((wrong, "model.norm.weight"), (without_head, HEAD), (broken, "NaN")):
         with pytest.raises(WeightsRefused, match=said):
-            ray.get(engines.old.load_weights.remote(payload, version_of(payload, 4)))
+            ray.get(engines.old.load_weights.remote(ship(payload), version_of(payload, 4)))
     with pytest.raises(WeightsRefused, match="announced as"):
-        ray.get(engines.old.load_weights.remote(engines.new_payload, version_of(engines.old_payload, 4)))
+        ray.get(engines.old.load_weights.remote(ship(engines.new_payload), version_of(engines.old_payload, 4)))
     after = ray.get(engines.ask.ask(engines.old, 0))
     assert same(before, after)
     assert after[0].weight_version == 3
@@ -239,7 +239,7 @@ def test_a_pool_of_real_engines_survives_a_killed_and_a_hung_one(engines: Engine
     pool = RolloutPool(
         lambda place: handles.pop(place, None) or start_probe(spec), 2, timeout_s=60, start_timeout_s=200
     )
-    pool.load_weights(ray.put(dict(engines.old_payload)), version_of(engines.old_payload, 5))
+    pool.load_weights(ship(engines.old_payload), version_of(engines.old_payload, 5))
 
     async def with_faults() -> None:
         wanted = await _groups(pool, engines.ask, 8)

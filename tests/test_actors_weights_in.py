@@ -10,29 +10,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from shipments import named
+from shipments import version_of as announced
 
 from actors.errors import WeightsRefused
 from actors.weights_in import (
     HEAD,
     Expected,
     as_tensor,
-    check_payload,
+    bucket_problems,
+    check_manifest,
     engine_name,
     expected_adapter,
     expected_weights,
+    refused,
     stale_adapter,
     stale_parameters,
 )
 from rlsys.config import LoraConfig
 from rlsys.types import WeightVersion
-from rlsys.weights import NamedTensor, TensorSpec, digest
+from rlsys.weights import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
 
 EMBEDDING = "model.embed_tokens.weight"
-
-
-def named(array: np.ndarray) -> NamedTensor:
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return NamedTensor(spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)), data=data)
 
 
 @pytest.fixture
@@ -42,10 +41,15 @@ def payload() -> dict[str, NamedTensor]:
 
 
 def version_of(payload: Mapping[str, NamedTensor]) -> WeightVersion:
-    num_bytes = sum(tensor.data.nbytes for tensor in payload.values())
-    return WeightVersion(
-        version=7, transport="object_store", num_tensors=len(payload), num_bytes=num_bytes, digest=digest(payload)
-    )
+    return announced(payload, 7)
+
+
+def check_payload(sent: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
+    """What an engine does with a shipment of one bucket."""
+    bucket = Bucket(names=tuple(sent), num_bytes=0, stored=None)
+    check_manifest(version, expected, Shipment(buckets=(bucket,), timeout_s=1.0))
+    if problems := bucket_problems(sent, bucket.names, version.manifest):
+        raise refused(version, problems)
 
 
 def wanted(payload: Mapping[str, NamedTensor]) -> Expected:
@@ -176,10 +180,10 @@ def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTenso
     held = Held()
     with torch.no_grad():
         held.language_model.model.embed_tokens.weight[:4] = as_tensor(payload[EMBEDDING])
-    assert stale_parameters(held, payload) == (2, [])
+    assert stale_parameters(held, manifest_of(payload)) == (2, [])
     with torch.no_grad():
         held.language_model.model.norm.weight[1] = 3.0
-    assert stale_parameters(held, payload) == (2, ["model.norm.weight"])
+    assert stale_parameters(held, manifest_of(payload)) == (2, ["model.norm.weight"])
 
 
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))

@@ -13,6 +13,7 @@ import ray
 import torch
 from fixtures_learner import cost_model, learner_config, make_batch, make_group, make_row, train_config
 from safetensors.torch import load_file
+from shipments import payload_of
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from learner.group import LearnerError, LearnerGroup
@@ -101,7 +102,7 @@ def batches() -> list[TrainBatch]:
 
 
 def weights_of(group: LearnerGroup) -> dict[str, NamedTensor]:
-    return ray.get(group.publish(0)[0])
+    return payload_of(group.publish(0)[0])
 
 
 def flat(payload: Mapping[str, NamedTensor], names: Iterable[str]) -> torch.Tensor:
@@ -213,8 +214,8 @@ def test_published_weights_are_the_exported_folder(
     learner = groups[2]
     learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage))
     learner.update(batches[0])
-    reference, version = learner.publish(7)
-    payload = ray.get(reference)
+    shipment, version = learner.publish(7)
+    payload = payload_of(shipment)
     assert (version.version, version.transport, version.num_tensors) == (7, "object_store", len(payload))
     assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())
     assert learner.export(tmp_path / "model") == version.digest == digest(read_folder(tmp_path / "model"))
@@ -538,7 +539,7 @@ def test_lora_publishes_its_adapter_and_exports_the_whole_model(
     assert first["policy/kl_to_ref"] == pytest.approx(0.0, abs=1e-8)
     assert learner.update(batches[1])["policy/kl_to_ref"] > 1e-6
     base = learner.logprobs(batches[0].groups[:1], reference=True)[0][0]
-    payload, version = (lambda found: (ray.get(found[0]), found[1]))(learner.publish(3))
+    payload, version = (lambda found: (payload_of(found[0]), found[1]))(learner.publish(3))
     assert version.kind == "adapter"
     assert len(payload) == version.num_tensors == 3 * 7 * 2
     assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
+from shipments import payload_of, ship
 from test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
 
 from actors.errors import WeightsRefused
@@ -84,11 +84,15 @@ def config_bytes(config: RunConfig) -> int:
 
 
 def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serves_on(stack: Stack) -> None:
-    reference, announced = stack.learner.publish(5)
-    payload = dict(ray.get(reference))
-    del payload[next(iter(payload))]
-    with pytest.raises(WeightsRefused, match="lora_A.weight: missing"):
-        stack.pool.load_weights(ray.put(payload), announced)
+    shipment, announced = stack.learner.publish(5)
+    payload = payload_of(shipment)
+    name = next(iter(payload))
+    other = {**payload, name: replace(payload[name], data=np.zeros_like(payload[name].data))}
+    with pytest.raises(WeightsRefused, match="lora_A.weight: its digest is"):
+        stack.pool.load_weights(ship(other), announced)
+    del payload[name]
+    with pytest.raises(WeightsRefused, match="lora_A.weight: in no bucket"):
+        stack.pool.load_weights(ship(payload), announced)
     assert sample(stack, [image(np.random.default_rng(3))]).rollouts
 
 
@@ -97,11 +101,11 @@ def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: Ru
     plain = config.model_copy(
         update={"learner": config.learner.model_copy(update={"lora": type(config.learner.lora)()})}
     )
-    reference, announced = stack.learner.publish(6)
+    shipment, announced = stack.learner.publish(6)
     stack.load_learner(plain)
     assert stack.publish(7).kind == "full"
     with pytest.raises(WeightsRefused, match="sent another model since"):
-        stack.pool.load_weights(reference, replace(announced, version=8))
+        stack.pool.load_weights(shipment, replace(announced, version=8))
     stack.load_learner(config)
     stack.learner.update(supervised(groups(stack, seed=0)))
     assert stack.publish(9).kind == "full"

@@ -1,0 +1,189 @@
+"""Buckets of weights broadcast from one sender to those receivers that meet it in time (gloo).
+
+Every broadcast has a group of its own: whoever died since the last one is not in it, and whoever is new is.
+No wait is without a deadline. Who comes too late, or loses the connection, gets BroadcastFailed and takes
+the object store's copy instead.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from rlsys.weights import Bucket, Manifest, NamedTensor, Rendezvous, Shipment, TensorEntry
+
+ALIGNMENT = 16
+CONNECT_S = 5.0
+
+
+class BroadcastFailed(RuntimeError):
+    """The meeting is over, was missed, or somebody in it was lost. Says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What became of a broadcast. problem: why it ended early, "" when it did not."""
+
+    num_receivers: int
+    num_bytes: int
+    seconds: float
+    problem: str = ""
+
+
+class Sending:
+    """The sender's side of one broadcast. Opened before anybody is told of it; `send` is called once."""
+
+    def __init__(self, host: str, num_receivers: int, timeout_s: float) -> None:
+        listener = socket.create_server((host, 0))
+        self.rendezvous = Rendezvous(
+            name=uuid.uuid4().hex,
+            host=host,
+            port=listener.getsockname()[1],
+            num_receivers=num_receivers,
+            timeout_s=timeout_s,
+        )
+        # given a socket, the store does not listen on every network
+        self._store: dist.Store | None = dist.TCPStore(
+            host,
+            self.rendezvous.port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=datetime.timedelta(seconds=timeout_s),
+            master_listen_fd=listener.detach(),
+        )
+
+    def send(
+        self, buckets: Sequence[Bucket], manifest: Manifest, get: Callable[[Bucket], Mapping[str, NamedTensor]]
+    ) -> Sent:
+        """Broadcast what those who came need, and end the meeting. A failure is in what is returned."""
+        start = time.perf_counter()
+        store = dist.PrefixStore(self.rendezvous.name, self._store)
+        members = self._members(store)
+        wanted = sorted({index for rank in members for index in json.loads(store.get(f"wants/{rank}"))})
+        num_bytes, problem = 0, ""
+        store.set("buckets", json.dumps(wanted))
+        store.set("members", json.dumps(members))
+        try:
+            if members:
+                group = _group(self.rendezvous, store, 0, len(members) + 1)
+                for index in wanted:
+                    packed = pack(get(buckets[index]), buckets[index], manifest)
+                    _broadcast(group, packed)
+                    num_bytes += packed.nbytes
+        except RuntimeError as error:
+            problem = f"lost a receiver: {error}"
+        self.close()
+        return Sent(
+            num_receivers=len(members), num_bytes=num_bytes, seconds=time.perf_counter() - start, problem=problem
+        )
+
+    def _members(self, store: dist.Store) -> list[int]:
+        """Those who said what they want before the deadline."""
+        keys = [f"wants/{rank}" for rank in range(1, self.rendezvous.num_receivers + 1)]
+        try:
+            store.wait(keys, datetime.timedelta(seconds=self.rendezvous.timeout_s))
+        except RuntimeError:  # the deadline
+            return [rank for rank, key in enumerate(keys, start=1) if store.check([key])]
+        return list(range(1, len(keys) + 1))
+
+    def close(self) -> None:
+        """Nobody can come any more."""
+        self._store = None
+
+
+def received(
+    shipment: Shipment, wanted: Sequence[Bucket], manifest: Manifest
+) -> Iterator[tuple[Bucket, dict[str, NamedTensor]]]:
+    """The receiver's side: buckets as they come, those that were not wanted left out. Raises BroadcastFailed.
+
+    The tensors lie in one buffer for each bucket, which lives as long as they do.
+    """
+    meeting = shipment.rendezvous
+    if meeting is None:
+        raise BroadcastFailed("there is no broadcast of this version.")
+    needed = [index for index, bucket in enumerate(shipment.buckets) if bucket in wanted]
+    try:
+        store = _find(meeting)
+        rank = store.add("joined", 1)
+        store.set(f"wants/{rank}", json.dumps(needed))
+        # the sender waits for as long as this for the others, and began before
+        store.wait(["members"], datetime.timedelta(seconds=meeting.timeout_s))
+        members = json.loads(store.get("members"))
+        if rank not in members:
+            raise BroadcastFailed("came too late for the broadcast.")
+        group = _group(meeting, store, members.index(rank) + 1, len(members) + 1)
+        for index in json.loads(store.get("buckets")):
+            bucket = shipment.buckets[index]
+            buffer = torch.empty(_places(bucket, manifest)[1], dtype=torch.uint8)
+            _broadcast(group, buffer)
+            if index in needed:
+                yield bucket, unpack(buffer.numpy(), bucket, manifest)
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, BroadcastFailed):
+            raise
+        raise BroadcastFailed(f"the broadcast was lost: {error}") from error
+
+
+def pack(payload: Mapping[str, NamedTensor], bucket: Bucket, manifest: Manifest) -> torch.Tensor:
+    """The bucket's bytes one after another, u8; tensors that are the same are there once."""
+    places, size = _places(bucket, manifest)
+    packed = np.empty(size, np.uint8)
+    for name in bucket.names:
+        start, stop = places[manifest[name]]
+        packed[start:stop] = payload[name].data
+    return torch.from_numpy(packed)
+
+
+def unpack(packed: np.ndarray, bucket: Bucket, manifest: Manifest) -> dict[str, NamedTensor]:
+    """The tensors of a packed bucket, over its bytes."""
+    places, _ = _places(bucket, manifest)
+    return {
+        name: NamedTensor(spec=manifest[name].spec, data=packed[slice(*places[manifest[name]])])
+        for name in bucket.names
+    }
+
+
+def _places(bucket: Bucket, manifest: Manifest) -> tuple[dict[TensorEntry, tuple[int, int]], int]:
+    """Where each distinct tensor of the bucket begins and ends, and the bytes of all of them."""
+    places: dict[TensorEntry, tuple[int, int]] = {}
+    end = 0
+    for name in bucket.names:
+        entry = manifest[name]
+        if entry not in places:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + entry.spec.num_bytes
+            places[entry] = (start, end)
+    return places, end
+
+
+def _find(meeting: Rendezvous) -> dist.Store:
+    # a store's client would knock at a closed door until its timeout
+    socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S).close()
+    timeout = datetime.timedelta(seconds=meeting.timeout_s)
+    store = dist.TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timeout)
+    return dist.PrefixStore(meeting.name, store)
+
+
+def _group(meeting: Rendezvous, store: dist.Store, rank: int, size: int) -> dist.ProcessGroupGloo:
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = datetime.timedelta(seconds=meeting.timeout_s)
+    # the address from which the meeting is reached is one that the others reach too
+    with socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S) as connection:
+        own = connection.getsockname()[0]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
+    return dist.ProcessGroupGloo(dist.PrefixStore("group", store), rank, size, options)
+
+
+def _broadcast(group: dist.ProcessGroupGloo, buffer: torch.Tensor) -> None:
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    group.broadcast([buffer], options).wait()
