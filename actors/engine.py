@@ -154,13 +154,16 @@ class RolloutEngine:
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
 
-    def compare_weights(self, shipment: Shipment) -> dict[str, float | None]:
-        """By tensor of the shipment, how far the engine is from it at most; None where vLLM's value is not readable."""
+    def compare_weights(self, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
+        """What was acknowledged, and by tensor of the shipment how far the engine is from it at most.
+
+        None where vLLM's value is not readable.
+        """
         found: dict[str, float | None] = {}
         for bucket in shipment.buckets:
             payload = fetch(bucket, shipment.timeout_s)
             found |= self._engine.apply_model(partial(compared, payload=payload))[0]
-        return found
+        return (self.version.manifest if self.version else {}), found
 
     def _load_adapter(self, shipment: Shipment, version: WeightVersion) -> None:
         """The model stays, and with it what its vision tower made of the clips; the language model's cache goes."""

@@ -18,7 +18,7 @@ from actors.places import Actor, Places, Weights, check_acknowledged, reason_of
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
-from rlsys.weights import Shipment
+from rlsys.weights import Manifest, Shipment
 
 SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
 COUNTS = (
@@ -175,6 +175,13 @@ class RolloutPool:
             except (RayActorError, ActorLost) as error:
                 return error
         return ActorLost(f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s).")
+
+    def compare_weights(self, shipment: Shipment) -> dict[str, tuple[Manifest, dict[str, float | None]]]:
+        """By actor, what it acknowledged and how far it is from a shipment; see `RolloutActor.compare_weights`."""
+        with self._places.changed:
+            actors = self._places.ready()
+        asked = {f"actor {actor.place}": actor.handle.compare_weights.remote(shipment) for actor in actors}
+        return {name: ray.get(reference, timeout=self._timeout_s) for name, reference in asked.items()}
 
     def counters(self) -> dict[str, float]:
         """Totals since the launch, the actors that are ready now, and the seconds of the last update."""

@@ -20,7 +20,7 @@ import numpy as np
 from actors.errors import BadOutput, EngineDied, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import EngineSpec, GroupRequest
 from rlsys.types import Rollout, WeightVersion
-from rlsys.weights import Shipment
+from rlsys.weights import Manifest, Shipment
 
 ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time
 
@@ -212,6 +212,10 @@ class RolloutActor:
     async def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
         """See `EngineLoop.load_weights`."""
         return await asyncio.wrap_future(self._loop.load_weights(shipment, version))
+
+    async def compare_weights(self, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
+        """What was acknowledged, and what `RolloutEngine.compare_weights` finds, while no group runs."""
+        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.compare_weights(shipment)))
 
     async def shutdown(self) -> None:
         """Frees the engine; vLLM leaves shared memory behind when its process is killed without."""

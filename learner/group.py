@@ -21,7 +21,8 @@ from learner.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
-from rlsys.weights import Shipment
+from rlsys.weight_check import largest_difference
+from rlsys.weights import Manifest, Shipment, manifest_of
 
 if TYPE_CHECKING:
     from rlsys.broadcast import Sent
@@ -134,6 +135,18 @@ class LearnerGroup:
     def send(self) -> Sent:
         """Broadcast what was published last; blocks until it is over. A receiver that is lost is no error."""
         return self._wait("send", [self._alive[0].send.remote()])[0]
+
+    def compare(self, folder: Path, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
+        """What is in a model folder, and by name how far it is from a shipment; see `largest_difference`."""
+        from learner.weights_out import read_folder
+
+        payload = read_folder(folder)
+        found: dict[str, float | None] = {}
+        for bucket in shipment.buckets:
+            published = ray.get(bucket.stored, timeout=self._timeout_s)
+            both = payload.keys() & published.keys()
+            found |= {name: largest_difference(published[name], payload[name]) for name in both}
+        return manifest_of(payload), found
 
     def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
         """Log-probabilities of every response under the current weights, f32 [R], as [group][sample].

@@ -21,6 +21,7 @@ from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
+from rlsys.weight_check import Row, compare
 
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
@@ -164,6 +165,10 @@ class Stack(LearnerStack):
         if sending and (problem := sending.result().problem):
             log.warning("version %d, broadcast: %s", version, problem)
         return weights
+
+    def compare_weights(self, version: int, model_folder: Path | None = None) -> list[Row]:
+        """See `rlsys.weight_check.compare`; for a live run too, between two steps."""
+        return compare(self.learner, self.pool, version, model_folder)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Sending:
                     _broadcast(group, packed)
                     num_bytes += packed.nbytes
         except RuntimeError as error:
-            problem = f"lost a receiver: {error}"
+            problem = f"lost a receiver: {_first_line(error)}"
         self.close()
         return Sent(
             num_receivers=len(members), num_bytes=num_bytes, seconds=time.perf_counter() - start, problem=problem
@@ -115,8 +115,8 @@ def received(
         store = _find(meeting)
         rank = store.add("joined", 1)
         store.set(f"wants/{rank}", json.dumps(needed))
-        # the sender waits for as long as this for the others, and began before
-        store.wait(["members"], datetime.timedelta(seconds=meeting.timeout_s))
+        # the sender waits for the others for as long as `timeout_s`, perhaps from a later moment on
+        store.wait(["members"], datetime.timedelta(seconds=2 * meeting.timeout_s))
         members = json.loads(store.get("members"))
         if rank not in members:
             raise BroadcastFailed("came too late for the broadcast.")
@@ -130,7 +130,7 @@ def received(
     except (RuntimeError, OSError) as error:
         if isinstance(error, BroadcastFailed):
             raise
-        raise BroadcastFailed(f"the broadcast was lost: {error}") from error
+        raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
 
 
 def pack(payload: Mapping[str, NamedTensor], bucket: Bucket, manifest: Manifest) -> torch.Tensor:
@@ -181,6 +181,10 @@ def _group(meeting: Rendezvous, store: dist.Store, rank: int, size: int) -> dist
         own = connection.getsockname()[0]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
     return dist.ProcessGroupGloo(dist.PrefixStore("group", store), rank, size, options)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def _broadcast(group: dist.ProcessGroupGloo, buffer: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 
 from rlsys import env
 from rlsys.cli_errors import clear_errors
+from rlsys.debug_cli import debug_app
 from rlsys.judge_cli import judge_app, score
 from rlsys.plan_cli import plan
 from rlsys.tracking_cli import tracking_app
@@ -23,6 +24,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
 app.add_typer(tracking_app, name="tracking")
+app.add_typer(debug_app, name="debug")
 app.command()(score)
 app.command()(plan)
 
