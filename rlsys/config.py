@@ -297,7 +297,22 @@ class RunConfig(Part):
             raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
         if self.cluster.device == "cpu" and self.model.attention in ("flash_attention_2", "flex_attention"):
             raise ValueError(f"model.attention={self.model.attention} is for GPUs; with cluster.device=cpu use sdpa.")
+        if self.weights.transport == "ipc":
+            self._check_ipc()
         return self
+
+    def _check_ipc(self) -> None:
+        """Handles of a GPU's memory need a GPU, one whole copy of each tensor on it, and one engine that opens them."""
+        for field, value, wanted in (
+            ("cluster.device", self.cluster.device, "cuda"),
+            ("rollout.tensor_parallel_size", self.rollout.tensor_parallel_size, 1),
+            ("learner.zero_stage", self.learner.zero_stage, min(self.learner.zero_stage, 2)),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"weights.transport=ipc shares whole tensors on one GPU and needs {field}={wanted}; it is {value}. "
+                    "Use weights.transport=object_store, or collective."
+                )
 
 
 def _next_multiple(value: int, of: int) -> int:

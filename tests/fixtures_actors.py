@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 
+from actors.receive import Received
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys import env
@@ -49,6 +50,10 @@ class ProbeActor(RolloutActor):
             }
 
         return await asyncio.wrap_future(self._loop.call(read))
+
+    async def received(self) -> Received:
+        """What the last update took."""
+        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.received))
 
     async def break_engine(self) -> None:
         """Make the engine's next step fail, as a fault inside vLLM would."""

@@ -25,13 +25,14 @@ from fixtures_actors import (
     start_probe,
 )
 from safetensors.numpy import load_file, save_file
-from shipments import ship, version_of
+from shipments import bucket_of, ship, version_of
 
 from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
 from actors.weights_in import HEAD
+from rlsys.broadcast import Sending
 from rlsys.types import Rollout
-from rlsys.weights import NamedTensor, TensorSpec
+from rlsys.weights import Bucket, NamedTensor, Rendezvous, Shipment, TensorSpec
 
 Payload = Mapping[str, NamedTensor]
 EMBEDDING = "model.embed_tokens.weight"
@@ -213,6 +214,98 @@ def test_wrong_payloads_are_refused_and_the_engine_serves_on_with_what_it_had(en
     after = ray.get(engines.ask.ask(engines.old, 0))
     assert same(before, after)
     assert after[0].weight_version == 3
+
+
+def in_parts(*parts: Payload, rendezvous: Rendezvous | None = None) -> Shipment:
+    """Each part in a bucket of its own."""
+    return Shipment(buckets=tuple(map(bucket_of, parts)), timeout_s=30.0, rendezvous=rendezvous)
+
+
+def split(payload: Payload) -> tuple[Payload, Payload]:
+    """Vision tower and language model."""
+    return tuple(
+        {name: tensor for name, tensor in payload.items() if name.startswith("visual.") == is_tower}
+        for is_tower in (True, False)
+    )
+
+
+def num_bytes(payload: Payload) -> int:
+    return sum(tensor.data.nbytes for tensor in payload.values())
+
+
+def test_only_buckets_with_something_new_are_taken_and_a_newcomer_takes_all(engines: Engines) -> None:
+    (old_tower, _), (_, new_rest) = split(engines.old_payload), split(engines.new_payload)
+    mixed = {**old_tower, **new_rest}
+    load(engines.old, engines.old_payload)
+    shipment, version = in_parts(old_tower, new_rest), version_of(mixed, 2)
+    ray.get(engines.old.load_weights.remote(shipment, version))
+    taken = ray.get(engines.old.received.remote())
+    assert (taken.stored_bytes, taken.num_loaded) == (num_bytes(new_rest), len(new_rest))
+    # one that comes from other weights, as a newcomer does
+    load(engines.new, engines.new_payload)
+    ray.get(engines.new.load_weights.remote(shipment, version))
+    assert ray.get(engines.new.received.remote()).stored_bytes == num_bytes(old_tower)
+    assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
+    # a part of a fused projection brings the rest of it along
+    name = next(name for name in mixed if name.endswith("k_proj.bias"))
+    again = changed(mixed, name, np.full(mixed[name].spec.shape, 0.25, np.float32))
+    load(engines.old, again, version=3)
+    assert ray.get(engines.old.received.remote()).num_loaded == 6
+    load(engines.new, engines.new_payload)
+    load(engines.new, again, version=3)
+    assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
+
+
+def test_a_broadcast_brings_what_the_store_would(engines: Engines) -> None:
+    load(engines.old, engines.old_payload)
+    load(engines.new, engines.new_payload)
+    before = ray.get(engines.ask.ask(engines.new, 0))
+    parts, version = split(engines.new_payload), version_of(engines.new_payload, 6)
+    sending = Sending("127.0.0.1", 2, 60.0)
+    shipment = in_parts(*parts, rendezvous=sending.rendezvous)
+    taking = [engine.load_weights.remote(shipment, version) for engine in (engines.old, engines.new)]
+    sent = sending.send(shipment.buckets, version.manifest, lambda bucket: ray.get(bucket.stored))
+    assert ray.get(taking) == [version, version]
+    assert (sent.num_receivers, sent.problem) == (2, "")
+    first, second = ray.get([engine.received.remote() for engine in (engines.old, engines.new)])
+    assert (first.broadcast_bytes, first.stored_bytes) == (num_bytes(engines.new_payload), 0)
+    assert second.broadcast_bytes == second.num_loaded == 0  # it came although it needed nothing
+    assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
+
+
+def test_an_engine_that_got_half_a_version_samples_nothing_until_it_has_a_whole_one(engines: Engines) -> None:
+    load(engines.old, engines.old_payload)
+    before = ray.get(engines.ask.ask(engines.old, 0))
+    tower, version = split(engines.new_payload)[0], version_of(engines.new_payload, 7)
+    sending = Sending("127.0.0.1", 1, 60.0)
+    shipment = in_parts(tower, split(engines.old_payload)[1], rendezvous=sending.rendezvous)
+
+    def get(bucket: Bucket) -> Payload:
+        if bucket is shipment.buckets[1]:
+            raise RuntimeError("the sender is gone")
+        return tower
+
+    taking = engines.old.load_weights.remote(shipment, version)
+    assert "gone" in sending.send(shipment.buckets, version.manifest, get).problem
+    with pytest.raises(WeightsRefused, match="its digest is"):
+        ray.get(taking)
+    with pytest.raises(NoWeights, match="load_weights comes first"):
+        ray.get(engines.ask.ask(engines.old, 0))
+    load(engines.old, engines.old_payload)
+    assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
+
+
+def test_an_engine_tells_how_far_it_is_from_other_weights(engines: Engines) -> None:
+    load(engines.old, engines.old_payload)
+    name = "model.norm.weight"
+    far = np.frombuffer(engines.old_payload[name].data, np.float32) + 0.5
+    other = changed(engines.old_payload, name, far)
+    held, differences = ray.get(engines.old.compare_weights.remote(ship(other)))
+    assert held == version_of(engines.old_payload).manifest
+    assert differences[name] == pytest.approx(0.5)
+    assert {difference for one, difference in differences.items() if one != name} == {0.0, None}
+    # vLLM packs the matrices of linear layers on CPU; the rest is read back, fused biases too
+    assert all(differences[one] == 0.0 for one in differences if one.endswith("_proj.bias") and "self_attn" in one)
 
 
 def test_a_bad_prompt_fails_alone(engines: Engines) -> None:

@@ -25,9 +25,9 @@ from learner.shards import split_batch
 from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
 from rlsys.algorithm_config import AlgorithmConfig
-from rlsys.config import LoraConfig
+from rlsys.config import LoraConfig, WeightsConfig
 from rlsys.types import RolloutGroup, TrainBatch
-from rlsys.weights import NamedTensor, digest
+from rlsys.weights import NamedTensor, digest, manifest_of
 
 TINY_PASS = 64
 """Padded tokens for which almost every row of these tests needs a pass of its own."""
@@ -223,6 +223,31 @@ def test_published_weights_are_the_exported_folder(
     assert payload.keys() == source.keys() | {HEAD}
     assert payload[HEAD].data.tobytes() == payload["model.embed_tokens.weight"].data.tobytes()
     assert version.digest != digest(read_folder(tiny_model_dir))
+
+
+def test_what_is_frozen_is_published_once_until_a_checkpoint_is_restored(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
+) -> None:
+    learner = groups[2]
+    spec = with_learner(make_spec(tiny_model_dir, zero_stage=3), frozen_parts=("vision_tower",))
+    learner.load(replace(spec, weights=WeightsConfig(bucket_mib=1)))
+    first, _ = learner.publish(0)
+    learner.update(batches[0])
+    second, version = learner.publish(1)
+    kept = [one.stored == other.stored for one, other in zip(first.buckets, second.buckets, strict=True)]
+    frozen = [all(n.startswith("visual.") and "merger" not in n for n in bucket.names) for bucket in first.buckets]
+    assert kept == frozen
+    assert 0 < sum(kept) < len(kept)
+    assert version.manifest == manifest_of(payload_of(second))
+    assert learner.export(tmp_path / "model") == version.digest
+    learner.save(tmp_path / "deepspeed")
+    learner.restore(tmp_path / "deepspeed")
+    third, restored = learner.publish(1)
+    assert restored.digest == version.digest
+    assert not {bucket.stored for bucket in third.buckets} & {bucket.stored for bucket in second.buckets}
+    held, differences = learner.compare(tmp_path / "model", third)
+    assert held == version.manifest
+    assert set(differences.values()) == {0.0}
 
 
 def test_exported_folder_is_the_policy_for_everyone(
