@@ -63,7 +63,7 @@ def model_outlets(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str,
         plain = name.replace(".base_layer.", ".")
         if plain in names:
             low_rank = by_layer.get(plain.removesuffix(".weight"))
-            outlets[names[plain]] = _merged(parameter, low_rank) if low_rank else _as_it_is(parameter)
+            outlets[names[plain]] = _merged(parameter, low_rank) if low_rank else as_it_is(parameter)
     embedding = model.get_input_embeddings().weight
     if model.get_output_embeddings().weight is embedding:
         outlets[HEAD] = next(outlet for outlet in outlets.values() if outlet.parameters[0] is embedding)
@@ -79,8 +79,8 @@ def adapter_outlets(model: PreTrainedModel) -> dict[str, Outlet]:
     """The adapters' weights by their names in peft's files, in the order of the names."""
     outlets = {}
     for layer, low_rank in adapters(model).items():
-        outlets[f"{FILE_PREFIX}{layer}.lora_A.weight"] = _as_it_is(low_rank.down)
-        outlets[f"{FILE_PREFIX}{layer}.lora_B.weight"] = _as_it_is(low_rank.up)
+        outlets[f"{FILE_PREFIX}{layer}.lora_A.weight"] = as_it_is(low_rank.down)
+        outlets[f"{FILE_PREFIX}{layer}.lora_B.weight"] = as_it_is(low_rank.up)
     return dict(sorted(outlets.items()))
 
 
@@ -114,7 +114,8 @@ def assist(outlets: Iterable[Outlet], gather: Gather) -> None:
             pass
 
 
-def _as_it_is(parameter: nn.Parameter) -> Outlet:
+def as_it_is(parameter: nn.Parameter) -> Outlet:
+    """A parameter that leaves unchanged."""
     return Outlet(spec=_spec(parameter), parameters=(parameter,), read=parameter.detach)
 
 

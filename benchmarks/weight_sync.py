@@ -1,0 +1,287 @@
+"""What weight sync costs: bytes, seconds and copies by transport, against the machine's memory bandwidth.
+
+    python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
+
+The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.receive`, up to the tensors
+that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM engine of the
+larger sizes would take more memory and time than what is measured. A last part sends 200 updates and records
+the resident memory of both processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import ray
+import torch
+import typer
+
+from actors.receive import Received, changed_names, holding, receive
+from learner.publishing import Publisher
+from learner.weights_out import Outlet, as_it_is
+from rlsys import env
+from rlsys.broadcast import Sending, Sent
+from rlsys.types import WeightVersion
+from rlsys.weights import Manifest, Shipment, digest_of
+
+log = logging.getLogger(__name__)
+
+TRANSPORTS = ("object_store", "object_store, tower frozen", "collective", "adapter")
+COPIES = {
+    "object_store": "1 (into the store)",
+    "object_store, tower frozen": "1 (into the store)",
+    "collective": "1 into the store, 1 into a bucket, 2 through the socket",
+    "adapter": "1 (into the store)",
+}
+FROZEN_FRACTION = 0.3
+ADAPTER_FRACTION = 0.01
+BUCKET_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One transport at one size, a later update. seconds: of the whole update; the others are parts of it."""
+
+    transport: str
+    model_bytes: int
+    moved_bytes: int
+    publish_s: float
+    seconds: float
+    copies: str
+
+    @property
+    def gb_per_s(self) -> float:
+        return self.moved_bytes / self.seconds / 1e9
+
+
+class FakeLearner:
+    """Owns tensors of a model's size; publishes them as rank 0 does."""
+
+    def __init__(self, num_bytes: int, transport: str) -> None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        size = min(2 << 20, num_bytes // 32)
+        count = max(1, num_bytes // (4 * size))
+        sent = count if transport != "adapter" else max(1, int(count * ADAPTER_FRACTION))
+        frozen = int(count * FROZEN_FRACTION) if "frozen" in transport else 0
+        self._parameters = [
+            torch.nn.Parameter(torch.randn(size), requires_grad=index >= frozen) for index in range(sent)
+        ]
+        outlets: dict[str, Outlet] = {f"w{i:05}": as_it_is(p) for i, p in enumerate(self._parameters)}
+        self._publisher = Publisher(outlets, lambda parameters: nullcontext(), BUCKET_BYTES, stores=True)
+        self._is_collective = transport == "collective"
+
+    def publish(self, version: int) -> tuple[Shipment, WeightVersion]:
+        with torch.no_grad():
+            for parameter in self._parameters:
+                if parameter.requires_grad:
+                    parameter.add_(1.0)
+        buckets, manifest = self._publisher.publish(ray.put)
+        self._sending = Sending("127.0.0.1", 1, 60.0) if self._is_collective else None
+        meeting = self._sending.rendezvous if self._sending else None
+        self._shipment, self._manifest = Shipment(buckets=buckets, timeout_s=60.0, rendezvous=meeting), manifest
+        return self._shipment, version_of(manifest, version)
+
+    def send(self) -> Sent | None:
+        if self._sending is None:
+            return None
+        return self._sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
+
+    def rss_mib(self) -> tuple[float, float]:
+        return resident_mib()
+
+
+class FakeActor:
+    """Receives and checks as an engine does, and copies each tensor to where it is kept, as vLLM does."""
+
+    def __init__(self) -> None:
+        self._held: Manifest = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, shipment: Shipment, version: WeightVersion) -> Received:
+        received = Received()
+        names = changed_names(version.manifest, self._held, str)
+        for payload in receive(shipment, holding(shipment.buckets, names), version, received):
+            for name, tensor in payload.items():
+                kept = self._tensors.setdefault(name, torch.empty(tensor.data.nbytes, dtype=torch.uint8))
+                kept.numpy()[:] = tensor.data
+        self._held = version.manifest
+        return received
+
+    def rss_mib(self) -> tuple[float, float]:
+        return resident_mib()
+
+
+def version_of(manifest: Manifest, version: int) -> WeightVersion:
+    size = sum(entry.spec.num_bytes for entry in manifest.values())
+    return WeightVersion(
+        version=version,
+        transport="",
+        num_tensors=len(manifest),
+        num_bytes=size,
+        digest=digest_of(manifest),
+        manifest=manifest,
+    )
+
+
+def resident_mib() -> tuple[float, float]:
+    """Of this process: its own memory, and what it has mapped of the object store."""
+    found = dict.fromkeys(("RssAnon", "RssShmem"), 0.0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) / 1024
+    return found["RssAnon"], found["RssShmem"]
+
+
+def bandwidth(num_bytes: int = 256 << 20, repeats: int = 3) -> float:
+    """Bytes a second that numpy copies, best of some."""
+    source = np.ones(num_bytes, np.uint8)
+    target = np.zeros_like(source)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        target[:] = source
+        best = min(best, time.perf_counter() - start)
+    return num_bytes / best
+
+
+def update(learner: Any, actor: Any, version: int) -> tuple[Received, float, float]:
+    """One update: what the actor took, seconds until it was published, seconds until it was taken."""
+    start = time.perf_counter()
+    shipment, announced = ray.get(learner.publish.remote(version))
+    published = time.perf_counter()
+    sending = learner.send.remote() if shipment.rendezvous else None
+    received = ray.get(actor.load_weights.remote(shipment, announced))
+    if sending is not None:
+        ray.get(sending)
+    return received, published - start, time.perf_counter() - start
+
+
+def measure(transport: str, model_bytes: int, repeats: int) -> Measured:
+    """The fastest of some updates after the first, which sends everything."""
+    learner, actor = started(model_bytes, transport)
+    update(learner, actor, 0)
+    runs = [update(learner, actor, version) for version in range(1, repeats + 1)]
+    received, publish_s, seconds = min(runs, key=lambda run: run[2])
+    for process in (learner, actor):
+        ray.kill(process)
+    return Measured(
+        transport=transport,
+        model_bytes=model_bytes,
+        moved_bytes=received.stored_bytes + received.broadcast_bytes,
+        publish_s=publish_s,
+        seconds=seconds,
+        copies=COPIES[transport],
+    )
+
+
+def started(model_bytes: int, transport: str) -> tuple[Any, Any]:
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
+    learner = ray.remote(FakeLearner).options(**options).remote(model_bytes, transport)
+    return learner, ray.remote(FakeActor).options(**options).remote()
+
+
+def resident_over(updates: int, model_bytes: int, transport: str) -> dict[str, list[float]]:
+    """Own and mapped memory of both processes after each update, MiB."""
+    learner, actor = started(model_bytes, transport)
+    series: dict[str, list[float]] = {}
+    for version in range(updates):
+        update(learner, actor, version)
+        for name, process in (("learner", learner), ("actor", actor)):
+            own, mapped = ray.get(process.rss_mib.remote())
+            series.setdefault(f"{name}, own", []).append(own)
+            series.setdefault(f"{name}, mapped", []).append(mapped)
+    for process in (learner, actor):
+        ray.kill(process)
+    return series
+
+
+def slope(series: list[float]) -> float:
+    """MiB an update, over the second half: the first fills allocators and the store's map."""
+    half = series[len(series) // 2 :]
+    return float(np.polyfit(np.arange(len(half)), half, 1)[0])
+
+
+def rows(found: list[Measured], copy_bytes_per_s: float) -> Iterator[str]:
+    yield "| transport | model MB | moved MB | publish s | whole s | GB/s | of numpy's copy | copies before the engine's |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in found:
+        share = one.gb_per_s * 1e9 / copy_bytes_per_s
+        yield (
+            f"| {one.transport} | {one.model_bytes / 1e6:.0f} | {one.moved_bytes / 1e6:.1f} | {one.publish_s:.3f} | "
+            f"{one.seconds:.3f} | {one.gb_per_s:.2f} | {share:.0%} | {one.copies} |"
+        )
+
+
+def plot(series: dict[str, dict[str, list[float]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(series), figsize=(5 * len(series), 3.5), squeeze=False)
+    for axis, (transport, lines) in zip(axes[0], series.items(), strict=True):
+        for name, values in lines.items():
+            axis.plot(values, label=name)
+        axis.set(title=transport, xlabel="update", ylabel="resident memory, MiB", ylim=(0, None))
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two small sizes and fewer updates, under three minutes.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where the plot of resident memory goes.")] = None,
+    updates: Annotated[int, typer.Option(help="Updates over which resident memory is watched.")] = 200,
+) -> None:
+    """Measure every transport at several sizes, and resident memory over many updates."""
+    env.be_quiet()
+    sizes = (6, 96) if quick else (6, 96, 384)
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        include_dashboard=False,
+        num_cpus=2,
+        object_store_memory=(400 if quick else 1600) << 20,
+        _temp_dir="/tmp/rlsys_sync",
+        log_to_driver=False,
+    )
+    copied = bandwidth()
+    typer.echo(f"numpy copies {copied / 1e9:.2f} GB/s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
+    found = [measure(name, size << 20, 2 if quick else 3) for size in sizes for name in TRANSPORTS]
+    for line in rows(found, copied):
+        typer.echo(line)
+    watched = partial(resident_over, 20 if quick else updates, 24 << 20)
+    resident = {name: watched(name) for name in ("object_store", "collective")}
+    for name, lines in resident.items():
+        text = ", ".join(f"{line} {slope(values):+.3f}" for line, values in lines.items())
+        typer.echo(f"{name}: MiB an update over the second half: {text}")
+    ray.shutdown()
+    if json_file:
+        report = {
+            "copy_bytes_per_s": copied,
+            "load": os.getloadavg(),
+            "transports": [asdict(one) for one in found],
+            "resident_mib": resident,
+        }
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    if plot_file:
+        plot(resident, plot_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
