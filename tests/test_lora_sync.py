@@ -13,7 +13,7 @@ from test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, v
 
 from actors.errors import WeightsRefused
 from rlsys.assemble import Stack, open_stack
-from rlsys.config import RunConfig, load
+from rlsys.config import RunConfig, WeightsConfig, load
 from rlsys.types import RolloutGroup, TrainBatch
 
 
@@ -97,7 +97,7 @@ def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serv
 
 
 def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: RunConfig) -> None:
-    """The last test: the engine's own weights are gone after it."""
+    """The engine's own weights are gone after it."""
     plain = config.model_copy(
         update={"learner": config.learner.model_copy(update={"lora": type(config.learner.lora)()})}
     )
@@ -110,3 +110,25 @@ def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: Ru
     stack.learner.update(supervised(groups(stack, seed=0)))
     assert stack.publish(9).kind == "full"
     assert largest_difference(stack, groups(stack, seed=1)) <= TOLERANCE
+
+
+def test_a_broadcast_brings_the_learners_weights_and_everybody_can_tell(
+    stack: Stack, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = config.learner.model_copy(update={"lora": type(config.learner.lora)()})
+    weights = WeightsConfig(transport="collective", bucket_mib=1)
+    stack.load_learner(config.model_copy(update={"learner": plain, "weights": weights}))
+    stack.publish(10)
+    stack.learner.update(supervised(groups(stack, seed=0)))
+    assert not all(row.is_equal for row in stack.compare_weights(11))
+    send, sent = stack.learner.send, []
+    monkeypatch.setattr(stack.learner, "send", lambda: sent.append(send()) or sent[-1])
+    assert stack.publish(11).transport == "collective"
+    assert [(one.num_receivers, one.problem) for one in sent] == [(1, "")]
+    assert sent[0].num_bytes > 0
+    stack.learner.export(tmp_path / "model")
+    rows = stack.compare_weights(11, tmp_path / "model")
+    assert all(row.is_equal for row in rows)
+    assert {row.findings["checkpoint"] for row in rows} == {"equal"}
+    assert {row.findings["actor 0"] for row in rows} == {"equal", "not readable, sent as it is"}
+    assert largest_difference(stack, groups(stack, seed=2)) <= TOLERANCE
