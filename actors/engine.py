@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
+from actors.native import BACKENDS, take_natively
 from actors.receive import Feed, Received, changed_names, fetch, holding, receive
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from actors.weights_in import (
@@ -132,11 +133,14 @@ class RolloutEngine:
         names = changed_names(version.manifest, self._held, engine_module)
         received = Received(num_loaded=len(names), num_tensors=len(version.manifest))
         buckets = holding(shipment.buckets, names)
-        payloads = receive(shipment, buckets, version, received)
+        rpc = self._engine.collective_rpc
+        if native := take_natively(rpc, self._spec, shipment, buckets, version.manifest, self._give_up):
+            received, payloads = native, iter(())
+        else:
+            payloads = receive(shipment, buckets, version, received)
         first = next(payloads, None)  # what can be refused with the engine untouched is refused here
         if first is not None:
-            self.version, self._held, self._holds_its_own = None, {}, False
-            self._remove_adapter()
+            self._give_up()
             feed = Feed(itertools.chain((first,), payloads), names)
             with _quiet_about_the_rest():
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": feed})
@@ -145,6 +149,11 @@ class RolloutEngine:
         self._reset_caches()
         self._check_held(version.manifest, version)
         self._held, self.received = version.manifest, received
+
+    def _give_up(self) -> None:
+        """From here on until a version is acknowledged, nobody can say what the engine holds."""
+        self.version, self._held, self._holds_its_own = None, {}, False
+        self._remove_adapter()
 
     def _check_held(self, manifest: Manifest, version: WeightVersion) -> None:
         """Read back what vLLM holds; RuntimeError where that is not what it was given."""
@@ -306,12 +315,16 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
         room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
         common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
     if spec.device == "cuda":
+        from vllm.config import WeightTransferConfig
+
+        backend = BACKENDS.get(spec.weights_transport)
         executor = "mp" if spec.tensor_parallel_size > 1 else None
         return EngineArgs(
             **common,
             tensor_parallel_size=spec.tensor_parallel_size,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             distributed_executor_backend=executor,
+            weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
         )
     return EngineArgs(
         **common,

@@ -27,6 +27,7 @@ class EngineSpec:
     """How to build an engine; meanings and units as in `rlsys.config` (model, rollout, cluster).
 
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
+    weights_transport: as in `rlsys.config.WeightsConfig`.
     lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
     """
 
@@ -41,6 +42,7 @@ class EngineSpec:
     device: Literal["cpu", "cuda"]
     banned_token_ids: tuple[int, ...]
     seed: int = 0
+    weights_transport: str = "object_store"
     lora: LoraConfig = LoraConfig()
 
 

@@ -67,7 +67,7 @@ class Measured:
 class FakeLearner:
     """Owns tensors of a model's size; publishes them as rank 0 does."""
 
-    def __init__(self, num_bytes: int, transport: str) -> None:
+    def own(self, num_bytes: int, transport: str) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         size = min(2 << 20, num_bytes // 32)
@@ -104,7 +104,7 @@ class FakeLearner:
 class FakeActor:
     """Receives and checks as an engine does, and copies each tensor to where it is kept, as vLLM does."""
 
-    def __init__(self) -> None:
+    def forget(self) -> None:
         self._held: Manifest = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
@@ -168,14 +168,12 @@ def update(learner: Any, actor: Any, version: int) -> tuple[Received, float, flo
     return received, published - start, time.perf_counter() - start
 
 
-def measure(transport: str, model_bytes: int, repeats: int) -> Measured:
+def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: int) -> Measured:
     """The fastest of some updates after the first, which sends everything."""
-    learner, actor = started(model_bytes, transport)
-    update(learner, actor, 0)
-    runs = [update(learner, actor, version) for version in range(1, repeats + 1)]
+    set_up(pair, model_bytes, transport)
+    update(*pair, 0)
+    runs = [update(*pair, version) for version in range(1, repeats + 1)]
     received, publish_s, seconds = min(runs, key=lambda run: run[2])
-    for process in (learner, actor):
-        ray.kill(process)
     return Measured(
         transport=transport,
         model_bytes=model_bytes,
@@ -186,24 +184,28 @@ def measure(transport: str, model_bytes: int, repeats: int) -> Measured:
     )
 
 
-def started(model_bytes: int, transport: str) -> tuple[Any, Any]:
+def started() -> tuple[Any, Any]:
+    """A learner and an actor, one process each."""
     options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
-    learner = ray.remote(FakeLearner).options(**options).remote(model_bytes, transport)
-    return learner, ray.remote(FakeActor).options(**options).remote()
+    return ray.remote(FakeLearner).options(**options).remote(), ray.remote(FakeActor).options(**options).remote()
 
 
-def resident_over(updates: int, model_bytes: int, transport: str) -> dict[str, list[float]]:
+def set_up(pair: tuple[Any, Any], model_bytes: int, transport: str) -> None:
+    """Both forget what they had."""
+    learner, actor = pair
+    ray.get([learner.own.remote(model_bytes, transport), actor.forget.remote()])
+
+
+def resident_over(pair: tuple[Any, Any], updates: int, model_bytes: int, transport: str) -> dict[str, list[float]]:
     """Own and mapped memory of both processes after each update, MiB."""
-    learner, actor = started(model_bytes, transport)
+    set_up(pair, model_bytes, transport)
     series: dict[str, list[float]] = {}
     for version in range(updates):
-        update(learner, actor, version)
-        for name, process in (("learner", learner), ("actor", actor)):
+        update(*pair, version)
+        for name, process in zip(("learner", "actor"), pair, strict=True):
             own, mapped = ray.get(process.rss_mib.remote())
             series.setdefault(f"{name}, own", []).append(own)
             series.setdefault(f"{name}, mapped", []).append(mapped)
-    for process in (learner, actor):
-        ray.kill(process)
     return series
 
 
@@ -262,11 +264,16 @@ def main(
     )
     copied = bandwidth()
     typer.echo(f"numpy copies {copied / 1e9:.2f} GB/s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-    found = [measure(name, size << 20, 2 if quick else 3) for size in sizes for name in TRANSPORTS]
+    pair = started()
+    watched = partial(resident_over, pair, 30 if quick else updates, 24 << 20)
+    resident = {name: watched(name) for name in ("object_store", "collective")}
+    found = []
+    for size in sizes:
+        for name in TRANSPORTS:
+            found.append(measure(pair, name, size << 20, 2 if quick else 3))
+            log.warning("%s", found[-1])
     for line in rows(found, copied):
         typer.echo(line)
-    watched = partial(resident_over, 20 if quick else updates, 24 << 20)
-    resident = {name: watched(name) for name in ("object_store", "collective")}
     for name, lines in resident.items():
         text = ", ".join(f"{line} {slope(values):+.3f}" for line, values in lines.items())
         typer.echo(f"{name}: MiB an update over the second half: {text}")

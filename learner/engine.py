@@ -204,7 +204,8 @@ class LearnerEngine:
         if self._publisher is None:
             outlets = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
-            self._publisher = Publisher(outlets, self._gathered, max_bytes, stores=dist.get_rank() == 0)
+            shares = self.spec.weights.transport == "ipc"
+            self._publisher = Publisher(outlets, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
         return self._publisher.publish(put)
 
     def _whole(self) -> dict[str, Outlet]:

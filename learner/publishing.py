@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from learner.weights_out import Gather, Outlet, assist, collect
 from rlsys.weights import Bucket, NamedTensor, TensorEntry, manifest_of, plan_buckets
 
@@ -54,7 +56,11 @@ class Publisher:
     Make another one when the weights were replaced, as by a checkpoint.
     """
 
-    def __init__(self, outlets: Mapping[str, Outlet], gather: Gather, max_bytes: int, *, stores: bool) -> None:
+    def __init__(
+        self, outlets: Mapping[str, Outlet], gather: Gather, max_bytes: int, *, stores: bool, shares: bool = False
+    ) -> None:
+        """stores: whether this rank puts the weights into the store.  shares: by CUDA IPC too, from its own GPU."""
+        self._shares = shares
         self._parcels = plan_parcels(outlets, max_bytes)
         self._gather = gather
         self._stores = stores
@@ -86,5 +92,21 @@ class Publisher:
 
     def _stored(self, parcel: Parcel, put: Put) -> tuple[Bucket, dict[str, TensorEntry]]:
         payload = collect(parcel.outlets, self._gather)
-        bucket = Bucket(names=tuple(parcel.outlets), num_bytes=parcel.num_bytes, stored=put(payload))
+        bucket = Bucket(
+            names=tuple(parcel.outlets), num_bytes=parcel.num_bytes, stored=put(payload), handles=self._handles(parcel)
+        )
         return bucket, manifest_of(payload)
+
+    def _handles(self, parcel: Parcel) -> dict[str, dict[str, Any]]:
+        """What opens the parcel's own tensors from another process on this GPU; {} where they are not shared."""
+        if not self._shares:
+            return {}
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        # a merged tensor is made when it is read and gone afterwards: no handle
+        return {
+            name: {gpu: reduce_tensor(outlet.read())[1]}
+            for name, outlet in parcel.outlets.items()
+            if len(outlet.parameters) == 1
+        }

@@ -17,6 +17,7 @@ class LearnerSpec:
     dtype: "float32" or "bfloat16".  attention, see `learner.policy.load_model`.  device: "cpu" or "cuda".
     max_tokens: longest response that is sampled, tokens.
     weights: how `publish` sends them.
+    ranks_each: GPUs of one engine that is sent the weights.
     sync: what `publish` sends: all weights, adapters merged in ("full"), or the adapters alone ("adapter"), for
     engines that hold the model at `model_path`.
     """
@@ -31,4 +32,5 @@ class LearnerSpec:
     device: str
     seed: int
     weights: WeightsConfig = WeightsConfig()
+    ranks_each: int = 1
     sync: Literal["full", "adapter"] = "full"

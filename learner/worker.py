@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ class LearnerWorker:
 
     def update(self, shard: RankShard) -> RankStats:
         """See `LearnerEngine.update`."""
+        self._sending = None  # what was shared by its place in memory is about to change
         return self._loaded.update(replace(shard, micro_batches=with_frames(shard.micro_batches)))
 
     def logprobs(self, micro_batches: MicroBatches, reference: bool = False) -> list[list[list[np.ndarray]]]:
@@ -97,7 +99,7 @@ class LearnerWorker:
         if not buckets:
             return None
         spec, meeting = self._loaded.spec, None
-        if spec.weights.transport == "collective" and num_receivers:
+        if spec.weights.transport != "object_store" and num_receivers:
             from rlsys.broadcast import Sending
 
             self._sending = Sending(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
@@ -111,7 +113,12 @@ class LearnerWorker:
         if self._sending is None or self._shipment is None:
             raise RuntimeError("nothing was published that could be broadcast.")
         sending, self._sending = self._sending, None
-        return sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
+        channel = None
+        if self._device == "cuda":
+            from learner.nccl import over_nccl
+
+            channel = partial(over_nccl, ranks_each=self._loaded.spec.ranks_each)
+        return sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
 
     def save(self, folder: Path) -> None:
         """See `LearnerEngine.save`."""

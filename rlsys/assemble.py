@@ -105,6 +105,7 @@ class LearnerStack:
                 device=config.cluster.device,
                 seed=config.seed,
                 weights=config.weights,
+                ranks_each=config.rollout.tensor_parallel_size,
                 sync=self._sync(config),
             )
         )
@@ -160,7 +161,9 @@ class Stack(LearnerStack):
         shipment, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
         with ThreadPoolExecutor(1) as threads:
-            sending = threads.submit(self.learner.send) if shipment.rendezvous else None
+            sending = (
+                threads.submit(self.learner.send) if shipment.rendezvous and weights.transport == "collective" else None
+            )
             self.pool.load_weights(shipment, weights)
         if sending and (problem := sending.result().problem):
             log.warning("version %d, broadcast: %s", version, problem)
@@ -228,6 +231,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         device=config.cluster.device,
         banned_token_ids=prompts.banned_token_ids,
         seed=config.seed,
+        weights_transport=config.weights.transport,
         lora=config.learner.lora,
     )
 

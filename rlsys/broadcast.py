@@ -13,7 +13,9 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,6 +41,14 @@ class Sent:
     problem: str = ""
 
 
+Get = Callable[[Bucket], Mapping[str, NamedTensor]]
+"""A bucket's tensors."""
+Transmit = Callable[[Bucket], int]
+"""Sends a bucket to all; the bytes that were sent."""
+Channel = Callable[[Rendezvous, dist.Store, int, Get], AbstractContextManager[Transmit]]
+"""Given the meeting, its store and the number of receivers: open while they are connected."""
+
+
 class Sending:
     """The sender's side of one broadcast. Opened before anybody is told of it; `send` is called once."""
 
@@ -61,10 +71,12 @@ class Sending:
             master_listen_fd=listener.detach(),
         )
 
-    def send(
-        self, buckets: Sequence[Bucket], manifest: Manifest, get: Callable[[Bucket], Mapping[str, NamedTensor]]
-    ) -> Sent:
-        """Broadcast what those who came need, and end the meeting. A failure is in what is returned."""
+    def send(self, buckets: Sequence[Bucket], manifest: Manifest, get: Get, channel: Channel | None = None) -> Sent:
+        """Broadcast what those who came need, and end the meeting. A failure is in what is returned.
+
+        channel: by which the bytes go; None is gloo.
+        """
+        channel = channel or partial(over_gloo, manifest=manifest)
         start = time.perf_counter()
         store = dist.PrefixStore(self.rendezvous.name, self._store)
         members = self._members(store)
@@ -74,11 +86,9 @@ class Sending:
         store.set("members", json.dumps(members))
         try:
             if members:
-                group = _group(self.rendezvous, store, 0, len(members) + 1)
-                for index in wanted:
-                    packed = pack(get(buckets[index]), buckets[index], manifest)
-                    _broadcast(group, packed)
-                    num_bytes += packed.nbytes
+                with channel(self.rendezvous, store, len(members), get) as transmit:
+                    for index in wanted:
+                        num_bytes += transmit(buckets[index])
         except RuntimeError as error:
             problem = f"lost a receiver: {_first_line(error)}"
         self.close()
@@ -100,6 +110,60 @@ class Sending:
         self._store = None
 
 
+@contextmanager
+def over_gloo(
+    meeting: Rendezvous, store: dist.Store, num_members: int, get: Get, *, manifest: Manifest
+) -> Iterator[Transmit]:
+    """Sends each bucket as one buffer of bytes."""
+    group = _group(meeting, store, 0, num_members + 1)
+
+    def transmit(bucket: Bucket) -> int:
+        packed = pack(get(bucket), bucket, manifest)
+        _broadcast(group, packed)
+        return packed.nbytes
+
+    yield transmit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Joined:
+    """A receiver's place in a broadcast. rank: 1 and up, of `size`.  indices: of the buckets that will come."""
+
+    meeting: Rendezvous
+    store: dist.Store
+    rank: int
+    size: int
+    indices: tuple[int, ...]
+
+    def wait_for(self, key: str) -> bytes:
+        """What the sender tells everybody. Raises BroadcastFailed."""
+        try:
+            self.store.wait([key], datetime.timedelta(seconds=self.meeting.timeout_s))
+            return self.store.get(key)
+        except RuntimeError as error:
+            raise BroadcastFailed(f"the sender did not go on: {_first_line(error)}") from error
+
+
+def join(shipment: Shipment, wanted: Sequence[Bucket]) -> Joined:
+    """Come to the meeting and wait until it begins. Raises BroadcastFailed."""
+    meeting = shipment.rendezvous
+    if meeting is None:
+        raise BroadcastFailed("there is no broadcast of this version.")
+    try:
+        store = _find(meeting)
+        number = store.add("joined", 1)
+        store.set(f"wants/{number}", json.dumps([i for i, bucket in enumerate(shipment.buckets) if bucket in wanted]))
+        # the sender waits for the others for as long as `timeout_s`, perhaps from a later moment on
+        store.wait(["members"], datetime.timedelta(seconds=2 * meeting.timeout_s))
+        members, indices = json.loads(store.get("members")), json.loads(store.get("buckets"))
+    except (RuntimeError, OSError) as error:
+        raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
+    if number not in members:
+        raise BroadcastFailed("came too late for the broadcast.")
+    rank, size = members.index(number) + 1, len(members) + 1
+    return Joined(meeting=meeting, store=store, rank=rank, size=size, indices=tuple(indices))
+
+
 def received(
     shipment: Shipment, wanted: Sequence[Bucket], manifest: Manifest
 ) -> Iterator[tuple[Bucket, dict[str, NamedTensor]]]:
@@ -107,29 +171,16 @@ def received(
 
     The tensors lie in one buffer for each bucket, which lives as long as they do.
     """
-    meeting = shipment.rendezvous
-    if meeting is None:
-        raise BroadcastFailed("there is no broadcast of this version.")
-    needed = [index for index, bucket in enumerate(shipment.buckets) if bucket in wanted]
+    joined = join(shipment, wanted)
     try:
-        store = _find(meeting)
-        rank = store.add("joined", 1)
-        store.set(f"wants/{rank}", json.dumps(needed))
-        # the sender waits for the others for as long as `timeout_s`, perhaps from a later moment on
-        store.wait(["members"], datetime.timedelta(seconds=2 * meeting.timeout_s))
-        members = json.loads(store.get("members"))
-        if rank not in members:
-            raise BroadcastFailed("came too late for the broadcast.")
-        group = _group(meeting, store, members.index(rank) + 1, len(members) + 1)
-        for index in json.loads(store.get("buckets")):
+        group = _group(joined.meeting, joined.store, joined.rank, joined.size)
+        for index in joined.indices:
             bucket = shipment.buckets[index]
             buffer = torch.empty(_places(bucket, manifest)[1], dtype=torch.uint8)
             _broadcast(group, buffer)
-            if index in needed:
+            if bucket in wanted:
                 yield bucket, unpack(buffer.numpy(), bucket, manifest)
     except (RuntimeError, OSError) as error:
-        if isinstance(error, BroadcastFailed):
-            raise
         raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
 
 
@@ -163,6 +214,15 @@ def _places(bucket: Bucket, manifest: Manifest) -> tuple[dict[TensorEntry, tuple
             end = start + entry.spec.num_bytes
             places[entry] = (start, end)
     return places, end
+
+
+def is_open(meeting: Rendezvous) -> bool:
+    """Whether the sender still holds the meeting."""
+    try:
+        socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _find(meeting: Rendezvous) -> dist.Store:

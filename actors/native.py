@@ -1,0 +1,106 @@
+"""Weights that never leave the GPUs: through vLLM's own weight transfer, by NCCL or by CUDA IPC.
+
+vLLM loads what it receives at once, so it is checked afterwards, by reading it back. An engine that fails
+midway is of no use any more and is replaced; one that does not get as far as the first tensor takes the
+object store's copy. Source of the protocol: `vllm.distributed.weight_transfer` of vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from actors.receive import Received
+from actors.requests import EngineSpec
+from actors.weights_in import engine_module
+from rlsys.broadcast import BroadcastFailed, is_open, join
+from rlsys.weights import Bucket, Manifest, Shipment
+
+log = logging.getLogger(__name__)
+
+BACKENDS = {"collective": "nccl", "ipc": "ipc"}
+"""vLLM's name of each transport."""
+
+
+class Rpc(Protocol):
+    """`collective_rpc` of vLLM's engine: calls a method of every worker."""
+
+    def __call__(self, method: str, *, kwargs: Mapping[str, Any] | None = None) -> object: ...
+
+
+def closed(buckets: Sequence[Bucket], wanted: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """`wanted` and every bucket that shares a module of the engine with one of them.
+
+    vLLM takes all of a bucket, and builds a module anew from what it is given: a part would leave the rest undefined.
+    """
+    found, modules = set(wanted), {engine_module(name) for bucket in wanted for name in bucket.names}
+    while more := {b for b in buckets if b not in found and modules & set(map(engine_module, b.names))}:
+        found |= more
+        modules |= {engine_module(name) for bucket in more for name in bucket.names}
+    return tuple(bucket for bucket in buckets if bucket in found)
+
+
+def take_natively(
+    rpc: Rpc,
+    spec: EngineSpec,
+    shipment: Shipment,
+    wanted: Sequence[Bucket],
+    manifest: Manifest,
+    begin: Callable[[], None],
+) -> Received | None:
+    """Load the buckets GPU to GPU; None when that cannot be done and nothing was touched.
+
+    begin: called before the engine's weights change.
+    """
+    if spec.device != "cuda" or spec.weights_transport not in BACKENDS:
+        return None
+    needed = closed(shipment.buckets, wanted)
+    if spec.weights_transport == "ipc":
+        # the meeting ends with the learner's next update, which changes what the handles lead to
+        is_current = shipment.rendezvous is not None and is_open(shipment.rendezvous)
+        return _take_by_ipc(rpc, needed, manifest, begin) if is_current else None
+    try:
+        joined = join(shipment, needed)
+        info = json.loads(joined.wait_for("nccl"))
+    except BroadcastFailed as error:
+        log.warning("%s; the weights come from the object store", error)
+        return None
+    offset = 1 + (joined.rank - 1) * spec.tensor_parallel_size
+    rpc("init_weight_transfer_engine", kwargs={"init_info": {**info, "rank_offset": offset, "packed": False}})
+    begin()
+    rpc("start_weight_update")
+    for index in joined.indices:
+        rpc("update_weights", kwargs={"update_info": update_info(shipment.buckets[index].names, manifest)})
+    rpc("finish_weight_update")
+    rpc("shutdown_weight_transfer_engine")  # the next update has a group of its own
+    moved = sum(shipment.buckets[index].num_bytes for index in joined.indices)
+    return Received(broadcast_bytes=moved, num_loaded=len(manifest), num_tensors=len(manifest))
+
+
+def _take_by_ipc(rpc: Rpc, needed: Sequence[Bucket], manifest: Manifest, begin: Callable[[], None]) -> Received | None:
+    gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    if not all(gpu in bucket.handles.get(name, {}) for bucket in needed for name in bucket.names):
+        log.warning("the learner has no weights on this engine's GPU; they come from the object store")
+        return None
+    rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": False}})
+    begin()
+    rpc("start_weight_update")
+    for bucket in needed:
+        handles = [dict(bucket.handles[name]) for name in bucket.names]
+        rpc("update_weights", kwargs={"update_info": {**update_info(bucket.names, manifest), "ipc_handles": handles}})
+    rpc("finish_weight_update")
+    return Received(num_loaded=sum(len(bucket.names) for bucket in needed), num_tensors=len(manifest))
+
+
+def update_info(names: Sequence[str], manifest: Manifest) -> dict[str, list[Any]]:
+    """What vLLM is told about the tensors of a bucket, in the order in which they come."""
+    specs = [manifest[name].spec for name in names]
+    return {
+        "names": list(names),
+        "dtype_names": [spec.dtype for spec in specs],
+        "shapes": [list(spec.shape) for spec in specs],
+    }
