@@ -171,7 +171,7 @@ class RolloutEngine:
         found: dict[str, float | None] = {}
         for bucket in shipment.buckets:
             payload = fetch(bucket, shipment.timeout_s)
-            found |= self._engine.apply_model(partial(compared, payload=payload))[0]
+            found |= self._engine.apply_model(partial(compared, payload=payload, specs=self._expected.specs))[0]
         return (self.version.manifest if self.version else {}), found
 
     def _load_adapter(self, shipment: Shipment, version: WeightVersion) -> None:

@@ -241,12 +241,18 @@ def as_named(tensor: torch.Tensor) -> NamedTensor:
     return NamedTensor(spec=spec, data=tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
-def compared(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> dict[str, float | None]:
-    """By name, the largest absolute difference between what vLLM holds and `payload`; None where it is not readable."""
+def compared(
+    model: torch.nn.Module, payload: Mapping[str, NamedTensor], specs: Mapping[str, TensorSpec]
+) -> dict[str, float | None]:
+    """By name, the largest absolute difference between what vLLM holds and `payload`; None where it is not readable.
+
+    specs: of the whole model, for a fused projection's place in its module depends on the others'.
+    """
     found: dict[str, float | None] = dict.fromkeys(payload)
-    for name, held in readable(model, {name: tensor.spec for name, tensor in payload.items()}):
-        sent = as_tensor(payload[name])
-        found[name] = (held.cpu().double() - sent.double()).abs().max().item()
+    for name, held in readable(model, specs):
+        if name in payload:
+            sent = as_tensor(payload[name])
+            found[name] = (held.cpu().double() - sent.double()).abs().max().item()
     return found
 
 

@@ -20,6 +20,7 @@ from actors.weights_in import (
     as_tensor,
     bucket_problems,
     check_manifest,
+    compared,
     engine_name,
     expected_adapter,
     expected_weights,
@@ -242,3 +243,32 @@ def test_an_adapter_that_was_not_taken_is_found() -> None:
     assert stale_adapter(held, sent) == (1, [f"{name}.lora_A.weight"])
     held.language_model.model.layers[0].self_attn.qkv_proj.lora_a_stacked[2][0, 0, :2] = 1.0
     assert stale_adapter(held, sent) == (1, [])
+
+
+def test_parts_of_a_fused_projection_are_read_back_as_slices() -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv_proj = torch.nn.Linear(4, 8)
+
+    held = torch.nn.Module()
+    held.language_model = torch.nn.Module()
+    held.language_model.model = torch.nn.Module()
+    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
+    held.language_model.model.layers[0].self_attn = Attention()
+    fused = held.language_model.model.layers[0].self_attn.qkv_proj
+    sizes = {"q": slice(0, 4), "k": slice(4, 6), "v": slice(6, 8)}
+    sent = {
+        f"model.layers.0.self_attn.{kind}_proj.{leaf}": named(getattr(fused, leaf).detach().numpy()[rows].copy())
+        for kind, rows in sizes.items()
+        for leaf in ("weight", "bias")
+    }
+    assert stale_parameters(held, manifest_of(sent)) == (6, [])
+    with torch.no_grad():
+        fused.weight[5, 0] += 0.5
+    assert stale_parameters(held, manifest_of(sent)) == (6, ["model.layers.0.self_attn.k_proj.weight"])
+    specs = {name: tensor.spec for name, tensor in sent.items()}
+    key = {name: tensor for name, tensor in sent.items() if "k_proj" in name}
+    assert list(compared(held, key, specs).values()) == pytest.approx([0.5, 0.0])
+    # without the others nobody knows where a part lies
+    assert stale_parameters(held, manifest_of(key)) == (0, [])
