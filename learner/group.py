@@ -136,6 +136,10 @@ class LearnerGroup:
         """Broadcast what was published last; blocks until it is over. A receiver that is lost is no error."""
         return self._wait("send", [self._alive[0].send.remote()])[0]
 
+    def check_alive(self) -> None:
+        """Raises what any call would raise when a rank is gone."""
+        self._call("where")
+
     def compare(self, folder: Path, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
         """What is in a model folder, and by name how far it is from a shipment; see `largest_difference`."""
         from learner.weights_out import read_folder

@@ -157,14 +157,19 @@ class Stack(LearnerStack):
 
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
+        from actors.errors import WeightsRefused
+
         receivers = int(self.pool.counters()["rollout/ready_actors"])
         shipment, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
         with ThreadPoolExecutor(1) as threads:
-            sending = (
-                threads.submit(self.learner.send) if shipment.rendezvous and weights.transport == "collective" else None
-            )
-            self.pool.load_weights(shipment, weights)
+            broadcasts = shipment.rendezvous is not None and weights.transport == "collective"
+            sending = threads.submit(self.learner.send) if broadcasts else None
+            try:
+                self.pool.load_weights(shipment, weights)
+            except WeightsRefused:
+                self.learner.check_alive()  # what it had stored went with it, and it is the one to blame
+                raise
         if sending and (problem := sending.result().problem):
             log.warning("version %d, broadcast: %s", version, problem)
         return weights
