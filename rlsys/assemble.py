@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
+    from reward_servers.client import RewardClient
     from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
     from rlsys.data.clips import ClipStore
@@ -201,6 +202,23 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
         stack = LearnerStack(prompts, clips, _launch_learner(config, cluster), preparer, cluster)
         resources.callback(lambda: stack.learner.shutdown())
         yield stack
+
+
+@contextmanager
+def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardClient]:
+    """A client of the config's reward servers, which are started where it names none."""
+    from cluster.launch import open_cluster
+    from reward_servers.auth import token_from_environment
+    from reward_servers.client import RewardClient
+    from reward_servers.transport import wait_until_healthy
+
+    with ExitStack() as resources:
+        url = config.reward.url
+        if not url:
+            cluster = resources.enter_context(open_cluster(config, parts="rewards"))
+            url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
+        _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
+        yield RewardClient(config.reward, url, token_from_environment(config.reward.token_env), think=config.data.think)
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

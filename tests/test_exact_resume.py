@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -56,6 +57,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             "data.videos": clips.videos,
             "data.decode_workers": 1,
             "reward.url": url,
+            "reward.scorers": "{checksum: 'tests.plain_reward_server:checksum'}",
+            "reward.weights": "{temporal_grounding: {checksum: 1.0}}",
             "rollout.num_actors": 1,
             "rollout.group_size": 4,
             "rollout.max_tokens": 8,
@@ -68,6 +71,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
         }
         yield Inputs(settings=tuple(f"{key}={value}" for key, value in settings.items()), temp=temp)
     shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happens to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run_to_the_end(inputs, out)["num_steps"] == NUM_STEPS
+    steps = ledger.read(out)
+    assert len({step.weights_digest for step in steps}) == NUM_STEPS, "every step must change the weights"
+    return out
 
 
 def start(inputs: Inputs, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -95,15 +108,19 @@ def run_to_the_end(inputs: Inputs, out: Path, *more: str) -> dict[str, Any]:
 def kill_when(inputs: Inputs, out: Path, is_time: Callable[[], bool], delay_s: float, *more: str) -> None:
     """Start a run and kill its driver `delay_s` after `is_time`."""
     process = start(inputs, out, *more)
-    deadline = time.monotonic() + DEADLINE_S
     try:
-        while not is_time():
-            assert process.poll() is None and time.monotonic() < deadline, said(out)
-            time.sleep(0.002)
+        wait_until(process, out, is_time)
         time.sleep(delay_s)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def wait_until(process: subprocess.Popen[str], out: Path, is_time: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_time():
+        assert process.poll() is None and time.monotonic() < deadline, said(out)
+        time.sleep(0.002)
 
 
 def training_metrics(out: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -155,25 +172,42 @@ def assert_as_if_nothing_had_happened(out: Path, whole: Path) -> None:
     assert [step for step, _ in metrics["optim/lr"]] == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(inputs: Inputs, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    expected = run_to_the_end(inputs, whole)
-    assert expected["num_steps"] == NUM_STEPS
-    instants = random.Random(5)
+def has_steps(out: Path, count: int) -> Callable[[], bool]:
+    file = out / "ledger.jsonl"
+    return lambda: file.exists() and file.read_text().count("\n") >= count
 
-    def has_steps(count: int) -> Callable[[], bool]:
-        return lambda: (out / "ledger.jsonl").exists() and (out / "ledger.jsonl").read_text().count("\n") >= count
 
-    def is_saving() -> bool:
-        return any((out / "checkpoints").glob(".tmp-step_*"))
+def is_saving(out: Path) -> bool:
+    return any((out / "checkpoints").glob(".tmp-step_*"))
 
-    kill_when(inputs, out, has_steps(1), instants.uniform(0, 0.1))
+
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    out, instants = tmp_path / "killed", random.Random(5)
+    kill_when(inputs, out, has_steps(out, 1), instants.uniform(0, 0.1))
     assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
     run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
-    kill_when(inputs, out, has_steps(3), instants.uniform(0, 0.2), "--resume", str(out))
+    kill_when(inputs, out, lambda: is_saving(out), instants.uniform(0, 0.05), "--resume", str(out))
+    assert "are saved and not sampled again" in said(out)
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
-    kill_when(inputs, out, is_saving, instants.uniform(0, 0.05), "--resume", str(out))
     ended = run_to_the_end(inputs, out, "--resume", str(out))
     assert ended["mlflow_run_id"] == run_id
-    assert "are saved and not sampled again" in said(out)
+    assert_as_if_nothing_had_happened(out, whole)
+
+
+def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lost"
+    process = start(inputs, out)
+    try:
+        for steps in (1, 5):  # before there is a checkpoint, and behind two
+            wait_until(process, out, has_steps(out, steps))
+            (rank,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "LearnerWorker" in p.name())
+            rank.kill()
+        assert process.wait(DEADLINE_S) == 0, said(out)
+    finally:
+        process.kill()
+    assert said(out).count("the learner is back after") == 2
     assert_as_if_nothing_had_happened(out, whole)
