@@ -19,6 +19,7 @@ from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, Run
 from rlsys.data.annotations import load as load_annotations
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
+from rlsys.run_file import name_on_cluster
 from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
 
@@ -145,7 +146,11 @@ class Stack(LearnerStack):
         with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
             learner = threads.submit(_launch_learner, config, cluster)
             self.reward_url = config.reward.url or _launch_rewards(
-                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
+                config.reward,
+                cluster,
+                resources,
+                with_judge=needs_judge(tasks, config.reward),
+                name=None if cluster.is_local else name_on_cluster(config),
             )
             health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
             self.learner = learner.result()

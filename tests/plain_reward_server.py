@@ -19,7 +19,7 @@ from reward_servers.web import build
 
 def checksum(response: Response) -> float:
     """A score in [0, 1] that differs between any two texts, so that an untrained model has something to learn from."""
-    return sum(response.row.text.encode()) % 11 / 10
+    return sum(response.text.encode()) % 11 / 10
 
 
 async def no_status() -> dict[str, Any]:

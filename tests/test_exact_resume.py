@@ -196,6 +196,13 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     assert_as_if_nothing_had_happened(out, whole)
 
 
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return "LearnerWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
@@ -204,7 +211,7 @@ def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
     try:
         for steps in (1, 5):  # before there is a checkpoint, and behind two
             wait_until(process, out, has_steps(out, steps))
-            (rank,) = (p for p in psutil.Process(process.pid).children(recursive=True) if "LearnerWorker" in p.name())
+            (rank,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_rank(one))
             rank.kill()
         assert process.wait(DEADLINE_S) == 0, said(out)
     finally:
