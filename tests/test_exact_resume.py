@@ -218,3 +218,29 @@ def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
         process.kill()
     assert said(out).count("the learner is back after") == 2
     assert_as_if_nothing_had_happened(out, whole)
+
+
+def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_weights_and_scores(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    def rlsys(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rlsys.cli", "replay", str(whole), *arguments]
+        environment = {**os.environ, "TMPDIR": str(inputs.temp), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=REPO, capture_output=True, text=True, timeout=DEADLINE_S, env=environment, check=False
+        )
+
+    done = rlsys(str(NUM_STEPS), "--output", str(tmp_path / "replayed.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "replayed.json").read_text())
+    assert found["from_step"] == NUM_STEPS - 2
+    recorded, replayed = found["digests"]
+    assert recorded == replayed != ""
+    assert {name: values for name, values in found["metrics"].items() if values[0] != values[1]} == {}
+    assert {"optim/grad_norm", "reward/checksum/mean", "advantage/abs/mean"} <= found["metrics"].keys()
+    scored = rlsys(str(NUM_STEPS), "--scores")
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert f"8 responses of step {NUM_STEPS} were scored again, 0 have other scores" in scored.stdout
+    gone = rlsys("2")
+    assert gone.returncode == 2
+    assert f"Possible: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr
