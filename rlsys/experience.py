@@ -27,6 +27,8 @@ class Clips(Protocol):
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
 
+    def has_room(self) -> bool: ...
+
 
 class Pool(Protocol):
     async def generate(
@@ -69,10 +71,15 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(self._prepare(item, {}, response_tokens), self._events)
 
     def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then."""
+        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then.
+
+        Nothing is decoded ahead while the clips that are alive leave no room (`data.cache_bytes`).
+        """
         asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
 
     async def _prefetch(self, item: PromptItem) -> None:
+        if not self._clips.has_room():
+            return
         found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
         self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
 

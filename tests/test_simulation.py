@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -259,7 +260,9 @@ def test_a_hung_actor_is_lost_at_its_deadline_and_no_sooner() -> None:
 
 
 @pytest.mark.parametrize("weight_update", ["pause", "keep", "abort"])
-def test_a_group_that_is_cancelled_frees_its_slot_and_one_started_again_arrives(weight_update: str) -> None:
+def test_a_group_that_is_cancelled_frees_its_slot_and_one_started_again_arrives(
+    weight_update: Literal["pause", "keep", "abort"],
+) -> None:
     system = replace(SYSTEM, num_actors=1, slots=1, weight_update=weight_update)
     parts = SimulatedParts(system, PHASES, Faults(), 0, START)
     parts.publish(0)
