@@ -118,6 +118,10 @@ class Experience(Preparer):
         """Begin one group. Its future raises ClipError when the clip is unusable."""
         return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
 
+    def use_scorer(self, scorer: Scorer) -> None:
+        """Have groups that start from now on scored by another."""
+        self._scorer = scorer
+
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
         prompt, clips = await self._prepare(item, spans)
