@@ -1,6 +1,6 @@
 """One vLLM engine, stepped by hand: groups go in at any time and each comes out when its last response ends.
 
-The only file that imports vLLM, and only when an engine is made: vLLM reads its settings from the
+vLLM is imported here and in `actors.engine_args`, and only when an engine is made: vLLM reads its settings from the
 environment at import, and replaces `torch.set_num_threads` in its process by a no-op.
 """
 
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.engine_args import engine_args
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
-from actors.native import BACKENDS, take_natively
+from actors.native import take_natively
 from actors.receive import Feed, Received, changed_names, fetch, holding, receive
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from actors.weights_in import (
@@ -38,14 +39,13 @@ from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
 from rlsys.weights import Manifest, Shipment
 
 if TYPE_CHECKING:
-    from vllm import EngineArgs, RequestOutput, SamplingParams
+    from vllm import RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
 log = logging.getLogger(__name__)
 
-CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: prompts that arrive together are read together
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 BAN = -100.0  # vLLM's lowest logit bias; the log-probs that it returns are taken before it
 
 
@@ -64,26 +64,40 @@ class RolloutEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._spec = spec
-        self._engine: LLMEngine = LLMEngine.from_engine_args(_engine_args(spec))
+        self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
         self._chat = ChatTokenizer(Path(spec.model_path))
         self._expected = expected_weights(Path(spec.model_path), spec.dtype)
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model_path`
-        self._adapter_ids = itertools.count(1)
         self._held: Manifest = {}  # what was loaded last, whole models only
         self.received = Received()
         """What the last update took."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
+        self._version: WeightVersion | None = None
         self.limits = _limits(spec, self._engine)
-        self.version: WeightVersion | None = None
-        """The acknowledged weights; None before the first `load_weights`."""
         log.info("engine for %s ready after %.1f s", spec.model_path, time.perf_counter() - start)
 
     @property
     def num_running(self) -> int:
         """Groups that were added and have not come out yet."""
         return len(self._running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a group that is added now begins at once, with at least one of its responses."""
+        return len(self._engine.output_processor.request_states) < self.limits.max_num_seqs
+
+    @property
+    def version(self) -> WeightVersion | None:
+        """The acknowledged weights, by which every token is labelled; None before the first `load_weights`."""
+        return self._version
+
+    @version.setter
+    def version(self, version: WeightVersion | None) -> None:
+        self._version = version
+        if version is not None:
+            self._engine.set_weight_version(str(version.version))
 
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         """Queue one group. frames: u8 [T, H, W, 3] per clip, in order.
@@ -111,16 +125,36 @@ class RolloutEngine:
         """Run the model once; the groups whose last response has now ended, by request id."""
         return [(output.request_id, self._collect(output)) for output in self._engine.step() if output.finished]
 
+    def abort(self, request_id: str) -> None:
+        """Forget a group that was added and has not come out."""
+        self._engine.abort_request([request_id])
+        del self._running[request_id]
+
+    def can_keep(self, version: WeightVersion) -> bool:
+        """Whether what runs may go on under `version`: it must follow the weights that are held, and be of their kind.
+
+        A version that does not follow is of a run that went back: the tokens so far are of a course that is void.
+        """
+        held = self.version
+        return not self._running or (held is not None and held.kind == version.kind and held.version <= version.version)
+
     def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
         """Take the weights that `version` names and forget what was computed with the old ones.
 
+        Groups that run go on from the token where they are. The next step reads their prompts, clips and tokens
+        so far again, so nothing that the old weights computed has a part in it: the log-prob of a later token
+        is that of the new weights given all tokens before it, as the learner would compute it with them. That of an
+        earlier one stays what it was when it was sampled. The random numbers go on too.
+
         Returns the acknowledged version. Raises WeightsRefused with the engine untouched, or, when a broadcast
         went wrong midway and could not be made good, with an engine that samples nothing until it has taken a
-        whole version; and RuntimeError (the engine must then be replaced) when groups are running or vLLM does
-        not hold what it was given.
+        whole version; and RuntimeError (the engine must then be replaced) when groups run that cannot be kept or
+        vLLM does not hold what it was given.
         """
-        if self._running:
-            raise RuntimeError(f"{self.num_running} groups are running; weights change only between groups.")
+        if not self.can_keep(version):
+            raise RuntimeError(
+                f"{self.num_running} groups run on version {self.version}; they cannot go on with {version}."
+            )
         if version.kind == "adapter":
             self._load_adapter(shipment, version)
         else:
@@ -145,6 +179,8 @@ class RolloutEngine:
             with _quiet_about_the_rest():
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": feed})
             if feed.error is not None:
+                if self._running:  # groups that run would go on with parts of two versions
+                    raise RuntimeError(f"version {version.version} failed midway: {feed.error}") from feed.error
                 raise feed.error
         self._reset_caches()
         self._check_held(version.manifest, version)
@@ -191,10 +227,10 @@ class RolloutEngine:
 
         self.version = None
         self._remove_adapter()
-        number = next(self._adapter_ids)  # vLLM keeps an adapter's values by its id, whatever is in its folder
+        # always the same id: groups that run ask for it by this. Its values were dropped with `_remove_adapter`
         with tempfile.TemporaryDirectory(prefix="rlsys-adapter-") as folder:
             write_adapter(payload, self._spec.lora, Path(folder))
-            self._adapter = LoRARequest(f"adapter-{number}", number, folder)
+            self._adapter = LoRARequest("adapter", 1, folder)
             self._engine.add_lora(self._adapter)
         self._reset_prefix_cache()
         if self._spec.tensor_parallel_size == 1:
@@ -216,7 +252,8 @@ class RolloutEngine:
         self._engine.reset_encoder_cache()
 
     def _reset_prefix_cache(self) -> None:
-        if not self._engine.reset_prefix_cache():
+        # what runs lets go of its blocks and is read again, whole, from the next step on
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
 
     def shutdown(self) -> None:
@@ -249,7 +286,8 @@ class RolloutEngine:
         for child in output.outputs:
             ids = np.asarray(child.token_ids, np.int32)
             logprobs = np.asarray(child.logprobs.logprobs, np.float32)
-            if problem := self._problem(ids, logprobs, child.finish_reason):
+            versions = _token_versions(child)
+            if problem := self._problem(ids, logprobs, versions, child.finish_reason):
                 return BadOutput(f"{request.prompt_id}, response {child.index}: {problem}")
             spoken = ids[:-1] if child.finish_reason == "stop" else ids
             rollouts.append(
@@ -262,17 +300,19 @@ class RolloutEngine:
                     response_logprobs=logprobs,
                     text=self._chat.decode(spoken),
                     finish_reason=child.finish_reason,
-                    token_versions=np.full(ids.size, self.version.version, np.int32),
+                    token_versions=versions,
                     generate_s=seconds,
                 )
             )
         return tuple(rollouts)
 
-    def _problem(self, ids: np.ndarray, logprobs: np.ndarray, finish_reason: str | None) -> str:
+    def _problem(self, ids: np.ndarray, logprobs: np.ndarray, versions: np.ndarray, finish_reason: str | None) -> str:
         if finish_reason not in ("stop", "length"):
             return f"ended with {finish_reason!r}, not by itself."
         if ids.shape != logprobs.shape or not np.isfinite(logprobs).all():
             return f"{ids.size} tokens have {logprobs.size} log-probs, {logprobs[:4]}…; each needs one finite number."
+        if ids.shape != versions.shape:
+            return f"{ids.size} tokens have the versions {versions[:4]}…; each needs one."
         banned = np.intersect1d(ids, self._spec.banned_token_ids)
         return f"contains the banned tokens {banned.tolist()}." if banned.size else ""
 
@@ -293,49 +333,10 @@ def _quiet_about_the_rest() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _engine_args(spec: EngineSpec) -> EngineArgs:
-    from vllm import EngineArgs
-
-    common: dict[str, Any] = {
-        "model": spec.model_path,
-        "dtype": spec.dtype,
-        "max_model_len": spec.max_model_len,
-        "max_num_seqs": spec.max_num_seqs,
-        "seed": spec.seed,
-        "logprobs_mode": "raw_logprobs",
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        # frames arrive at the model's resolution and must pass the processor untouched
-        "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
-        "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
-    }
-    if spec.lora.rank:
-        # one adapter at a time; vLLM gives an adapter to the language model alone unless told otherwise
-        room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
-        common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
-    if spec.device == "cuda":
-        from vllm.config import WeightTransferConfig
-
-        backend = BACKENDS.get(spec.weights_transport)
-        executor = "mp" if spec.tensor_parallel_size > 1 else None
-        return EngineArgs(
-            **common,
-            tensor_parallel_size=spec.tensor_parallel_size,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
-            distributed_executor_backend=executor,
-            weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
-        )
-    return EngineArgs(
-        **common,
-        enforce_eager=True,  # 3 s to start, against 49 s
-        block_size=32,  # the least that the CPU attention takes: short prompts share a prefix too
-        kv_cache_memory_bytes=spec.kv_cache_mib << 20,
-        # a seeded request whose prompt is read in parts fails on CPU ("CPU Generator does not use offset")
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
-        skip_mm_profiling=True,
-    )
+def _token_versions(child: CompletionOutput) -> np.ndarray:
+    spans = child.weight_versions or []
+    lengths = [span.end - span.start for span in spans]
+    return np.repeat(np.array([int(span.version) for span in spans], np.int32), lengths)
 
 
 def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:

@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, RunConfig, ScoreSettings, load_services
 from rlsys.data.annotations import load as load_annotations
+from rlsys.delivery import deliver
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
+from rlsys.run_file import name_on_cluster
 from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
-from rlsys.weight_check import Row, compare
 
 if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
+    from reward_servers.client import RewardClient
     from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
     from rlsys.data.clips import ClipStore
@@ -86,8 +88,17 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
 class LearnerStack:
     """A cluster with learner ranks and decoding, up and idle: all that supervised training needs."""
 
-    def __init__(self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer) -> None:
+    def __init__(
+        self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer, cluster: Cluster
+    ) -> None:
         self.prompts, self.clips, self.learner, self.preparer = prompts, clips, learner, preparer
+        self._cluster = cluster
+
+    def relaunch_learner(self, config: RunConfig) -> None:
+        """New ranks in the places of the old ones, which are ended if they live, with the config's model loaded."""
+        self.learner.shutdown()
+        self.learner = _launch_learner(config, self._cluster)
+        self.load_learner(config)
 
     def load_learner(self, config: RunConfig) -> None:
         """Give the learner the config's model and a fresh optimiser and schedule."""
@@ -138,16 +149,21 @@ class Stack(LearnerStack):
         with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
             learner = threads.submit(_launch_learner, config, cluster)
             self.reward_url = config.reward.url or _launch_rewards(
-                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
+                config.reward,
+                cluster,
+                resources,
+                with_judge=needs_judge(tasks, config.reward),
+                name=None if cluster.is_local else name_on_cluster(config),
             )
             health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
-            resources.callback(learner.result().shutdown)
+            self.learner = learner.result()
+            resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
         self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
         self.experience = Experience(clips, prompts, self.pool, self.scorer, config)
         resources.callback(self.experience.close)
-        super().__init__(prompts, clips, learner.result(), self.experience)
+        super().__init__(prompts, clips, self.learner, self.experience, cluster)
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
         # an adapter changes the model that the engines were started with, and no other
@@ -157,26 +173,11 @@ class Stack(LearnerStack):
 
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
-        from actors.errors import WeightsRefused
-
         receivers = int(self.pool.counters()["rollout/ready_actors"])
         shipment, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
-        with ThreadPoolExecutor(1) as threads:
-            broadcasts = shipment.rendezvous is not None and weights.transport == "collective"
-            sending = threads.submit(self.learner.send) if broadcasts else None
-            try:
-                self.pool.load_weights(shipment, weights)
-            except WeightsRefused:
-                self.learner.check_alive()  # what it had stored went with it, and it is the one to blame
-                raise
-        if sending and (problem := sending.result().problem):
-            log.warning("version %d, broadcast: %s", version, problem)
+        deliver(self.learner, self.pool, shipment, weights)
         return weights
-
-    def compare_weights(self, version: int, model_folder: Path | None = None) -> list[Row]:
-        """See `rlsys.weight_check.compare`; for a live run too, between two steps."""
-        return compare(self.learner, self.pool, version, model_folder)
 
 
 @contextmanager
@@ -201,11 +202,28 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts="learner"))
         prompts, clips = prompt_builder(config), ClipStore(config.data)
-        learner = _launch_learner(config, cluster)
-        resources.callback(learner.shutdown)
         preparer = Preparer(clips, prompts)
         resources.callback(preparer.close)
-        yield LearnerStack(prompts, clips, learner, preparer)
+        stack = LearnerStack(prompts, clips, _launch_learner(config, cluster), preparer, cluster)
+        resources.callback(lambda: stack.learner.shutdown())
+        yield stack
+
+
+@contextmanager
+def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardClient]:
+    """A client of the config's reward servers, which are started where it names none."""
+    from cluster.launch import open_cluster
+    from reward_servers.auth import token_from_environment
+    from reward_servers.client import RewardClient
+    from reward_servers.transport import wait_until_healthy
+
+    with ExitStack() as resources:
+        url = config.reward.url
+        if not url:
+            cluster = resources.enter_context(open_cluster(config, parts="rewards"))
+            url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
+        _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
+        yield RewardClient(config.reward, url, token_from_environment(config.reward.token_env), think=config.data.think)
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:
@@ -238,6 +256,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         seed=config.seed,
         weights_transport=config.weights.transport,
         lora=config.learner.lora,
+        weight_update=config.pipeline.weight_update,
     )
 
 

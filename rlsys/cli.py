@@ -15,6 +15,7 @@ from rlsys.cli_errors import clear_errors
 from rlsys.debug_cli import debug_app
 from rlsys.judge_cli import judge_app, score
 from rlsys.plan_cli import plan
+from rlsys.recovery_cli import replay, show_ledger
 from rlsys.tracking_cli import tracking_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
@@ -27,6 +28,8 @@ app.add_typer(tracking_app, name="tracking")
 app.add_typer(debug_app, name="debug")
 app.command()(score)
 app.command()(plan)
+app.command("ledger")(show_ledger)
+app.command()(replay)
 
 Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]

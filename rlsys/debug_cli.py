@@ -54,6 +54,7 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
     checkpoint: of a run, whose state the learner takes up first, or a model folder to compare with.
     """
     from rlsys.assemble import open_stack
+    from rlsys.weight_check import compare
 
     with open_stack(config, ()) as stack:
         stack.load_learner(config)
@@ -62,7 +63,7 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
             stack.learner.restore(checkpoint / "deepspeed")
             folder = checkpoint / "model"
         stack.publish(0)
-        return stack.compare_weights(0, folder)
+        return compare(stack.learner, stack.pool, 0, folder)
 
 
 def _table(rows: list[Row]) -> Table:

@@ -54,7 +54,8 @@ class Row:
 def compare(learner: Learner, pool: Pool, version: int, model_folder: Path | None) -> list[Row]:
     """What the learner, every actor and perhaps a model folder hold, tensor by tensor.
 
-    The actors are compared with what the learner would publish now; nothing is loaded into them.
+    The actors are compared with what the learner would publish now; nothing is loaded into them. For a live run too,
+    with its stack's learner and pool, between two steps.
     """
     shipment, published = learner.publish(version)
     found = pool.compare_weights(shipment)

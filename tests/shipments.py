@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import ray
@@ -18,7 +19,7 @@ def named(array: np.ndarray) -> NamedTensor:
     return NamedTensor(spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)), data=data)
 
 
-def version_of(payload: Payload, version: int = 0) -> WeightVersion:
+def version_of(payload: Payload, version: int = 0, kind: Literal["full", "adapter"] = "full") -> WeightVersion:
     """The version that a payload truly is."""
     manifest = manifest_of(payload)
     return WeightVersion(
@@ -27,6 +28,7 @@ def version_of(payload: Payload, version: int = 0) -> WeightVersion:
         num_tensors=len(payload),
         num_bytes=sum(tensor.data.nbytes for tensor in payload.values()),
         digest=digest_of(manifest),
+        kind=kind,
         manifest=manifest,
     )
 

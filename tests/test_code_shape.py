@@ -22,7 +22,7 @@ MAX_FUNCTION_LINES = 60
 
 ASSEMBLER = "rlsys/assemble.py"
 LEAVES = {
-    "vllm": {"actors/engine.py", "learner/nccl.py"},
+    "vllm": {"actors/engine.py", "actors/engine_args.py", "learner/nccl.py"},
     "deepspeed": {"learner/engine.py", "learner/checkpoints.py"},
     "peft": {"learner/lora.py"},
     "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},

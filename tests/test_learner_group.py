@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from shipments import payload_of
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from learner.group import LearnerError, LearnerGroup
+from learner.failures import LearnerError
+from learner.group import LearnerGroup
 from learner.mini_batches import part_of, plan_updates
 from learner.objective import total_loss
 from learner.packing import pack
@@ -26,6 +27,7 @@ from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
 from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.config import LoraConfig, WeightsConfig
+from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights import NamedTensor, digest, manifest_of
 
@@ -622,7 +624,7 @@ def test_a_failure_does_not_wait_for_ranks_that_hang(cluster: None, tiny_model_d
 
 def test_a_call_past_its_deadline_names_the_late_ranks(cluster: None, tiny_model_dir: Path) -> None:
     group = stub_group(["hang", "hang"], timeout_s=0.5)
-    with pytest.raises(LearnerError, match=r"ranks \[0, 1\] took over learner.timeout_s=0.5 s"):
+    with pytest.raises(LearnerLost, match=r"ranks \[0, 1\] took over learner.timeout_s=0.5 s"):
         group.load(make_spec(tiny_model_dir))
 
 

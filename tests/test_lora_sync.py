@@ -15,6 +15,7 @@ from actors.errors import WeightsRefused
 from rlsys.assemble import Stack, open_stack
 from rlsys.config import RunConfig, WeightsConfig, load
 from rlsys.types import RolloutGroup, TrainBatch
+from rlsys.weight_check import compare
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +121,14 @@ def test_a_broadcast_brings_the_learners_weights_and_everybody_can_tell(
     stack.load_learner(config.model_copy(update={"learner": plain, "weights": weights}))
     stack.publish(10)
     stack.learner.update(supervised(groups(stack, seed=0)))
-    assert not all(row.is_equal for row in stack.compare_weights(11))
+    assert not all(row.is_equal for row in compare(stack.learner, stack.pool, 11, None))
     send, sent = stack.learner.send, []
     monkeypatch.setattr(stack.learner, "send", lambda: sent.append(send()) or sent[-1])
     assert stack.publish(11).transport == "collective"
     assert [(one.num_receivers, one.problem) for one in sent] == [(1, "")]
     assert sent[0].num_bytes > 0
     stack.learner.export(tmp_path / "model")
-    rows = stack.compare_weights(11, tmp_path / "model")
+    rows = compare(stack.learner, stack.pool, 11, tmp_path / "model")
     assert all(row.is_equal for row in rows)
     assert {row.findings["checkpoint"] for row in rows} == {"equal"}
     assert {row.findings["actor 0"] for row in rows} == {"equal", "not readable, sent as it is"}

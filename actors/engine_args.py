@@ -1,0 +1,60 @@
+"""How vLLM is told to build an engine. Imports vLLM when it is asked to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from actors.native import BACKENDS
+from actors.requests import EngineSpec
+
+if TYPE_CHECKING:
+    from vllm import EngineArgs
+
+CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: prompts that arrive together are read together
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
+
+
+def engine_args(spec: EngineSpec) -> EngineArgs:
+    """vLLM's settings for an engine."""
+    from vllm import EngineArgs
+
+    common: dict[str, Any] = {
+        "model": spec.model_path,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "max_num_seqs": spec.max_num_seqs,
+        "seed": spec.seed,
+        "logprobs_mode": "raw_logprobs",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        # frames arrive at the model's resolution and must pass the processor untouched
+        "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
+        "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
+    }
+    if spec.lora.rank:
+        # one adapter at a time; vLLM gives an adapter to the language model alone unless told otherwise
+        room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
+        common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
+    if spec.device == "cuda":
+        from vllm.config import WeightTransferConfig
+
+        backend = BACKENDS.get(spec.weights_transport)
+        executor = "mp" if spec.tensor_parallel_size > 1 else None
+        return EngineArgs(
+            **common,
+            tensor_parallel_size=spec.tensor_parallel_size,
+            gpu_memory_utilization=spec.gpu_memory_utilization,
+            distributed_executor_backend=executor,
+            weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
+        )
+    return EngineArgs(
+        **common,
+        enforce_eager=True,  # 3 s to start, against 49 s
+        block_size=32,  # the least that the CPU attention takes: short prompts share a prefix too
+        kv_cache_memory_bytes=spec.kv_cache_mib << 20,
+        # a seeded request whose prompt is read in parts fails on CPU ("CPU Generator does not use offset")
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
+        skip_mm_profiling=True,
+    )
