@@ -82,3 +82,11 @@ def test_attention_of_gpus_needs_gpus(minimal: Path, attention: str) -> None:
     assert load(minimal, [f"model.attention={attention}", "cluster.device=cuda"]).model.attention == attention
     with pytest.raises(ConfigError, match=f"model.attention={attention} is for GPUs"):
         load(minimal, [f"model.attention={attention}"])
+
+
+@pytest.mark.parametrize("other", ["cluster.device=cpu", "rollout.tensor_parallel_size=2", "learner.zero_stage=3"])
+def test_sharing_a_gpus_memory_needs_whole_tensors_on_one_gpu(minimal: Path, other: str) -> None:
+    ipc = ["weights.transport=ipc", "cluster.device=cuda"]
+    assert load(minimal, ipc).weights.transport == "ipc"
+    with pytest.raises(ConfigError, match=f"needs {other.partition('=')[0]}=.*Use weights.transport=object_store"):
+        load(minimal, [*ipc, other])
