@@ -50,7 +50,10 @@ BUCKET_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One transport at one size, a later update. seconds: of the whole update; the others are parts of it."""
+    """One transport at one size, a later update. seconds: of the whole update; the others are parts of it.
+
+    copy_bytes_per_s: what numpy copied just before, for on a shared machine that changes.
+    """
 
     transport: str
     model_bytes: int
@@ -58,6 +61,7 @@ class Measured:
     publish_s: float
     seconds: float
     copies: str
+    copy_bytes_per_s: float
 
     @property
     def gb_per_s(self) -> float:
@@ -144,7 +148,7 @@ def resident_mib() -> tuple[float, float]:
     return found["RssAnon"], found["RssShmem"]
 
 
-def bandwidth(num_bytes: int = 256 << 20, repeats: int = 3) -> float:
+def bandwidth(num_bytes: int = 128 << 20, repeats: int = 3) -> float:
     """Bytes a second that numpy copies, best of some."""
     source = np.ones(num_bytes, np.uint8)
     target = np.zeros_like(source)
@@ -172,6 +176,7 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
     """The fastest of some updates after the first, which sends everything."""
     set_up(pair, model_bytes, transport)
     update(*pair, 0)
+    copied = bandwidth()
     runs = [update(*pair, version) for version in range(1, repeats + 1)]
     received, publish_s, seconds = min(runs, key=lambda run: run[2])
     return Measured(
@@ -181,6 +186,7 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
         publish_s=publish_s,
         seconds=seconds,
         copies=COPIES[transport],
+        copy_bytes_per_s=copied,
     )
 
 
@@ -215,11 +221,11 @@ def slope(series: list[float]) -> float:
     return float(np.polyfit(np.arange(len(half)), half, 1)[0])
 
 
-def rows(found: list[Measured], copy_bytes_per_s: float) -> Iterator[str]:
+def rows(found: list[Measured]) -> Iterator[str]:
     yield "| transport | model MB | moved MB | publish s | all s | GB/s | of a copy | copies before the engine's |"
     yield "|---|---|---|---|---|---|---|---|"
     for one in found:
-        share = one.gb_per_s * 1e9 / copy_bytes_per_s
+        share = one.gb_per_s * 1e9 / one.copy_bytes_per_s
         yield (
             f"| {one.transport} | {one.model_bytes / 1e6:.0f} | {one.moved_bytes / 1e6:.1f} | {one.publish_s:.3f} | "
             f"{one.seconds:.3f} | {one.gb_per_s:.2f} | {share:.0%} | {one.copies} |"
@@ -272,7 +278,7 @@ def main(
         for name in TRANSPORTS:
             found.append(measure(pair, name, size << 20, 2 if quick else 3))
             log.warning("%s", found[-1])
-    for line in rows(found, copied):
+    for line in rows(found):
         typer.echo(line)
     for name, lines in resident.items():
         text = ", ".join(f"{line} {slope(values):+.3f}" for line, values in lines.items())
