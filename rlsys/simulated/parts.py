@@ -165,7 +165,9 @@ class SimulatedParts:
         """Keep the moment and the draws, and a checkpoint when one is due."""
         version = step.state.version - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
-        self.entries.append(entry(step.state.step, step.collected))
+        self.entries.append(
+            entry(step.state.step, step.collected, reward=0.0, weights_digest=step.state.weights_digest)
+        )
         if step.state.step % self.system.checkpoint_every == 0:
             self._saved = step.state
         self.moments.append(
