@@ -177,8 +177,8 @@ def has_steps(out: Path, count: int) -> Callable[[], bool]:
     return lambda: file.exists() and file.read_text().count("\n") >= count
 
 
-def is_saving(out: Path) -> bool:
-    return any((out / "checkpoints").glob(".tmp-step_*"))
+def is_saving(out: Path, step: int) -> Callable[[], bool]:
+    return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
@@ -188,8 +188,9 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     kill_when(inputs, out, has_steps(out, 1), instants.uniform(0, 0.1))
     assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
     run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
-    kill_when(inputs, out, lambda: is_saving(out), instants.uniform(0, 0.05), "--resume", str(out))
+    kill_when(inputs, out, is_saving(out, 4), instants.uniform(0, 0.05), "--resume", str(out))
     assert "are saved and not sampled again" in said(out)
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     ended = run_to_the_end(inputs, out, "--resume", str(out))
     assert ended["mlflow_run_id"] == run_id
