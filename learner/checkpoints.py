@@ -62,7 +62,7 @@ def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> I
             try:
                 return operation(*arguments, **options)
             except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-                path = options.get("path", arguments[-1])
+                path = options.get("path") or arguments[-1]
                 problems.append(f"{path}: {type(error).__name__}: {error}".split("\n")[0])
 
         return call
