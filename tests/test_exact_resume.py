@@ -130,7 +130,7 @@ def training_metrics(out: Path, run_id: str) -> dict[str, list[tuple[int, float]
     return {
         name: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
         for name in names
-        if not name.startswith(OF_THE_PROCESS)
+        if not (name.startswith(OF_THE_PROCESS) or name.endswith(("_actors", "waiting_groups")))
     }
 
 
