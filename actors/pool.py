@@ -18,7 +18,7 @@ from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined
 from actors.places import Actor, Limits, Places, Weights, check_acknowledged, reason_of
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
-from rlsys.errors import FramesLost
+from rlsys.errors import FramesLost, LearnerLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
 from rlsys.weights import Manifest, Shipment
 
@@ -215,6 +215,12 @@ class RolloutPool:
                     reason = f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s)."
                     self._places.lose(actor, f"update to version {weights.version.version}: {reason}")
                 except (RayError, ActorLost) as error:
+                    if isinstance(
+                        error.cause if isinstance(error, RayTaskError) else error, ObjectLostError
+                    ):  # nobody could load them: no actor's fault
+                        raise LearnerLost(
+                            f"weights {weights.version.version} went with the rank that held them"
+                        ) from error
                     self._places.lose(actor, f"update to version {weights.version.version}: {reason_of(error)}")
         return refused
 
