@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -69,6 +70,14 @@ class ClipStore:
     def has_room(self) -> bool:
         """Whether no more bytes of clips are alive than the cache may hold: only then is anything decoded ahead."""
         return self._bytes_alive() <= self._cache_bytes
+
+    def forget(self, references: Collection[str]) -> None:
+        """Decode again, when they are next asked for, the clips whose frames are the objects of these hex ids."""
+        for spec, clip in list(self._alive.items()):
+            if clip.frames.hex() in references:
+                del self._alive[spec]
+                if self._cached.pop(spec, None) is not None:
+                    self._bytes_cached -= clip.info.num_bytes
 
     def counters(self) -> dict[str, float]:
         """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.ledger import Entry, entry
@@ -121,6 +122,9 @@ class SimulatedParts:
         elif group.outcome is not None:
             future.set_result(group.outcome)
 
+    def keep(self, step: int, collected: Collected) -> None:
+        """Nothing: what a step that is done again needs is sampled again."""
+
     def recover(self, error: LearnerLost) -> RunState:
         """The learner's last checkpoint, after a while; what was recorded since is done again."""
         self.events.advance(self._faults.learner_restart_s)
@@ -161,7 +165,9 @@ class SimulatedParts:
         """Keep the moment and the draws, and a checkpoint when one is due."""
         version = step.state.version - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
-        self.entries.append(entry(step.state.step, step.collected))
+        self.entries.append(
+            entry(step.state.step, step.collected, reward=0.0, weights_digest=step.state.weights_digest)
+        )
         if step.state.step % self.system.checkpoint_every == 0:
             self._saved = step.state
         self.moments.append(
