@@ -8,7 +8,7 @@ OUT ?=
 TASKS ?=
 ARGS ?=
 
-.PHONY: help setup demo test lint format bench bench-rewards bench-learner locks clean
+.PHONY: help setup demo test lint format bench bench-rewards bench-learner bench-pipeline locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
@@ -49,6 +49,9 @@ bench-rewards: setup
 
 bench-learner: setup
 	$(BIN)/python -m benchmarks.learner --plot docs/learner.png $(ARGS)
+
+bench-pipeline: setup
+	$(BIN)/python -m benchmarks.pipeline --plot-dir docs $(ARGS)
 
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
