@@ -85,8 +85,17 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
 class LearnerStack:
     """A cluster with learner ranks and decoding, up and idle: all that supervised training needs."""
 
-    def __init__(self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer) -> None:
+    def __init__(
+        self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer, cluster: Cluster
+    ) -> None:
         self.prompts, self.clips, self.learner, self.preparer = prompts, clips, learner, preparer
+        self._cluster = cluster
+
+    def relaunch_learner(self, config: RunConfig) -> None:
+        """New ranks in the places of the old ones, which are ended if they live, with the config's model loaded."""
+        self.learner.shutdown()
+        self.learner = _launch_learner(config, self._cluster)
+        self.load_learner(config)
 
     def load_learner(self, config: RunConfig) -> None:
         """Give the learner the config's model and a fresh optimiser and schedule."""
@@ -138,13 +147,14 @@ class Stack(LearnerStack):
                 config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
             )
             health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
-            resources.callback(learner.result().shutdown)
+            self.learner = learner.result()
+            resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
         self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
         self.experience = Experience(clips, prompts, self.pool, self.scorer, config)
         resources.callback(self.experience.close)
-        super().__init__(prompts, clips, learner.result(), self.experience)
+        super().__init__(prompts, clips, self.learner, self.experience, cluster)
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
         # an adapter changes the model that the engines were started with, and no other
@@ -156,7 +166,11 @@ class Stack(LearnerStack):
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
         payload, weights = self.learner.publish(version)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
-        self.pool.load_weights(payload, weights)
+        try:
+            self.pool.load_weights(payload, weights)
+        except RuntimeError:  # of actors that could not fetch them, too: the learner holds them until they are there
+            self.learner.require_alive()
+            raise
         return weights
 
 
@@ -182,11 +196,11 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts="learner"))
         prompts, clips = prompt_builder(config), ClipStore(config.data)
-        learner = _launch_learner(config, cluster)
-        resources.callback(learner.shutdown)
         preparer = Preparer(clips, prompts)
         resources.callback(preparer.close)
-        yield LearnerStack(prompts, clips, learner, preparer)
+        stack = LearnerStack(prompts, clips, _launch_learner(config, cluster), preparer, cluster)
+        resources.callback(lambda: stack.learner.shutdown())
+        yield stack
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

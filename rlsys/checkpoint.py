@@ -7,10 +7,12 @@ moment the process dies at, `find` yields a whole one: the new or the one before
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -54,23 +56,31 @@ class Checkpoints:
             raise ValueError(f"checkpoint.keep={keep}: at least the newest has to stay; use 1 or more.")
         self._folder, self._keep = Path(folder), keep
 
-    def save(self, state: RunState, write: Callable[[Path], str | None]) -> Path:
+    def save(self, state: RunState, write: Callable[[Path], str | None], *, num_bytes: int = 0) -> Path:
         """The folder of the new checkpoint. `write` puts its files into the (empty) folder it is given.
 
         It may return the digest of the weights that it wrote; it counts where the state has none.
-        When `write` fails, earlier checkpoints are untouched and its error goes through.
+        num_bytes: how large it will be about; where there is an earlier one, its size is taken instead.
+        Raises OSError at once where the disk has no room for it. When that comes up later, or when `write` fails
+        otherwise, what was written goes, earlier checkpoints are untouched, and the error goes through.
         """
         name = f"step_{state.step:06d}"
         final, aside = self._folder / name, self._folder / f".tmp-{name}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
-        aside.mkdir()
-        digest = write(aside)
-        state = replace(state, weights_digest=state.weights_digest or digest or "")
-        if (aside / STATE_FILE).exists():
-            raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
-        _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
-        _sync_tree(aside)
+        self._require_room(num_bytes)
+        try:
+            aside.mkdir()
+            digest = write(aside)
+            state = replace(state, weights_digest=state.weights_digest or digest or "")
+            if (aside / STATE_FILE).exists():
+                raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
+            _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
+            _sync_tree(aside)
+        except Exception:
+            with suppress(OSError):
+                self._remove_unfinished()
+            raise
         if final.exists():  # a run that went back to an earlier step comes by this one again
             old = self._folder / f".old-{name}"
             if old.exists():
@@ -81,6 +91,20 @@ class Checkpoints:
         self._point_to(name)
         self._remove_outdated(final)
         return final
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, in order."""
+        return sorted(int(path.name.removeprefix("step_")) for path in complete_checkpoints(self._folder))
+
+    def _require_room(self, num_bytes: int) -> None:
+        earlier = list(_complete_in(self._folder))
+        if earlier:
+            newest = max(earlier, key=lambda path: (path / STATE_FILE).stat().st_mtime_ns)
+            num_bytes = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+        free = shutil.disk_usage(self._folder).free
+        if free < num_bytes:
+            problem = f"a checkpoint takes about {num_bytes >> 20} MiB, and {free >> 20} MiB are free"
+            raise OSError(errno.ENOSPC, problem, str(self._folder))
 
     def _point_to(self, name: str) -> None:
         aside = self._folder / f".tmp-{LATEST_FILE}"
@@ -145,6 +169,11 @@ def load_state(path: Path) -> RunState:
     if set(tree) != expected:
         raise CheckpointError(f"{file}: has the keys {sorted(tree)}, expected {sorted(expected)}.")
     return RunState(**tree)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder `checkpoints` that can be resumed from, by step."""
+    return [path for path in _complete_in(Path(folder)) if not path.name.startswith(".")]
 
 
 def _complete_in(folder: Path) -> Iterator[Path]:

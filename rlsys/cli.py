@@ -93,6 +93,18 @@ def sft(
         run_sft(load(config, overrides or ()), resume=resume)
 
 
+@app.command("ledger")
+def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
+    """Check that every draw of the sampler was used once: trained on, replaced or left out. Exit code 1 if not."""
+    from rlsys import ledger
+
+    with clear_errors():
+        counts, problems = ledger.report(folder)
+    typer.echo("\n".join([counts, *problems]))
+    if problems:
+        raise typer.Exit(1)
+
+
 @app.command("check-config")
 def check_config(
     config: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,

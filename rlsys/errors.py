@@ -14,3 +14,25 @@ class RowUnusable(UserError):
 
 class LearnerLost(RuntimeError):
     """Processes of the learner died or hung, through no fault of data or settings. Its last checkpoint is sound."""
+
+
+class LearnerIntact(RuntimeError):
+    """A call to the learner failed on all of its ranks alike: nothing of it was done, and they can go on."""
+
+
+class NotWritten(LearnerIntact):
+    """The disk did not take a checkpoint."""
+
+
+class FramesLost(LearnerIntact):
+    """Frames of clips that were asked for are not in the cluster's memory any more, as when their node died.
+
+    references: hex ids of the objects.
+    """
+
+    def __init__(self, references: tuple[str, ...]) -> None:
+        super().__init__(references)
+        self.references = references
+
+    def __str__(self) -> str:
+        return f"the frames of {len(self.references)} clips are lost: {', '.join(self.references)}"

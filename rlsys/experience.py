@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,6 +67,16 @@ class Preparer:
         response_tokens: of the longest response that comes behind the prompt; None stands for rollout.max_tokens.
         """
         return asyncio.run_coroutine_threadsafe(self._prepare(item, {}, response_tokens), self._events)
+
+    def put_together(
+        self, item: PromptItem, make: Callable[[Prompt, tuple[ClipRef, ...]], ScoredGroup]
+    ) -> Future[ScoredGroup]:
+        """What `make` makes of the item's prompt and clips, as `prepare` brings them."""
+
+        async def put() -> ScoredGroup:
+            return make(*await self._prepare(item, {}))
+
+        return asyncio.run_coroutine_threadsafe(put(), self._events)
 
     def prefetch(self, item: PromptItem) -> None:
         """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then."""

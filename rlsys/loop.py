@@ -45,6 +45,7 @@ def _step(parts: Parts, config: RunConfig, state: RunState, flight: Flight) -> R
     clock = Clock()
     with clock("collect"):
         collected = collect(flight, config, state)
+        parts.keep(state.step + 1, collected)
     shaped = _shape(parts, collected.groups, config, clock)
     batch = make_batch(shaped.groups, config.algorithm, config.reward)
     require_scores(collected.groups, batch)

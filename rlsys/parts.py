@@ -50,6 +50,9 @@ class Parts(Protocol):
     def prefetch(self, draw: int) -> None:
         """Decode the clips of a draw that will be started soon. Returns at once; errors come up at its start."""
 
+    def keep(self, step: int, collected: Collected) -> None:
+        """Keep what was sampled for a step that is about to be done."""
+
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """Log-probs of every response under the starting policy, f32 [R], as [group][sample]; asked for a KL reward."""
 

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.assemble import LearnerStack, Stack, open_learner_stack, open_stack
-from rlsys.checkpoint import Checkpoints, RunState, find
+from rlsys.checkpoint import RunState, load_state
 from rlsys.clock import Clock
 from rlsys.config import RunConfig
-from rlsys.demonstrations import Feed, Lessons, read_lessons
+from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
+from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.evaluation.runner import evaluate
 from rlsys.metrics import merge, summarise
 from rlsys.progress import FINE_TUNING, Progress, show_table
+from rlsys.recovery import Origin, Recovery, find_origin
+from rlsys.run_file import write_run_file
 from rlsys.supervised import PreparedDemonstration, supervised_batch
 from rlsys.tracking import Tracker
-from rlsys.train import Summary, end_rows, held_out_rows, start_state, write_summary
+from rlsys.train import Summary, end_rows, held_out_rows, write_summary
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -33,61 +36,65 @@ class SftRun:
         config: RunConfig,
         stack: LearnerStack,
         tracker: Tracker,
-        feed: Feed,
-        num_rows: int,
+        demonstrations: Sequence[Demonstration],
         progress: Progress,
+        origin: Origin,
     ) -> None:
         self._progress = progress
-        self._config, self._stack, self._tracker, self._feed, self._num_rows = config, stack, tracker, feed, num_rows
-        self._checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
+        self._config, self._stack, self._tracker, self._demonstrations = config, stack, tracker, demonstrations
+        self.recovery = Recovery(stack, config, origin)
         self.clock = Clock()
-        self.losses: list[float] = []
+        self.losses: dict[int, float] = {}
 
     def go_on(self, state: RunState) -> tuple[RunState, Path]:
         """Train from `state` to `train.num_steps`; the state and the checkpoint at the end."""
-        num_steps, every = self._config.train.num_steps, self._config.checkpoint.every_steps
-        while state.step < num_steps:
-            state = self._step(state)
-            if every and state.step % every == 0 and state.step < num_steps:
-                self._save(state)
-        folder, digest = self._save(state)
-        return replace(state, weights_digest=digest), folder
+        while True:
+            try:
+                return self._to_the_end(state)
+            except LearnerLost as error:
+                with self.clock("recover"):
+                    state = self.recovery.recover(error)
 
-    def _step(self, state: RunState) -> RunState:
+    def _to_the_end(self, state: RunState) -> tuple[RunState, Path]:
+        num_steps, every = self._config.train.num_steps, self._config.checkpoint.every_steps
+        feed = Feed(self._stack.preparer, self._demonstrations, self._config, state.drawn)
+        while state.step < num_steps:
+            state = self._step(state, feed)
+            if every and state.step % every == 0 and state.step < num_steps:
+                with self.clock("checkpoint"):
+                    self._tracker.sync()
+                    self.recovery.save_if_possible(replace(state, weights_digest=""))
+        with self.clock("checkpoint"):
+            self._tracker.sync()
+            try:
+                folder = self.recovery.save(replace(state, weights_digest=""))
+            except (OSError, NotWritten) as error:
+                raise self.recovery.why_not_saved(error) from error
+        return load_state(folder), folder
+
+    def _step(self, state: RunState, feed: Feed) -> RunState:
         wanted, num_steps = self._config.train.prompts_per_step, self._config.train.num_steps
         clock = Clock()
         with clock("prepare"):
-            taken, bad_draws = self._feed.take(wanted, num_ahead=min(1, num_steps - state.step - 1) * wanted)
+            taken, bad_draws = feed.take(wanted, num_ahead=min(1, num_steps - state.step - 1) * wanted)
         with clock("update"):
             learner_metrics = self._stack.learner.update(supervised_batch(taken))
-        state = replace(state, step=state.step + 1, version=state.version + 1, drawn=self._feed.drawn)
+        state = replace(state, step=state.step + 1, version=state.version + 1, drawn=feed.drawn)
         with self.clock("record"):
             metrics = merge(
                 learner_metrics,
-                data_metrics(taken, bad_draws, state.drawn, self._num_rows),
+                data_metrics(taken, bad_draws, state.drawn, len(self._demonstrations)),
                 speed_metrics(taken, learner_metrics, clock.seconds),
                 {name if "/" in name else f"data/{name}": n for name, n in self._stack.clips.counters().items()},
+                self.recovery.metrics(),
             )
             self._tracker.log_step(state.step, metrics)
-            self.losses.append(metrics["loss/nll"])
-            self._progress.step(state.step, metrics, len(taken))
+            self.losses[state.step] = metrics["loss/nll"]
+            if self.recovery.step_done(state.step):
+                self._progress.step(state.step, metrics, len(taken))
         for phase, seconds in clock.seconds.items():
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
         return state
-
-    def _save(self, state: RunState) -> tuple[Path, str]:
-        digests: list[str] = []
-
-        def write(folder: Path) -> str:
-            self._stack.learner.save(folder / "deepspeed")
-            digests.append(self._stack.learner.export(folder / "model"))
-            return digests[0]
-
-        with self.clock("checkpoint"):
-            self._tracker.sync()
-            folder = self._checkpoints.save(replace(state, weights_digest=""), write)
-        log.info("checkpoint of step %d in %s", state.step, folder)
-        return folder, digests[0]
 
 
 def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | None = None) -> Summary:
@@ -97,31 +104,28 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
     stack: one that is open already, for the same clips and prompts; else only what is needed is started, which is
     the learner, and actors and reward servers where held-out rows are to be answered.
     """
-    state = start_state(config, resume)
+    origin = find_origin(config, resume)
     lessons = read_lessons(config)
     lessons.report.raise_problems()
     for fact in lessons.report.facts:
         log.info("%s", fact)
     if stack is not None:
-        return _sft_on(stack, config, state, lessons, resume)
+        return _sft_on(stack, config, origin, lessons)
     tasks = {item.task for item in lessons.held_out}
     opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
     with opened as new:
-        return _sft_on(new, config, state, lessons, resume)
+        return _sft_on(new, config, origin, lessons)
 
 
-def _sft_on(stack: LearnerStack, config: RunConfig, state: RunState, lessons: Lessons, resume: Path | None) -> Summary:
+def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Lessons) -> Summary:
     clock = Clock()
-    with clock("load"):
-        stack.load_learner(config)
-        if resume:
-            stack.learner.restore(find(resume) / "deepspeed")
-    feed = Feed(stack.preparer, lessons.demonstrations, config, state.drawn)
-    with Tracker(config, run_id=state.mlflow_run_id or None) as tracker:
-        progress = Progress(FINE_TUNING, state.step, config.train.num_steps, {})
-        run = SftRun(config, stack, tracker, feed, len(lessons.demonstrations), progress)
-        first_step = state.step + 1
-        state = replace(state, mlflow_run_id=tracker.run_id)
+    with Tracker(config, run_id=origin.state.mlflow_run_id or None) as tracker:
+        write_run_file(config, tracker.run_id)
+        progress = Progress(FINE_TUNING, origin.state.step, config.train.num_steps, {})
+        origin = replace(origin, state=replace(origin.state, mlflow_run_id=tracker.run_id))
+        run = SftRun(config, stack, tracker, lessons.demonstrations, progress, origin)
+        with clock("load"):
+            state = run.recovery.load_learner()
         results: dict[str, Any] = {}
         with clock("evaluate"):
             results |= _held_out("before", stack, lessons.held_out, config, state.version)
@@ -137,7 +141,7 @@ def _sft_on(stack: LearnerStack, config: RunConfig, state: RunState, lessons: Le
             held_out=results,
             model=str(folder / "model"),
         )
-        curve = _write_outputs(config, tracker, summary, run.losses, first_step)
+        curve = _write_outputs(config, tracker, summary, run.losses)
     show_table(f"Fine-tuned in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary
@@ -155,11 +159,10 @@ def _held_out(
     return {stage: evaluate(stack.experience, items, config)}
 
 
-def _write_outputs(
-    config: RunConfig, tracker: Tracker, summary: Summary, losses: Sequence[float], first_step: int
-) -> Path:
+def _write_outputs(config: RunConfig, tracker: Tracker, summary: Summary, losses: Mapping[int, float]) -> Path:
     """The loss curve."""
-    curve = write_loss_curve(losses, config.output_dir / "loss_curve.png", first_step)
+    by_step = sorted(losses)
+    curve = write_loss_curve([losses[step] for step in by_step], config.output_dir / "loss_curve.png", by_step[0])
     tracker.log_artifact(curve)
     if summary.held_out:
         tracker.log_table("held_out", held_out_rows(summary.held_out))

@@ -14,6 +14,7 @@ import pytest
 from rlsys import loop
 from rlsys.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected
 from rlsys.config import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost, RowUnusable
@@ -47,6 +48,7 @@ class InMemoryParts:
         self.num_reference_passes = 0
         self.prefetched: list[int] = []
         self.saved: list[RunState] = []
+        self.kept: list[tuple[int, tuple[int, ...]]] = []
 
     def start(self, draw: int) -> Future[ScoredGroup]:
         self.started.append(draw)
@@ -60,6 +62,9 @@ class InMemoryParts:
 
     def prefetch(self, draw: int) -> None:
         self.prefetched.append(draw)
+
+    def keep(self, step: int, collected: Collected) -> None:
+        self.kept.append((step, collected.draws))
 
     def recover(self, error: LearnerLost) -> RunState:
         """Back to the newest of `saved`."""
@@ -284,6 +289,8 @@ def test_a_step_whose_learner_is_lost_is_done_again_with_the_groups_that_are_the
     assert end == loop.run(whole, config(max_lag=max_lag), START)
     assert parts.trained == whole.trained
     assert parts.started == whole.started
+    assert [step for step, _ in parts.kept] == [1, 1, 2, 2, 3, 4, 4, 5]  # before what may be lost
+    assert dict(parts.kept) == dict(whole.kept)
 
 
 @pytest.mark.parametrize("max_lag", [0, 1])

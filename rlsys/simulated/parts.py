@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.parts import Step
@@ -121,6 +122,9 @@ class SimulatedParts:
 
     def prefetch(self, draw: int) -> None:
         """Nothing: a simulated clip is decoded when its group starts."""
+
+    def keep(self, step: int, collected: Collected) -> None:
+        """Nothing."""
 
     def recover(self, error: LearnerLost) -> RunState:
         """A simulated learner does not fail."""

@@ -1,0 +1,199 @@
+"""Where a run starts from, its checkpoints, and the way back to them when the learner is lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rlsys.assemble import LearnerStack
+from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_state
+from rlsys.config import ConfigError, RunConfig
+from rlsys.errors import LearnerLost, NotWritten, UserError
+from rlsys.model_sizes import read_model_sizes
+from rlsys.run_file import RUN_FILE, read_run_file
+from rlsys.unsent import require_sent
+
+log = logging.getLogger(__name__)
+
+BYTES_OF_ADAMW = 12
+"""Of a trained number in a checkpoint: the float32 weight and both moments."""
+
+
+class NotSavedError(UserError):
+    """The last checkpoint of a run could not be written; the message says how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a process takes a run up. checkpoint: None where there is none, and the run starts from its model."""
+
+    state: RunState
+    checkpoint: Path | None
+
+
+def find_origin(config: RunConfig, resume: Path | None) -> Origin:
+    """What `--resume` means, or a fresh start without it.
+
+    The config's own `output_dir` may be resumed at any moment of its life: where no checkpoint was written yet, the
+    run starts from the beginning, in the MLflow run that it had. Any other path must hold a checkpoint.
+    """
+    if resume is None:
+        _refuse_used_folder(config)
+        return Origin(state=_first_state(config, ""), checkpoint=None)
+    try:
+        checkpoint = find(resume)
+    except CheckpointError:
+        if Path(resume).resolve() != Path(config.output_dir).resolve():
+            raise
+        mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
+        log.warning("%s: no checkpoint was written yet; the run starts from the beginning", resume)
+        return Origin(state=_first_state(config, mlflow_run_id), checkpoint=None)
+    state = load_state(checkpoint)
+    require_sent(checkpoint.parent.parent, config.output_dir)
+    if state.seed != config.seed:
+        raise ConfigError(f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}.")
+    if state.step >= config.train.num_steps:
+        raise ConfigError(
+            f"--resume {resume}: it holds {state.step} steps, train.num_steps={config.train.num_steps}; "
+            "raise num_steps."
+        )
+    log.info("going on from step %d of %s", state.step, resume)
+    return Origin(state=state, checkpoint=checkpoint)
+
+
+def _first_state(config: RunConfig, mlflow_run_id: str) -> RunState:
+    return RunState(step=0, version=0, drawn=0, seed=config.seed, mlflow_run_id=mlflow_run_id, weights_digest="")
+
+
+def _refuse_used_folder(config: RunConfig) -> None:
+    if (config.output_dir / "checkpoints").exists():
+        raise ConfigError(
+            f"output_dir={config.output_dir} holds the checkpoints of another run; "
+            f"go on with --resume {config.output_dir}, or choose another output_dir."
+        )
+
+
+class Recovery:
+    """Saves a run's checkpoints and brings a lost learner back to the newest of them.
+
+    origin: with the MLflow run that is open.
+    """
+
+    def __init__(self, stack: LearnerStack, config: RunConfig, origin: Origin) -> None:
+        self._stack, self._config, self._origin = stack, config, origin
+        self._newest = origin.checkpoint
+        self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
+        self.furthest_step = origin.state.step
+        self._num_restarts = self._restarts_in_a_row = self._num_failed = 0
+        self._lost_s = 0.0
+
+    def load_learner(self) -> RunState:
+        """Give the learner the weights and optimiser that the run starts from; the run's state then."""
+        try:
+            self._stack.load_learner(self._config)
+            self._restore()
+        except LearnerLost as error:
+            return self.recover(error)
+        return self._origin.state
+
+    def step_done(self, step: int) -> bool:
+        """Whether a step that was just recorded is one that the run had not done before."""
+        if step <= self.furthest_step:
+            return False
+        self.furthest_step, self._restarts_in_a_row = step, 0
+        return True
+
+    def recover(self, error: LearnerLost) -> RunState:
+        """Start the ranks again in their places and go back to the newest checkpoint, or to the run's start.
+
+        Raises LearnerLost when `learner.max_restarts` were in vain.
+        """
+        started = time.monotonic()
+        while True:
+            if self._restarts_in_a_row >= self._config.learner.max_restarts:
+                raise LearnerLost(
+                    f"the learner was lost, and {self._restarts_in_a_row} restarts brought no further step "
+                    f"(learner.max_restarts={self._config.learner.max_restarts}): {error}"
+                ) from error
+            self._restarts_in_a_row += 1
+            self._num_restarts += 1
+            log.warning("the learner is lost and starts again: %s", error)
+            try:
+                self._stack.relaunch_learner(self._config)
+                self._restore()
+                break
+            except LearnerLost as again:
+                error = again
+        seconds = time.monotonic() - started
+        self._lost_s += seconds
+        state = self._state_of_newest()
+        log.warning(
+            "the learner is back after %.1f s, with the weights of step %d; the run had done %d steps",
+            seconds,
+            state.step,
+            self.furthest_step,
+        )
+        return state
+
+    def save(self, state: RunState, extra: Callable[[Path], None] | None = None) -> Path:
+        """A checkpoint: DeepSpeed's state, RunState, a Hugging Face folder, and what `extra` puts there.
+
+        Raises OSError or NotWritten when the disk does not take it; the earlier ones are as they were then.
+        """
+
+        def write(folder: Path) -> str:
+            self._stack.learner.save(folder / "deepspeed")
+            digest = self._stack.learner.export(folder / "model")
+            if extra:
+                extra(folder)
+            return digest
+
+        self._newest = self.checkpoints.save(state, write, num_bytes=self._estimate)
+        log.info("checkpoint of step %d in %s", state.step, self._newest)
+        return self._newest
+
+    def save_if_possible(self, state: RunState, extra: Callable[[Path], None] | None = None) -> Path | None:
+        """The same; None, a warning and a count where the disk does not take it. The next one may fit."""
+        try:
+            return self.save(state, extra)
+        except (OSError, NotWritten) as error:
+            self._num_failed += 1
+            log.warning("no checkpoint of step %d, the run goes on without: %s", state.step, error)
+            return None
+
+    def why_not_saved(self, error: Exception) -> NotSavedError:
+        """What to tell of a run whose last checkpoint failed."""
+        step = self._state_of_newest().step
+        return NotSavedError(
+            f"the checkpoint at the end of the run could not be written to {self._config.output_dir}: {error}\n"
+            f"Make room there and run the same command with --resume {self._config.output_dir}: it goes on from step "
+            f"{step}. All else of the run is recorded."
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Totals of this process."""
+        return {
+            "cluster/learner_restarts": float(self._num_restarts),
+            "cluster/recovery_s": self._lost_s,
+            "cluster/checkpoint_failures": float(self._num_failed),
+        }
+
+    def _restore(self) -> None:
+        if self._newest:
+            self._stack.learner.restore(self._newest / "deepspeed")
+
+    def _state_of_newest(self) -> RunState:
+        if self._newest is None:
+            return self._origin.state
+        # a checkpoint that was made elsewhere may be gone on with under another MLflow run
+        return replace(load_state(self._newest), mlflow_run_id=self._origin.state.mlflow_run_id)
+
+    @property
+    def _estimate(self) -> int:
+        """Bytes of a checkpoint, for the first one."""
+        sizes, learner = read_model_sizes(self._config.model.path), self._config.learner
+        number = 2 if self._config.model.dtype == "bfloat16" else 4
+        return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number

@@ -1,0 +1,314 @@
+"""The rollouts of each step on disk: what a run that goes back, is resumed or is replayed need not sample again.
+
+A step is one file: tokens, log-probabilities, versions, texts, scores. Frames and prompts are made again from the
+data, and compared with digests that the file holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys.collect import Collected, LeftOut
+from rlsys.config import RunConfig
+from rlsys.errors import UserError
+from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+FOLDER = "rollouts"
+FORMAT = 1
+_CHANGES_NOTHING = {
+    "": ("output_dir", "tracking", "evaluation", "checkpoint", "cluster", "weights", "sft"),
+    "data": ("decode_timeout_s", "decode_workers", "decode_ahead", "cache_bytes"),
+    "rollout": ("num_actors", "timeout_s", "start_timeout_s"),
+    "reward": ("url", "host", "port", "token_env", "timeout_s", "max_pause_s", "min_replicas", "max_replicas"),
+    "learner": ("timeout_s", "max_restarts"),
+}
+"""Settings by section that neither rollouts nor weights depend on."""
+
+
+class RolloutsDiffer(UserError, ValueError):
+    """Saved rollouts are not of the prompt or the clip that the data have now."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedGroup:
+    """A scored group but for prompt and clips, of which it holds digests."""
+
+    draw: int
+    prompt_id: str
+    prompt_digest: str
+    clip_digests: tuple[str, ...]
+    rollouts: tuple[Rollout, ...]
+    score_names: tuple[str, ...]
+    scores: np.ndarray
+    rewards: np.ndarray
+    is_valid: np.ndarray
+    reasons: tuple[str, ...]
+    evidence: tuple[Any, ...]
+
+    def put_together(self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...]) -> ScoredGroup:
+        """The group as it was, without times. Raises RolloutsDiffer where it is not of this prompt and these clips."""
+        found = (item.prompt_id, prompt_digest(prompt), tuple(clip.info.digest for clip in clips))
+        for what, saved, now in zip(
+            ("row", "prompt", "clips"), (self.prompt_id, self.prompt_digest, self.clip_digests), found, strict=True
+        ):
+            if saved != now:
+                raise RolloutsDiffer(
+                    f"draw {self.draw}, {item.prompt_id}: its {what} differ from what was saved ({saved}, now {now}); "
+                    f"the data or the processor have changed. Remove the run's folder `{FOLDER}` to sample again."
+                )
+        rollouts = tuple(_with_prompt(rollout, prompt) for rollout in self.rollouts)
+        return ScoredGroup(
+            group=RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts),
+            score_names=self.score_names,
+            scores=self.scores,
+            rewards=self.rewards,
+            is_valid=self.is_valid,
+            reasons=self.reasons,
+            evidence=self.evidence,
+            spans={},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedStep:
+    """What was collected for a step. draws, replaced_draws: in their order.  settings: see `settings_digest`."""
+
+    step: int
+    settings: str
+    draws: tuple[int, ...]
+    replaced_draws: tuple[int, ...]
+    groups: Mapping[int, SavedGroup]
+    left_out: tuple[LeftOut, ...]
+
+
+class SavedRollouts:
+    """The files of one run, and which draws can be answered from them. A draw is answered once, until `look`.
+
+    A disk that takes no file, and a file that cannot be read, cost the saving and nothing else.
+    """
+
+    def __init__(self, run_folder: Path, settings: str) -> None:
+        self._folder, self._settings = Path(run_folder) / FOLDER, settings
+        self._files: dict[int, Path] = {}
+        self._newest_read: tuple[Path, SavedStep] | None = None
+        self._has_warned = False
+
+    def look(self, after_step: int) -> int:
+        """Find the draws of the steps after this one, to be answered by `take`; how many there are."""
+        self._files = {}
+        for step in self.steps():
+            saved = self._read(step_file(self._folder, step)) if step > after_step else None
+            if saved is not None and saved.settings == self._settings:
+                draws = (*saved.draws, *saved.replaced_draws, *(one.draw for one in saved.left_out))
+                self._files |= dict.fromkeys(draws, step_file(self._folder, step))
+        return len(self._files)
+
+    def steps(self) -> list[int]:
+        """Of the files that are there, in order."""
+        return sorted(int(path.stem.removeprefix("step_")) for path in self._folder.glob("step_*.npz"))
+
+    def take(self, draw: int) -> SavedGroup | LeftOut | None:
+        """What became of the draw, or None where it is to be sampled."""
+        file = self._files.pop(draw, None)
+        saved = self._read(file) if file else None
+        if saved is None:
+            return None
+        return saved.groups.get(draw) or next((one for one in saved.left_out if one.draw == draw), None)
+
+    def keep(self, step: int, collected: Collected) -> None:
+        """Write a step's file."""
+        file = step_file(self._folder, step)
+        aside = file.with_name(f".tmp-{file.name}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(encode(step, collected, self._settings))
+            aside.replace(file)
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("rollouts are not saved: %s", error)
+            self._has_warned = True
+            aside.unlink(missing_ok=True)
+        else:
+            self._has_warned = False
+
+    def forget_through(self, step: int) -> None:
+        """Remove the files of this step and those before it."""
+        for old in self.steps():
+            if old <= step:
+                step_file(self._folder, old).unlink(missing_ok=True)
+
+    def _read(self, file: Path) -> SavedStep | None:
+        if self._newest_read and self._newest_read[0] == file:
+            return self._newest_read[1]
+        try:
+            saved = read_step(file)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s cannot be read, its rollouts are sampled again: %s", file, error)
+            return None
+        self._newest_read = (file, saved)
+        return saved
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The file of a step in a run's folder of rollouts."""
+    return folder / f"step_{step:06d}.npz"
+
+
+def prompt_digest(prompt: Prompt) -> str:
+    """Of tokens and positions."""
+    running = hashlib.sha256(str(prompt.next_position).encode())
+    for array in (prompt.engine_ids, prompt.prompt_ids, prompt.position_ids):
+        running.update(f"{array.dtype}{array.shape}".encode())
+        running.update(np.ascontiguousarray(array).data)
+    return running.hexdigest()
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Of all settings that rollouts or weights depend on: those of another digest are of another run."""
+    tree = config.model_dump(mode="json")
+    for section, keys in _CHANGES_NOTHING.items():
+        for key in keys:
+            (tree[section] if section else tree).pop(key)
+    if config.train.schedule == "constant":
+        del tree["train"]["num_steps"]
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def encode(step: int, collected: Collected, settings: str) -> bytes:
+    """The file of a step: a zip of arrays, of which `head` is JSON; the others are those of all rollouts in a row."""
+    pairs = [
+        *zip(collected.draws, collected.groups, strict=True),
+        *zip(collected.replaced_draws, collected.replaced, strict=True),
+    ]
+    rollouts = [rollout for _, scored in pairs for rollout in scored.group.rollouts]
+    head = {
+        "format": FORMAT,
+        "step": step,
+        "settings": settings,
+        "draws": collected.draws,
+        "replaced_draws": collected.replaced_draws,
+        "left_out": [{"draw": one.draw, "reason": one.reason, "detail": one.detail} for one in collected.left_out],
+        "groups": [_head_of_group(draw, scored) for draw, scored in pairs],
+    }
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        head=np.frombuffer(json.dumps(head).encode(), np.uint8),
+        response_ids=_joined([rollout.response_ids for rollout in rollouts], np.int32),
+        response_logprobs=_joined([rollout.response_logprobs for rollout in rollouts], np.float32),
+        token_versions=_joined([rollout.token_versions for rollout in rollouts], np.int32),
+        scores=_joined([scored.scores.ravel() for _, scored in pairs], np.float32),
+        rewards=_joined([scored.rewards for _, scored in pairs], np.float32),
+        is_valid=_joined([scored.is_valid for _, scored in pairs], bool),
+    )
+    return buffer.getvalue()
+
+
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
+
+
+def _head_of_group(draw: int, scored: ScoredGroup) -> dict[str, Any]:
+    group = scored.group
+    return {
+        "draw": draw,
+        "prompt_id": group.item.prompt_id,
+        "prompt_digest": prompt_digest(group.prompt),
+        "clip_digests": [clip.info.digest for clip in group.clips],
+        "score_names": scored.score_names,
+        "reasons": scored.reasons,
+        "evidence": scored.evidence,
+        "rollouts": [
+            {
+                "rollout_id": rollout.rollout_id,
+                "num_tokens": rollout.response_ids.size,
+                "text": rollout.text,
+                "finish_reason": rollout.finish_reason,
+                "generate_s": rollout.generate_s,
+            }
+            for rollout in group.rollouts
+        ],
+    }
+
+
+def read_step(file: Path) -> SavedStep:
+    """What `encode` wrote. Raises OSError, ValueError, KeyError or BadZipFile when it is not that."""
+    with np.load(file) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    head = json.loads(found.pop("head").tobytes())
+    if head["format"] != FORMAT:
+        raise ValueError(f"format {head['format']}, and this version reads {FORMAT}")
+    parts = _Parts(found)
+    groups = {tree["draw"]: _group(tree, parts) for tree in head["groups"]}
+    return SavedStep(
+        step=head["step"],
+        settings=head["settings"],
+        draws=tuple(head["draws"]),
+        replaced_draws=tuple(head["replaced_draws"]),
+        groups=groups,
+        left_out=tuple(LeftOut(**one) for one in head["left_out"]),
+    )
+
+
+class _Parts:
+    """Cuts joined arrays up again, in the order in which they were joined."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays, self._at = arrays, dict.fromkeys(arrays, 0)
+
+    def next(self, name: str, size: int) -> np.ndarray:
+        start = self._at[name]
+        self._at[name] = start + size
+        part = self._arrays[name][start : start + size]
+        if part.size != size:
+            raise ValueError(f"{name} ends after {start + part.size} values")
+        return part
+
+
+def _group(tree: Mapping[str, Any], parts: _Parts) -> SavedGroup:
+    rollouts = tuple(
+        Rollout(
+            rollout_id=one["rollout_id"],
+            prompt_id=tree["prompt_id"],
+            sample_index=index,
+            prompt_ids=np.zeros(0, np.int32),
+            response_ids=parts.next("response_ids", one["num_tokens"]),
+            response_logprobs=parts.next("response_logprobs", one["num_tokens"]),
+            text=one["text"],
+            finish_reason=one["finish_reason"],
+            token_versions=parts.next("token_versions", one["num_tokens"]),
+            generate_s=one["generate_s"],
+        )
+        for index, one in enumerate(tree["rollouts"])
+    )
+    size, names = len(rollouts), tuple(tree["score_names"])
+    return SavedGroup(
+        draw=tree["draw"],
+        prompt_id=tree["prompt_id"],
+        prompt_digest=tree["prompt_digest"],
+        clip_digests=tuple(tree["clip_digests"]),
+        rollouts=rollouts,
+        score_names=names,
+        scores=parts.next("scores", size * len(names)).reshape(size, len(names)),
+        rewards=parts.next("rewards", size),
+        is_valid=parts.next("is_valid", size),
+        reasons=tuple(tree["reasons"]),
+        evidence=tuple(tree["evidence"]),
+    )
+
+
+def _with_prompt(rollout: Rollout, prompt: Prompt) -> Rollout:
+    # the engine reported the prompt's own tokens, else the group would have been refused
+    return replace(rollout, prompt_ids=prompt.prompt_ids)
