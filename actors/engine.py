@@ -6,7 +6,6 @@ environment at import, and replaces `torch.set_num_threads` in its process by a 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import tempfile
@@ -36,6 +35,7 @@ from rlsys.weights import NamedTensor
 if TYPE_CHECKING:
     from vllm import EngineArgs, RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput
     from vllm.v1.engine.llm_engine import LLMEngine
 
 log = logging.getLogger(__name__)
@@ -66,17 +66,31 @@ class RolloutEngine:
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model_path`
-        self._adapter_ids = itertools.count(1)
         self._running: dict[str, tuple[GroupRequest, float]] = {}
+        self._version: WeightVersion | None = None
         self.limits = _limits(spec, self._engine)
-        self.version: WeightVersion | None = None
-        """The acknowledged weights; None before the first `load_weights`."""
         log.info("engine for %s ready after %.1f s", spec.model_path, time.perf_counter() - start)
 
     @property
     def num_running(self) -> int:
         """Groups that were added and have not come out yet."""
         return len(self._running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a group that is added now begins at once, with at least one of its responses."""
+        return len(self._engine.output_processor.request_states) < self.limits.max_num_seqs
+
+    @property
+    def version(self) -> WeightVersion | None:
+        """The acknowledged weights, by which every token is labelled; None before the first `load_weights`."""
+        return self._version
+
+    @version.setter
+    def version(self, version: WeightVersion | None) -> None:
+        self._version = version
+        if version is not None:
+            self._engine.set_weight_version(str(version.version))
 
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         """Queue one group. frames: u8 [T, H, W, 3] per clip, in order.
@@ -104,14 +118,34 @@ class RolloutEngine:
         """Run the model once; the groups whose last response has now ended, by request id."""
         return [(output.request_id, self._collect(output)) for output in self._engine.step() if output.finished]
 
+    def abort(self, request_id: str) -> None:
+        """Forget a group that was added and has not come out."""
+        self._engine.abort_request([request_id])
+        del self._running[request_id]
+
+    def can_keep(self, version: WeightVersion) -> bool:
+        """Whether what runs may go on under `version`: it must follow the weights that are held, and be of their kind.
+
+        A version that does not follow is of a run that went back: the tokens so far are of a course that is void.
+        """
+        held = self.version
+        return not self._running or (held is not None and held.kind == version.kind and held.version <= version.version)
+
     def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
         """Take the weights that `version` names and forget what was computed with the old ones.
 
+        Groups that run go on from the token where they are. The next step reads their prompts, clips and tokens
+        so far again, so nothing that the old weights computed has a part in it: the log-prob of a later token
+        is that of the new weights given all tokens before it, as the learner would compute it with them. That of an
+        earlier one stays what it was when it was sampled. The random numbers go on too.
+
         Returns the acknowledged version. Raises WeightsRefused with the engine untouched, and RuntimeError
-        (the engine must then be replaced) when groups are running or vLLM does not hold what it was given.
+        (the engine must then be replaced) when groups run that cannot be kept or vLLM does not hold what it was given.
         """
-        if self._running:
-            raise RuntimeError(f"{self.num_running} groups are running; weights change only between groups.")
+        if not self.can_keep(version):
+            raise RuntimeError(
+                f"{self.num_running} groups run on version {self.version}; they cannot go on with {version}."
+            )
         if version.kind == "adapter":
             self._load_adapter(payload, version)
         else:
@@ -146,10 +180,10 @@ class RolloutEngine:
 
         self.version = None
         self._remove_adapter()
-        number = next(self._adapter_ids)  # vLLM keeps an adapter's values by its id, whatever is in its folder
+        # always the same id: groups that run ask for it by this. Its values were dropped with `_remove_adapter`
         with tempfile.TemporaryDirectory(prefix="rlsys-adapter-") as folder:
             write_adapter(payload, self._spec.lora, Path(folder))
-            self._adapter = LoRARequest(f"adapter-{number}", number, folder)
+            self._adapter = LoRARequest("adapter", 1, folder)
             self._engine.add_lora(self._adapter)
         self._reset_prefix_cache()
         if self._spec.tensor_parallel_size == 1:
@@ -170,7 +204,8 @@ class RolloutEngine:
         self._engine.reset_encoder_cache()
 
     def _reset_prefix_cache(self) -> None:
-        if not self._engine.reset_prefix_cache():
+        # what runs lets go of its blocks and is read again, whole, from the next step on
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
 
     def shutdown(self) -> None:
@@ -203,7 +238,8 @@ class RolloutEngine:
         for child in output.outputs:
             ids = np.asarray(child.token_ids, np.int32)
             logprobs = np.asarray(child.logprobs.logprobs, np.float32)
-            if problem := self._problem(ids, logprobs, child.finish_reason):
+            versions = _token_versions(child)
+            if problem := self._problem(ids, logprobs, versions, child.finish_reason):
                 return BadOutput(f"{request.prompt_id}, response {child.index}: {problem}")
             spoken = ids[:-1] if child.finish_reason == "stop" else ids
             rollouts.append(
@@ -216,17 +252,19 @@ class RolloutEngine:
                     response_logprobs=logprobs,
                     text=self._chat.decode(spoken),
                     finish_reason=child.finish_reason,
-                    token_versions=np.full(ids.size, self.version.version, np.int32),
+                    token_versions=versions,
                     generate_s=seconds,
                 )
             )
         return tuple(rollouts)
 
-    def _problem(self, ids: np.ndarray, logprobs: np.ndarray, finish_reason: str | None) -> str:
+    def _problem(self, ids: np.ndarray, logprobs: np.ndarray, versions: np.ndarray, finish_reason: str | None) -> str:
         if finish_reason not in ("stop", "length"):
             return f"ended with {finish_reason!r}, not by itself."
         if ids.shape != logprobs.shape or not np.isfinite(logprobs).all():
             return f"{ids.size} tokens have {logprobs.size} log-probs, {logprobs[:4]}…; each needs one finite number."
+        if ids.shape != versions.shape:
+            return f"{ids.size} tokens have the versions {versions[:4]}…; each needs one."
         banned = np.intersect1d(ids, self._spec.banned_token_ids)
         return f"contains the banned tokens {banned.tolist()}." if banned.size else ""
 
@@ -270,6 +308,12 @@ def _engine_args(spec: EngineSpec) -> EngineArgs:
         max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
         skip_mm_profiling=True,
     )
+
+
+def _token_versions(child: CompletionOutput) -> np.ndarray:
+    spans = child.weight_versions or []
+    lengths = [span.end - span.start for span in spans]
+    return np.repeat(np.array([int(span.version) for span in spans], np.int32), lengths)
 
 
 def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:

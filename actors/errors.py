@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from rlsys.errors import RowUnusable
+
 
 class PromptRefused(ValueError):
     """The prompt's: it cannot be generated from. The engine is untouched. Names prompt, value and rule."""
 
 
-class PromptQuarantined(RuntimeError):
-    """The prompt's, it seems: actors died while they generated it, the last time nothing else. Holds their errors."""
+class PromptQuarantined(RowUnusable):
+    """The prompt's, it seems: actors died while they generated it, the last time nothing else.
+
+    Names the prompt and what each of them died of. A run leaves the row out, counts it and goes on.
+    """
 
 
 class BadOutput(RuntimeError):
@@ -21,6 +26,10 @@ class WeightsRefused(ValueError):
 
 class NoWeights(RuntimeError):
     """The caller's: generation before a version of the weights was acknowledged."""
+
+
+class GroupAborted(RuntimeError):
+    """Nobody's: new weights came and `pipeline.weight_update` is "abort". The group is to be sampled again."""
 
 
 class EngineDied(RuntimeError):

@@ -1,4 +1,4 @@
-"""The rollout actors of a run: groups go to the least busy one, and survive the death of any.
+"""The rollout actors of a run: groups go to the least busy one with room, and survive the death of any.
 
 `generate` belongs to one asyncio loop in a background thread, the rest to the main thread.
 """
@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from actors.errors import ActorLost, EngineDied, PromptQuarantined, WeightsRefused
-from actors.places import Actor, Places, Weights, check_acknowledged, reason_of
+from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined, WeightsRefused
+from actors.places import Actor, Limits, Places, Weights, check_acknowledged, reason_of
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
@@ -24,6 +25,7 @@ COUNTS = (
     "rollout/groups",
     "rollout/lost_actors",
     "rollout/resampled_groups",
+    "rollout/aborted_groups",
     "rollout/quarantined_prompts",
     "weights/updates",
 )
@@ -35,13 +37,23 @@ class RolloutPool:
     make_actor: starts the process of the given place and returns its Ray handle at once.
     timeout_s: an actor with work that has finished nothing for so long counts as dead.
     start_timeout_s: what loading an engine may take.
+    max_num_seqs: responses that an actor generates at once. It is given no group beyond them but one, and the
+    rest waits here, oldest first; None gives every group away at once.
     """
 
     def __init__(
-        self, make_actor: Callable[[int], Any], num_actors: int, *, timeout_s: float, start_timeout_s: float
+        self,
+        make_actor: Callable[[int], Any],
+        num_actors: int,
+        *,
+        timeout_s: float,
+        start_timeout_s: float,
+        max_num_seqs: int | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        self._places = Places(make_actor, num_actors, start_timeout_s)
+        limits = Limits(timeout_s=timeout_s, start_timeout_s=start_timeout_s, max_num_seqs=max_num_seqs)
+        self._places = Places(make_actor, num_actors, limits)
+        self._tickets = itertools.count()
         self._counts = self._places.counts
         self._load_s = 0.0
 
@@ -67,9 +79,15 @@ class RolloutPool:
             runtime = dict(chosen.pop("runtime_env", {}))
             # what torch and vLLM read when they are imported must be there before the process starts
             runtime["env_vars"] = {**environment(spec), **runtime.get("env_vars", {})}
-            return remote.options(**chosen, runtime_env=runtime, max_restarts=0).remote(spec)
+            return remote.options(**chosen, runtime_env=runtime, max_restarts=0).remote(spec, start_timeout_s)
 
-        return cls(make_actor, num_actors, timeout_s=timeout_s, start_timeout_s=start_timeout_s)
+        return cls(
+            make_actor,
+            num_actors,
+            timeout_s=timeout_s,
+            start_timeout_s=start_timeout_s,
+            max_num_seqs=spec.max_num_seqs,
+        )
 
     async def generate(
         self, item: PromptItem, prompt: Prompt, clips: Sequence[ClipRef], sampling: Sampling
@@ -82,23 +100,28 @@ class RolloutPool:
         infos = tuple(clip.info for clip in clips)
         request = GroupRequest(prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=infos, sampling=sampling)
         frames = [clip.frames for clip in clips]
+        ticket = next(self._tickets)
         deaths: list[str] = []
         while True:
             # a prompt that was there when actors died gets one to itself: if that dies too, it is the prompt
             alone = len(deaths) >= SUSPECT_DEATHS
-            actor = await self._places.acquire(reserve=alone)
+            actor = await self._places.acquire(ticket, sampling.num_samples, reserve=alone)
             try:
                 if alone and not await self._places.becomes_alone(actor):
                     continue
                 return await self._sample(actor, request, frames)
+            except GroupAborted:
+                self._counts["rollout/aborted_groups"] += 1
             except ActorLost as error:
-                self._places.lose(actor, str(error))
                 deaths.append(f"actor {actor.place}: {error}")
-                if len(deaths) >= SUSPECT_DEATHS and actor.died_with == 1:
+                was_alone = (actor.groups if actor.died_with is None else actor.died_with) == 1
+                is_poison = len(deaths) >= SUSPECT_DEATHS and was_alone
+                self._places.lose(actor, str(error), is_its_own_fault=not is_poison)
+                if is_poison:
                     raise self._quarantine(request.prompt_id, deaths) from error
                 self._counts["rollout/resampled_groups"] += 1
             finally:
-                self._places.release(actor, was_reserved=alone)
+                self._places.release(actor, sampling.num_samples, was_reserved=alone)
 
     async def _sample(self, actor: Actor, request: GroupRequest, frames: Sequence[Any]) -> tuple[Rollout, ...]:
         reference = actor.handle.generate.remote(request, *frames)
@@ -110,7 +133,9 @@ class RolloutPool:
                 left = self._seconds_left(actor, start)
                 if left <= 0:
                     raise ActorLost(f"finished no group for {self._timeout_s:g} s (rollout.timeout_s).")
-                await asyncio.wait((done,), timeout=left)
+                await asyncio.wait((done,), timeout=min(left, self._timeout_s / 2))
+                with self._places.changed:
+                    self._places.note_healths()
             rollouts = done.result()
         except asyncio.CancelledError:
             ray.cancel(reference)
@@ -137,24 +162,27 @@ class RolloutPool:
     def load_weights(self, payload: ray.ObjectRef, version: WeightVersion) -> int:
         """Bring every actor to `version` and return how many hold it. Blocks; for the main thread.
 
-        payload: reference to the mapping of NamedTensor that `version` names. Groups that run end first, later
-        ones wait. An actor that fails is replaced in the background and samples again once it holds the weights.
+        payload: reference to the mapping of NamedTensor that `version` names. What becomes of groups that run is
+        in `EngineLoop`; those that wait here are not waited for. An actor samples again as soon as it has the
+        weights. One that fails, or takes longer than `timeout_s` since it last finished something, is replaced in
+        the background; all have that time together, not one after another.
         Raises WeightsRefused when every actor refused the payload (they go on with what they had), PoolFailed
         when no actor is left.
         """
         start = time.monotonic()
         places = self._places
+        weights = Weights(payload, version)
         with places.changed:
-            previous, places.weights = places.weights, Weights(payload, version)
-            actors, newcomers = places.ready(), places.newcomers()
+            previous, places.weights = places.weights, weights
+            actors, newcomers = places.up(), places.newcomers()
             places.notify()
-        asked = [(actor, actor.handle.load_weights.remote(payload, version)) for actor in actors]
-        errors = {actor: error for actor, ref in asked if (error := self._update_error(actor, ref, version, start))}
-        if actors and all(isinstance(errors.get(actor), WeightsRefused) for actor in actors):
+        refused = self._send(weights, actors, start)
+        if actors and len(refused) == len(actors):
             with places.changed:
                 places.weights = previous
-            raise errors[actors[0]]
-        for actor, error in errors.items():
+                places.notify()
+            raise refused[actors[0]]
+        for actor, error in refused.items():
             places.lose(actor, f"update to version {version.version}: {error}")
         with places.changed:
             places.wait_settled(newcomers)
@@ -162,24 +190,42 @@ class RolloutPool:
             self._load_s = time.monotonic() - start
             return len(places.ready())
 
-    def _update_error(self, actor: Actor, ref: ray.ObjectRef, version: WeightVersion, start: float) -> Exception | None:
-        while (left := self._seconds_left(actor, start)) > 0:
-            try:
-                check_acknowledged(ray.get(ref, timeout=left), version)
-                return None
-            except GetTimeoutError:
-                continue
-            except RayTaskError as error:
-                return error.cause
-            except (RayActorError, ActorLost) as error:
-                return error
-        return ActorLost(f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s).")
+    def _send(self, weights: Weights, actors: Sequence[Actor], start: float) -> dict[Actor, WeightsRefused]:
+        """Who refused the weights. Returns once each actor has answered or is lost."""
+        asked = {actor.handle.load_weights.remote(weights.payload, weights.version): actor for actor in actors}
+        refused: dict[Actor, WeightsRefused] = {}
+        while asked:
+            left = min(self._seconds_left(actor, start) for actor in asked.values())
+            answered, _ = ray.wait(list(asked), timeout=max(0.0, left))
+            overdue = [ref for ref, actor in asked.items() if self._seconds_left(actor, start) <= 0]
+            for ref in answered or overdue:
+                actor = asked.pop(ref)
+                try:
+                    check_acknowledged(ray.get(ref, timeout=0), weights.version)
+                    self._places.hold(actor, weights)
+                except WeightsRefused as error:
+                    refused[actor] = error.cause if isinstance(error, RayTaskError) else error
+                except GetTimeoutError:
+                    reason = f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s)."
+                    self._places.lose(actor, f"update to version {weights.version.version}: {reason}")
+                except (RayError, ActorLost) as error:
+                    self._places.lose(actor, f"update to version {weights.version.version}: {reason_of(error)}")
+        return refused
 
     def counters(self) -> dict[str, float]:
-        """Totals since the launch, the actors that are ready now, and the seconds of the last update."""
+        """Totals since the launch; actors now, by health (see `Places.health`); groups that no actor has room for;
+        and the seconds of the last update.
+        """
         with self._places.changed:
             counts = {name: float(self._counts[name]) for name in COUNTS}
-            return {**counts, "rollout/ready_actors": float(len(self._places.ready())), "weights/load_s": self._load_s}
+            healths = {f"rollout/{health}_actors": float(n) for health, n in self._places.count_healths().items()}
+            return {
+                **counts,
+                **healths,
+                "rollout/ready_actors": float(len(self._places.ready())),
+                "rollout/waiting_groups": float(self._places.num_waiting),
+                "weights/load_s": self._load_s,
+            }
 
     def shutdown(self) -> None:
         """End all actors; groups that still run fail."""

@@ -18,6 +18,7 @@ from rlsys import env
 from rlsys.config import LoraConfig
 from rlsys.types import ClipInfo, Sampling
 
+WeightUpdate = Literal["pause", "keep", "abort"]
 MAX_SEED = 2**63 - 1  # vLLM keeps seeds as signed 64-bit integers
 TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
 
@@ -28,6 +29,7 @@ class EngineSpec:
 
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
     lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
+    weight_update: what an update does to groups that run; see `actors.rollout_actor.EngineLoop`.
     """
 
     model_path: str
@@ -42,6 +44,7 @@ class EngineSpec:
     banned_token_ids: tuple[int, ...]
     seed: int = 0
     lora: LoraConfig = LoraConfig()
+    weight_update: WeightUpdate = "pause"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -17,16 +18,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.errors import BadOutput, EngineDied, NoWeights, PromptRefused, WeightsRefused
-from actors.requests import EngineSpec, GroupRequest
+from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
+from actors.requests import EngineSpec, GroupRequest, WeightUpdate
 from rlsys.types import Rollout, WeightVersion
 from rlsys.weights import NamedTensor
 
+SHUTDOWN_S = 10.0  # for an engine to free what it has; whoever asked ends the process then
 ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time
 
 
 class Engine(Protocol):
     """What the loop drives; see `actors.engine.RolloutEngine`."""
+
+    @property
+    def has_room(self) -> bool: ...
+
+    def can_keep(self, version: WeightVersion) -> bool: ...
+
+    def abort(self, request_id: str) -> None: ...
 
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None: ...
 
@@ -51,25 +60,39 @@ class _Call:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Stop:
+class _Update:
+    payload: Any
+    version: WeightVersion
+    done: Future[WeightVersion] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Forget:
+    group: Future[tuple[Rollout, ...]]
     done: Future[None] = field(default_factory=Future)
 
 
-_Command = _Generate | _Call | _Stop
+_Command = _Generate | _Call | _Update | _Forget
 
 
 class EngineLoop:
     """Owns an engine in one thread, in which alone it is made and called; the methods may be called from any.
 
-    Requests are taken in the order in which they came. An update of the weights waits until what runs
-    has ended, and what came after it waits for the update, so no group mixes two versions.
+    Groups begin in the order in which they came, as soon as the engine has room. New weights go before all
+    groups that have not begun. Those that run, by `weight_update`:
+    "pause": end first, and nothing begins until the weights are there, so no group mixes two versions.
+    "keep": go on from the token where they are; see `actors.engine.RolloutEngine.load_weights`.
+    "abort": fail with GroupAborted, as they do under "keep" where the engine cannot keep them.
     When the engine fails, everything pending and everything later fails with EngineDied.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine]) -> None:
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._next: _Command | None = None  # out of the queue, not carried out yet
+    def __init__(self, make_engine: Callable[[], Engine], weight_update: WeightUpdate = "pause") -> None:
+        self._weight_update = weight_update
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()  # None: stop
+        self._waiting: deque[_Generate] = deque()
+        self._calls: deque[_Call | _Update] = deque()
         self._running: dict[str, _Generate] = {}
+        self._is_stopped = False
         self._names = map(str, itertools.count())
         self._started: Future[None] = Future()
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -77,21 +100,28 @@ class EngineLoop:
         self._ended.add_done_callback(self._fail_all)
         thread.shutdown(wait=False)
 
-    def wait_started(self) -> None:
-        """Returns once the engine is loaded; raises what loading it raised."""
-        wait((self._started, self._ended), return_when=FIRST_COMPLETED)
+    def wait_started(self, timeout_s: float) -> None:
+        """Returns once the engine is loaded; raises what loading it raised, and TimeoutError after `timeout_s`."""
+        wait((self._started, self._ended), timeout=timeout_s, return_when=FIRST_COMPLETED)
         if self._ended.done():
             self._ended.result()
+        self._started.result(timeout=0)
 
     def generate(self, request: GroupRequest, frames: Sequence[np.ndarray]) -> Future[tuple[Rollout, ...]]:
-        """The group's rollouts, or PromptRefused, NoWeights, BadOutput or EngineDied."""
+        """The group's rollouts, or PromptRefused, NoWeights, BadOutput, GroupAborted or EngineDied."""
         command = _Generate(request=request, frames=frames)
         self._send(command)
         return command.done
 
+    def forget(self, group: Future[tuple[Rollout, ...]]) -> None:
+        """Nobody awaits this group of `generate` any more: it makes room for others, and its future stays as it is."""
+        self._send(_Forget(group=group))
+
     def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> Future[WeightVersion]:
         """The acknowledged version, or WeightsRefused (the engine serves on with what it had) or EngineDied."""
-        return self.call(lambda engine: engine.load_weights(payload, version))
+        command = _Update(payload=payload, version=version)
+        self._send(command)
+        return command.done
 
     def call(self, function: Callable[[Any], Any]) -> Future[Any]:
         """What `function` returns for the engine, called while no group runs. An error of it ends the engine."""
@@ -101,10 +131,10 @@ class EngineLoop:
 
     def stop(self) -> Future[None]:
         """Done (perhaps with the engine's error) once the thread has ended; what still runs fails with EngineDied."""
-        self._send(_Stop())
+        self._send(None)
         return self._ended
 
-    def _send(self, command: _Command) -> None:
+    def _send(self, command: _Command | None) -> None:
         self._commands.put(command)
         if self._ended.done():
             self._fail_all(self._ended)
@@ -112,54 +142,80 @@ class EngineLoop:
     def _run(self, make_engine: Callable[[], Engine]) -> None:
         engine = make_engine()
         self._started.set_result(None)
-        while self._carry_out_commands(engine):
+        while not self._is_stopped:
+            self._take_commands(engine)
+            self._carry_out_calls(engine)
+            if not self._calls:
+                self._begin_groups(engine)
             if self._running:
                 for name, outcome in engine.step():
                     _settle(self._running.pop(name).done, outcome)
         engine.shutdown()
 
-    def _carry_out_commands(self, engine: Engine) -> bool:
-        """Take what may be taken now, for ADMIT_S at most while groups run. False when told to stop."""
-        started = None
-        while started is None or not self._running or time.perf_counter() - started < ADMIT_S:
-            if not self._take():
-                return True
-            started = started or time.perf_counter()
-            if not self._carry_out(engine, self._next):
-                return False
-            self._next = None  # and no other name for it: it would hold its weights or frames while the loop rests
-        return True
+    def _take_commands(self, engine: Engine) -> None:
+        """Sort what has come. Rests while there is nothing to do: only `stop` ends that, or the end of the process."""
+        is_idle = not (self._running or self._waiting or self._calls)
+        with suppress(queue.Empty):
+            while not self._is_stopped:
+                match self._commands.get(block=is_idle):
+                    case None:
+                        self._is_stopped = True
+                    case _Generate() as command:
+                        self._waiting.append(command)
+                    case _Forget() as command:
+                        self._forget(engine, command)
+                    case command:
+                        self._calls.append(command)
+                is_idle = False
 
-    def _carry_out(self, engine: Engine, command: _Command | None) -> bool:
-        match command:
-            case _Generate():
-                self._start(engine, command)
-            case _Call():
-                try:
-                    _settle(command.done, command.function(engine))
-                except WeightsRefused as error:
-                    _settle(command.done, error)
-        return not isinstance(command, _Stop)
-
-    def _take(self) -> bool:
-        """Put the next command into `_next`; False when it cannot be carried out yet or there is none."""
-        if self._next is None:
+    def _carry_out_calls(self, engine: Engine) -> None:
+        while self._calls and not self._is_stopped:
+            call = self._calls[0]
+            if isinstance(call, _Update):
+                self._make_way(engine, call.version)
+            if self._running and not (isinstance(call, _Update) and self._weight_update == "keep"):
+                return
             try:
-                self._next = self._commands.get(block=not self._running)
-            except queue.Empty:
-                return False
-        return not (isinstance(self._next, _Call) and self._running)
+                outcome = (
+                    engine.load_weights(call.payload, call.version)
+                    if isinstance(call, _Update)
+                    else call.function(engine)
+                )
+            except WeightsRefused as error:
+                outcome = error
+            self._calls.popleft()
+            _settle(call.done, outcome)
 
-    def _start(self, engine: Engine, command: _Generate) -> None:
-        if not command.done.set_running_or_notify_cancel():
-            return
+    def _make_way(self, engine: Engine, version: WeightVersion) -> None:
+        """End what runs where it must not go on under `version`."""
+        can_stay = self._weight_update == "pause" or (self._weight_update == "keep" and engine.can_keep(version))
+        for name in [] if can_stay else list(self._running):
+            engine.abort(name)
+            _settle(self._running.pop(name).done, GroupAborted(f"version {version.version} of the weights came."))
+
+    def _begin_groups(self, engine: Engine) -> None:
+        """As many as there is room for, but for ADMIT_S at most while groups run."""
+        started = time.perf_counter()
+        while self._waiting and engine.has_room:
+            command = self._waiting.popleft()
+            if command.done.set_running_or_notify_cancel():
+                self._begin(engine, command)
+            if self._running and time.perf_counter() - started > ADMIT_S:
+                return
+
+    def _begin(self, engine: Engine, command: _Generate) -> None:
         name = next(self._names)
+        self._running[name] = command  # also while the engine takes it in: if that ends the engine, it fails too
         try:
             engine.add(name, command.request, command.frames)
         except (PromptRefused, NoWeights) as error:
-            _settle(command.done, error)
-        else:
-            self._running[name] = command
+            _settle(self._running.pop(name).done, error)
+
+    def _forget(self, engine: Engine, command: _Forget) -> None:
+        for name in [name for name, running in self._running.items() if running.done is command.group]:
+            engine.abort(name)
+            del self._running[name]
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.done is not command.group)
 
     def _fail_all(self, ended: Future[None]) -> None:
         reason = ended.exception()
@@ -170,14 +226,17 @@ class EngineLoop:
             _settle(command.done, error)
 
     def _leftovers(self) -> Iterator[_Command]:
-        if self._next is not None:
-            yield self._next
+        for pending in (self._calls, self._waiting):
+            with suppress(IndexError):
+                while True:
+                    yield pending.popleft()
         with suppress(KeyError):
             while True:
                 yield self._running.popitem()[1]
         with suppress(queue.Empty):
             while True:
-                yield self._commands.get_nowait()
+                if (command := self._commands.get_nowait()) is not None:
+                    yield command
 
 
 def _settle(future: Future[Any], outcome: object) -> None:
@@ -192,14 +251,14 @@ def _settle(future: Future[Any], outcome: object) -> None:
 class RolloutActor:
     """The Ray shell: every call waits on the engine's thread without holding up the others. Made with `ray.remote`."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, start_timeout_s: float = 900.0) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("actors").setLevel(logging.INFO)
         logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # warns at import that there is no GPU
         from actors.engine import RolloutEngine  # torch and vLLM: in this process alone
 
-        self._loop = EngineLoop(partial(RolloutEngine, spec))
-        self._loop.wait_started()
+        self._loop = EngineLoop(partial(RolloutEngine, spec), spec.weight_update)
+        self._loop.wait_started(start_timeout_s)
 
     async def ping(self) -> int:
         """The actor's process id, once its engine is loaded."""
@@ -207,7 +266,12 @@ class RolloutActor:
 
     async def generate(self, request: GroupRequest, *frames: np.ndarray) -> tuple[Rollout, ...]:
         """See `EngineLoop.generate`. frames: one array per clip; given as references, Ray maps them without a copy."""
-        return await asyncio.wrap_future(self._loop.generate(request, frames))
+        group = self._loop.generate(request, frames)
+        try:
+            return await asyncio.wrap_future(group)
+        except asyncio.CancelledError:
+            self._loop.forget(group)
+            raise
 
     async def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
         """See `EngineLoop.load_weights`."""
@@ -215,4 +279,4 @@ class RolloutActor:
 
     async def shutdown(self) -> None:
         """Frees the engine; vLLM leaves shared memory behind when its process is killed without."""
-        await asyncio.wait([asyncio.wrap_future(self._loop.stop())])
+        await asyncio.wait([asyncio.wrap_future(self._loop.stop())], timeout=SHUTDOWN_S)

@@ -232,6 +232,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         banned_token_ids=prompts.banned_token_ids,
         seed=config.seed,
         lora=config.learner.lora,
+        weight_update=config.pipeline.weight_update,
     )
 
 

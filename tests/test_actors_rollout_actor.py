@@ -29,6 +29,7 @@ class CountingEngine:
         self.may_step = threading.Event()
         self.may_step.set()
         self.step_error: Exception | None = None
+        self.most = 100
 
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         self.threads.add(threading.get_ident())
@@ -37,6 +38,17 @@ class CountingEngine:
         self.told.append(f"add {request.prompt_id}")
         self.steps_left[request_id] = request.engine_ids.size
         self.prompts[request_id] = request.prompt_id
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.steps_left) < self.most
+
+    def can_keep(self, version: WeightVersion) -> bool:
+        return version.kind == "full"
+
+    def abort(self, request_id: str) -> None:
+        del self.steps_left[request_id]
+        self.told.append(f"abort {self.prompts[request_id]}")
 
     def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]:
         self.threads.add(threading.get_ident())
@@ -70,7 +82,7 @@ def engine() -> CountingEngine:
 @pytest.fixture
 def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
     loop = EngineLoop(lambda: engine)
-    loop.wait_started()
+    loop.wait_started(WAIT_S)
     yield loop
     engine.may_step.set()
     loop.stop().exception(WAIT_S)
@@ -169,6 +181,6 @@ def test_an_engine_that_cannot_load_says_why() -> None:
 
     loop = EngineLoop(make)
     with pytest.raises(NoWeights, match="no such folder"):
-        loop.wait_started()
+        loop.wait_started(WAIT_S)
     with pytest.raises(EngineDied, match="no such folder"):
         loop.generate(request("p"), ()).result(WAIT_S)
