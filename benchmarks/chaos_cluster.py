@@ -40,6 +40,9 @@ SETTINGS = {
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "4",
+    # Ray Serve gives its proxy 5 s to answer, which a machine that starts a dozen processes can need
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
     "GLOO_SOCKET_IFNAME": "lo",  # ranks on two addresses of one machine
     "OMP_NUM_THREADS": "1",
 }
