@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined, WeightsRefused
 from actors.places import Actor, Limits, Places, Weights, check_acknowledged, reason_of
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
+from rlsys.errors import FramesLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
 
 SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
@@ -142,7 +143,11 @@ class RolloutPool:
             raise
         except (RayActorError, EngineDied) as error:
             raise ActorLost(reason_of(error)) from error
+        except ObjectLostError as error:
+            raise FramesLost((error.object_ref_hex,)) from error
         except RayTaskError as error:
+            if isinstance(error.cause, ObjectLostError):
+                raise FramesLost((error.cause.object_ref_hex,)) from error
             raise error.cause from None  # the actor's traceback leads into vLLM, not to the prompt
         self._places.note_progress(actor)
         self._counts["rollout/groups"] += 1

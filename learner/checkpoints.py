@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,61 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
+from learner.agreement import united
 from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
+from rlsys.errors import NotWritten
 
 TAG = "learner"
 RESHARDED = ".resharded"
 
 
 def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
-    """Trained weights, optimiser and schedule; every rank writes its part. Frozen weights are the model folder's."""
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-    if dist.get_rank() == 0:
+    """Trained weights, optimiser and schedule; every rank writes its part. Frozen weights are the model folder's.
+
+    Raises NotWritten, on all ranks, where a disk does not take it; then `folder` is to be thrown away.
+    """
+    problems: list[str] = []
+    with _failures_noted(engine.checkpoint_engine, problems):
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    if dist.get_rank() == 0 and not problems:
         layout = layout_of(spec, dist.get_world_size())
-        (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
+        try:
+            (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
+        except OSError as error:
+            problems.append(str(error))
+    raise_not_written(problems, engine.device)
+
+
+def raise_not_written(problems: Sequence[str], device: torch.device) -> None:
+    """Raises NotWritten on all ranks where one has a problem with its disk."""
+    if found := united(tuple(problems), device):
+        raise NotWritten("; ".join(found))
+
+
+@contextmanager
+def _failures_noted(writer: CheckpointEngine, problems: list[str]) -> Iterator[None]:
+    """Inside, a rank that cannot write a file goes on: DeepSpeed lets all ranks wait for each other after it."""
+
+    def noted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return operation(*arguments, **options)
+            except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+                problems.append(f"{type(error).__name__}: {error}".split("\n")[0])
+
+        return call
+
+    made = {name: getattr(writer, name) for name in ("save", "makedirs")}
+    for name, operation in made.items():
+        setattr(writer, name, noted(operation))
+    try:
+        yield
+    finally:
+        for name, operation in made.items():
+            setattr(writer, name, operation)
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:

@@ -6,7 +6,9 @@ import datetime
 import gc
 import math
 import os
+import shutil
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,11 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from transformers.integrations import HfDeepSpeedConfig
 
 from learner import checkpoints
+from learner.agreement import united
 from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config
 from learner.frozen import freeze
 from learner.lora import adapters_off, add_adapters
@@ -224,17 +228,33 @@ class LearnerEngine:
         """Rank 0 writes the weights as a Hugging Face folder and returns their digest; the others return None.
 
         Adapters are merged in, and lie in its folder `adapter` too, as peft and vLLM read them. One
-        tensor at a time is gathered and written, so that no rank holds the model.
+        tensor at a time is gathered and written, so that no rank holds the model. Raises NotWritten, on all
+        ranks, where the disk does not take it.
         """
         whole, adapter, source = self._whole(), self._adapter(), self.spec.model_path
+        problems: list[str] = []
+        found = None
         if dist.get_rank():
             assist([*whole.values(), *adapter.values()], self._gathered)
-            return None
-        found = write_folder(whole, stream(whole, self._gathered), source, folder, max_file_bytes)
-        if adapter:
+        else:
+            tensors = stream(whole, self._gathered)
+            try:
+                found = write_folder(whole, tensors, source, folder, max_file_bytes)
+            except (OSError, shutil.Error) as error:
+                problems.append(str(error))
+                deque(tensors, maxlen=0)  # the other ranks are at the same gathers
             payload = collect(adapter, self._gathered)
-            write_adapter(payload, self.spec.learner.lora, source, folder / ADAPTER_FOLDER)
+            if adapter and not problems:
+                try:
+                    write_adapter(payload, self.spec.learner.lora, source, folder / ADAPTER_FOLDER)
+                except (OSError, SafetensorError) as error:
+                    problems.append(str(error))
+        checkpoints.raise_not_written(problems, self._engine.device)
         return found
+
+    def any_rank(self, found: tuple[str, ...]) -> tuple[str, ...]:
+        """See `learner.agreement.united`."""
+        return united(found, self._engine.device)
 
     def save(self, folder: Path) -> None:
         """See `learner.checkpoints.save`."""

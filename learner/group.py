@@ -13,6 +13,7 @@ import ray
 
 from learner.checkpoint_layout import layout_of, must_reshard, read_layout
 from learner.cost import CostModel, read_cost_model
+from learner.failures import LearnerError, verdict
 from learner.metrics import RankStats, combine
 from learner.mini_batches import part_of, plan_updates
 from learner.passes import plan_passes
@@ -20,18 +21,21 @@ from learner.rows import Response
 from learner.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
+from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
 
 BLAME_S = 2.0
 """Seconds in which the other ranks may still say what happened, once one has failed."""
-
-
-class LearnerError(RuntimeError):
-    """A rank failed or was too slow. All ranks have been ended, because the others would wait for it for ever."""
+PING_S = 30.0
+"""Seconds in which ranks that have nothing to do answer."""
 
 
 class LearnerGroup:
-    """Learner ranks, one process each. Made by `launch`; `load` gives them a model, as often as wanted."""
+    """Learner ranks, one process each. Made by `launch`; `load` gives them a model, as often as wanted.
+
+    Every call may raise LearnerLost when a process died or hung, LearnerError when a rank ran into an error; all ranks
+    are ended then. Or LearnerIntact, which they survive.
+    """
 
     def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
         self._workers = list(workers)
@@ -98,7 +102,13 @@ class LearnerGroup:
         stats = []
         for number, indices in enumerate(updates, start=1):
             old = None if old_logprobs is None else [old_logprobs[index] for index in indices]
-            stats.append(self._update_once(part_of(batch, indices), old, ends_batch=number == len(updates)))
+            try:
+                stats.append(self._update_once(part_of(batch, indices), old, ends_batch=number == len(updates)))
+            except FramesLost as error:
+                if number == 1:
+                    raise
+                self.shutdown()
+                raise LearnerLost(f"learner.update: {error}, behind {number - 1} updates of the batch.") from error
         return combine(stats)
 
     def _update_once(self, batch: TrainBatch, old_logprobs: OldLogprobs | None, *, ends_batch: bool) -> list[RankStats]:
@@ -161,8 +171,14 @@ class LearnerGroup:
         """The weights as a Hugging Face folder; the digest of the weights, equal to that of `publish`."""
         return self._call("export", Path(folder))[0]
 
+    def require_alive(self) -> None:
+        """Raises LearnerLost unless every rank answers now; none may be at work."""
+        if not self._workers:
+            raise LearnerLost("the learner's ranks have been ended.")
+        self._wait("where", [worker.where.remote() for worker in self._workers], min(PING_S, self._timeout_s))
+
     def shutdown(self) -> None:
-        """End the processes; the group is of no use afterwards."""
+        """End the processes, stopped ones too; the group is of no use afterwards."""
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
@@ -183,11 +199,12 @@ class LearnerGroup:
         """The method on every rank at once; its results by rank."""
         return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._alive])
 
-    def _wait(self, method: str, calls: Sequence[ray.ObjectRef]) -> list[Any]:
+    def _wait(self, method: str, calls: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
         """Results in the order of `calls`. A failure ends all ranks: the others wait for it in a collective."""
-        deadline = time.monotonic() + self._timeout_s
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         results: dict[int, Any] = {}
-        errors: dict[int, str] = {}
+        errors: dict[int, ray.exceptions.RayError] = {}
         while len(results) + len(errors) < len(calls):
             waiting = [call for index, call in enumerate(calls) if index not in results and index not in errors]
             done, _ = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
@@ -197,24 +214,13 @@ class LearnerGroup:
             try:
                 results[index] = ray.get(done[0])
             except ray.exceptions.RayError as error:
-                errors[index] = _describe(error)
+                errors[index] = error
                 # what its peers say of it ("connection closed") may come before what it says itself
                 deadline = min(deadline, time.monotonic() + BLAME_S)
-        if errors:
-            self.shutdown()
-            raise LearnerError(
-                f"learner.{method}: all ranks ended, because "
-                + "; ".join(f"rank {i}: {e}" for i, e in sorted(errors.items()))
-            )
-        if len(results) < len(calls):
-            late = [index for index in range(len(calls)) if index not in results]
-            self.shutdown()
-            raise LearnerError(
-                f"learner.{method}: ranks {late} took over learner.timeout_s={self._timeout_s} s; all ranks ended."
-            )
+        silent = [index for index in range(len(calls)) if index not in results and index not in errors]
+        if errors or silent:
+            problem = verdict(method, errors, silent, timeout_s)
+            if not isinstance(problem, LearnerIntact):
+                self.shutdown()
+            raise problem
         return [results[index] for index in range(len(calls))]
-
-
-def _describe(error: ray.exceptions.RayError) -> str:
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}"

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import ray
+from ray.exceptions import ObjectLostError
 
 from learner.metrics import RankStats
 from learner.rows import Row
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
+from rlsys.errors import FramesLost
 from rlsys.types import WeightVersion
 from rlsys.weights import NamedTensor, digest
 
@@ -80,11 +82,22 @@ class LearnerWorker:
 
     def update(self, shard: RankShard) -> RankStats:
         """See `LearnerEngine.update`."""
-        return self._loaded.update(replace(shard, micro_batches=with_frames(shard.micro_batches)))
+        return self._loaded.update(replace(shard, micro_batches=self._fetched(shard.micro_batches)))
 
     def logprobs(self, micro_batches: MicroBatches, reference: bool = False) -> list[list[list[np.ndarray]]]:
         """See `LearnerEngine.logprobs`."""
-        return self._loaded.logprobs(with_frames(micro_batches), reference=reference)
+        return self._loaded.logprobs(self._fetched(micro_batches), reference=reference)
+
+    def _fetched(self, micro_batches: MicroBatches) -> MicroBatches:
+        """`with_frames`; a rank that misses some says so on all ranks, before any of them computes."""
+        lost: tuple[str, ...] = ()
+        try:
+            micro_batches = with_frames(micro_batches)
+        except FramesLost as error:
+            lost = error.references
+        if lost := self._loaded.any_rank(lost):
+            raise FramesLost(lost)
+        return micro_batches
 
     def publish(self, version: int) -> tuple[ray.ObjectRef, WeightVersion] | None:
         """On rank 0: the weights in the object store and what they are; None on the others."""
@@ -119,10 +132,16 @@ def describe(
 
 
 def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
-    """The rows with every clip's frames fetched from the object store, each once and all together."""
+    """The rows with every clip's frames fetched from the object store, each once and all together.
+
+    Raises FramesLost where they are not there any more.
+    """
     frames = [clip.frames for rows in micro_batches for row in rows for clip in row.clips]
     refs = list(dict.fromkeys(found for found in frames if isinstance(found, ray.ObjectRef)))
-    arrays = dict(zip(refs, ray.get(refs), strict=True))
+    try:
+        arrays = dict(zip(refs, ray.get(refs), strict=True))
+    except ObjectLostError as error:
+        raise FramesLost(_lost_of(refs)) from error
 
     def fetched(row: Row) -> Row:
         clips = tuple(
@@ -132,3 +151,16 @@ def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
         return replace(row, clips=clips)
 
     return tuple(tuple(fetched(row) for row in rows) for rows in micro_batches)
+
+
+def _lost_of(refs: Sequence[ray.ObjectRef]) -> tuple[str, ...]:
+    """Hex ids of those that cannot be fetched."""
+
+    def is_lost(ref: ray.ObjectRef) -> bool:
+        try:
+            ray.get(ref)
+        except ObjectLostError:
+            return True
+        return False
+
+    return tuple(ref.hex() for ref in refs if is_lost(ref))

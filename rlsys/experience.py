@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
 from rlsys.config import RunConfig
+from rlsys.errors import FramesLost
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
 from rlsys.order_contrast import wants_contrast, with_order_contrast
 from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+MAX_CLIPS_LOST = 3
+"""Times that a group is made again because its frames were lost."""
 
 
 class Clips(Protocol):
     async def get(self, spec: MediaSpec) -> ClipRef: ...
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
+
+    def forget(self, references: Collection[str]) -> None: ...
 
 
 class Pool(Protocol):
@@ -78,6 +87,16 @@ class Preparer:
 
         return asyncio.run_coroutine_threadsafe(put(), self._events)
 
+    def with_clips_again(self, group: RolloutGroup, lost: Collection[str]) -> Future[RolloutGroup]:
+        """The group with clips that are decoded again where they were `lost`, see `FramesLost`."""
+
+        async def make_again() -> RolloutGroup:
+            self._clips.forget(lost)
+            _, clips = await self._prepare(group.item, {})
+            return replace(group, clips=clips)
+
+        return asyncio.run_coroutine_threadsafe(make_again(), self._events)
+
     def prefetch(self, item: PromptItem) -> None:
         """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then."""
         asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
@@ -122,6 +141,15 @@ class Experience(Preparer):
         return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
 
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
+        for _ in range(MAX_CLIPS_LOST):
+            try:
+                return await self._make_once(item, sampling)
+            except FramesLost as error:
+                log.warning("%s: %s; decoded and sampled again", item.prompt_id, error)
+                self._clips.forget(error.references)
+        return await self._make_once(item, sampling)
+
+    async def _make_once(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
         prompt, clips = await self._prepare(item, spans)
         if not wants_contrast(item.task, self._reward):

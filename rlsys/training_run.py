@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,8 +18,8 @@ from rlsys.clock import Clock
 from rlsys.collect import Collected, LeftOut
 from rlsys.config import RunConfig
 from rlsys.data.sampler import Sampler
-from rlsys.errors import LearnerLost, RowUnusable
-from rlsys.experience import sampling_seed
+from rlsys.errors import FramesLost, LearnerLost, RowUnusable
+from rlsys.experience import MAX_CLIPS_LOST, sampling_seed
 from rlsys.ledger import Ledger
 from rlsys.metrics import merge, step_metrics
 from rlsys.parts import Step
@@ -28,6 +30,8 @@ from rlsys.tracking import Tracker
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
 
 log = logging.getLogger(__name__)
+
+Computed = TypeVar("Computed")
 
 
 class TrainingRun:
@@ -94,10 +98,29 @@ class TrainingRun:
             return self._at(self.recovery.recover(error))
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
-        return self._stack.learner.logprobs(groups, reference=True)
+        return self._with_frames(groups, lambda present: self._stack.learner.logprobs(present, reference=True))
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        return self._stack.learner.update(batch)
+        return self._with_frames(
+            batch.groups, lambda present: self._stack.learner.update(replace(batch, groups=present))
+        )
+
+    def _with_frames(
+        self, groups: Sequence[RolloutGroup], compute: Callable[[tuple[RolloutGroup, ...]], Computed]
+    ) -> Computed:
+        """What the learner computes of the groups; clips whose frames were lost with their node are decoded again."""
+        for _ in range(MAX_CLIPS_LOST):
+            try:
+                return compute(tuple(groups))
+            except FramesLost as error:
+                log.warning("%s; decoded again", error)
+                groups = [self._present(group, error.references) for group in groups]
+        return compute(tuple(groups))
+
+    def _present(self, group: RolloutGroup, lost: Collection[str]) -> RolloutGroup:
+        if not any(clip.frames.hex() in lost for clip in group.clips):
+            return group
+        return self._stack.experience.with_clips_again(group, lost).result()
 
     def publish(self, version: int) -> WeightVersion:
         return self._stack.publish(version)

@@ -15,7 +15,8 @@ from fixtures_learner import cost_model, learner_config, make_batch, make_group,
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from learner.group import LearnerError, LearnerGroup
+from learner.failures import LearnerError
+from learner.group import LearnerGroup
 from learner.mini_batches import part_of, plan_updates
 from learner.objective import total_loss
 from learner.packing import pack
@@ -25,6 +26,7 @@ from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
 from rlsys.algorithm_config import AlgorithmConfig
 from rlsys.config import LoraConfig
+from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights import NamedTensor, digest
 
@@ -596,7 +598,7 @@ def test_a_failure_does_not_wait_for_ranks_that_hang(cluster: None, tiny_model_d
 
 def test_a_call_past_its_deadline_names_the_late_ranks(cluster: None, tiny_model_dir: Path) -> None:
     group = stub_group(["hang", "hang"], timeout_s=0.5)
-    with pytest.raises(LearnerError, match=r"ranks \[0, 1\] took over learner.timeout_s=0.5 s"):
+    with pytest.raises(LearnerLost, match=r"ranks \[0, 1\] took over learner.timeout_s=0.5 s"):
         group.load(make_spec(tiny_model_dir))
 
 

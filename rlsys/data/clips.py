@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import replace
 
 from rlsys.config import DataConfig
@@ -54,6 +55,13 @@ class ClipStore:
         """The clip with its frames in a seeded random order, at the times of the ordered ones. Never cached."""
         info = replace(clip.info, digest=f"{clip.info.digest}~shuffled:{seed}")
         return ClipRef(info=info, frames=await self._decoders.shuffle(clip.frames, seed))
+
+    def forget(self, references: Collection[str]) -> None:
+        """Decode again, when they are next asked for, the clips whose frames are the objects of these hex ids."""
+        for spec, clip in list(self._cached.items()):
+            if clip.frames.hex() in references:
+                del self._cached[spec]
+                self._bytes_cached -= clip.info.num_bytes
 
     def counters(self) -> dict[str, float]:
         """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal."""

@@ -1,0 +1,17 @@
+"""Ranks that fail together: one that raised alone would leave the others waiting for it in a collective."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def united(found: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
+    """What any rank found, sorted, on every rank; all of them must ask. Costs one number a rank where nobody did."""
+    flag = torch.tensor([len(found)], dtype=torch.int64, device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if not flag.item():
+        return ()
+    gathered: list[tuple[str, ...]] = [()] * dist.get_world_size()
+    dist.all_gather_object(gathered, found)
+    return tuple(sorted({one for part in gathered for one in part}))
