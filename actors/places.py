@@ -135,9 +135,11 @@ class Places:
         return len(self._line)
 
     def health(self, place: Place) -> Health:
-        """healthy: samples.  suspect: samples, but half its deadline is over or it has failed since it last finished
-        a group; others are preferred.  stale: does not hold the current weights (it starts, loads, or is being
-        replaced), and never samples.  dead: failed MAX_FAILURES times in a row and is given up.
+        """healthy: samples.
+        suspect: samples, but half its deadline is over (others are preferred then), or its place has failed since it
+        last finished a group.
+        stale: does not hold the current weights (it starts, loads, or is being replaced), and never samples.
+        dead: failed MAX_FAILURES times in a row and is given up.
         """
         if place.is_given_up:
             return "dead"
@@ -233,7 +235,7 @@ class Places:
         ]
         if not free:
             return None
-        return min(free, key=lambda place: (self.health(place) == "suspect", place.actor.responses)).actor
+        return min(free, key=lambda place: (self._is_late(place.actor), place.actor.responses)).actor
 
     async def becomes_alone(self, actor: Actor) -> bool:
         """True once the group that reserved the actor is the only one on it; False when it is lost before."""

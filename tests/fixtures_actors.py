@@ -6,16 +6,16 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import ray
 
-from actors.requests import EngineSpec, GroupRequest, environment
+from actors.requests import EngineSpec, GroupRequest, WeightUpdate, environment
 from actors.rollout_actor import RolloutActor
 from rlsys import env
 from rlsys.models.prompts import PromptBuilder
@@ -37,6 +37,52 @@ class ProbeActor(RolloutActor):
             engine.version = version
 
         await asyncio.wrap_future(self._loop.call(assume))
+
+    async def update_between(
+        self, asked: Sequence[GroupRequest], frames: Sequence[np.ndarray], steps: int, *update: Any
+    ) -> list[tuple[Rollout, ...]]:
+        """The groups of `asked` (one clip each), which run together; after so many steps comes the update."""
+
+        def run(engine: Any) -> list[tuple[Rollout, ...]]:
+            for index, (request, clip) in enumerate(zip(asked, frames, strict=True)):
+                engine.add(str(index), request, (clip,))
+            ended = [engine.step() for _ in range(steps)]
+            if update:
+                engine.load_weights(*update)
+            while engine.num_running:
+                ended.append(engine.step())
+            groups = {name: rollouts for outcomes in ended for name, rollouts in outcomes}
+            return [groups[str(index)] for index in range(len(asked))]
+
+        return await asyncio.wrap_future(self._loop.call(run))
+
+    async def forced_logprobs(self, request: GroupRequest, frames: np.ndarray, response: np.ndarray) -> np.ndarray:
+        """f32 [R]: log-probs of a response that is given, read in one go by the weights that the engine holds."""
+
+        def run(engine: Any) -> np.ndarray:
+            from vllm import SamplingParams
+            from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+            from actors.engine import _prompt
+
+            prompt = _prompt(request, (frames,))
+            prompt["prompt_token_ids"] = prompt["prompt_token_ids"] + response.tolist()
+            vllm = engine._engine
+            [rendered] = vllm.renderer.render_cmpl(
+                [parse_model_prompt(vllm.model_config, prompt)], vllm.renderer.default_cmpl_tok_params
+            )
+            params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+            vllm.add_request("forced", rendered, params, lora_request=engine._adapter)
+            while not (ended := [output for output in vllm.step() if output.finished]):
+                pass
+            read = ended[0].prompt_logprobs[-response.size :]
+            return np.array([logprobs[int(token)].logprob for logprobs, token in zip(read, response, strict=True)])
+
+        return await asyncio.wrap_future(self._loop.call(run))
+
+    async def set_weight_update(self, weight_update: WeightUpdate) -> None:
+        """As if the actor had been started with it."""
+        self._loop._weight_update = weight_update
 
     async def cache_sizes(self) -> dict[str, int]:
         """Entries of each cache: prefix blocks, image features as the scheduler and as the model count them."""
@@ -120,11 +166,15 @@ class Asker:
 
     def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> ray.ObjectRef:
         """A reference to the rollouts of prompt `index`, sampled by one actor."""
+        return actor.generate.remote(*self.request(index, sampling, kind=kind))
+
+    def request(self, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> tuple[GroupRequest, Any]:
+        """What an actor is asked for, and the frames of its clip."""
         item, prompt, clip = self.prompt(index, kind=kind)
         request = GroupRequest(
             prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
         )
-        return actor.generate.remote(request, clip.frames)
+        return request, clip.frames
 
 
 def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
@@ -143,7 +193,9 @@ def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
     return ClipRef(info=info, frames=array)
 
 
-def version_of(payload: Mapping[str, NamedTensor], version: int = 0) -> WeightVersion:
+def version_of(
+    payload: Mapping[str, NamedTensor], version: int = 0, kind: Literal["full", "adapter"] = "full"
+) -> WeightVersion:
     """The version that a payload truly is."""
     num_bytes = sum(tensor.data.nbytes for tensor in payload.values())
     return WeightVersion(
@@ -152,6 +204,7 @@ def version_of(payload: Mapping[str, NamedTensor], version: int = 0) -> WeightVe
         num_tensors=len(payload),
         num_bytes=num_bytes,
         digest=digest(payload),
+        kind=kind,
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from actors.errors import BadOutput, EngineDied, NoWeights, PromptRefused, WeightsRefused
-from actors.requests import GroupRequest
+from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
+from actors.requests import GroupRequest, WeightUpdate
 from actors.rollout_actor import EngineLoop
 from rlsys.types import Rollout, Sampling, WeightVersion
 from rlsys.weights import NamedTensor
@@ -64,7 +68,6 @@ class CountingEngine:
 
     def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
         self.threads.add(threading.get_ident())
-        assert not self.steps_left
         if version.version < 0:
             raise WeightsRefused("below zero")
         self.told.append(f"load {version.version}")
@@ -79,13 +82,30 @@ def engine() -> CountingEngine:
     return CountingEngine()
 
 
-@pytest.fixture
-def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
-    loop = EngineLoop(lambda: engine)
+@contextmanager
+def _loop(engine: CountingEngine, weight_update: WeightUpdate) -> Iterator[EngineLoop]:
+    loop = EngineLoop(lambda: engine, weight_update)
     loop.wait_started(WAIT_S)
     yield loop
     engine.may_step.set()
     loop.stop().exception(WAIT_S)
+
+
+@pytest.fixture
+def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
+    with _loop(engine, "pause") as loop:
+        yield loop
+
+
+def _until_told(engine: CountingEngine, what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while what not in engine.told:
+        assert time.monotonic() < deadline, engine.told
+        time.sleep(0.01)
+
+
+def _both(prompt_id: str) -> list[str]:
+    return [f"add {prompt_id}", f"end {prompt_id}"]
 
 
 def request(prompt_id: str, steps: int = 1) -> GroupRequest:
@@ -105,15 +125,59 @@ def test_a_short_group_comes_out_before_a_long_one_that_came_first(engine: Count
     assert engine.told.index("end short") < engine.told.index("end long")
 
 
-def test_an_update_waits_for_what_runs_and_what_follows_waits_for_it(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_an_update_waits_for_what_runs_and_goes_before_what_has_not_begun(
+    engine: CountingEngine, loop: EngineLoop
+) -> None:
+    engine.most = 1
     engine.may_step.clear()
-    first = loop.generate(request("before", 3), ())
+    groups = [loop.generate(request("before", 3), ()), loop.generate(request("no room"), ())]
+    _until_told(engine, "add before")
     update = loop.load_weights({}, version(4))
-    last = loop.generate(request("after"), ())
+    groups.append(loop.generate(request("after"), ()))
     engine.may_step.set()
     assert update.result(WAIT_S).version == 4
-    assert (first.result(WAIT_S), last.result(WAIT_S)) == ((), ())
-    assert engine.told == ["add before", "end before", "load 4", "add after", "end after"]
+    assert [group.result(WAIT_S) for group in groups] == [(), (), ()]
+    assert engine.told == ["add before", "end before", "load 4", *_both("no room"), *_both("after")]
+
+
+def test_keep_loads_while_groups_run_and_they_go_on(engine: CountingEngine) -> None:
+    with _loop(engine, "keep") as loop:
+        engine.may_step.clear()
+        running = loop.generate(request("running", 3), ())
+        _until_told(engine, "add running")
+        updates = [loop.load_weights({}, version(number)) for number in (1, 2)]
+        engine.may_step.set()
+        assert [update.result(WAIT_S).version for update in updates] == [1, 2]
+        assert running.result(WAIT_S) == ()
+        assert engine.told == ["add running", "load 1", "load 2", "end running"]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("abort", "full"), ("keep", "adapter")])
+def test_groups_that_may_not_go_on_are_ended_by_an_update(
+    engine: CountingEngine, mode: WeightUpdate, kind: Literal["full", "adapter"]
+) -> None:
+    with _loop(engine, mode) as loop:
+        engine.may_step.clear()
+        running = loop.generate(request("running", 1000), ())
+        _until_told(engine, "add running")
+        update = loop.load_weights({}, replace(version(7), kind=kind))
+        engine.may_step.set()
+        with pytest.raises(GroupAborted, match="version 7"):
+            running.result(WAIT_S)
+        update.result(WAIT_S)
+        assert loop.generate(request("again"), ()).result(WAIT_S) == ()
+        assert engine.told == ["add running", "abort running", "load 7", *_both("again")]
+
+
+def test_a_running_group_that_nobody_awaits_any_more_is_taken_out(engine: CountingEngine, loop: EngineLoop) -> None:
+    engine.may_step.clear()
+    running = loop.generate(request("running", 1000), ())
+    _until_told(engine, "add running")
+    loop.forget(running)
+    engine.may_step.set()
+    assert loop.load_weights({}, version(1)).result(WAIT_S).version == 1
+    assert engine.told == ["add running", "abort running", "load 1"]
+    assert not running.done()
 
 
 def test_the_engine_is_only_ever_called_in_one_thread(engine: CountingEngine, loop: EngineLoop) -> None:
@@ -142,7 +206,9 @@ def test_when_the_engine_fails_everything_pending_and_later_fails_with_its_error
 ) -> None:
     engine.may_step.clear()
     engine.step_error = RuntimeError("out of memory")
-    pending = [loop.generate(request("a", 3), ()), loop.generate(request("b"), ()), loop.load_weights({}, version(1))]
+    pending = [loop.generate(request("a", 3), ())]
+    _until_told(engine, "add a")
+    pending += [loop.generate(request("b"), ()), loop.load_weights({}, version(1))]
     engine.may_step.set()
     for future in [*pending, loop.generate(request("later"), ())]:
         with pytest.raises(EngineDied, match="RuntimeError: out of memory"):
@@ -152,6 +218,7 @@ def test_when_the_engine_fails_everything_pending_and_later_fails_with_its_error
 def test_a_group_that_nobody_awaits_any_more_never_reaches_the_engine(engine: CountingEngine, loop: EngineLoop) -> None:
     engine.may_step.clear()
     running = loop.generate(request("running", 2), ())
+    _until_told(engine, "add running")
     update = loop.load_weights({}, version(1))  # what comes after it stays in the queue
     cancelled = loop.generate(request("cancelled"), ())
     assert cancelled.cancel()
