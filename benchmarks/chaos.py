@@ -1,4 +1,4 @@
-"""Real training on two nodes while its processes are killed and stopped at random instants: `make bench-chaos`.
+"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos`.
 
 Workload: synthetic clips, a randomly initialised Qwen2.5-VL of 0.7 M parameters, 4 prompts of 4 responses a step,
 two rollout actors, two learner ranks, reward servers with a judge whose language model is a local stand-in.
@@ -22,15 +22,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import chaos_scorer
 from benchmarks.chaos_cluster import TwoNodes
 from benchmarks.chaos_kills import ALL, Kill, by_kind, median_step_s, plan_kills, steps_for
 from benchmarks.chaos_run import ChaosRun, Run, check_run, finish
-from rlsys.data.synthetic import SyntheticSet, draw_dataset
-from rlsys.data.synthetic_tasks import draw_mixture
+from benchmarks.judged_step import draw_rows
+from rlsys.data.synthetic import draw_dataset
 from rlsys.models.tiny import make_tiny
 from tests.judge_fault_server import FaultServer
 
 SILENCE_S = 300.0
+TASKS = ("temporal_grounding", "captioning", "multiple_choice")
 
 
 def config(
@@ -62,7 +64,11 @@ def config(
             "timeout_s": 20.0 * patience,
             "start_timeout_s": 90.0 * patience,
         },
-        "reward": {"timeout_s": 120.0 * patience},
+        "reward": {
+            "timeout_s": 120.0 * patience,
+            "scorers": {chaos_scorer.NAME: chaos_scorer.REFERENCE},
+            "weights": {task: {chaos_scorer.NAME: 1.0} for task in TASKS},
+        },
         "train": {"num_steps": num_steps, "prompts_per_step": 4, "learning_rate": 1e-3, "schedule": "constant"},
         "learner": {"num_ranks": 2, "timeout_s": 45.0 * patience, "max_restarts": 10},
         "checkpoint": {"every_steps": 2},
@@ -78,11 +84,8 @@ def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
     if not judged:
         draw_dataset(folder / "clips", num_clips=12, seed=5)
         return {}
-    drawn: SyntheticSet = draw_mixture(folder / "clips", num_clips=60, seed=5)
-    wanted = ("caption", "options")  # judged, and scored by rule
-    rows = [line for line in drawn.annotations.read_text().splitlines() if set(json.loads(line)) & set(wanted)]
-    (folder / "clips" / "annotations.json").write_text("\n".join(rows) + "\n")
-    return {"data": {"format": "vtts"}}
+    drawn = draw_rows(folder / "clips", 60, {"captioning", "multiple_choice"})  # scored by the judge, and by rule
+    return {"data": {"format": "vtts", "annotations": str(drawn.annotations)}}
 
 
 def run_quietly(folder: Path, settings: dict[str, Any], cluster: TwoNodes) -> Run:

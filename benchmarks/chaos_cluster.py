@@ -110,7 +110,13 @@ class TwoNodes:
     def __init__(self, folder: Path, *, num_cpus: int = 3, store_mib: int = 150) -> None:
         self._folder, self._num_cpus, self._store_mib = folder, num_cpus, store_mib
         self._ray_folder = Path(tempfile.mkdtemp(prefix="ch-", dir="/tmp"))  # short: Ray's sockets go below it
-        self.environment = {**SETTINGS, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+        path = os.pathsep.join(part for part in (str(REPO), os.environ.get("PYTHONPATH", "")) if part)
+        self.environment = {
+            **SETTINGS,
+            "PYTHONPATH": path,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+        }
         self.address = ""
         self.keep_logs = False
         self._known: dict[tuple[int, float], psutil.Process] = {}

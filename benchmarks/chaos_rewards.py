@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks import chaos_scorer
 from benchmarks.chaos_cluster import REPO, descendants, signal_all
 
 NAME = "rewards"
@@ -32,6 +33,7 @@ class RewardServers:
     def start(self) -> None:
         """Returns at once; see `wait_up`."""
         command = ["rewards", "serve", "--name", NAME, f"reward.port={self._port}"]
+        command.append(f"reward.scorers={{{chaos_scorer.NAME}: {chaos_scorer.REFERENCE}}}")
         with self._log.open("a") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rlsys.cli", *command],
