@@ -27,11 +27,16 @@ from benchmarks.chaos_cluster import TwoNodes
 from benchmarks.chaos_kills import ALL, Kill, by_kind, median_step_s, plan_kills, steps_for
 from benchmarks.chaos_run import ChaosRun, Run, check_run, finish
 from benchmarks.judged_step import draw_rows
-from rlsys.data.synthetic import draw_dataset
+from rlsys.checkpoint import find
+from rlsys.config import RunConfig
+from rlsys.data.synthetic import SyntheticSet, draw_dataset
+from rlsys.data.synthetic_tasks import demonstration_text
+from rlsys.demo import write_demonstrations
 from rlsys.models.tiny import make_tiny
 from tests.judge_fault_server import FaultServer
 
-SILENCE_S = 300.0
+SILENCE_S = 300.0  # for patience 1
+LESSONS = {"num_steps": 120, "prompts_per_step": 16, "learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"}
 TASKS = ("temporal_grounding", "captioning", "multiple_choice")
 
 
@@ -84,32 +89,47 @@ def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
     if not judged:
         draw_dataset(folder / "clips", num_clips=12, seed=5)
         return {}
-    drawn = draw_rows(folder / "clips", 60, {"captioning", "multiple_choice"})  # scored by the judge, and by rule
-    return {"data": {"format": "vtts", "annotations": str(drawn.annotations)}}
+    # captions are scored by the judge, choices by rule
+    drawn = draw_rows(folder / "clips", 60, {"captioning", "multiple_choice"})
+    return {
+        "data": {"format": "vtts", "annotations": str(drawn.annotations)},
+        "rollout": {"max_tokens": 40},
+    }
 
 
-def run_quietly(folder: Path, settings: dict[str, Any], cluster: TwoNodes) -> Run:
-    """Without kills."""
-    return ChaosRun(cluster, settings, (), SILENCE_S).run()
+def teach(folder: Path, sections: dict[str, dict[str, Any]], cluster: TwoNodes, patience: float) -> Path:
+    """The folder of a model that mostly answers in form, as the judge is not asked about anything else."""
+    lessons = {"train": LESSONS, "rollout": {"max_tokens": 40}, "data": sections["data"]}
+    settings = config(folder, "taught", LESSONS["num_steps"], patience=patience, **lessons)
+    clips = SyntheticSet(annotations=Path(settings["data"]["annotations"]), videos=Path(settings["data"]["videos"]))
+    settings["sft"] = {
+        "responses": str(write_demonstrations(RunConfig.model_validate(settings), clips, demonstration_text))
+    }
+    taught = ChaosRun(cluster, settings, (), SILENCE_S * patience, command="sft").run()
+    return find(taught.folder) / "model"
 
 
-def measure(folder: Path, kills: Sequence[Kill], lag_kills: Sequence[Kill]) -> dict[str, Any]:
+def measure(folder: Path, kills: Sequence[Kill], lag_kills: Sequence[Kill], patience: float) -> dict[str, Any]:
     """Runs without and with kills; what was killed, what it cost, and what was wrong at the end."""
     sections = prepare(folder, judged=True)
     with FaultServer() as endpoint, TwoNodes(folder / "nodes") as cluster:
         judge = {"urls": [endpoint.url], "cache_path": str(folder / "verdicts.sqlite")}
         sections["reward"] = {"judge": judge}
+        sections["model"] = {"path": str(teach(folder, sections, cluster, patience))}
         num_steps = steps_for(kills)
-        quiet = run_quietly(folder, config(folder, "quiet", num_steps, **sections), cluster)
+        settings = config(folder, "quiet", num_steps, patience=patience, **sections)
+        quiet = ChaosRun(cluster, settings, (), SILENCE_S * patience).run()
         median_s = median_step_s(quiet.step_times_s)
         problems = check_run(quiet, None, num_steps)
-        run = ChaosRun(cluster, config(folder, "killed", num_steps, **sections), kills, SILENCE_S).run()
+        run = ChaosRun(
+            cluster, config(folder, "killed", num_steps, patience=patience, **sections), kills, SILENCE_S * patience
+        ).run()
         problems += check_run(finish(run, cluster, median_s), quiet, num_steps)
         results = {"quiet": report(quiet), "sync": report(run)}
         if lag_kills:
             num_steps = steps_for(lag_kills)
-            lagged = config(folder, "lagged", num_steps, **sections, pipeline={"max_lag": 1})
-            run = ChaosRun(cluster, lagged, lag_kills, SILENCE_S).run()
+            lagged = config(folder, "lagged", num_steps, patience=patience, **sections, pipeline={"max_lag": 1})
+            run = ChaosRun(cluster, lagged, lag_kills, SILENCE_S * patience).run()
             problems += check_run(finish(run, cluster, median_s), None, num_steps)
             results["max_lag 1"] = report(run)
     return {"median_step_s": median_s, "problems": problems, **results}
@@ -161,6 +181,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="in the synchronous run")
     parser.add_argument("--lag-kills", type=int, default=10, help="in the run with max_lag 1; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0, help="of victims and instants")
+    parser.add_argument("--patience", type=float, default=1.0, help="times the deadlines, for slow machines")
     parser.add_argument("--only", nargs="*", help="victims, such as actor:SIGKILL; every kind when left out")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--folder", type=Path, help="for runs and logs, which stay; a temporary one when left out")
@@ -169,7 +190,7 @@ def main() -> None:
     kills = plan_kills(given.seed, list(islice(cycle(victims), given.kills)))
     lag_kills = plan_kills(given.seed + 1, list(islice(cycle(victims), given.lag_kills))) if given.lag_kills else []
     folder = given.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
-    results = {"seed": given.seed, **measure(folder, kills, lag_kills)}
+    results = {"seed": given.seed, **measure(folder, kills, lag_kills, given.patience)}
     show(results)
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import yaml
@@ -58,10 +58,18 @@ class Run:
 class ChaosRun:
     """One run, its driver started again as often as it is killed.
 
-    silence_s: without a new step for so long it counts as hung.
+    silence_s: without a new step for so long it counts as hung.  command: of `rlsys`.
     """
 
-    def __init__(self, cluster: TwoNodes, config: Mapping[str, Any], kills: Sequence[Kill], silence_s: float) -> None:
+    def __init__(
+        self,
+        cluster: TwoNodes,
+        config: Mapping[str, Any],
+        kills: Sequence[Kill],
+        silence_s: float,
+        command: Literal["train", "sft"] = "train",
+    ) -> None:
+        self._command = command
         self._cluster, self._kills, self._silence_s = cluster, list(kills), silence_s
         self._out = Path(config["output_dir"])
         self._out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +107,7 @@ class ChaosRun:
         return time.monotonic() - self._began
 
     def _start_driver(self) -> None:
-        command = [sys.executable, "-m", "rlsys.cli", "train", str(self._config)]
+        command = [sys.executable, "-m", "rlsys.cli", self._command, str(self._config)]
         try:
             find(self._out)
             command += ["--resume", str(self._out)]
