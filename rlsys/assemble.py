@@ -19,6 +19,7 @@ from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, Run
 from rlsys.data.annotations import load as load_annotations
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
+from rlsys.run_file import name_on_cluster
 from rlsys.tasks import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
+    from reward_servers.client import RewardClient
     from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
     from rlsys.data.clips import ClipStore
@@ -144,7 +146,11 @@ class Stack(LearnerStack):
         with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
             learner = threads.submit(_launch_learner, config, cluster)
             self.reward_url = config.reward.url or _launch_rewards(
-                config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward)
+                config.reward,
+                cluster,
+                resources,
+                with_judge=needs_judge(tasks, config.reward),
+                name=None if cluster.is_local else name_on_cluster(config),
             )
             health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
             self.learner = learner.result()
@@ -201,6 +207,23 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
         stack = LearnerStack(prompts, clips, _launch_learner(config, cluster), preparer, cluster)
         resources.callback(lambda: stack.learner.shutdown())
         yield stack
+
+
+@contextmanager
+def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardClient]:
+    """A client of the config's reward servers, which are started where it names none."""
+    from cluster.launch import open_cluster
+    from reward_servers.auth import token_from_environment
+    from reward_servers.client import RewardClient
+    from reward_servers.transport import wait_until_healthy
+
+    with ExitStack() as resources:
+        url = config.reward.url
+        if not url:
+            cluster = resources.enter_context(open_cluster(config, parts="rewards"))
+            url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
+        _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
+        yield RewardClient(config.reward, url, token_from_environment(config.reward.token_env), think=config.data.think)
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

@@ -14,6 +14,7 @@ from rlsys import env
 from rlsys.cli_errors import clear_errors
 from rlsys.judge_cli import judge_app, score
 from rlsys.plan_cli import plan
+from rlsys.recovery_cli import replay, show_ledger
 from rlsys.tracking_cli import tracking_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
@@ -25,6 +26,8 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(tracking_app, name="tracking")
 app.command()(score)
 app.command()(plan)
+app.command("ledger")(show_ledger)
+app.command()(replay)
 
 Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]
@@ -91,18 +94,6 @@ def sft(
 
     with clear_errors():
         run_sft(load(config, overrides or ()), resume=resume)
-
-
-@app.command("ledger")
-def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
-    """Check that every draw of the sampler was used once: trained on, replaced or left out. Exit code 1 if not."""
-    from rlsys import ledger
-
-    with clear_errors():
-        counts, problems = ledger.report(folder)
-    typer.echo("\n".join([counts, *problems]))
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command("check-config")

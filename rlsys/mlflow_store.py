@@ -117,6 +117,17 @@ class MlflowRun:
                 (point.step for point in self._client.get_metric_history(self.run_id, EVERY_STEP_HAS)), default=0
             )
 
+    def metrics_of(self, step: int) -> dict[str, float]:
+        """What the store has of one step, by name."""
+        with _told():
+            names = self._client.get_run(self.run_id).data.metrics
+            return {
+                name: point.value
+                for name in names
+                for point in self._client.get_metric_history(self.run_id, name)
+                if point.step == step
+            }
+
     # --- what a spool holds; see `rlsys.sending.Store`
 
     def log_metrics(self, records: Sequence[Record]) -> None:

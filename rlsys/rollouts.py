@@ -12,6 +12,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ class SavedRollouts:
             if not self._has_warned:
                 log.warning("rollouts are not saved: %s", error)
             self._has_warned = True
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):
+                aside.unlink()
         else:
             self._has_warned = False
 

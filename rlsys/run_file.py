@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,3 +45,13 @@ def read_run_file(folder: Path) -> RunFile:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: a run's folder has this file, and it cannot be read: {error}") from error
     return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
+
+
+def name_on_cluster(config: RunConfig) -> str:
+    """Of what serves a run on a cluster that outlives it, the same for every start of the run.
+
+    So what a killed driver left there is replaced by the next start, and ends with it. All else that a driver has on a
+    cluster ends with its process, by Ray's own doing.
+    """
+    whose = f"{socket.gethostname()}:{Path(config.output_dir).resolve()}"
+    return f"rewards-{hashlib.sha256(whose.encode()).hexdigest()[:12]}"

@@ -58,7 +58,6 @@ class TrainingRun:
         self.clock = Clock()
         if not origin.state.mlflow_run_id:  # nothing here is of this run
             self._rollouts.forget_through(max(self._rollouts.steps(), default=0))
-        self._look_for_rollouts(origin.state)
 
     def load_learner(self) -> RunState:
         """The state that the run starts from, when the learner has its weights."""

@@ -1,0 +1,247 @@
+"""`rlsys replay`: a recorded step once more, from its saved rollouts: the learner's part, or the scoring."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys import ledger
+from rlsys.assemble import LearnerStack, open_learner_stack, open_scorer, training_items
+from rlsys.batch import make_batch
+from rlsys.checkpoint import complete_checkpoints, load_state
+from rlsys.config import RunConfig
+from rlsys.data.sampler import Sampler
+from rlsys.errors import UserError
+from rlsys.metrics import advantage_metrics, merge, reward_metrics
+from rlsys.mlflow_store import SQLITE, MlflowRun
+from rlsys.reward_shaping import needs_reference, shape_rewards
+from rlsys.rollouts import FOLDER, SavedGroup, SavedStep, read_step, step_file
+from rlsys.run_file import RunFile, read_run_file
+from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+
+class ReplayError(UserError):
+    """The step cannot be done again; the message says which ones can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A value of the record and of the replay, NaN where one is missing."""
+
+    recorded: float
+    replayed: float
+
+    @property
+    def is_same(self) -> bool:
+        return self.recorded == self.replayed or (math.isnan(self.recorded) and math.isnan(self.replayed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """from_step: of the checkpoint that the learner started from, 0 for the model.  digests: recorded and replayed,
+    of the weights after the step; "" where unknown.  metrics: of the step, by name.
+    """
+
+    step: int
+    from_step: int
+    digests: tuple[str, str]
+    metrics: Mapping[str, Compared]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        width = max(map(len, self.metrics), default=0)
+        rows = [
+            f"{name:{width}}  {one.recorded:>14.7g}  {one.replayed:>14.7g}  {'' if one.is_same else 'differs'}".rstrip()
+            for name, one in sorted(self.metrics.items())
+        ]
+        recorded, replayed = self.digests
+        verdict = "not compared" if not (recorded and replayed) else "equal" if recorded == replayed else "DIFFERENT"
+        return [
+            f"step {self.step}, from the weights of step {self.from_step}",
+            f"{'':{width}}  {'recorded':>14}  {'replayed':>14}",
+            *rows,
+            f"weights after the step: {verdict} (recorded {recorded or 'none'}, replayed {replayed or 'none'})",
+        ]
+
+    def tree(self) -> dict[str, Any]:
+        """For a JSON file."""
+        metrics = {name: [one.recorded, one.replayed] for name, one in self.metrics.items()}
+        return {"step": self.step, "from_step": self.from_step, "digests": self.digests, "metrics": metrics}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescored:
+    """A response of a step whose scores are not what they were. before, after: by the score's name."""
+
+    draw: int
+    prompt_id: str
+    sample_index: int
+    text: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+
+
+def possible_steps(run_folder: Path) -> dict[int, Path | None]:
+    """The steps that can be done again, each with the checkpoint to start from; None for the model."""
+    saved = {int(file.stem.removeprefix("step_")) for file in (Path(run_folder) / FOLDER).glob("step_*.npz")}
+    starts: dict[int, Path | None] = {0: None}
+    starts |= {load_state(path).step: path for path in complete_checkpoints(Path(run_folder) / "checkpoints")}
+    found: dict[int, Path | None] = {}
+    for start, path in sorted(starts.items()):
+        step = start + 1
+        while step in saved:
+            found[step] = path
+            step += 1
+    return found
+
+
+def replay(run_folder: Path, step: int) -> Replayed:
+    """Train from the newest checkpoint before `step` through the saved rollouts, on learner ranks alone."""
+    run, start = _read(run_folder, step)
+    config, items = run.config, training_items(run.config)
+    from_step = load_state(start).step if start else 0
+    with open_learner_stack(config) as stack:
+        stack.load_learner(config)
+        if start:
+            stack.learner.restore(start / "deepspeed")
+        metrics: Mapping[str, float] = {}
+        for number in range(from_step + 1, step + 1):
+            log.info("step %d of %d", number, step)
+            metrics = _update(stack, config, items, read_step(step_file(run_folder / FOLDER, number)))
+        digest = "" if config.learner.lora.rank else _digest(stack)
+    recorded_digest = next((one.weights_digest for one in ledger.read(run_folder) if one.step == step), "")
+    recorded = _recorded(run, run_folder, step)
+    nan = math.nan
+    return Replayed(
+        step=step,
+        from_step=from_step,
+        digests=("" if config.learner.lora.rank else recorded_digest, digest),
+        metrics={
+            name: Compared(recorded=recorded.get(name, nan), replayed=value)
+            for name, value in metrics.items()
+            if not name.startswith("perf/")
+        },
+    )
+
+
+def rescore(run_folder: Path, step: int) -> tuple[int, list[Rescored]]:
+    """How many responses of a step were scored again, and those whose scores changed.
+
+    A score that compares with responses to shuffled frames is left as it is: those are not saved.
+    """
+    run = _read_run(run_folder)
+    _require(step, {int(file.stem.removeprefix("step_")): None for file in (run_folder / FOLDER).glob("step_*.npz")})
+    saved = read_step(step_file(run_folder / FOLDER, step))
+    items = training_items(run.config)
+    groups = [(saved.groups[draw], _item(run.config, items, saved.groups[draw])) for draw in saved.groups]
+    with open_scorer(run.config, {item.task for _, item in groups}) as scorer:
+
+        async def score_all() -> list[ScoredGroup]:
+            try:
+                return list(await asyncio.gather(*(scorer.score(_texts(group, item), {}) for group, item in groups)))
+            finally:
+                await scorer.close()
+
+        scored = asyncio.run(score_all())
+    found = [one for (group, _), now in zip(groups, scored, strict=True) for one in _changes(group, now)]
+    return sum(len(group.rollouts) for group, _ in groups), found
+
+
+def _read_run(run_folder: Path) -> RunFile:
+    run = read_run_file(run_folder)
+    # the folder may have been moved
+    return RunFile(
+        mlflow_run_id=run.mlflow_run_id, config=run.config.model_copy(update={"output_dir": Path(run_folder)})
+    )
+
+
+def _read(run_folder: Path, step: int) -> tuple[RunFile, Path | None]:
+    run, possible = _read_run(run_folder), possible_steps(run_folder)
+    _require(step, possible)
+    return run, possible[step]
+
+
+def _require(step: int, possible: Mapping[int, Path | None]) -> None:
+    if step not in possible:
+        steps = ", ".join(map(str, sorted(possible))) or "none"
+        raise ReplayError(
+            f"step {step} cannot be done again: it takes the saved rollouts of all steps since a checkpoint "
+            f"(checkpoint.save_rollouts, checkpoint.keep). Possible: {steps}."
+        )
+
+
+def _item(config: RunConfig, items: Sequence[PromptItem], group: SavedGroup) -> PromptItem:
+    item = items[Sampler(len(items), config.seed).index_at(group.draw)]
+    if item.prompt_id != group.prompt_id:
+        raise ReplayError(
+            f"draw {group.draw} was {group.prompt_id} and is {item.prompt_id} in the data as they are now; "
+            "replay needs the annotations that the run had."
+        )
+    return item
+
+
+def _update(
+    stack: LearnerStack, config: RunConfig, items: Sequence[PromptItem], saved: SavedStep
+) -> Mapping[str, float]:
+    found = [saved.groups[draw] for draw in saved.draws]
+    futures = [
+        stack.preparer.put_together(
+            item, lambda prompt, clips, group=group, item=item: group.put_together(item, prompt, clips)
+        )
+        for group, item in ((group, _item(config, items, group)) for group in found)
+    ]
+    groups = tuple(future.result() for future in futures)
+    reference = None
+    if needs_reference(config.algorithm):
+        reference = stack.learner.logprobs([scored.group for scored in groups], reference=True)
+    shaped = shape_rewards(groups, config.algorithm, config.rollout.max_tokens, reference)
+    batch = make_batch(shaped.groups, config.algorithm, config.reward)
+    learner_metrics = stack.learner.update(batch)
+    return merge(reward_metrics(groups), advantage_metrics(batch), shaped.metrics, learner_metrics)
+
+
+def _digest(stack: LearnerStack) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return stack.learner.export(Path(folder) / "model")
+
+
+def _recorded(run: RunFile, run_folder: Path, step: int) -> Mapping[str, float]:
+    uri = run.config.tracking.uri or f"{SQLITE}{Path(run_folder).resolve() / 'mlflow.db'}"
+    return MlflowRun(uri, run.mlflow_run_id).metrics_of(step)
+
+
+def _texts(group: SavedGroup, item: PromptItem) -> RolloutGroup:
+    """What reward servers are asked about: a question, a truth and texts."""
+    none = np.zeros(0, np.int32)
+    prompt = Prompt(engine_ids=none, prompt_ids=none, position_ids=np.zeros((3, 0), np.int32), next_position=0)
+    return RolloutGroup(item=item, prompt=prompt, clips=(), rollouts=group.rollouts)
+
+
+def _changes(group: SavedGroup, now: ScoredGroup) -> list[Rescored]:
+    shared = [name for name in now.score_names if name in group.score_names]
+    found = []
+    for index, rollout in enumerate(group.rollouts):
+        before = {name: float(group.scores[index, group.score_names.index(name)]) for name in shared}
+        after = {name: float(now.scores[index, now.score_names.index(name)]) for name in shared}
+        if not np.array_equal(list(before.values()), list(after.values()), equal_nan=True):
+            found.append(
+                Rescored(
+                    draw=group.draw,
+                    prompt_id=group.prompt_id,
+                    sample_index=index,
+                    text=rollout.text,
+                    before=before,
+                    after=after,
+                )
+            )
+    return found

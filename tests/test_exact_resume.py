@@ -1,0 +1,246 @@
+"""The real stack, whose driver is killed at random instants and resumed, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from rlsys import ledger
+from rlsys.data.synthetic import draw_dataset
+from rlsys.rollouts import FOLDER
+from tests.plain_reward_server import plain_reward_server
+
+REPO = Path(__file__).parents[1]
+NUM_STEPS = 6
+DEADLINE_S = 400.0
+OF_THE_PROCESS = (
+    *("time/", "perf/", "cluster/"),
+    *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates", "weights/load_s"),
+    *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_cached", "data/bad_clips"),
+)
+"""Metrics, by how they begin, that tell of a process and its times, and not of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What all runs share. temp: where their Ray has its files."""
+
+    settings: tuple[str, ...]
+    temp: Path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Inputs]:
+    clips = draw_dataset(tmp_path_factory.mktemp("clips"), num_clips=7, seed=3)
+    temp = Path(tempfile.mkdtemp(prefix="xr-", dir="/tmp"))  # short: Ray's sockets go below it
+    with plain_reward_server() as url:
+        settings = {
+            "model.path": tiny_model_dir,
+            "data.annotations": clips.annotations,
+            "data.videos": clips.videos,
+            "data.decode_workers": 1,
+            "reward.url": url,
+            "reward.scorers": "{checksum: 'tests.plain_reward_server:checksum'}",
+            "reward.weights": "{temporal_grounding: {checksum: 1.0}}",
+            "rollout.num_actors": 1,
+            "rollout.group_size": 4,
+            "rollout.max_tokens": 8,
+            "learner.num_ranks": 1,
+            "train.num_steps": NUM_STEPS,
+            "train.prompts_per_step": 2,
+            "train.schedule": "linear",
+            "checkpoint.every_steps": 2,
+            "tracking.log_model": "false",
+        }
+        yield Inputs(settings=tuple(f"{key}={value}" for key, value in settings.items()), temp=temp)
+    shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happens to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert run_to_the_end(inputs, out)["num_steps"] == NUM_STEPS
+    steps = ledger.read(out)
+    assert len({step.weights_digest for step in steps}) == NUM_STEPS, "every step must change the weights"
+    return out
+
+
+def start(inputs: Inputs, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlsys.cli", "train", "configs/demo.yaml", f"output_dir={out}", *inputs.settings]
+    environment = {**os.environ, "TMPDIR": str(inputs.temp), "OMP_NUM_THREADS": "1"}
+    log = out.with_suffix(".log").open("a")
+    return subprocess.Popen(
+        [*command, *more], cwd=REPO, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def said(out: Path) -> str:
+    return out.with_suffix(".log").read_text()
+
+
+def run_to_the_end(inputs: Inputs, out: Path, *more: str) -> dict[str, Any]:
+    process = start(inputs, out, *more)
+    try:
+        assert process.wait(DEADLINE_S) == 0, said(out)
+    finally:
+        process.kill()
+    return json.loads((out / "summary.json").read_text())
+
+
+def kill_when(inputs: Inputs, out: Path, is_time: Callable[[], bool], delay_s: float, *more: str) -> None:
+    """Start a run and kill its driver `delay_s` after `is_time`."""
+    process = start(inputs, out, *more)
+    try:
+        wait_until(process, out, is_time)
+        time.sleep(delay_s)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(process: subprocess.Popen[str], out: Path, is_time: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not is_time():
+        assert process.poll() is None and time.monotonic() < deadline, said(out)
+        time.sleep(0.002)
+
+
+def training_metrics(out: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    names = client.get_run(run_id).data.metrics
+    return {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+        for name in names
+        if not name.startswith(OF_THE_PROCESS)
+    }
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What a DeepSpeed file holds, by where it is, tensors as bytes."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{index}")
+    elif isinstance(tree, torch.Tensor):
+        yield path, (tree.dtype, tuple(tree.shape), np.ascontiguousarray(tree.detach().numpy()).tobytes())
+    elif isinstance(tree, int | float | str | bool | None):
+        yield path, tree
+
+
+def learner_state(out: Path) -> dict[str, Any]:
+    """All weights, moments and counters of the last checkpoint."""
+    folder = out / "checkpoints" / f"step_{NUM_STEPS:06d}" / "deepspeed"
+    return {
+        f"{file.relative_to(folder)}{path}": value
+        for file in sorted(folder.rglob("*.pt"))
+        for path, value in leaves(torch.load(file, map_location="cpu", weights_only=False))
+    }
+
+
+def assert_as_if_nothing_had_happened(out: Path, whole: Path) -> None:
+    ended, expected = (json.loads((folder / "summary.json").read_text()) for folder in (out, whole))
+    assert ended["weights_digest"] == expected["weights_digest"]
+    assert ended["ledger"] == expected["ledger"]
+    assert expected["ledger"]["problems"] == []
+    assert ledger.read(out) == ledger.read(whole)
+    state, wanted = learner_state(out), learner_state(whole)
+    assert any("exp_avg_sq" in name for name in wanted)
+    assert {name for name in wanted.keys() | state.keys() if state.get(name) != wanted.get(name)} == set()
+    metrics = training_metrics(out, ended["mlflow_run_id"])
+    assert metrics == training_metrics(whole, expected["mlflow_run_id"])
+    assert [step for step, _ in metrics["reward/total/mean"]] == list(range(1, NUM_STEPS + 1))
+    assert [step for step, _ in metrics["optim/lr"]] == list(range(1, NUM_STEPS + 1))
+
+
+def has_steps(out: Path, count: int) -> Callable[[], bool]:
+    file = out / "ledger.jsonl"
+    return lambda: file.exists() and file.read_text().count("\n") >= count
+
+
+def is_saving(out: Path) -> bool:
+    return any((out / "checkpoints").glob(".tmp-step_*"))
+
+
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    out, instants = tmp_path / "killed", random.Random(5)
+    kill_when(inputs, out, has_steps(out, 1), instants.uniform(0, 0.1))
+    assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
+    run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
+    kill_when(inputs, out, lambda: is_saving(out), instants.uniform(0, 0.05), "--resume", str(out))
+    assert "are saved and not sampled again" in said(out)
+    shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
+    ended = run_to_the_end(inputs, out, "--resume", str(out))
+    assert ended["mlflow_run_id"] == run_id
+    assert_as_if_nothing_had_happened(out, whole)
+
+
+def is_rank(process: psutil.Process) -> bool:
+    try:
+        return "LearnerWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lost"
+    process = start(inputs, out)
+    try:
+        for steps in (1, 5):  # before there is a checkpoint, and behind two
+            wait_until(process, out, has_steps(out, steps))
+            (rank,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_rank(one))
+            rank.kill()
+        assert process.wait(DEADLINE_S) == 0, said(out)
+    finally:
+        process.kill()
+    assert said(out).count("the learner is back after") == 2
+    assert_as_if_nothing_had_happened(out, whole)
+
+
+def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_weights_and_scores(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    def rlsys(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "rlsys.cli", "replay", str(whole), *arguments]
+        environment = {**os.environ, "TMPDIR": str(inputs.temp), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, cwd=REPO, capture_output=True, text=True, timeout=DEADLINE_S, env=environment, check=False
+        )
+
+    done = rlsys(str(NUM_STEPS), "--output", str(tmp_path / "replayed.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "replayed.json").read_text())
+    assert found["from_step"] == NUM_STEPS - 2
+    recorded, replayed = found["digests"]
+    assert recorded == replayed != ""
+    assert {name: values for name, values in found["metrics"].items() if values[0] != values[1]} == {}
+    assert {"optim/grad_norm", "reward/checksum/mean", "advantage/abs/mean"} <= found["metrics"].keys()
+    scored = rlsys(str(NUM_STEPS), "--scores")
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+    assert f"8 responses of step {NUM_STEPS} were scored again, 0 have other scores" in scored.stdout
+    gone = rlsys("2")
+    assert gone.returncode == 2
+    assert f"Possible: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr

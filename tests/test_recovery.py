@@ -1,0 +1,174 @@
+"""Where runs start from, and the way back when the learner is lost: decisions alone, on a stack that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from rlsys.assemble import LearnerStack
+from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, load_state
+from rlsys.config import ConfigError, RunConfig, parse
+from rlsys.errors import LearnerLost, NotWritten
+from rlsys.recovery import Origin, Recovery, find_origin
+from rlsys.run_file import read_run_file, write_run_file
+
+START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
+
+
+def config(tmp_path: Path, **sections: object) -> RunConfig:
+    return parse({"output_dir": tmp_path / "run", "model": {"path": "model"}, **sections}, source="test")
+
+
+def at(step: int) -> RunState:
+    return replace(START, step=step, version=step, drawn=4 * step, weights_digest=f"d{step}")
+
+
+class StubStack:
+    """A learner that is lost in the calls of the given numbers. It says what it was told."""
+
+    def __init__(self, lost_in: Sequence[int] = (), write_fails: Exception | None = None) -> None:
+        self.said: list[str] = []
+        self.lost_in, self.write_fails = set(lost_in), write_fails
+        self.learner = self
+
+    def _say(self, what: str) -> None:
+        self.said.append(what)
+        if len(self.said) in self.lost_in:
+            raise LearnerLost(f"lost in call {len(self.said)}")
+
+    def load_learner(self, config: RunConfig) -> None:
+        self._say("load")
+
+    def relaunch_learner(self, config: RunConfig) -> None:
+        self._say("relaunch")
+
+    def restore(self, folder: Path) -> None:
+        self._say(f"restore {folder.parent.name}")
+
+    def save(self, folder: Path) -> None:
+        self._say("save")
+        folder.mkdir()
+        if self.write_fails:
+            raise self.write_fails
+
+    def export(self, folder: Path) -> str:
+        return "exported"
+
+
+def recovery(stack: StubStack, tmp_path: Path, origin: Origin | None = None, **sections: Any) -> Recovery:
+    return Recovery(
+        cast(LearnerStack, stack), config(tmp_path, **sections), origin or Origin(state=START, checkpoint=None)
+    )
+
+
+@pytest.fixture(autouse=True)
+def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sizes:
+        parameters = 0
+
+        def trained(self, learner: object) -> int:
+            return 0
+
+    monkeypatch.setattr("rlsys.recovery.read_model_sizes", lambda path: Sizes())
+
+
+def test_without_a_checkpoint_the_learner_starts_from_the_model_again(tmp_path: Path) -> None:
+    stack = StubStack()
+    assert recovery(stack, tmp_path).recover(LearnerLost("dead")) == START
+    assert stack.said == ["relaunch"]
+
+
+def test_the_newest_checkpoint_of_this_process_is_gone_back_to(tmp_path: Path) -> None:
+    stack = StubStack()
+    back = recovery(stack, tmp_path)
+    back.save(at(2))
+    back.save(at(4))
+    assert back.recover(LearnerLost("dead")) == at(4)
+    assert stack.said[-2:] == ["relaunch", "restore step_000004"]
+    assert back.metrics()["cluster/learner_restarts"] == 1
+
+
+def test_a_run_resumed_from_an_older_checkpoint_does_not_jump_to_the_one_it_left_behind(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=3)
+    older = checkpoints.save(at(2), lambda folder: None)
+    checkpoints.save(at(4), lambda folder: None)
+    stack = StubStack()
+    back = recovery(stack, tmp_path, find_origin(config(tmp_path), older))
+    assert back.recover(LearnerLost("dead")) == at(2)
+    assert stack.said == ["relaunch", "restore step_000002"]
+
+
+def test_restarts_in_vain_are_bounded_and_a_further_step_starts_the_count_again(tmp_path: Path) -> None:
+    stack = StubStack()
+    back = recovery(stack, tmp_path, learner={"max_restarts": 2})
+    for _ in range(2):
+        back.recover(LearnerLost("dead"))
+    assert back.step_done(1)
+    back.recover(LearnerLost("dead"))
+    assert not back.step_done(1)  # done again is not further
+    back.recover(LearnerLost("dead"))
+    with pytest.raises(LearnerLost, match=r"2 restarts brought no further step \(learner.max_restarts=2\): dead"):
+        back.recover(LearnerLost("dead"))
+
+
+def test_ranks_that_die_while_they_start_again_count_too(tmp_path: Path) -> None:
+    stack = StubStack(lost_in=(1, 2))
+    assert recovery(stack, tmp_path).recover(LearnerLost("dead")) == START
+    assert stack.said == ["relaunch", "relaunch", "relaunch"]
+    with pytest.raises(LearnerLost, match="0 restarts"):
+        recovery(stack, tmp_path, learner={"max_restarts": 0}).recover(LearnerLost("dead"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NotWritten("rank 1: No space left")])
+def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_and_the_next_may_fit(
+    error: Exception, tmp_path: Path
+) -> None:
+    stack = StubStack()
+    back = recovery(stack, tmp_path)
+    back.save(at(2))
+    stack.write_fails = error
+    assert back.save_if_possible(at(4)) is None
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_000002"]
+    assert back.metrics()["cluster/checkpoint_failures"] == 1
+    assert back.recover(LearnerLost("dead")) == at(2)
+    told = str(back.why_not_saved(error))
+    assert "No space left" in told and f"--resume {tmp_path / 'run'}: it goes on from step 2" in told
+    stack.write_fails = None
+    assert back.save_if_possible(at(6)) == folder / "step_000006"
+
+
+def test_a_lack_of_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(OSError, match=r"a checkpoint takes about \d+ MiB, and \d+ MiB are free"):
+        checkpoints.save(at(1), lambda folder: pytest.fail("written"), num_bytes=1 << 60)
+    checkpoints.save(at(1), lambda folder: None, num_bytes=1 << 10)
+    checkpoints.save(at(2), lambda folder: None, num_bytes=1 << 60)  # the earlier one says how large they are
+    assert checkpoints.steps() == [2]
+
+
+def test_a_run_s_own_folder_can_be_resumed_before_there_is_a_checkpoint(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    assert find_origin(settings, settings.output_dir).state == replace(START, mlflow_run_id="")
+    write_run_file(settings, "abc")
+    assert find_origin(settings, settings.output_dir) == Origin(state=START, checkpoint=None)
+    assert read_run_file(settings.output_dir).config == settings
+    with pytest.raises(CheckpointError, match="no such folder"):
+        find_origin(settings, tmp_path / "elsewhere")
+
+
+def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    saved = Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    origin = find_origin(settings, settings.output_dir)
+    assert (origin.checkpoint, origin.state) == (saved, load_state(saved))
+    with pytest.raises(ConfigError, match="--resume"):
+        find_origin(settings, None)
+    with pytest.raises(ConfigError, match="seed=0, the config says seed=1"):
+        find_origin(config(tmp_path, seed=1), saved)
+    with pytest.raises(ConfigError, match="raise num_steps"):
+        find_origin(config(tmp_path, train={"num_steps": 2}), saved)
