@@ -161,8 +161,15 @@ class Places:
             before, place.health = place.health, self.health(place)
             if place.health != before:
                 # every update makes everyone stale for a moment
-                level = logging.DEBUG if {before, place.health} == {"healthy", "stale"} else logging.WARNING
-                log.log(level, "rollout actor %d: %s, was %s", place.index, place.health, before)
+                passing = {before, place.health} == {"healthy", "stale"}
+                level = logging.WARNING if place.health in ("suspect", "dead") else logging.INFO
+                log.log(
+                    logging.DEBUG if passing else level,
+                    "rollout actor %d: %s, was %s",
+                    place.index,
+                    place.health,
+                    before,
+                )
 
     def wait_settled(self, newcomers: Sequence[Place]) -> None:
         """Returns once each newcomer has come up or was given up, and somebody can sample. Lock held.

@@ -181,13 +181,18 @@ def advantage_metrics(batch: TrainBatch) -> dict[str, float]:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], trained_at: int) -> dict[str, float]:
-    """Lengths, endings, times and ages. trained_at: updates in the weights that the update started from."""
-    lags = [lag_steps(version=trained_at, weight_version=rollout.weight_version) for rollout in rollouts]
+    """Lengths, endings, times and ages. trained_at: updates in the weights that the update started from.
+
+    Ages are of tokens: where weights change while a response is generated, it has tokens of several versions.
+    """
+    versions, counts = np.unique(np.concatenate([rollout.token_versions for rollout in rollouts]), return_counts=True)
+    lags = np.repeat([lag_steps(version=trained_at, weight_version=int(one)) for one in versions], counts)
     return {
         **summarise("rollout/response_tokens", [r.response_ids.size for r in rollouts], "mean", "max"),
         **summarise("rollout/prompt_tokens", [r.prompt_ids.size for r in rollouts], "mean", "max"),
         **summarise("rollout/generate_s", [r.generate_s for r in rollouts], "mean", "max"),
         "rollout/truncated_frac": float(np.mean([r.finish_reason == "length" for r in rollouts])),
+        "rollout/mixed_version_frac": float(np.mean([np.ptp(r.token_versions) > 0 for r in rollouts])),
         **summarise("policy/sampled_logprob", [float(np.mean(r.response_logprobs)) for r in rollouts], "mean"),
         **summarise("weights/lag_updates", lags, "mean", "max"),
     }

@@ -64,6 +64,7 @@ def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason,
         "response_tokens": int(rollout.response_ids.size),
         "weight_version": rollout.weight_version,
+        "newest_version": int(rollout.token_versions[-1]),
     }
 
 

@@ -18,7 +18,8 @@ from rlsys.types import Rollout, WeightVersion
 class StubActor:
     """Answers at once with rollouts that depend on seed and version; what it does otherwise is in the prompt's id.
 
-    behaviour: "sound"; "stillborn" fails while it starts; "forgetful" acknowledges another digest.
+    behaviour: "sound"; "stillborn" fails while it starts; "forgetful" acknowledges another digest; "stuck" hangs when
+    it is sent the second version of the weights.
     """
 
     def __init__(self, behaviour: str = "sound") -> None:
@@ -27,6 +28,7 @@ class StubActor:
         self._behaviour = behaviour
         self._version: WeightVersion | None = None
         self._running: list[str] = []
+        self._started: list[str] = []
         self._most_running = 0
 
     async def ping(self) -> int:
@@ -35,6 +37,8 @@ class StubActor:
     async def load_weights(self, payload: Mapping[str, object], version: WeightVersion) -> WeightVersion:
         if "wrong" in payload:
             raise WeightsRefused("wrong: not a weight of this model")
+        if self._behaviour == "stuck" and self._version is not None:
+            time.sleep(600)
         self._version = version
         if self._behaviour == "forgetful":
             return WeightVersion(version=version.version, transport="", num_tensors=0, num_bytes=0, digest="other")
@@ -43,6 +47,7 @@ class StubActor:
     async def generate(self, request: GroupRequest, *frames: np.ndarray) -> tuple[Rollout, ...]:
         assert self._version is not None
         self._running.append(request.prompt_id)
+        self._started.append(request.prompt_id)
         self._most_running = max(self._most_running, len(self._running))
         name = request.prompt_id.partition(":")[0]
         if name == "killer":
@@ -57,6 +62,9 @@ class StubActor:
 
     async def most_running(self) -> int:
         return self._most_running
+
+    async def started(self) -> list[str]:
+        return self._started
 
     async def shutdown(self) -> None:
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import re
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,7 +22,9 @@ from factories import make_item
 from stub_actors import start_stub
 
 from actors.errors import NoWeights, PoolFailed, PromptQuarantined, WeightsRefused
+from actors.places import Limits, Weights
 from actors.pool import RolloutPool
+from rlsys.errors import RowUnusable
 from rlsys.types import Prompt, Rollout, Sampling, WeightVersion
 
 pytestmark = pytest.mark.usefixtures("actor_cluster")
@@ -32,7 +36,11 @@ PROMPT = Prompt(engine_ids=IDS, prompt_ids=IDS, position_ids=np.stack([IDS] * 3)
 
 @contextmanager
 def pool_of(
-    *behaviours: str, later: str = "sound", timeout_s: float = 60.0, start_timeout_s: float = 60.0
+    *behaviours: str,
+    later: str = "sound",
+    timeout_s: float = 60.0,
+    start_timeout_s: float = 60.0,
+    max_num_seqs: int | None = None,
 ) -> Iterator[RolloutPool]:
     """A pool of stubs; replacements behave as `later`."""
     to_come = dict(enumerate(behaviours))
@@ -41,6 +49,7 @@ def pool_of(
         len(behaviours),
         timeout_s=timeout_s,
         start_timeout_s=start_timeout_s,
+        max_num_seqs=max_num_seqs,
     )
     try:
         yield pool
@@ -145,10 +154,80 @@ def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
         names = ["killer:0", "slow:0.5", "slow:1.0", "slow:1.5", "slow:2.0"]
         killer, *others = background(gather(*(group(pool, name) for name in names))).result(90)
         assert isinstance(killer, PromptQuarantined)
-        assert "killer:0" in str(killer)
+        assert isinstance(killer, RowUnusable)  # the run leaves the row out and goes on
+        again = pickle.loads(pickle.dumps(killer))
+        assert (type(again), str(again)) == (PromptQuarantined, str(killer))
+        assert re.match(
+            r"killer:0: \d actors died .*take the row out.*(\nactor \d: .*died.*){2}", str(again), re.DOTALL
+        )
         assert [ids(rollouts) for rollouts in others] == [[[10, 0], [11, 0]]] * 4
         assert pool.counters()["rollout/quarantined_prompts"] == 1
         assert ids(background(group(pool, "next")).result(60)) == [[10, 0], [11, 0]]
+
+
+def test_a_killer_on_the_only_actor_takes_neither_its_company_nor_the_place_with_it(
+    background: Callable[..., Future[Any]],
+) -> None:
+    with pool_of("sound") as pool:
+        publish(pool, 0)
+        killer, other = background(gather(group(pool, "killer:0"), group(pool, "slow:0.5"))).result(120)
+        assert isinstance(killer, PromptQuarantined)
+        assert ids(other) == [[10, 0], [11, 0]]
+        assert ids(background(group(pool, "next")).result(60)) == [[10, 0], [11, 0]]
+        assert pool.counters()["rollout/dead_actors"] == 0
+
+
+def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_in_order(
+    background: Callable[..., Future[Any]],
+) -> None:
+    with pool_of("sound", max_num_seqs=5) as pool:
+        publish(pool, 0)
+        names = [f"slow:0.{9 - index}" for index in range(8)]
+        groups = background(gather(*(group(pool, name) for name in names)))
+        _wait_until(lambda: pool.counters()["rollout/waiting_groups"] == 5)
+        groups.result(60)
+        [actor] = pool._places.ready()
+        assert ray.get([actor.handle.most_running.remote(), actor.handle.started.remote()]) == [3, names]
+        assert pool.counters()["rollout/waiting_groups"] == 0
+
+
+def test_health_is_told_by_counts(background: Callable[..., Future[Any]]) -> None:
+    def health() -> dict[str, float]:
+        return {name: pool.counters()[f"rollout/{name}_actors"] for name in ("healthy", "suspect", "stale", "dead")}
+
+    with pool_of("sound", "sound", timeout_s=8.0) as pool:
+        assert health() == {"healthy": 0, "suspect": 0, "stale": 2, "dead": 0}
+        publish(pool, 0)
+        assert health() == {"healthy": 2, "suspect": 0, "stale": 0, "dead": 0}
+        [hung, _] = _pids_now(pool)
+        os.kill(hung, signal.SIGSTOP)
+        groups = background(gather(group(pool, "a"), group(pool, "b")))
+        _wait_until(lambda: health()["suspect"] == 1)  # overdue by half
+        _wait_until(lambda: health()["stale"] == 1)  # given up, and its successor on the way
+        assert [ids(rollouts) for rollouts in groups.result(60)] == [[[10, 0], [11, 0]]] * 2
+        _wait_until(lambda: health()["suspect"] == 1)  # up, and yet to show that it is sound
+        background(gather(*(group(pool, f"slow:0.2{index}") for index in range(4)))).result(60)
+        assert health() == {"healthy": 2, "suspect": 0, "stale": 0, "dead": 0}
+
+
+def test_actors_that_hang_over_an_update_are_replaced_together(background: Callable[..., Future[Any]]) -> None:
+    with pool_of("stuck", "stuck", "stuck", timeout_s=4.0) as pool:
+        publish(pool, 0)
+        hung = [psutil.Process(pid) for pid in _pids_now(pool)]
+        assert publish(pool, 1) >= 1
+        assert pool.counters()["rollout/lost_actors"] == 3
+        assert psutil.wait_procs(hung, timeout=60)[1] == []
+        assert ids(background(group(pool, "p")).result(60)) == [[10, 1], [11, 1]]
+
+
+def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[..., Future[Any]]) -> None:
+    with pool_of("sound") as pool:
+        publish(pool, 0)
+        places = pool._places
+        places.limits = Limits(timeout_s=0.5, start_timeout_s=0.5, max_num_seqs=None)
+        places.weights = Weights(None, version(1))  # as if whoever publishes had died half-way
+        with pytest.raises(PoolFailed, match=r"'stale': 1"):
+            background(group(pool, "p")).result(60)
 
 
 def test_actors_that_cannot_start_end_the_wait_with_their_own_error(background: Callable[..., Future[Any]]) -> None:

@@ -76,7 +76,9 @@ def test_groups_that_were_replaced_are_counted_and_their_rewards_told_apart() ->
 def test_lengths_lags_and_rates() -> None:
     found = step_metrics(make_step(two_groups()), {"hits": 3, "data/decodes_per_clip": 1.0}, {"restarts": 0}, {})
     assert (found["rollout/response_tokens/mean"], found["rollout/response_tokens/max"]) == (4.0, 5.0)
-    assert (found["weights/lag_updates/mean"], found["weights/lag_updates/max"]) == (0.5, 1.0)
+    # 4 responses of 3 tokens from the version trained on, 4 of 5 tokens from the one before it
+    assert (found["weights/lag_updates/mean"], found["weights/lag_updates/max"]) == (20 / 32, 1.0)
+    assert found["rollout/mixed_version_frac"] == 0.0
     assert found["time/step_s"] == pytest.approx(2.0)
     assert found["perf/rollouts_per_s"] == pytest.approx(4.0)
     assert found["perf/response_tokens_per_s"] == pytest.approx(16.0)
@@ -94,6 +96,16 @@ def test_truncated_responses_are_a_share() -> None:
     first, *rest = spread.group.rollouts
     cut = replace(spread.group, rollouts=(replace(first, finish_reason="length"), *rest))
     assert step_metrics(make_step((replace(spread, group=cut),)), {}, {}, {})["rollout/truncated_frac"] == 0.25
+
+
+def test_tokens_of_one_response_can_be_of_several_ages() -> None:
+    spread, _ = two_groups()
+    first, *rest = spread.group.rollouts
+    mixed = replace(first, token_versions=np.array([4, 5, 6], np.int32))
+    group = replace(spread.group, rollouts=(mixed, *rest))
+    found = step_metrics(make_step((replace(spread, group=group),)), {}, {}, {})
+    assert (found["weights/lag_updates/mean"], found["weights/lag_updates/max"]) == (3 / 12, 2.0)
+    assert found["rollout/mixed_version_frac"] == 0.25
 
 
 def test_scoring_is_hidden_while_others_generate() -> None:
