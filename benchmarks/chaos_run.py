@@ -22,7 +22,7 @@ import yaml
 from benchmarks.chaos_cluster import REPO, SECOND, TwoNodes, is_stopped, signal_all, title
 from benchmarks.chaos_kills import STOP, Deed, Kill, spread_losses
 from rlsys import ledger
-from rlsys.checkpoint import CheckpointError, find, load_state
+from rlsys.checkpoint import find, load_state
 from rlsys.spool import read_records
 from rlsys.unsent import FOLDER
 
@@ -108,11 +108,8 @@ class ChaosRun:
 
     def _start_driver(self) -> None:
         command = [sys.executable, "-m", "rlsys.cli", self._command, str(self._config)]
-        try:
-            find(self._out)
+        if self._run.starts:
             command += ["--resume", str(self._out)]
-        except CheckpointError:
-            pass  # killed before its first checkpoint: it begins again
         self._run.starts += 1
         with self._log.open("a") as output:
             output.write(f"--- {self._now():.1f} s: {' '.join(command[2:])}\n")
