@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,8 +22,9 @@ LAGS = (0, 1, 2)
 JUDGE_S = (0.1, 1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0)
 ACTORS = (8, 16, 24, 32, 48, 64, 96, 128)
 NUM_STEPS = 12
+FAULT_STEPS = 24
 
-LARGE = System(num_actors=64, num_ranks=8, prompts_per_step=128, decode_workers=64)
+LARGE = System(num_actors=64, num_ranks=8, prompts_per_step=128, decode_workers=64, checkpoint_every=5)
 """Two rounds of groups for the actors in each step, 16 groups for each rank."""
 EVEN = Phases(generate_s=10, score_s=3, update_s=0.6, optimizer_s=0.4, sync_s=0.5)
 """All groups alike: generating takes a step 20 s, learning 10 s."""
@@ -31,17 +32,19 @@ UNEVEN = replace(
     EVEN, decode_s=1, generate_spread=0.4, straggler_frac=0.02, straggler_times=4, score_spread=0.5, update_spread=0.3
 )
 """Long-tailed lengths and judge, and one group in fifty that takes four times as long."""
-FAULTS = Faults(unscored_frac=0.02, bad_clip_frac=0.01, flat_frac=0.1, lost_frac=0.002, restart_s=60)
+FAULTS = Faults(
+    unscored_frac=0.02,
+    bad_clip_frac=0.01,
+    flat_frac=0.1,
+    lost_frac=0.002,
+    restart_s=60,
+    hung_frac=0.0005,
+    hung_s=300,
+)
+LEARNER_FAULTS = replace(FAULTS, learner_lost_frac=0.05, learner_restart_s=60)
 
-WAYS = {
-    "as the actors do now": {},
-    "groups wait for room": {"dispatch": "when_free"},
-    "wait for room, first scored first": {"dispatch": "when_free", "order": "finished"},
-    "weights in flight (keep)": {"weight_update": "keep"},
-    "keep, groups wait for room": {"weight_update": "keep", "dispatch": "when_free"},
-    "keep, wait for room, first scored first": {"weight_update": "keep", "dispatch": "when_free", "order": "finished"},
-    "start again (abort)": {"weight_update": "abort", "dispatch": "when_free"},
-}
+WAYS: tuple[Literal["pause", "keep", "abort"], ...] = ("pause", "keep", "abort")
+"""Values of `pipeline.weight_update`."""
 COLUMNS = (
     "what",
     "max_lag",
@@ -51,6 +54,7 @@ COLUMNS = (
     "actors busy",
     "learner busy",
     "lag, mean (max)",
+    "lost: actors, learners",
 )
 Rows = list[dict[str, Any]]
 
@@ -76,29 +80,41 @@ def against_actors() -> Iterator[dict[str, Any]]:
 
 
 def against_decoding() -> Iterator[dict[str, Any]]:
-    """Equal groups at max_lag 1: decoding, seconds a clip, with 16 decoders for a step's 128 clips."""
-    for name in ("as the actors do now", "keep, groups wait for room"):
+    """Equal groups: decoding, seconds a clip, with 16 decoders for a step's 128 clips, and so many decoded ahead."""
+    for lag in (0, 1):
         for decode_s in (0.0, 0.5, 1.0, 2.0):
-            system = replace(LARGE, max_lag=1, decode_workers=16, **WAYS[name])
-            report = simulate(system, replace(EVEN, decode_s=decode_s), num_steps=NUM_STEPS)
-            yield _row("decoding", f"{decode_s:g}, {name}", 1, report)
+            for ahead in (0, 16, 128):
+                system = replace(LARGE, max_lag=lag, decode_workers=16, decode_ahead=ahead)
+                report = simulate(system, replace(EVEN, decode_s=decode_s), num_steps=NUM_STEPS)
+                yield _row("decoding", f"{decode_s:g} s, {ahead} ahead", lag, report)
 
 
 def under_faults() -> Iterator[dict[str, Any]]:
-    """Stragglers, failed scores, unusable clips, flat groups that are replaced, actors that die."""
+    """Stragglers, failed scores, unusable clips, flat groups that are replaced, actors that die or hang; pause."""
     for lag in LAGS:
         for judge_s in (0.1, 3.0, 30.0):
-            system = replace(LARGE, max_lag=lag, max_extra_groups=32, judge_slots=256)
-            report = simulate(system, replace(UNEVEN, score_s=judge_s), FAULTS, num_steps=NUM_STEPS)
-            yield _row("faults", f"judge {judge_s:g} s", lag, report)
+            yield _under(FAULTS, "faults", lag, judge_s)
+
+
+def under_learner_faults() -> Iterator[dict[str, Any]]:
+    """The same, and a learner that is lost under one update in twenty and goes on from the last of every 5 steps."""
+    for lag in LAGS:
+        for judge_s in (0.1, 3.0, 30.0):
+            yield _under(LEARNER_FAULTS, "learner_faults", lag, judge_s)
+
+
+def _under(faults: Faults, part: str, lag: int, judge_s: float) -> dict[str, Any]:
+    system = replace(LARGE, max_lag=lag, max_extra_groups=32, judge_slots=256)
+    report = simulate(system, replace(UNEVEN, score_s=judge_s), faults, num_steps=FAULT_STEPS)
+    return _row(part, f"judge {judge_s:g} s", lag, report)
 
 
 def ways_of_updating() -> Iterator[dict[str, Any]]:
-    """Stragglers without faults: what the actors could do with a new version, and the loop with what is finished."""
-    for name, way in WAYS.items():
+    """Stragglers without faults: what a new version does to groups that run."""
+    for way in WAYS:
         for lag in LAGS:
-            report = simulate(replace(LARGE, max_lag=lag, **way), UNEVEN, num_steps=20)
-            yield _row("ways", name, lag, report)
+            report = simulate(replace(LARGE, max_lag=lag, weight_update=way), UNEVEN, num_steps=20)
+            yield _row("ways", way, lag, report)
 
 
 def of_divisions() -> Iterator[dict[str, Any]]:
@@ -116,7 +132,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines += [
         f"| {row['what']} | {row['max_lag_allowed']} | {row['step_s']:.1f} ({row['step_p95_s']:.1f}) | "
         f"{row['floor_s']:.1f} | {row['capacity_s']:.1f} | {row['actors_busy']:.0%} | {row['learner_busy']:.0%} | "
-        f"{row['mean_lag']:.2f} ({row['max_lag']}) |"
+        f"{row['mean_lag']:.2f} ({row['max_lag']}) | {row['actors_lost']}, {row['learners_lost']} |"
         for row in rows
     ]
     return "\n".join(lines)
@@ -155,8 +171,8 @@ def main(
 ) -> None:
     """Print tables; write numbers and plots where asked."""
     rows: Rows = []
-    parts = (against_judge, against_actors, against_decoding, under_faults, ways_of_updating, of_divisions)
-    for part in parts:
+    parts = (against_judge, against_actors, against_decoding, under_faults, under_learner_faults, ways_of_updating)
+    for part in (*parts, of_divisions):
         found = list(part())
         rows += found
         typer.echo(f"\n{(part.__doc__ or '').strip()}\n\n{table(found)}")

@@ -12,7 +12,7 @@ import argparse
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from rlsys.assemble import Stack, open_stack, training_items
 from rlsys.checkpoint import RunState
 from rlsys.config import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
+from rlsys.errors import LearnerLost
 from rlsys.experience import sampling_seed
 from rlsys.metrics import union
 from rlsys.models.tiny import make_tiny
 from rlsys.parts import Step
-from rlsys.types import Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")
 WARM_UP = 3
@@ -45,7 +46,9 @@ class Recorded:
         self.weights: WeightVersion | None = None
 
     def start(self, draw: int) -> Future[ScoredGroup]:
-        item = self._items[draw % len(self._items)]
+        return self.start_item(draw, self._items[draw % len(self._items)])
+
+    def start_item(self, draw: int, item: PromptItem) -> Future[ScoredGroup]:
         rollout = self._config.rollout
         sampling = Sampling(
             num_samples=rollout.group_size,
@@ -55,6 +58,15 @@ class Recorded:
             seed=sampling_seed(self._config.seed, draw, item.prompt_id),
         )
         return self._stack.experience.start(item, sampling)
+
+    def prefetch(self, draw: int) -> None:
+        self._stack.experience.prefetch(self._items[draw % len(self._items)])
+
+    def recover(self, error: LearnerLost) -> RunState:
+        raise error
+
+    def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
+        return self._stack.learner.logprobs(groups, reference=True)
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         return self._stack.learner.update(batch)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from rlsys import env
 from rlsys.assemble import held_out_items, judge_of, needs_judge, prompt_builder, training_items
 from rlsys.config import ConfigError, RunConfig
+from rlsys.data.budgets import largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
-from rlsys.data.frames import SIZE_FACTOR, TEMPORAL_PATCH
 from rlsys.errors import UserError
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
+from rlsys.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.supervised import Demonstration
 from rlsys.tasks import check_weights
-from rlsys.types import PromptItem, VideoSpec
+from rlsys.types import PromptItem
 
 SHOWN = 10
-MERGED = 2  # patches per side that one visual token covers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +42,20 @@ def check(config: RunConfig) -> Report:
         check_weights(config.reward)
     except UserError as error:
         problems.append(str(error))
-    problems += _memory_problems(config)
-    items: tuple[PromptItem, ...] = ()
+    loaded: list[tuple[PromptItem, ...]] = []
     for name, load in (("training", training_items), ("held-out", held_out_items)):
         try:
-            rows = load(config)
+            loaded.append(rows := load(config))
         except UserError as error:
             problems.append(str(error))
             continue
         facts.append(f"{name} rows: {len(rows)} ({_by_task(rows)})")
-        items += rows
+    items = tuple(item for rows in loaded for item in rows)
+    if len(loaded) == 2:
+        payload = weights_bytes(config)
+        store = store_section(config, clip_bytes(config, loaded[0], payload, loaded[1]), payload)
+        facts.append(f"most in the object store: {store.lines[-1].value} {store.lines[-1].how}")
+        problems += store.problems
     problems += _judge_problems(config, items)
     try:
         budget = _token_budget([_Asked(item=item) for item in items], prompt_builder(config))
@@ -131,14 +132,13 @@ def _judge_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[
 
 
 def _memory_problems(config: RunConfig) -> Iterator[str]:
-    """A cluster started here has the shared memory that the config gives it; one attached to has its own."""
+    """Of supervised training. A cluster started here has the memory that the config gives it, others their own."""
     store_bytes = config.cluster.object_store_mib << 20
-    attaches = config.cluster.address or env.read("RAY_ADDRESS")
-    if not attaches and config.data.cache_bytes > store_bytes * 3 // 4:
+    if not is_attached(config) and config.data.cache_bytes > store_bytes * 3 // 4:
         yield (
             f"data.cache_bytes={config.data.cache_bytes} takes over three quarters of "
-            f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which weights and "
-            "clips in flight share; lower the first or raise the second."
+            f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which "
+            "clips in use share; lower the first or raise the second."
         )
 
 
@@ -190,29 +190,3 @@ def _too_long(asked: Sequence[_Asked], prompts: PromptBuilder) -> Iterator[str]:
             one.count(prompts, grids).check()
         except PromptTooLong as error:
             yield f"{one.where}: {error}" if one.where else str(error)
-
-
-def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
-    """The most patches that each medium's budgets allow, as (time, height, width)."""
-    return [
-        largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
-        if isinstance(spec, VideoSpec)
-        else (1, MERGED, MERGED * _cells(spec.max_pixels))
-        for spec in item.media
-    ]
-
-
-@lru_cache
-def largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
-    """The most patches that these budgets allow a video, as (time, height, width)."""
-
-    def grid(num_frames: int) -> tuple[int, int, int]:
-        most = max(min(max_pixels, total_pixels // num_frames), min_pixels)
-        return num_frames // TEMPORAL_PATCH, MERGED, MERGED * _cells(most)
-
-    return max((grid(n) for n in range(TEMPORAL_PATCH, max_frames + 1, TEMPORAL_PATCH)), key=math.prod)
-
-
-def _cells(pixels: int) -> int:
-    """Visual tokens of a frame of at most `pixels`; at least one."""
-    return max(1, pixels // SIZE_FACTOR**2)

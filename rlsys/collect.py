@@ -152,7 +152,10 @@ def _may_be_replaced(scored: ScoredGroup, num_replaced: int, config: RunConfig) 
 
 def _too_old(scored: ScoredGroup, version: int, max_lag: int) -> str:
     for rollout in scored.group.rollouts:
-        if not is_fresh(version=version, weight_version=rollout.weight_version, max_lag=max_lag):
-            lag = version - rollout.weight_version
-            return f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
+        versions = rollout.token_versions
+        # both ends: what is generated while the run goes back has tokens of weights that will never have been
+        for weight_version in (int(versions.min()), int(versions.max())):
+            if not is_fresh(version=version, weight_version=weight_version, max_lag=max_lag):
+                lag = version - weight_version
+                return f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
     return ""

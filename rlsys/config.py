@@ -83,9 +83,10 @@ class DataConfig(Part):
     decode_workers: int = Field(default=2, ge=1)
     """Clips decoded at the same time."""
     decode_ahead: int = Field(default=4, ge=0)
-    """Prompts whose clips are decoded before generation has room for them; 0 decodes when a prompt's turn comes."""
+    """Prompts whose clips are decoded before their groups may start; 0 decodes when a group starts."""
     cache_bytes: int = Field(default=256 << 20, ge=0)
-    """Bytes of decoded frames kept for reuse, in the cluster's shared memory; 0 keeps none."""
+    """Bytes of decoded frames, in the cluster's shared memory, up to which clips are kept for reuse and decoded ahead;
+    those in use count. 0 does neither."""
 
     @model_validator(mode="after")
     def _budgets_agree(self) -> DataConfig:

@@ -36,6 +36,8 @@ class Clips(Protocol):
 
     def forget(self, references: Collection[str]) -> None: ...
 
+    def has_room(self) -> bool: ...
+
 
 class Pool(Protocol):
     async def generate(
@@ -98,10 +100,15 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(make_again(), self._events)
 
     def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then."""
+        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then.
+
+        Nothing is decoded ahead while the clips that are alive leave no room (`data.cache_bytes`).
+        """
         asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
 
     async def _prefetch(self, item: PromptItem) -> None:
+        if not self._clips.has_room():
+            return
         found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
         self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
 
@@ -139,6 +146,10 @@ class Experience(Preparer):
     def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
         """Begin one group. Its future raises ClipError when the clip is unusable."""
         return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
+
+    def use_scorer(self, scorer: Scorer) -> None:
+        """Have groups that start from now on scored by another."""
+        self._scorer = scorer
 
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         for _ in range(MAX_CLIPS_LOST):

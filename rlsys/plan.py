@@ -6,7 +6,6 @@ those. Each number says what it was made of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
@@ -222,49 +221,6 @@ def payload_bytes(config: RunConfig, sizes: ModelSizes) -> int:
     """What a publication of the weights sends."""
     learner = config.learner
     return (sizes.trained(learner) if learner.lora.rank else sizes.parameters) * BYTES[config.model.dtype]
-
-
-def store_section(config: RunConfig, sizes: ModelSizes, prompts: Prompts, *, is_attached: bool) -> Section:
-    """The most that lies in the object store, against its size where this run starts it."""
-    groups = (config.pipeline.max_lag + 1) * config.train.prompts_per_step
-    copies = 2 if config.rollout.shuffled_group_size else 1
-    clips = groups * copies * prompts.longest_visual * FRAME_BYTES_PER_TOKEN
-    payload = payload_bytes(config, sizes)
-    used = config.data.cache_bytes + clips + 2 * payload
-    store = config.cluster.object_store_mib << 20
-    problems = []
-    if used > store and not is_attached:
-        problems.append(
-            f"the object store may have to hold {shown(used)}, and cluster.object_store_mib="
-            f"{config.cluster.object_store_mib} is {shown(store)}: raise it to {math.ceil(used / 2**20)}, or lower "
-            "data.cache_bytes, pipeline.max_lag or the pixel budgets of data."
-        )
-    has_shuffled = ", each with its frames shuffled too" if copies == 2 else ""
-    return Section(
-        title="object store",
-        lines=(
-            Line(
-                "clips in flight",
-                shown(clips),
-                f"(max_lag {config.pipeline.max_lag} + 1) x {config.train.prompts_per_step} groups of the longest "
-                f"clip{has_shuffled}",
-            ),
-            Line("clips kept for reuse", shown(config.data.cache_bytes), "data.cache_bytes"),
-            Line(
-                "weights on their way",
-                shown(2 * payload),
-                f"2 x {shown(payload)}: the new ones, and those that late actors still take",
-            ),
-            Line(
-                "together",
-                shown(used),
-                "of an attached cluster's store, whose size is not known here"
-                if is_attached
-                else f"of cluster.object_store_mib={config.cluster.object_store_mib} ({shown(store)})",
-            ),
-        ),
-        problems=tuple(problems),
-    )
 
 
 def total_flops(config: RunConfig, prompts: Prompts) -> float:

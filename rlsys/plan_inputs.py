@@ -6,10 +6,9 @@ import logging
 import math
 from collections.abc import Sequence
 
-from rlsys import env
 from rlsys.assemble import multiply_adds, needs_judge, prompt_builder, training_items
-from rlsys.check import largest_grid, largest_grids
 from rlsys.config import RunConfig
+from rlsys.data.budgets import largest_grid, largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
 from rlsys.model_sizes import read_model_sizes
@@ -21,10 +20,11 @@ from rlsys.plan import (
     engine_room,
     engine_section,
     mean_response,
-    store_section,
+    payload_bytes,
     token_section,
 )
 from rlsys.plan_learner import learner_section
+from rlsys.plan_store import clip_bytes, store_section
 from rlsys.plan_times import Measured, phase_times, time_section
 from rlsys.types import PromptItem
 
@@ -44,11 +44,11 @@ def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Sec
     room = engine_room(config, sizes, prompts, responses, given)
     is_judged = bool(items) and needs_judge({item.task for item in items}, config.reward)
     times = phase_times(config, sizes, prompts, room, given, measured, is_judged=is_judged)
-    is_attached = bool(config.cluster.address or env.read("RAY_ADDRESS"))
+    payload = payload_bytes(config, sizes)
     return (
         token_section(config, prompts, responses),
         engine_section(config, sizes, room, given),
-        store_section(config, sizes, prompts, is_attached=is_attached),
+        store_section(config, clip_bytes(config, items, payload), payload),
         learner_section(config, sizes, prompts, responses, given),
         time_section(config, times, room),
     )

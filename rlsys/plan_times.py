@@ -90,17 +90,11 @@ def _generate(
 
 def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Section:
     """Phase times, and what the real loop makes of them in simulated time, at each lag and for the best division."""
-    rollout, ranks, size = config.rollout, config.learner.num_ranks, config.train.prompts_per_step
+    ranks, size = config.learner.num_ranks, config.train.prompts_per_step
     phases = Phases(
         generate_s=times.generate, score_s=times.score, update_s=times.update * ranks / size, sync_s=times.sync
     )
-    system = System(
-        num_actors=rollout.num_actors,
-        slots=max(room.groups, 1),
-        num_ranks=ranks,
-        prompts_per_step=size,
-        max_lag=config.pipeline.max_lag,
-    )
+    system = System.from_config(config, slots=max(room.groups, 1))
     lines = [
         Line(name, f"{value:.3g} s", how)
         for name, value, how in zip(

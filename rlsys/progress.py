@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -41,6 +41,7 @@ class Kind:
 
     headline: what is to rise or fall.  others: in the line as well.  counted: what a step has a number of.
     means, maxima: over all steps, in the table.
+    sums, counters: what went wrong, in the table where it did; of counters, which never fall, the last value counts.
     """
 
     headline: Shown
@@ -48,6 +49,8 @@ class Kind:
     counted: str
     means: Sequence[Shown] = ()
     maxima: Sequence[Shown] = ()
+    sums: Sequence[Shown] = ()
+    counters: Sequence[Shown] = ()
 
 
 TRAINING = Kind(
@@ -59,6 +62,15 @@ TRAINING = Kind(
         Shown("failed rewards", "reward/failed_frac", ".1%"),
     ),
     maxima=(Shown("largest staleness", "weights/lag_updates/max", ".0f"),),
+    sums=(
+        Shown("stale groups", "rollout/stale_groups", ".0f"),
+        Shown("bad clips", "data/bad_draws", ".0f"),
+        Shown("quarantined rows", "data/quarantined_draws", ".0f"),
+    ),
+    counters=(
+        Shown("lost actors", "rollout/lost_actors", ".0f"),
+        Shown("learner restarts", "cluster/learner_restarts", ".0f"),
+    ),
 )
 FINE_TUNING = Kind(
     headline=Shown("loss", "loss/nll", ".3f"),
@@ -92,7 +104,9 @@ class Story:
     def add(self, metrics: Mapping[str, float], count: int) -> None:
         """count: of what the kind counts, in this step."""
         self.count += count
-        for metric in {shown.metric for shown in (self.kind.headline, *self.kind.means, *self.kind.maxima)}:
+        kind = self.kind
+        shown = (kind.headline, *kind.means, *kind.maxima, *kind.sums, *kind.counters)
+        for metric in {one.metric for one in shown}:
             self._values.setdefault(metric, []).append(metrics.get(metric, math.nan))
 
     def rows(self, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -110,10 +124,19 @@ class Story:
             (self.kind.counted, f"{self.count:,}"),
             *((shown.label, f"{_mean(self._values[shown.metric]):{shown.form}}") for shown in self.kind.means),
             *((shown.label, f"{_largest(self._values[shown.metric]):{shown.form}}") for shown in self.kind.maxima),
+            *self._troubles(),
             ("time", duration(total_s)),
         ]
         by_length = sorted(seconds.items(), key=lambda phase: -phase[1])
         return rows + [(f"  {phase}", f"{value:.1f} s  {value / total_s:.0%}") for phase, value in by_length if value]
+
+    def _troubles(self) -> Iterator[tuple[str, str]]:
+        for shown in self.kind.sums:
+            if total := sum(value for value in self._values[shown.metric] if not math.isnan(value)):
+                yield shown.label, f"{total:{shown.form}}"
+        for shown in self.kind.counters:
+            if (last := _largest(self._values[shown.metric])) > 0:
+                yield shown.label, f"{last:{shown.form}}"
 
 
 class Progress:

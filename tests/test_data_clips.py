@@ -122,6 +122,33 @@ def test_no_cache_still_decodes_once_for_concurrent_gets(cluster: None, tmp_path
     assert (store.counters()["decodes"], store.counters()["bytes_cached"]) == (1, 0)
 
 
+def test_clips_in_use_are_never_decoded_again_and_leave_the_cache_less_room(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(cache_bytes=2 * CLIP_BYTES))
+    a, b, c, d = (spec_of(tmp_path / f"{name}.mp4") for name in "abcd")
+    held = get_all(store, a, b)
+    assert store.has_room()
+    held += get_all(store, c)
+    counters = store.counters()
+    assert (counters["bytes_alive"], counters["bytes_cached"]) == (3 * CLIP_BYTES, 0)
+    assert not store.has_room()
+    assert get_all(store, a, b, c) == held
+    assert store.counters()["decodes"] == 3
+    held.clear()
+    assert store.has_room()
+    get_all(store, d)
+    counters = store.counters()
+    assert (counters["bytes_alive"], counters["bytes_cached"]) == (CLIP_BYTES, CLIP_BYTES)
+
+
+def test_frames_in_another_order_count_while_they_are_held(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(cache_bytes=CLIP_BYTES))
+    clip = get_all(store, spec_of(tmp_path / "a.mp4"))[0]
+    shuffled = asyncio.run(store.shuffled(clip, 1))
+    assert not store.has_room() and shuffled.info.num_bytes == CLIP_BYTES
+    del shuffled
+    assert store.has_room()
+
+
 def test_a_bad_clip_fails_for_everyone_once_and_at_once_later(cluster: None, tmp_path: Path) -> None:
     store = ClipStore(DataConfig())
     (tmp_path / "text.mp4").write_text("not a video")

@@ -1,9 +1,13 @@
+from concurrent.futures import Future
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from rlsys.config import parse
 from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics
-from rlsys.evaluation.runner import with_shuffled_videos
-from rlsys.types import VideoSpec
+from rlsys.evaluation.runner import evaluate, with_shuffled_videos
+from rlsys.types import PromptItem, Sampling, ScoredGroup, VideoSpec
 from tests.factories import make_group, make_item, make_scored
 
 
@@ -40,11 +44,47 @@ def test_shuffling_gives_every_question_another_video_and_keeps_its_truth() -> N
             uri=name, fps=2, min_frames=4, max_frames=8, min_pixels=784, max_pixels=784, total_pixels=10**6
         )
 
-    from dataclasses import replace
-
     items = [
         replace(make_item(f"f:{row}", truth=[row, row + 1]), media=(video(f"{row // 2}.mp4"),)) for row in range(10)
     ]
     shuffled = with_shuffled_videos(items)
     assert all(a.media != b.media and a.truth == b.truth for a, b in zip(items, shuffled, strict=True))
     assert sorted(i.media[0].uri for i in shuffled) == sorted(i.media[0].uri for i in items)
+
+
+def test_an_evaluation_has_a_bounded_number_of_prompts_under_way_and_answers_all_of_them() -> None:
+    class Source:
+        """Answers when asked for the result."""
+
+        def __init__(self) -> None:
+            self.under_way = self.most = 0
+            self.asked: list[str] = []
+
+        def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+            self.asked.append(item.prompt_id)
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            source = self
+
+            class Answer(Future[ScoredGroup]):
+                def result(self, timeout: float | None = None) -> ScoredGroup:
+                    source.under_way -= 1
+                    return make_scored(make_group(item.prompt_id), [0, 1, 1, 1])
+
+            return Answer()
+
+    tree = {
+        "output_dir": "out",
+        "model": {"path": "model"},
+        "train": {"prompts_per_step": 2},
+        "data": {"decode_ahead": 1},
+        "rollout": {"group_size": 4},
+        "evaluation": {"num_samples": 4},
+    }
+    source = Source()
+    items = [make_item(f"file:{row}") for row in range(20)]
+    found = evaluate(source, items, parse(tree, source="test"))
+    assert found["sampled"]["num_responses"] == found["greedy"]["num_responses"] == 80
+    assert source.asked == 2 * [item.prompt_id for item in items]
+    # greedily one response a prompt: (2 + 1) x 4 prompts
+    assert source.most == 12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,14 @@ from rlsys.plan import (
     engine_section,
     payload_bytes,
     shown,
-    store_section,
     total_flops,
 )
 from rlsys.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.plan_learner import activation_bytes, rank_memory
+from rlsys.plan_store import ClipBytes, clip_bytes, store_section
 from rlsys.plan_times import Measured, phase_times, time_section
+from rlsys.types import VideoSpec
+from tests.factories import make_item
 
 QWEN_7B = {
     "hidden_size": 3584,
@@ -167,16 +170,67 @@ def test_an_engines_room_is_its_share_of_the_devices_without_weights_and_reserve
     assert "one sequence of model.max_model_len=16384" in engine_section(gpu(), SMALL, none, tight).problems[0]
 
 
-def test_more_in_flight_than_the_object_store_holds_is_a_problem_with_the_remedy() -> None:
-    # 3 x 16 clips of 2000 x 4704 bytes, 64 MiB of cache, 2 x 2,000,000 bytes of weights = 522,700,864
-    crowded = config(pipeline={"max_lag": 2}, data={"cache_bytes": 64 << 20}, cluster={"object_store_mib": 400})
-    section = store_section(crowded, SMALL, PROMPTS, is_attached=False)
-    assert section.lines[-1].value == shown(3 * 16 * 2000 * 4704 + (64 << 20) + 4_000_000)
-    assert "raise it to 499" in section.problems[0]
-    assert not store_section(crowded, SMALL, PROMPTS, is_attached=True).problems
-    shuffled = {"shuffled_group_size": 4}
-    contrasted = config(rollout=shuffled, reward={"weights": {"multiple_choice": {"order_contrast": 1.0}}})
-    assert store_section(contrasted, SMALL, PROMPTS, is_attached=False).lines[0].value == shown(2 * 16 * 2000 * 4704)
+def held_clips(run: RunConfig, num_items: int, tokens: int, held_out: int = 0) -> ClipBytes:
+    """Of rows whose clips have so many visual tokens by their budget; no file is there."""
+
+    def video(row: int) -> VideoSpec:
+        pixels = tokens * 784
+        return VideoSpec(
+            uri=f"{row}",
+            fps=1.0,
+            min_frames=2,
+            max_frames=2,
+            min_pixels=784,
+            max_pixels=pixels,
+            total_pixels=2 * pixels,
+        )
+
+    rows = [replace(make_item(f"file:{row}"), media=(video(row),)) for row in range(60)]
+    return clip_bytes(run, rows[:num_items], 2_000_000, rows[:held_out])
+
+
+def test_more_in_use_than_the_object_store_holds_is_a_problem_with_the_arithmetic_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # (2 + 1) x 16 + 3 replaced + 4 decoded ahead = 55 clips of 2000 x 4704 bytes, 2 x 2,000,000 bytes of weights
+    sections: dict[str, dict[str, object]] = {
+        "algorithm": {"max_extra_groups": 3},
+        "pipeline": {"max_lag": 2},
+        "data": {"cache_bytes": 64 << 20},
+    }
+    monkeypatch.setattr("rlsys.plan_store.plan_grid", lambda spec: (1, 40, 200))
+    crowded = config(**sections, cluster={"object_store_mib": 400})
+    section = store_section(crowded, held_clips(crowded, 60, 2000), 2_000_000)
+    assert section.lines[-1].value == shown(55 * 2000 * 4704 + 4_000_000)
+    assert "raise it to 498, or lower pipeline.max_lag" in section.problems[0]
+    assert "55 prompts' clips in use, the largest by their headers" in section.problems[0]
+    attached = config(**sections, cluster={"object_store_mib": 400, "address": "10.0.0.1:6379"})
+    assert not store_section(attached, held_clips(attached, 60, 2000), 2_000_000).problems
+    fits = config(**sections, cluster={"object_store_mib": 498})
+    assert not store_section(fits, held_clips(fits, 60, 2000), 2_000_000).problems
+
+
+def test_clips_that_are_smaller_than_the_budgets_allow_are_believed_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("rlsys.plan_store.plan_grid", lambda spec: (1, 2, 2) if spec.uri != "7" else (1, 20, 20))
+    run = config(cluster={"object_store_mib": 100}, data={"decode_ahead": 0, "cache_bytes": 0})
+    assert held_clips(run, 60, 2000) == ClipBytes(in_use=15 * 4704 + 100 * 4704, source="by their headers")
+    # fewer rows than groups: a clip that two groups use is there once
+    assert held_clips(run, 3, 2000).in_use == 3 * 2000 * 4704
+
+
+def test_an_evaluation_holds_clips_for_as_many_responses_as_training_does() -> None:
+    run = config(cluster={"object_store_mib": 4000}, data={"decode_ahead": 0}, rollout={"group_size": 2})
+    assert held_clips(run, 16, 100, held_out=60).in_use == 32 * 100 * 4704
+    assert held_clips(run, 16, 100, held_out=20).in_use == 20 * 100 * 4704
+
+
+def test_a_clip_with_shuffled_frames_is_there_twice() -> None:
+    contrasted = config(
+        rollout={"shuffled_group_size": 4}, reward={"weights": {"multiple_choice": {"order_contrast": 1.0}}}
+    )
+    assert held_clips(contrasted, 60, 10).in_use == 2 * 20 * 10 * 4704
 
 
 def test_only_adapters_travel_when_only_they_are_trained() -> None:

@@ -87,6 +87,21 @@ def test_the_table_at_the_end_tells_both_ends_and_the_shares_of_time() -> None:
     assert Story(TRAINING, first_step=1).rows({}) == [("steps", "none")]
 
 
+def test_the_table_at_the_end_counts_what_went_wrong_where_anything_did() -> None:
+    story = Story(TRAINING, first_step=1)
+    for step in range(4):
+        troubles = {
+            "rollout/stale_groups": float(step == 2),
+            "rollout/lost_actors": float(step),
+            "cluster/learner_restarts": 0.0,
+            "data/bad_draws": 2.0,
+        }
+        story.add({**metrics(0.5), **troubles}, count=8)
+    rows = dict(story.rows({"collect": 1.0}))
+    assert (rows["stale groups"], rows["bad clips"], rows["lost actors"]) == ("1", "8", "3")
+    assert not {"learner restarts", "quarantined rows"} & rows.keys()
+
+
 def drive(num_steps: int) -> None:
     with Progress(TRAINING, 0, num_steps, {"judge queue": lambda: 3}) as told:
         for step in range(1, num_steps + 1):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 from rlsys.config import RunConfig
 from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.experience import sampling_seed
+from rlsys.staleness import evaluated_at_once
 from rlsys.types import PromptItem, Sampling, ScoredGroup
 
 
@@ -38,21 +41,32 @@ def evaluate(source: GroupSource, items: Sequence[PromptItem], config: RunConfig
 def _answer(
     source: GroupSource, items: Sequence[PromptItem], config: RunConfig, *, temperature: float, num_samples: int
 ) -> list[ScoredGroup]:
-    futures = [
-        source.start(
+    def start(row: int, item: PromptItem) -> Future[ScoredGroup]:
+        # seeds far from the draws of training, which count up from 0
+        seed = sampling_seed(config.seed, -1 - row, item.prompt_id)
+        return source.start(
             item,
             Sampling(
                 num_samples=num_samples,
                 temperature=temperature,
                 top_p=1.0,
                 max_tokens=config.rollout.max_tokens,
-                # far from the draws of training, which count up from 0
-                seed=sampling_seed(config.seed, -1 - row, item.prompt_id),
+                seed=seed,
             ),
         )
-        for row, item in enumerate(items)
-    ]
-    return [future.result() for future in futures]
+
+    rows = iter(enumerate(items))
+    under_way = deque(start(*one) for one in islice(rows, evaluated_at_once(config, num_samples)))
+    answered: list[ScoredGroup] = []
+    while under_way:
+        answered.append(_without_clips(under_way.popleft().result()))
+        under_way.extend(start(*one) for one in islice(rows, 1))
+    return answered
+
+
+def _without_clips(scored: ScoredGroup) -> ScoredGroup:
+    """Whoever holds a clip keeps its frames in memory, and metrics need none."""
+    return replace(scored, group=replace(scored.group, clips=()))
 
 
 def with_shuffled_videos(items: Sequence[PromptItem]) -> list[PromptItem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -14,41 +15,43 @@ from rlsys.simulated.virtual_time import Events, Meter
 
 @dataclass(eq=False)
 class Job:
-    """A group to generate. seconds: in a slot, undisturbed.  version: of the weights of its first token, -1 before it.
+    """A group to generate. seconds: in a slot, undisturbed.
 
-    left_s: until it ends, or until its actor dies under it (`is_fatal`).  since_s: start of the stretch that runs.
+    versions: of the weights of its first and its newest tokens, () before there is one.
+    left_s: until it ends, or until its actor dies or hangs under it (`fate`).  since_s: start of the stretch that runs.
     """
 
     draw: int
     seconds: float
     on_done: Callable[[], None]
-    version: int = -1
+    versions: tuple[int, ...] = ()
     left_s: float = 0.0
     since_s: float = 0.0
-    is_fatal: bool = False
+    fate: Literal["ends", "kills", "hangs"] = "ends"
     attempts: int = 0
+    is_cancelled: bool = False
 
 
 @dataclass(eq=False)
 class _Actor:
-    """version: of its weights.  queue: what it was given and has no slot for; None is an order to load weights."""
+    """version: of its weights.  is_behind: it is to load newer ones.  is_hung: it does nothing, which nobody sees."""
 
     version: int = -1
+    is_behind: bool = False
     is_loading: bool = False
     is_down: bool = False
+    is_hung: bool = False
     running: list[Job] = field(default_factory=list)
-    queue: deque[Job | None] = field(default_factory=deque)
 
 
 class SimulatedActors:
     """What `System` says of actors, in virtual time. Deaths under a group are drawn by `seed`."""
 
     def __init__(self, events: Events, system: System, phases: Phases, faults: Faults, seed: int) -> None:
-        self._events, self._seed = events, seed
-        self._slots, self._dispatch, self._weight_update = system.slots, system.dispatch, system.weight_update
-        self._sync_s, self._lost_frac, self._restart_s = phases.sync_s, faults.lost_frac, faults.restart_s
+        self._events, self._seed, self._faults = events, seed, faults
+        self._slots, self._weight_update, self._sync_s = system.slots, system.weight_update, phases.sync_s
         self._actors = [_Actor() for _ in range(system.num_actors)]
-        self._shared: deque[Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._version = -1
         self.busy = Meter(events)
         self.num_lost = 0
@@ -56,81 +59,87 @@ class SimulatedActors:
 
     def submit(self, job: Job) -> None:
         """Generate a group, sooner or later, and call its `on_done`."""
-        up = [actor for actor in self._actors if not actor.is_down]
-        if self._dispatch == "at_once" and up:
-            actor = min(up, key=lambda one: len(one.running) + len(one.queue))
-            actor.queue.append(job)
-            self._go_on(actor)
-            return
-        self._shared.append(job)
-        for actor in sorted(up, key=lambda one: len(one.running)):
-            self._go_on(actor)
+        self._waiting.append(job)
+        self._share_out()
+
+    def cancel(self, job: Job) -> None:
+        """Forget a group: its slot is free."""
+        job.is_cancelled = True
+        if job in self._waiting:
+            self._waiting.remove(job)
+        for actor in self._actors:
+            if job in actor.running:
+                actor.running.remove(job)
+                if not (actor.is_loading or actor.is_hung):
+                    self.busy.change(-1)
+                self._go_on(actor)
 
     def publish(self, version: int) -> None:
         """Bring all actors to `version`; returns, after some time, once those that live hold it."""
         self._version = version
         for actor in self._actors:
-            if actor.is_down:
-                continue
-            if self._weight_update == "pause":
-                actor.queue.append(None)
-            else:
-                actor.queue.appendleft(None)
+            actor.is_behind = not actor.is_down
+        for actor in self._actors:
             self._go_on(actor)
         self._events.run_until(
             lambda: (
                 any(not actor.is_down for actor in self._actors)
-                and all(actor.is_down or actor.version == version for actor in self._actors)
+                and all(actor.is_down or not actor.is_behind for actor in self._actors)
             )
         )
 
+    def _share_out(self) -> None:
+        for actor in sorted(self._actors, key=lambda one: len(one.running)):
+            self._go_on(actor)
+
     def _go_on(self, actor: _Actor) -> None:
         while not (actor.is_loading or actor.is_down):
-            if actor.queue and actor.queue[0] is None:
-                if not (actor.running and self._weight_update == "pause"):
-                    actor.queue.popleft()
+            if actor.is_behind:
+                if not (actor.is_hung or (actor.running and self._weight_update == "pause")):
                     self._load(actor)
                 return
-            if len(actor.running) == self._slots or not (actor.queue or self._shared):
+            if len(actor.running) >= self._slots or not self._waiting:
                 return
-            job = actor.queue.popleft() if actor.queue else self._shared.popleft()
-            assert job is not None
-            self._begin(actor, job)
+            self._begin(actor, self._waiting.popleft())
 
     def _load(self, actor: _Actor) -> None:
         actor.is_loading = True
-        held = self._stopped(actor)
+        self._stop(actor)
         if self._weight_update == "abort":
-            self.wasted_s += sum(map(self._forget, held))
-            actor.queue.extendleft(reversed(held))
-            held = []
+            self._give_back(actor)
         version = self._version
 
         def loaded() -> None:
             actor.is_loading, actor.version = False, version
-            for job in held:
+            actor.is_behind = version != self._version
+            for job in actor.running:
+                job.versions = (*job.versions[:1], version)
                 self._resume(actor, job)
             self._go_on(actor)
 
         self._events.after(self._sync_s, loaded)
 
     def _begin(self, actor: _Actor, job: Job) -> None:
-        job.version = actor.version
+        job.versions, job.since_s = (actor.version,), self._events.now
         rng = np.random.default_rng([self._seed, job.draw, job.attempts])
-        job.is_fatal = bool(rng.random() < self._lost_frac)
-        job.left_s = job.seconds * float(rng.random()) if job.is_fatal else job.seconds
-        self._resume(actor, job)
+        kills, hangs = self._faults.lost_frac, self._faults.hung_frac
+        drawn, when = rng.random(2).tolist()
+        job.fate = "kills" if drawn < kills else "hangs" if drawn < kills + hangs else "ends"
+        job.left_s = job.seconds if job.fate == "ends" else job.seconds * when
+        actor.running.append(job)
+        if not actor.is_hung:
+            self._resume(actor, job)
 
     def _resume(self, actor: _Actor, job: Job) -> None:
-        actor.running.append(job)
         self.busy.change(1)
         since = job.since_s = self._events.now
         attempts, left = job.attempts, job.left_s
 
         def happens() -> None:
             # it may have been stopped since, and run again
-            if job in actor.running and (job.since_s, job.attempts, job.left_s) == (since, attempts, left):
-                self._lose(actor) if job.is_fatal else self._end(actor, job)
+            runs = job in actor.running and not (actor.is_loading or actor.is_hung)
+            if runs and (job.since_s, job.attempts, job.left_s) == (since, attempts, left):
+                {"ends": self._end, "kills": self._kill, "hangs": self._hang}[job.fate](actor, job)
 
         self._events.after(left, happens)
 
@@ -140,31 +149,36 @@ class SimulatedActors:
         job.on_done()
         self._go_on(actor)
 
-    def _stopped(self, actor: _Actor) -> list[Job]:
-        """The jobs that ran, which no longer do."""
-        stopped, actor.running = actor.running, []
-        self.busy.change(-len(stopped))
-        for job in stopped:
+    def _stop(self, actor: _Actor) -> None:
+        """Nothing of what it runs goes on."""
+        self.busy.change(-len(actor.running))
+        for job in actor.running:
             job.left_s -= self._events.now - job.since_s
-        return stopped
 
-    def _forget(self, job: Job) -> float:
-        """The job as if it had never been begun; the seconds that it had run."""
-        ran = self._events.now - job.since_s
-        job.version, job.attempts = -1, job.attempts + 1
-        return ran
+    def _give_back(self, actor: _Actor) -> None:
+        """What it ran waits again, before all others, as if it had never been begun."""
+        for job in actor.running:
+            self.wasted_s += self._events.now - job.since_s
+            job.versions, job.attempts = (), job.attempts + 1
+        self._waiting.extendleft(reversed(actor.running))
+        actor.running = []
+
+    def _hang(self, actor: _Actor, _: Job) -> None:
+        self._stop(actor)
+        actor.is_hung = True
+        self._events.after(self._faults.hung_s, lambda: self._lose(actor))
+
+    def _kill(self, actor: _Actor, _: Job) -> None:
+        self._stop(actor)
+        self._lose(actor)
 
     def _lose(self, actor: _Actor) -> None:
         self.num_lost += 1
-        held = self._stopped(actor)
-        self.wasted_s += sum(map(self._forget, held))
-        waiting = [job for job in actor.queue if job is not None]
-        actor.queue.clear()
-        actor.is_down = True
-        self._events.after(self._restart_s, lambda: self._come_back(actor))
-        for job in [*held, *waiting]:
-            self.submit(job)
+        actor.is_down, actor.is_hung = True, False
+        self._give_back(actor)
+        self._events.after(self._faults.restart_s, lambda: self._come_back(actor))
+        self._share_out()
 
     def _come_back(self, actor: _Actor) -> None:
-        actor.is_down, actor.version = False, self._version
+        actor.is_down, actor.is_behind, actor.version = False, False, self._version
         self._go_on(actor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost
+from rlsys.ledger import Entry, entry
 from rlsys.parts import Step
 from rlsys.simulated.actors import Job, SimulatedActors
 from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
@@ -18,6 +19,7 @@ from rlsys.simulated.virtual_time import Events, Meter, Servers, VirtualFuture
 from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
 
 RESPONSES = 2  # the fewest that have advantages: the simulation counts groups, not responses
+LEARNER = 1 << 40  # keeps the draws of the learner's fate apart from those of groups
 
 
 @dataclass(eq=False)
@@ -27,7 +29,7 @@ class _Group:
     plan: Draw
     job: Job | None = None
     outcome: ScoredGroup | ClipError | None = None
-    is_taken: bool = False
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +45,24 @@ class Moment:
     num_unscored: int = 0
     num_replaced: int = 0
     num_bad_clips: int = 0
+    num_stale: int = 0
 
 
 class SimulatedParts:
     """What `rlsys.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
 
-    def __init__(self, system: System, phases: Phases, faults: Faults, seed: int) -> None:
+    def __init__(self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState) -> None:
         self.system, self._phases, self._faults, self._seed = system, phases, faults, seed
         self.events = Events()
         self._decoders = Servers(self.events, system.decode_workers)
         self._judge = Servers(self.events, system.judge_slots)
         self.actors = SimulatedActors(self.events, system, phases, faults, seed)
         self._learner = Meter(self.events)
-        self._groups: list[_Group] = []
-        self._version = 0
-        self._num_taken = 0  # of the step that is being collected
+        self._clips: dict[int, list[Callable[[], None]] | None] = {}  # by draw, who waits for it; None: it is there
+        self._saved, self._num_updates = start, 0
+        self.num_learners_lost = 0
         self.moments: list[Moment] = []
+        self.entries: list[Entry] = []
 
     def plan(self, draw: int) -> Draw:
         """What the draw-th group takes."""
@@ -67,68 +71,66 @@ class SimulatedParts:
     def start(self, draw: int) -> VirtualFuture:
         """Decode, generate and judge one group, in time."""
         group = _Group(self.plan(draw))
-        self._groups.append(group)
-        self._decoders.submit(self._phases.decode_s, lambda: self._generate(group))
-        return VirtualFuture(lambda future: self._arrive(future, group))
+        self._when_decoded(draw, lambda: self._generate(group))
+        return VirtualFuture(lambda future: self._arrive(future, group), lambda: self._cancel(group))
+
+    def prefetch(self, draw: int) -> None:
+        """Decode a clip that a group will ask for."""
+        if draw not in self._clips:
+            self._when_decoded(draw, lambda: None)
+
+    def _when_decoded(self, draw: int, go_on: Callable[[], None]) -> None:
+        waiting = self._clips.get(draw, [])
+        if waiting is None:
+            go_on()
+            return
+        waiting.append(go_on)
+        if draw in self._clips:
+            return
+        self._clips[draw] = waiting
+
+        def decoded() -> None:
+            self._clips[draw] = None
+            for waits in waiting:
+                waits()
+
+        self._decoders.submit(self._phases.decode_s, decoded)
 
     def _generate(self, group: _Group) -> None:
         plan = group.plan
+        if group.is_cancelled:
+            return
         if plan.has_bad_clip:
             group.outcome = ClipError(f"simulated:{plan.draw}", "corrupt", "simulated")
             return
-        group.job = Job(plan.draw, plan.generate_s, lambda: self._judge.submit(plan.score_s, scored))
+        job = group.job = Job(plan.draw, plan.generate_s, lambda: self._judge.submit(plan.score_s, scored))
 
         def scored() -> None:
-            assert group.job is not None
-            group.outcome = _scored(plan, group.job.version)
+            group.outcome = _scored(plan, job.versions)
 
-        self.actors.submit(group.job)
+        self.actors.submit(job)
+
+    def _cancel(self, group: _Group) -> None:
+        group.is_cancelled = True
+        if group.job is not None:
+            self.actors.cancel(group.job)
 
     def _arrive(self, future: VirtualFuture, group: _Group) -> None:
-        if self.system.order == "finished":
-            self.events.run_until(lambda: self._best() is not None)
-            group = self._best() or group
-        else:
-            self.events.run_until(lambda: group.outcome is not None)
-        group.is_taken = True
-        self._groups.remove(group)
+        self.events.run_until(lambda: group.outcome is not None)
         if isinstance(group.outcome, ClipError):
             future.set_exception(group.outcome)
         elif group.outcome is not None:
-            self._num_taken += 1
             future.set_result(group.outcome)
 
-    def _best(self) -> _Group | None:
-        """The oldest group that has its score and that can be taken before all others without making one too old."""
-        for group in self._groups:
-            if group.outcome is not None and (isinstance(group.outcome, ClipError) or self._leaves_room(group)):
-                return group
-        return None
-
-    def _leaves_room(self, taken: _Group) -> bool:
-        """Whether what is left can still be trained on in time, a step taking `prompts_per_step` groups."""
-        size, last = self.system.prompts_per_step, self._version + self.system.max_lag
-        left = size - self._num_taken - 1
-        deadlines = [self._deadline(group) for group in self._groups if group is not taken]
-        return all(
-            sum(deadline <= version for deadline in deadlines) <= left + (version - self._version) * size
-            for version in range(self._version, last)
-        )
-
-    def _deadline(self, group: _Group) -> int:
-        """The last version that may train on it."""
-        is_begun = group.job is not None and group.job.version >= 0
-        return (group.job.version if group.job and is_begun else self._version) + self.system.max_lag
-
-    def prefetch(self, draw: int) -> None:
-        """Nothing: a simulated clip is decoded when its group starts."""
-
     def keep(self, step: int, collected: Collected) -> None:
-        """Nothing."""
+        """Nothing: a simulated rollout is cheap."""
 
     def recover(self, error: LearnerLost) -> RunState:
-        """A simulated learner does not fail."""
-        raise error
+        """The learner's last checkpoint, after a while; what was recorded since is done again."""
+        self.events.advance(self._faults.learner_restart_s)
+        self.num_learners_lost += 1
+        del self.moments[self._saved.step :], self.entries[self._saved.step :]
+        return self._saved
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The simulation has no reference policy."""
@@ -138,6 +140,11 @@ class SimulatedParts:
         """The ranks share the groups, longest first to the least busy; the slowest decides."""
         costs = [self.plan(_draw_of(group)).update_s for group in batch.groups]
         loads = rank_loads(costs, self.system.num_ranks)
+        self._num_updates += 1
+        lost, when = np.random.default_rng([self._seed, LEARNER, self._num_updates]).random(2).tolist()
+        if lost < self._faults.learner_lost_frac:
+            self.events.advance(max(loads) * when)
+            raise LearnerLost("simulated")
         done = 0.0
         self._learner.change(self.system.num_ranks)
         for load in sorted(loads):
@@ -152,13 +159,17 @@ class SimulatedParts:
     def publish(self, version: int) -> WeightVersion:
         """See `SimulatedActors.publish`."""
         self.actors.publish(version)
-        self._version, self._num_taken = version, 0
         return WeightVersion(version=version, transport="simulated", num_tensors=0, num_bytes=0, digest=f"{version}")
 
     def record(self, step: Step) -> None:
-        """Keep the moment."""
+        """Keep the moment and the draws, and a checkpoint when one is due."""
         version = step.state.version - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
+        self.entries.append(
+            entry(step.state.step, step.collected, reward=0.0, weights_digest=step.state.weights_digest)
+        )
+        if step.state.step % self.system.checkpoint_every == 0:
+            self._saved = step.state
         self.moments.append(
             Moment(
                 at_s=self.events.now,
@@ -166,10 +177,11 @@ class SimulatedParts:
                 learner_s=self._learner.total_s,
                 judge_s=self._judge.busy.total_s,
                 draws=tuple(_draw_of(scored.group) for scored in step.groups),
-                lags=tuple(version - rollout.weight_version for rollout in rollouts),
+                lags=tuple(version - int(rollout.token_versions.min()) for rollout in rollouts),
                 num_unscored=sum(not scored.is_valid.any() for scored in (*step.groups, *step.replaced)),
                 num_replaced=len(step.replaced),
                 num_bad_clips=len(step.collected.left_out),
+                num_stale=step.collected.num_stale,
             )
         )
 
@@ -186,9 +198,9 @@ def _draw_of(group: RolloutGroup) -> int:
     return int(group.item.prompt_id.partition(":")[2])
 
 
-def _scored(plan: Draw, version: int) -> ScoredGroup:
+def _scored(plan: Draw, versions: tuple[int, ...]) -> ScoredGroup:
     name = f"simulated:{plan.draw}"
-    ids = np.zeros(1, np.int32)
+    ids = np.zeros(len(versions), np.int32)
     item = PromptItem(prompt_id=name, task="temporal_grounding", question="", options=(), media=(), truth=[[0.0, 1.0]])
     rollouts = tuple(
         Rollout(
@@ -197,10 +209,10 @@ def _scored(plan: Draw, version: int) -> ScoredGroup:
             sample_index=index,
             prompt_ids=ids,
             response_ids=ids,
-            response_logprobs=np.zeros(1, np.float32),
+            response_logprobs=np.zeros(len(versions), np.float32),
             text="",
             finish_reason="stop",
-            token_versions=np.full(1, version, np.int32),
+            token_versions=np.array(versions, np.int32),
             generate_s=plan.generate_s,
         )
         for index in range(RESPONSES)

@@ -29,8 +29,9 @@ class Report:
     *_busy: share of the time in which slots of actors, ranks and the judge's slots work; judge_busy is NaN where
     the judge has no bound.
     max_lag, mean_lag: steps between the weights of a group's first token and those it trains, of all steps.
-    groups_*, of all steps: unscored (missing data), replaced, without a clip, started again because an actor died.
-    wasted_s: generation, summed over slots, that was thrown away.
+    groups_*, of all steps: unscored (missing data), replaced, sampled again for their age; bad_clips: without a clip.
+    *_lost: actors and learners.  wasted_s: generation, summed over slots, that was thrown away with an actor.
+    learners_lost: a step that was done again takes all the time since the one before it.
     """
 
     num_steps: int
@@ -48,8 +49,10 @@ class Report:
     groups_trained: int
     groups_unscored: int
     groups_replaced: int
+    groups_stale: int
     bad_clips: int
     actors_lost: int
+    learners_lost: int
     wasted_s: float
 
     @property
@@ -72,11 +75,12 @@ def run(
     system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
 ) -> tuple[SimulatedParts, System, Phases]:
     """The parts at the end of a run, for `report` and for whoever looks closer."""
-    parts = SimulatedParts(system, phases, faults, seed)
+    start = replace(START, seed=seed)
+    parts = SimulatedParts(system, phases, faults, seed, start)
     level = collect.log.level
     collect.log.setLevel(logging.ERROR)  # it warns of every clip that it leaves out
     try:
-        loop.run(parts, system.config(num_steps, seed), replace(START, seed=seed))
+        loop.run(parts, system.config(num_steps, seed), start)
     finally:
         collect.log.setLevel(level)
     return parts, system, phases
@@ -115,8 +119,10 @@ def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
         groups_trained=len(lags),
         groups_unscored=sum(moment.num_unscored for moment in parts.moments),
         groups_replaced=sum(moment.num_replaced for moment in parts.moments),
+        groups_stale=sum(moment.num_stale for moment in parts.moments),
         bad_clips=sum(moment.num_bad_clips for moment in parts.moments),
         actors_lost=parts.actors.num_lost,
+        learners_lost=parts.num_learners_lost,
         wasted_s=parts.actors.wasted_s,
     )
 

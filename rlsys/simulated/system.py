@@ -41,6 +41,9 @@ class Faults:
     unscored_frac: the judge fails, so they are missing data.  flat_frac: equal rewards.  bad_clip_frac: no clip.
     lost_frac: their actor dies under them. All groups that it had are started again elsewhere, and after restart_s it
     is back with the newest weights.
+    hung_frac: their actor stops under them. Nobody sees it before hung_s are over; then it counts as dead.
+    learner_lost_frac: of updates, a rank dies under them. After learner_restart_s the learner is at its last
+    checkpoint.
     """
 
     unscored_frac: float = 0.0
@@ -48,6 +51,10 @@ class Faults:
     bad_clip_frac: float = 0.0
     lost_frac: float = 0.0
     restart_s: float = 60.0
+    hung_frac: float = 0.0
+    hung_s: float = 600.0
+    learner_lost_frac: float = 0.0
+    learner_restart_s: float = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +62,9 @@ class System:
     """Counts and rules. slots: groups that an actor generates at once.  judge_slots: groups judged at once.
 
     judge_slots, decode_workers: 0 bounds nothing.
-    dispatch: "at_once" gives a group to the least busy actor when its clip is there, as `actors.pool` does; it is
-    then in line before the next update of the weights. "when_free" keeps groups in one queue until an actor has room.
-    weight_update: "pause" lets what an actor runs end first; "keep" stops it while weights are loaded and goes on;
-    "abort" starts it again.
-    order: "started" resolves groups in the order in which they were started, as the loop asks for them. "finished"
-    gives the loop whichever group has its score first, unless an older one would then become too old.
+    Groups wait in one queue until an actor has room.
+    weight_update, decode_ahead: as in the config, sections `pipeline` and `data`.
+    checkpoint_every: steps; where a learner that is lost goes on.
     """
 
     num_actors: int
@@ -68,16 +72,28 @@ class System:
     num_ranks: int = 1
     judge_slots: int = 0
     decode_workers: int = 0
+    decode_ahead: int = 0
     prompts_per_step: int
     max_lag: int = 0
     max_extra_groups: int = 0
-    dispatch: Literal["at_once", "when_free"] = "at_once"
     weight_update: Literal["pause", "keep", "abort"] = "pause"
-    order: Literal["started", "finished"] = "started"
+    checkpoint_every: int = 1
 
-    def __post_init__(self) -> None:
-        if self.order == "finished" and self.max_extra_groups:
-            raise ValueError("order='finished' does not know which groups will be replaced; set max_extra_groups=0.")
+    @classmethod
+    def from_config(cls, config: RunConfig, *, slots: int) -> System:
+        """The counts and rules of a run. slots: groups that one of its engines generates at once."""
+        return cls(
+            num_actors=config.rollout.num_actors,
+            slots=slots,
+            num_ranks=config.learner.num_ranks,
+            decode_workers=config.data.decode_workers,
+            decode_ahead=config.data.decode_ahead,
+            prompts_per_step=config.train.prompts_per_step,
+            max_lag=config.pipeline.max_lag,
+            max_extra_groups=config.algorithm.max_extra_groups,
+            weight_update=config.pipeline.weight_update,
+            checkpoint_every=config.checkpoint.every_steps or config.train.num_steps,
+        )
 
     def config(self, num_steps: int, seed: int) -> RunConfig:
         """What the loop is told."""
@@ -86,7 +102,8 @@ class System:
             "output_dir": "simulated",
             "model": {"path": "simulated"},
             "train": {"num_steps": num_steps, "prompts_per_step": self.prompts_per_step},
-            "pipeline": {"max_lag": self.max_lag},
+            "pipeline": {"max_lag": self.max_lag, "weight_update": self.weight_update},
+            "data": {"decode_ahead": self.decode_ahead},
             "algorithm": {"max_extra_groups": self.max_extra_groups},
         }
         return parse(tree, source="simulation")

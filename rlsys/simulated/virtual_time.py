@@ -47,11 +47,19 @@ class VirtualFuture(Future[ScoredGroup]):
     """A group that is on its way. Asking for the result lets time pass until it is there.
 
     arrive: called with the future when its result is asked for; it is done when that returns.
+    on_cancel: called when nobody wants it any more.
     """
 
-    def __init__(self, arrive: Callable[[VirtualFuture], None]) -> None:
+    def __init__(self, arrive: Callable[[VirtualFuture], None], on_cancel: Callable[[], None]) -> None:
         super().__init__()
-        self._arrive = arrive
+        self._arrive, self._on_cancel = arrive, on_cancel
+
+    def cancel(self) -> bool:
+        """See `Future.cancel`: whether it was in time."""
+        is_in_time = super().cancel()
+        if is_in_time:
+            self._on_cancel()
+        return is_in_time
 
     def result(self, timeout: float | None = None) -> ScoredGroup:
         """See `Future.result`. Virtual time has no deadlines: `timeout` is for the real clock."""

@@ -1,0 +1,37 @@
+"""How large a clip the pixel budgets allow, without a look at its file."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from rlsys.data.frames import SIZE_FACTOR, TEMPORAL_PATCH
+from rlsys.types import PromptItem, VideoSpec
+
+MERGED = 2  # patches per side that one visual token covers
+
+
+def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
+    """The most patches that each medium's budgets allow, as (time, height, width)."""
+    return [
+        largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
+        if isinstance(spec, VideoSpec)
+        else (1, MERGED, MERGED * _cells(spec.max_pixels))
+        for spec in item.media
+    ]
+
+
+@lru_cache
+def largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
+    """The most patches that these budgets allow a video, as (time, height, width)."""
+
+    def grid(num_frames: int) -> tuple[int, int, int]:
+        most = max(min(max_pixels, total_pixels // num_frames), min_pixels)
+        return num_frames // TEMPORAL_PATCH, MERGED, MERGED * _cells(most)
+
+    return max((grid(n) for n in range(TEMPORAL_PATCH, max_frames + 1, TEMPORAL_PATCH)), key=math.prod)
+
+
+def _cells(pixels: int) -> int:
+    """Visual tokens of a frame of at most `pixels`; at least one."""
+    return max(1, pixels // SIZE_FACTOR**2)

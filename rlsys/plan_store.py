@@ -1,0 +1,145 @@
+"""The most that lies in the object store: clips and weights, from a config and the sizes of its clips."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlsys import env
+from rlsys.config import ConfigError, RunConfig
+from rlsys.data.budgets import largest_grid, largest_grids
+from rlsys.data.decode import plan_grid
+from rlsys.data.errors import ClipError
+from rlsys.model_sizes import read_model_sizes
+from rlsys.plan import Line, Section, payload_bytes, shown
+from rlsys.staleness import evaluated_at_once, prompts_held
+from rlsys.types import MediaSpec, PromptItem
+
+log = logging.getLogger(__name__)
+
+FRAME_BYTES_PER_PATCH = 14 * 14 * 2 * 3
+"""u8 RGB of the pixels of one patch: 14 x 14 of two frames."""
+
+BY_BUDGET = "as section data allows"
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBytes:
+    """The most that clips in use hold, and whether it comes from their files or from the pixel budgets."""
+
+    in_use: int
+    source: str
+
+
+def clip_bytes(
+    config: RunConfig, items: Sequence[PromptItem], payload: int, held_out: Sequence[PromptItem] = ()
+) -> ClipBytes:
+    """By the pixel budgets, which know no file, where that fits the store; else by the headers of the clips.
+
+    Without items every clip is as large as section `data` allows.  payload: see `weights_bytes`.
+    """
+    data = config.data
+    if not items:
+        grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
+        return ClipBytes(in_use=prompts_held(config) * _copies(config) * _bytes(grid), source=BY_BUDGET)
+
+    def most(prompt_bytes: Callable[[PromptItem], int]) -> int:
+        """Training's largest prompts at once, or those of an evaluation, which comes before or after it."""
+        training = heapq.nlargest(prompts_held(config), map(prompt_bytes, items))
+        evaluated = heapq.nlargest(evaluated_at_once(config, num_samples=1), map(prompt_bytes, held_out))
+        return _copies(config) * max(sum(training), sum(evaluated))
+
+    by_budget = most(lambda item: sum(map(_bytes, largest_grids(item))))
+    if is_attached(config) or by_budget + 2 * payload <= config.cluster.object_store_mib << 20:
+        return ClipBytes(in_use=by_budget, source=BY_BUDGET)
+    specs = {spec for item in (*items, *held_out) for spec in item.media}
+    log.info("reading the headers of %d clips: as large as section data allows, they may not fit", len(specs))
+    sizes = {spec: _header_bytes(spec) for spec in specs}
+    read = most(lambda item: sum(sizes[spec] for spec in item.media))
+    return ClipBytes(in_use=min(read, by_budget), source="by their headers")
+
+
+def is_attached(config: RunConfig) -> bool:
+    """Whether the run attaches to a cluster, which has a store of its own."""
+    return bool(config.cluster.address or env.read("RAY_ADDRESS"))
+
+
+def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:
+    """The most that lies in the object store, against its size where this run starts it. See `weights_bytes`."""
+    # the cache lets go of what is not in use before it lets clips in use and cached ones hold more than it may
+    used = max(config.data.cache_bytes, clips.in_use) + 2 * payload
+    store = config.cluster.object_store_mib << 20
+    problems = []
+    if used > store and not is_attached(config):
+        problems.append(
+            f"the object store may have to hold {shown(used)} ({_arithmetic(config, clips, payload)}), and "
+            f"cluster.object_store_mib={config.cluster.object_store_mib} is {shown(store)}: raise it to "
+            f"{math.ceil(used / 2**20)}, or lower {_remedy(config, clips)}."
+        )
+    extra = f" + {config.algorithm.max_extra_groups} replaced" if config.algorithm.max_extra_groups else ""
+    has_shuffled = ", each with its frames shuffled too" if _copies(config) == 2 else ""
+    return Section(
+        title="object store",
+        lines=(
+            Line(
+                "clips in use",
+                shown(clips.in_use),
+                f"(max_lag {config.pipeline.max_lag} + 1) x {config.train.prompts_per_step} groups{extra} + "
+                f"{config.data.decode_ahead} decoded ahead, the largest {clips.source}{has_shuffled}",
+            ),
+            Line("clips kept for reuse", shown(config.data.cache_bytes), "data.cache_bytes, those in use among them"),
+            Line(
+                "weights on their way",
+                shown(2 * payload),
+                f"2 x {shown(payload)}: the new ones, and those that late actors still take",
+            ),
+            Line(
+                "together",
+                shown(used),
+                "of an attached cluster's store, whose size is not known here"
+                if is_attached(config)
+                else f"of cluster.object_store_mib={config.cluster.object_store_mib} ({shown(store)})",
+            ),
+        ),
+        problems=tuple(problems),
+    )
+
+
+def weights_bytes(config: RunConfig) -> int:
+    """What a publication of the weights sends; 0 where the model's sizes cannot be read, which other checks tell."""
+    try:
+        return payload_bytes(config, read_model_sizes(config.model.path))
+    except ConfigError:
+        return 0
+
+
+def _arithmetic(config: RunConfig, clips: ClipBytes, payload: int) -> str:
+    held = f"{prompts_held(config)} prompts' clips in use, the largest {clips.source}, {shown(clips.in_use)}"
+    cached = f"data.cache_bytes {shown(config.data.cache_bytes)}"
+    larger = held if clips.in_use >= config.data.cache_bytes else cached
+    return f"{larger} + weights 2 x {shown(payload)}"
+
+
+def _remedy(config: RunConfig, clips: ClipBytes) -> str:
+    if clips.in_use < config.data.cache_bytes:
+        return "data.cache_bytes"
+    return "pipeline.max_lag, train.prompts_per_step, data.decode_ahead or the pixel budgets of data"
+
+
+def _copies(config: RunConfig) -> int:
+    return 2 if config.rollout.shuffled_group_size else 1
+
+
+def _bytes(grid: Grid) -> int:
+    return math.prod(grid) * FRAME_BYTES_PER_PATCH
+
+
+def _header_bytes(spec: MediaSpec) -> int:
+    try:
+        return _bytes(plan_grid(spec))
+    except ClipError:
+        return 0  # it will hold nothing
