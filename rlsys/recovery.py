@@ -29,10 +29,14 @@ class NotSavedError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a process takes a run up. checkpoint: None where there is none, and the run starts from its model."""
+    """Where a process takes a run up.
+
+    checkpoint: None where there is none, and the run starts from its model.  is_new: nothing in its folder is its own.
+    """
 
     state: RunState
     checkpoint: Path | None
+    is_new: bool = False
 
 
 def find_origin(config: RunConfig, resume: Path | None) -> Origin:
@@ -44,7 +48,7 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     """
     if resume is None:
         _refuse_used_folder(config)
-        return Origin(state=_first_state(config, ""), checkpoint=None)
+        return Origin(state=_first_state(config, ""), checkpoint=None, is_new=True)
     try:
         checkpoint = find(resume)
     except CheckpointError:

@@ -250,3 +250,21 @@ def test_shuffled_frames_are_the_same_frames_in_a_seeded_order(cluster: None, tm
     assert sorted(frame.tobytes() for frame in shuffled[0]) == sorted(frame.tobytes() for frame in frames)
     assert one.info.digest == again.info.digest != clip.info.digest
     assert one.info.grid_thw == clip.info.grid_thw and store.counters()["decodes"] == 1
+
+
+def test_a_clip_whose_frames_are_lost_is_decoded_again_and_no_other(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(decode_workers=1))
+    one, other = spec_of(tmp_path / "a.mp4"), spec_of(tmp_path / "b.mp4")
+
+    async def lose_one() -> tuple[ClipRef, ClipRef, ClipRef]:
+        first, kept = await store.get(one), await store.get(other)
+        store.forget({first.frames.hex()})
+        again = await store.get(one)
+        assert (await store.get(other)).frames == kept.frames
+        return first, again, kept
+
+    first, again, _ = asyncio.run(lose_one())
+    assert again.frames != first.frames
+    assert again.info.digest == first.info.digest
+    assert store.counters()["decodes"] == 3
+    assert store.counters()["bytes_cached"] == 2 * CLIP_BYTES
