@@ -34,6 +34,10 @@ class GroupAborted(RuntimeError):
     """Nobody's: new weights came and `pipeline.weight_update` is "abort". The group is to be sampled again."""
 
 
+class WeightsGone(WeightsRefused):
+    """The learner's: the weights went with the process that had put them into the object store."""
+
+
 class EngineDied(RuntimeError):
     """The engine's: it failed or was shut down, and its actor must be replaced. Holds the engine's own error."""
 
@@ -49,7 +53,7 @@ class ActorLost(Exception):
 def is_payload_lost(error: Exception) -> bool:
     """Whether weights could not be fetched because the process that sent them is gone: no fault of the actor."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, ObjectLostError)
+    return isinstance(cause, (ObjectLostError, WeightsGone))
 
 
 def reason_of(error: Exception) -> str:

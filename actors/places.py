@@ -177,8 +177,7 @@ class Places:
     def wait_settled(self, newcomers: Sequence[Place]) -> None:
         """Returns once each newcomer has come up or was given up, and somebody can sample. Lock held.
 
-        Raises PoolFailed when nobody ever will, or nothing happens for `Limits.stall_s`, and LearnerLost when a
-        newcomer finds that the weights went with their sender.
+        Raises PoolFailed when nobody ever will or `Limits.stall_s` is over, LearnerLost when the weights are gone.
         """
         while not self._is_over():
             if self.weights is not None and self._gone is self.weights:

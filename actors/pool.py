@@ -222,7 +222,10 @@ class RolloutPool:
                     check_acknowledged(ray.get(ref, timeout=0), weights.version)
                     self._places.hold(actor, weights)
                 except WeightsRefused as error:
-                    refused[actor] = error.cause if isinstance(error, RayTaskError) else error
+                    if is_payload_lost(error):
+                        lost = error
+                    else:
+                        refused[actor] = error.cause if isinstance(error, RayTaskError) else error
                 except GetTimeoutError:
                     reason = f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s)."
                     self._places.lose(actor, f"update to version {weights.version.version}: {reason}")

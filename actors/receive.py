@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from actors.errors import WeightsRefused
+from actors.errors import WeightsGone, WeightsRefused
 from actors.weights_in import as_tensor, bucket_problems, refused
 from rlsys.broadcast import BroadcastFailed
 from rlsys.broadcast import received as from_broadcast
@@ -56,7 +56,8 @@ def fetch(bucket: Bucket, timeout_s: float) -> Payload:
     try:
         return ray.get(bucket.stored, timeout=timeout_s)
     except ray.exceptions.RayError as error:
-        raise WeightsRefused(
+        kind = WeightsGone if isinstance(error, ray.exceptions.ObjectLostError) else WeightsRefused
+        raise kind(
             f"a bucket of weights ({bucket.names[0]}, …) could not be fetched in weights.timeout_s={timeout_s:g} s: "
             f"{type(error).__name__}: {error}"
         ) from error
