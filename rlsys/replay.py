@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,7 @@ def _update(
 ) -> Mapping[str, float]:
     found = [saved.groups[draw] for draw in saved.draws]
     futures = [
-        stack.preparer.put_together(
-            item, lambda prompt, clips, group=group, item=item: group.put_together(item, prompt, clips)
-        )
+        stack.preparer.put_together(item, partial(group.put_together, item))
         for group, item in ((group, _item(config, items, group)) for group in found)
     ]
     groups = tuple(future.result() for future in futures)
