@@ -8,7 +8,7 @@ OUT ?=
 TASKS ?=
 ARGS ?=
 
-.PHONY: help setup demo test lint format bench bench-rewards bench-learner locks clean
+.PHONY: help setup demo test lint format bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench    seconds per step by phase"
 	@echo "make bench-rewards   the reward servers: rates, scaling, latencies, cache, hidden judging"
 	@echo "make bench-learner   a learner step: packed against padded and its floor, time and memory (ARGS=--quick)"
+	@echo "make bench-chaos   real runs whose processes are killed and stopped (ARGS='--kills 30 --seed 0')"
 	@echo "make locks    resolve the GPU lock again (the CPU lock is edited by hand)"
 
 setup:
@@ -49,6 +50,12 @@ bench-rewards: setup
 
 bench-learner: setup
 	$(BIN)/python -m benchmarks.learner --plot docs/learner.png $(ARGS)
+
+bench-pipeline: setup
+	$(BIN)/python -m benchmarks.pipeline --plot-dir docs $(ARGS)
+
+bench-chaos: setup
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \

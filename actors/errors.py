@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ray.exceptions import ObjectLostError, RayTaskError
+
 from rlsys.errors import RowUnusable
 
 
@@ -42,3 +44,14 @@ class PoolFailed(RuntimeError):
 
 class ActorLost(Exception):
     """An actor's, inside the pool: it died or answers no more. Says how; its groups are sampled again."""
+
+
+def is_payload_lost(error: Exception) -> bool:
+    """Whether weights could not be fetched because the process that sent them is gone: no fault of the actor."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(cause, ObjectLostError)
+
+
+def reason_of(error: Exception) -> str:
+    """What an actor's error says, without the traceback that Ray wraps around it."""
+    return f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
-from actors.errors import ActorLost, NoWeights, PoolFailed
+from actors.errors import ActorLost, NoWeights, PoolFailed, is_payload_lost, reason_of
+from rlsys.errors import LearnerLost
 from rlsys.types import WeightVersion
 from rlsys.weights import Shipment
 
@@ -104,6 +105,7 @@ class Places:
         self._changed_s = time.monotonic()
         self.weights: Weights | None = None
         """What every actor should hold; a new actor gets it before it samples."""
+        self._gone: Weights | None = None  # could not be fetched any more
         self.counts: Counter[str] = Counter()
         self._line: list[int] = []
         """Tickets of the groups that wait for an actor, oldest first."""
@@ -175,9 +177,12 @@ class Places:
     def wait_settled(self, newcomers: Sequence[Place]) -> None:
         """Returns once each newcomer has come up or was given up, and somebody can sample. Lock held.
 
-        Raises PoolFailed when nobody ever will, or nothing happens for `Limits.stall_s`.
+        Raises PoolFailed when nobody ever will, or nothing happens for `Limits.stall_s`, and LearnerLost when a
+        newcomer finds that the weights went with their sender.
         """
         while not self._is_over():
+            if self.weights is not None and self._gone is self.weights:
+                raise LearnerLost(f"the weights of version {self.weights.version.version} went with their sender.")
             if all(place.has_served or place.is_given_up for place in newcomers) and self.ready():
                 return
             self.raise_if_stalled()
@@ -309,13 +314,28 @@ class Places:
             ray.get(actor.handle.ping.remote(), timeout=limits.start_timeout_s)
             missed = f"did not load its first weights within {limits.timeout_s:g} s (rollout.timeout_s)."
             while (wanted := self._admit(actor)) is not None:
-                ref = actor.handle.load_weights.remote(wanted.shipment, wanted.version)
-                check_acknowledged(ray.get(ref, timeout=limits.timeout_s), wanted.version)
-                self.hold(actor, wanted)
+                if self._load(actor, wanted):
+                    self.hold(actor, wanted)
         except GetTimeoutError:
             self.lose(actor, missed)
         except (RayError, ActorLost) as error:
             self.lose(actor, reason_of(error))
+
+    def _load(self, actor: Actor, weights: Weights) -> bool:
+        """False when the weights went with their sender and there are others by now."""
+        ref = actor.handle.load_weights.remote(weights.shipment, weights.version)
+        try:
+            check_acknowledged(ray.get(ref, timeout=self.limits.timeout_s), weights.version)
+        except (ObjectLostError, RayTaskError) as error:
+            with self.changed:
+                self._gone = weights if is_payload_lost(error) else None
+                self.notify()
+                if self._gone is None or not self.changed.wait_for(
+                    lambda: self._is_closed or self.weights is not weights, timeout=self.limits.start_timeout_s
+                ):
+                    raise
+            return False
+        return True
 
     def _admit(self, actor: Actor) -> Weights | None:
         """The weights that the actor must load before it is up, None when there are no newer ones."""
@@ -379,8 +399,3 @@ def check_acknowledged(got: WeightVersion, wanted: WeightVersion) -> None:
     """Raises ActorLost when an actor acknowledged other weights than it was sent."""
     if (got.version, got.digest) != (wanted.version, wanted.digest):
         raise ActorLost(f"acknowledged version {got.version} ({got.digest}), not {wanted.version} ({wanted.digest}).")
-
-
-def reason_of(error: Exception) -> str:
-    """What an actor's error says, without the traceback that Ray wraps around it."""
-    return f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)

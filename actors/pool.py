@@ -14,11 +14,19 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined, WeightsRefused
-from actors.places import Actor, Limits, Places, Weights, check_acknowledged, reason_of
+from actors.errors import (
+    ActorLost,
+    EngineDied,
+    GroupAborted,
+    PromptQuarantined,
+    WeightsRefused,
+    is_payload_lost,
+    reason_of,
+)
+from actors.places import Actor, Limits, Places, Weights, check_acknowledged
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
-from rlsys.errors import FramesLost
+from rlsys.errors import FramesLost, LearnerLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
 from rlsys.weights import Manifest, Shipment
 
@@ -173,7 +181,7 @@ class RolloutPool:
         weights. One that fails, or takes longer than `timeout_s` since it last finished something, is replaced in
         the background; all have that time together, not one after another.
         Raises WeightsRefused when every actor refused the payload (they go on with what they had), PoolFailed
-        when no actor is left.
+        when no actor is left, LearnerLost when the payload was lost with the process that had put it there.
         """
         start = time.monotonic()
         places = self._places
@@ -197,9 +205,13 @@ class RolloutPool:
             return len(places.ready())
 
     def _send(self, weights: Weights, actors: Sequence[Actor], start: float) -> dict[Actor, WeightsRefused]:
-        """Who refused the weights. Returns once each actor has answered or is lost."""
+        """Who refused the weights. Returns once each actor has answered or is lost.
+
+        Raises LearnerLost when the weights went with their sender: the actors wait for others then.
+        """
         asked = {actor.handle.load_weights.remote(weights.shipment, weights.version): actor for actor in actors}
         refused: dict[Actor, WeightsRefused] = {}
+        lost: Exception | None = None
         while asked:
             left = min(self._seconds_left(actor, start) for actor in asked.values())
             answered, _ = ray.wait(list(asked), timeout=max(0.0, left))
@@ -215,7 +227,12 @@ class RolloutPool:
                     reason = f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s)."
                     self._places.lose(actor, f"update to version {weights.version.version}: {reason}")
                 except (RayError, ActorLost) as error:
-                    self._places.lose(actor, f"update to version {weights.version.version}: {reason_of(error)}")
+                    if is_payload_lost(error):
+                        lost = error
+                    else:
+                        self._places.lose(actor, f"update to version {weights.version.version}: {reason_of(error)}")
+        if lost:
+            raise LearnerLost(f"the weights of version {weights.version.version}: {reason_of(lost)}")
         return refused
 
     def compare_weights(self, shipment: Shipment) -> dict[str, tuple[Manifest, dict[str, float | None]]]:

@@ -33,6 +33,9 @@ class Engine(Protocol):
     @property
     def has_room(self) -> bool: ...
 
+    @property
+    def version(self) -> WeightVersion | None: ...
+
     def can_keep(self, version: WeightVersion) -> bool: ...
 
     def abort(self, request_id: str) -> None: ...
@@ -183,15 +186,20 @@ class EngineLoop:
                 )
             except WeightsRefused as error:
                 outcome = error
+                if engine.version is None:  # what it holds is neither the old version nor the new one
+                    self._end_groups(engine, str(error))
             self._calls.popleft()
             _settle(call.done, outcome)
 
     def _make_way(self, engine: Engine, version: WeightVersion) -> None:
         """End what runs where it must not go on under `version`."""
-        can_stay = self._weight_update == "pause" or (self._weight_update == "keep" and engine.can_keep(version))
-        for name in [] if can_stay else list(self._running):
+        if self._weight_update == "abort" or (self._weight_update == "keep" and not engine.can_keep(version)):
+            self._end_groups(engine, f"version {version.version} of the weights came.")
+
+    def _end_groups(self, engine: Engine, reason: str) -> None:
+        for name in list(self._running):
             engine.abort(name)
-            _settle(self._running.pop(name).done, GroupAborted(f"version {version.version} of the weights came."))
+            _settle(self._running.pop(name).done, GroupAborted(reason))
 
     def _begin_groups(self, engine: Engine) -> None:
         """As many as there is room for, but for ADMIT_S at most while groups run."""

@@ -130,11 +130,13 @@ def generated_in(groups: Sequence[ScoredGroup]) -> float:
 
 def tokens_for(stack: Stack, folder: Path) -> int:
     """Response tokens at which a step's generation takes `GENERATE_S` here."""
-    config = workload(folder, FIRST_TOKENS)
-    stack.load_learner(config)
+    stack.load_learner(workload(folder, MAX_TOKENS))
     stack.publish(0)
-    taken = min(generated_in(generate_alone(stack, config)) for _ in range(ALONE))
-    return int(np.clip(round(FIRST_TOKENS * GENERATE_S / taken), 16, MAX_TOKENS))
+    tokens = FIRST_TOKENS
+    for _ in range(2):  # the second time from close by, as some responses end by themselves
+        taken = min(generated_in(generate_alone(stack, workload(folder, tokens))) for _ in range(ALONE))
+        tokens = int(np.clip(round(tokens * GENERATE_S / taken), 16, MAX_TOKENS))
+    return tokens
 
 
 def measure_alone(stack: Stack, config: RunConfig) -> Phases:

@@ -24,6 +24,7 @@ from rich.table import Table
 from rlsys import loop
 from rlsys.assemble import Stack, open_stack, training_items
 from rlsys.checkpoint import RunState
+from rlsys.collect import Collected
 from rlsys.config import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
@@ -61,6 +62,9 @@ class Recorded:
 
     def prefetch(self, draw: int) -> None:
         self._stack.experience.prefetch(self._items[draw % len(self._items)])
+
+    def keep(self, step: int, collected: Collected) -> None:
+        """Nothing."""
 
     def recover(self, error: LearnerLost) -> RunState:
         raise error

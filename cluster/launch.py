@@ -103,6 +103,8 @@ def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
         yield False
     elif address:
         _attach(config, address)
+        store = ray.cluster_resources().get("object_store_memory", 0.0)
+        log.info("its object stores hold %.3g GiB; `rlsys plan` says what a run needs of them", store / 2**30)
         try:
             yield False
         finally:

@@ -20,7 +20,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from learner.agreement import united
 from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
@@ -37,7 +36,7 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
     Raises NotWritten, on all ranks, where a disk does not take it; then `folder` is to be thrown away.
     """
     problems: list[str] = []
-    with _failures_noted(engine.checkpoint_engine, problems):
+    with _failures_noted(engine, problems):
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     if dist.get_rank() == 0 and not problems:
         layout = layout_of(spec, dist.get_world_size())
@@ -55,7 +54,7 @@ def raise_not_written(problems: Sequence[str], device: torch.device) -> None:
 
 
 @contextmanager
-def _failures_noted(writer: CheckpointEngine, problems: list[str]) -> Iterator[None]:
+def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> Iterator[None]:
     """Inside, a rank that cannot write a file goes on: DeepSpeed lets all ranks wait for each other after it."""
 
     def noted(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,18 +62,20 @@ def _failures_noted(writer: CheckpointEngine, problems: list[str]) -> Iterator[N
             try:
                 return operation(*arguments, **options)
             except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-                problems.append(f"{type(error).__name__}: {error}".split("\n")[0])
+                path = options.get("path") or arguments[-1]
+                problems.append(f"{path}: {type(error).__name__}: {error}".split("\n")[0])
 
         return call
 
-    made = {name: getattr(writer, name) for name in ("save", "makedirs")}
-    for name, operation in made.items():
-        setattr(writer, name, noted(operation))
+    writer = engine.checkpoint_engine
+    writing = ((writer, "save"), (writer, "makedirs"), (engine, "_copy_recovery_script"))  # seen in 0.19.8
+    for owner, name in writing:
+        setattr(owner, name, noted(getattr(owner, name)))
     try:
         yield
     finally:
-        for name, operation in made.items():
-            setattr(writer, name, operation)
+        for owner, name in writing:
+            delattr(owner, name)  # the class's own shows again
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:

@@ -6,18 +6,26 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ray.exceptions import (
+    LocalRayletDiedError,
     NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     RayActorError,
     RayError,
-    RaySystemError,
     RayTaskError,
     WorkerCrashedError,
 )
 
 from rlsys.errors import LearnerIntact, LearnerLost
 
-LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, RaySystemError)
+LOST = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    LocalRayletDiedError,
+    OutOfMemoryError,
+    ObjectLostError,  # of a result, with the node it was on
+)
 BROKEN_COLLECTIVE = re.compile(
     r"gloo|nccl|Connection (closed|reset) by peer|Broken pipe|Timed out waiting .* for (recv|send)|"
     r"TCPStore|failed to recv|Socket Timeout",

@@ -37,6 +37,7 @@ _CPUS_PER_REPLICA = 0.1  # a group of 8 costs well under a millisecond: it fits 
 _START_TIMEOUT_S = 120.0
 _LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _BACKPRESSURE = BackpressureConfig(status_code=429, retry_after_s=1.0)
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0  # three times too late and a replica counts as hung: not after 100 s
 _DRAIN_S = 30.0  # what a replica that is replaced may take to finish its requests
 _launched: list[str] = []  # applications that this process started and will end
 
@@ -174,6 +175,8 @@ def _scaled(deployment: Any, limits: RewardConfig | JudgeConfig) -> Any:  # the 
         max_ongoing_requests=2 * limits.target_ongoing_requests,
         max_queued_requests=limits.max_queued_requests,
         backpressure_config=_BACKPRESSURE,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=_DRAIN_S,
         ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
         logging_config=_LOGGING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_
 from rlsys.config import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.model_sizes import read_model_sizes
-from rlsys.run_file import RUN_FILE, read_run_file
+from rlsys.run_file import RUN_FILE, SUMMARY_FILE, read_run_file
 from rlsys.unsent import require_sent
 
 log = logging.getLogger(__name__)
@@ -28,21 +29,26 @@ class NotSavedError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a process takes a run up. checkpoint: None where there is none, and the run starts from its model."""
+    """Where a process takes a run up.
+
+    checkpoint: None where there is none, and the run starts from its model.  is_new: nothing in its folder is its own.
+    """
 
     state: RunState
     checkpoint: Path | None
+    is_new: bool = False
 
 
 def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     """What `--resume` means, or a fresh start without it.
 
     The config's own `output_dir` may be resumed at any moment of its life: where no checkpoint was written yet, the
-    run starts from the beginning, in the MLflow run that it had. Any other path must hold a checkpoint.
+    run starts from the beginning, in the MLflow run that it had; where only its summary is missing, that is made up
+    for. Any other path must hold a checkpoint of fewer steps than the config's.
     """
     if resume is None:
         _refuse_used_folder(config)
-        return Origin(state=_first_state(config, ""), checkpoint=None)
+        return Origin(state=_first_state(config, ""), checkpoint=None, is_new=True)
     try:
         checkpoint = find(resume)
     except CheckpointError:
@@ -55,13 +61,24 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     require_sent(checkpoint.parent.parent, config.output_dir)
     if state.seed != config.seed:
         raise ConfigError(f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}.")
-    if state.step >= config.train.num_steps:
+    if state.step > config.train.num_steps or (state.step == config.train.num_steps and _is_told(config, resume)):
         raise ConfigError(
             f"--resume {resume}: it holds {state.step} steps, train.num_steps={config.train.num_steps}; "
             "raise num_steps."
         )
     log.info("going on from step %d of %s", state.step, resume)
     return Origin(state=state, checkpoint=checkpoint)
+
+
+def _is_told(config: RunConfig, resume: Path) -> bool:
+    """False for the run of `output_dir` itself when it died between its last checkpoint and its summary."""
+    if find(resume).parent.parent.resolve() != Path(config.output_dir).resolve():
+        return True
+    try:
+        told = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(told >= config.train.num_steps)
 
 
 def _first_state(config: RunConfig, mlflow_run_id: str) -> RunState:

@@ -13,6 +13,7 @@ from rlsys.checkpoint import CheckpointError
 from rlsys.config import RunConfig, parse
 
 RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)

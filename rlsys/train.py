@@ -20,7 +20,7 @@ from rlsys.evaluation.report import write_reward_curve
 from rlsys.evaluation.runner import evaluate
 from rlsys.progress import TRAINING, Progress, Story, show_table
 from rlsys.recovery import Origin, find_origin
-from rlsys.run_file import write_run_file
+from rlsys.run_file import SUMMARY_FILE, write_run_file
 from rlsys.tracking import Tracker
 from rlsys.training_run import TrainingRun
 from rlsys.types import PromptItem
@@ -147,7 +147,7 @@ def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summar
         tracker.log_table("held_out", held_out_rows(summary.held_out))
     if config.tracking.log_model and summary.model:
         tracker.log_model_folder(Path(summary.model))
-    write_summary(config.output_dir / "summary.json", asdict(summary))
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
     return curve
 
 

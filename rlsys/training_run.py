@@ -56,7 +56,7 @@ class TrainingRun:
         self._rollouts = SavedRollouts(config.output_dir, settings_digest(config))
         self.ledger = Ledger(config.output_dir, ledger.read(origin.checkpoint) if origin.checkpoint else [])
         self.clock = Clock()
-        if not origin.state.mlflow_run_id:  # nothing here is of this run
+        if origin.is_new:
             self._rollouts.forget_through(max(self._rollouts.steps(), default=0))
 
     def load_learner(self) -> RunState:

@@ -19,12 +19,13 @@ import psutil
 import pytest
 import ray
 from factories import make_item
+from ray.exceptions import ObjectLostError
 from stub_actors import start_stub
 
 from actors.errors import NoWeights, PoolFailed, PromptQuarantined, WeightsRefused
 from actors.places import Limits, Weights
 from actors.pool import RolloutPool
-from rlsys.errors import RowUnusable
+from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.types import Prompt, Rollout, Sampling, WeightVersion
 
 pytestmark = pytest.mark.usefixtures("actor_cluster")
@@ -75,6 +76,27 @@ def version(number: int) -> WeightVersion:
 
 def publish(pool: RolloutPool, number: int) -> int:
     return pool.load_weights(ray.put({}), version(number))
+
+
+class Sender:
+    """Owns what it puts into the object store, as the learner's first rank does."""
+
+    def put(self) -> list[ray.ObjectRef]:
+        return [ray.put(np.zeros(1 << 20, np.uint8))]
+
+
+def payload_of_a_dead_sender() -> ray.ObjectRef:
+    sender = ray.remote(num_cpus=0)(Sender).remote()
+    (payload,) = ray.get(sender.put.remote(), timeout=60)
+    ray.kill(sender)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # its node lets go of what it owned when it hears of its death
+        try:
+            ray.get(payload, timeout=60)
+            time.sleep(0.1)
+        except ObjectLostError:
+            return payload
+    raise AssertionError("what a dead process owned can still be fetched")
 
 
 def group(pool: RolloutPool, prompt_id: str) -> Coroutine[Any, Any, tuple[Rollout, ...]]:
@@ -297,3 +319,24 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def test_weights_that_went_with_their_sender_cost_no_actor(
+    background: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+) -> None:
+    with pool_of("sound", "sound") as pool:
+        publish(pool, 0)
+        before = pids([background(group(pool, f"a:{i}")).result(timeout=60) for i in range(4)])
+        with pytest.raises(LearnerLost, match="version 1"):
+            pool.load_weights(payload_of_a_dead_sender(), version(1))
+        assert publish(pool, 2) == 2
+        assert pids([background(group(pool, f"b:{i}")).result(timeout=60) for i in range(4)]) <= before
+        assert pool.counters()["rollout/lost_actors"] == 0
+
+
+def test_a_newcomer_waits_for_weights_that_can_be_fetched() -> None:
+    with pool_of("sound") as pool:
+        with pytest.raises(LearnerLost, match="version 1"):
+            pool.load_weights(payload_of_a_dead_sender(), version(1))
+        assert publish(pool, 2) == 1
+        assert pool.counters()["rollout/lost_actors"] == 0

@@ -20,6 +20,7 @@ from rlsys.types import Rollout, Sampling, WeightVersion
 from rlsys.weights import NamedTensor
 
 WAIT_S = 10.0
+HALF_TAKEN = 99  # a version that is refused when a part of it is loaded
 
 
 class CountingEngine:
@@ -34,6 +35,7 @@ class CountingEngine:
         self.may_step.set()
         self.step_error: Exception | None = None
         self.most = 100
+        self.version: WeightVersion | None = version(0)
 
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         self.threads.add(threading.get_ident())
@@ -70,6 +72,9 @@ class CountingEngine:
         self.threads.add(threading.get_ident())
         if version.version < 0:
             raise WeightsRefused("below zero")
+        self.version = None if version.version == HALF_TAKEN else version
+        if self.version is None:
+            raise WeightsRefused("broke off")
         self.told.append(f"load {version.version}")
         return version
 
@@ -167,6 +172,19 @@ def test_groups_that_may_not_go_on_are_ended_by_an_update(
         update.result(WAIT_S)
         assert loop.generate(request("again"), ()).result(WAIT_S) == ()
         assert engine.told == ["add running", "abort running", "load 7", *_both("again")]
+
+
+def test_nothing_goes_on_with_weights_of_which_only_a_part_came(engine: CountingEngine) -> None:
+    with _loop(engine, "keep") as loop:
+        engine.may_step.clear()
+        running = loop.generate(request("running", 1000), ())
+        _until_told(engine, "add running")
+        update = loop.load_weights({}, version(HALF_TAKEN))
+        engine.may_step.set()
+        with pytest.raises(WeightsRefused, match="broke off"):
+            update.result(WAIT_S)
+        with pytest.raises(GroupAborted, match="broke off"):
+            running.result(WAIT_S)
 
 
 def test_a_running_group_that_nobody_awaits_any_more_is_taken_out(engine: CountingEngine, loop: EngineLoop) -> None:

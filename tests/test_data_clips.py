@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,12 +54,12 @@ def get_all(store: ClipStore, *specs: VideoSpec) -> list[ClipRef | BaseException
     return asyncio.run(gather())
 
 
-def decoding_processes() -> list[psutil.Process]:
-    """Worker processes of this test's own cluster that are decoding now."""
+def decoding_processes(title: str = "Decoder.decode") -> list[psutil.Process]:
+    """Worker processes of this test's own cluster that are decoding now, or with "ray::Decoder" also idle."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if any("Decoder.decode" in part for part in process.cmdline()):
+            if any(title in part for part in process.cmdline()):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
@@ -215,6 +216,20 @@ def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None,
     assert len(killed) == MAX_RETRIES + 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_decoders_that_died_or_were_stopped_while_idle_cost_no_clip(
+    cluster: None, tmp_path: Path, number: signal.Signals
+) -> None:
+    store = ClipStore(DataConfig(decode_timeout_s=10.0, decode_workers=2, cache_bytes=0))
+    get_all(store, spec_of(tmp_path / "a.mp4"), spec_of(tmp_path / "b.mp4"))
+    idle = decoding_processes("ray::Decoder")
+    assert len(idle) >= 2
+    for process in idle:
+        process.send_signal(number)
+    found = get_all(store, spec_of(tmp_path / "c.mp4"), spec_of(tmp_path / "d.mp4"))
+    assert [type(one) for one in found] == [ClipRef, ClipRef]
+
+
 def test_a_caller_that_goes_away_does_not_take_the_clip_from_the_others(cluster: None, tmp_path: Path) -> None:
     store = ClipStore(DataConfig())
     spec = spec_of(tmp_path / "a.mp4")
@@ -250,3 +265,21 @@ def test_shuffled_frames_are_the_same_frames_in_a_seeded_order(cluster: None, tm
     assert sorted(frame.tobytes() for frame in shuffled[0]) == sorted(frame.tobytes() for frame in frames)
     assert one.info.digest == again.info.digest != clip.info.digest
     assert one.info.grid_thw == clip.info.grid_thw and store.counters()["decodes"] == 1
+
+
+def test_a_clip_whose_frames_are_lost_is_decoded_again_and_no_other(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(decode_workers=1))
+    one, other = spec_of(tmp_path / "a.mp4"), spec_of(tmp_path / "b.mp4")
+
+    async def lose_one() -> tuple[ClipRef, ClipRef, ClipRef]:
+        first, kept = await store.get(one), await store.get(other)
+        store.forget({first.frames.hex()})
+        again = await store.get(one)
+        assert (await store.get(other)).frames == kept.frames
+        return first, again, kept
+
+    first, again, _ = asyncio.run(lose_one())
+    assert again.frames != first.frames
+    assert again.info.digest == first.info.digest
+    assert store.counters()["decodes"] == 3
+    assert store.counters()["bytes_cached"] == 2 * CLIP_BYTES

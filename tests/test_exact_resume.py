@@ -33,6 +33,7 @@ DEADLINE_S = 400.0
 OF_THE_PROCESS = (
     *("time/", "perf/", "cluster/"),
     *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates", "weights/load_s"),
+    *("reward/requests", "reward/retries", "reward/unanswered_groups", "reward/paused_s"),
     *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_cached", "data/bad_clips"),
 )
 """Metrics, by how they begin, that tell of a process and its times, and not of the training."""
@@ -129,7 +130,7 @@ def training_metrics(out: Path, run_id: str) -> dict[str, list[tuple[int, float]
     return {
         name: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
         for name in names
-        if not name.startswith(OF_THE_PROCESS)
+        if not (name.startswith(OF_THE_PROCESS) or name.endswith(("_actors", "waiting_groups")))
     }
 
 
@@ -177,8 +178,8 @@ def has_steps(out: Path, count: int) -> Callable[[], bool]:
     return lambda: file.exists() and file.read_text().count("\n") >= count
 
 
-def is_saving(out: Path) -> bool:
-    return any((out / "checkpoints").glob(".tmp-step_*"))
+def is_saving(out: Path, step: int) -> Callable[[], bool]:
+    return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
@@ -188,8 +189,9 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     kill_when(inputs, out, has_steps(out, 1), instants.uniform(0, 0.1))
     assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
     run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
-    kill_when(inputs, out, lambda: is_saving(out), instants.uniform(0, 0.05), "--resume", str(out))
+    kill_when(inputs, out, is_saving(out, 4), instants.uniform(0, 0.05), "--resume", str(out))
     assert "are saved and not sampled again" in said(out)
+    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     ended = run_to_the_end(inputs, out, "--resume", str(out))
     assert ended["mlflow_run_id"] == run_id

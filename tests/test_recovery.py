@@ -170,5 +170,17 @@ def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -
         find_origin(settings, None)
     with pytest.raises(ConfigError, match="seed=0, the config says seed=1"):
         find_origin(config(tmp_path, seed=1), saved)
+    (settings.output_dir / "summary.json").write_text('{"num_steps": 2}')
     with pytest.raises(ConfigError, match="raise num_steps"):
         find_origin(config(tmp_path, train={"num_steps": 2}), saved)
+
+
+def test_a_run_that_died_behind_its_last_checkpoint_can_still_end(tmp_path: Path) -> None:
+    settings = config(tmp_path, train={"num_steps": 2})
+    Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    assert find_origin(settings, settings.output_dir).state.step == 2
+    (settings.output_dir / "summary.json").write_text('{"num_steps": 1}')  # of the run before it was made longer
+    assert find_origin(settings, settings.output_dir).state.step == 2
+    with pytest.raises(ConfigError, match="raise num_steps"):
+        elsewhere = settings.model_copy(update={"output_dir": tmp_path / "other"})
+        find_origin(elsewhere, settings.output_dir)

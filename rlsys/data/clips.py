@@ -73,10 +73,11 @@ class ClipStore:
 
     def forget(self, references: Collection[str]) -> None:
         """Decode again, when they are next asked for, the clips whose frames are the objects of these hex ids."""
-        for spec, clip in list(self._cached.items()):
+        for spec, clip in list(self._alive.items()):
             if clip.frames.hex() in references:
-                del self._cached[spec]
-                self._bytes_cached -= clip.info.num_bytes
+                del self._alive[spec]
+                if self._cached.pop(spec, None) is not None:
+                    self._bytes_cached -= clip.info.num_bytes
 
     def counters(self) -> dict[str, float]:
         """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal.

@@ -17,7 +17,7 @@ from rlsys.types import ClipInfo, MediaSpec
 log = logging.getLogger(__name__)
 
 CPUS_PER_DECODE = 0.25  # a decode keeps one core busy, but must find room beside engines and ranks
-MAX_RETRIES = 1  # a process may die of its node's trouble, so a clip gets a second chance
+MAX_RETRIES = 1  # a process may die or hang of its node's trouble, so a clip gets a second chance
 
 
 class Decoder:
@@ -61,22 +61,27 @@ class Decoders:
     async def decode(self, spec: MediaSpec) -> tuple[ClipInfo, float, Any]:
         """(info, seconds in the decoder, reference to the frames u8 [T, H, W, 3]). Raises ClipError.
 
-        A process that hangs over the clip or dies of it is replaced.
+        A process that hangs over the clip or dies of it is replaced, and the clip gets its second chance.
         """
         async with self._slots:
+            failure: ClipError | None = None
             for _ in range(1 + MAX_RETRIES):
-                worker = self._idle.pop() if self._idle else await self._start(spec.uri)
                 try:
+                    # a second chance is with a new process: the idle ones may have gone with the same node
+                    worker = self._idle.pop() if self._idle and failure is None else await self._start(spec.uri)
                     report, frames = await self._decode_on(worker, spec)
                 except (RayActorError, WorkerCrashedError) as error:
-                    death = error
-                    continue
-                self._idle.append(worker)
-                if isinstance(report, ClipError):
-                    raise report
-                return *report, frames
-        detail = f"decoding ended its process {1 + MAX_RETRIES} times ({type(death).__name__})"
-        raise ClipError(spec.uri, "crashed", detail) from death
+                    detail = f"decoding ended its process {1 + MAX_RETRIES} times ({type(error).__name__})"
+                    failure = ClipError(spec.uri, "crashed", detail)
+                    failure.__cause__ = error
+                except TimeoutError:  # the process may have been stopped
+                    failure = ClipError(spec.uri, "timeout", f"not decoded after {self._timeout_s:g} s")
+                else:
+                    self._idle.append(worker)
+                    if isinstance(report, ClipError):
+                        raise report
+                    return *report, frames
+            raise failure or AssertionError("no attempt was made")
 
     async def shuffle(self, frames: Any, seed: int) -> Any:
         """Reference to the frames in a seeded random order. TimeoutError or RayActorError when that fails."""
@@ -96,10 +101,7 @@ class Decoders:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await report, frames
-        except TimeoutError:
-            ray.kill(worker)
-            raise ClipError(spec.uri, "timeout", f"not decoded after {self._timeout_s:g} s") from None
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError):
             ray.kill(worker)
             raise
 

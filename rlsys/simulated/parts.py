@@ -123,7 +123,7 @@ class SimulatedParts:
             future.set_result(group.outcome)
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Nothing: a simulated rollout is cheap."""
+        """Nothing: what a step that is done again needs is sampled again."""
 
     def recover(self, error: LearnerLost) -> RunState:
         """The learner's last checkpoint, after a while; what was recorded since is done again."""

@@ -1,0 +1,136 @@
+"""Who is to die when, and what came of it. Pure."""
+
+from __future__ import annotations
+
+import random
+import signal
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
+
+TITLES: Mapping[str, tuple[str, ...]] = {
+    "actor": ("ray::RolloutActor",),
+    "rank": ("ray::LearnerWorker",),
+    "rules": ("ray::ServeReplica", ":RuleScorers"),
+    "judge": ("ray::ServeReplica", ":JudgeServer"),
+    "decoder": ("ray::Decoder",),
+}
+"""Kind of victim -> what the title of its process begins with and contains. "driver" and "raylet" are known by id."""
+
+ALL: tuple[tuple[str, signal.Signals], ...] = (
+    ("actor", KILL),
+    ("rank", KILL),
+    ("driver", KILL),
+    ("actor", STOP),
+    ("rules", KILL),
+    ("raylet", KILL),
+    ("rank", STOP),
+    ("judge", KILL),
+    ("decoder", KILL),
+    ("driver", STOP),
+    ("rules", STOP),
+    ("raylet", STOP),
+    ("decoder", STOP),
+    ("judge", STOP),
+)
+"""Every kind with every signal, those that a run without a judge can have too first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """To be done `delay_s` after step `after_step` was first done."""
+
+    victim: str
+    signal: signal.Signals
+    after_step: int
+    delay_s: float
+
+
+@dataclass(kw_only=True)
+class Deed:
+    """A kill that was done, or could not be for want of a victim.
+
+    at_s: when, in seconds since the run began.  pid: 0 for no victim.  where: address of the victim's node.
+    step: the newest step done by then.  next_step_s: seconds from the kill until a newer step was done.
+    lost_s: what the steps behind it took longer than the median one of the run without kills.
+    """
+
+    kill: Kill
+    at_s: float
+    pid: int
+    step: int
+    where: str = ""
+    next_step_s: float | None = None
+    lost_s: float = 0.0
+    noted: list[str] = field(default_factory=list)
+
+
+def plan_kills(
+    seed: int, victims: Sequence[tuple[str, signal.Signals]], *, first_step: int = 1, spread_s: float = 3.0
+) -> list[Kill]:
+    """The victims in a random order at random instants, some while the one before is still being dealt with.
+
+    Every third comes within `spread_s` after the one before it; the others one to three steps later.
+    """
+    draws = random.Random(seed)
+    order = list(victims)
+    draws.shuffle(order)
+    step, kills = first_step, []
+    for index, (victim, number) in enumerate(order):
+        if index:
+            step += 0 if draws.random() < 1 / 3 else draws.randint(1, 3)
+        kills.append(Kill(victim=victim, signal=number, after_step=step, delay_s=draws.uniform(0, spread_s)))
+    return kills
+
+
+def steps_for(kills: Sequence[Kill], behind: int = 4) -> int:
+    """Steps of a run in which all of them find their place, with some quiet ones at the end."""
+    return max(kill.after_step for kill in kills) + behind
+
+
+def spread_losses(deeds: Sequence[Deed], step_times_s: Mapping[int, float], median_s: float) -> None:
+    """Give each deed its `next_step_s` and its share of the time by which steps were longer than `median_s`.
+
+    step_times_s: by step, when it was first done, on the clock of `at_s`. What a step took too long goes to the
+    deeds that came during it, in equal parts, or else to those that came last before it.
+    """
+    times = sorted(step_times_s.items())
+    done = [deed for deed in deeds if deed.pid]
+    for deed in done:
+        later = [at_s for _, at_s in times if at_s > deed.at_s]
+        deed.next_step_s = later[0] - deed.at_s if later else None
+        deed.lost_s = 0.0
+    blamed: list[Deed] = []
+    for (_, before_s), (_, after_s) in zip(times, times[1:], strict=False):
+        during = [deed for deed in done if before_s < deed.at_s <= after_s]
+        blamed = during or blamed
+        for deed in blamed:
+            deed.lost_s += max(0.0, after_s - before_s - median_s) / len(blamed)
+
+
+def median_step_s(step_times_s: Mapping[int, float]) -> float:
+    """Of the times between steps, the first of which are left out where there are enough: they warm up."""
+    times = [at_s for _, at_s in sorted(step_times_s.items())]
+    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    return statistics.median(gaps[2:] or gaps)
+
+
+def by_kind(deeds: Sequence[Deed]) -> list[dict[str, object]]:
+    """A row per kind of victim and signal: how many, how many were survived, seconds lost."""
+    rows = []
+    for victim, number in dict.fromkeys((deed.kill.victim, deed.kill.signal) for deed in deeds if deed.pid):
+        those = [d for d in deeds if d.pid and (d.kill.victim, d.kill.signal) == (victim, number)]
+        lost = [deed.lost_s for deed in those]
+        rows.append(
+            {
+                "victim": victim,
+                "signal": number.name,
+                "kills": len(those),
+                "recovered": sum(deed.next_step_s is not None for deed in those),
+                "mean_lost_s": statistics.mean(lost),
+                "max_lost_s": max(lost),
+            }
+        )
+    return sorted(rows, key=lambda row: (str(row["victim"]), str(row["signal"])))
