@@ -1,7 +1,7 @@
 """Where rollout actors live: each place starts its actor, brings it to the current weights, and replaces it.
 
-Shared between an asyncio loop (generation), the main thread (updates) and the threads that wait for
-actors to start. One lock, `changed`, guards it all; whoever changes something says `notify`.
+An asyncio loop (generation), the main thread (updates) and threads that wait for actors to start share it. One
+lock, `changed`, guards it all; whoever changes something says `notify`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from rlsys.weights import Shipment
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # of one place in a row, without a finished group between them: then it is given up
-SHUTDOWN_S = 10.0
+MAX_FAILURES, SHUTDOWN_S = 3, 10.0  # failures of one place in a row, without a finished group: then it is given up
 Health = Literal["healthy", "suspect", "stale", "dead"]
 HEALTHS: tuple[Health, ...] = ("healthy", "suspect", "stale", "dead")
 

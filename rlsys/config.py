@@ -20,6 +20,7 @@ from rlsys.errors import UserError
 from rlsys.learner_config import LearnerConfig, LoraConfig
 from rlsys.reward_config import JudgeConfig, RewardConfig, ScoreSettings
 from rlsys.sft_config import SftConfig
+from rlsys.weights_config import WeightsConfig, check_transport
 
 __all__ = [
     "AlgorithmConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "RunConfig",
     "ScoreSettings",
     "SftConfig",
+    "WeightsConfig",
     "load",
     "parse",
 ]
@@ -194,17 +196,6 @@ class CheckpointConfig(Part):
     that a run that goes on from a checkpoint need not sample them again, and `rlsys replay` can use them."""
 
 
-class WeightsConfig(Part):
-    transport: Literal["object_store", "collective", "ipc"] = "object_store"
-    """How weights get from the learner to the actors: through Ray's object store (any hardware), by a broadcast
-    among learner and actors (NCCL on GPUs, gloo on CPU), or by CUDA IPC where both share their GPUs."""
-    bucket_mib: int = Field(default=256, ge=1)
-    """Most weights that are gathered, sent and loaded at a time, MiB; one tensor that is larger goes alone."""
-    timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds for fetching one bucket; with transport "collective" also for receivers to meet, and for one broadcast.
-    A receiver that missed the meeting or lost the broadcast gets the weights from the object store."""
-
-
 class EvaluationConfig(Part):
     annotations: Path | None = None
     """Held-out annotation file in `data.format`; null skips evaluation."""
@@ -298,22 +289,13 @@ class RunConfig(Part):
             raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
         if self.cluster.device == "cpu" and self.model.attention in ("flash_attention_2", "flex_attention"):
             raise ValueError(f"model.attention={self.model.attention} is for GPUs; with cluster.device=cpu use sdpa.")
-        if self.weights.transport == "ipc":
-            self._check_ipc()
+        check_transport(
+            self.weights.transport,
+            device=self.cluster.device,
+            tensor_parallel_size=self.rollout.tensor_parallel_size,
+            zero_stage=self.learner.zero_stage,
+        )
         return self
-
-    def _check_ipc(self) -> None:
-        """Handles of a GPU's memory need a GPU, one whole copy of each tensor on it, and one engine that opens them."""
-        for field, value, wanted in (
-            ("cluster.device", self.cluster.device, "cuda"),
-            ("rollout.tensor_parallel_size", self.rollout.tensor_parallel_size, 1),
-            ("learner.zero_stage", self.learner.zero_stage, min(self.learner.zero_stage, 2)),
-        ):
-            if value != wanted:
-                raise ValueError(
-                    f"weights.transport=ipc shares whole tensors on one GPU and needs {field}={wanted}; it is {value}. "
-                    "Use weights.transport=object_store, or collective."
-                )
 
 
 def _next_multiple(value: int, of: int) -> int:
