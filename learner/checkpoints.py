@@ -43,7 +43,7 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
         try:
             (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
         except OSError as error:
-            problems.append(str(error))
+            problems.append(f"{folder / LAYOUT_FILE}: {error}")
     raise_not_written(problems, engine.device)
 
 
