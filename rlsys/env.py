@@ -85,6 +85,9 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive the forks of worker processes
 }
 
+# Set for every process of a Ray cluster: on a busy machine Serve's proxy starts in more than the 5 s it is given.
+PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+
 # Set where calls go to a tracking server: what fails is tried again by `rlsys.sending`, which can say so and stop.
 TRACKING_CALLS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own attempts take four minutes altogether
@@ -125,8 +128,8 @@ def read(name: str) -> str | None:
 
 
 def be_quiet() -> None:
-    """Set `QUIET` in this process where the user has not set otherwise."""
-    _set_defaults(QUIET)
+    """Set `QUIET` and `PATIENT` in this process where the user has not set otherwise."""
+    _set_defaults(QUIET | PATIENT)
 
 
 def bound_tracking_calls() -> None:

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 BYTES_OF_ADAMW = 12
 """Of a trained number in a checkpoint: the float32 weight and both moments."""
 
+PAUSE_S = 5.0
+"""Before a restart that follows another in vain, longer each time: a cluster needs a while to notice a dead node."""
+
 
 class NotSavedError(UserError):
     """The last checkpoint of a run could not be written; the message says how to get it."""
@@ -138,6 +141,8 @@ class Recovery:
             self._restarts_in_a_row += 1
             self._num_restarts += 1
             log.warning("the learner is lost and starts again: %s", error)
+            if self._restarts_in_a_row > 1:
+                time.sleep(PAUSE_S * (self._restarts_in_a_row - 1))
             try:
                 self._stack.relaunch_learner(self._config)
                 self._restore()

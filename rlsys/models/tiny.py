@@ -7,6 +7,7 @@ sizes differ. Everything is made here: nothing is downloaded, and the same seed 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -97,8 +98,13 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
     "demo" has 0.71 M parameters, "bench" 1.5 M. words: see `make_tokenizer`.
     Torch's global random state is left as it was.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not Path(folder).exists():
+        aside = Path(folder).with_name(f".tmp-{Path(folder).name}")  # a half-written model must not pass for one
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        make_tiny(aside, seed=seed, size=size, words=words)
+        aside.rename(folder)
+        return
     tokenizer = make_tokenizer(words)
     config = make_config(tokenizer, SIZES[size])
     with torch.random.fork_rng(devices=[]):
