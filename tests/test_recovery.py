@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from rlsys import recovery as recovery_module
 from rlsys.assemble import LearnerStack
 from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, load_state
 from rlsys.config import ConfigError, RunConfig, parse
@@ -17,6 +18,11 @@ from rlsys.recovery import Origin, Recovery, find_origin
 from rlsys.run_file import read_run_file, write_run_file
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery_module, "PAUSE_S", 0.0)
 
 
 def config(tmp_path: Path, **sections: object) -> RunConfig:
