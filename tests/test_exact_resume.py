@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happens to."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    assert run_to_the_end(inputs, out)["num_steps"] == NUM_STEPS
+    with running(inputs, out) as driver:
+        assert driver.wait(DEADLINE_S) == 0, said(out)
     steps = ledger.read(out)
     assert len({step.weights_digest for step in steps}) == NUM_STEPS, "every step must change the weights"
     return out
@@ -97,23 +97,14 @@ def said(out: Path) -> str:
     return out.with_suffix(".log").read_text()
 
 
-def run_to_the_end(inputs: Inputs, out: Path, *more: str) -> dict[str, Any]:
+@contextmanager
+def running(inputs: Inputs, out: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """A run, killed at the end of the block if it still goes on."""
     process = start(inputs, out, *more)
     try:
-        assert process.wait(DEADLINE_S) == 0, said(out)
+        yield process
     finally:
         process.kill()
-    return json.loads((out / "summary.json").read_text())
-
-
-def kill_when(inputs: Inputs, out: Path, is_time: Callable[[], bool], delay_s: float, *more: str) -> None:
-    """Start a run and kill its driver `delay_s` after `is_time`."""
-    process = start(inputs, out, *more)
-    try:
-        wait_until(process, out, is_time)
-        time.sleep(delay_s)
-    finally:
-        process.send_signal(signal.SIGKILL)
         process.wait()
 
 
@@ -182,20 +173,9 @@ def is_saving(out: Path, step: int) -> Callable[[], bool]:
     return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
-def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
-    inputs: Inputs, whole: Path, tmp_path: Path
-) -> None:
-    out, instants = tmp_path / "killed", random.Random(5)
-    kill_when(inputs, out, has_steps(out, 1), instants.uniform(0, 0.1))
-    assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
-    run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
-    kill_when(inputs, out, is_saving(out, 4), instants.uniform(0, 0.05), "--resume", str(out))
-    assert "are saved and not sampled again" in said(out)
-    assert [path.name for path in (out / "checkpoints").glob("step_*")] == ["step_000002"]
-    shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
-    ended = run_to_the_end(inputs, out, "--resume", str(out))
-    assert ended["mlflow_run_id"] == run_id
-    assert_as_if_nothing_had_happened(out, whole)
+def kill_rank(process: subprocess.Popen[str]) -> None:
+    (rank,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_rank(one))
+    rank.kill()
 
 
 def is_rank(process: psutil.Process) -> bool:
@@ -205,20 +185,28 @@ def is_rank(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_learner_that_is_killed_comes_back_in_the_same_run_with_the_same_bits(
+def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_that_was_left_alone(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "lost"
-    process = start(inputs, out)
-    try:
-        for steps in (1, 5):  # before there is a checkpoint, and behind two
-            wait_until(process, out, has_steps(out, steps))
-            (rank,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_rank(one))
-            rank.kill()
-        assert process.wait(DEADLINE_S) == 0, said(out)
-    finally:
-        process.kill()
+    out = tmp_path / "killed"
+    with running(inputs, out) as driver:
+        wait_until(driver, out, has_steps(out, 1))
+    assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
+    run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
+    with running(inputs, out, "--resume", str(out)) as driver:
+        wait_until(driver, out, lambda: not has_steps(out, 1)())  # it has begun anew
+        wait_until(driver, out, has_steps(out, 1))
+        kill_rank(driver)  # there is no checkpoint yet
+        wait_until(driver, out, is_saving(out, 4))
+    assert "are saved and not sampled again" in said(out)
+    assert (out / "checkpoints" / "step_000002").exists()
+    shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
+    with running(inputs, out, "--resume", str(out)) as driver:
+        wait_until(driver, out, has_steps(out, 5))
+        kill_rank(driver)
+        assert driver.wait(DEADLINE_S) == 0, said(out)
     assert said(out).count("the learner is back after") == 2
+    assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
 
 
