@@ -19,6 +19,7 @@ help:
 	@echo "make bench    seconds per step by phase"
 	@echo "make bench-rewards   the reward servers: rates, scaling, latencies, cache, hidden judging"
 	@echo "make bench-learner   a learner step: packed against padded and its floor, time and memory (ARGS=--quick)"
+	@echo "make bench-pipeline  steps of the real stack at several lags and latencies of the judge (ARGS=--quick)"
 	@echo "make bench-chaos   real runs whose processes are killed and stopped (ARGS='--kills 30 --seed 0')"
 	@echo "make locks    resolve the GPU lock again (the CPU lock is edited by hand)"
 

@@ -66,6 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "reward.judge.breaker_failures=100",
             "reward.judge.max_attempts=8",
             "rollout.shuffled_group_size=4",
+            "pipeline.max_lag=1",
             "reward.weights={multiple_choice: {order_contrast: 0.3}}",
             "tracking.samples_per_step=8",
         )
