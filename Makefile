@@ -7,13 +7,14 @@ SEED ?=
 OUT ?=
 TASKS ?=
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help setup demo test lint format bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
 	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
-	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part)"
+	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
 	@echo "make lint     formatting, lint rules, types"
 	@echo "make format   apply formatting and the lint fixes that are safe"
 	@echo "make bench    seconds per step by phase"
@@ -32,7 +33,7 @@ demo: setup
 		$(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)_all_tasks) $(ARGS))
 
 test: setup
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .
