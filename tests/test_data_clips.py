@@ -19,7 +19,7 @@ from video_files import REPO, frames_shown, make_spec, make_video
 
 from rlsys.config import DataConfig
 from rlsys.data.clips import ClipStore
-from rlsys.data.decoders import MAX_RETRIES
+from rlsys.data.decoders import PAUSES_S
 from rlsys.data.errors import ClipError
 from rlsys.types import ClipRef, VideoSpec
 
@@ -213,7 +213,7 @@ def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None,
     killer.join()
     assert isinstance(error, ClipError)
     assert error.kind == "crashed"
-    assert len(killed) == MAX_RETRIES + 1
+    assert len(killed) == len(PAUSES_S) + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -17,7 +17,10 @@ from rlsys.types import ClipInfo, MediaSpec
 log = logging.getLogger(__name__)
 
 CPUS_PER_DECODE = 0.25  # a decode keeps one core busy, but must find room beside engines and ranks
-MAX_RETRIES = 1  # a process may die or hang of its node's trouble, so a clip gets a second chance
+PAUSES_S = (1.0, 4.0)
+"""Before a clip's second and third chance: its process may have died of its node, which Ray needs time to give up."""
+MAX_TIMEOUTS = 2
+START_TRIES = 10
 
 
 class Decoder:
@@ -61,27 +64,29 @@ class Decoders:
     async def decode(self, spec: MediaSpec) -> tuple[ClipInfo, float, Any]:
         """(info, seconds in the decoder, reference to the frames u8 [T, H, W, 3]). Raises ClipError.
 
-        A process that hangs over the clip or dies of it is replaced, and the clip gets its second chance.
+        A clip under which three processes die, or two hang, is bad; each time it gets a new one.
         """
         async with self._slots:
-            failure: ClipError | None = None
-            for _ in range(1 + MAX_RETRIES):
+            failures: list[ClipError] = []
+            for pause_s in (0.0, *PAUSES_S):
+                await asyncio.sleep(pause_s)
+                # a further chance is with a new process: the idle ones may have gone with the same node
+                worker = self._idle.pop() if self._idle and not failures else await self._start(spec.uri)
                 try:
-                    # a second chance is with a new process: the idle ones may have gone with the same node
-                    worker = self._idle.pop() if self._idle and failure is None else await self._start(spec.uri)
                     report, frames = await self._decode_on(worker, spec)
                 except (RayActorError, WorkerCrashedError) as error:
-                    detail = f"decoding ended its process {1 + MAX_RETRIES} times ({type(error).__name__})"
-                    failure = ClipError(spec.uri, "crashed", detail)
-                    failure.__cause__ = error
+                    detail = f"decoding ended its process {1 + len(PAUSES_S)} times ({type(error).__name__})"
+                    failures.append(ClipError(spec.uri, "crashed", detail))
                 except TimeoutError:  # the process may have been stopped
-                    failure = ClipError(spec.uri, "timeout", f"not decoded after {self._timeout_s:g} s")
+                    failures.append(ClipError(spec.uri, "timeout", f"not decoded after {self._timeout_s:g} s"))
                 else:
                     self._idle.append(worker)
                     if isinstance(report, ClipError):
                         raise report
                     return *report, frames
-            raise failure or AssertionError("no attempt was made")
+                if sum(failure.kind == "timeout" for failure in failures) == MAX_TIMEOUTS:
+                    break
+            raise failures[-1]
 
     async def shuffle(self, frames: Any, seed: int) -> Any:
         """Reference to the frames in a seeded random order. TimeoutError or RayActorError when that fails."""
@@ -106,8 +111,22 @@ class Decoders:
             raise
 
     async def _start(self, what: str) -> Any:
-        """A new process, as soon as there is a CPU for it; a wait is said in the log, never held against the clip."""
-        worker = self._actor.remote()
+        """A new process. That it does not come up is never held against the clip. Raises RayActorError in the end."""
+        for left in reversed(range(START_TRIES)):
+            worker = self._actor.remote()
+            try:
+                await self._until_ready(worker, what)
+            except RayActorError:
+                if not left:
+                    raise
+                log.warning("%s: a decoding process died while it started; another one is tried.", what)
+                await asyncio.sleep(PAUSES_S[0])
+            else:
+                return worker
+        raise AssertionError("the last try returns or raises")
+
+    async def _until_ready(self, worker: Any, what: str) -> None:
+        """As soon as there is a CPU for it; a wait is said in the log."""
         ready = asyncio.ensure_future(worker.ready.remote())
         while not (await asyncio.wait((ready,), timeout=self._timeout_s))[0]:
             log.warning(
@@ -118,4 +137,3 @@ class Decoders:
                 CPUS_PER_DECODE,
             )
         ready.result()
-        return worker
