@@ -33,7 +33,7 @@ demo: setup
 		$(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)_all_tasks) $(ARGS))
 
 test: setup
-	$(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile) $(ARGS)
+	$(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -33,7 +33,7 @@ OF_THE_PROCESS = (
     *("time/", "perf/", "cluster/"),
     *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates", "weights/load_s"),
     *("reward/requests", "reward/retries", "reward/unanswered_groups", "reward/paused_s"),
-    *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_cached", "data/bad_clips"),
+    *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_", "data/bad_clips"),
 )
 """Metrics, by how they begin, that tell of a process and its times, and not of the training."""
 
