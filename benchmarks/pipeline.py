@@ -166,7 +166,7 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def measure(stack: Stack, config: RunConfig, num_steps: int) -> dict[str, float]:
-    """Step seconds (median and 90th percentile) where the pipeline is full, and how old the rollouts were."""
+    """Step seconds (mean and 90th percentile) where the pipeline is full, and how old the rollouts were."""
     max_lag = config.pipeline.max_lag
     warm_up = max_lag + 2
     total = warm_up + num_steps + max_lag
@@ -184,7 +184,7 @@ def measure(stack: Stack, config: RunConfig, num_steps: int) -> dict[str, float]
     ]
     phases = {name: float(np.median([step.seconds[name] for step in steps])) for name in ("collect", "update", "sync")}
     return {
-        "step_s": float(np.median(seconds)),
+        "step_s": float(np.mean(seconds)),
         "step_p90_s": float(np.percentile(seconds, 90)),
         "mean_lag": float(np.mean(lags)),
         **{f"{name}_s": value for name, value in phases.items()},
@@ -224,7 +224,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     for way in dict.fromkeys(row["weight_update"] for row in rows):
         alone = next(row["alone"] for row in rows if row["weight_update"] == way)
         console.print(f"alone ({way}): " + ", ".join(f"{name} {value:.3g}" for name, value in alone.items()))
-    table = Table(title="Median seconds of a step", title_justify="left")
+    table = Table(title="Seconds of a step, mean", title_justify="left")
     headings = (
         "way",
         "max_lag",
