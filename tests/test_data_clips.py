@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -243,6 +244,23 @@ def test_a_caller_that_goes_away_does_not_take_the_clip_from_the_others(cluster:
 
     assert asyncio.run(scenario()).info.grid_thw == (6, 4, 4)
     assert store.counters()["decodes"] == 1
+
+
+def test_clips_that_outgrow_the_object_store_wait_on_disk_and_come_back_whole(cluster: None, tmp_path: Path) -> None:
+    video, area = make_video(tmp_path / "a.mp4", size=(64, 64)), 448 * 448
+    spec = make_spec(video, fps=10.0, max_frames=60, min_pixels=area, max_pixels=area, total_pixels=10**9)
+    paths = [tmp_path / f"{number}.mp4" for number in range(10)]
+    for path in paths:
+        shutil.copy(spec.uri, path)
+    store = ClipStore(DataConfig(cache_bytes=10**9))
+    clips = get_all(store, *(replace(spec, uri=str(path)) for path in paths))
+    assert all(isinstance(clip, ClipRef) for clip in clips), clips
+    assert store.counters()["bytes_alive"] > 300_000_000, "more than the store's 200 MB"
+    for clip in clips:
+        frames = ray.get(clip.frames, timeout=60)
+        assert frames.nbytes == clip.info.num_bytes
+        assert frames_shown(frames) == list(range(60))
+        del frames
 
 
 def test_decoding_imports_neither_torch_nor_vllm() -> None:

@@ -210,6 +210,25 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     assert_as_if_nothing_had_happened(out, whole)
 
 
+def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_rollouts_it_had(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    settings = ("pipeline.max_lag=1", "pipeline.weight_update=keep", "rollout.max_tokens=24")
+    out = tmp_path / "lagged"
+    with running(inputs, out, *settings) as driver:
+        wait_until(driver, out, has_steps(out, 3))
+    before = ledger.read(out)
+    with running(inputs, out, *settings, "--resume", str(out)) as driver:
+        assert driver.wait(DEADLINE_S) == 0, said(out)
+    assert "are saved and not sampled again" in said(out)
+    after = ledger.read(out)
+    assert after[: len(before)] == before, "the same rollouts and weights, bit for bit"
+    drawn = json.loads((out / "checkpoints" / f"step_{NUM_STEPS:06d}" / "state.json").read_text())["drawn"]
+    assert (len(after), ledger.problems(after, drawn)) == (NUM_STEPS, [])
+    lags = [one.step - 1 - one.versions[0] for one in after]
+    assert (min(lags), max(lags)) == (0, 1), "no rollout is older than the bound, and there are such of the last update"
+
+
 def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_weights_and_scores(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
