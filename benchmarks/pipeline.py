@@ -5,13 +5,15 @@
     python -m benchmarks.pipeline --curves --json FILE --plot-dir docs   # learning curves instead
 
 One actor and one learner rank of a thread each: synthetic clips of 8 frames of 112 px, a random Qwen2.5-VL of 1.5 M
-parameters whose learning rate is next to nothing, so that all steps are alike; G = 8, 8 groups a step, two at a time
-in the engine. Responses are as long as makes a step's generation take three seconds on this machine, alone.
-The judge is the rule servers and a wait before them of so many seconds a group, with room for all groups at once.
+parameters whose learning rate is next to nothing, so that all steps are alike; G = 8, 8 groups a step, one at a time
+in the engine, so that learning takes about 0.3 of generating. Responses are as long as makes a step's generation take
+four seconds on this machine, alone. The judge is the rule servers and a wait before them of so many seconds a group,
+with room for all groups at once.
 
 Alone, in the same process: generating a step's groups (from the first one's start to the last one's end), updating
 on them, publishing weights to an idle actor. Then every combination, against the longest phase and against the bound
-    step >= max(generate, learn, (generate + score + learn + sync) / (max_lag + 1)).
+    step >= max(generate, learn, (generate + score + learn + sync) / (max_lag + 1)),
+both from the phases alone just before and just after it, as a shared machine's speed changes from minute to minute.
 """
 
 from __future__ import annotations
@@ -47,10 +49,10 @@ from rlsys.types import RolloutGroup, ScoredGroup
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 LAGS, JUDGE_S = (0, 1, 2), (0.0, 1.0, 3.0)
 WAYS: tuple[Literal["pause", "keep"], ...] = ("pause", "keep")
-GROUPS, GROUP_SIZE, AT_ONCE = 8, 8, 2
+GROUPS, GROUP_SIZE, AT_ONCE = 8, 8, 1
 MAX_TOKENS, FIRST_TOKENS = 320, 64
-GENERATE_S = 3.0
-ALONE = 3  # times that each phase is measured by itself
+GENERATE_S = 4.0
+ALONE = 2  # times that each phase is measured by itself before, and again after, every combination
 
 
 class SlowJudge:
@@ -69,7 +71,7 @@ class SlowJudge:
 
 @dataclass(frozen=True, kw_only=True)
 class Phases:
-    """Seconds of each phase of a step, alone, medians. score: of the last group, after its generation."""
+    """Seconds of each phase of a step, alone. score: of the last group, after its generation."""
 
     generate: float
     score: float
@@ -151,12 +153,18 @@ def measure_alone(stack: Stack, config: RunConfig) -> Phases:
     sync = [_timed(partial(stack.publish, version)) for version in range(1, ALONE + 1)]
     scored = [scored.spans["score"] for groups in rounds for scored in groups]
     return Phases(
-        generate=float(np.median([generated_in(groups) for groups in rounds])),
-        score=float(np.median([end - start for start, end in scored])),
-        learn=float(np.median(learn)),
-        sync=float(np.median(sync)),
+        generate=float(np.mean([generated_in(groups) for groups in rounds])),
+        score=float(np.mean([end - start for start, end in scored])),
+        learn=float(np.mean(learn)),
+        sync=float(np.mean(sync)),
         response_tokens=float(np.mean([r.response_ids.size for one in groups for r in one.group.rollouts])),
     )
+
+
+def between(before: Phases, after: Phases) -> Phases:
+    """The phases as they were in between: the means."""
+    later = asdict(after)
+    return Phases(**{name: (value + later[name]) / 2 for name, value in asdict(before).items()})
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -201,15 +209,20 @@ def run_all(
             judge = SlowJudge(stack.scorer)
             stack.experience.use_scorer(judge)
             tokens = tokens or tokens_for(stack, folder)
-            alone = measure_alone(stack, workload(folder, tokens, weight_update=way))
+            quiet = workload(folder, tokens, weight_update=way)
+            after = measure_alone(stack, quiet)
             for lag in (lag for lag in lags if lag or way == ways[0]):
-                for judge.delay_s in judges:
+                for judge_s in judges:
+                    judge.delay_s = judge_s
                     found = measure(stack, workload(folder, tokens, lag, way), num_steps)
-                    floor, bound = alone.floor_s(judge.delay_s), alone.bound_s(judge.delay_s, lag)
+                    judge.delay_s = 0.0
+                    before, after = after, measure_alone(stack, quiet)
+                    alone = between(before, after)
+                    floor, bound = alone.floor_s(judge_s), alone.bound_s(judge_s, lag)
                     yield {
                         "weight_update": way,
                         "max_lag": lag,
-                        "judge_s": judge.delay_s,
+                        "judge_s": judge_s,
                         "max_tokens": tokens,
                         **found,
                         "floor_s": floor,
@@ -219,18 +232,17 @@ def run_all(
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table, and the phases alone above it."""
+    """The table."""
     console = Console(width=130)
-    for way in dict.fromkeys(row["weight_update"] for row in rows):
-        alone = next(row["alone"] for row in rows if row["weight_update"] == way)
-        console.print(f"alone ({way}): " + ", ".join(f"{name} {value:.3g}" for name, value in alone.items()))
-    table = Table(title="Seconds of a step, mean", title_justify="left")
+    table = Table(title="Seconds of a step, mean; of generating and learning alone", title_justify="left")
     headings = (
         "way",
         "max_lag",
         "judge, s",
         "step",
         "p90",
+        "generate",
+        "learn",
         "longest phase",
         "step / it",
         "bound",
@@ -246,6 +258,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{row['judge_s']:g}",
             f"{row['step_s']:.2f}",
             f"{row['step_p90_s']:.2f}",
+            f"{row['alone']['generate']:.2f}",
+            f"{row['alone']['learn']:.2f}",
             f"{row['floor_s']:.2f}",
             f"{row['step_s'] / row['floor_s']:.2f}",
             f"{row['bound_s']:.2f}",
@@ -270,10 +284,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 label = f"max_lag {lag}, {way}" if lag else "max_lag 0"
                 steps = [row["step_s"] for row in points]
                 axes.plot([row["judge_s"] for row in points], steps, style, label=label, color=f"C{lag}")
-    floors = sorted(
-        {(row["judge_s"], row["floor_s"]) for row in rows if row["weight_update"] == rows[0]["weight_update"]}
-    )
-    axes.plot(*zip(*floors, strict=True), "k--", linewidth=1, label="longest phase")
+    judges = sorted({row["judge_s"] for row in rows})
+    floors = [np.mean([row["floor_s"] for row in rows if row["judge_s"] == judge]) for judge in judges]
+    axes.plot(judges, floors, "k--", linewidth=1, label="longest phase (mean)")
     axes.set(xlabel="judge latency of a group, s", ylabel="step, s", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
@@ -300,7 +313,7 @@ def main(
             return
         ways, lags, judges = (WAYS[:1], LAGS[:2], JUDGE_S[::2]) if quick else (WAYS, LAGS, JUDGE_S)
         rows: list[dict[str, Any]] = []
-        for row in run_all(Path(name), ways, lags, judges, steps or (5 if quick else 12)):
+        for row in run_all(Path(name), ways, lags, judges, steps or (5 if quick else 8)):
             rows.append(row)
             typer.echo(f"max_lag {row['max_lag']}, judge {row['judge_s']:g} s: {row['step_s']:.2f} s", err=True)
             if json_file:
