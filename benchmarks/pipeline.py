@@ -270,7 +270,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Step time against the judge's latency by lag and way, with the longest phase as a dashed line."""
+    """Steps in lengths of their longest phase, against the judge's latency, by lag and way."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -282,12 +282,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             points = [row for row in rows if row["max_lag"] == lag and row["weight_update"] == way]
             if points:
                 label = f"max_lag {lag}, {way}" if lag else "max_lag 0"
-                steps = [row["step_s"] for row in points]
-                axes.plot([row["judge_s"] for row in points], steps, style, label=label, color=f"C{lag}")
-    judges = sorted({row["judge_s"] for row in rows})
-    floors = [np.mean([row["floor_s"] for row in rows if row["judge_s"] == judge]) for judge in judges]
-    axes.plot(judges, floors, "k--", linewidth=1, label="longest phase (mean)")
-    axes.set(xlabel="judge latency of a group, s", ylabel="step, s", ylim=(0, None))
+                ratios = [row["step_s"] / row["floor_s"] for row in points]
+                axes.plot([row["judge_s"] for row in points], ratios, style, label=label, color=f"C{lag}")
+    axes.axhline(1.0, color="black", linestyle="--", linewidth=1)
+    axes.set(xlabel="judge latency of a group, s", ylabel="step / longest phase alone", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
