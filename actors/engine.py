@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.engine_args import engine_args
+from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
 from actors.native import take_natively
 from actors.receive import Feed, Received, changed_names, fetch, holding, receive
@@ -64,6 +64,7 @@ class RolloutEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         self._spec = spec
+        keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
         self._chat = ChatTokenizer(Path(spec.model_path))
         self._expected = expected_weights(Path(spec.model_path), spec.dtype)

@@ -58,3 +58,15 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
         skip_mm_profiling=True,
     )
+
+
+def keep_pixels() -> None:
+    """Let vLLM's workers have the pixels of every request, also where the prefix cache covers its clips.
+
+    vLLM leaves them out there. A request that is preempted, for want of cache or for new weights, is read again from
+    its beginning; where neither cache has its clip any more, the engine dies of the lack ("Expected number of
+    multimodal embeddings to match number of input items").
+    """
+    from vllm.v1.core.sched import output
+
+    output.strip_covered_mm_data = lambda features, num_computed_tokens, uses_mrope=False: features

@@ -56,6 +56,25 @@ class ProbeActor(RolloutActor):
 
         return await asyncio.wrap_future(self._loop.call(run))
 
+    async def update_behind(
+        self, first: GroupRequest, second: GroupRequest, frames: np.ndarray, *update: Any
+    ) -> tuple[Rollout, ...]:
+        """The second group, which begins one step after the first on the same clip; the update comes as that ends."""
+
+        def run(engine: Any) -> tuple[Rollout, ...]:
+            engine.add("first", first, (frames,))
+            ended = dict(engine.step())
+            engine.add("second", second, (frames,))
+            while "first" not in ended:
+                ended |= engine.step()
+            if update:
+                engine.load_weights(*update)
+            while engine.num_running:
+                ended |= engine.step()
+            return ended["second"]
+
+        return await asyncio.wrap_future(self._loop.call(run))
+
     async def forced_logprobs(self, request: GroupRequest, frames: np.ndarray, response: np.ndarray) -> np.ndarray:
         """f32 [R]: log-probs of a response that is given, read in one go by the weights that the engine holds."""
 
@@ -172,9 +191,11 @@ class Asker:
         """A reference to the rollouts of prompt `index`, sampled by one actor."""
         return actor.generate.remote(*self.request(index, sampling, kind=kind))
 
-    def request(self, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> tuple[GroupRequest, Any]:
+    def request(
+        self, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video", frames: int = 4
+    ) -> tuple[GroupRequest, Any]:
         """What an actor is asked for, and the frames of its clip."""
-        item, prompt, clip = self.prompt(index, kind=kind)
+        item, prompt, clip = self.prompt(index, kind=kind, frames=frames)
         request = GroupRequest(
             prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
         )

@@ -107,6 +107,20 @@ def test_kept_groups_go_on_under_the_new_weights(setting: Setting, make: Any) ->
     assert fresh != [ids_and_logprobs(group) for group in changed]
 
 
+def test_a_kept_group_whose_clip_another_one_had_read_reads_it_itself(setting: Setting) -> None:
+    # vLLM gives its workers no pixels of a clip that the prefix cache covers, and an update empties that cache
+    weights = models(setting.model)
+    ray.get(setting.engine.load_weights.remote(*weights.old_as(6)))
+    first, frames = setting.ask.request(0, replace(SAMPLING, max_tokens=4), frames=8)
+    second, _ = setting.ask.request(0, LONG, frames=8)
+    num_tokens = setting.ask.prompt(0, frames=8)[1].prompt_ids.size
+    assert num_tokens > 32, "the clip's tokens lie in a full block of the cache"
+    undisturbed = ray.get(setting.engine.update_behind.remote(first, second, frames))
+    kept = ray.get(setting.engine.update_behind.remote(first, second, frames, *weights.old_as(7)))
+    assert ids_and_logprobs(kept) == ids_and_logprobs(undisturbed)
+    assert {int(version) for rollout in kept for version in rollout.token_versions} == {6, 7}
+
+
 def check_switch(setting: Setting, index: int, undisturbed: Rollout, changed: Rollout) -> None:
     """The old model's tokens before the switch, the new model's log-probs behind it, and versions that say so."""
     size = changed.response_ids.size
