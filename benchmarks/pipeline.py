@@ -1,6 +1,6 @@
 """How much of generating, judging and learning the pipeline hides: steps of the real stack against their longest phase.
 
-    python -m benchmarks.pipeline --json FILE --plot-dir docs            # all of it, some 25 minutes
+    python -m benchmarks.pipeline --json FILE --plot-dir docs            # all of it, half an hour
     python -m benchmarks.pipeline --quick                                # max_lag 0 and 1, judge 0 and 3 s
     python -m benchmarks.pipeline --curves --json FILE --plot-dir docs   # learning curves instead
 
