@@ -165,13 +165,8 @@ class Places:
                 # every update makes everyone stale for a moment
                 passing = {before, place.health} == {"healthy", "stale"}
                 level = logging.WARNING if place.health in ("suspect", "dead") else logging.INFO
-                log.log(
-                    logging.DEBUG if passing else level,
-                    "rollout actor %d: %s, was %s",
-                    place.index,
-                    place.health,
-                    before,
-                )
+                level = logging.DEBUG if passing else level
+                log.log(level, "rollout actor %d: %s, was %s", place.index, place.health, before)
 
     def wait_settled(self, newcomers: Sequence[Place]) -> None:
         """Returns once each newcomer has come up or was given up, and somebody can sample. Lock held.
@@ -179,13 +174,17 @@ class Places:
         Raises PoolFailed when nobody ever will or `Limits.stall_s` is over, LearnerLost when the weights are gone.
         """
         while not self._is_over():
-            if self.weights is not None and self._gone is self.weights:
-                raise LearnerLost(f"the weights of version {self.weights.version.version} went with their sender.")
+            self.raise_if_weights_gone()
             if all(place.has_served or place.is_given_up for place in newcomers) and self.ready():
                 return
             self.raise_if_stalled()
             self.changed.wait(self._changed_s + self.limits.stall_s - time.monotonic())
         self.raise_if_over()
+
+    def raise_if_weights_gone(self) -> None:
+        """Raises LearnerLost when an actor could not fetch the current weights any more. Lock held."""
+        if self.weights is not None and self._gone is self.weights:
+            raise LearnerLost(f"the weights of version {self.weights.version.version} went with their sender.")
 
     def raise_if_over(self) -> None:
         """Raises PoolFailed, with the actors' own errors, when no place can have an actor any more."""

@@ -238,6 +238,12 @@ class RolloutPool:
             raise LearnerLost(f"the weights of version {weights.version.version}: {reason_of(lost)}")
         return refused
 
+    def raise_if_weights_gone(self) -> None:
+        """Raises LearnerLost when no actor holds the current weights and they went with the process that sent them."""
+        with self._places.changed:
+            if not self._places.ready():
+                self._places.raise_if_weights_gone()
+
     def compare_weights(self, shipment: Shipment) -> dict[str, tuple[Manifest, dict[str, float | None]]]:
         """By actor, what it acknowledged and how far it is from a shipment; see `RolloutActor.compare_weights`."""
         with self._places.changed:

@@ -63,6 +63,9 @@ class Recorded:
     def prefetch(self, draw: int) -> None:
         self._stack.experience.prefetch(self._items[draw % len(self._items)])
 
+    def check(self) -> None:
+        self._stack.pool.raise_if_weights_gone()
+
     def keep(self, step: int, collected: Collected) -> None:
         """Nothing."""
 

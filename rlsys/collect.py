@@ -18,6 +18,7 @@ from rlsys.types import ScoredGroup
 
 log = logging.getLogger(__name__)
 
+POLL_S = 1.0
 MAX_LEFT_OUT = 100
 """Unusable rows of a step, in steps' sizes, at which it is not the rows any more."""
 
@@ -54,11 +55,16 @@ class Flight:
     """Groups by draw, from their start until the step that used them is over.
 
     They stay that long because a step whose update fails is done again, with the same groups.
-    start: begins a draw's group.  prefetch: begins to decode a draw's clips.
+    start: begins a draw's group.  prefetch: begins to decode a draw's clips.  check: raises where waiting is in vain.
     """
 
-    def __init__(self, start: Callable[[int], Future[ScoredGroup]], prefetch: Callable[[int], None]) -> None:
-        self._start, self._prefetch = start, prefetch
+    def __init__(
+        self,
+        start: Callable[[int], Future[ScoredGroup]],
+        prefetch: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
+        self._start, self._prefetch, self._check = start, prefetch, check
         self._groups: dict[int, Future[ScoredGroup]] = {}
         self._prefetched = -1
 
@@ -76,8 +82,15 @@ class Flight:
                 self._prefetched = draw
 
     def result(self, draw: int) -> ScoredGroup:
-        """The group; waits for it. Raises what went wrong with it."""
-        return self._groups[draw].result()
+        """The group; waits for it. Raises what went wrong with it, or what `check` raises meanwhile."""
+        future = self._groups[draw]
+        while True:
+            try:
+                return future.result(timeout=POLL_S)
+            except TimeoutError:
+                if future.done():  # an error of its own, or it ended just now
+                    return future.result()
+                self._check()
 
     def start_again(self, draw: int) -> None:
         """Sample the draw's group anew."""

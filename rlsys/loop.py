@@ -25,7 +25,7 @@ def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
     A learner that is lost goes back to where `parts.recover` says. What was sampled meanwhile is kept, and
     used where it is not too old then.
     """
-    flight = Flight(parts.start, parts.prefetch)
+    flight = Flight(parts.start, parts.prefetch, parts.check)
     is_published = False
     while state.step < config.train.num_steps or not is_published:
         try:

@@ -50,6 +50,9 @@ class Parts(Protocol):
     def prefetch(self, draw: int) -> None:
         """Decode the clips of a draw that will be started soon. Returns at once; errors come up at its start."""
 
+    def check(self) -> None:
+        """Asked while a group is waited for. Raises LearnerLost when groups wait for weights that went with it."""
+
     def keep(self, step: int, collected: Collected) -> None:
         """Keep what was sampled for a step that is about to be done."""
 

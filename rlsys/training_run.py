@@ -87,6 +87,9 @@ class TrainingRun:
     def prefetch(self, draw: int) -> None:
         self._stack.experience.prefetch(self._items[self._sampler.index_at(draw)])
 
+    def check(self) -> None:
+        self._stack.pool.raise_if_weights_gone()
+
     def keep(self, step: int, collected: Collected) -> None:
         if self._config.checkpoint.save_rollouts:
             with self.clock("keep"):

@@ -88,6 +88,12 @@ class Sender:
 def payload_of_a_dead_sender() -> ray.ObjectRef:
     sender = ray.remote(num_cpus=0)(Sender).remote()
     (payload,) = ray.get(sender.put.remote(), timeout=60)
+    kill_sender(sender, payload)
+    return payload
+
+
+def kill_sender(sender: Any, payload: ray.ObjectRef) -> None:
+    """Returns when what it had put is gone."""
     ray.kill(sender)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # its node lets go of what it owned when it hears of its death
@@ -95,7 +101,7 @@ def payload_of_a_dead_sender() -> ray.ObjectRef:
             ray.get(payload, timeout=60)
             time.sleep(0.1)
         except ObjectLostError:
-            return payload
+            return
     raise AssertionError("what a dead process owned can still be fetched")
 
 
@@ -340,3 +346,32 @@ def test_a_newcomer_waits_for_weights_that_can_be_fetched() -> None:
             pool.load_weights(payload_of_a_dead_sender(), version(1))
         assert publish(pool, 2) == 1
         assert pool.counters()["rollout/lost_actors"] == 0
+
+
+def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wait_on(
+    background: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+) -> None:
+    with pool_of("sound") as pool:
+        sender = ray.remote(num_cpus=0)(Sender).remote()
+        (payload,) = ray.get(sender.put.remote(), timeout=60)
+        assert pool.load_weights(payload, version(1)) == 1
+        kill_sender(sender, payload)
+        pool.raise_if_weights_gone()  # the actor has them
+        waiting = background(group(pool, "slow:3"))
+        time.sleep(0.5)
+        for pid in _pids_now(pool):
+            os.kill(pid, signal.SIGKILL)
+
+        def is_told() -> bool:
+            try:
+                pool.raise_if_weights_gone()
+            except LearnerLost as error:
+                return "version 1 went with their sender" in str(error)
+            return False
+
+        _wait_until(is_told)
+        assert not waiting.done()
+        assert publish(pool, 2) == 1
+        assert ids(waiting.result(60)) == [[10, 2], [11, 2]]
+        pool.raise_if_weights_gone()
+        assert pool.counters()["rollout/lost_actors"] == 1

@@ -63,6 +63,9 @@ class InMemoryParts:
     def prefetch(self, draw: int) -> None:
         self.prefetched.append(draw)
 
+    def check(self) -> None:
+        """Nothing."""
+
     def keep(self, step: int, collected: Collected) -> None:
         self.kept.append((step, collected.draws))
 
@@ -310,6 +313,41 @@ def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_l
         for scored in step.groups
     ]
     assert 0 <= min(lags) <= max(lags) <= max_lag
+
+
+def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_they_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class WaitsInVain(InMemoryParts):
+        """Whose third draw comes when the learner has been started again."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting: list[tuple[Future[ScoredGroup], Future[ScoredGroup]]] = []
+            self.num_recovered = 0
+
+        def start(self, draw: int) -> Future[ScoredGroup]:
+            future = super().start(draw)
+            if draw != 2:
+                return future
+            self.waiting.append((Future(), future))
+            return self.waiting[0][0]
+
+        def check(self) -> None:
+            if not self.num_recovered:
+                raise LearnerLost("its weights are gone")
+
+        def recover(self, error: LearnerLost) -> RunState:
+            self.num_recovered += 1
+            for promised, there in self.waiting:
+                promised.set_result(there.result())
+            return START
+
+    monkeypatch.setattr("rlsys.collect.POLL_S", 0.01)
+    parts, whole = WaitsInVain(), InMemoryParts()
+    assert loop.run(parts, config(), START) == loop.run(whole, config(), START)
+    assert parts.num_recovered == 1
+    assert (parts.trained, parts.started) == (whole.trained, whole.started)
 
 
 def test_a_learner_that_cannot_be_started_again_ends_the_run() -> None:
