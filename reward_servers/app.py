@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import LoggingConfig
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
 from reward_servers.exported_metrics import Exported, flattened
@@ -35,6 +36,7 @@ from rlsys.types import Score
 _log = logging.getLogger(__name__)
 _CPUS_PER_REPLICA = 0.1  # a group of 8 costs well under a millisecond: it fits beside actors and ranks
 _START_TIMEOUT_S = 120.0
+_SERVE_TRIES, _SERVE_PAUSE_S = 5, 3.0  # another run on the cluster may be ending Serve just now
 _LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _BACKPRESSURE = BackpressureConfig(status_code=429, retry_after_s=1.0)
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 10.0  # three times too late and a replica counts as hung: not after 100 s
@@ -142,9 +144,24 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
     refuse_open_bind(reward.host, token, reward.token_env)
     load_user_scorers(reward.scorers)
     kind = judge_kind(reward.judge) if with_judge else None
+    name = name or f"rewards-{secrets.token_hex(4)}"
+    tries = Retrying(
+        retry=retry_if_exception_type(RayActorError),
+        stop=stop_after_attempt(_SERVE_TRIES),
+        wait=wait_fixed(_SERVE_PAUSE_S),
+        before_sleep=_serve_has_ended,
+        reraise=True,
+    )
+    url = tries(_deploy, reward, token, name, kind)
+    health = wait_until_healthy(url, _START_TIMEOUT_S)
+    _log.info("reward servers at %s score %s; judge: %s", url, ", ".join(health.tasks), health.judge or "none")
+    return url
+
+
+def _deploy(reward: RewardConfig, token: str | None, name: str, kind: str | None) -> str:
+    """URL of the application. Raises RayActorError when somebody ends Serve meanwhile."""
     host, port = _start_serve(reward)
     refuse_open_bind(host, token, reward.token_env)
-    name = name or f"rewards-{secrets.token_hex(4)}"
     base_url = f"http://{_reachable(host)}:{port}"
     judge = None
     if kind is not None:
@@ -154,10 +171,12 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
         judge = _judge_deployment(config, key)
     _launched.append(name)
     serve.run(_rules_deployment(reward, token, judge, kind), name=name, route_prefix=f"/{name}")
-    url = f"{base_url}/{name}"
-    health = wait_until_healthy(url, _START_TIMEOUT_S)
-    _log.info("reward servers at %s score %s; judge: %s", url, ", ".join(health.tasks), health.judge or "none")
-    return url
+    return f"{base_url}/{name}"
+
+
+def _serve_has_ended(state: RetryCallState) -> None:
+    _log.warning("Ray Serve was ended on this cluster while reward servers started there; they start again.")
+    _set_global_client(None)  # of the Serve that is gone
 
 
 def _rules_deployment(reward: RewardConfig, token: str | None, judge: Any, kind: str | None) -> Any:
@@ -201,11 +220,14 @@ def shutdown() -> None:
     if not ray.is_initialized() or not _launched:
         _launched.clear()
         return
-    if set(serve.status().applications) <= set(_launched):
-        serve.shutdown()
-    else:
-        for name in set(_launched) & set(serve.status().applications):
-            serve.delete(name)
+    try:
+        if set(serve.status().applications) <= set(_launched):
+            serve.shutdown()
+        else:
+            for name in set(_launched) & set(serve.status().applications):
+                serve.delete(name)
+    except RayActorError:  # somebody else has ended Serve, and all that it served
+        _set_global_client(None)
     _launched.clear()
 
 
@@ -253,7 +275,10 @@ def _start_serve(reward: RewardConfig) -> tuple[str, int]:
 def _running_address() -> tuple[str, int] | None:
     # Ray 2.60 tells the address of a running Serve only through its own client
     client: Any = _get_global_client(raise_if_no_controller_running=False)
-    return None if client is None else (client.http_config.host, client.http_config.port)
+    if client is None:
+        return None
+    serve.status()  # raises RayActorError when that Serve has ended: its address is another's next
+    return client.http_config.host, client.http_config.port
 
 
 def _usable_port(host: str, port: int) -> int:

@@ -12,6 +12,7 @@ import pytest
 import ray
 from factories import make_group
 from fixtures_rewards import score_groups
+from ray import serve
 
 from reward_servers import app
 from reward_servers.transport import RewardServerError, wait_until_healthy
@@ -121,3 +122,13 @@ def test_after_shutdown_groups_are_missing_and_servers_can_be_started_again(url:
     assert all(reason.startswith("infra") for reason in scored.reasons)
     again = app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
     assert score_groups(again, [group_of(TEXTS)])[0].is_valid.all()
+
+
+def test_servers_start_although_another_process_has_just_ended_serve(url: str) -> None:
+    settings = RewardConfig(token_env="RLSYS_TEST_NO_TOKEN")
+    app.launch(settings, with_judge=False)
+    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=60)
+    again = app.launch(settings, with_judge=False)  # with what this process knows of the Serve that was ended
+    assert score_groups(again, [group_of(TEXTS)])[0].is_valid.all()
+    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=60)
+    app.shutdown()
