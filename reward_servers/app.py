@@ -277,7 +277,7 @@ def _running_address() -> tuple[str, int] | None:
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return None
-    serve.status()  # raises RayActorError when that Serve has ended: its address is another's next
+    serve.status()  # raises RayActorError when that Serve has ended: Serve would start anew at another address
     return client.http_config.host, client.http_config.port
 
 
