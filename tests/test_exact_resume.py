@@ -32,6 +32,7 @@ DEADLINE_S = 400.0
 OF_THE_PROCESS = (
     *("time/", "perf/", "cluster/"),
     *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates", "weights/load_s"),
+    *("rollout/resampled_groups", "rollout/stale_groups"),  # begun by a process that died
     *("reward/requests", "reward/retries", "reward/unanswered_groups", "reward/paused_s"),
     *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_", "data/bad_clips"),
 )
@@ -173,16 +174,24 @@ def is_saving(out: Path, step: int) -> Callable[[], bool]:
     return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
-def kill_rank(process: subprocess.Popen[str]) -> None:
-    (rank,) = (one for one in psutil.Process(process.pid).children(recursive=True) if is_rank(one))
-    rank.kill()
+def processes(driver: subprocess.Popen[str], *titles: str) -> list[psutil.Process]:
+    """The one process of the run's for each title."""
+    found = [(one, title_of(one)) for one in psutil.Process(driver.pid).children(recursive=True)]
+    chosen = [[one for one, words in found if title in words] for title in titles]
+    assert [len(some) for some in chosen] == [1] * len(titles), found
+    return [one for some in chosen for one in some]
 
 
-def is_rank(process: psutil.Process) -> bool:
+def title_of(process: psutil.Process) -> str:
     try:
-        return "LearnerWorker" in " ".join(process.cmdline())
+        return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
-        return False
+        return ""
+
+
+def kill(driver: subprocess.Popen[str], *titles: str) -> None:
+    for process in processes(driver, *titles):
+        process.kill()
 
 
 def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_that_was_left_alone(
@@ -196,15 +205,16 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     with running(inputs, out, "--resume", str(out)) as driver:
         wait_until(driver, out, lambda: not has_steps(out, 1)())  # it has begun anew
         wait_until(driver, out, has_steps(out, 1))
-        kill_rank(driver)  # there is no checkpoint yet
+        kill(driver, "LearnerWorker")  # there is no checkpoint yet
         wait_until(driver, out, is_saving(out, 4))
     assert "are saved and not sampled again" in said(out)
     assert (out / "checkpoints" / "step_000002").exists()
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     with running(inputs, out, "--resume", str(out)) as driver:
         wait_until(driver, out, has_steps(out, 5))
-        kill_rank(driver)
+        kill(driver, "LearnerWorker", "RolloutActor")  # then nobody holds the weights any more
         assert driver.wait(DEADLINE_S) == 0, said(out)
+    assert "the learner is lost and starts again: the weights of version 5 went with their sender" in said(out)
     assert said(out).count("the learner is back after") == 2
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
