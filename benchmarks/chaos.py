@@ -142,7 +142,6 @@ def report(run: Run) -> dict[str, Any]:
         "wall_s": run.wall_s,
         "digest": run.digest,
         "driver_starts": run.starts,
-        "left_over": run.left_over,
         "by_kind": by_kind(run.deeds),
         "kills": [
             {**asdict(deed), "kill": {**asdict(deed.kill), "signal": deed.kill.signal.name}} for deed in run.deeds
@@ -167,8 +166,6 @@ def show(results: dict[str, Any]) -> None:
             cells = (str(row["kills"]), str(row["recovered"]), f"{row['mean_lost_s']:.1f}", f"{row['max_lost_s']:.1f}")
             table.add_row(row["victim"], row["signal"], *cells)
         console.print(table)
-        for line in run["left_over"]:
-            console.print(f"left over: {line}")
     for problem in results["problems"]:
         console.print(f"PROBLEM: {problem}")
     console.print(f"median step {results['median_step_s']:.2f} s; problems: {len(results['problems'])}")

@@ -192,10 +192,11 @@ class TwoNodes:
                 self._known[process.pid, process.create_time()] = process
 
     def survivors(self, timeout_s: float = GONE_TIMEOUT_S) -> list[psutil.Process]:
-        """Processes of nodes that have ended which live on after `timeout_s`."""
+        """Processes which live on after `timeout_s`, of nodes that have ended, or though somebody stopped them."""
         of_nodes = {process for node in (self.head, self.second) for process in node.tree()}
         old = [process for process in self._known.values() if process not in of_nodes]
-        _, alive = psutil.wait_procs(old, timeout=timeout_s)
+        stopped = [process for process in of_nodes if is_stopped(process)]
+        _, alive = psutil.wait_procs(old + stopped, timeout=timeout_s)
         return list(alive)
 
 
@@ -211,7 +212,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 def title(process: psutil.Process) -> str:
     """What a process calls itself; "" for one that has ended."""
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).rstrip()  # Ray's own titles are padded
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
 

@@ -54,6 +54,7 @@ class Deed:
 
     at_s: when, in seconds since the run began.  pid: 0 for no victim.  where: address of the victim's node.
     step: the newest step done by then.  next_step_s: seconds from the kill until a newer step was done.
+    is_recovered: that step was done, or there was none left to do.
     lost_s: what the steps behind it took longer than the median one of the run without kills.
     """
 
@@ -63,6 +64,7 @@ class Deed:
     step: int
     where: str = ""
     next_step_s: float | None = None
+    is_recovered: bool = False
     lost_s: float = 0.0
     noted: list[str] = field(default_factory=list)
 
@@ -93,14 +95,15 @@ def steps_for(kills: Sequence[Kill], behind: int = 4) -> int:
 def spread_losses(deeds: Sequence[Deed], step_times_s: Mapping[int, float], median_s: float) -> None:
     """Give each deed its `next_step_s` and its share of the time by which steps were longer than `median_s`.
 
-    step_times_s: by step, when it was first done, on the clock of `at_s`. What a step took too long goes to the
-    deeds that came during it, in equal parts, or else to those that came last before it.
+    step_times_s: by step of a run that has ended, when it was first done, on the clock of `at_s`. What a step took
+    too long goes to the deeds that came during it, in equal parts, or else to those that came last before it.
     """
     times = sorted(step_times_s.items())
     done = [deed for deed in deeds if deed.pid]
     for deed in done:
         later = [at_s for _, at_s in times if at_s > deed.at_s]
         deed.next_step_s = later[0] - deed.at_s if later else None
+        deed.is_recovered = bool(later) or deed.step == times[-1][0]
         deed.lost_s = 0.0
     blamed: list[Deed] = []
     for (_, before_s), (_, after_s) in zip(times, times[1:], strict=False):
@@ -128,7 +131,7 @@ def by_kind(deeds: Sequence[Deed]) -> list[dict[str, object]]:
                 "victim": victim,
                 "signal": number.name,
                 "kills": len(those),
-                "recovered": sum(deed.next_step_s is not None for deed in those),
+                "recovered": sum(deed.is_recovered for deed in those),
                 "mean_lost_s": statistics.mean(lost),
                 "max_lost_s": max(lost),
             }

@@ -248,7 +248,8 @@ def check_run(run: Run, reference: Run | None, num_steps: int) -> list[str]:
     final = find(run.folder)
     state = load_state(final)
     entries = ledger.read(final)
-    found = [f"ledger: {problem}" for problem in ledger.problems(entries, state.drawn)]
+    found = [f"left over: {process}" for process in run.left_over]
+    found += [f"ledger: {problem}" for problem in ledger.problems(entries, state.drawn)]
     if [entry.step for entry in entries] != list(range(1, num_steps + 1)):
         found.append(f"ledger: steps {[entry.step for entry in entries]}")
     values = tracked(run.folder, state.mlflow_run_id)
@@ -285,8 +286,6 @@ def finish(run: Run, cluster: TwoNodes, median_s: float) -> Run:
     """The run with its losses reckoned, and with what lives on of what was killed with its node or stopped."""
     spread_losses(run.deeds, run.step_times_s, median_s)
     run.left_over = [f"{one.pid} {title(one)}" for one in cluster.survivors()]
-    stopped = [one for node in (cluster.head, cluster.second) for one in node.tree() if is_stopped(one)]
-    run.left_over += [f"{one.pid} {title(one)} (stopped)" for one in stopped]
     return run
 
 

@@ -51,6 +51,17 @@ class Collected:
         return len(self.groups) + len(self.replaced) + len(self.left_out)
 
 
+def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGroup:
+    """The group; waits for it. Raises what went wrong with it, or what `check`, asked meanwhile, raises."""
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except TimeoutError:
+            if future.done():  # an error of its own, or it ended just now
+                return future.result()
+            check()
+
+
 class Flight:
     """Groups by draw, from their start until the step that used them is over.
 
@@ -82,15 +93,8 @@ class Flight:
                 self._prefetched = draw
 
     def result(self, draw: int) -> ScoredGroup:
-        """The group; waits for it. Raises what went wrong with it, or what `check` raises meanwhile."""
-        future = self._groups[draw]
-        while True:
-            try:
-                return future.result(timeout=POLL_S)
-            except TimeoutError:
-                if future.done():  # an error of its own, or it ended just now
-                    return future.result()
-                self._check()
+        """See `awaited`."""
+        return awaited(self._groups[draw], self._check)
 
     def start_again(self, draw: int) -> None:
         """Sample the draw's group anew."""

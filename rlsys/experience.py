@@ -38,6 +38,8 @@ class Clips(Protocol):
 
     def forget(self, references: Collection[str]) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Pool(Protocol):
     async def generate(
@@ -123,7 +125,7 @@ class Preparer:
         return prompt, clips
 
     def close(self) -> None:
-        """Cancel what runs and end the event loop."""
+        """Cancel what runs, end the decoding processes and the event loop."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
         self._events.call_soon_threadsafe(self._events.stop)
         self._thread.join(timeout=30)
@@ -133,6 +135,7 @@ class Preparer:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        self._clips.close()
 
 
 class Experience(Preparer):

@@ -19,8 +19,8 @@ from rlsys.config import RunConfig
 from rlsys.spool import Spool
 
 
-def deed(at_s: float, victim: str = "actor", pid: int = 1) -> Deed:
-    return Deed(kill=Kill(victim=victim, signal=KILL, after_step=1, delay_s=0.0), at_s=at_s, pid=pid, step=1)
+def deed(at_s: float, victim: str = "actor", pid: int = 1, step: int = 1) -> Deed:
+    return Deed(kill=Kill(victim=victim, signal=KILL, after_step=1, delay_s=0.0), at_s=at_s, pid=pid, step=step)
 
 
 def test_a_plan_is_a_function_of_its_seed_and_has_every_victim() -> None:
@@ -50,6 +50,12 @@ def test_a_kill_without_a_later_step_is_not_recovered_and_one_without_a_victim_i
     spread_losses(deeds, {1: 1.0, 2: 2.0, 3: 3.0}, 1.0)
     rows = {row["victim"]: row for row in by_kind(deeds)}
     assert (rows["actor"]["kills"], rows["actor"]["recovered"], rows["driver"]["recovered"]) == (2, 1, 1)
+
+
+def test_a_kill_after_the_last_step_is_recovered_when_the_run_has_ended() -> None:
+    late = deed(8.0, step=3)
+    spread_losses([late], {1: 1.0, 2: 2.0, 3: 3.0}, 1.0)
+    assert (late.is_recovered, late.next_step_s, late.lost_s) == (True, None, 0.0)
 
 
 def test_the_first_steps_do_not_count_for_the_median() -> None:

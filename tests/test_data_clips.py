@@ -231,6 +231,17 @@ def test_decoders_that_died_or_were_stopped_while_idle_cost_no_clip(
     assert [type(one) for one in found] == [ClipRef, ClipRef]
 
 
+def test_a_store_that_is_closed_leaves_no_process_and_no_stopped_one(cluster: None, tmp_path: Path) -> None:
+    before = decoding_processes("ray::Decoder")
+    store = ClipStore(DataConfig(decode_workers=2, cache_bytes=0))
+    get_all(store, spec_of(tmp_path / "a.mp4"), spec_of(tmp_path / "b.mp4"))
+    own = [process for process in decoding_processes("ray::Decoder") if process not in before]
+    assert len(own) == 2
+    own[0].suspend()
+    store.close()
+    assert psutil.wait_procs(own, timeout=30)[1] == []
+
+
 def test_a_caller_that_goes_away_does_not_take_the_clip_from_the_others(cluster: None, tmp_path: Path) -> None:
     store = ClipStore(DataConfig())
     spec = spec_of(tmp_path / "a.mp4")

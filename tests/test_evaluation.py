@@ -5,10 +5,20 @@ import numpy as np
 import pytest
 
 from rlsys.config import parse
+from rlsys.errors import LearnerLost
 from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.types import PromptItem, Sampling, ScoredGroup, VideoSpec
 from tests.factories import make_group, make_item, make_scored
+
+CONFIG = {
+    "output_dir": "out",
+    "model": {"path": "model"},
+    "train": {"prompts_per_step": 2},
+    "data": {"decode_ahead": 1},
+    "rollout": {"group_size": 4},
+    "evaluation": {"num_samples": 4},
+}
 
 
 def test_recall_counts_ious_at_or_above_the_threshold() -> None:
@@ -73,18 +83,28 @@ def test_an_evaluation_has_a_bounded_number_of_prompts_under_way_and_answers_all
 
             return Answer()
 
-    tree = {
-        "output_dir": "out",
-        "model": {"path": "model"},
-        "train": {"prompts_per_step": 2},
-        "data": {"decode_ahead": 1},
-        "rollout": {"group_size": 4},
-        "evaluation": {"num_samples": 4},
-    }
     source = Source()
     items = [make_item(f"file:{row}") for row in range(20)]
-    found = evaluate(source, items, parse(tree, source="test"))
+    found = evaluate(source, items, parse(CONFIG, source="test"))
     assert found["sampled"]["num_responses"] == found["greedy"]["num_responses"] == 80
     assert source.asked == 2 * [item.prompt_id for item in items]
     # greedily one response a prompt: (2 + 1) x 4 prompts
     assert source.most == 12
+
+
+def test_an_evaluation_that_waits_in_vain_ends_with_the_reason_and_leaves_nothing_under_way() -> None:
+    class Silent:
+        def __init__(self) -> None:
+            self.asked: list[Future[ScoredGroup]] = []
+
+        def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+            self.asked.append(Future())
+            return self.asked[-1]
+
+    def check() -> None:
+        raise LearnerLost("the weights are gone.")
+
+    source = Silent()
+    with pytest.raises(LearnerLost, match="gone"):
+        evaluate(source, [make_item("file:0"), make_item("file:1")], parse(CONFIG, source="test"), check)
+    assert [future.cancelled() for future in source.asked] == [True, True]

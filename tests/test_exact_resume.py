@@ -41,9 +41,10 @@ OF_THE_PROCESS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What all runs share. temp: where their Ray has its files."""
+    """What runs share. held_out: settings of those that evaluate.  temp: where their Ray has its files."""
 
     settings: tuple[str, ...]
+    held_out: tuple[str, ...]
     temp: Path
 
 
@@ -70,7 +71,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             "checkpoint.every_steps": 2,
             "tracking.log_model": "false",
         }
-        yield Inputs(settings=tuple(f"{key}={value}" for key, value in settings.items()), temp=temp)
+        held_out = (f"evaluation.annotations={clips.annotations}", "evaluation.num_samples=2")
+        yield Inputs(settings=tuple(f"{key}={value}" for key, value in settings.items()), held_out=held_out, temp=temp)
     shutil.rmtree(temp, ignore_errors=True)
 
 
@@ -78,7 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happens to."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    with running(inputs, out) as driver:
+    with running(inputs, out, *inputs.held_out) as driver:
         assert driver.wait(DEADLINE_S) == 0, said(out)
     steps = ledger.read(out)
     assert len({step.weights_digest for step in steps}) == NUM_STEPS, "every step must change the weights"
@@ -154,6 +156,7 @@ def assert_as_if_nothing_had_happened(out: Path, whole: Path) -> None:
     ended, expected = (json.loads((folder / "summary.json").read_text()) for folder in (out, whole))
     assert ended["weights_digest"] == expected["weights_digest"]
     assert ended["ledger"] == expected["ledger"]
+    assert ended["held_out"]["after"] == expected["held_out"]["after"]
     assert expected["ledger"]["problems"] == []
     assert ledger.read(out) == ledger.read(whole)
     state, wanted = learner_state(out), learner_state(whole)
@@ -210,12 +213,15 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     assert "are saved and not sampled again" in said(out)
     assert (out / "checkpoints" / "step_000002").exists()
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
-    with running(inputs, out, "--resume", str(out)) as driver:
+    with running(inputs, out, *inputs.held_out, "--resume", str(out)) as driver:
         wait_until(driver, out, has_steps(out, 5))
         kill(driver, "LearnerWorker", "RolloutActor")  # then nobody holds the weights any more
+        wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # before the first step, and now
+        kill(driver, "LearnerWorker", "RolloutActor")
         assert driver.wait(DEADLINE_S) == 0, said(out)
-    assert "the learner is lost and starts again: the weights of version 5 went with their sender" in said(out)
-    assert said(out).count("the learner is back after") == 2
+    for version in (5, NUM_STEPS):
+        assert f"learner is lost and starts again: the weights of version {version} went with their sender" in said(out)
+    assert said(out).count("the learner is back after") == 3
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
 

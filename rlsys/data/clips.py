@@ -79,6 +79,10 @@ class ClipStore:
                 if self._cached.pop(spec, None) is not None:
                     self._bytes_cached -= clip.info.num_bytes
 
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._decoders.close()
+
     def counters(self) -> dict[str, float]:
         """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal.
 

@@ -101,6 +101,11 @@ class Decoders:
             self._idle.append(worker)
             return shuffled
 
+    def close(self) -> None:
+        """End the idle processes. Those that somebody stopped would not go with the run."""
+        while self._idle:
+            ray.kill(self._idle.pop())
+
     async def _decode_on(self, worker: Any, spec: MediaSpec) -> tuple[Any, Any]:
         report, frames = worker.decode.options(num_returns=2).remote(spec)
         try:

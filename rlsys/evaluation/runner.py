@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
+from rlsys.collect import awaited
 from rlsys.config import RunConfig
 from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.experience import sampling_seed
@@ -20,15 +21,18 @@ class GroupSource(Protocol):
     def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]: ...
 
 
-def evaluate(source: GroupSource, items: Sequence[PromptItem], config: RunConfig) -> dict[str, dict[str, float]]:
+def evaluate(
+    source: GroupSource, items: Sequence[PromptItem], config: RunConfig, check: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, float]]:
     """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
 
     With rows of several tasks also {"greedy/<task>": …, "sampled/<task>": …} for each.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
+    check: asked while a group is waited for; raises where that is in vain.
     """
     answers = {
-        "greedy": _answer(source, items, config, temperature=0.0, num_samples=1),
-        "sampled": _answer(source, items, config, temperature=1.0, num_samples=config.evaluation.num_samples),
+        "greedy": _answer(source, items, config, check, temperature=0.0, num_samples=1),
+        "sampled": _answer(source, items, config, check, temperature=1.0, num_samples=config.evaluation.num_samples),
     }
     results = {decoding: answer_metrics(groups) for decoding, groups in answers.items()}
     for decoding, groups in answers.items():
@@ -39,7 +43,13 @@ def evaluate(source: GroupSource, items: Sequence[PromptItem], config: RunConfig
 
 
 def _answer(
-    source: GroupSource, items: Sequence[PromptItem], config: RunConfig, *, temperature: float, num_samples: int
+    source: GroupSource,
+    items: Sequence[PromptItem],
+    config: RunConfig,
+    check: Callable[[], None],
+    *,
+    temperature: float,
+    num_samples: int,
 ) -> list[ScoredGroup]:
     def start(row: int, item: PromptItem) -> Future[ScoredGroup]:
         # seeds far from the draws of training, which count up from 0
@@ -58,9 +68,14 @@ def _answer(
     rows = iter(enumerate(items))
     under_way = deque(start(*one) for one in islice(rows, evaluated_at_once(config, num_samples)))
     answered: list[ScoredGroup] = []
-    while under_way:
-        answered.append(_without_clips(under_way.popleft().result()))
-        under_way.extend(start(*one) for one in islice(rows, 1))
+    try:
+        while under_way:
+            answered.append(_without_clips(awaited(under_way[0], check)))
+            under_way.popleft()
+            under_way.extend(start(*one) for one in islice(rows, 1))
+    finally:
+        for future in under_way:
+            future.cancel()
     return answered
 
 
