@@ -45,6 +45,7 @@ class LearnerGroup:
     def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
         self._workers = list(workers)
         self._timeout_s = timeout_s
+        self._is_joined = False
         self._spec: LearnerSpec | None = None
         self._cost: CostModel | None = None
 
@@ -58,10 +59,10 @@ class LearnerGroup:
         timeout_s: float,
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> LearnerGroup:
-        """Start the processes and let them find each other.
+        """Start the processes; returns at once, and the first `load` waits for them.
 
         options: Ray actor options of each rank (resources, scheduling strategy); None asks for one
-        CPU a rank and, on "cuda", one GPU.  timeout_s: seconds that this and every later call may take.
+        CPU a rank and, on "cuda", one GPU.  timeout_s: seconds that every later call may take.
         """
         if options is None:
             options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
@@ -73,12 +74,7 @@ class LearnerGroup:
             )
             for rank, chosen in zip(range(num_ranks), options, strict=True)
         ]
-        group = cls(workers, timeout_s)
-        places = group._call("where")
-        host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
-        (port,) = group._wait("open_store", [workers[0].open_store.remote(host)])
-        group._call("join", host, port)
-        return group
+        return cls(workers, timeout_s)
 
     @property
     def num_ranks(self) -> int:
@@ -87,9 +83,19 @@ class LearnerGroup:
 
     def load(self, spec: LearnerSpec) -> None:
         """Read `spec.model_path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
+        if not self._is_joined:
+            self._join()
         self._call("load", spec)
         self._spec = spec
         self._cost = read_cost_model(spec.model_path, spec.learner.untrained_parts)
+
+    def _join(self) -> None:
+        """Let the ranks find each other."""
+        places = self._call("where")
+        host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
+        (port,) = self._wait("open_store", [self._workers[0].open_store.remote(host)])
+        self._call("join", host, port)
+        self._is_joined = True
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
         """All optimiser updates on the batch; metrics by name, over all tokens of all ranks and updates.

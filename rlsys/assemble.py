@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -146,18 +145,16 @@ class Stack(LearnerStack):
             start_timeout_s=config.rollout.start_timeout_s,
         )
         resources.callback(self.pool.shutdown)
-        with ThreadPoolExecutor() as threads:  # learner and reward servers spend seconds waiting for processes
-            learner = threads.submit(_launch_learner, config, cluster)
-            self.reward_url = config.reward.url or _launch_rewards(
-                config.reward,
-                cluster,
-                resources,
-                with_judge=needs_judge(tasks, config.reward),
-                name=None if cluster.is_local else name_on_cluster(config),
-            )
-            health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
-            self.learner = learner.result()
-            resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
+        self.learner = _launch_learner(config, cluster)
+        resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
+        self.reward_url = config.reward.url or _launch_rewards(
+            config.reward,
+            cluster,
+            resources,
+            with_judge=needs_judge(tasks, config.reward),
+            name=None if cluster.is_local else name_on_cluster(config),
+        )
+        health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
         self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlsys.assemble import LearnerStack
+from rlsys.assemble import LearnerStack, Stack
 from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_state
 from rlsys.config import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
+from rlsys.evaluation.runner import evaluate
 from rlsys.model_sizes import read_model_sizes
 from rlsys.run_file import RUN_FILE, SUMMARY_FILE, read_run_file
+from rlsys.types import PromptItem
 from rlsys.unsent import require_sent
 
 log = logging.getLogger(__name__)
@@ -219,3 +221,32 @@ class Recovery:
         sizes, learner = read_model_sizes(self._config.model.path), self._config.learner
         number = 2 if self._config.model.dtype == "bfloat16" else 4
         return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number
+
+
+def evaluated(
+    stack: Stack,
+    held_out: Sequence[PromptItem],
+    config: RunConfig,
+    state: RunState,
+    recover: Callable[[LearnerLost], RunState],
+    *,
+    is_published: bool = False,
+) -> tuple[RunState, dict[str, dict[str, float]]]:
+    """The state and what its weights answered (see `evaluate`), also when the learner is lost meanwhile.
+
+    is_published: whether the actors have the weights of `state`.
+    Raises LearnerLost when there is no checkpoint of as many steps to start another learner from.
+    """
+    reached = state.step
+    while True:
+        try:
+            if not is_published:
+                stack.publish(state.version)
+                is_published = True
+            log.info("evaluating on %d held-out rows", len(held_out))
+            return state, evaluate(stack.experience, held_out, config, stack.pool.raise_if_weights_gone)
+        except LearnerLost as error:
+            state = recover(error)
+            if state.step != reached:
+                raise
+            is_published = False

@@ -15,15 +15,13 @@ from rlsys.config import RunConfig
 from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
-from rlsys.evaluation.runner import evaluate
 from rlsys.metrics import merge, summarise
 from rlsys.progress import FINE_TUNING, Progress, show_table
-from rlsys.recovery import Origin, Recovery, find_origin
+from rlsys.recovery import Origin, Recovery, evaluated, find_origin
 from rlsys.run_file import write_run_file
 from rlsys.supervised import PreparedDemonstration, supervised_batch
 from rlsys.tracking import Tracker
 from rlsys.train import Summary, end_rows, held_out_rows, write_summary
-from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +126,13 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
             state = run.recovery.load_learner()
         results: dict[str, Any] = {}
         with clock("evaluate"):
-            results |= _held_out("before", stack, lessons.held_out, config, state.version)
+            if lessons.held_out:
+                state, results["before"] = _held_out(stack, lessons, config, state, run.recovery)
         with progress:
             state, folder = run.go_on(state)
         with clock("evaluate"):
-            results |= _held_out("after", stack, lessons.held_out, config, state.version)
+            if lessons.held_out:
+                state, results["after"] = _held_out(stack, lessons, config, state, run.recovery)
         summary = Summary(
             weights_digest=state.weights_digest,
             num_steps=state.step,
@@ -148,15 +148,12 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
 
 
 def _held_out(
-    stage: str, stack: LearnerStack, items: Sequence[PromptItem], config: RunConfig, version: int
-) -> dict[str, Any]:
-    """{stage: metrics} of the learner's weights as they are, {} without held-out rows."""
-    if not items:
-        return {}
+    stack: LearnerStack, lessons: Lessons, config: RunConfig, state: RunState, recovery: Recovery
+) -> tuple[RunState, Mapping[str, Mapping[str, float]]]:
+    """The state and what the learner's weights answered."""
     if not isinstance(stack, Stack):
         raise TypeError("held-out rows are to be answered, and the stack has no actors; open it with open_stack.")
-    stack.publish(version)
-    return {stage: evaluate(stack.experience, items, config)}
+    return evaluated(stack, lessons.held_out, config, state, recovery.recover)
 
 
 def _write_outputs(config: RunConfig, tracker: Tracker, summary: Summary, losses: Mapping[int, float]) -> Path:

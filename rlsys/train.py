@@ -18,7 +18,7 @@ from rlsys.config import RunConfig
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.progress import TRAINING, Progress, Story, show_table
-from rlsys.recovery import Origin, find_origin
+from rlsys.recovery import Origin, evaluated, find_origin
 from rlsys.run_file import SUMMARY_FILE, write_run_file
 from rlsys.tracking import Tracker
 from rlsys.training_run import TrainingRun
@@ -75,11 +75,11 @@ def _train_on(
         results: dict[str, Any] = {}
         with clock("evaluate"):
             if held_out:
-                state, results["before"] = _evaluated(run, held_out, state, is_published=False)
+                state, results["before"] = evaluated(stack, held_out, config, state, run.recover)
         end = _to_the_end(run, config, state, progress)
         with clock("evaluate"):
             if held_out:
-                _, results["after"] = _evaluated(run, held_out, end.state, is_published=True)
+                _, results["after"] = evaluated(stack, held_out, config, end.state, run.recover, is_published=True)
         summary = Summary(
             weights_digest=end.state.weights_digest,
             num_steps=end.state.step,
@@ -116,28 +116,6 @@ def _to_the_end(run: TrainingRun, config: RunConfig, state: RunState, progress: 
                 state = run.recover(error)
             except (OSError, NotWritten) as error:
                 return _End(state=state, checkpoint=None, problem=error)
-
-
-def _evaluated(
-    run: TrainingRun, held_out: tuple[PromptItem, ...], state: RunState, *, is_published: bool
-) -> tuple[RunState, dict[str, dict[str, float]]]:
-    """The state and what its weights answered; the learner may be lost meanwhile.
-
-    is_published: whether the actors have the weights.
-    Raises LearnerLost when there is no checkpoint of as many steps to start another learner from.
-    """
-    reached = state.step
-    while True:
-        try:
-            if not is_published:
-                run.publish(state.version)
-                is_published = True
-            return state, run.evaluate(held_out)
-        except LearnerLost as error:
-            state = run.recover(error)
-            if state.step != reached:
-                raise
-            is_published = False
 
 
 def ledger_result(run: TrainingRun, state: RunState) -> dict[str, Any]:

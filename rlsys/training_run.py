@@ -19,7 +19,6 @@ from rlsys.collect import Collected, LeftOut
 from rlsys.config import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import FramesLost, LearnerLost, RowUnusable
-from rlsys.evaluation.runner import evaluate
 from rlsys.experience import MAX_CLIPS_LOST, sampling_seed
 from rlsys.ledger import Ledger
 from rlsys.metrics import merge, step_metrics
@@ -127,11 +126,6 @@ class TrainingRun:
 
     def publish(self, version: int) -> WeightVersion:
         return self._stack.publish(version)
-
-    def evaluate(self, held_out: Sequence[PromptItem]) -> dict[str, dict[str, float]]:
-        """See `rlsys.evaluation.runner.evaluate`."""
-        log.info("evaluating on %d held-out rows", len(held_out))
-        return evaluate(self._stack.experience, held_out, self._config, self.check)
 
     def record(self, step: Step) -> None:
         for phase, seconds in step.seconds.items():

@@ -177,12 +177,18 @@ def is_saving(out: Path, step: int) -> Callable[[], bool]:
     return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
-def processes(driver: subprocess.Popen[str], *titles: str) -> list[psutil.Process]:
-    """The one process of the run's for each title."""
-    found = [(one, title_of(one)) for one in psutil.Process(driver.pid).children(recursive=True)]
-    chosen = [[one for one, words in found if title in words] for title in titles]
-    assert [len(some) for some in chosen] == [1] * len(titles), found
-    return [one for some in chosen for one in some]
+def kill(driver: subprocess.Popen[str], out: Path, *titles: str) -> None:
+    """End the run's process of each title, as soon as they are there."""
+    victims: list[psutil.Process] = []
+
+    def are_there() -> bool:
+        living = psutil.Process(driver.pid).children(recursive=True)
+        victims[:] = [one for one in living for title in titles if title in title_of(one)]
+        return len(victims) == len(titles)
+
+    wait_until(driver, out, are_there)
+    for process in victims:
+        process.kill()
 
 
 def title_of(process: psutil.Process) -> str:
@@ -190,11 +196,6 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-
-
-def kill(driver: subprocess.Popen[str], *titles: str) -> None:
-    for process in processes(driver, *titles):
-        process.kill()
 
 
 def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_that_was_left_alone(
@@ -206,22 +207,23 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
     run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
     with running(inputs, out, "--resume", str(out)) as driver:
+        kill(driver, out, "LearnerWorker")  # while it starts
         wait_until(driver, out, lambda: not has_steps(out, 1)())  # it has begun anew
         wait_until(driver, out, has_steps(out, 1))
-        kill(driver, "LearnerWorker")  # there is no checkpoint yet
+        kill(driver, out, "LearnerWorker")  # there is no checkpoint yet
         wait_until(driver, out, is_saving(out, 4))
     assert "are saved and not sampled again" in said(out)
     assert (out / "checkpoints" / "step_000002").exists()
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     with running(inputs, out, *inputs.held_out, "--resume", str(out)) as driver:
         wait_until(driver, out, has_steps(out, 5))
-        kill(driver, "LearnerWorker", "RolloutActor")  # then nobody holds the weights any more
+        kill(driver, out, "LearnerWorker", "RolloutActor")  # then nobody holds the weights any more
         wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # before the first step, and now
-        kill(driver, "LearnerWorker", "RolloutActor")
+        kill(driver, out, "LearnerWorker", "RolloutActor")
         assert driver.wait(DEADLINE_S) == 0, said(out)
     for version in (5, NUM_STEPS):
         assert f"learner is lost and starts again: the weights of version {version} went with their sender" in said(out)
-    assert said(out).count("the learner is back after") == 3
+    assert said(out).count("the learner is back after") == 4
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
 

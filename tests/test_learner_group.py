@@ -604,6 +604,14 @@ def stub_group(behaviours: Sequence[str], timeout_s: float) -> LearnerGroup:
         def __init__(self, behaviour: str) -> None:
             self._behaviour = behaviour
 
+        def where(self) -> tuple[str, str]:
+            return "node", "127.0.0.1"
+
+        def open_store(self, host: str) -> int:
+            return 0
+
+        def join(self, host: str, port: int) -> None: ...
+
         def load(self, spec: object) -> None:
             if self._behaviour == "raise":
                 raise MemoryError("no room for the model")
