@@ -211,7 +211,7 @@ def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_
     with pool_of("sound", max_num_seqs=5) as pool:
         publish(pool, 0)
         # the first three are asked for at once and may start in any order; from then on one ends every half second
-        names = [f"slow:{seconds}" for seconds in (0.5, 1.0, 1.5, 1.51, 1.52, 1.53, 1.54, 1.55)]
+        names = [f"slow:{seconds}" for seconds in (1.5, 2.0, 2.5, 1.51, 1.52, 1.53, 1.54, 1.55)]
         groups = background(gather(*(group(pool, name) for name in names)))
         _wait_until(lambda: pool.counters()["rollout/waiting_groups"] == 5)
         groups.result(60)
