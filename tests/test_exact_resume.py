@@ -71,7 +71,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             "checkpoint.every_steps": 2,
             "tracking.log_model": "false",
         }
-        held_out = (f"evaluation.annotations={clips.annotations}", "evaluation.num_samples=2")
+        held_out = (f"evaluation.annotations={clips.annotations}", "evaluation.num_samples=16")
         yield Inputs(settings=tuple(f"{key}={value}" for key, value in settings.items()), held_out=held_out, temp=temp)
     shutil.rmtree(temp, ignore_errors=True)
 
@@ -177,18 +177,24 @@ def is_saving(out: Path, step: int) -> Callable[[], bool]:
     return (out / "checkpoints" / f".tmp-step_{step:06d}").exists
 
 
-def kill(driver: subprocess.Popen[str], out: Path, *titles: str) -> None:
-    """End the run's process of each title, as soon as they are there."""
-    victims: list[psutil.Process] = []
+def kill(driver: subprocess.Popen[str], out: Path, title: str) -> None:
+    """End the run's one process of this title, as soon as it is there."""
+    found: list[psutil.Process] = []
 
-    def are_there() -> bool:
-        living = psutil.Process(driver.pid).children(recursive=True)
-        victims[:] = [one for one in living for title in titles if title in title_of(one)]
-        return len(victims) == len(titles)
+    def is_there() -> bool:
+        found[:] = [one for one in psutil.Process(driver.pid).children(recursive=True) if title in title_of(one)]
+        return len(found) == 1
 
-    wait_until(driver, out, are_there)
-    for process in victims:
-        process.kill()
+    wait_until(driver, out, is_there)
+    found[0].kill()
+
+
+def kill_all_holders_of_weights(driver: subprocess.Popen[str], out: Path) -> None:
+    """End the only actor, and the rank from which the next one would have them."""
+    lost = said(out).count("rollout actor 0 is lost")
+    kill(driver, out, "RolloutActor")
+    wait_until(driver, out, lambda: said(out).count("rollout actor 0 is lost") > lost)
+    kill(driver, out, "LearnerWorker")
 
 
 def title_of(process: psutil.Process) -> str:
@@ -217,12 +223,11 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     with running(inputs, out, *inputs.held_out, "--resume", str(out)) as driver:
         wait_until(driver, out, has_steps(out, 5))
-        kill(driver, out, "LearnerWorker", "RolloutActor")  # then nobody holds the weights any more
+        kill_all_holders_of_weights(driver, out)
         wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # before the first step, and now
-        kill(driver, out, "LearnerWorker", "RolloutActor")
+        kill_all_holders_of_weights(driver, out)
         assert driver.wait(DEADLINE_S) == 0, said(out)
-    for version in (5, NUM_STEPS):
-        assert f"learner is lost and starts again: the weights of version {version} went with their sender" in said(out)
+    assert said(out).count("went with their sender") == 2
     assert said(out).count("the learner is back after") == 4
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
