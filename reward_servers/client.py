@@ -32,14 +32,17 @@ class RewardClient:
 
     reward: weights, settings and deadline.  url: base URL, as `reward_servers.app.launch` returns it.
     token: bearer token or None.  think: whether the prompts ask for <think>…</think>.
+    was_healthy: whether the servers have answered to `wait_until_healthy`; then no address is wrong any more.
     Raises ConfigError when `reward.weights` names a task or score that does not exist.
     """
 
-    def __init__(self, reward: RewardConfig, url: str, token: str | None = None, *, think: bool = True) -> None:
+    def __init__(
+        self, reward: RewardConfig, url: str, token: str | None = None, *, think: bool = True, was_healthy: bool = False
+    ) -> None:
         check_weights(reward)
         self._reward = reward
         self._think = think
-        self._transport = Transport(reward, url, token)
+        self._transport = Transport(reward, url, token, was_healthy=was_healthy)
         self._window = FailureWindow(reward.failure_window, reward.max_failure_frac)
         self._num_unanswered = 0
         self.num_waiting = 0

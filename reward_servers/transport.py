@@ -54,13 +54,16 @@ class Health(BaseModel):
 
 
 class Transport:
-    """Requests to the servers at `url`. Use it from one event loop."""
+    """Requests to the servers at `url`. Use it from one event loop.
 
-    def __init__(self, reward: RewardConfig, url: str, token: str | None) -> None:
+    was_healthy: whether they have answered before, to `wait_until_healthy`.
+    """
+
+    def __init__(self, reward: RewardConfig, url: str, token: str | None, *, was_healthy: bool = False) -> None:
         self.url = _checked(url)
         self._reward = reward
         self._http = _http_client(self.url, token, reward.timeout_s)
-        self._has_answered = False
+        self._has_answered = was_healthy
         self.num_requests = self.num_retries = 0
 
     async def close(self) -> None:

@@ -157,7 +157,7 @@ class Stack(LearnerStack):
         health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
-        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think)
+        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think, was_healthy=True)
         self.experience = Experience(clips, prompts, self.pool, self.scorer, config)
         resources.callback(self.experience.close)
         super().__init__(prompts, clips, self.learner, self.experience, cluster)
@@ -220,7 +220,8 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
             cluster = resources.enter_context(open_cluster(config, parts="rewards"))
             url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
-        yield RewardClient(config.reward, url, token_from_environment(config.reward.token_env), think=config.data.think)
+        token = token_from_environment(config.reward.token_env)
+        yield RewardClient(config.reward, url, token, think=config.data.think, was_healthy=True)
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

@@ -322,16 +322,19 @@ def test_what_no_retry_can_mend_stops_with_url_and_remedy(status: int, remedy: s
     assert len(faulty.seen) == 1
 
 
-def test_a_404_after_good_answers_is_a_restarting_proxy() -> None:
+@pytest.mark.parametrize(("was_healthy", "replies"), [(False, (good, fails(404), good)), (True, (fails(404), good))])
+def test_a_404_of_servers_that_have_answered_is_a_restarting_proxy(
+    was_healthy: bool, replies: tuple[Answer, ...]
+) -> None:
     async def ask(url: str) -> list[ScoredGroup]:
-        client = RewardClient(RewardConfig(timeout_s=5.0), url)
-        found = [await client.score(GROUP, {}) for _ in range(2)]
+        client = RewardClient(RewardConfig(timeout_s=5.0), url, was_healthy=was_healthy)
+        found = [await client.score(GROUP, {}) for _ in range(len(replies) - 1)]
         await client.close()
         return found
 
-    with server(good, fails(404), good) as faulty:
+    with server(*replies) as faulty:
         assert all(scored.is_valid.all() for scored in asyncio.run(ask(faulty.url)))
-    assert len(faulty.seen) == 3
+    assert len(faulty.seen) == len(replies)
 
 
 def test_scores_of_another_version_are_refused() -> None:
