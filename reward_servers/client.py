@@ -32,7 +32,7 @@ class RewardClient:
 
     reward: weights, settings and deadline.  url: base URL, as `reward_servers.app.launch` returns it.
     token: bearer token or None.  think: whether the prompts ask for <think>…</think>.
-    was_healthy: whether the servers have answered to `wait_until_healthy`; then no address is wrong any more.
+    was_healthy: whether the servers have answered to `wait_until_healthy`; a 404 may pass then, their proxy restarts.
     Raises ConfigError when `reward.weights` names a task or score that does not exist.
     """
 

@@ -19,6 +19,7 @@ from rlsys.types import ScoredGroup
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
+"""Between two looks at whether waiting for a group is in vain."""
 MAX_LEFT_OUT = 100
 """Unusable rows of a step, in steps' sizes, at which it is not the rows any more."""
 
