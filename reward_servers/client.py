@@ -47,8 +47,8 @@ class RewardClient:
         self._num_unanswered = 0
         self.num_waiting = 0
         """Groups that are at the servers now, or on their way."""
-        self._paused = 0
-        self._paused_s = 0.0
+        self._paused = 0  # groups that wait
+        self._paused_s = self._paused_since_s = self._say_at_s = 0.0
 
     async def score(self, group: RolloutGroup, spans: Mapping[str, tuple[float, float]]) -> ScoredGroup:
         """`group` with its scores; `spans` comes back with "score" added (time.monotonic seconds).
@@ -63,7 +63,7 @@ class RewardClient:
         try:
             replies = await self._replies(request, tuple(weights))
             self._window.add(is_lost(reply) for reply in replies)
-            if self._window.is_over:
+            if self._window.is_over and self._lost_too_much(replies):
                 replies = await self._paused_until_scored(request, tuple(weights), replies)
         finally:
             self.num_waiting -= 1
@@ -82,8 +82,10 @@ class RewardClient:
         """Ends the connections."""
         await self._transport.close()
 
-    def _is_too_much(self, lost: Sequence[int], replies: Sequence[ScoreReply]) -> bool:
-        return len(lost) > self._reward.max_failure_frac * len(replies)
+    def _lost_too_much(self, replies: Sequence[ScoreReply]) -> list[int]:
+        """The rows that are lost, or none where they are few enough to go on without."""
+        lost = [index for index, reply in enumerate(replies) if is_lost(reply)]
+        return lost if len(lost) > self._reward.max_failure_frac * len(replies) else []
 
     def _request(self, group: RolloutGroup, names: tuple[str, ...]) -> dict[str, Any]:
         durations = [clip.info.duration_s for clip in group.clips if clip.info.kind == "video"]
@@ -129,21 +131,22 @@ class RewardClient:
     ) -> list[ScoreReply]:
         """The lost rows asked again and again: a group that is held back holds back the update that needs it."""
         since_s = time.monotonic()
-        said_s = 0.0
+        if not self._paused:
+            self._paused_since_s = self._say_at_s = since_s
         wait_s = _FIRST_WAIT_S
         self._paused += 1
         try:
-            while self._is_too_much(lost := [index for index, reply in enumerate(replies) if is_lost(reply)], replies):
-                paused_s = time.monotonic() - since_s
+            while lost := self._lost_too_much(replies):
+                now_s = time.monotonic()
                 last = replies[lost[0]].reason
-                if self._reward.max_pause_s and paused_s > self._reward.max_pause_s:
+                if self._reward.max_pause_s and now_s - since_s > self._reward.max_pause_s:
                     raise RewardServerError(
-                        f"the run was paused for {paused_s:.0f} s (reward.max_pause_s), as its reward servers "
+                        f"the run was paused for {now_s - since_s:.0f} s (reward.max_pause_s), as its reward servers "
                         f"{self._transport.url} could not score; last error: {last}. "
                         "Nothing was lost: mend them and go on with --resume."
                     )
-                if self._paused == 1 and (not said_s or paused_s - said_s > _SAY_EVERY_S):
-                    said_s = paused_s or 1e-9
+                if now_s >= self._say_at_s:
+                    self._say_at_s = now_s + _SAY_EVERY_S
                     _log.warning("%s", self._window.message(self._transport.url, last))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -152,7 +155,8 @@ class RewardClient:
                     replies[index] = reply
         finally:
             self._paused -= 1
-            self._paused_s += (time.monotonic() - since_s) if not self._paused else 0.0
+            paused_s = time.monotonic() - self._paused_since_s
+            self._paused_s += 0.0 if self._paused else paused_s
         if self._window.is_over:
             self._window.clear()
             _log.warning("%s scores again after %.0f s; the run goes on", self._transport.url, paused_s)

@@ -195,6 +195,19 @@ def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
     assert any("the run goes on" in record.message for record in caplog.records)
 
 
+def test_a_group_whose_scores_came_is_not_paused_for_those_that_others_lost() -> None:
+    async def ask_twice(url: str) -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig(failure_window=8, max_failure_frac=0.25), url, None)
+        try:
+            return [await client.score(GROUP, {}), await client.score(GROUP, {})]
+        finally:
+            await client.close()
+
+    with server(lost, good) as faulty:
+        first, second = asyncio.run(ask_twice(faulty.url))
+    assert not first.is_valid.any() and second.is_valid.all() and len(faulty.seen) == 2
+
+
 def test_a_paused_group_asks_again_for_its_lost_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
     with server(half_lost, good) as faulty:
