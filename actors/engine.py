@@ -34,6 +34,7 @@ from actors.weights_in import (
     stale_parameters,
     write_adapter,
 )
+from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling, WeightVersion
 from rlsys.weights import Manifest, Shipment
@@ -61,7 +62,8 @@ class RolloutEngine:
             os.environ.setdefault(name, value)
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_mib
         start = time.perf_counter()
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with lean_imports():
+            from vllm.v1.engine.llm_engine import LLMEngine
 
         self._spec = spec
         keep_pixels()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import importlib
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from safetensors import SafetensorError
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -76,11 +78,21 @@ def join_ranks(rank: int, world_size: int, store: dist.Store, *, device: str, ti
     """Make this process one rank of `world_size`; once in a process's life. A collective fails after `timeout_s`."""
     # DeepSpeed would compile its shared-memory collectives on first use: 40 s, and a C++ compiler is needed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     os.environ.update(env.LEARNER_RANK)
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _import_muon() -> None:
+    """DeepSpeed compares every optimiser with Muon, whose import gives its kernels to torch.compile: 2 s."""
+    compiled, compiler.compile = compiler.compile, lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compiled
 
 
 class LearnerEngine:

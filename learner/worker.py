@@ -20,6 +20,7 @@ from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.errors import FramesLost
+from rlsys.lean_imports import lean_imports
 from rlsys.types import WeightVersion
 from rlsys.weights import Manifest, Shipment, digest_of
 
@@ -37,9 +38,11 @@ class LearnerWorker:
 
     def __init__(self, rank: int, num_ranks: int, device: str, threads: int, timeout_s: float) -> None:
         # here and not above: the driver imports this module too, and needs neither torch nor DeepSpeed
-        import torch
-        import transformers
+        with lean_imports():
+            import torch
+            import transformers
 
+            import learner.engine  # noqa: F401  # by all ranks at once, and not by one after the other as they join
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(threads)
