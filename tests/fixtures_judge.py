@@ -33,10 +33,7 @@ class JudgeServer(NamedTuple):
 
 @pytest.fixture(scope="session")
 def judge_server(bench_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeServer]:
-    """vLLM's own OpenAI server with the benchmark's model on one thread; up after a minute or two.
-
-    A test that may be the first to ask for it needs `@pytest.mark.timeout(600)`.
-    """
+    """vLLM's own OpenAI server with the benchmark's model on one thread; up after a minute or two."""
     log = tmp_path_factory.mktemp("judge_server") / "log.txt"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
@@ -42,7 +40,6 @@ def scored(judge: JudgeConfig, tasks: list[JudgeTask], seconds: float = 200.0) -
     return asyncio.run(all_of_them())
 
 
-@pytest.mark.timeout(600)
 def test_every_row_is_judged_and_the_second_time_nothing_is_asked(judge_server: JudgeServer, tmp_path: Path) -> None:
     judge = config(judge_server, tmp_path)
     tasks = [
@@ -71,7 +68,6 @@ def test_every_row_is_judged_and_the_second_time_nothing_is_asked(judge_server: 
     assert all(score.evidence["cached"] for score in again)
 
 
-@pytest.mark.timeout(600)
 def test_a_file_is_scored_through_the_same_judge(judge_server: JudgeServer, tmp_path: Path) -> None:
     rows = [
         {"task": "captioning", "text": "<answer>A dog barks.</answer>", "think": False, "truth": REFERENCE},
@@ -86,7 +82,6 @@ def test_a_file_is_scored_through_the_same_judge(judge_server: JudgeServer, tmp_
     assert "evidence" not in unread
 
 
-@pytest.mark.timeout(600)
 def test_a_prompt_that_does_not_fit_the_model_is_missing_data(judge_server: JudgeServer, tmp_path: Path) -> None:
     task = JudgeTask(kind="events", reference=REFERENCE, prediction="A dog barks loudly. " * 400)
     ((score,), _) = scored(config(judge_server, tmp_path, max_attempts=2), [task], seconds=60)
