@@ -129,7 +129,7 @@ def collect(flight: Flight, config: RunConfig, state: RunState) -> Collected:
         try:
             scored = flight.result(draw)
         except RowUnusable as error:
-            left_out.append(_left_out(draw, error, config))
+            left_out.append(LeftOut(draw=draw, reason=why_left_out(error, config), detail=str(error)))
             if len(left_out) > MAX_LEFT_OUT * wanted:
                 raise RuntimeError(f"{len(left_out)} rows of one step were unusable; last: {error}") from error
             continue
@@ -153,12 +153,13 @@ def collect(flight: Flight, config: RunConfig, state: RunState) -> Collected:
     )
 
 
-def _left_out(draw: int, error: RowUnusable, config: RunConfig) -> LeftOut:
+def why_left_out(error: RowUnusable, config: RunConfig) -> Literal["bad_clip", "quarantined"]:
+    """Says that a row is left out, and returns why. Raises `error` where `data.on_bad_clip` says so."""
     is_clip = isinstance(error, ClipError)
     if is_clip and config.data.on_bad_clip == "stop":
         raise error
     log.warning("left out a row: %s", error)
-    return LeftOut(draw=draw, reason="bad_clip" if is_clip else "quarantined", detail=str(error))
+    return "bad_clip" if is_clip else "quarantined"
 
 
 def _may_be_replaced(scored: ScoredGroup, num_replaced: int, config: RunConfig) -> bool:

@@ -4,7 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actors.errors import PromptQuarantined
 from rlsys.config import parse
+from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
@@ -108,3 +110,41 @@ def test_an_evaluation_that_waits_in_vain_ends_with_the_reason_and_leaves_nothin
     with pytest.raises(LearnerLost, match="gone"):
         evaluate(source, [make_item("file:0"), make_item("file:1")], parse(CONFIG, source="test"), check)
     assert [future.cancelled() for future in source.asked] == [True, True]
+
+
+class WithBadRows:
+    """Answers all rows but some."""
+
+    def __init__(self, bad: dict[str, Exception]) -> None:
+        self._bad = bad
+
+    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+        answer: Future[ScoredGroup] = Future()
+        if item.prompt_id in self._bad:
+            answer.set_exception(self._bad[item.prompt_id])
+        else:
+            answer.set_result(make_scored(make_group(item.prompt_id), [1, 0, 1, 1]))
+        return answer
+
+
+BAD = {
+    "file:0": ClipError("a.mp4", "truncated", "it ends early"),
+    "file:2": PromptQuarantined("file:2 ended two actors."),
+}
+
+
+def test_rows_that_cannot_be_used_are_left_out_of_an_evaluation_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    items = [make_item(f"file:{row}") for row in range(4)]
+    found = evaluate(WithBadRows(BAD), items, parse(CONFIG, source="test"))
+    for decoding in ("greedy", "sampled"):
+        assert (found[decoding]["rows_left_out"], found[decoding]["num_responses"]) == (2, 8)
+        assert found[decoding]["miou"] == 0.75
+    assert "a.mp4" in caplog.text and "ended two actors" in caplog.text
+    none_left = evaluate(WithBadRows(BAD), [items[0], items[2]], parse(CONFIG, source="test"))
+    assert none_left["greedy"] == {"rows_left_out": 2, "num_responses": 0, "failed_frac": 1}
+
+
+def test_a_bad_clip_stops_an_evaluation_where_the_config_says_so() -> None:
+    config = parse({**CONFIG, "data": {"on_bad_clip": "stop"}}, source="test")
+    with pytest.raises(ClipError, match="a.mp4"):
+        evaluate(WithBadRows(BAD), [make_item("file:1"), make_item("file:0")], config)

@@ -9,8 +9,9 @@ from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
-from rlsys.collect import awaited
+from rlsys.collect import awaited, why_left_out
 from rlsys.config import RunConfig
+from rlsys.errors import RowUnusable
 from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.experience import sampling_seed
 from rlsys.staleness import evaluated_at_once
@@ -27,6 +28,7 @@ def evaluate(
     """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
 
     With rows of several tasks also {"greedy/<task>": …, "sampled/<task>": …} for each.
+    Rows that cannot be used are left out as in training (`data.on_bad_clip`), and counted in `rows_left_out`.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
     check: asked while a group is waited for; raises where that is in vain.
     """
@@ -34,7 +36,10 @@ def evaluate(
         "greedy": _answer(source, items, config, check, temperature=0.0, num_samples=1),
         "sampled": _answer(source, items, config, check, temperature=1.0, num_samples=config.evaluation.num_samples),
     }
-    results = {decoding: answer_metrics(groups) for decoding, groups in answers.items()}
+    results = {
+        decoding: {**answer_metrics(groups), "rows_left_out": float(len(items) - len(groups))}
+        for decoding, groups in answers.items()
+    }
     for decoding, groups in answers.items():
         tasks = by_task(groups)
         if len(tasks) > 1:
@@ -70,7 +75,10 @@ def _answer(
     answered: list[ScoredGroup] = []
     try:
         while under_way:
-            answered.append(_without_clips(awaited(under_way[0], check)))
+            try:
+                answered.append(_without_clips(awaited(under_way[0], check)))
+            except RowUnusable as error:
+                why_left_out(error, config)
             under_way.popleft()
             under_way.extend(start(*one) for one in islice(rows, 1))
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -60,10 +59,6 @@ def test_killed_and_stopped_processes_change_nothing_in_a_synchronous_run(
     assert check_run(finish(run, cluster, 1.0), quiet, NUM_STEPS) == []
 
 
-@pytest.mark.skipif(
-    os.environ.get("RLSYS_SLOW_TESTS") != "1",
-    reason="another minute; tests/test_end_to_end_judged.py kills servers too. Set RLSYS_SLOW_TESTS=1 to run it",
-)
 def test_a_run_waits_for_reward_servers_that_are_away(folder: Path, cluster: TwoNodes, quiet: Run) -> None:
     servers = RewardServers(folder)
     servers.start()
