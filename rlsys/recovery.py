@@ -15,7 +15,7 @@ from rlsys.config import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.model_sizes import read_model_sizes
-from rlsys.run_file import RUN_FILE, SUMMARY_FILE, read_run_file
+from rlsys.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
 from rlsys.types import PromptItem
 from rlsys.unsent import require_sent
 
@@ -48,8 +48,8 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     """What `--resume` means, or a fresh start without it.
 
     The config's own `output_dir` may be resumed at any moment of its life: where no checkpoint was written yet, the
-    run starts from the beginning, in the MLflow run that it had; where only its summary is missing, that is made up
-    for. Any other path must hold a checkpoint of fewer steps than the config's.
+    run starts from the beginning, in the MLflow run that it had; behind its last step it is ended, or has ended (see
+    `has_ended`). Any other path must hold a checkpoint of fewer steps than the config's.
     """
     if resume is None:
         _refuse_used_folder(config)
@@ -66,24 +66,24 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     require_sent(checkpoint.parent.parent, config.output_dir)
     if state.seed != config.seed:
         raise ConfigError(f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}.")
-    if state.step > config.train.num_steps or (state.step == config.train.num_steps and _is_told(config, resume)):
+    num_steps, is_own = config.train.num_steps, checkpoint.parent.parent.resolve() == Path(config.output_dir).resolve()
+    if state.step > num_steps or (state.step == num_steps and not is_own):
         raise ConfigError(
-            f"--resume {resume}: it holds {state.step} steps, train.num_steps={config.train.num_steps}; "
-            "raise num_steps."
+            f"--resume {resume}: it holds {state.step} steps, train.num_steps={num_steps}; raise num_steps."
         )
     log.info("going on from step %d of %s", state.step, resume)
     return Origin(state=state, checkpoint=checkpoint)
 
 
-def _is_told(config: RunConfig, resume: Path) -> bool:
-    """False for the run of `output_dir` itself when it died between its last checkpoint and its summary."""
-    if find(resume).parent.parent.resolve() != Path(config.output_dir).resolve():
-        return True
+def has_ended(config: RunConfig, origin: Origin) -> bool:
+    """Whether the run of `output_dir` itself was taken up behind its end: all is done, recorded, and in its summary."""
+    if origin.checkpoint is None or origin.state.step < config.train.num_steps:
+        return False
     try:
         told = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
     except (OSError, ValueError, KeyError):
         return False
-    return bool(told >= config.train.num_steps)
+    return bool(told == config.train.num_steps)
 
 
 def _first_state(config: RunConfig, mlflow_run_id: str) -> RunState:
@@ -223,6 +223,27 @@ class Recovery:
         return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number
 
 
+def evaluated_before(
+    stack: Stack,
+    held_out: Sequence[PromptItem],
+    config: RunConfig,
+    state: RunState,
+    recover: Callable[[LearnerLost], RunState],
+    *,
+    is_new: bool,
+) -> tuple[RunState, HeldOut]:
+    """The state and what the weights answered that the run began with: asked once in its life, and kept in its folder.
+
+    is_new: nothing in the folder is the run's own.
+    """
+    kept = None if is_new else read_before(config)
+    if kept is not None:
+        return state, kept
+    state, results = evaluated(stack, held_out, config, state, recover)
+    write_before(config, state.step, results)
+    return state, results
+
+
 def evaluated(
     stack: Stack,
     held_out: Sequence[PromptItem],
@@ -231,7 +252,7 @@ def evaluated(
     recover: Callable[[LearnerLost], RunState],
     *,
     is_published: bool = False,
-) -> tuple[RunState, dict[str, dict[str, float]]]:
+) -> tuple[RunState, HeldOut]:
     """The state and what its weights answered (see `evaluate`), also when the learner is lost meanwhile.
 
     is_published: whether the actors have the weights of `state`.

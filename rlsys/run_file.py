@@ -1,4 +1,4 @@
-"""`run.json` of a run's folder: its MLflow run and its config, there before the first step."""
+"""What a run's folder says of the run: `run.json`, there before the first step, and what it began with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlsys.checkpoint import CheckpointError
 from rlsys.config import RunConfig, parse
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+BEFORE_FILE = "held_out_before.json"
+
+HeldOut = Mapping[str, Mapping[str, float]]
+"""Metrics by decoding, see `rlsys.evaluation.runner.evaluate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +32,19 @@ class RunFile:
 
 def write_run_file(config: RunConfig, mlflow_run_id: str) -> None:
     """Into the run's folder, whole or not at all."""
-    folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".tmp-{RUN_FILE}"
+    tree = {"mlflow_run_id": mlflow_run_id, "config": config.model_dump(mode="json")}
+    write_json(Path(config.output_dir) / RUN_FILE, tree)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """The file with its folder, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".tmp-{path.name}")
     with aside.open("w") as file:
-        tree = {"mlflow_run_id": mlflow_run_id, "config": config.model_dump(mode="json")}
         file.write(json.dumps(tree, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(folder / RUN_FILE)
+    aside.replace(path)
 
 
 def read_run_file(folder: Path) -> RunFile:
@@ -46,6 +56,24 @@ def read_run_file(folder: Path) -> RunFile:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: a run's folder has this file, and it cannot be read: {error}") from error
     return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
+
+
+def write_before(config: RunConfig, step: int, held_out: HeldOut) -> None:
+    """What the weights answered that the run began with, which had done `step` steps."""
+    write_json(config.output_dir / BEFORE_FILE, {"step": step, "asked": _asked(config), "held_out": held_out})
+
+
+def read_before(config: RunConfig) -> HeldOut | None:
+    """The same; None where it was not asked, or not in this way."""
+    try:
+        tree = json.loads((config.output_dir / BEFORE_FILE).read_text())
+        return tree["held_out"] if tree["asked"] == _asked(config) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _asked(config: RunConfig) -> dict[str, Any]:
+    return {"evaluation": config.evaluation.model_dump(mode="json"), "max_tokens": config.rollout.max_tokens}
 
 
 def name_on_cluster(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,13 +18,16 @@ from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.metrics import merge, summarise
 from rlsys.progress import FINE_TUNING, Progress, show_table
-from rlsys.recovery import Origin, Recovery, evaluated, find_origin
-from rlsys.run_file import write_run_file
+from rlsys.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended
+from rlsys.run_file import SUMMARY_FILE, write_json, write_run_file
 from rlsys.supervised import PreparedDemonstration, supervised_batch
 from rlsys.tracking import Tracker
-from rlsys.train import Summary, end_rows, held_out_rows, write_summary
+from rlsys.train import Summary, end_rows, held_out_rows, read_summary, write_summary
 
 log = logging.getLogger(__name__)
+
+LOSSES_FILE = "losses.json"
+"""In a checkpoint: the loss of each step of the run."""
 
 
 class SftRun:
@@ -42,7 +46,7 @@ class SftRun:
         self._config, self._stack, self._tracker, self._demonstrations = config, stack, tracker, demonstrations
         self.recovery = Recovery(stack, config, origin)
         self.clock = Clock()
-        self.losses: dict[int, float] = {}
+        self.losses = _read_losses(origin.checkpoint) if origin.checkpoint else {}
 
     def go_on(self, state: RunState) -> tuple[RunState, Path]:
         """Train from `state` to `train.num_steps`; the state and the checkpoint at the end."""
@@ -61,11 +65,11 @@ class SftRun:
             if every and state.step % every == 0 and state.step < num_steps:
                 with self.clock("checkpoint"):
                     self._tracker.sync()
-                    self.recovery.save_if_possible(replace(state, weights_digest=""))
+                    self.recovery.save_if_possible(replace(state, weights_digest=""), self._write_losses)
         with self.clock("checkpoint"):
             self._tracker.sync()
             try:
-                folder = self.recovery.save(replace(state, weights_digest=""))
+                folder = self.recovery.save(replace(state, weights_digest=""), self._write_losses)
             except (OSError, NotWritten) as error:
                 raise self.recovery.why_not_saved(error) from error
         return load_state(folder), folder
@@ -94,6 +98,15 @@ class SftRun:
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
         return state
 
+    def _write_losses(self, folder: Path) -> None:
+        write_json(folder / LOSSES_FILE, {str(step): loss for step, loss in sorted(self.losses.items())})
+
+
+def _read_losses(checkpoint: Path) -> dict[int, float]:
+    """By step; {} where the checkpoint is not one of a supervised run."""
+    file = checkpoint / LOSSES_FILE
+    return {int(step): loss for step, loss in json.loads(file.read_text()).items()} if file.exists() else {}
+
 
 def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | None = None) -> Summary:
     """Fine-tune on demonstrations as `config` says and write `summary.json`.
@@ -103,6 +116,8 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
     the learner, and actors and reward servers where held-out rows are to be answered.
     """
     origin = find_origin(config, resume)
+    if has_ended(config, origin):
+        return read_summary(config)
     lessons = read_lessons(config)
     lessons.report.raise_problems()
     for fact in lessons.report.facts:
@@ -127,12 +142,16 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
         results: dict[str, Any] = {}
         with clock("evaluate"):
             if lessons.held_out:
-                state, results["before"] = _held_out(stack, lessons, config, state, run.recovery)
+                state, results["before"] = evaluated_before(
+                    _with_actors(stack), lessons.held_out, config, state, run.recovery.recover, is_new=origin.is_new
+                )
         with progress:
             state, folder = run.go_on(state)
         with clock("evaluate"):
             if lessons.held_out:
-                state, results["after"] = _held_out(stack, lessons, config, state, run.recovery)
+                state, results["after"] = evaluated(
+                    _with_actors(stack), lessons.held_out, config, state, run.recovery.recover
+                )
         summary = Summary(
             weights_digest=state.weights_digest,
             num_steps=state.step,
@@ -141,22 +160,20 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
             held_out=results,
             model=str(folder / "model"),
         )
-        curve = _write_outputs(config, tracker, summary, run.losses)
+        curve = _record_outputs(config, tracker, summary, run.losses)
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
     show_table(f"Fine-tuned in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary
 
 
-def _held_out(
-    stack: LearnerStack, lessons: Lessons, config: RunConfig, state: RunState, recovery: Recovery
-) -> tuple[RunState, Mapping[str, Mapping[str, float]]]:
-    """The state and what the learner's weights answered."""
+def _with_actors(stack: LearnerStack) -> Stack:
     if not isinstance(stack, Stack):
         raise TypeError("held-out rows are to be answered, and the stack has no actors; open it with open_stack.")
-    return evaluated(stack, lessons.held_out, config, state, recovery.recover)
+    return stack
 
 
-def _write_outputs(config: RunConfig, tracker: Tracker, summary: Summary, losses: Mapping[int, float]) -> Path:
+def _record_outputs(config: RunConfig, tracker: Tracker, summary: Summary, losses: Mapping[int, float]) -> Path:
     """The loss curve."""
     by_step = sorted(losses)
     curve = write_loss_curve([losses[step] for step in by_step], config.output_dir / "loss_curve.png", by_step[0])
@@ -165,7 +182,6 @@ def _write_outputs(config: RunConfig, tracker: Tracker, summary: Summary, losses
         tracker.log_table("held_out", held_out_rows(summary.held_out))
     if config.tracking.log_model:
         tracker.log_model_folder(Path(summary.model))
-    write_summary(config.output_dir / "summary.json", asdict(summary))
     return curve
 
 

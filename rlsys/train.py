@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from rlsys.config import RunConfig
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.progress import TRAINING, Progress, Story, show_table
-from rlsys.recovery import Origin, evaluated, find_origin
-from rlsys.run_file import SUMMARY_FILE, write_run_file
+from rlsys.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
+from rlsys.run_file import SUMMARY_FILE, write_json, write_run_file
 from rlsys.tracking import Tracker
 from rlsys.training_run import TrainingRun
 from rlsys.types import PromptItem
@@ -48,8 +48,11 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
     """Run GRPO as `config` says, on `stack` when one is open already, and write `summary.json`.
 
     resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `rlsys.recovery.find_origin`.
+    Returns the summary that is there where the run has ended already.
     """
     origin = find_origin(config, resume)
+    if has_ended(config, origin):
+        return read_summary(config)
     check(config).raise_problems()
     items = training_items(config)
     held_out = held_out_items(config)
@@ -75,7 +78,9 @@ def _train_on(
         results: dict[str, Any] = {}
         with clock("evaluate"):
             if held_out:
-                state, results["before"] = evaluated(stack, held_out, config, state, run.recover)
+                state, results["before"] = evaluated_before(
+                    stack, held_out, config, state, run.recover, is_new=origin.is_new
+                )
         end = _to_the_end(run, config, state, progress)
         with clock("evaluate"):
             if held_out:
@@ -89,9 +94,11 @@ def _train_on(
             model=str(end.checkpoint / "model") if end.checkpoint else "",
             ledger=ledger_result(run, end.state),
         )
-        curve = _write_outputs(config, run, tracker, summary)
+        curve = _record_outputs(config, run, tracker, summary)
         if end.problem:
+            write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
             raise run.recovery.why_not_saved(end.problem) from end.problem
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))  # now MLflow knows all that it says; `has_ended`
     show_table(f"Trained in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     return summary
 
@@ -126,7 +133,7 @@ def ledger_result(run: TrainingRun, state: RunState) -> dict[str, Any]:
     return {"counts": ledger.count(run.ledger.entries), "problems": found}
 
 
-def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summary: Summary) -> Path:
+def _record_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summary: Summary) -> Path:
     """The reward curve."""
     rewards = [one.reward for one in run.ledger.entries]
     curve = write_reward_curve(rewards, config.output_dir / "reward_curve.png")
@@ -135,7 +142,6 @@ def _write_outputs(config: RunConfig, run: TrainingRun, tracker: Tracker, summar
         tracker.log_table("held_out", held_out_rows(summary.held_out))
     if config.tracking.log_model and summary.model:
         tracker.log_model_folder(Path(summary.model))
-    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
     return curve
 
 
@@ -171,6 +177,13 @@ def held_out_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> l
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(path, summary)
     log.info("summary in %s", path)
+
+
+def read_summary(config: RunConfig) -> Summary:
+    """Of a run that has ended."""
+    file = config.output_dir / SUMMARY_FILE
+    tree = json.loads(file.read_text())
+    log.info("the run has ended, with all of its %d steps: %s; raise train.num_steps to go on", tree["num_steps"], file)
+    return Summary(**{one.name: tree[one.name] for one in fields(Summary)})

@@ -156,7 +156,8 @@ def assert_as_if_nothing_had_happened(out: Path, whole: Path) -> None:
     ended, expected = (json.loads((folder / "summary.json").read_text()) for folder in (out, whole))
     assert ended["weights_digest"] == expected["weights_digest"]
     assert ended["ledger"] == expected["ledger"]
-    assert ended["held_out"]["after"] == expected["held_out"]["after"]
+    assert ended["held_out"] == expected["held_out"]
+    assert set(expected["held_out"]) == {"before", "after"}
     assert expected["ledger"]["problems"] == []
     assert ledger.read(out) == ledger.read(whole)
     state, wanted = learner_state(out), learner_state(whole)
@@ -208,11 +209,12 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    with running(inputs, out) as driver:
+    command = (*inputs.held_out, "--resume", str(out))
+    with running(inputs, out, *inputs.held_out) as driver:
         wait_until(driver, out, has_steps(out, 1))
     assert not list((out / "checkpoints").glob("step_*")), "killed before the first checkpoint"
     run_id = json.loads((out / "run.json").read_text())["mlflow_run_id"]
-    with running(inputs, out, "--resume", str(out)) as driver:
+    with running(inputs, out, *command) as driver:
         kill(driver, out, "LearnerWorker")  # while it starts
         wait_until(driver, out, lambda: not has_steps(out, 1)())  # it has begun anew
         wait_until(driver, out, has_steps(out, 1))
@@ -221,16 +223,19 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     assert "are saved and not sampled again" in said(out)
     assert (out / "checkpoints" / "step_000002").exists()
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
-    with running(inputs, out, *inputs.held_out, "--resume", str(out)) as driver:
+    with running(inputs, out, *command) as driver:
         wait_until(driver, out, has_steps(out, 5))
         kill_all_holders_of_weights(driver, out)
-        wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # before the first step, and now
+        wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # in its first life, and now
         kill_all_holders_of_weights(driver, out)
         assert driver.wait(DEADLINE_S) == 0, said(out)
     assert said(out).count("went with their sender") == 2
     assert said(out).count("the learner is back after") == 4
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
+    with running(inputs, out, *command) as driver:
+        assert driver.wait(DEADLINE_S) == 0, said(out)
+    assert f"the run has ended, with all of its {NUM_STEPS} steps" in said(out)
 
 
 def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_rollouts_it_had(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from rlsys import recovery as recovery_module
-from rlsys.assemble import LearnerStack
+from rlsys.assemble import LearnerStack, Stack
 from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, load_state
 from rlsys.config import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
-from rlsys.recovery import Origin, Recovery, find_origin
+from rlsys.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended
 from rlsys.run_file import read_run_file, write_run_file
+from rlsys.sft import sft
+from rlsys.train import Summary, train, write_summary
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
 
@@ -176,17 +178,45 @@ def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -
         find_origin(settings, None)
     with pytest.raises(ConfigError, match="seed=0, the config says seed=1"):
         find_origin(config(tmp_path, seed=1), saved)
-    (settings.output_dir / "summary.json").write_text('{"num_steps": 2}')
     with pytest.raises(ConfigError, match="raise num_steps"):
-        find_origin(config(tmp_path, train={"num_steps": 2}), saved)
+        find_origin(config(tmp_path, train={"num_steps": 1}), saved)
 
 
-def test_a_run_that_died_behind_its_last_checkpoint_can_still_end(tmp_path: Path) -> None:
+def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_then(tmp_path: Path) -> None:
     settings = config(tmp_path, train={"num_steps": 2})
     Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
-    assert find_origin(settings, settings.output_dir).state.step == 2
-    (settings.output_dir / "summary.json").write_text('{"num_steps": 1}')  # of the run before it was made longer
-    assert find_origin(settings, settings.output_dir).state.step == 2
+    origin = find_origin(settings, settings.output_dir)
+    assert origin.state.step == 2 and not has_ended(settings, origin)
+    summary = Summary(weights_digest="d2", num_steps=1, mlflow_run_id="abc", seconds={}, held_out={}, model="m")
+    write_summary(settings.output_dir / "summary.json", asdict(summary))  # of the run before it was made longer
+    assert not has_ended(settings, origin)
+    summary = replace(summary, num_steps=2)
+    write_summary(settings.output_dir / "summary.json", {**asdict(summary), "more": "of a demo"})
+    assert has_ended(settings, origin)
+    assert train(settings, resume=settings.output_dir) == sft(settings, resume=settings.output_dir) == summary
+    longer = config(tmp_path, train={"num_steps": 3})
+    assert not has_ended(longer, find_origin(longer, settings.output_dir))
     with pytest.raises(ConfigError, match="raise num_steps"):
         elsewhere = settings.model_copy(update={"output_dir": tmp_path / "other"})
         find_origin(elsewhere, settings.output_dir)
+
+
+def test_what_a_run_began_with_is_asked_once_in_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[RunState] = []
+
+    def evaluated(stack: object, held_out: object, settings: object, state: RunState, recover: object) -> object:
+        asked.append(state)
+        return state, {"greedy": {"miou": 0.1 * len(asked)}}
+
+    def before(settings: RunConfig, state: RunState, *, is_new: bool = False) -> object:
+        return evaluated_before(cast(Stack, StubStack()), [], settings, state, lambda error: state, is_new=is_new)
+
+    monkeypatch.setattr(recovery_module, "evaluated", evaluated)
+    settings = config(tmp_path)
+    first = (START, {"greedy": {"miou": 0.1}})
+    assert before(settings, START, is_new=True) == first
+    assert before(settings, at(2)) == (at(2), first[1])
+    asked_otherwise = config(tmp_path, evaluation={"num_samples": 3})
+    assert before(asked_otherwise, at(2)) == (at(2), {"greedy": {"miou": 0.2}})
+    assert before(settings, START, is_new=True) == (START, {"greedy": {"miou": pytest.approx(0.3)}})
+    assert asked == [START, at(2), START]

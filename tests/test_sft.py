@@ -242,6 +242,8 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     assert json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["drawn"] == 12
     resumed = sft(config, stack=stack, resume=run / "checkpoints" / "step_000002")
     assert resumed.weights_digest == whole.weights_digest and resumed.num_steps == 4
+    in_the_curve = json.loads((run / "checkpoints" / "step_000004" / "losses.json").read_text())
+    assert list(in_the_curve) == ["1", "2", "3", "4"], "those of the interrupted run too"
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{run / 'mlflow.db'}")
     losses = client.get_metric_history(whole.mlflow_run_id, "loss/nll")
     assert [metric.step for metric in losses] == [1, 2, 3, 4]  # steps that were run again are there once
