@@ -76,7 +76,7 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
 
 
 def has_ended(config: RunConfig, origin: Origin) -> bool:
-    """Whether the run of `output_dir` itself was taken up behind its end: all is done, recorded, and in its summary."""
+    """Whether the run of `output_dir` itself was taken up behind its end: it is recorded, cleared away and told."""
     if origin.checkpoint is None or origin.state.step < config.train.num_steps:
         return False
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,13 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
     lessons.report.raise_problems()
     for fact in lessons.report.facts:
         log.info("%s", fact)
-    if stack is not None:
-        return _sft_on(stack, config, origin, lessons)
     tasks = {item.task for item in lessons.held_out}
-    opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
-    with opened as new:
-        return _sft_on(new, config, origin, lessons)
+    started = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
+    with started if stack is None else nullcontext(stack) as opened:
+        summary = _sft_on(opened, config, origin, lessons)
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
+    log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
+    return summary
 
 
 def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Lessons) -> Summary:
@@ -161,9 +163,7 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
             model=str(folder / "model"),
         )
         curve = _record_outputs(config, tracker, summary, run.losses)
-    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
     show_table(f"Fine-tuned in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
-    log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary
 
 

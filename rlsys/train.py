@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
     check(config).raise_problems()
     items = training_items(config)
     held_out = held_out_items(config)
-    if stack is None:
-        with open_stack(config, {item.task for item in (*items, *held_out)}) as opened:
-            return _train_on(opened, config, origin, items, held_out)
-    return _train_on(stack, config, origin, items, held_out)
+    tasks = {item.task for item in (*items, *held_out)}
+    with open_stack(config, tasks) if stack is None else nullcontext(stack) as opened:
+        summary = _train_on(opened, config, origin, items, held_out)
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))  # the last of all; see `has_ended`
+    return summary
 
 
 def _train_on(
@@ -98,7 +100,6 @@ def _train_on(
         if end.problem:
             write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
             raise run.recovery.why_not_saved(end.problem) from end.problem
-    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))  # now MLflow knows all that it says; `has_ended`
     show_table(f"Trained in {config.output_dir}", end_rows(progress.story, summary, tracker, curve))
     return summary
 
