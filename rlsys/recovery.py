@@ -229,18 +229,16 @@ def evaluated_before(
     config: RunConfig,
     state: RunState,
     recover: Callable[[LearnerLost], RunState],
-    *,
-    is_new: bool,
 ) -> tuple[RunState, HeldOut]:
-    """The state and what the weights answered that the run began with: asked once in its life, and kept in its folder.
-
-    is_new: nothing in the folder is the run's own.
-    """
-    kept = None if is_new else read_before(config)
+    """The state and what the weights answered that the run began with: asked once in its life, and kept."""
+    kept = read_before(config, state.mlflow_run_id)
     if kept is not None:
         return state, kept
     state, results = evaluated(stack, held_out, config, state, recover)
-    write_before(config, state.step, results)
+    try:
+        write_before(config, state.mlflow_run_id, results)
+    except OSError as error:
+        log.warning("what the run began with is not kept for a resume: %s", error)
     return state, results
 
 

@@ -58,22 +58,27 @@ def read_run_file(folder: Path) -> RunFile:
     return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
 
 
-def write_before(config: RunConfig, step: int, held_out: HeldOut) -> None:
-    """What the weights answered that the run began with, which had done `step` steps."""
-    write_json(config.output_dir / BEFORE_FILE, {"step": step, "asked": _asked(config), "held_out": held_out})
+def write_before(config: RunConfig, mlflow_run_id: str, held_out: HeldOut) -> None:
+    """What the weights answered that the run began with."""
+    tree = {"asked": _asked(config, mlflow_run_id), "held_out": held_out}
+    write_json(config.output_dir / BEFORE_FILE, tree)
 
 
-def read_before(config: RunConfig) -> HeldOut | None:
-    """The same; None where it was not asked, or not in this way."""
+def read_before(config: RunConfig, mlflow_run_id: str) -> HeldOut | None:
+    """The same; None where it was not asked in this run, or not in this way."""
     try:
         tree = json.loads((config.output_dir / BEFORE_FILE).read_text())
-        return tree["held_out"] if tree["asked"] == _asked(config) else None
+        return tree["held_out"] if tree["asked"] == _asked(config, mlflow_run_id) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _asked(config: RunConfig) -> dict[str, Any]:
-    return {"evaluation": config.evaluation.model_dump(mode="json"), "max_tokens": config.rollout.max_tokens}
+def _asked(config: RunConfig, mlflow_run_id: str) -> dict[str, Any]:
+    return {
+        "mlflow_run_id": mlflow_run_id,
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "max_tokens": config.rollout.max_tokens,
+    }
 
 
 def name_on_cluster(config: RunConfig) -> str:

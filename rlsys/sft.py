@@ -145,7 +145,7 @@ def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Les
         with clock("evaluate"):
             if lessons.held_out:
                 state, results["before"] = evaluated_before(
-                    _with_actors(stack), lessons.held_out, config, state, run.recovery.recover, is_new=origin.is_new
+                    _with_actors(stack), lessons.held_out, config, state, run.recovery.recover
                 )
         with progress:
             state, folder = run.go_on(state)

@@ -80,9 +80,7 @@ def _train_on(
         results: dict[str, Any] = {}
         with clock("evaluate"):
             if held_out:
-                state, results["before"] = evaluated_before(
-                    stack, held_out, config, state, run.recover, is_new=origin.is_new
-                )
+                state, results["before"] = evaluated_before(stack, held_out, config, state, run.recover)
         end = _to_the_end(run, config, state, progress)
         with clock("evaluate"):
             if held_out:

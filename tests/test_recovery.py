@@ -201,22 +201,27 @@ def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_
         find_origin(elsewhere, settings.output_dir)
 
 
-def test_what_a_run_began_with_is_asked_once_in_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_began_with_is_asked_once_in_its_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked: list[RunState] = []
 
     def evaluated(stack: object, held_out: object, settings: object, state: RunState, recover: object) -> object:
         asked.append(state)
-        return state, {"greedy": {"miou": 0.1 * len(asked)}}
+        return state, {"greedy": {"miou": len(asked) / 8}}
 
-    def before(settings: RunConfig, state: RunState, *, is_new: bool = False) -> object:
-        return evaluated_before(cast(Stack, StubStack()), [], settings, state, lambda error: state, is_new=is_new)
+    def before(settings: RunConfig, state: RunState) -> tuple[RunState, float]:
+        state, found = evaluated_before(cast(Stack, StubStack()), [], settings, state, lambda error: state)
+        return state, found["greedy"]["miou"]
 
     monkeypatch.setattr(recovery_module, "evaluated", evaluated)
     settings = config(tmp_path)
-    first = (START, {"greedy": {"miou": 0.1}})
-    assert before(settings, START, is_new=True) == first
-    assert before(settings, at(2)) == (at(2), first[1])
-    asked_otherwise = config(tmp_path, evaluation={"num_samples": 3})
-    assert before(asked_otherwise, at(2)) == (at(2), {"greedy": {"miou": 0.2}})
-    assert before(settings, START, is_new=True) == (START, {"greedy": {"miou": pytest.approx(0.3)}})
-    assert asked == [START, at(2), START]
+    assert before(settings, START) == (START, 1 / 8)
+    assert before(settings, at(2)) == (at(2), 1 / 8)
+    assert before(config(tmp_path, evaluation={"num_samples": 3}), at(2)) == (at(2), 2 / 8)
+    another = replace(START, mlflow_run_id="of another run in this folder")
+    assert before(settings, another) == (another, 3 / 8)
+    assert asked == [START, at(2), another]
+    (tmp_path / "file").touch()
+    assert before(config(tmp_path, output_dir=tmp_path / "file" / "run"), START) == (START, 4 / 8)
+    assert "is not kept" in caplog.text
