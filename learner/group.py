@@ -74,6 +74,8 @@ class LearnerGroup:
             )
             for rank, chosen in zip(range(num_ranks), options, strict=True)
         ]
+        for worker in workers:
+            worker.prepare.remote()  # already now; what is wrong with it `_join` hears
         return cls(workers, timeout_s)
 
     @property
@@ -91,6 +93,7 @@ class LearnerGroup:
 
     def _join(self) -> None:
         """Let the ranks find each other."""
+        self._call("prepare")
         places = self._call("where")
         host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
         (port,) = self._wait("open_store", [self._workers[0].open_store.remote(host)])

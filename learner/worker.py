@@ -37,22 +37,28 @@ class LearnerWorker:
     """One process, one rank. The process outlives the models that it trains one after another."""
 
     def __init__(self, rank: int, num_ranks: int, device: str, threads: int, timeout_s: float) -> None:
-        # here and not above: the driver imports this module too, and needs neither torch nor DeepSpeed
-        with lean_imports():
-            import torch
-            import transformers
-
-            import learner.engine  # noqa: F401  # by all ranks at once, and not by one after the other as they join
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        transformers.utils.logging.disable_progress_bar()
-        torch.set_num_threads(threads)
         self._rank, self._num_ranks = rank, num_ranks
-        self._device, self._timeout_s = device, timeout_s
+        self._device, self._threads, self._timeout_s = device, threads, timeout_s
         self._store: Any = None
         self._engine: LearnerEngine | None = None
         self._shipment: Shipment | None = None
         self._manifest: Manifest = {}
         self._sending: Sending | None = None
+
+    def prepare(self) -> None:
+        """Import what a rank needs, all ranks at once; again it costs nothing.
+
+        Not above, for the driver imports this module too, and needs neither torch nor DeepSpeed; not in `__init__`,
+        for what fails there is told as a process that was lost.
+        """
+        with lean_imports():
+            import torch
+            import transformers
+
+            import learner.engine  # noqa: F401
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        transformers.utils.logging.disable_progress_bar()
+        torch.set_num_threads(self._threads)
 
     def where(self) -> tuple[str, str]:
         """Id and address of the node that this rank is on."""

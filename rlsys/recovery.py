@@ -71,7 +71,8 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
         raise ConfigError(
             f"--resume {resume}: it holds {state.step} steps, train.num_steps={num_steps}; raise num_steps."
         )
-    log.info("going on from step %d of %s", state.step, resume)
+    if state.step < num_steps:
+        log.info("going on from step %d of %s", state.step, resume)
     return Origin(state=state, checkpoint=checkpoint)
 
 

@@ -58,6 +58,11 @@ def read_run_file(folder: Path) -> RunFile:
     return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
 
 
+def forget_summary(config: RunConfig) -> None:
+    """Before anything is done again: the summary of a run says that it is over."""
+    (config.output_dir / SUMMARY_FILE).unlink(missing_ok=True)
+
+
 def write_before(config: RunConfig, mlflow_run_id: str, held_out: HeldOut) -> None:
     """What the weights answered that the run began with."""
     tree = {"asked": _asked(config, mlflow_run_id), "held_out": held_out}

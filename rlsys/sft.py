@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rlsys.evaluation.report import write_loss_curve
 from rlsys.metrics import merge, summarise
 from rlsys.progress import FINE_TUNING, Progress, show_table
 from rlsys.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended
-from rlsys.run_file import SUMMARY_FILE, write_json, write_run_file
+from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
 from rlsys.supervised import PreparedDemonstration, supervised_batch
 from rlsys.tracking import Tracker
 from rlsys.train import Summary, end_rows, held_out_rows, read_summary, write_summary
@@ -124,9 +124,13 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
     for fact in lessons.report.facts:
         log.info("%s", fact)
     tasks = {item.task for item in lessons.held_out}
-    started = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
-    with started if stack is None else nullcontext(stack) as opened:
-        summary = _sft_on(opened, config, origin, lessons)
+    opened: AbstractContextManager[LearnerStack]
+    if stack is not None:
+        opened = nullcontext(stack)
+    else:
+        opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
+    with opened as parts:
+        summary = _sft_on(parts, config, origin, lessons)
     write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))
     log.info("the model is in %s; go on with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary
@@ -134,6 +138,7 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
 
 def _sft_on(stack: LearnerStack, config: RunConfig, origin: Origin, lessons: Lessons) -> Summary:
     clock = Clock()
+    forget_summary(config)
     with Tracker(config, run_id=origin.state.mlflow_run_id or None) as tracker:
         write_run_file(config, tracker.run_id)
         progress = Progress(FINE_TUNING, origin.state.step, config.train.num_steps, {})

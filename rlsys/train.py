@@ -20,7 +20,7 @@ from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.progress import TRAINING, Progress, Story, show_table
 from rlsys.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
-from rlsys.run_file import SUMMARY_FILE, write_json, write_run_file
+from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
 from rlsys.tracking import Tracker
 from rlsys.training_run import TrainingRun
 from rlsys.types import PromptItem
@@ -68,6 +68,7 @@ def _train_on(
     stack: Stack, config: RunConfig, origin: Origin, items: tuple[PromptItem, ...], held_out: tuple[PromptItem, ...]
 ) -> Summary:
     clock = Clock()
+    forget_summary(config)
     with Tracker(config, run_id=origin.state.mlflow_run_id or None) as tracker:
         write_run_file(config, tracker.run_id)
         progress = Progress(

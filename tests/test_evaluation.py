@@ -140,8 +140,8 @@ def test_rows_that_cannot_be_used_are_left_out_of_an_evaluation_and_counted(capl
         assert (found[decoding]["rows_left_out"], found[decoding]["num_responses"]) == (2, 8)
         assert found[decoding]["miou"] == 0.75
     assert "a.mp4" in caplog.text and "ended two actors" in caplog.text
-    none_left = evaluate(WithBadRows(BAD), [items[0], items[2]], parse(CONFIG, source="test"))
-    assert none_left["greedy"] == {"rows_left_out": 2, "num_responses": 0, "failed_frac": 1}
+    with pytest.raises(PromptQuarantined, match="ended two actors"):
+        evaluate(WithBadRows(BAD), [items[0], items[2]], parse(CONFIG, source="test"))
 
 
 def test_a_bad_clip_stops_an_evaluation_where_the_config_says_so() -> None:

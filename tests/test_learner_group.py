@@ -597,12 +597,21 @@ def test_a_rank_that_fails_is_named_and_ends_the_group(cluster: None, tiny_model
         learner.publish(1)
 
 
+def test_a_rank_that_cannot_import_what_it_needs_is_an_error_and_no_loss(cluster: None, tiny_model_dir: Path) -> None:
+    learner = LearnerGroup.launch(num_ranks=1, device="abacus", threads=1, timeout_s=120.0)
+    with pytest.raises(LearnerError, match="rank 0: ValueError: .*abacus"):
+        learner.load(make_spec(tiny_model_dir))
+
+
 def stub_group(behaviours: Sequence[str], timeout_s: float) -> LearnerGroup:
     """Ranks with faults that real ones cannot be made to have on demand."""
 
     class Stub:  # in here, so that it is sent by value: workers cannot import this module
         def __init__(self, behaviour: str) -> None:
             self._behaviour = behaviour
+
+        def prepare(self) -> None:
+            """Nothing is needed."""
 
         def where(self) -> tuple[str, str]:
             return "node", "127.0.0.1"

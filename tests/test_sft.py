@@ -252,6 +252,26 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     assert json.loads((run / "summary.json").read_text())["weights_digest"] == whole.weights_digest
 
 
+def test_a_run_that_dies_behind_its_last_step_has_no_summary_and_ends_when_it_is_resumed(
+    folder: Path, tiny_model_dir: Path, stack: LearnerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    config = make_config(folder, tiny_model_dir, output_dir=str(folder / "dies"))
+    whole = sft(config, stack=stack)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output_dir / 'mlflow.db'}")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rlsys.sft.write_loss_curve", dies)
+        sft(config, stack=stack, resume=config.output_dir / "checkpoints" / "step_000002")
+    assert not (config.output_dir / "summary.json").exists(), "that of the first life is not of this one"
+    assert client.get_run(whole.mlflow_run_id).info.status == "KILLED"
+    ended = sft(config, stack=stack, resume=config.output_dir)
+    assert (ended.weights_digest, ended.mlflow_run_id) == (whole.weights_digest, whole.mlflow_run_id)
+    assert client.get_run(whole.mlflow_run_id).info.status == "FINISHED"
+    assert sft(config, stack=stack, resume=config.output_dir) == ended
+
+
 def test_supervised_training_reserves_no_room_for_actors_or_rewards(folder: Path, tiny_model_dir: Path) -> None:
     from cluster.placement import demand
 

@@ -29,7 +29,7 @@ def answer_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     `num_responses` is their number and `failed_frac` the share that could not be scored and is left out; when that
     is all of them there is nothing else.
     """
-    is_valid = np.concatenate([np.zeros(0, bool), *(scored.is_valid for scored in groups)])
+    is_valid = np.concatenate([scored.is_valid for scored in groups])
     if not is_valid.any():
         return {"num_responses": 0.0, "failed_frac": 1.0}
     rewards = np.concatenate([scored.rewards for scored in groups])[is_valid]

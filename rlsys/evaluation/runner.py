@@ -28,7 +28,8 @@ def evaluate(
     """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
 
     With rows of several tasks also {"greedy/<task>": …, "sampled/<task>": …} for each.
-    Rows that cannot be used are left out as in training (`data.on_bad_clip`), and counted in `rows_left_out`.
+    Rows that cannot be used are left out as in training (`data.on_bad_clip`), and counted in `rows_left_out`; when
+    none is left, the last one's error goes through.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
     check: asked while a group is waited for; raises where that is in vain.
     """
@@ -79,6 +80,8 @@ def _answer(
                 answered.append(_without_clips(awaited(under_way[0], check)))
             except RowUnusable as error:
                 why_left_out(error, config)
+                if not answered and len(under_way) == 1:
+                    raise
             under_way.popleft()
             under_way.extend(start(*one) for one in islice(rows, 1))
     finally:
