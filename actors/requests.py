@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.errors import PromptRefused
 from rlsys import env
-from rlsys.config import LoraConfig
+from rlsys.config.run import LoraConfig
 from rlsys.types import ClipInfo, Sampling
 
 WeightUpdate = Literal["pause", "keep", "abort"]
@@ -25,10 +25,10 @@ TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """How to build an engine; meanings and units as in `rlsys.config` (model, rollout, cluster).
+    """How to build an engine; meanings and units as in `rlsys.config.run` (model, rollout, cluster).
 
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
-    weights_transport: as in `rlsys.config.WeightsConfig`.
+    weights_transport: as in `rlsys.config.run.WeightsConfig`.
     lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
     weight_update: what an update does to groups that run; see `actors.rollout_actor.EngineLoop`.
     """

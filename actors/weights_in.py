@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
-from rlsys.config import LoraConfig
+from rlsys.config.run import LoraConfig
 from rlsys.types import WeightVersion
 from rlsys.weights import (
     Manifest,

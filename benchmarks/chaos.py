@@ -28,7 +28,7 @@ from benchmarks.chaos_kills import ALL, Kill, by_kind, median_step_s, plan_kills
 from benchmarks.chaos_run import ChaosFailed, ChaosRun, Run, check_run, finish
 from benchmarks.judged_step import draw_rows
 from rlsys.checkpoint import find
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.synthetic import SyntheticSet, draw_dataset
 from rlsys.data.synthetic_tasks import demonstration_text
 from rlsys.demo import write_demonstrations

@@ -13,7 +13,7 @@ from benchmarks.step import Recorded
 from rlsys import loop
 from rlsys.assemble import Stack, open_stack
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig, SftConfig, TrainConfig, load
+from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
 from rlsys.data.synthetic import SyntheticSet
 from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.demo import CONFIGS, with_model, write_demonstrations

@@ -32,7 +32,7 @@ from learner.rows import Response, Row
 from learner.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
-from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig
+from rlsys.config.run import AlgorithmConfig, LearnerConfig, TrainConfig
 from rlsys.models.mrope import VisionTokens, mrope_positions
 from rlsys.types import ClipInfo, ClipRef, Prompt
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from rlsys import env
 from rlsys.assemble import Stack, held_out_items, load_items, open_stack
-from rlsys.config import RunConfig, load
+from rlsys.config.run import RunConfig, load
 from rlsys.data.responses import write_responses
 from rlsys.data.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.demo import CONFIGS, demo_config, with_model

@@ -40,7 +40,7 @@ from rlsys import env, loop
 from rlsys.assemble import Stack, open_stack
 from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
 from rlsys.experience import Scorer
 from rlsys.models.tiny import make_tiny

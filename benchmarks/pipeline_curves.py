@@ -18,7 +18,7 @@ from benchmarks.step import Recorded
 from rlsys import loop
 from rlsys.assemble import Stack, held_out_items, open_stack
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.data.synthetic import demonstration_text, draw_dataset
 from rlsys.demo import NUM_CLIPS, demo_config, sft_config, with_model, write_demonstrations

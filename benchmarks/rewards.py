@@ -38,7 +38,7 @@ from reward_servers import app
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
 from reward_servers.transport import fetch_status
-from rlsys.config import RewardConfig, ScoreSettings
+from rlsys.config.run import RewardConfig, ScoreSettings
 from rlsys.tasks import default_names
 from tests.judge_fault_server import FaultServer
 

@@ -25,7 +25,7 @@ from rlsys import loop
 from rlsys.assemble import Stack, open_stack, training_items
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
 from rlsys.experience import sampling_seed

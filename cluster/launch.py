@@ -25,7 +25,7 @@ from cluster.placement import (
     plan_placement,
 )
 from rlsys import env
-from rlsys.config import ClusterConfig, ConfigError, RunConfig
+from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 
 env.be_quiet()  # ray reads some of these when it is imported
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 
 CPUS_PER_DECODE = 0.25

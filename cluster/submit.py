@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.launch import PACKAGES, ROOT, TOKEN_REMEDY
-from rlsys import config as run_config
 from rlsys import env
-from rlsys.config import RunConfig
+from rlsys.config import run as run_config
+from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 from rlsys.provenance import git_commit
 

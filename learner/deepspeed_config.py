@@ -15,7 +15,7 @@ def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, Any]:
     """DeepSpeed's JSON for the spec, `learner.deepspeed` merged in.
 
     num_numbers: of all trained parameters; no bucket need be larger. Keys that are in
-    `rlsys.learner_config.OWNED_KEYS` are ours alone, which the config has checked; the others are
+    `rlsys.config.learner.OWNED_KEYS` are ours alone, which the config has checked; the others are
     defaults that `learner.deepspeed` may change.
     """
     bucket = max(1, min(num_numbers, MAX_BUCKET_NUMBERS))

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from rlsys.config import ConfigError, LoraConfig
+from rlsys.config.run import ConfigError, LoraConfig
 
 LANGUAGE_MODEL = "model.language_model."
 ADAPTER = "default"

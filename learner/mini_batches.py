@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import TrainBatch
 
 

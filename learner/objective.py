@@ -10,7 +10,7 @@ from learner.correction import corrected, mismatch
 from learner.grpo import Surrogate, cispo, clipped_surrogate, nll, sequence_ratio, token_ratio
 from learner.kl import kl_estimate
 from learner.packing import PackedBatch
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config.algorithm import AlgorithmConfig
 
 
 def total_loss(

@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlsys.config import TrainConfig
+from rlsys.config.run import TrainConfig
 
 COSINE_FLOOR = 0.1
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlsys.config import AlgorithmConfig, LearnerConfig, TrainConfig, WeightsConfig
+from rlsys.config.run import AlgorithmConfig, LearnerConfig, TrainConfig, WeightsConfig
 
 
 @dataclass(frozen=True, kw_only=True)

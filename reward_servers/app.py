@@ -30,7 +30,7 @@ from reward_servers.scorers import load_user_scorers
 from reward_servers.service import Busy, RewardService
 from reward_servers.transport import RewardServerError, wait_until_healthy
 from reward_servers.web import build
-from rlsys.config import JudgeConfig, RewardConfig
+from rlsys.config.run import JudgeConfig, RewardConfig
 from rlsys.types import Score
 
 _log = logging.getLogger(__name__)

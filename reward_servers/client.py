@@ -18,7 +18,7 @@ import numpy as np
 from reward_servers.failures import FailureWindow
 from reward_servers.schema import ScoreReply
 from reward_servers.transport import RewardServerError, Transport, Unanswered
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.tasks import GROUP_SCORES, check_weights, score_weights
 from rlsys.types import RolloutGroup, ScoredGroup
 

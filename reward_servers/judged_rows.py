@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import ScoreRow
 from rlsys.answers import Caption, last_block
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.tasks import task_named
 from rlsys.types import Score
 

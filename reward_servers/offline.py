@@ -16,7 +16,7 @@ from reward_servers.judging.which_judge import judge_kind
 from reward_servers.schema import ScoreRequest, ScoreRow
 from reward_servers.service import RewardService
 from reward_servers.user_scorers import UserScorer
-from rlsys.config import ConfigError, JudgeConfig, ScoreSettings
+from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.types import Json, Score
 
 _ROWS_AT_ONCE = 8

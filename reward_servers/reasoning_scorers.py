@@ -9,7 +9,7 @@ from __future__ import annotations
 from reward_servers.response import Response
 from rlsys.answers import TimeSpans
 from rlsys.citations import cited_periods, cited_spans
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.geometry import TimeSpan, spans_iou
 from rlsys.tasks import CORRECT_ABOVE, Scoring
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.types import Status
 
 MAX_ROWS = 1024

@@ -11,7 +11,7 @@ from reward_servers.reasoning_scorers import anchor_progress, cited_times, lengt
 from reward_servers.response import Response, read_response
 from reward_servers.schema import ScoreRow
 from reward_servers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.geometry import mean_box_iou, spans_iou
 from rlsys.tasks import GROUP_SCORES, JUDGED, Scoring, default_names
 from rlsys.types import Json, Score

@@ -22,7 +22,7 @@ from tenacity import (
 from reward_servers.auth import is_loopback
 from reward_servers.retry_after import retry_after_s
 from reward_servers.schema import REPLIES, ScoreReply
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.errors import UserError
 
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that clients spread out

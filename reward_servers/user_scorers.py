@@ -18,7 +18,7 @@ import numbers
 from collections.abc import Callable, Mapping
 
 from reward_servers.response import Response
-from rlsys.config import ConfigError
+from rlsys.config.run import ConfigError
 
 UserScorer = Callable[[Response], float]
 

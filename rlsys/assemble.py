@@ -14,7 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlsys.config import ConfigError, DataConfig, JudgeConfig, RewardConfig, RunConfig, ScoreSettings, load_services
+from rlsys.config.run import (
+    ConfigError,
+    DataConfig,
+    JudgeConfig,
+    RewardConfig,
+    RunConfig,
+    ScoreSettings,
+    load_services,
+)
 from rlsys.data.annotations import load as load_annotations
 from rlsys.delivery import deliver
 from rlsys.experience import Experience, Preparer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rlsys.advantages import advantages, scaled_over_batch
-from rlsys.config import AlgorithmConfig, RewardConfig
+from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.errors import UserError
 from rlsys.tasks import score_weights
 from rlsys.types import ScoredGroup, TrainBatch

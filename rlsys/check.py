@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlsys.assemble import held_out_items, judge_of, needs_judge, prompt_builder, training_items
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.budgets import largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError

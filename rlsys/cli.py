@@ -77,7 +77,7 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
 ) -> None:
     """Train with GRPO as CONFIG says."""
-    from rlsys.config import load
+    from rlsys.config.run import load
     from rlsys.train import train as run_train
 
     with clear_errors():
@@ -91,7 +91,7 @@ def sft(
     resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
 ) -> None:
     """Fine-tune on demonstrations (sft.responses, or the annotations' own answers) as CONFIG says."""
-    from rlsys.config import load
+    from rlsys.config.run import load
     from rlsys.sft import sft as run_sft
 
     with clear_errors():
@@ -107,7 +107,7 @@ def check_config(
 ) -> None:
     """Run every check that needs no actor, and say what the run will need."""
     from rlsys.check import check
-    from rlsys.config import ConfigError, field_lines, load
+    from rlsys.config.run import ConfigError, field_lines, load
     from rlsys.demonstrations import read_lessons
 
     with clear_errors():

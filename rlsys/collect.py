@@ -10,7 +10,7 @@ from typing import Literal
 
 from rlsys.batch import has_spread
 from rlsys.checkpoint import RunState
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.errors import ClipError
 from rlsys.errors import RowUnusable
 from rlsys.staleness import groups_under_way, is_fresh

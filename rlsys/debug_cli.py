@@ -12,7 +12,7 @@ from rlsys.cli_errors import clear_errors
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rlsys.config import RunConfig
+    from rlsys.config.run import RunConfig
     from rlsys.weight_check import Row
 
 debug_app = typer.Typer(no_args_is_help=True, help="Look at what the parts of a run really hold.")
@@ -37,7 +37,7 @@ def weights(
     """
     from rich.console import Console
 
-    from rlsys.config import load
+    from rlsys.config.run import load
 
     with clear_errors():
         rows = report(load(config, overrides or ()), checkpoint)

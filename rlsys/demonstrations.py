@@ -13,7 +13,7 @@ import numpy as np
 from rlsys.assemble import held_out_items, prompt_builder, training_items
 from rlsys.canonical import canonical_response
 from rlsys.check import Report, check_sft
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.errors import ClipError
 from rlsys.data.responses import WrittenResponse, read_responses
 from rlsys.data.sampler import Sampler

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import FramesLost
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
 from rlsys.order_contrast import wants_contrast, with_order_contrast

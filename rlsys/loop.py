@@ -12,7 +12,7 @@ from rlsys.batch import make_batch, require_scores
 from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
 from rlsys.collect import Flight, collect
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost
 from rlsys.parts import Parts, Step
 from rlsys.reward_shaping import Shaped, needs_reference, shape_rewards

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from rlsys import env
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 from rlsys.provenance import git_commit, version_tags
 from rlsys.row_blocks import RowBlock, steps_name

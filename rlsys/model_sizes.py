@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.config import ConfigError, LearnerConfig
+from rlsys.config.run import ConfigError, LearnerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.tasks import CORRECT_ABOVE, score_weights, task_named
 from rlsys.types import ScoredGroup
 

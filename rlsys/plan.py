@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RunConfig
 from rlsys.model_sizes import ModelSizes
 
 GIB = 1 << 30

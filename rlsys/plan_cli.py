@@ -29,7 +29,7 @@ def plan(
     """Say what CONFIG will need: tokens, memory of engines, ranks and object store, and step times. Starts nothing."""
     from rich.console import Console
 
-    from rlsys.config import ConfigError, load
+    from rlsys.config.run import ConfigError, load
     from rlsys.plan import assumptions
     from rlsys.plan_inputs import plan as make_plan
     from rlsys.plan_times import Measured

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from rlsys.assemble import multiply_adds, needs_judge, prompt_builder, training_items
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.budgets import largest_grid, largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.model_sizes import ModelSizes
 from rlsys.plan import (
     BUCKET_NUMBERS,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlsys import env
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.budgets import largest_grid, largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError

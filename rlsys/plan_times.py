@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.model_sizes import ModelSizes
 from rlsys.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
 from rlsys.simulated.simulation import Report, balanced, divisions, simulate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rlsys.assemble import LearnerStack, Stack
 from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_state
-from rlsys.config import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.model_sizes import read_model_sizes

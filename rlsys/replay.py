@@ -18,7 +18,7 @@ from rlsys import ledger
 from rlsys.assemble import LearnerStack, open_learner_stack, open_scorer, training_items
 from rlsys.batch import make_batch
 from rlsys.checkpoint import complete_checkpoints, load_state
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
 from rlsys.metrics import advantage_metrics, merge, reward_metrics

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlsys.config import AlgorithmConfig
+from rlsys.config.run import AlgorithmConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 
 

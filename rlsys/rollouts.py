@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.collect import Collected, LeftOut
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.checkpoint import CheckpointError
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"

@@ -13,7 +13,7 @@ from typing import Any
 from rlsys.assemble import LearnerStack, Stack, open_learner_stack, open_stack
 from rlsys.checkpoint import RunState, load_state
 from rlsys.clock import Clock
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 
 
 def groups_under_way(*, collected: int, prompts_per_step: int, max_lag: int) -> int:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from rlsys import answers, prompt_texts, truths
 from rlsys.answers import Answer
-from rlsys.config import ConfigError, RewardConfig
+from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.types import ImageSpec, Json, PromptItem
 
 JUDGED = frozenset({"event_recall", "event_precision", "event_f1", "consistency"})

@@ -23,7 +23,7 @@ from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.metrics import MetricNames
 from rlsys.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
 from rlsys.samples import choose_samples, verdict_rows

@@ -15,7 +15,7 @@ from rlsys.assemble import Stack, held_out_items, open_stack, training_items
 from rlsys.check import check
 from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.progress import TRAINING, Progress, Story, show_table

@@ -16,7 +16,7 @@ from rlsys.assemble import Stack
 from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
 from rlsys.collect import Collected, LeftOut
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import FramesLost, LearnerLost, RowUnusable
 from rlsys.experience import MAX_CLIPS_LOST, sampling_seed

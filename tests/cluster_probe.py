@@ -14,7 +14,7 @@ import ray
 from ray.util import placement_group_table
 
 from cluster.launch import open_cluster
-from rlsys.config import parse
+from rlsys.config.run import parse
 
 
 class Worker:

@@ -9,7 +9,7 @@ import numpy as np
 from learner.cost import CostModel
 from learner.rows import Row
 from learner.shards import group_row
-from rlsys.config import LearnerConfig, TrainConfig
+from rlsys.config.run import LearnerConfig, TrainConfig
 from rlsys.types import ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
 
 TEXT_IDS = 256  # ids below are ordinary bytes in the tiny tokenizer

@@ -15,7 +15,7 @@ from factories import make_group
 
 from reward_servers import app
 from reward_servers.client import RewardClient
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 
 NO_TOKEN = "RLSYS_TEST_NO_TOKEN"

@@ -28,7 +28,7 @@ from actors.weights_in import (
     stale_adapter,
     stale_parameters,
 )
-from rlsys.config import LoraConfig
+from rlsys.config.run import LoraConfig
 from rlsys.types import WeightVersion
 from rlsys.weights import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
 

@@ -7,8 +7,8 @@ import typing
 
 import pytest
 
-from rlsys.algorithm_config import AlgorithmConfig
-from rlsys.config import ConfigError, parse
+from rlsys.config.algorithm import AlgorithmConfig
+from rlsys.config.run import ConfigError, parse
 
 CHOICES = {
     "advantage": ("grpo", "dr_grpo", "rloo", "gdpo"),

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_temp_dir
-from rlsys.config import ClusterConfig, ConfigError, parse
+from rlsys.config.run import ClusterConfig, ConfigError, parse
 from tests.fixtures_cluster import RayHead
 
 SCRIPT = Path(__file__).parent / "cluster_probe.py"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster import placement
 from cluster.placement import Bundle, Demand, Node, PlacementError, demand, logical_cpus, plan_placement
-from rlsys.config import parse
+from rlsys.config.run import parse
 
 
 def make_demand(ranks: int, actors: int, *, tensor_parallel: int = 1, other_cpus: float = 1.0) -> Demand:

@@ -14,7 +14,7 @@ import yaml
 from cluster import submit as job
 from cluster.launch import ROOT
 from cluster.submit import SubmitError, entrypoint, files_to_pack, pack, submit, with_absolute_paths
-from rlsys.config import parse
+from rlsys.config.run import parse
 from tests.fixtures_cluster import RayHead
 
 
@@ -99,9 +99,9 @@ def test_the_jobs_python_can_be_named() -> None:
 
 WHAT_THE_JOB_SEES = """
 import json, os, pathlib, sys
-import rlsys.config
-config = rlsys.config.load(next(pathlib.Path("submitted").iterdir()))
-found = {"python": sys.executable, "code": rlsys.config.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
+import rlsys.config.run
+config = rlsys.config.run.load(next(pathlib.Path("submitted").iterdir()))
+found = {"python": sys.executable, "code": rlsys.config.run.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
 found |= {"output_dir": str(config.output_dir), "address": os.environ["RAY_ADDRESS"]}
 sys.stdout.write("FOUND " + json.dumps(found) + chr(10))
 sys.exit(int(sys.argv[1]))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config import ConfigError, load
+from rlsys.config.run import ConfigError, load
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "output_dir: out\nmodel: {path: m}\n"

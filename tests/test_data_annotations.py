@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from video_files import REPO, shared_data
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.annotations import Annotations, check, load
 from rlsys.data.decode import decode
 from rlsys.data.errors import AnnotationError

@@ -18,7 +18,7 @@ import pytest
 import ray
 from video_files import REPO, frames_shown, make_spec, make_video
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.clips import ClipStore
 from rlsys.data.decoders import PAUSES_S
 from rlsys.data.errors import ClipError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlsys.answers import last_block
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.annotations import load
 from rlsys.data.decode import decode
 from rlsys.data.synthetic import COLOURS, SHAPES, SyntheticSet, demonstration_text, draw_dataset

@@ -12,7 +12,7 @@ from reward_servers.judging.embedding import SentenceEmbedder
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
 from rlsys.answers import Caption
-from rlsys.config import DataConfig, ScoreSettings
+from rlsys.config.run import DataConfig, ScoreSettings
 from rlsys.data.annotations import load
 from rlsys.data.decode import decode
 from rlsys.data.media import video_spec

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.annotations import Annotations, check, load
 from rlsys.data.errors import AnnotationError
 from rlsys.data.formats import FORMATS, read_captions, read_vtts

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rlsys.cli import app
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.weight_check import Row
 from rlsys.weights import TensorSpec
 

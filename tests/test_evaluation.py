@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from actors.errors import PromptQuarantined
-from rlsys.config import parse
+from rlsys.config.run import parse
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics

@@ -13,7 +13,7 @@ from fixtures_learner import learner_config, train_config
 from learner.checkpoint_layout import LAYOUT_FILE, Layout, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
 from rlsys.checkpoint import CheckpointError
-from rlsys.config import AlgorithmConfig
+from rlsys.config.run import AlgorithmConfig
 
 SAVED = Layout(num_ranks=2, zero_stage=2, dtype="float32", trained="all but nothing")
 

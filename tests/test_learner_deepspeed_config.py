@@ -10,8 +10,8 @@ from fixtures_learner import learner_config, train_config
 
 from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config, merged
 from learner.spec import LearnerSpec
-from rlsys.config import AlgorithmConfig, ConfigError, parse
-from rlsys.learner_config import OWNED_KEYS, flat_items
+from rlsys.config.learner import OWNED_KEYS, flat_items
+from rlsys.config.run import AlgorithmConfig, ConfigError, parse
 
 
 def settings(device: str = "cpu", dtype: str = "float32", num_numbers: int = 1000, **learner: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from learner.passes import plan_passes
 from learner.policy import PackedPolicy, load_model, read_layout
 from learner.rows import Response, Row
 from learner.shards import weighted
-from rlsys.config import LoraConfig
+from rlsys.config.run import LoraConfig
 
 LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 WHOLE = 1 << 20

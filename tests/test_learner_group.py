@@ -25,8 +25,8 @@ from learner.policy import PackedPolicy, load_model, read_layout
 from learner.shards import split_batch
 from learner.spec import LearnerSpec
 from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
-from rlsys.algorithm_config import AlgorithmConfig
-from rlsys.config import LoraConfig, WeightsConfig
+from rlsys.config.algorithm import AlgorithmConfig
+from rlsys.config.run import LoraConfig, WeightsConfig
 from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights import NamedTensor, digest, manifest_of

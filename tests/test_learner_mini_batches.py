@@ -7,7 +7,7 @@ import pytest
 from fixtures_learner import make_batch, make_group
 
 from learner.mini_batches import part_of, plan_updates
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import TrainBatch
 
 

@@ -15,7 +15,7 @@ from learner.objective import total_loss
 from learner.packing import PackedBatch
 from learner.rows import Response, Row
 from learner.shards import weighted
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import Prompt
 
 VOCABULARY, MAX_TOKENS = 5, 8

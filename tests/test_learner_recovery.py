@@ -19,7 +19,7 @@ from fixtures_learner import learner_config, make_batch, make_group, train_confi
 from learner.checkpoint_layout import LAYOUT_FILE
 from learner.group import LearnerGroup
 from learner.spec import LearnerSpec
-from rlsys.algorithm_config import AlgorithmConfig
+from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.errors import FramesLost, LearnerLost, NotWritten
 from rlsys.types import TrainBatch
 

@@ -28,7 +28,7 @@ from learner.weights_out import (
     write_adapter,
     write_folder,
 )
-from rlsys.config import ConfigError, LoraConfig
+from rlsys.config.run import ConfigError, LoraConfig
 from rlsys.weights import digest
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))

@@ -15,7 +15,7 @@ from rlsys import loop
 from rlsys.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
-from rlsys.config import AlgorithmConfig, RewardConfig, RunConfig, parse
+from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.parts import Step

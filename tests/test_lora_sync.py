@@ -13,7 +13,7 @@ from test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, v
 
 from actors.errors import WeightsRefused
 from rlsys.assemble import Stack, open_stack
-from rlsys.config import RunConfig, WeightsConfig, load
+from rlsys.config.run import RunConfig, WeightsConfig, load
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weight_check import compare
 

@@ -14,7 +14,7 @@ from rlsys import metrics
 from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected, LeftOut
-from rlsys.config import AlgorithmConfig, RewardConfig
+from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.metrics import MetricNames, step_metrics, summarise
 from rlsys.parts import Step
 from rlsys.types import ScoredGroup

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlsys.config import ConfigError, RewardConfig, parse
+from rlsys.config.run import ConfigError, RewardConfig, parse
 from rlsys.order_contrast import wants_contrast, with_order_contrast
 from rlsys.types import ScoredGroup
 from tests.factories import make_group, make_scored

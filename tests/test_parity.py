@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from rlsys.assemble import Stack, open_stack
-from rlsys.config import RunConfig, load
+from rlsys.config.run import RunConfig, load
 from rlsys.models.prompts import PromptContractError
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rlsys.assemble import training_items
 from rlsys.cli import app
-from rlsys.config import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
+from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
 from rlsys.data.decode import plan_grid
 from rlsys.data.synthetic import draw_dataset
 from rlsys.model_sizes import ModelSizes, read_model_sizes

@@ -12,7 +12,7 @@ import pytest
 from rlsys import recovery as recovery_module
 from rlsys.assemble import LearnerStack, Stack
 from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, load_state
-from rlsys.config import ConfigError, RunConfig, parse
+from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended
 from rlsys.run_file import read_run_file, write_run_file

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.checkpoint import Checkpoints, RunState
-from rlsys.config import parse
+from rlsys.config.run import parse
 from rlsys.replay import Compared, Replayed, ReplayError, possible_steps, replay
 from rlsys.rollouts import FOLDER, step_file
 from rlsys.run_file import write_run_file

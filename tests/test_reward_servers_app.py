@@ -16,7 +16,7 @@ from ray import serve
 
 from reward_servers import app
 from reward_servers.transport import RewardServerError, wait_until_healthy
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 
 TOKEN = "a-token-for-this-test-only"

@@ -20,7 +20,7 @@ from reward_servers import client as client_module
 from reward_servers.client import RewardClient
 from reward_servers.transport import RewardServerError, wait_until_healthy
 from rlsys.advantages import group_advantages
-from rlsys.config import ConfigError, RewardConfig
+from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 
 Rows = list[dict[str, Any]]

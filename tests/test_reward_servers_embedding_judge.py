@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reward_servers.judging.embedding import MAX_EVENTS, EmbeddingJudge, SentenceEmbedder, split_sentences
 from reward_servers.judging.judge import JudgeTask, build_judge
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.types import Score
 
 PAIRS = Path(__file__).parent / "data" / "caption_pairs.jsonl"

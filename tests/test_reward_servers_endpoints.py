@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from reward_servers.judging.endpoints import ARRIVAL_S, LEASE_GRACE_S, EndpointBoard
 from reward_servers.judging.leases import UNUSED, CallReport, Lease, NoEndpoint
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 
 A, B = "http://a:1/v1", "http://b:1/v1"
 OK = CallReport(outcome="ok", seconds=1.0, tokens=10)

@@ -26,7 +26,7 @@ from judge_fault_server import (
 
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
 
 REFERENCE = "A dog runs away. The man waves back. A cat sleeps here."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
 
 if TYPE_CHECKING:

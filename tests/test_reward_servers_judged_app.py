@@ -18,7 +18,7 @@ from judge_fault_server import FaultServer, error, too_many
 from reward_servers import app
 from reward_servers.status import lines
 from reward_servers.transport import fetch_status
-from rlsys.config import RewardConfig
+from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 
 

@@ -34,7 +34,7 @@ from judge_fault_server import (
 from reward_servers.judging.endpoints import EndpointBoard
 from reward_servers.judging.leases import Board, CallReport, Lease, NoEndpoint
 from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 
 KEY = "sk-very-secret-0123456789"
 SCHEMA: dict[str, Any] = {

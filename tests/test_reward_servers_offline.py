@@ -23,7 +23,7 @@ from reward_servers.judging.llm import JudgeFailure
 from reward_servers.judging.local_judge import in_order, pumped
 from reward_servers.judging.verdicts import VerdictCache
 from reward_servers.offline import score_lines
-from rlsys.config import ConfigError, JudgeConfig, ScoreSettings
+from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.judge_cli import judge_app, score
 from rlsys.types import Json
 

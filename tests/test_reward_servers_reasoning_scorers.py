@@ -4,7 +4,7 @@ import pytest
 
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.types import Score
 
 

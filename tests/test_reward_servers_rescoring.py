@@ -13,7 +13,7 @@ from reward_servers.judging.commands import rescore_lines
 from reward_servers.judging.judge import EventJudge, Judge
 from reward_servers.judging.rescoring import EvidenceError, Rescored, rescore
 from reward_servers.judging.verdicts import VerdictCache
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.errors import UserError
 from rlsys.types import Json
 

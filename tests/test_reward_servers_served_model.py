@@ -11,7 +11,7 @@ from fixtures_rewards import NO_TOKEN, captions, score_groups
 
 from reward_servers import app
 from reward_servers.judging.served_model import model_arguments
-from rlsys.config import JudgeConfig, RewardConfig
+from rlsys.config.run import JudgeConfig, RewardConfig
 
 
 def test_a_72b_model_is_spread_over_gpus_and_a_tiny_one_runs_on_cpu() -> None:

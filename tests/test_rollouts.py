@@ -11,7 +11,7 @@ import pytest
 from factories import make_group, make_scored
 
 from rlsys.collect import Collected, LeftOut
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 from rlsys.rollouts import FOLDER, RolloutsDiffer, SavedGroup, SavedRollouts, prompt_digest, settings_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 

@@ -12,7 +12,7 @@ import pytest
 
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import SCORERS, rule_scores
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.order_contrast import order_contrast
 from rlsys.tasks import TASKS
 from rlsys.types import Json

@@ -17,7 +17,7 @@ from task_examples import TRUTHS
 
 from rlsys.assemble import LearnerStack, open_learner_stack
 from rlsys.canonical import canonical_response
-from rlsys.config import ConfigError, RunConfig, parse
+from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.data.errors import AnnotationError, ClipError
 from rlsys.data.responses import read_responses, write_responses
 from rlsys.data.synthetic import draw_dataset

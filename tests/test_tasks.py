@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_servers.scorers import SCORERS
-from rlsys.config import ConfigError, RewardConfig
+from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.tasks import (
     GROUP_SCORES,
     JUDGED,

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from rlsys.cli import app
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 from rlsys.mlflow_store import TrackingError
 from rlsys.sending import Patience
 from rlsys.spool import SpoolInUseError

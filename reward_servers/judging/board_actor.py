@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from reward_servers.judging.endpoints import EndpointBoard
 from reward_servers.judging.leases import CallReport, Lease, NoEndpoint
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 
 NAMESPACE = "rlsys"
 IDLE_S = 600.0  # a detached actor outlives its makers, so it must end by itself

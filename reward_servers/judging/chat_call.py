@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reward_servers.auth import is_loopback
 from reward_servers.retry_after import retry_after_s
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 
 FailureKind = Literal["infra", "setup", "rejected", "malformed", "abstain"]
 """infra: may pass.  setup: this endpoint refuses every call until somebody changes something.  rejected: it will never

@@ -13,7 +13,7 @@ from reward_servers.judging import calibration, rescoring
 from reward_servers.judging.injections import ProbeReport, probe_injections
 from reward_servers.judging.local_judge import open_judge, pumped
 from reward_servers.judging.rescoring import Rescored, RescoreSummary
-from rlsys.config import JudgeConfig, ScoreSettings
+from rlsys.config.run import JudgeConfig, ScoreSettings
 from rlsys.errors import UserError
 
 _AT_ONCE = 8

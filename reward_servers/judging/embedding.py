@@ -33,7 +33,7 @@ import numpy as np
 
 from reward_servers.judging.event_scores import EventVerdict, event_scores
 from reward_servers.judging.judge import JudgeTask
-from rlsys.config import ConfigError
+from rlsys.config.run import ConfigError
 from rlsys.types import Json, Score
 
 MAX_EVENTS = 32

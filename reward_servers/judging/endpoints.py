@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from reward_servers.judging.endpoint_state import Endpoint, quantile
 from reward_servers.judging.leases import UNUSED, CallReport, Lease, NoEndpoint
 from reward_servers.judging.limits import Breaker, Window
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 
 WINDOW_S = 60.0
 ARRIVAL_S = 5.0

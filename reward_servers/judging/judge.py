@@ -30,7 +30,7 @@ from reward_servers.judging.leases import Board
 from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
 from reward_servers.judging.shared_calls import SharedCalls
 from reward_servers.judging.verdicts import AnswerKey, VerdictCache
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 from rlsys.types import Json, Score
 
 Result = TypeVar("Result")

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from reward_servers.judging.chat_call import Answer, CallFailed, ChatCaller
 from reward_servers.judging.endpoints import checked_urls
 from reward_servers.judging.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 
 _log = logging.getLogger(__name__)
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that callers spread out

@@ -12,7 +12,7 @@ from typing import TypeVar
 from reward_servers.auth import token_from_environment
 from reward_servers.judging.endpoints import EndpointBoard
 from reward_servers.judging.judge import Judge, JudgeTask, build_judge
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
 
 Item = TypeVar("Item")

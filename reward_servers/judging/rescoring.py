@@ -11,7 +11,7 @@ from pathlib import Path
 from reward_servers.judging.event_scores import EventVerdict, event_scores
 from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import judged_in_order
-from rlsys.config import ScoreSettings
+from rlsys.config.run import ScoreSettings
 from rlsys.errors import UserError
 from rlsys.types import Json, Score
 

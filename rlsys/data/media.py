@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlsys.config import DataConfig
+from rlsys.config.run import DataConfig
 from rlsys.data.rows import Row
 from rlsys.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Protocol
 
 from rlsys.collect import awaited, why_left_out
-from rlsys.config import RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.errors import RowUnusable
 from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.experience import sampling_seed

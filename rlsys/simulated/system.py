@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlsys.config import RunConfig, parse
+from rlsys.config.run import RunConfig, parse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from rlsys.config_part import Part
+from rlsys.config.part import Part
 
 
 class ScoreSettings(Part):

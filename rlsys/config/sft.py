@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlsys.config_part import Part
+from rlsys.config.part import Part
 
 
 class SftConfig(Part):

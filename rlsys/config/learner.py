@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlsys.config_part import Part
+from rlsys.config.part import Part
 
 MAX_LORA_RANK = 512
 """The highest rank that vLLM serves."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlsys.config_part import Part
+from rlsys.config.part import Part
 
 
 class WeightsConfig(Part):

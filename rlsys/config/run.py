@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from rlsys.algorithm_config import AlgorithmConfig, check_against_run
-from rlsys.config_part import Part
+from rlsys.config.algorithm import AlgorithmConfig, check_against_run
+from rlsys.config.learner import LearnerConfig, LoraConfig
+from rlsys.config.part import Part
+from rlsys.config.reward import JudgeConfig, RewardConfig, ScoreSettings
+from rlsys.config.sft import SftConfig
+from rlsys.config.weights import WeightsConfig, check_transport
 from rlsys.errors import UserError
-from rlsys.learner_config import LearnerConfig, LoraConfig
-from rlsys.reward_config import JudgeConfig, RewardConfig, ScoreSettings
-from rlsys.sft_config import SftConfig
-from rlsys.weights_config import WeightsConfig, check_transport
 
 __all__ = [
     "AlgorithmConfig",
