@@ -39,7 +39,7 @@ from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
 from reward_servers.transport import fetch_status
 from rlsys.config.run import RewardConfig, ScoreSettings
-from rlsys.tasks import default_names
+from rlsys.tasks.table import default_names
 from tests.judge_fault_server import FaultServer
 
 CALL_S = 0.5

@@ -19,7 +19,7 @@ from reward_servers.failures import FailureWindow
 from reward_servers.schema import ScoreReply
 from reward_servers.transport import RewardServerError, Transport, Unanswered
 from rlsys.config.run import RewardConfig
-from rlsys.tasks import GROUP_SCORES, check_weights, score_weights
+from rlsys.tasks.table import GROUP_SCORES, check_weights, score_weights
 from rlsys.types import RolloutGroup, ScoredGroup
 
 _log = logging.getLogger(__name__)

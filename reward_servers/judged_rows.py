@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import ScoreRow
-from rlsys.answers import Caption, last_block
 from rlsys.config.run import ScoreSettings
-from rlsys.tasks import task_named
+from rlsys.tasks.answers import Caption, last_block
+from rlsys.tasks.table import task_named
 from rlsys.types import Score
 
 EVENT_SCORES = {"event_recall": "recall", "event_precision": "precision", "event_f1": "f1"}

@@ -7,11 +7,11 @@ what it needs: a score that nobody could compute is missing data and not a 0.
 from __future__ import annotations
 
 from reward_servers.response import Response
-from rlsys.answers import TimeSpans
-from rlsys.citations import cited_periods, cited_spans
 from rlsys.config.run import ScoreSettings
-from rlsys.geometry import TimeSpan, spans_iou
-from rlsys.tasks import CORRECT_ABOVE, Scoring
+from rlsys.tasks.answers import TimeSpans
+from rlsys.tasks.citations import cited_periods, cited_spans
+from rlsys.tasks.geometry import TimeSpan, spans_iou
+from rlsys.tasks.table import CORRECT_ABOVE, Scoring
 
 _EXACT = 1 - 1e-9
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reward_servers.schema import ScoreRow
-from rlsys.answers import Answer, last_block
-from rlsys.tasks import Task, task_named
+from rlsys.tasks.answers import Answer, last_block
+from rlsys.tasks.table import Task, task_named
 from rlsys.types import Json
 
 

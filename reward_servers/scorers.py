@@ -12,8 +12,8 @@ from reward_servers.response import Response, read_response
 from reward_servers.schema import ScoreRow
 from reward_servers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
 from rlsys.config.run import ScoreSettings
-from rlsys.geometry import mean_box_iou, spans_iou
-from rlsys.tasks import GROUP_SCORES, JUDGED, Scoring, default_names
+from rlsys.tasks.geometry import mean_box_iou, spans_iou
+from rlsys.tasks.table import GROUP_SCORES, JUDGED, Scoring, default_names
 from rlsys.types import Json, Score
 
 __all__ = ["SCORERS", "Response", "UserScorer", "default_names", "load_user_scorers", "rule_scores", "score"]

@@ -13,7 +13,7 @@ from reward_servers.judged_rows import Judged, ask_judge_about
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import ScoreReply, ScoreRequest, ScoreRow
 from reward_servers.scorers import UserScorer, default_names, rule_scores
-from rlsys.tasks import TASKS, judged_scores
+from rlsys.tasks.table import TASKS, judged_scores
 from rlsys.types import Score
 
 RATE_WINDOW_S = 60.0

@@ -28,7 +28,7 @@ from rlsys.delivery import deliver
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.run_file import name_on_cluster
-from rlsys.tasks import judged_scores, score_weights
+from rlsys.tasks.table import judged_scores, score_weights
 from rlsys.types import PromptItem, WeightVersion
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections import Counter
 from rlsys.advantages import advantages, scaled_over_batch
 from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.errors import UserError
-from rlsys.tasks import score_weights
+from rlsys.tasks.table import score_weights
 from rlsys.types import ScoredGroup, TrainBatch
 
 

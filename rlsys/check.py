@@ -15,7 +15,7 @@ from rlsys.errors import UserError
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.supervised import Demonstration
-from rlsys.tasks import check_weights
+from rlsys.tasks.table import check_weights
 from rlsys.types import PromptItem
 
 SHOWN = 10

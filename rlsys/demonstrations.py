@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlsys.assemble import held_out_items, prompt_builder, training_items
-from rlsys.canonical import canonical_response
 from rlsys.check import Report, check_sft
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.errors import ClipError
@@ -20,6 +19,7 @@ from rlsys.data.sampler import Sampler
 from rlsys.experience import Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.supervised import Demonstration, PreparedDemonstration
+from rlsys.tasks.canonical import canonical_response
 from rlsys.types import ClipRef, Prompt, PromptItem
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rlsys.config.run import RewardConfig
-from rlsys.tasks import CORRECT_ABOVE, score_weights, task_named
+from rlsys.tasks.table import CORRECT_ABOVE, score_weights, task_named
 from rlsys.types import ScoredGroup
 
 NAME = "order_contrast"

@@ -95,7 +95,7 @@ class ClipRef:
 class PromptItem:
     """One row of an annotation file, ready to be asked.
 
-    prompt_id: "<file stem>:<row>", unique in a run.  task: key of `rlsys.tasks.TASKS`.
+    prompt_id: "<file stem>:<row>", unique in a run.  task: key of `rlsys.tasks.table.TASKS`.
     question: filled into the task's template.  options: answer options, () when it has none.
     truth: the JSON value that the task's scorers compare with.
     """

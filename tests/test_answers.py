@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsys.answers import (
+from rlsys.tasks.answers import (
     Boxes,
     Caption,
     Choice,
@@ -26,8 +26,8 @@ from rlsys.answers import (
     read_phrase,
     whole_layout,
 )
-from rlsys.citations import cited_spans
-from rlsys.tasks import TASKS
+from rlsys.tasks.citations import cited_spans
+from rlsys.tasks.table import TASKS
 from tests.task_examples import RIGHT
 
 NUM_STRINGS = 100_000

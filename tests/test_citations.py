@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.citations import cited_periods, cited_spans
+from rlsys.tasks.citations import cited_periods, cited_spans
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rlsys.config.run import DataConfig
 from rlsys.data.annotations import Annotations, check, load
 from rlsys.data.decode import decode
 from rlsys.data.errors import AnnotationError
-from rlsys.tasks import TASKS, prompt_text
+from rlsys.tasks.table import TASKS, prompt_text
 
 REAL_CLIPS = REPO / "tests" / "data" / "real_clips.json"
 

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from rlsys.answers import last_block
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations import load
 from rlsys.data.decode import decode
 from rlsys.data.synthetic import COLOURS, SHAPES, SyntheticSet, demonstration_text, draw_dataset
-from rlsys.tasks import TASKS
+from rlsys.tasks.answers import last_block
+from rlsys.tasks.table import TASKS
 from rlsys.types import PromptItem
 
 DATA = DataConfig(fps=2.0, min_frames=4, max_frames=12, min_pixels=784, max_pixels=7056)

@@ -11,7 +11,6 @@ import pytest
 from reward_servers.judging.embedding import SentenceEmbedder
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import rule_scores
-from rlsys.answers import Caption
 from rlsys.config.run import DataConfig, ScoreSettings
 from rlsys.data.annotations import load
 from rlsys.data.decode import decode
@@ -19,8 +18,9 @@ from rlsys.data.media import video_spec
 from rlsys.data.synthetic import COLOURS, SyntheticSet, draw_dataset
 from rlsys.data.synthetic import demonstration_text as grounding_demonstration
 from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
-from rlsys.geometry import mean_box_iou
-from rlsys.tasks import TASKS, default_names, judged_scores
+from rlsys.tasks.answers import Caption
+from rlsys.tasks.geometry import mean_box_iou
+from rlsys.tasks.table import TASKS, default_names, judged_scores
 from rlsys.types import PromptItem
 
 DATA = DataConfig(fps=2.0, min_frames=8, max_frames=8, min_pixels=784, max_pixels=7056)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.geometry import box_iou, mean_box_iou, merge_spans, spans_iou, temporal_iou
+from rlsys.tasks.geometry import box_iou, mean_box_iou, merge_spans, spans_iou, temporal_iou
 
 CELLS = 64  # ends of spans and corners of boxes lie on cell borders, so rasterising is exact
 RANDOM_CASES = 10_000

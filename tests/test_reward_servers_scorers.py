@@ -11,7 +11,7 @@ from reward_servers.offline import score_lines
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import SCORERS, relative_accuracy, rule_scores, score
 from rlsys.config.run import ScoreSettings
-from rlsys.tasks import TASKS, default_names, judged_scores
+from rlsys.tasks.table import TASKS, default_names, judged_scores
 from tests.task_examples import TRUTHS
 
 BOX = [0.0, 0.0, 0.5, 0.5]

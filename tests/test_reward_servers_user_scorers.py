@@ -11,9 +11,9 @@ import pytest
 from reward_servers.response import Response
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import load_user_scorers, rule_scores
-from rlsys.answers import TimeSpans
 from rlsys.config.run import ConfigError, RewardConfig, ScoreSettings
-from rlsys.tasks import check_weights, score_weights
+from rlsys.tasks.answers import TimeSpans
+from rlsys.tasks.table import check_weights, score_weights
 from rlsys.types import Score
 
 HERE = "tests.test_reward_servers_user_scorers"

@@ -14,7 +14,7 @@ from reward_servers.schema import ScoreRow
 from reward_servers.scorers import SCORERS, rule_scores
 from rlsys.config.run import ScoreSettings
 from rlsys.order_contrast import order_contrast
-from rlsys.tasks import TASKS
+from rlsys.tasks.table import TASKS
 from rlsys.types import Json
 
 NUM_CASES = 10_000

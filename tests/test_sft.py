@@ -16,7 +16,6 @@ from factories import make_item
 from task_examples import TRUTHS
 
 from rlsys.assemble import LearnerStack, open_learner_stack
-from rlsys.canonical import canonical_response
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.data.errors import AnnotationError, ClipError
 from rlsys.data.responses import read_responses, write_responses
@@ -24,7 +23,8 @@ from rlsys.data.synthetic import draw_dataset
 from rlsys.demonstrations import Feed, read_lessons
 from rlsys.sft import sft
 from rlsys.supervised import Demonstration, PreparedDemonstration, supervised_batch
-from rlsys.tasks import TASKS, task_named
+from rlsys.tasks.canonical import canonical_response
+from rlsys.tasks.table import TASKS, task_named
 from rlsys.types import ClipRef, Prompt, PromptItem
 
 ITEMS = tuple(make_item(f"file:{row}") for row in range(3))

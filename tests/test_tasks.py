@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reward_servers.scorers import SCORERS
 from rlsys.config.run import ConfigError, RewardConfig
-from rlsys.tasks import (
+from rlsys.tasks.table import (
     GROUP_SCORES,
     JUDGED,
     TASKS,
@@ -20,7 +20,7 @@ from rlsys.tasks import (
     prompt_text,
     score_weights,
 )
-from rlsys.truths import first_box
+from rlsys.tasks.truths import first_box
 from rlsys.types import ImageSpec, PromptItem
 from tests.task_examples import BOX, PIXELS, RIGHT, TRUTHS
 

@@ -14,8 +14,8 @@ from rlsys.data.formats import FORMATS
 from rlsys.data.media import find_medium, media_spec, picture_size, places, video_spec
 from rlsys.data.rows import BadLine, Problem, Row
 from rlsys.data.vtts import with_size
-from rlsys.tasks import task_named
-from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.tasks.table import task_named
+from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem
 
 __all__ = ["AnnotationError", "Annotations", "DirtyRow", "check", "load", "video_spec"]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from rlsys.data.rows import Problem, is_number, read_span, short
-from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 
 Size = tuple[float, float]

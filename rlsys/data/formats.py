@@ -21,7 +21,7 @@ from rlsys.data.rows import (
     short,
 )
 from rlsys.data.vtts import CAPTION_QUESTION, read_vtts
-from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlsys.config.run import DataConfig
 from rlsys.data.rows import Row
-from rlsys.truths import NUM_TRACKED_FRAMES
+from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec
 
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences

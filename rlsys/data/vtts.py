@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from rlsys.answers import read_choice, read_number, read_phrase
 from rlsys.data.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.options import Option, read_options, right_letter
 from rlsys.data.rows import Problem, Row, Seconds, Text, broken_row, is_number, short
+from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.types import Json
 
 CAPTION_QUESTION = "Describe what happens in the video."

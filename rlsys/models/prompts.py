@@ -15,10 +15,10 @@ from typing import Literal
 
 import numpy as np
 
-from rlsys import tasks
 from rlsys.errors import UserError
 from rlsys.models.chat import ChatTokenizer, CheckpointError, read_json
 from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
+from rlsys.tasks import table as tasks
 from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -77,7 +77,7 @@ class TokenCount:
 class PromptBuilder:
     """Makes the prompts of one run for the checkpoint in `model_path`.
 
-    think, style: see `rlsys.tasks.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
+    think, style: see `rlsys.tasks.table.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
     dtype: the engine's number format; it decides how seconds are rounded (see `engine_seconds_per_grid`).
     Raises CheckpointError when the folder has no tokenizer, chat template or Qwen2.5-VL config.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rlsys.geometry import TimeSpan
+from rlsys.tasks.geometry import TimeSpan
 
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=“”‘’]+")
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,17})?)(seconds?|secs?|s)?")

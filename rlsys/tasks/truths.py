@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 
-from rlsys.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans, read_choice, read_phrase
-from rlsys.geometry import Box, TimeSpan
+from rlsys.tasks.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans, read_choice, read_phrase
+from rlsys.tasks.geometry import Box, TimeSpan
 from rlsys.types import Json
 
 NUM_TRACKED_FRAMES = 8
 """Boxes of a tracking row, as in VideoChat-R1."""
 MAX_NUMBER = 1e9
-"""Numbers and pixels in a truth stay below it: `rlsys.answers` reads nine digits before the point."""
+"""Numbers and pixels in a truth stay below it: `rlsys.tasks.answers` reads nine digits before the point."""
 
 _SIZE = frozenset({"width", "height"})
 

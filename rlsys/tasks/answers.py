@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlsys.geometry import Box, TimeSpan
+from rlsys.tasks.geometry import Box, TimeSpan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from rlsys.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans
-from rlsys.geometry import Box
-from rlsys.tasks import task_named
-from rlsys.truths import box_frame
+from rlsys.tasks.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans
+from rlsys.tasks.geometry import Box
+from rlsys.tasks.table import task_named
+from rlsys.tasks.truths import box_frame
 from rlsys.types import Json, PromptItem
 
 LIST_BLOCK = "glue"

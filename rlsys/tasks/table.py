@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rlsys import answers, prompt_texts, truths
-from rlsys.answers import Answer
 from rlsys.config.run import ConfigError, RewardConfig
+from rlsys.tasks import answers, truths
+from rlsys.tasks import prompts as prompt_texts
+from rlsys.tasks.answers import Answer
 from rlsys.types import ImageSpec, Json, PromptItem
 
 JUDGED = frozenset({"event_recall", "event_precision", "event_f1", "consistency"})
@@ -46,7 +47,7 @@ class Scoring:
 class Task:
     """One row.
 
-    prompts: (style, think) -> template; its fields are those of `rlsys.prompt_texts`.
+    prompts: (style, think) -> template; its fields are those of `rlsys.tasks.prompts`.
     blocks: the blocks a response consists of after <think>, in order, each with the reader of its content.
     read_truth: annotation -> true answer per block; raises ValueError saying what is wrong with it.
     scores: score name (`format`, `iou`, `accuracy`, …) -> how it is computed, optional ones included.
