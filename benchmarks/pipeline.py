@@ -37,8 +37,8 @@ from rich.table import Table
 from benchmarks.pipeline_curves import run_curves
 from benchmarks.step import Recorded
 from rlsys import env, loop
+from rlsys.algorithm.batch import make_batch
 from rlsys.assemble import Stack, open_stack
-from rlsys.batch import make_batch
 from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset

@@ -193,5 +193,5 @@ def scored_group(
 
 
 def _asked(weights: Mapping[str, float]) -> dict[str, float]:
-    """Without the scores that need a second group of rollouts; see `rlsys.order_contrast`."""
+    """Without the scores that need a second group of rollouts; see `rlsys.algorithm.order_contrast`."""
     return {name: weight for name, weight in weights.items() if name not in GROUP_SCORES}

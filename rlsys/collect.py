@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
-from rlsys.batch import has_spread
+from rlsys.algorithm.batch import has_spread
 from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig
 from rlsys.data.errors import ClipError

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
 from rlsys.config.run import RunConfig
 from rlsys.errors import FramesLost
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
-from rlsys.order_contrast import wants_contrast, with_order_contrast
 from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
 
 log = logging.getLogger(__name__)

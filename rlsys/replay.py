@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from rlsys import ledger
+from rlsys.algorithm.batch import make_batch
+from rlsys.algorithm.reward_shaping import needs_reference, shape_rewards
 from rlsys.assemble import LearnerStack, open_learner_stack, open_scorer, training_items
-from rlsys.batch import make_batch
 from rlsys.checkpoint import complete_checkpoints, load_state
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
 from rlsys.metrics import advantage_metrics, merge, reward_metrics
 from rlsys.mlflow_store import SQLITE, MlflowRun
-from rlsys.reward_shaping import needs_reference, shape_rewards
 from rlsys.rollouts import FOLDER, SavedGroup, SavedStep, read_step, step_file
 from rlsys.run_file import RunFile, read_run_file
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup

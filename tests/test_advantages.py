@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlsys.advantages import (
+from rlsys.algorithm.advantages import (
     advantages,
     centred_advantages,
     decoupled_advantages,

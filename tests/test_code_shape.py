@@ -32,7 +32,7 @@ LEAVES = {
 LIGHT = (
     "rlsys.loop",
     "rlsys.types",
-    "rlsys.advantages",
+    "rlsys.algorithm.advantages",
     "rlsys.metrics",
     "rlsys.checkpoint",
     "rlsys.simulated.simulation",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlsys import loop
-from rlsys.batch import ScoringFailed, make_batch
+from rlsys.algorithm.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
 from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlsys import metrics
-from rlsys.batch import make_batch
+from rlsys.algorithm.batch import make_batch
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected, LeftOut
 from rlsys.config.run import AlgorithmConfig, RewardConfig

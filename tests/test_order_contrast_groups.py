@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
 from rlsys.config.run import ConfigError, RewardConfig, parse
-from rlsys.order_contrast import wants_contrast, with_order_contrast
 from rlsys.types import ScoredGroup
 from tests.factories import make_group, make_scored
 

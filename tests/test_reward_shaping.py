@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from rlsys.algorithm.reward_shaping import needs_reference, overlong_fraction, sequence_kl, shape_rewards
 from rlsys.config.algorithm import AlgorithmConfig
-from rlsys.reward_shaping import needs_reference, overlong_fraction, sequence_kl, shape_rewards
 from tests.factories import make_group, make_scored
 
 

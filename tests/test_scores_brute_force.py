@@ -12,8 +12,8 @@ import pytest
 
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers import SCORERS, rule_scores
+from rlsys.algorithm.order_contrast import order_contrast
 from rlsys.config.run import ScoreSettings
-from rlsys.order_contrast import order_contrast
 from rlsys.tasks.table import TASKS
 from rlsys.types import Json
 

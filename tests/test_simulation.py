@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlsys import ledger
-from rlsys.batch import ScoringFailed
+from rlsys.algorithm.batch import ScoringFailed
 from rlsys.simulated.parts import SimulatedParts
 from rlsys.simulated.simulation import START, balanced, divisions, makespan, report, run, simulate
 from rlsys.simulated.system import Faults, Phases, System, draw_group

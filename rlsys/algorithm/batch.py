@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rlsys.advantages import advantages, scaled_over_batch
+from rlsys.algorithm.advantages import advantages, scaled_over_batch
 from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.errors import UserError
 from rlsys.tasks.table import score_weights
