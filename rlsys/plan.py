@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.model_sizes import ModelSizes
+from rlsys.models.sizes import ModelSizes
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -11,7 +11,7 @@ from rlsys.config.run import RunConfig
 from rlsys.data.budgets import largest_grid, largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
-from rlsys.model_sizes import read_model_sizes
+from rlsys.models.sizes import read_model_sizes
 from rlsys.plan import (
     Assumptions,
     Prompts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys.config.run import RunConfig
-from rlsys.model_sizes import ModelSizes
+from rlsys.models.sizes import ModelSizes
 from rlsys.plan import (
     BUCKET_NUMBERS,
     BYTES,

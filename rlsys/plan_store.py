@@ -13,7 +13,7 @@ from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.budgets import largest_grid, largest_grids
 from rlsys.data.decode import plan_grid
 from rlsys.data.errors import ClipError
-from rlsys.model_sizes import read_model_sizes
+from rlsys.models.sizes import read_model_sizes
 from rlsys.plan import Line, Section, payload_bytes, shown
 from rlsys.staleness import evaluated_at_once, prompts_held
 from rlsys.types import MediaSpec, PromptItem

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from rlsys.config.run import RunConfig
-from rlsys.model_sizes import ModelSizes
+from rlsys.models.sizes import ModelSizes
 from rlsys.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
 from rlsys.simulated.simulation import Report, balanced, divisions, simulate
 from rlsys.simulated.system import Phases, System

@@ -14,7 +14,7 @@ from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
-from rlsys.model_sizes import read_model_sizes
+from rlsys.models.sizes import read_model_sizes
 from rlsys.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
 from rlsys.types import PromptItem
 from rlsys.unsent import require_sent

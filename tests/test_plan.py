@@ -16,7 +16,7 @@ from rlsys.cli import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
 from rlsys.data.decode import plan_grid
 from rlsys.data.synthetic import draw_dataset
-from rlsys.model_sizes import ModelSizes, read_model_sizes
+from rlsys.models.sizes import ModelSizes, read_model_sizes
 from rlsys.plan import (
     GIB,
     Assumptions,
