@@ -17,8 +17,8 @@ import torch
 from actors.receive import Received
 from actors.requests import EngineSpec
 from actors.weights_in import engine_module
-from rlsys.broadcast import BroadcastFailed, is_open, join
-from rlsys.weights import Bucket, Manifest, Shipment
+from rlsys.weights.broadcast import BroadcastFailed, is_open, join
+from rlsys.weights.manifest import Bucket, Manifest, Shipment
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from rlsys.weights.version import WeightVersion
 
 from actors.errors import (
     ActorLost,
@@ -27,8 +28,8 @@ from actors.places import Actor, Limits, Places, Weights, check_acknowledged
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys.errors import FramesLost, LearnerLost
-from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling, WeightVersion
-from rlsys.weights import Manifest, Shipment
+from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
+from rlsys.weights.manifest import Manifest, Shipment
 
 SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
 COUNTS = (

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from rlsys.weights.version import WeightVersion
 from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
 from rlsys.config.run import LoraConfig
-from rlsys.types import WeightVersion
-from rlsys.weights import (
+from rlsys.weights.manifest import (
     Manifest,
     NamedTensor,
     Shipment,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rlsys.weights.version import WeightVersion
 
 from rlsys import loop
 from rlsys.assemble import Stack, open_stack, training_items
@@ -32,7 +33,7 @@ from rlsys.experience import sampling_seed
 from rlsys.metrics import union
 from rlsys.models.tiny import make_tiny
 from rlsys.parts import Step
-from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")
 WARM_UP = 3

@@ -25,14 +25,14 @@ import numpy as np
 import ray
 import torch
 import typer
+from rlsys.weights.version import WeightVersion
 
 from actors.receive import Received, changed_names, holding, receive
 from learner.publishing import Publisher
 from learner.weights_out import Outlet, as_it_is
 from rlsys import env
-from rlsys.broadcast import Sending, Sent
-from rlsys.types import WeightVersion
-from rlsys.weights import Manifest, Shipment, digest_of
+from rlsys.weights.broadcast import Sending, Sent
+from rlsys.weights.manifest import Manifest, Shipment, digest_of
 
 log = logging.getLogger(__name__)
 

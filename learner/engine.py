@@ -50,7 +50,7 @@ from learner.weights_out import (
     write_folder,
 )
 from rlsys import env
-from rlsys.weights import Bucket, TensorEntry
+from rlsys.weights.manifest import Bucket, TensorEntry
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:

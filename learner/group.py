@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from rlsys.weights.version import WeightVersion
 
 from learner.checkpoint_layout import layout_of, must_reshard, read_layout
 from learner.cost import CostModel, read_cost_model
@@ -22,12 +23,12 @@ from learner.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
-from rlsys.types import RolloutGroup, TrainBatch, WeightVersion
-from rlsys.weight_check import largest_difference
-from rlsys.weights import Manifest, Shipment, manifest_of
+from rlsys.types import RolloutGroup, TrainBatch
+from rlsys.weights.check import largest_difference
+from rlsys.weights.manifest import Manifest, Shipment, manifest_of
 
 if TYPE_CHECKING:
-    from rlsys.broadcast import Sent
+    from rlsys.weights.broadcast import Sent
 
 BLAME_S = 2.0
 """Seconds in which the other ranks may still say what happened, once one has failed."""

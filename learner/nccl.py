@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from learner.weights_out import as_tensor
-from rlsys.broadcast import Transmit
-from rlsys.weights import Bucket, NamedTensor, Rendezvous
+from rlsys.weights.broadcast import Transmit
+from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous
 
 if TYPE_CHECKING:
     import torch.distributed as dist

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from learner.weights_out import Gather, Outlet, assist, collect
-from rlsys.weights import Bucket, NamedTensor, TensorEntry, manifest_of, plan_buckets
+from rlsys.weights.manifest import Bucket, NamedTensor, TensorEntry, manifest_of, plan_buckets
 
 Put = Callable[[Mapping[str, NamedTensor]], Any]
 """Stores a bucket's tensors and returns the reference by which others get them."""

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rlsys.weights import NamedTensor, TensorSpec, plan_buckets
+from rlsys.weights.manifest import NamedTensor, TensorSpec, plan_buckets
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALIGNMENT = 8

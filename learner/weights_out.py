@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from learner.lora import FILE_PREFIX, LowRank, adapters, write_adapter_config
 from learner.safetensors_out import write_tensors
 from rlsys.config.run import LoraConfig
-from rlsys.weights import NamedTensor, RunningDigest, TensorSpec
+from rlsys.weights.manifest import NamedTensor, RunningDigest, TensorSpec
 
 HEAD = "lm_head.weight"
 ADAPTER_FOLDER = "adapter"

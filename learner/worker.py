@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError
+from rlsys.weights.version import WeightVersion
 
 from learner.metrics import RankStats
 from learner.rows import Row
@@ -21,12 +22,11 @@ from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
-from rlsys.types import WeightVersion
-from rlsys.weights import Manifest, Shipment, digest_of
+from rlsys.weights.manifest import Manifest, Shipment, digest_of
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
-    from rlsys.broadcast import Sending, Sent
+    from rlsys.weights.broadcast import Sending, Sent
 
 LOOPBACK = "127.0.0.1"
 
@@ -122,7 +122,7 @@ class LearnerWorker:
             return None
         spec, meeting = self._loaded.spec, None
         if spec.weights.transport != "object_store" and num_receivers:
-            from rlsys.broadcast import Sending
+            from rlsys.weights.broadcast import Sending
 
             self._sending = Sending(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
             meeting = self._sending.rendezvous

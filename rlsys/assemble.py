@@ -24,12 +24,13 @@ from rlsys.config.run import (
     load_services,
 )
 from rlsys.data.annotations import load as load_annotations
-from rlsys.delivery import deliver
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
-from rlsys.types import PromptItem, WeightVersion
+from rlsys.types import PromptItem
+from rlsys.weights.delivery import deliver
+from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from actors.requests import EngineSpec

@@ -33,7 +33,7 @@ class RunState:
 
     step: updates done.  version: number of the published weights.  drawn: sampler draws consumed.
     seed: the run's seed.  mlflow_run_id: the run to go on with, "" before there is one.
-    weights_digest: see `rlsys.weights.digest`, "" before the first update.
+    weights_digest: see `rlsys.weights.manifest.digest`, "" before the first update.
     """
 
     step: int

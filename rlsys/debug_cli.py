@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rlsys.config.run import RunConfig
-    from rlsys.weight_check import Row
+    from rlsys.weights.check import Row
 
 debug_app = typer.Typer(no_args_is_help=True, help="Look at what the parts of a run really hold.")
 
@@ -54,7 +54,7 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
     checkpoint: of a run, whose state the learner takes up first, or a model folder to compare with.
     """
     from rlsys.assemble import open_stack
-    from rlsys.weight_check import compare
+    from rlsys.weights.check import compare
 
     with open_stack(config, ()) as stack:
         stack.load_learner(config)

@@ -27,7 +27,7 @@ class Entry:
 
     trained, replaced: by draw, the prompt's id.  left_out: by draw, why.
     versions: of the oldest and newest weights that sampled a token which was trained on.
-    reward: mean of the valid ones.  weights_digest: of the weights after the step, see `rlsys.weights.digest`.
+    reward: mean of the valid ones.  weights_digest: of the weights after the step, see `rlsys.weights.manifest.digest`.
     """
 
     step: int

@@ -12,7 +12,8 @@ import numpy as np
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
 from rlsys.errors import LearnerLost
-from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,7 +27,8 @@ from rlsys.progress import Progress
 from rlsys.recovery import Origin, Recovery
 from rlsys.rollouts import SavedGroup, SavedRollouts, settings_digest
 from rlsys.tracking import Tracker
-from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 

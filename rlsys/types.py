@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlsys.weights import Manifest
+from rlsys.weights.manifest import Manifest
 
 Json = Any  # what json.loads returns; task truths have a shape of their own per task
 
@@ -257,7 +257,7 @@ class TrainBatch:
 class WeightVersion:
     """Weights by name.
 
-    version: batches learned from, however many updates each took.  digest: see `rlsys.weights.digest`.
+    version: batches learned from, however many updates each took.  digest: see `rlsys.weights.manifest.digest`.
     manifest: what each tensor is; an engine takes nothing that is not in it.
     kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
     """

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from rlsys.weights.version import WeightVersion
 
 from actors.receive import Received
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate, environment
 from actors.rollout_actor import RolloutActor
 from rlsys import env
 from rlsys.models.prompts import PromptBuilder
-from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec, WeightVersion
+from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
 
 HERE = Path(__file__).parent
 MAX_MODEL_LEN = 256

@@ -30,9 +30,9 @@ from shipments import bucket_of, ship, version_of
 from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
 from actors.weights_in import HEAD
-from rlsys.broadcast import Sending
 from rlsys.types import Rollout
-from rlsys.weights import Bucket, NamedTensor, Rendezvous, Shipment, TensorSpec
+from rlsys.weights.broadcast import Sending
+from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, Shipment, TensorSpec
 
 Payload = Mapping[str, NamedTensor]
 EMBEDDING = "model.embed_tokens.weight"

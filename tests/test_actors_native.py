@@ -10,7 +10,7 @@ from shipments import named
 
 from actors.native import closed, take_natively, update_info
 from actors.requests import EngineSpec
-from rlsys.weights import Bucket, Shipment, manifest_of
+from rlsys.weights.manifest import Bucket, Shipment, manifest_of
 
 ATTENTION = "model.layers.0.self_attn."
 

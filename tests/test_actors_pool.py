@@ -20,13 +20,14 @@ import pytest
 import ray
 from factories import make_item
 from ray.exceptions import ObjectLostError
+from rlsys.weights.version import WeightVersion
 from stub_actors import start_stub
 
 from actors.errors import NoWeights, PoolFailed, PromptQuarantined, WeightsRefused
 from actors.places import Limits, Weights
 from actors.pool import RolloutPool
 from rlsys.errors import LearnerLost, RowUnusable
-from rlsys.types import Prompt, Rollout, Sampling, WeightVersion
+from rlsys.types import Prompt, Rollout, Sampling
 
 pytestmark = pytest.mark.usefixtures("actor_cluster")
 

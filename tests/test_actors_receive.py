@@ -13,8 +13,8 @@ from shipments import Payload, named, version_of
 from actors.errors import WeightsRefused
 from actors.receive import Feed, Received, changed_names, holding, receive
 from actors.weights_in import engine_module
-from rlsys.broadcast import Sending
-from rlsys.weights import Bucket, NamedTensor, Shipment
+from rlsys.weights.broadcast import Sending
+from rlsys.weights.manifest import Bucket, NamedTensor, Shipment
 
 LAYER = "model.layers.0."
 ATTENTION = f"{LAYER}self_attn."

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 from fixtures_actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
+from rlsys.weights.version import WeightVersion
 from safetensors.numpy import load_file
 from shipments import ship, version_of
 from test_actors_engine import as_payload
@@ -20,8 +21,8 @@ from actors.pool import RolloutPool
 from actors.requests import WeightUpdate
 from actors.weights_in import expected_adapter, expected_weights
 from rlsys.config.run import LoraConfig
-from rlsys.types import Rollout, WeightVersion
-from rlsys.weights import NamedTensor, Shipment
+from rlsys.types import Rollout
+from rlsys.weights.manifest import NamedTensor, Shipment
 
 Payload = Mapping[str, NamedTensor]
 LORA = LoraConfig(rank=4, alpha=8)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rlsys.weights.version import WeightVersion
 from safetensors.numpy import save_file
 from shipments import named
 from shipments import version_of as announced
@@ -29,8 +30,7 @@ from actors.weights_in import (
     stale_parameters,
 )
 from rlsys.config.run import LoraConfig
-from rlsys.types import WeightVersion
-from rlsys.weights import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
+from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
 
 EMBEDDING = "model.embed_tokens.weight"
 

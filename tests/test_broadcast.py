@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from shipments import named
 
-from rlsys.broadcast import BroadcastFailed, Sending, pack, received, unpack
-from rlsys.weights import Bucket, NamedTensor, Shipment, manifest_of
+from rlsys.weights.broadcast import BroadcastFailed, Sending, pack, received, unpack
+from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, manifest_of
 
 RNG = np.random.default_rng(0)
 PAYLOAD = {name: named(RNG.standard_normal((3, 5)).astype(np.float32)) for name in ("a", "b", "c")}

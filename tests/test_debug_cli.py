@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from rlsys.cli import app
 from rlsys.config.run import RunConfig
-from rlsys.weight_check import Row
-from rlsys.weights import TensorSpec
+from rlsys.weights.check import Row
+from rlsys.weights.manifest import TensorSpec
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlsys.weights import NamedTensor, TensorSpec, digest
+from rlsys.weights.manifest import NamedTensor, TensorSpec, digest
 from tests.fixtures_cluster import RayHead
 
 REPO = Path(__file__).parents[1]

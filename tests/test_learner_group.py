@@ -29,7 +29,7 @@ from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import LoraConfig, WeightsConfig
 from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
-from rlsys.weights import NamedTensor, digest, manifest_of
+from rlsys.weights.manifest import NamedTensor, digest, manifest_of
 
 TINY_PASS = 64
 """Padded tokens for which almost every row of these tests needs a pass of its own."""

@@ -14,7 +14,7 @@ from learner.frozen import freeze
 from learner.policy import load_model
 from learner.publishing import Publisher, plan_parcels
 from learner.weights_out import HEAD, Outlet, checkpoint_names, model_outlets, read_folder
-from rlsys.weights import NamedTensor, digest, digest_of, manifest_of
+from rlsys.weights.manifest import NamedTensor, digest, digest_of, manifest_of
 
 MAX_BYTES = 1 << 20
 EMBEDDING = "model.embed_tokens.weight"

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from learner.safetensors_out import plan_files, write_tensors
 from learner.weights_out import as_tensor
-from rlsys.weights import NamedTensor, TensorSpec
+from rlsys.weights.manifest import NamedTensor, TensorSpec
 
 SPECS = {
     "a": TensorSpec(shape=(2, 3), dtype="float32"),  # 24 bytes

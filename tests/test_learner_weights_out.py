@@ -29,7 +29,7 @@ from learner.weights_out import (
     write_folder,
 )
 from rlsys.config.run import ConfigError, LoraConfig
-from rlsys.weights import digest
+from rlsys.weights.manifest import digest
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rlsys.weights.version import WeightVersion
 
 from rlsys import loop
 from rlsys.algorithm.batch import ScoringFailed, make_batch
@@ -19,7 +20,7 @@ from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.errors import ClipError
 from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.parts import Step
-from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from tests.factories import make_group, make_scored
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")

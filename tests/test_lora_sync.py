@@ -15,7 +15,7 @@ from actors.errors import WeightsRefused
 from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, WeightsConfig, load
 from rlsys.types import RolloutGroup, TrainBatch
-from rlsys.weight_check import compare
+from rlsys.weights.check import compare
 
 
 @pytest.fixture(scope="module")

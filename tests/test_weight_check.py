@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from shipments import named
 
-from rlsys.weight_check import Held, check_holders, largest_difference
-from rlsys.weights import NamedTensor, TensorSpec, manifest_of
+from rlsys.weights.check import Held, check_holders, largest_difference
+from rlsys.weights.manifest import NamedTensor, TensorSpec, manifest_of
 
 
 def test_each_finding_is_told_and_only_sameness_is_equal() -> None:

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from shipments import named
 
-from rlsys.weights import (
-    RunningDigest,
-    TensorSpec,
-    digest,
-    digest_of,
-    entry_of,
-    manifest_of,
-    plan_buckets,
-)
+from rlsys.weights.manifest import RunningDigest, TensorSpec, digest, digest_of, entry_of, manifest_of, plan_buckets
 
 
 def test_the_digest_is_that_of_the_sorted_lines_of_the_manifest() -> None:

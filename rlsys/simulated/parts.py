@@ -16,7 +16,8 @@ from rlsys.parts import Step
 from rlsys.simulated.actors import Job, SimulatedActors
 from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
 from rlsys.simulated.virtual_time import Events, Meter, Servers, VirtualFuture
-from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch, WeightVersion
+from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 
 RESPONSES = 2  # the fewest that have advantages: the simulation counts groups, not responses
 LEARNER = 1 << 40  # keeps the draws of the learner's fate apart from those of groups

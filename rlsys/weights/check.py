@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from rlsys.types import WeightVersion
-from rlsys.weights import Manifest, NamedTensor, Shipment, TensorSpec
+from rlsys.weights.manifest import Manifest, NamedTensor, Shipment, TensorSpec
+from rlsys.weights.version import WeightVersion
 
 
 @dataclass(frozen=True, kw_only=True)

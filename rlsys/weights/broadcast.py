@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rlsys.weights import Bucket, Manifest, NamedTensor, Rendezvous, Shipment, TensorEntry
+from rlsys.weights.manifest import Bucket, Manifest, NamedTensor, Rendezvous, Shipment, TensorEntry
 
 ALIGNMENT = 16
 CONNECT_S = 5.0

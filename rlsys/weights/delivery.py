@@ -6,11 +6,11 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
-from rlsys.types import WeightVersion
-from rlsys.weights import Shipment
+from rlsys.weights.manifest import Shipment
+from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
-    from rlsys.broadcast import Sent
+    from rlsys.weights.broadcast import Sent
 
 log = logging.getLogger(__name__)
 
