@@ -23,7 +23,7 @@ from rlsys.config.run import (
     ScoreSettings,
     load_services,
 )
-from rlsys.data.annotations import load as load_annotations
+from rlsys.data.annotations.annotations import load as load_annotations
 from rlsys.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.run_file import name_on_cluster
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from reward_servers.client import RewardClient
     from reward_servers.judging.injections import ProbeReport
     from reward_servers.transport import Health
-    from rlsys.data.clips import ClipStore
+    from rlsys.data.video.clips import ClipStore
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Stack(LearnerStack):
         from reward_servers.auth import token_from_environment
         from reward_servers.client import RewardClient
         from reward_servers.transport import wait_until_healthy
-        from rlsys.data.clips import ClipStore
+        from rlsys.data.video.clips import ClipStore
 
         prompts, clips = prompt_builder(config), ClipStore(config.data)
         self._engines, self._hold_their_own = engine_spec(config, prompts), True
@@ -203,7 +203,7 @@ def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
 def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
     """Learner ranks and decoding alone: no room is reserved for actors, and none for reward servers."""
     from cluster.launch import open_cluster
-    from rlsys.data.clips import ClipStore
+    from rlsys.data.video.clips import ClipStore
 
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts="learner"))

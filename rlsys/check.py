@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rlsys.assemble import held_out_items, judge_of, needs_judge, prompt_builder, training_items
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.data.budgets import largest_grids
-from rlsys.data.decode import plan_grid
-from rlsys.data.errors import ClipError
+from rlsys.data.video.budgets import largest_grids
+from rlsys.data.video.decode import plan_grid
+from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.plan_store import clip_bytes, is_attached, store_section, weights_bytes

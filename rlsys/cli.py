@@ -147,7 +147,7 @@ def data_check(
     ] = None,
 ) -> None:
     """Count videos and queries, then list every dirty row."""
-    from rlsys.data.annotations import check
+    from rlsys.data.annotations.annotations import check
 
     with clear_errors():
         for line in check(annotations, format, videos):

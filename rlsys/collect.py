@@ -11,7 +11,7 @@ from typing import Literal
 from rlsys.algorithm.batch import has_spread
 from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.errors import RowUnusable
 from rlsys.staleness import groups_under_way, is_fresh
 from rlsys.types import ScoredGroup

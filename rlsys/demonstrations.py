@@ -13,9 +13,9 @@ import numpy as np
 from rlsys.assemble import held_out_items, prompt_builder, training_items
 from rlsys.check import Report, check_sft
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.data.errors import ClipError
-from rlsys.data.responses import WrittenResponse, read_responses
+from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.data.sampler import Sampler
+from rlsys.data.video.errors import ClipError
 from rlsys.experience import Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.supervised import Demonstration, PreparedDemonstration

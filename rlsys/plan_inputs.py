@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from rlsys.assemble import multiply_adds, needs_judge, prompt_builder, training_items
 from rlsys.config.run import RunConfig
-from rlsys.data.budgets import largest_grid, largest_grids
-from rlsys.data.decode import plan_grid
-from rlsys.data.errors import ClipError
+from rlsys.data.video.budgets import largest_grid, largest_grids
+from rlsys.data.video.decode import plan_grid
+from rlsys.data.video.errors import ClipError
 from rlsys.models.sizes import read_model_sizes
 from rlsys.plan import (
     Assumptions,

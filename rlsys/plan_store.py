@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from rlsys import env
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.data.budgets import largest_grid, largest_grids
-from rlsys.data.decode import plan_grid
-from rlsys.data.errors import ClipError
+from rlsys.data.video.budgets import largest_grid, largest_grids
+from rlsys.data.video.decode import plan_grid
+from rlsys.data.video.errors import ClipError
 from rlsys.models.sizes import read_model_sizes
 from rlsys.plan import Line, Section, payload_bytes, shown
 from rlsys.staleness import evaluated_at_once, prompts_held

@@ -27,7 +27,7 @@ LEAVES = {
     "peft": {"learner/lora.py"},
     "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/mlflow_store.py"},
-    "decord": {"rlsys/data/decode.py"},
+    "decord": {"rlsys/data/video/decode.py"},
 }
 LIGHT = (
     "rlsys.loop",

@@ -9,9 +9,9 @@ import pytest
 from video_files import REPO, shared_data
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations import Annotations, check, load
-from rlsys.data.decode import decode
-from rlsys.data.errors import AnnotationError
+from rlsys.data.annotations.annotations import Annotations, check, load
+from rlsys.data.video.decode import decode
+from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 
 REAL_CLIPS = REPO / "tests" / "data" / "real_clips.json"
@@ -246,7 +246,7 @@ def test_the_hand_made_annotations_fit_the_real_clips() -> None:
 
 def test_reading_annotations_loads_no_decoder_and_no_framework() -> None:
     code = (
-        "import sys, rlsys.data.annotations, rlsys.data.sampler, rlsys.data.errors;"
+        "import sys, rlsys.data.annotations.annotations, rlsys.data.sampler, rlsys.data.video.errors;"
         "print([m for m in ('ray', 'torch', 'vllm', 'decord', 'cv2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)

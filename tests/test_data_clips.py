@@ -19,9 +19,9 @@ import ray
 from video_files import REPO, frames_shown, make_spec, make_video
 
 from rlsys.config.run import DataConfig
-from rlsys.data.clips import ClipStore
-from rlsys.data.decoders import PAUSES_S
-from rlsys.data.errors import ClipError
+from rlsys.data.video.clips import ClipStore
+from rlsys.data.video.decoders import PAUSES_S
+from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipRef, VideoSpec
 
 CLIP_BYTES = 12 * 56 * 56 * 3
@@ -275,7 +275,9 @@ def test_clips_that_outgrow_the_object_store_wait_on_disk_and_come_back_whole(cl
 
 
 def test_decoding_imports_neither_torch_nor_vllm() -> None:
-    code = "import sys, rlsys.data.decode; print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, rlsys.data.video.decode; print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -19,8 +19,8 @@ from video_files import (
     shared_data,
 )
 
-from rlsys.data.decode import decode, plan_grid
-from rlsys.data.errors import ClipError
+from rlsys.data.video.decode import decode, plan_grid
+from rlsys.data.video.errors import ClipError
 from rlsys.types import ImageSpec
 
 

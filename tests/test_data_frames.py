@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_files import make_spec
 
-from rlsys.data.errors import ClipError
-from rlsys.data.frames import frame_size, select_frames, select_from_folder, video_frame_size
+from rlsys.data.video.errors import ClipError
+from rlsys.data.video.frames import frame_size, select_frames, select_from_folder, video_frame_size
 
 
 def constant_rate(num_frames: int, fps: float) -> tuple[np.ndarray, float]:

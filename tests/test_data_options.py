@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.data.options import read_options, right_letter
+from rlsys.data.annotations.options import read_options, right_letter
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations import Annotations, check, load
-from rlsys.data.errors import AnnotationError
-from rlsys.data.formats import FORMATS, read_captions, read_vtts
+from rlsys.data.annotations.annotations import Annotations, check, load
+from rlsys.data.annotations.formats import FORMATS, read_captions, read_vtts
+from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 from rlsys.types import ImageSpec, Json, PromptItem, VideoSpec
 from tests.video_files import shared_data

@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import PromptQuarantined
 from rlsys.config.run import parse
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.evaluation.metrics import answer_metrics, best_constant_interval, iou_metrics
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos

@@ -17,7 +17,7 @@ from rlsys.algorithm.batch import ScoringFailed, make_batch
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
 from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.parts import Step
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch

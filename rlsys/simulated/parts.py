@@ -9,7 +9,7 @@ import numpy as np
 
 from rlsys.checkpoint import RunState
 from rlsys.collect import Collected
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.ledger import Entry, entry
 from rlsys.parts import Step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from rlsys.data.rows import Problem, is_number, read_span, short
+from rlsys.data.annotations.rows import Problem, is_number, read_span, short
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 

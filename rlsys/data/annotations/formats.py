@@ -9,18 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rlsys.data.rows import (
-    Problem,
-    Row,
-    Seconds,
-    Text,
-    broken_row,
-    is_unit_box,
-    listed,
-    read_span,
-    short,
-)
-from rlsys.data.vtts import CAPTION_QUESTION, read_vtts
+from rlsys.data.annotations.rows import Problem, Row, Seconds, Text, broken_row, is_unit_box, listed, read_span, short
+from rlsys.data.annotations.vtts import CAPTION_QUESTION, read_vtts
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 

@@ -35,7 +35,7 @@ class Row:
 
     label: its place in the file.  video: video, frame folder or image as the file names it.  task: "" when the
     row has problems that leave it open.  needs_size: the truth's boxes are pixels of an image whose size the file
-    does not give; see `rlsys.data.vtts.with_size`.
+    does not give; see `rlsys.data.annotations.vtts.with_size`.
     """
 
     label: str

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.types import VideoSpec
 
 TEMPORAL_PATCH = 2  # frames that Qwen2.5-VL merges into one step of the grid's time axis

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, WorkerCrashedError
 
-from rlsys.data.errors import ClipError
+from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipInfo, MediaSpec
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Decoder:
     """Decodes one clip at a time. decord is loaded before any deadline runs, and stays out of the driver."""
 
     def __init__(self) -> None:
-        from rlsys.data.decode import decode
+        from rlsys.data.video.decode import decode
 
         self._decode = decode
 

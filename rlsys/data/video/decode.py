@@ -14,9 +14,9 @@ import decord
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rlsys.data.containers import shortfall
-from rlsys.data.errors import ClipError
-from rlsys.data.frames import (
+from rlsys.data.video.containers import shortfall
+from rlsys.data.video.errors import ClipError
+from rlsys.data.video.frames import (
     PATCH,
     TEMPORAL_PATCH,
     frame_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from rlsys.data.frames import SIZE_FACTOR, TEMPORAL_PATCH
+from rlsys.data.video.frames import SIZE_FACTOR, TEMPORAL_PATCH
 from rlsys.types import PromptItem, VideoSpec
 
 MERGED = 2  # patches per side that one visual token covers

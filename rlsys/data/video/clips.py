@@ -10,8 +10,8 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from rlsys.config.run import DataConfig
-from rlsys.data.decoders import Decoders
-from rlsys.data.errors import ClipError
+from rlsys.data.video.decoders import Decoders
+from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipRef, MediaSpec
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlsys.data.errors import AnnotationError
+from rlsys.data.video.errors import AnnotationError
 from rlsys.types import PromptItem
 
 SHOWN = 10

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from rlsys.config.run import DataConfig
-from rlsys.data.errors import AnnotationError
-from rlsys.data.formats import FORMATS
-from rlsys.data.media import find_medium, media_spec, picture_size, places, video_spec
-from rlsys.data.rows import BadLine, Problem, Row
-from rlsys.data.vtts import with_size
+from rlsys.data.annotations.formats import FORMATS
+from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, video_spec
+from rlsys.data.annotations.rows import BadLine, Problem, Row
+from rlsys.data.annotations.vtts import with_size
+from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import task_named
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem

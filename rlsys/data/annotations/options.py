@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlsys.data.rows import Problem, is_number, short
+from rlsys.data.annotations.rows import Problem, is_number, short
 from rlsys.types import Json
 
 _LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:])\s*(\S.*)", re.DOTALL)

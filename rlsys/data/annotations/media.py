@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rlsys.config.run import DataConfig
-from rlsys.data.rows import Row
+from rlsys.data.annotations.rows import Row
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from rlsys.data.clues import Clue, Size, inside_frame, read_clue
-from rlsys.data.options import Option, read_options, right_letter
-from rlsys.data.rows import Problem, Row, Seconds, Text, broken_row, is_number, short
+from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
+from rlsys.data.annotations.options import Option, read_options, right_letter
+from rlsys.data.annotations.rows import Problem, Row, Seconds, Text, broken_row, is_number, short
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.types import Json
 
