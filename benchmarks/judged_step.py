@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rlsys.loop.state import RunState
 
 from benchmarks.step import Recorded
-from rlsys import loop
 from rlsys.assemble import Stack, open_stack
-from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
 from rlsys.data.synthetic import SyntheticSet
 from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.demo import CONFIGS, with_model, write_demonstrations
+from rlsys.loop import loop
 from rlsys.metrics import span_metrics, union
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft

@@ -33,16 +33,17 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rlsys.loop.state import RunState
 
 from benchmarks.pipeline_curves import run_curves
 from benchmarks.step import Recorded
-from rlsys import env, loop
+from rlsys import env
 from rlsys.algorithm.batch import make_batch
 from rlsys.assemble import Stack, open_stack
-from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
-from rlsys.experience import Scorer
+from rlsys.loop import loop
+from rlsys.loop.experience import Scorer
 from rlsys.models.tiny import make_tiny
 from rlsys.types import RolloutGroup, ScoredGroup
 

@@ -13,18 +13,18 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rlsys.loop.state import RunState
 
 from benchmarks.step import Recorded
-from rlsys import loop
 from rlsys.assemble import Stack, held_out_items, open_stack
-from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.data.synthetic import demonstration_text, draw_dataset
 from rlsys.demo import NUM_CLIPS, demo_config, sft_config, with_model, write_demonstrations
 from rlsys.evaluation.runner import evaluate
+from rlsys.loop import loop
+from rlsys.loop.parts import Step
 from rlsys.models.tiny import make_tiny
-from rlsys.parts import Step
 from rlsys.sft import sft
 from rlsys.types import ScoredGroup
 

@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rlsys.loop.state import RunState
 from rlsys.weights.version import WeightVersion
 
-from rlsys import loop
 from rlsys.assemble import Stack, open_stack, training_items
-from rlsys.checkpoint import RunState
-from rlsys.collect import Collected
 from rlsys.config.run import RunConfig, parse
 from rlsys.data.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
-from rlsys.experience import sampling_seed
+from rlsys.loop import loop
+from rlsys.loop.collect import Collected
+from rlsys.loop.experience import sampling_seed
+from rlsys.loop.parts import Step
 from rlsys.metrics import union
 from rlsys.models.tiny import make_tiny
-from rlsys.parts import Step
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")

@@ -24,7 +24,7 @@ from rlsys.config.run import (
     load_services,
 )
 from rlsys.data.annotations.annotations import load as load_annotations
-from rlsys.experience import Experience, Preparer
+from rlsys.loop.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights

@@ -16,7 +16,7 @@ from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.data.sampler import Sampler
 from rlsys.data.video.errors import ClipError
-from rlsys.experience import Preparer
+from rlsys.loop.experience import Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.supervised import Demonstration, PreparedDemonstration
 from rlsys.tasks.canonical import canonical_response

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.checkpoint import STATE_FILE, CheckpointError, load_state
-from rlsys.collect import Collected
+from rlsys.loop.collect import Collected
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlsys.staleness import lag_steps
+from rlsys.loop.staleness import lag_steps
 from rlsys.types import Rollout, ScoredGroup, TrainBatch
 
 if TYPE_CHECKING:
-    from rlsys.parts import Step
+    from rlsys.loop.parts import Step
 
 NAMESPACES = (
     "data",

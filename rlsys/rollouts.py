@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.collect import Collected, LeftOut
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
+from rlsys.loop.collect import Collected, LeftOut
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.assemble import LearnerStack, Stack, open_learner_stack, open_stack
-from rlsys.checkpoint import RunState, load_state
+from rlsys.checkpoint import load_state
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
 from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
+from rlsys.loop.state import RunState
 from rlsys.metrics import merge, summarise
 from rlsys.progress import FINE_TUNING, Progress, show_table
 from rlsys.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended

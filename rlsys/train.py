@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rlsys import ledger, loop
+from rlsys import ledger
 from rlsys.assemble import Stack, held_out_items, open_stack, training_items
 from rlsys.check import check
-from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
+from rlsys.loop import loop
+from rlsys.loop.state import RunState
 from rlsys.progress import TRAINING, Progress, Story, show_table
 from rlsys.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
 from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file

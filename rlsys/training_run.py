@@ -13,16 +13,16 @@ import numpy as np
 
 from rlsys import ledger
 from rlsys.assemble import Stack
-from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
-from rlsys.collect import Collected, LeftOut
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import FramesLost, LearnerLost, RowUnusable
-from rlsys.experience import MAX_CLIPS_LOST, sampling_seed
 from rlsys.ledger import Ledger
+from rlsys.loop.collect import Collected, LeftOut
+from rlsys.loop.experience import MAX_CLIPS_LOST, sampling_seed
+from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.metrics import merge, step_metrics
-from rlsys.parts import Step
 from rlsys.progress import Progress
 from rlsys.recovery import Origin, Recovery
 from rlsys.rollouts import SavedGroup, SavedRollouts, settings_digest
@@ -36,7 +36,7 @@ Computed = TypeVar("Computed")
 
 
 class TrainingRun:
-    """What `rlsys.parts.Parts` says, on a stack.
+    """What `rlsys.loop.parts.Parts` says, on a stack.
 
     origin: with the MLflow run that `tracker` has open.
     """

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rlsys.loop.state import RunState
 
 from rlsys import checkpoint
-from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, find, load_state
+from rlsys.checkpoint import CheckpointError, Checkpoints, find, load_state
 
 STATE = RunState(step=50, version=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 

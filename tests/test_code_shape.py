@@ -30,7 +30,7 @@ LEAVES = {
     "decord": {"rlsys/data/video/decode.py"},
 }
 LIGHT = (
-    "rlsys.loop",
+    "rlsys.loop.loop",
     "rlsys.types",
     "rlsys.algorithm.advantages",
     "rlsys.metrics",

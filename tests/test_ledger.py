@@ -4,8 +4,8 @@ import pytest
 
 from rlsys import ledger
 from rlsys.checkpoint import CheckpointError
-from rlsys.collect import Collected, LeftOut
 from rlsys.ledger import Entry
+from rlsys.loop.collect import Collected, LeftOut
 from tests.factories import make_group, make_scored
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rlsys.loop.state import RunState
 from rlsys.weights.version import WeightVersion
 
-from rlsys import loop
 from rlsys.algorithm.batch import ScoringFailed, make_batch
-from rlsys.checkpoint import RunState
-from rlsys.collect import Collected
 from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost, RowUnusable
-from rlsys.parts import Step
+from rlsys.loop import loop
+from rlsys.loop.collect import Collected
+from rlsys.loop.parts import Step
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from tests.factories import make_group, make_scored
 
@@ -261,7 +261,7 @@ def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
 
 def test_the_loop_needs_neither_ray_nor_torch() -> None:
     heavy = ("ray", "torch", "vllm", "transformers", "mlflow", "decord")
-    code = f"import sys, rlsys.loop; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, rlsys.loop.loop; print([name for name in {heavy} if name in sys.modules])"
     repo = Path(__file__).parents[1]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo, check=True)
     assert out.stdout.strip() == "[]"
@@ -344,7 +344,7 @@ def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_the
                 promised.set_result(there.result())
             return START
 
-    monkeypatch.setattr("rlsys.collect.POLL_S", 0.01)
+    monkeypatch.setattr("rlsys.loop.collect.POLL_S", 0.01)
     parts, whole = WaitsInVain(), InMemoryParts()
     assert loop.run(parts, config(), START) == loop.run(whole, config(), START)
     assert parts.num_recovered == 1

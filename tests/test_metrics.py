@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rlsys.loop.state import RunState
 
 from rlsys import metrics
 from rlsys.algorithm.batch import make_batch
-from rlsys.checkpoint import RunState
-from rlsys.collect import Collected, LeftOut
 from rlsys.config.run import AlgorithmConfig, RewardConfig
+from rlsys.loop.collect import Collected, LeftOut
+from rlsys.loop.parts import Step
 from rlsys.metrics import MetricNames, step_metrics, summarise
-from rlsys.parts import Step
 from rlsys.types import ScoredGroup
 from tests.factories import make_group, make_scored
 

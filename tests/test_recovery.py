@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from rlsys.loop.state import RunState
 
 from rlsys import recovery as recovery_module
 from rlsys.assemble import LearnerStack, Stack
-from rlsys.checkpoint import CheckpointError, Checkpoints, RunState, load_state
+from rlsys.checkpoint import CheckpointError, Checkpoints, load_state
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended

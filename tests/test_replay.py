@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rlsys.loop.state import RunState
 
-from rlsys.checkpoint import Checkpoints, RunState
+from rlsys.checkpoint import Checkpoints
 from rlsys.config.run import parse
 from rlsys.replay import Compared, Replayed, ReplayError, possible_steps, replay
 from rlsys.rollouts import FOLDER, step_file

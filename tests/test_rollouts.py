@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from factories import make_group, make_scored
 
-from rlsys.collect import Collected, LeftOut
 from rlsys.config.run import RunConfig, parse
+from rlsys.loop.collect import Collected, LeftOut
 from rlsys.rollouts import FOLDER, RolloutsDiffer, SavedGroup, SavedRollouts, prompt_digest, settings_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 

@@ -2,7 +2,7 @@ from collections import deque
 
 import pytest
 
-from rlsys.staleness import groups_under_way, is_fresh, lag_steps
+from rlsys.loop.staleness import groups_under_way, is_fresh, lag_steps
 
 
 def test_a_synchronous_run_starts_exactly_the_groups_of_the_next_update() -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
-from rlsys.collect import awaited, why_left_out
 from rlsys.config.run import RunConfig
 from rlsys.errors import RowUnusable
 from rlsys.evaluation.metrics import answer_metrics, by_task
-from rlsys.experience import sampling_seed
-from rlsys.staleness import evaluated_at_once
+from rlsys.loop.collect import awaited, why_left_out
+from rlsys.loop.experience import sampling_seed
+from rlsys.loop.staleness import evaluated_at_once
 from rlsys.types import PromptItem, Sampling, ScoredGroup
 
 

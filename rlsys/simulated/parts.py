@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlsys.checkpoint import RunState
-from rlsys.collect import Collected
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.ledger import Entry, entry
-from rlsys.parts import Step
+from rlsys.loop.collect import Collected
+from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.simulated.actors import Job, SimulatedActors
 from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
 from rlsys.simulated.virtual_time import Events, Meter, Servers, VirtualFuture
@@ -50,7 +50,7 @@ class Moment:
 
 
 class SimulatedParts:
-    """What `rlsys.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
+    """What `rlsys.loop.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
 
     def __init__(self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState) -> None:
         self.system, self._phases, self._faults, self._seed = system, phases, faults, seed

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlsys import collect, loop
-from rlsys.checkpoint import RunState
+from rlsys.loop import collect, loop
+from rlsys.loop.state import RunState
 from rlsys.simulated.parts import Moment, SimulatedParts, rank_loads
 from rlsys.simulated.system import Faults, Phases, System
 

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from rlsys.checkpoint import RunState
-from rlsys.collect import Collected
 from rlsys.errors import LearnerLost
+from rlsys.loop.collect import Collected
+from rlsys.loop.state import RunState
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from rlsys.algorithm.batch import make_batch, require_scores
 from rlsys.algorithm.reward_shaping import Shaped, needs_reference, shape_rewards
-from rlsys.checkpoint import RunState
 from rlsys.clock import Clock
-from rlsys.collect import Flight, collect
 from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost
-from rlsys.parts import Parts, Step
+from rlsys.loop.collect import Flight, collect
+from rlsys.loop.parts import Parts, Step
+from rlsys.loop.state import RunState
 from rlsys.types import ScoredGroup
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlsys.algorithm.batch import has_spread
-from rlsys.checkpoint import RunState
 from rlsys.config.run import RunConfig
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import RowUnusable
-from rlsys.staleness import groups_under_way, is_fresh
+from rlsys.loop.staleness import groups_under_way, is_fresh
+from rlsys.loop.state import RunState
 from rlsys.types import ScoredGroup
 
 log = logging.getLogger(__name__)
