@@ -23,8 +23,8 @@ from benchmarks.chaos_cluster import REPO, SECOND, TwoNodes, is_stopped, signal_
 from benchmarks.chaos_kills import STOP, Deed, Kill, spread_losses
 from rlsys import ledger
 from rlsys.checkpoint import find, load_state
-from rlsys.spool import read_records
-from rlsys.unsent import FOLDER
+from rlsys.tracking.spool import read_records
+from rlsys.tracking.unsent import FOLDER
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from rlsys.data.synthetic import SyntheticSet
 from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.demo import CONFIGS, with_model, write_demonstrations
 from rlsys.loop import loop
-from rlsys.metrics import span_metrics, union
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft
+from rlsys.tracking.metrics import span_metrics, union
 from tests.judge_fault_server import FaultServer
 
 NUM_STEPS, WARM_UP = 6, 2

@@ -31,8 +31,8 @@ from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.experience import sampling_seed
 from rlsys.loop.parts import Step
-from rlsys.metrics import union
 from rlsys.models.tiny import make_tiny
+from rlsys.tracking.metrics import union
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")

@@ -18,7 +18,7 @@ from rlsys import env
 from rlsys.config import run as run_config
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
-from rlsys.provenance import git_commit
+from rlsys.tracking.provenance import git_commit
 
 env.be_quiet()  # ray reads some of these when it is imported
 

@@ -27,7 +27,7 @@ from rlsys.evaluation.report import print_held_out_table
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft
-from rlsys.tracking import Tracker
+from rlsys.tracking.tracker import Tracker
 from rlsys.train import Summary, held_out_rows, train, write_summary
 from rlsys.types import PromptItem
 

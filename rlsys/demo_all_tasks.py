@@ -22,7 +22,7 @@ from rlsys.demo import demo_config, set_aside, sft_config, with_model, write_dem
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft
-from rlsys.tracking import Tracker
+from rlsys.tracking.tracker import Tracker
 from rlsys.train import held_out_rows, train, write_summary
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
 from rlsys.models.sizes import read_model_sizes
 from rlsys.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
+from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem
-from rlsys.unsent import require_sent
 
 log = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from rlsys.checkpoint import complete_checkpoints, load_state
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
-from rlsys.metrics import advantage_metrics, merge, reward_metrics
-from rlsys.mlflow_store import SQLITE, MlflowRun
 from rlsys.rollouts import FOLDER, SavedGroup, SavedStep, read_step, step_file
 from rlsys.run_file import RunFile, read_run_file
+from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
+from rlsys.tracking.mlflow_store import SQLITE, MlflowRun
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)

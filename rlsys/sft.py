@@ -18,12 +18,12 @@ from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.loop.state import RunState
-from rlsys.metrics import merge, summarise
-from rlsys.progress import FINE_TUNING, Progress, show_table
 from rlsys.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended
 from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
 from rlsys.supervised import PreparedDemonstration, supervised_batch
-from rlsys.tracking import Tracker
+from rlsys.tracking.metrics import merge, summarise
+from rlsys.tracking.progress import FINE_TUNING, Progress, show_table
+from rlsys.tracking.tracker import Tracker
 from rlsys.train import Summary, end_rows, held_out_rows, read_summary, write_summary
 
 log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ def send(
     wait_s: Annotated[float, typer.Option(help="Seconds to try while the server takes nothing.")] = 60.0,
 ) -> None:
     """Send what a run that has ended could not send to MLflow; what is sent already stays as it is."""
-    from rlsys.sending import Patience
-    from rlsys.unsent import send as send_all
+    from rlsys.tracking.unsent import send as send_all
+    from rlsys.tracking.uploader import Patience
 
     with clear_errors():
         for line in send_all(run_folder, Patience(close_s=wait_s), uri):

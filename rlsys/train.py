@@ -19,10 +19,10 @@ from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.loop import loop
 from rlsys.loop.state import RunState
-from rlsys.progress import TRAINING, Progress, Story, show_table
 from rlsys.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
 from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
-from rlsys.tracking import Tracker
+from rlsys.tracking.progress import TRAINING, Progress, Story, show_table
+from rlsys.tracking.tracker import Tracker
 from rlsys.training_run import TrainingRun
 from rlsys.types import PromptItem
 

@@ -22,11 +22,11 @@ from rlsys.loop.collect import Collected, LeftOut
 from rlsys.loop.experience import MAX_CLIPS_LOST, sampling_seed
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
-from rlsys.metrics import merge, step_metrics
-from rlsys.progress import Progress
 from rlsys.recovery import Origin, Recovery
 from rlsys.rollouts import SavedGroup, SavedRollouts, settings_digest
-from rlsys.tracking import Tracker
+from rlsys.tracking.metrics import merge, step_metrics
+from rlsys.tracking.progress import Progress
+from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 

@@ -16,7 +16,7 @@ from benchmarks.chaos_cluster import descendants, is_stopped, signal_all
 from benchmarks.chaos_kills import ALL, KILL, STOP, Deed, Kill, by_kind, median_step_s, plan_kills, spread_losses
 from benchmarks.chaos_run import StepWatch
 from rlsys.config.run import RunConfig
-from rlsys.spool import Spool
+from rlsys.tracking.spool import Spool
 
 
 def deed(at_s: float, victim: str = "actor", pid: int = 1, step: int = 1) -> Deed:

@@ -26,14 +26,14 @@ LEAVES = {
     "deepspeed": {"learner/engine.py", "learner/checkpoints.py"},
     "peft": {"learner/lora.py"},
     "ray.serve": {"reward_servers/app.py", "reward_servers/judging/served_model.py"},
-    "mlflow": {"rlsys/mlflow_store.py"},
+    "mlflow": {"rlsys/tracking/mlflow_store.py"},
     "decord": {"rlsys/data/video/decode.py"},
 }
 LIGHT = (
     "rlsys.loop.loop",
     "rlsys.types",
     "rlsys.algorithm.advantages",
-    "rlsys.metrics",
+    "rlsys.tracking.metrics",
     "rlsys.checkpoint",
     "rlsys.simulated.simulation",
     "rlsys.plan_times",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from learner.metrics import OVER_UPDATES, REDUCTIONS, RankStats, combine
-from rlsys.metrics import MetricNames
+from rlsys.tracking.metrics import MetricNames
 
 
 def stats_of(num_tokens: int, **values: float) -> RankStats:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from rlsys.loop.state import RunState
 
-from rlsys import metrics
 from rlsys.algorithm.batch import make_batch
 from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.loop.collect import Collected, LeftOut
 from rlsys.loop.parts import Step
-from rlsys.metrics import MetricNames, step_metrics, summarise
+from rlsys.tracking import metrics
+from rlsys.tracking.metrics import MetricNames, step_metrics, summarise
 from rlsys.types import ScoredGroup
 from tests.factories import make_group, make_scored
 
@@ -165,6 +165,6 @@ def test_a_score_named_total_is_refused() -> None:
 
 
 def test_metrics_import_neither_mlflow_nor_torch() -> None:
-    code = "import sys, rlsys.metrics; print(sorted({'mlflow', 'torch', 'ray', 'vllm'} & set(sys.modules)))"
+    code = "import sys, rlsys.tracking.metrics; print(sorted({'mlflow', 'torch', 'ray', 'vllm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ import pytest
 import rich
 from rich.console import Console
 
-from rlsys import progress
-from rlsys.progress import FINE_TUNING, TRAINING, Pace, Progress, Story, clock_time, duration, line, phases
+from rlsys.tracking import progress
+from rlsys.tracking.progress import FINE_TUNING, TRAINING, Pace, Progress, Story, clock_time, duration, line, phases
 
 
 class Screen(io.StringIO):
@@ -112,7 +112,7 @@ def test_without_a_terminal_some_steps_are_lines_of_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rich, "_console", Console(file=io.StringIO(), force_terminal=False))
-    caplog.set_level(logging.INFO, "rlsys.progress")
+    caplog.set_level(logging.INFO, "rlsys.tracking.progress")
     drive(35)
     told = [message.split()[1] for message in caplog.messages]
     assert told == ["1/35", "2/35", "3/35", "10/35", "20/35", "30/35", "35/35"]
@@ -126,7 +126,7 @@ def test_colours_asked_for_in_ci_do_not_make_a_terminal(
 ) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(rich, "_console", Console(file=screen, force_terminal=True))
-    caplog.set_level(logging.INFO, "rlsys.progress")
+    caplog.set_level(logging.INFO, "rlsys.tracking.progress")
     drive(3)
     progress.show_table("Trained", [("steps", "3")])
     assert screen.getvalue() == ""
@@ -136,7 +136,7 @@ def test_colours_asked_for_in_ci_do_not_make_a_terminal(
 def test_a_slow_run_is_not_silent_for_long(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rich, "_console", Console(file=io.StringIO(), force_terminal=False))
     monkeypatch.setattr(progress, "LONGEST_SILENCE_S", -1.0)
-    caplog.set_level(logging.INFO, "rlsys.progress")
+    caplog.set_level(logging.INFO, "rlsys.tracking.progress")
     drive(12)
     assert len(caplog.messages) == 12
 
@@ -147,7 +147,7 @@ def test_on_a_terminal_one_line_stays_at_the_bottom(
 ) -> None:
     screen = Screen()
     monkeypatch.setattr(rich, "_console", Console(file=screen, force_terminal=True, width=width, color_system=None))
-    caplog.set_level(logging.INFO, "rlsys.progress")
+    caplog.set_level(logging.INFO, "rlsys.tracking.progress")
     with Progress(TRAINING, 0, 5, {"judge queue": lambda: 3}) as told:
         told.step(1, metrics(0.5, lag=1), 8)
         told._live.refresh()  # type: ignore[union-attr]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.row_blocks import RowBlocks
-from rlsys.sending import first_group
-from rlsys.spool import Spool, SpoolInUseError, encode, read_records
+from rlsys.tracking.row_blocks import RowBlocks
+from rlsys.tracking.spool import Spool, SpoolInUseError, encode, read_records
+from rlsys.tracking.uploader import first_group
 
 
 def metrics(step: int, num: int = 1) -> dict[str, object]:

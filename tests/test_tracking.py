@@ -16,9 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from rlsys.config.run import RunConfig, parse
-from rlsys.mlflow_store import MlflowRun, TrackingError, flatten, table_json
-from rlsys.samples import choose_samples
-from rlsys.tracking import Tracker, status_of
+from rlsys.tracking.mlflow_store import MlflowRun, TrackingError, flatten, table_json
+from rlsys.tracking.samples import choose_samples
+from rlsys.tracking.tracker import Tracker, status_of
 from tests.factories import make_group, make_scored
 from tests.tracking_server import TrackingServer
 
@@ -124,7 +124,7 @@ def test_the_run_says_how_it_ended(error: BaseException, status: str, folder: Pa
 
 def test_sigterm_ends_the_run_as_killed(folder: Path) -> None:
     code = (
-        "import sys, time; from rlsys.config.run import parse; from rlsys.tracking import Tracker\n"
+        "import sys, time; from rlsys.config.run import parse; from rlsys.tracking.tracker import Tracker\n"
         f"tree = {{'output_dir': {str(folder / 'endings')!r}, 'model': {{'path': 'model'}}}}\n"
         "with Tracker(parse(tree, source='test')) as tracker:\n"
         "    tracker.log_step(1, {'loss/policy': 1.0}); sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush()\n"

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 from rlsys.cli import app
 from rlsys.config.run import RunConfig, parse
-from rlsys.mlflow_store import TrackingError
-from rlsys.sending import Patience
-from rlsys.spool import SpoolInUseError
-from rlsys.tracking import Tracker
-from rlsys.unsent import UnsentError, require_sent
+from rlsys.tracking.mlflow_store import TrackingError
+from rlsys.tracking.spool import SpoolInUseError
+from rlsys.tracking.tracker import Tracker
+from rlsys.tracking.unsent import UnsentError, require_sent
+from rlsys.tracking.uploader import Patience
 from tests.factories import make_group, make_scored
 from tests.tracking_server import TrackingServer
 
@@ -100,7 +100,7 @@ def test_a_hanging_server_costs_a_step_nothing_and_gets_all_once(
             server.send_signal(signal.SIGCONT)
     check_once_and_whole(server.uri, tracker.run_id, 35)
     assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
-    said = [record.getMessage() for record in caplog.records if record.name == "rlsys.sending"]
+    said = [record.getMessage() for record in caplog.records if record.name == "rlsys.tracking.uploader"]
     assert len(said) == 2, said
     assert server.uri in said[0] and "timed out" in said[0] and "the run goes on" in said[0]
     assert "is back after" in said[1]

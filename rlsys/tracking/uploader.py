@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from rlsys.row_blocks import STEPS_PER_FILE, RowBlock, RowBlocks
-from rlsys.spool import Record, Spool, encode
+from rlsys.tracking.row_blocks import STEPS_PER_FILE, RowBlock, RowBlocks
+from rlsys.tracking.spool import Record, Spool, encode
 
 log = logging.getLogger(__name__)
 

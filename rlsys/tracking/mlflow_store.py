@@ -22,10 +22,10 @@ import yaml
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
-from rlsys.provenance import git_commit, version_tags
-from rlsys.row_blocks import RowBlock, steps_name
-from rlsys.sending import MAX_METRICS_PER_CALL, StoreError
-from rlsys.spool import Record
+from rlsys.tracking.provenance import git_commit, version_tags
+from rlsys.tracking.row_blocks import RowBlock, steps_name
+from rlsys.tracking.spool import Record
+from rlsys.tracking.uploader import MAX_METRICS_PER_CALL, StoreError
 
 env.be_quiet()  # mlflow reads its telemetry switch when it is imported
 
@@ -128,7 +128,7 @@ class MlflowRun:
                 if point.step == step
             }
 
-    # --- what a spool holds; see `rlsys.sending.Store`
+    # --- what a spool holds; see `rlsys.tracking.uploader.Store`
 
     def log_metrics(self, records: Sequence[Record]) -> None:
         points = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.spool import encode, read_records
+from rlsys.tracking.spool import encode, read_records
 
 STEPS_PER_FILE = 10
 

@@ -24,13 +24,13 @@ from typing import Any
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from rlsys.config.run import RunConfig
-from rlsys.metrics import MetricNames
-from rlsys.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
-from rlsys.samples import choose_samples, verdict_rows
-from rlsys.sending import Patience, Sender, StoreError
-from rlsys.spool import Record, Spool
+from rlsys.tracking.metrics import MetricNames
+from rlsys.tracking.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
+from rlsys.tracking.samples import choose_samples, verdict_rows
+from rlsys.tracking.spool import Record, Spool
+from rlsys.tracking.unsent import FILES_FOLDER, put_address, send_command, spool_folder
+from rlsys.tracking.uploader import Patience, Sender, StoreError
 from rlsys.types import ScoredGroup
-from rlsys.unsent import FILES_FOLDER, put_address, send_command, spool_folder
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlsys.errors import UserError
-from rlsys.mlflow_store import MlflowRun
-from rlsys.sending import REFUSED_FILE, Patience, Sender
-from rlsys.spool import Spool, read_records
+from rlsys.tracking.mlflow_store import MlflowRun
+from rlsys.tracking.spool import Spool, read_records
+from rlsys.tracking.uploader import REFUSED_FILE, Patience, Sender
 
 FOLDER = "tracking"
 FILES_FOLDER = "files"
