@@ -13,7 +13,7 @@ from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
-from rlsys.plan_store import clip_bytes, is_attached, store_section, weights_bytes
+from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.supervised import Demonstration
 from rlsys.tasks.table import check_weights
 from rlsys.types import PromptItem

@@ -12,7 +12,7 @@ from rlsys.cli_errors import clear_errors
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rlsys.plan import Section
+    from rlsys.planning.plan import Section
 
 
 def plan(
@@ -30,9 +30,9 @@ def plan(
     from rich.console import Console
 
     from rlsys.config.run import ConfigError, load
-    from rlsys.plan import assumptions
-    from rlsys.plan_inputs import plan as make_plan
-    from rlsys.plan_times import Measured
+    from rlsys.planning.plan import assumptions
+    from rlsys.planning.plan_inputs import plan as make_plan
+    from rlsys.planning.plan_times import Measured
 
     with clear_errors():
         loaded = load(config, overrides or ())

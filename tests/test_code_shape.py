@@ -36,7 +36,7 @@ LIGHT = (
     "rlsys.tracking.metrics",
     "rlsys.checkpoint",
     "rlsys.simulated.simulation",
-    "rlsys.plan_times",
+    "rlsys.planning.plan_times",
     "cluster.placement",
 )
 HEAVY = ("ray", "torch", "vllm", "deepspeed", "transformers", "mlflow", "decord")

@@ -17,7 +17,7 @@ from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, 
 from rlsys.data.synthetic import draw_dataset
 from rlsys.data.video.decode import plan_grid
 from rlsys.models.sizes import ModelSizes, read_model_sizes
-from rlsys.plan import (
+from rlsys.planning.plan import (
     GIB,
     Assumptions,
     Prompts,
@@ -28,10 +28,10 @@ from rlsys.plan import (
     shown,
     total_flops,
 )
-from rlsys.plan_inputs import prompts_of_budget, prompts_of_items
-from rlsys.plan_learner import activation_bytes, rank_memory
-from rlsys.plan_store import ClipBytes, clip_bytes, store_section
-from rlsys.plan_times import Measured, phase_times, time_section
+from rlsys.planning.plan_inputs import prompts_of_budget, prompts_of_items
+from rlsys.planning.plan_learner import activation_bytes, rank_memory
+from rlsys.planning.plan_store import ClipBytes, clip_bytes, store_section
+from rlsys.planning.plan_times import Measured, phase_times, time_section
 from rlsys.types import VideoSpec
 from tests.factories import make_item
 
@@ -199,7 +199,7 @@ def test_more_in_use_than_the_object_store_holds_is_a_problem_with_the_arithmeti
         "pipeline": {"max_lag": 2},
         "data": {"cache_bytes": 64 << 20},
     }
-    monkeypatch.setattr("rlsys.plan_store.plan_grid", lambda spec: (1, 40, 200))
+    monkeypatch.setattr("rlsys.planning.plan_store.plan_grid", lambda spec: (1, 40, 200))
     crowded = config(**sections, cluster={"object_store_mib": 400})
     section = store_section(crowded, held_clips(crowded, 60, 2000), 2_000_000)
     assert section.lines[-1].value == shown(55 * 2000 * 4704 + 4_000_000)
@@ -213,7 +213,9 @@ def test_more_in_use_than_the_object_store_holds_is_a_problem_with_the_arithmeti
 
 def test_clips_that_are_smaller_than_the_budgets_allow_are_believed_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("rlsys.plan_store.plan_grid", lambda spec: (1, 2, 2) if spec.uri != "7" else (1, 20, 20))
+    monkeypatch.setattr(
+        "rlsys.planning.plan_store.plan_grid", lambda spec: (1, 2, 2) if spec.uri != "7" else (1, 20, 20)
+    )
     run = config(cluster={"object_store_mib": 100}, data={"decode_ahead": 0, "cache_bytes": 0})
     assert held_clips(run, 60, 2000) == ClipBytes(in_use=15 * 4704 + 100 * 4704, source="by their headers")
     # fewer rows than groups: a clip that two groups use is there once

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rlsys.config.run import RunConfig
 from rlsys.models.sizes import ModelSizes
-from rlsys.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
+from rlsys.planning.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
 from rlsys.simulated.simulation import Report, balanced, divisions, simulate
 from rlsys.simulated.system import Phases, System
 

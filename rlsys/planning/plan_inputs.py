@@ -12,7 +12,7 @@ from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.models.sizes import read_model_sizes
-from rlsys.plan import (
+from rlsys.planning.plan import (
     Assumptions,
     Prompts,
     Section,
@@ -23,9 +23,9 @@ from rlsys.plan import (
     payload_bytes,
     token_section,
 )
-from rlsys.plan_learner import learner_section
-from rlsys.plan_store import clip_bytes, store_section
-from rlsys.plan_times import Measured, phase_times, time_section
+from rlsys.planning.plan_learner import learner_section
+from rlsys.planning.plan_store import clip_bytes, store_section
+from rlsys.planning.plan_times import Measured, phase_times, time_section
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.loop.staleness import evaluated_at_once, prompts_held
 from rlsys.models.sizes import read_model_sizes
-from rlsys.plan import Line, Section, payload_bytes, shown
+from rlsys.planning.plan import Line, Section, payload_bytes, shown
 from rlsys.types import MediaSpec, PromptItem
 
 log = logging.getLogger(__name__)

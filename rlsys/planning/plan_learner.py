@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlsys.config.run import RunConfig
 from rlsys.models.sizes import ModelSizes
-from rlsys.plan import (
+from rlsys.planning.plan import (
     BUCKET_NUMBERS,
     BYTES,
     GIB,
