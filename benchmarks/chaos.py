@@ -29,9 +29,9 @@ from benchmarks.chaos_run import ChaosFailed, ChaosRun, Run, check_run, finish
 from benchmarks.judged_step import draw_rows
 from rlsys.checkpoint import find
 from rlsys.config.run import RunConfig
-from rlsys.data.synthetic import SyntheticSet, draw_dataset
-from rlsys.data.synthetic_tasks import demonstration_text
-from rlsys.demo import write_demonstrations
+from rlsys.demo.grounding import write_demonstrations
+from rlsys.demo.synthetic import SyntheticSet, draw_dataset
+from rlsys.demo.synthetic_tasks import demonstration_text
 from rlsys.models.tiny import make_tiny
 from tests.judge_fault_server import FaultServer
 

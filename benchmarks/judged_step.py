@@ -13,9 +13,9 @@ from rlsys.loop.state import RunState
 from benchmarks.step import Recorded
 from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
-from rlsys.data.synthetic import SyntheticSet
-from rlsys.data.synthetic_tasks import demonstration_text, draw_mixture
-from rlsys.demo import CONFIGS, with_model, write_demonstrations
+from rlsys.demo.grounding import CONFIGS, with_model, write_demonstrations
+from rlsys.demo.synthetic import SyntheticSet
+from rlsys.demo.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.loop import loop
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft

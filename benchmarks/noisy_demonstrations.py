@@ -26,8 +26,8 @@ from rlsys import env
 from rlsys.assemble import Stack, held_out_items, load_items, open_stack
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
-from rlsys.data.synthetic import SyntheticSet, demonstration_text, draw_dataset
-from rlsys.demo import CONFIGS, demo_config, with_model
+from rlsys.demo.grounding import CONFIGS, demo_config, with_model
+from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny

@@ -41,7 +41,7 @@ from rlsys import env
 from rlsys.algorithm.batch import make_batch
 from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, parse
-from rlsys.data.synthetic import draw_dataset
+from rlsys.demo.synthetic import draw_dataset
 from rlsys.loop import loop
 from rlsys.loop.experience import Scorer
 from rlsys.models.tiny import make_tiny

@@ -19,8 +19,8 @@ from benchmarks.step import Recorded
 from rlsys.assemble import Stack, held_out_items, open_stack
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
-from rlsys.data.synthetic import demonstration_text, draw_dataset
-from rlsys.demo import NUM_CLIPS, demo_config, sft_config, with_model, write_demonstrations
+from rlsys.demo.grounding import NUM_CLIPS, demo_config, sft_config, with_model, write_demonstrations
+from rlsys.demo.synthetic import demonstration_text, draw_dataset
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop import loop
 from rlsys.loop.parts import Step

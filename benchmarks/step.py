@@ -25,7 +25,7 @@ from rlsys.weights.version import WeightVersion
 
 from rlsys.assemble import Stack, open_stack, training_items
 from rlsys.config.run import RunConfig, parse
-from rlsys.data.synthetic import draw_dataset
+from rlsys.demo.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected

@@ -60,8 +60,8 @@ def demo(
     ] = "grounding",
 ) -> None:
     """Draw clips, train a tiny video model on them, and show what GRPO bought."""
-    from rlsys.demo import run_demo
-    from rlsys.demo_all_tasks import run_demo_all_tasks
+    from rlsys.demo.all_tasks import run_demo_all_tasks
+    from rlsys.demo.grounding import run_demo
 
     with clear_errors():
         if tasks == "all":

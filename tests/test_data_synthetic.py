@@ -9,8 +9,8 @@ import pytest
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import load
-from rlsys.data.synthetic import COLOURS, SHAPES, SyntheticSet, demonstration_text, draw_dataset
 from rlsys.data.video.decode import decode
+from rlsys.demo.synthetic import COLOURS, SHAPES, SyntheticSet, demonstration_text, draw_dataset
 from rlsys.tasks.answers import last_block
 from rlsys.tasks.table import TASKS
 from rlsys.types import PromptItem

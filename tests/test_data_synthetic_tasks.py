@@ -14,10 +14,10 @@ from reward_servers.scorers import rule_scores
 from rlsys.config.run import DataConfig, ScoreSettings
 from rlsys.data.annotations.annotations import load
 from rlsys.data.annotations.media import video_spec
-from rlsys.data.synthetic import COLOURS, SyntheticSet, draw_dataset
-from rlsys.data.synthetic import demonstration_text as grounding_demonstration
-from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.data.video.decode import decode
+from rlsys.demo.synthetic import COLOURS, SyntheticSet, draw_dataset
+from rlsys.demo.synthetic import demonstration_text as grounding_demonstration
+from rlsys.demo.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.tasks.answers import Caption
 from rlsys.tasks.geometry import mean_box_iou
 from rlsys.tasks.table import TASKS, default_names, judged_scores

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlsys.demo import set_aside, verdict
+from rlsys.demo.grounding import set_aside, verdict
 
 
 def results(greedy_after: float, shuffled: float) -> dict[str, dict[str, dict[str, float]]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlsys.data.synthetic_tasks import ROWS
-from rlsys.demo_all_tasks import MEASURES, print_table, verdict
+from rlsys.demo.all_tasks import MEASURES, print_table, verdict
+from rlsys.demo.synthetic_tasks import ROWS
 
 TASKS = tuple(ROWS)
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from rlsys import ledger
-from rlsys.data.synthetic import draw_dataset
+from rlsys.demo.synthetic import draw_dataset
 from rlsys.rollouts import FOLDER
 from tests.plain_reward_server import plain_reward_server
 

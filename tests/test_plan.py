@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from rlsys.assemble import training_items
 from rlsys.cli import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
-from rlsys.data.synthetic import draw_dataset
 from rlsys.data.video.decode import plan_grid
+from rlsys.demo.synthetic import draw_dataset
 from rlsys.models.sizes import ModelSizes, read_model_sizes
 from rlsys.planning.plan import (
     GIB,

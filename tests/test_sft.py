@@ -18,8 +18,8 @@ from task_examples import TRUTHS
 from rlsys.assemble import LearnerStack, open_learner_stack
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.data.annotations.responses import read_responses, write_responses
-from rlsys.data.synthetic import draw_dataset
 from rlsys.data.video.errors import AnnotationError, ClipError
+from rlsys.demo.synthetic import draw_dataset
 from rlsys.demonstrations import Feed, read_lessons
 from rlsys.sft import sft
 from rlsys.supervised import Demonstration, PreparedDemonstration, supervised_batch

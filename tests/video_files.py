@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlsys.data.synthetic import encode
+from rlsys.demo.synthetic import encode
 from rlsys.types import VideoSpec
 
 REPO = Path(__file__).resolve().parents[1]

@@ -124,8 +124,8 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
 def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
     """Byte-level BPE: bytes, merges for the demo's wording, Qwen's special tokens, the tags.
 
-    words: "grounding" covers the questions of `rlsys.data.synthetic` with 384 entries, "all" those of
-    `rlsys.data.synthetic_tasks` with 448; there, option letters and box corners are one token each.
+    words: "grounding" covers the questions of `rlsys.demo.synthetic` with 384 entries, "all" those of
+    `rlsys.demo.synthetic_tasks` with 448; there, option letters and box corners are one token each.
     Digits stay single (Qwen's own pre-tokenizer); any text can be encoded, byte by byte at worst.
     """
     wording = WORDINGS[words]

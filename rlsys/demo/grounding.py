@@ -21,7 +21,7 @@ from rlsys.assemble import Stack, held_out_items, load_items, open_stack
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
-from rlsys.data.synthetic import SyntheticSet, demonstration_text, draw_dataset
+from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval, iou_metrics
 from rlsys.evaluation.report import print_held_out_table
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlsys.data.synthetic import (
+from rlsys.demo.synthetic import (
     COLOURS,
     CORNERS,
     LONGEST_S,
@@ -27,7 +27,7 @@ from rlsys.data.synthetic import (
     encode,
     render,
 )
-from rlsys.data.synthetic import demonstration_text as grounding_demonstration
+from rlsys.demo.synthetic import demonstration_text as grounding_demonstration
 from rlsys.types import Json, PromptItem
 
 DURATION_S = 4.0  # two frames a second show it by the eight frames that a tracking row has boxes for

@@ -1,7 +1,7 @@
 """`rlsys demo --tasks all`: one small model learns five tasks at once, scored by the reward service.
 
 Drawn clips with a question per task (grounding, tracking, grounded QA, multiple choice, captioning); captions go to
-the embedding judge. As in `rlsys.demo`, a cold start on partly malformed demonstrations, then GRPO.
+the embedding judge. As in `rlsys.demo.grounding`, a cold start on partly malformed demonstrations, then GRPO.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rich.table import Table
 
 from rlsys.assemble import held_out_items, open_stack
 from rlsys.clock import Clock
-from rlsys.data.synthetic_tasks import ROWS, demonstration_text, draw_mixture
-from rlsys.demo import demo_config, set_aside, sft_config, with_model, write_demonstrations
+from rlsys.demo.grounding import demo_config, set_aside, sft_config, with_model, write_demonstrations
+from rlsys.demo.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.sft import sft
