@@ -36,7 +36,7 @@ class RewardServers:
         command.append(f"reward.scorers={{{chaos_scorer.NAME}: {chaos_scorer.REFERENCE}}}")
         with self._log.open("a") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlsys.cli", *command],
+                [sys.executable, "-m", "rlsys.commands.app", *command],
                 cwd=REPO,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -107,7 +107,7 @@ class ChaosRun:
         return time.monotonic() - self._began
 
     def _start_driver(self) -> None:
-        command = [sys.executable, "-m", "rlsys.cli", self._command, str(self._config)]
+        command = [sys.executable, "-m", "rlsys.commands.app", self._command, str(self._config)]
         if self._run.starts:
             command += ["--resume", str(self._out)]
         self._run.starts += 1

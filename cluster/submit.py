@@ -83,7 +83,7 @@ def with_absolute_paths(config: RunConfig, overrides: Sequence[str]) -> list[str
 def entrypoint(config_path: Path, overrides: Sequence[str], command: Command = "train") -> str:
     """The job's shell command, run in the packed tree by the interpreter that the cluster's workers run on."""
     arguments = [f"{SUBMITTED}/{config_path.name}", *overrides]
-    return f'"$(sh cluster/job_python.sh)" -m rlsys.cli {command} {shlex.join(arguments)}'
+    return f'"$(sh cluster/job_python.sh)" -m rlsys.commands.app {command} {shlex.join(arguments)}'
 
 
 def pack(root: Path, config_path: Path, folder: Path) -> None:

@@ -367,7 +367,7 @@ def reward_status(url: str, token_env: str) -> Iterator[str]:
     return lines(fetch_status(url, token_from_environment(token_env)))
 
 
-# --- a judge at work on files, without a cluster; the commands are in rlsys/judge_cli.py ---
+# --- a judge at work on files, without a cluster; the commands are in rlsys/commands/judge.py ---
 
 
 def score_lines(

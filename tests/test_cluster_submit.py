@@ -20,7 +20,7 @@ from tests.fixtures_cluster import RayHead
 
 def make_tree(root: Path) -> None:
     for name in (
-        "rlsys/cli.py",
+        "rlsys/commands/app.py",
         "configs/demo.yaml",
         ".git/config",
         "runs/demo/mlflow.db",
@@ -44,7 +44,7 @@ def config_file(tmp_path: Path) -> Path:
 def test_code_is_packed_and_environments_outputs_and_links_are_not(tmp_path: Path) -> None:
     make_tree(tmp_path)
     packed = {str(file.relative_to(tmp_path)) for file in files_to_pack(tmp_path)}
-    assert packed == {"rlsys/cli.py", "configs/demo.yaml"}
+    assert packed == {"rlsys/commands/app.py", "configs/demo.yaml"}
 
 
 def test_this_repository_packs_small_and_with_what_a_job_runs(config_file: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_relative_paths_mean_what_they_mean_here(tmp_path: Path, monkeypatch: py
 def test_arguments_survive_the_shell() -> None:
     command = entrypoint(Path("/somewhere/my run.yaml"), ["train.betas=[0.9, 0.95]", "tracking.run_name=a'b"])
     words = subprocess.run(
-        ["sh", "-c", f"set -- {command.split('rlsys.cli train ')[1]}; printf '%s\\n' \"$@\""],
+        ["sh", "-c", f"set -- {command.split('rlsys.commands.app train ')[1]}; printf '%s\\n' \"$@\""],
         capture_output=True,
         text=True,
         check=True,

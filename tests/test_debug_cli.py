@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlsys.cli import app
+from rlsys.commands.app import app
 from rlsys.config.run import RunConfig
 from rlsys.weights.check import Row
 from rlsys.weights.manifest import TensorSpec
@@ -24,7 +24,7 @@ def test_a_difference_is_told_and_is_the_exit_code(
     def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
         return [Row(name="w", spec=spec, findings={"actor 0": "as found"}, is_equal=is_equal)]
 
-    monkeypatch.setattr("rlsys.debug_cli.report", report)
+    monkeypatch.setattr("rlsys.commands.debug.report", report)
     done = CliRunner().invoke(app, ["debug", "weights", str(CONFIGS / "demo.yaml")])
     assert done.exit_code == code
     assert said in done.output

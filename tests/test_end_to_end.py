@@ -30,7 +30,7 @@ needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"real clips are not
 def rlsys(
     *arguments: str, timeout_s: float = 300, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlsys.cli", *arguments]
+    command = [sys.executable, "-m", "rlsys.commands.app", *arguments]
     variables = {**os.environ, **(environment or {})}
     return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s, env=variables)
 
@@ -170,7 +170,7 @@ def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_
 
 
 def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rlsys.cli", "rewards", "serve"]
+    command = [sys.executable, "-m", "rlsys.commands.app", "rewards", "serve"]
     log = tmp_path / "log"
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT)

@@ -88,7 +88,15 @@ def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(inputs: Inputs, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlsys.cli", "train", "configs/demo.yaml", f"output_dir={out}", *inputs.settings]
+    command = [
+        sys.executable,
+        "-m",
+        "rlsys.commands.app",
+        "train",
+        "configs/demo.yaml",
+        f"output_dir={out}",
+        *inputs.settings,
+    ]
     environment = {**os.environ, "TMPDIR": str(inputs.temp), "OMP_NUM_THREADS": "1"}
     log = out.with_suffix(".log").open("a")
     return subprocess.Popen(
@@ -261,7 +269,7 @@ def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:
     def rlsys(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "rlsys.cli", "replay", str(whole), *arguments]
+        command = [sys.executable, "-m", "rlsys.commands.app", "replay", str(whole), *arguments]
         environment = {**os.environ, "TMPDIR": str(inputs.temp), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             command, cwd=REPO, capture_output=True, text=True, timeout=DEADLINE_S, env=environment, check=False

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from rlsys.assemble import training_items
-from rlsys.cli import app
+from rlsys.commands.app import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
 from rlsys.data.video.decode import plan_grid
 from rlsys.demo.synthetic import draw_dataset

@@ -23,8 +23,8 @@ from reward_servers.judging.llm import JudgeFailure
 from reward_servers.judging.local_judge import in_order, pumped
 from reward_servers.judging.verdicts import VerdictCache
 from reward_servers.offline import score_lines
+from rlsys.commands.judge import judge_app, score
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
-from rlsys.judge_cli import judge_app, score
 from rlsys.types import Json
 
 REFERENCE = "A dog barks. A cat sleeps."
@@ -199,6 +199,6 @@ def test_a_wrong_option_is_told_with_its_remedy(command: typer.Typer, words: tup
 
 def test_importing_the_commands_loads_nothing_heavy() -> None:
     heavy = ("torch", "ray", "openai", "transformers", "reward_servers")
-    code = f"import sys, rlsys.judge_cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, rlsys.commands.judge; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

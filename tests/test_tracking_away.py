@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from rlsys.cli import app
+from rlsys.commands.app import app
 from rlsys.config.run import RunConfig, parse
 from rlsys.tracking.mlflow_store import TrackingError
 from rlsys.tracking.spool import SpoolInUseError

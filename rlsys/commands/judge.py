@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.cli_errors import clear_errors
+from rlsys.commands.errors import clear_errors
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 
 judge_app = typer.Typer(no_args_is_help=True, help="Check a judge of captions, and score its verdicts again.")

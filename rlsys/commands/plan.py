@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlsys.cli_errors import clear_errors
+from rlsys.commands.errors import clear_errors
 
 if TYPE_CHECKING:
     from rich.table import Table

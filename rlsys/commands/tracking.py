@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.cli_errors import clear_errors
+from rlsys.commands.errors import clear_errors
 
 tracking_app = typer.Typer(no_args_is_help=True, help="Records that wait for a tracking server.")
 

@@ -11,12 +11,12 @@ import typer
 from rich.logging import RichHandler
 
 from rlsys import env
-from rlsys.cli_errors import clear_errors
-from rlsys.debug_cli import debug_app
-from rlsys.judge_cli import judge_app, score
-from rlsys.plan_cli import plan
-from rlsys.recovery_cli import replay, show_ledger
-from rlsys.tracking_cli import tracking_app
+from rlsys.commands.audit import replay, show_ledger
+from rlsys.commands.debug import debug_app
+from rlsys.commands.errors import clear_errors
+from rlsys.commands.judge import judge_app, score
+from rlsys.commands.plan import plan
+from rlsys.commands.tracking import tracking_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")

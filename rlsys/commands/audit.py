@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.cli_errors import clear_errors
+from rlsys.commands.errors import clear_errors
 
 
 def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
