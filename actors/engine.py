@@ -22,10 +22,10 @@ from rlsys.weights.version import WeightVersion
 
 from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
-from actors.native import take_natively
-from actors.receive import Feed, Received, changed_names, fetch, holding, receive
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
-from actors.weights_in import (
+from actors.weights.native import take_natively
+from actors.weights.receive import Feed, Received, changed_names, fetch, holding, receive
+from actors.weights.weights_in import (
     check_manifest,
     compared,
     engine_module,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from actors.native import BACKENDS
 from actors.requests import EngineSpec
+from actors.weights.native import BACKENDS
 
 if TYPE_CHECKING:
     from vllm import EngineArgs

@@ -2,7 +2,7 @@
 
     python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
 
-The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.receive`, up to the tensors
+The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to the tensors
 that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM engine of the
 larger sizes would take more memory and time than what is measured. A last part sends 200 updates and records
 the resident memory of both processes.
@@ -27,7 +27,7 @@ import torch
 import typer
 from rlsys.weights.version import WeightVersion
 
-from actors.receive import Received, changed_names, holding, receive
+from actors.weights.receive import Received, changed_names, holding, receive
 from learner.publishing import Publisher
 from learner.weights_out import Outlet, as_it_is
 from rlsys import env

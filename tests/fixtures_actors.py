@@ -16,9 +16,9 @@ import pytest
 import ray
 from rlsys.weights.version import WeightVersion
 
-from actors.receive import Received
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate, environment
 from actors.rollout_actor import RolloutActor
+from actors.weights.receive import Received
 from rlsys import env
 from rlsys.models.prompts import PromptBuilder
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec

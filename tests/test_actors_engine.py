@@ -29,7 +29,7 @@ from shipments import bucket_of, ship, version_of
 
 from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
-from actors.weights_in import HEAD
+from actors.weights.weights_in import HEAD
 from rlsys.types import Rollout
 from rlsys.weights.broadcast import Sending
 from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, Shipment, TensorSpec

@@ -8,8 +8,8 @@ import numpy as np
 from fixtures_actors import MAX_MODEL_LEN
 from shipments import named
 
-from actors.native import closed, take_natively, update_info
 from actors.requests import EngineSpec
+from actors.weights.native import closed, take_natively, update_info
 from rlsys.weights.manifest import Bucket, Shipment, manifest_of
 
 ATTENTION = "model.layers.0.self_attn."

@@ -11,8 +11,8 @@ import pytest
 from shipments import Payload, named, version_of
 
 from actors.errors import WeightsRefused
-from actors.receive import Feed, Received, changed_names, holding, receive
-from actors.weights_in import engine_module
+from actors.weights.receive import Feed, Received, changed_names, holding, receive
+from actors.weights.weights_in import engine_module
 from rlsys.weights.broadcast import Sending
 from rlsys.weights.manifest import Bucket, NamedTensor, Shipment
 
@@ -22,7 +22,7 @@ ATTENTION = f"{LAYER}self_attn."
 
 @pytest.fixture(autouse=True)
 def _buckets_are_their_own_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.receive.ray.get", lambda stored, timeout: stored)
+    monkeypatch.setattr("actors.weights.receive.ray.get", lambda stored, timeout: stored)
 
 
 def shipped(*parts: Payload) -> Shipment:

@@ -19,7 +19,7 @@ from test_actors_engine import as_payload
 
 from actors.pool import RolloutPool
 from actors.requests import WeightUpdate
-from actors.weights_in import expected_adapter, expected_weights
+from actors.weights.weights_in import expected_adapter, expected_weights
 from rlsys.config.run import LoraConfig
 from rlsys.types import Rollout
 from rlsys.weights.manifest import NamedTensor, Shipment

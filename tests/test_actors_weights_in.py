@@ -15,7 +15,7 @@ from shipments import named
 from shipments import version_of as announced
 
 from actors.errors import WeightsRefused
-from actors.weights_in import (
+from actors.weights.weights_in import (
     HEAD,
     Expected,
     as_tensor,

@@ -15,7 +15,7 @@ import torch
 from rlsys.weights.version import WeightVersion
 
 from actors.errors import WeightsGone, WeightsRefused
-from actors.weights_in import as_tensor, bucket_problems, refused
+from actors.weights.weights_in import as_tensor, bucket_problems, refused
 from rlsys.weights.broadcast import BroadcastFailed
 from rlsys.weights.broadcast import received as from_broadcast
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensor, Shipment

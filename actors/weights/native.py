@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
-from actors.receive import Received
 from actors.requests import EngineSpec
-from actors.weights_in import engine_module
+from actors.weights.receive import Received
+from actors.weights.weights_in import engine_module
 from rlsys.weights.broadcast import BroadcastFailed, is_open, join
 from rlsys.weights.manifest import Bucket, Manifest, Shipment
 
