@@ -29,8 +29,8 @@ from rich.console import Console
 
 from benchmarks.learner_plots import plot_growth, plot_ratios, slope
 from benchmarks.learner_step import FORMS, SHAPES, Bench, Form, Setting, make_row, write_model
-from learner.cost import read_cost_model
-from learner.rows import Row
+from learner.packing.cost import read_cost_model
+from learner.packing.rows import Row
 
 log = logging.getLogger("benchmarks.learner")
 

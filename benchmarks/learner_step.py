@@ -25,11 +25,11 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.utils.logging import disable_progress_bar
 
 from learner.engine import LearnerEngine, join_ranks, open_store
-from learner.logprobs import token_logprobs
-from learner.packing import PackedBatch
-from learner.policy import PackedPolicy
-from learner.rows import Response, Row
-from learner.shards import RankShard
+from learner.loss.logprobs import token_logprobs
+from learner.model.policy import PackedPolicy
+from learner.packing.packing import PackedBatch
+from learner.packing.rows import Response, Row
+from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.config.run import AlgorithmConfig, LearnerConfig, TrainConfig

@@ -28,8 +28,8 @@ import typer
 from rlsys.weights.version import WeightVersion
 
 from actors.weights.receive import Received, changed_names, holding, receive
-from learner.publishing import Publisher
-from learner.weights_out import Outlet, as_it_is
+from learner.weights.publishing import Publisher
+from learner.weights.weights_out import Outlet, as_it_is
 from rlsys import env
 from rlsys.weights.broadcast import Sending, Sent
 from rlsys.weights.manifest import Manifest, Shipment, digest_of

@@ -25,18 +25,18 @@ from transformers.integrations import HfDeepSpeedConfig
 from learner import checkpoints
 from learner.agreement import united
 from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config
-from learner.frozen import freeze
-from learner.lora import adapters_off, add_adapters
-from learner.metrics import REDUCTIONS, RankStats
-from learner.objective import total_loss
-from learner.packing import PackedBatch, pack
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.publishing import Publisher, Put
-from learner.rows import Row
-from learner.schedule import BatchSchedule
-from learner.shards import RankShard
+from learner.loss.metrics import REDUCTIONS, RankStats
+from learner.loss.objective import total_loss
+from learner.loss.schedule import BatchSchedule
+from learner.model.frozen import freeze
+from learner.model.lora import adapters_off, add_adapters
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.rows import Row
+from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
-from learner.weights_out import (
+from learner.weights.publishing import Publisher, Put
+from learner.weights.weights_out import (
     ADAPTER_FOLDER,
     MAX_FILE_BYTES,
     Outlet,

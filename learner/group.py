@@ -13,13 +13,13 @@ import ray
 from rlsys.weights.version import WeightVersion
 
 from learner.checkpoint_layout import layout_of, must_reshard, read_layout
-from learner.cost import CostModel, read_cost_model
 from learner.failures import LearnerError, verdict
-from learner.metrics import RankStats, combine
-from learner.mini_batches import part_of, plan_updates
-from learner.passes import plan_passes
-from learner.rows import Response
-from learner.shards import OldLogprobs, group_row, split_batch
+from learner.loss.metrics import RankStats, combine
+from learner.packing.cost import CostModel, read_cost_model
+from learner.packing.mini_batches import part_of, plan_updates
+from learner.packing.passes import plan_passes
+from learner.packing.rows import Response
+from learner.packing.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
@@ -158,7 +158,7 @@ class LearnerGroup:
 
     def compare(self, folder: Path, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
         """What is in a model folder, and by name how far it is from a shipment; see `largest_difference`."""
-        from learner.weights_out import read_folder
+        from learner.weights.weights_out import read_folder
 
         payload = read_folder(folder)
         found: dict[str, float | None] = {}

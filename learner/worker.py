@@ -15,9 +15,9 @@ import ray
 from ray.exceptions import ObjectLostError
 from rlsys.weights.version import WeightVersion
 
-from learner.metrics import RankStats
-from learner.rows import Row
-from learner.shards import RankShard
+from learner.loss.metrics import RankStats
+from learner.packing.rows import Row
+from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.errors import FramesLost
@@ -137,7 +137,7 @@ class LearnerWorker:
         sending, self._sending = self._sending, None
         channel = None
         if self._device == "cuda":
-            from learner.nccl import over_nccl
+            from learner.weights.nccl import over_nccl
 
             channel = partial(over_nccl, ranks_each=self._loaded.spec.ranks_each)
         return sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)

@@ -311,7 +311,7 @@ def multiply_adds(
     config: RunConfig, prompt_tokens: int, grids: Sequence[tuple[int, int, int]], response_tokens: int
 ) -> float:
     """Of a forward and backward pass over a group of this size, as `learner.cost` counts them."""
-    from learner.cost import read_cost_model
+    from learner.packing.cost import read_cost_model
 
     cost = read_cost_model(config.model.path, config.learner.frozen_parts)
     return cost.group(prompt_tokens, grids, [response_tokens] * config.rollout.group_size)

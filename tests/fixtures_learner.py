@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learner.cost import CostModel
-from learner.rows import Row
-from learner.shards import group_row
+from learner.packing.cost import CostModel
+from learner.packing.rows import Row
+from learner.packing.shards import group_row
 from rlsys.config.run import LearnerConfig, TrainConfig
 from rlsys.types import ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
 

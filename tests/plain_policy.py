@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from learner.rows import Row
+from learner.packing.rows import Row
 
 
 def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:

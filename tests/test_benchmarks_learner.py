@@ -10,8 +10,8 @@ import torch
 from benchmarks.learner import AIM, SHAPES, ratio_cases
 from benchmarks.learner_plots import slope, unique_tokens
 from benchmarks.learner_step import Setting, SwitchedPolicy, alone, make_row, write_model
-from learner.packing import pack
-from learner.policy import load_model, read_layout
+from learner.model.policy import load_model, read_layout
+from learner.packing.packing import pack
 
 SHAPE = SHAPES["tiny"]
 

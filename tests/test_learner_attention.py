@@ -12,8 +12,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.attention import packed_by_row, packed_sdpa
-from learner.packed_mask import BLOCK, PackedMask, RowSpan
+from learner.packing.attention import packed_by_row, packed_sdpa
+from learner.packing.packed_mask import BLOCK, PackedMask, RowSpan
 
 HEADS, KEY_HEADS, HEAD_DIM = 6, 2, 16
 SCALING = HEAD_DIM**-0.5

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.correction import corrected, masked, mismatch, sequence_masked, truncated
+from learner.loss.correction import corrected, masked, mismatch, sequence_masked, truncated
 
 LOG_RATIO = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0]).log()
 

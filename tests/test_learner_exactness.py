@@ -17,14 +17,14 @@ from fixtures_learner import make_clip, make_group, make_prompt, make_row
 from plain_policy import plain_logprobs
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner.cost import read_cost_model
-from learner.frozen import freeze
-from learner.lora import add_adapters
-from learner.packing import PackedBatch, pack
-from learner.passes import plan_passes
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.rows import Response, Row
-from learner.shards import weighted
+from learner.model.frozen import freeze
+from learner.model.lora import add_adapters
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.cost import read_cost_model
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.passes import plan_passes
+from learner.packing.rows import Response, Row
+from learner.packing.shards import weighted
 from rlsys.config.run import LoraConfig
 
 LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))

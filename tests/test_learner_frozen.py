@@ -10,10 +10,10 @@ import pytest
 import torch
 from fixtures_learner import make_group, make_row
 
-from learner.frozen import freeze
-from learner.packing import PackedBatch, pack
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.rows import Row
+from learner.model.frozen import freeze
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.rows import Row
 
 BOTH = ("vision_tower", "projector")
 BLANK = 4

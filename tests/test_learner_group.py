@@ -18,13 +18,13 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from learner.failures import LearnerError
 from learner.group import LearnerGroup
-from learner.mini_batches import part_of, plan_updates
-from learner.objective import total_loss
-from learner.packing import pack
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.shards import split_batch
+from learner.loss.objective import total_loss
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.mini_batches import part_of, plan_updates
+from learner.packing.packing import pack
+from learner.packing.shards import split_batch
 from learner.spec import LearnerSpec
-from learner.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
+from learner.weights.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import LoraConfig, WeightsConfig
 from rlsys.errors import LearnerLost

@@ -7,15 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.grpo import (
-    Surrogate,
-    cispo,
-    clipped_surrogate,
-    mean_by_response,
-    nll,
-    sequence_ratio,
-    token_ratio,
-)
+from learner.loss.grpo import Surrogate, cispo, clipped_surrogate, mean_by_response, nll, sequence_ratio, token_ratio
 
 Outcome = tuple[float, float, bool, bool, bool]
 

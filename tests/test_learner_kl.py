@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.kl import kl_estimate
+from learner.loss.kl import kl_estimate
 
 POLICY, REFERENCE = torch.tensor([0.1, 0.2, 0.7]).double(), torch.tensor([0.3, 0.3, 0.4]).double()
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.logprobs import token_logprobs
+from learner.loss.logprobs import token_logprobs
 
 VOCABULARY = 50
 

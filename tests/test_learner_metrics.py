@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from learner.metrics import OVER_UPDATES, REDUCTIONS, RankStats, combine
+from learner.loss.metrics import OVER_UPDATES, REDUCTIONS, RankStats, combine
 from rlsys.tracking.metrics import MetricNames
 
 

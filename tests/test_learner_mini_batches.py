@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures_learner import make_batch, make_group
 
-from learner.mini_batches import part_of, plan_updates
+from learner.packing.mini_batches import part_of, plan_updates
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import TrainBatch
 

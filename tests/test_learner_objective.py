@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from learner.metrics import REDUCTIONS, RankStats, combine
-from learner.objective import total_loss
-from learner.packing import PackedBatch
-from learner.rows import Response, Row
-from learner.shards import weighted
+from learner.loss.metrics import REDUCTIONS, RankStats, combine
+from learner.loss.objective import total_loss
+from learner.packing.packing import PackedBatch
+from learner.packing.rows import Response, Row
+from learner.packing.shards import weighted
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import Prompt
 

@@ -13,10 +13,10 @@ from fixtures_learner import IMAGE_PAD, VIDEO_PAD, make_clip, make_group, make_p
 from plain_policy import gradient, plain_logprobs, vision_arguments
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from learner.packing import PackedBatch, pack
-from learner.pixels import cut_patches, read_pixel_format
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.rows import Row
+from learner.model.pixels import cut_patches, read_pixel_format
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.rows import Row
 
 
 @pytest.fixture(scope="module")

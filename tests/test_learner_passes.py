@@ -9,9 +9,9 @@ from fixtures_learner import cost_model, make_clip, make_group, make_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.cost import read_cost_model
-from learner.passes import Plan, plan_passes, split_row
-from learner.rows import Row
+from learner.packing.cost import read_cost_model
+from learner.packing.passes import Plan, plan_passes, split_row
+from learner.packing.rows import Row
 
 COST = cost_model()
 SHAPES = st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(0, 40), min_size=1, max_size=5)), max_size=12)

@@ -10,10 +10,10 @@ import torch
 from test_learner_weights_out import CountingGather
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner.frozen import freeze
-from learner.policy import load_model
-from learner.publishing import Publisher, plan_parcels
-from learner.weights_out import HEAD, Outlet, checkpoint_names, model_outlets, read_folder
+from learner.model.frozen import freeze
+from learner.model.policy import load_model
+from learner.weights.publishing import Publisher, plan_parcels
+from learner.weights.weights_out import HEAD, Outlet, checkpoint_names, model_outlets, read_folder
 from rlsys.weights.manifest import NamedTensor, digest, digest_of, manifest_of
 
 MAX_BYTES = 1 << 20

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from learner.safetensors_out import plan_files, write_tensors
-from learner.weights_out import as_tensor
+from learner.weights.safetensors_out import plan_files, write_tensors
+from learner.weights.weights_out import as_tensor
 from rlsys.weights.manifest import NamedTensor, TensorSpec
 
 SPECS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fixtures_learner import train_config
 
-from learner.schedule import BatchSchedule, rate_factor
+from learner.loss.schedule import BatchSchedule, rate_factor
 
 
 def factors(**changes: object) -> list[float]:

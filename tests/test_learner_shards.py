@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures_learner import cost_model, make_batch, make_group
 
-from learner.shards import split_batch
+from learner.packing.shards import split_batch
 from rlsys.types import TrainBatch
 
 BUDGET = 100

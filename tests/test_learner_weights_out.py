@@ -14,10 +14,10 @@ from fixtures_learner import make_group, make_row
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner.lora import adapters, adapters_off, add_adapters
-from learner.packing import PackedBatch, pack
-from learner.policy import PackedPolicy, load_model, read_layout
-from learner.weights_out import (
+from learner.model.lora import adapters, adapters_off, add_adapters
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.weights.weights_out import (
     HEAD,
     adapter_outlets,
     checkpoint_names,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.rows import Row
+from learner.packing.rows import Row
 
 BACKWARD_TIMES_FORWARD = 2
 """The backward pass has two products for each one of the forward pass: to the inputs and to the weights."""

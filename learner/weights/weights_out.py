@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from learner.lora import FILE_PREFIX, LowRank, adapters, write_adapter_config
-from learner.safetensors_out import write_tensors
+from learner.model.lora import FILE_PREFIX, LowRank, adapters, write_adapter_config
+from learner.weights.safetensors_out import write_tensors
 from rlsys.config.run import LoraConfig
 from rlsys.weights.manifest import NamedTensor, RunningDigest, TensorSpec
 

@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_window_index
 
-from learner.packing import ClipKey, PackedBatch, clip_key
+from learner.packing.packing import ClipKey, PackedBatch, clip_key
 from rlsys.types import ClipInfo
 
 Part = Literal["vision_tower", "projector"]

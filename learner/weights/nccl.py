@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from learner.weights_out import as_tensor
+from learner.weights.weights_out import as_tensor
 from rlsys.weights.broadcast import Transmit
 from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from learner.weights_out import Gather, Outlet, assist, collect
+from learner.weights.weights_out import Gather, Outlet, assist, collect
 from rlsys.weights.manifest import Bucket, NamedTensor, TensorEntry, manifest_of, plan_buckets
 
 Put = Callable[[Mapping[str, NamedTensor]], Any]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learner.packed_mask import PackedMask, RowSpan
-from learner.pixels import PixelFormat, cut_patches, frame_grid
-from learner.rows import Response, Row
+from learner.model.pixels import PixelFormat, cut_patches, frame_grid
+from learner.packing.packed_mask import PackedMask, RowSpan
+from learner.packing.rows import Response, Row
 from rlsys.types import ClipInfo, ClipRef, Prompt
 
 ClipKey = tuple[str, tuple[int, ...]]

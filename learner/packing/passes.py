@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from learner.cost import CostModel
-from learner.rows import Row
+from learner.packing.cost import CostModel
+from learner.packing.rows import Row
 
 Plan = list[list[tuple[Row, ...]]]
 """[rank][pass] -> rows computed together."""

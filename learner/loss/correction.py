@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from learner.grpo import mean_by_response
-from learner.kl import MAX_LOG_RATIO, kl_estimate
+from learner.loss.grpo import mean_by_response
+from learner.loss.kl import MAX_LOG_RATIO, kl_estimate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from learner.cost import CostModel
-from learner.passes import plan_passes
-from learner.rows import Response, Row
+from learner.packing.cost import CostModel
+from learner.packing.passes import plan_passes
+from learner.packing.rows import Response, Row
 from rlsys.types import RolloutGroup, TrainBatch
 
 LossMean = Literal["token", "sequence", "constant"]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
-from learner.packed_mask import PackedMask
+from learner.packing.packed_mask import PackedMask
 
 FORMS = {
     "sdpa": "packed_sdpa",

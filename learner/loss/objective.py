@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch
 
-from learner.correction import corrected, mismatch
-from learner.grpo import Surrogate, cispo, clipped_surrogate, nll, sequence_ratio, token_ratio
-from learner.kl import kl_estimate
-from learner.packing import PackedBatch
+from learner.loss.correction import corrected, mismatch
+from learner.loss.grpo import Surrogate, cispo, clipped_surrogate, nll, sequence_ratio, token_ratio
+from learner.loss.kl import kl_estimate
+from learner.packing.packing import PackedBatch
 from rlsys.config.algorithm import AlgorithmConfig
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from learner.attention import FORMS
-from learner.frozen import ClipFeatures
-from learner.logprobs import token_logprobs
-from learner.packing import ModelLayout, PackedBatch
-from learner.pixels import read_pixel_format
-from learner.vision import speed_up
+from learner.loss.logprobs import token_logprobs
+from learner.model.frozen import ClipFeatures
+from learner.model.pixels import read_pixel_format
+from learner.model.vision import speed_up
+from learner.packing.attention import FORMS
+from learner.packing.packing import ModelLayout, PackedBatch
 
 
 def load_model(model_path: Path, *, dtype: str, attention: str) -> Qwen2_5_VLForConditionalGeneration:
