@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from reward_servers.response import Response
+from reward_servers.scorers.response import Response
 
 NAME, REFERENCE = "spread", "benchmarks.chaos_scorer:spread"
 

@@ -34,10 +34,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.judged_step import measure_training
-from reward_servers import app
+from reward_servers.client.transport import fetch_status
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import rule_scores
-from reward_servers.transport import fetch_status
+from reward_servers.scorers.scorers import rule_scores
+from reward_servers.server import app
 from rlsys.config.run import RewardConfig, ScoreSettings
 from rlsys.tasks.table import default_names
 from tests.judge_fault_server import FaultServer

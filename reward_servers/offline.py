@@ -14,8 +14,8 @@ from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import in_order, open_judge, pumped
 from reward_servers.judging.which_judge import judge_kind
 from reward_servers.schema import ScoreRequest, ScoreRow
-from reward_servers.service import RewardService
-from reward_servers.user_scorers import UserScorer
+from reward_servers.scorers.user_scorers import UserScorer
+from reward_servers.server.service import RewardService
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.types import Json, Score
 

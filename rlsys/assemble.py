@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
-    from reward_servers.client import RewardClient
-    from reward_servers.judging.injections import ProbeReport
-    from reward_servers.transport import Health
+    from reward_servers.client.client import RewardClient
+    from reward_servers.client.transport import Health
+    from reward_servers.judging.tools.injections import ProbeReport
     from rlsys.data.video.clips import ClipStore
 
 log = logging.getLogger(__name__)
@@ -139,9 +139,9 @@ class Stack(LearnerStack):
 
     def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
         from actors.pool import RolloutPool
-        from reward_servers.auth import token_from_environment
-        from reward_servers.client import RewardClient
-        from reward_servers.transport import wait_until_healthy
+        from reward_servers.client.client import RewardClient
+        from reward_servers.client.transport import wait_until_healthy
+        from reward_servers.server.auth import token_from_environment
         from rlsys.data.video.clips import ClipStore
 
         prompts, clips = prompt_builder(config), ClipStore(config.data)
@@ -219,9 +219,9 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
 def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardClient]:
     """A client of the config's reward servers, which are started where it names none."""
     from cluster.launch import open_cluster
-    from reward_servers.auth import token_from_environment
-    from reward_servers.client import RewardClient
-    from reward_servers.transport import wait_until_healthy
+    from reward_servers.client.client import RewardClient
+    from reward_servers.client.transport import wait_until_healthy
+    from reward_servers.server.auth import token_from_environment
 
     with ExitStack() as resources:
         url = config.reward.url
@@ -270,7 +270,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
 def _launch_rewards(
     reward: RewardConfig, cluster: Cluster, resources: ExitStack, *, with_judge: bool, name: str | None = None
 ) -> str:
-    from reward_servers.app import forget, launch, shutdown
+    from reward_servers.server.app import forget, launch, shutdown
 
     # registered before the launch, which may fail half-way and leave something behind
     resources.callback(forget if cluster.is_local else shutdown)
@@ -329,7 +329,7 @@ def submit_job(
 def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | None, detach: bool) -> None:
     """Run the reward servers until the process is interrupted, or leave them on the cluster and return."""
     from cluster.launch import open_cluster
-    from reward_servers.app import launch
+    from reward_servers.server.app import launch
 
     run = load_services(config, overrides)
     with ExitStack() as resources:
@@ -352,7 +352,7 @@ def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | Non
 def stop_rewards(name: str, overrides: Sequence[str]) -> None:
     """End reward servers that were left on a cluster."""
     from cluster.launch import open_cluster
-    from reward_servers.app import stop
+    from reward_servers.server.app import stop
 
     with open_cluster(load_services(None, overrides), parts="rewards"):
         stop(name)
@@ -360,9 +360,9 @@ def stop_rewards(name: str, overrides: Sequence[str]) -> None:
 
 def reward_status(url: str, token_env: str) -> Iterator[str]:
     """Lines about running reward servers: replicas, queues, rates, failures, cache hits."""
-    from reward_servers.auth import token_from_environment
-    from reward_servers.status import lines
-    from reward_servers.transport import fetch_status
+    from reward_servers.client.transport import fetch_status
+    from reward_servers.server.auth import token_from_environment
+    from reward_servers.server.status import lines
 
     return lines(fetch_status(url, token_from_environment(token_env)))
 
@@ -383,8 +383,8 @@ def score_lines(
 
 
 def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Iterator[str]:
-    """How far the judge agrees with the labels in a file. See `reward_servers.judging.calibration`."""
-    from reward_servers.judging.commands import calibration_lines as calibrated
+    """How far the judge agrees with the labels in a file. See `reward_servers.judging.tools.calibration`."""
+    from reward_servers.judging.tools.commands import calibration_lines as calibrated
 
     return calibrated(path, judge, timeout_s)
 
@@ -392,14 +392,14 @@ def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Itera
 def rescore_lines(
     path: Path, settings: ScoreSettings, judge: JudgeConfig | None, out: Path | None, timeout_s: float = 300.0
 ) -> Iterator[str]:
-    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.judging.rescoring`."""
-    from reward_servers.judging.commands import rescore_lines as rescored
+    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.judging.tools.rescoring`."""
+    from reward_servers.judging.tools.commands import rescore_lines as rescored
 
     return rescored(path, settings, judge, out, timeout_s)
 
 
 def probe_report(judge: JudgeConfig, timeout_s: float) -> ProbeReport:
-    """What predictions that give orders to the judge get for it. See `reward_servers.judging.injections`."""
-    from reward_servers.judging.commands import probe_report as probed
+    """What predictions that give orders to the judge get for it. See `reward_servers.judging.tools.injections`."""
+    from reward_servers.judging.tools.commands import probe_report as probed
 
     return probed(judge, timeout_s)

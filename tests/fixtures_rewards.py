@@ -13,8 +13,8 @@ import pytest
 import ray
 from factories import make_group
 
-from reward_servers import app
-from reward_servers.client import RewardClient
+from reward_servers.client.client import RewardClient
+from reward_servers.server import app
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 

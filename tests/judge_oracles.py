@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from reward_servers.judging.llm import Completion, JudgeFailure
+from reward_servers.judging.endpoints.llm import Completion, JudgeFailure
 from rlsys.types import Json
 
 URL = "http://judge.example/v1"

@@ -12,9 +12,9 @@ from typing import Any
 
 import uvicorn
 
-from reward_servers.response import Response
-from reward_servers.service import RewardService
-from reward_servers.web import build
+from reward_servers.scorers.response import Response
+from reward_servers.server.service import RewardService
+from reward_servers.server.web import build
 
 
 def checksum(response: Response) -> float:

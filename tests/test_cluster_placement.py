@@ -63,7 +63,7 @@ def test_rewards_elsewhere_and_cpu_runs_reserve_less() -> None:
 
 
 def test_the_upper_bounds_hold_for_what_the_parts_ask_for() -> None:
-    from reward_servers import app
+    from reward_servers.server import app
     from rlsys.data.video import decoders
 
     assert decoders.CPUS_PER_DECODE <= placement.CPUS_PER_DECODE

@@ -10,7 +10,7 @@ import pytest
 
 from reward_servers.judging.embedding import SentenceEmbedder
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import rule_scores
+from reward_servers.scorers.scorers import rule_scores
 from rlsys.config.run import DataConfig, ScoreSettings
 from rlsys.data.annotations.annotations import load
 from rlsys.data.annotations.media import video_spec

@@ -14,8 +14,8 @@ from factories import make_group
 from fixtures_rewards import score_groups
 from ray import serve
 
-from reward_servers import app
-from reward_servers.transport import RewardServerError, wait_until_healthy
+from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from reward_servers.server import app
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 

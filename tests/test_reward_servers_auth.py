@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from reward_servers.auth import TokenCheck, is_loopback, refuse_open_bind, token_from_environment
+from reward_servers.server.auth import TokenCheck, is_loopback, refuse_open_bind, token_from_environment
 
 
 def test_only_the_token_is_accepted() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from judge_oracles import Oracle, refused
 
-from reward_servers.judging.calibration import Calibration, LabelError, calibrate
 from reward_servers.judging.judge import EventJudge
+from reward_servers.judging.tools.calibration import Calibration, LabelError, calibrate
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from factories import make_group
 
-from reward_servers import client as client_module
-from reward_servers.client import RewardClient
-from reward_servers.transport import RewardServerError, wait_until_healthy
+from reward_servers.client import client as client_module
+from reward_servers.client.client import RewardClient
+from reward_servers.client.transport import RewardServerError, wait_until_healthy
 from rlsys.algorithm.advantages import group_advantages
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reward_servers.judging.endpoints import ARRIVAL_S, LEASE_GRACE_S, EndpointBoard
-from reward_servers.judging.leases import UNUSED, CallReport, Lease, NoEndpoint
+from reward_servers.judging.endpoints.endpoints import ARRIVAL_S, LEASE_GRACE_S, EndpointBoard
+from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease, NoEndpoint
 from rlsys.config.run import ConfigError, JudgeConfig
 
 A, B = "http://a:1/v1", "http://b:1/v1"

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from reward_servers.exported_metrics import EXPORTED, SECONDS, flattened
+from reward_servers.server.exported_metrics import EXPORTED, SECONDS, flattened
 
 DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana" / "reward_servers.json"
 

@@ -10,10 +10,10 @@ import pytest
 from judge_oracles import Oracle
 
 from reward_servers.judging.calls import entailment_call, split_call
-from reward_servers.judging.injections import CASES, Injection, ProbeReport, injections, probe_injections
+from reward_servers.judging.endpoints.llm import JudgeFailure
 from reward_servers.judging.judge import EventJudge
-from reward_servers.judging.llm import JudgeFailure
 from reward_servers.judging.texts import quoted
+from reward_servers.judging.tools.injections import CASES, Injection, ProbeReport, injections, probe_injections
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json
 

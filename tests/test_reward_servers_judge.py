@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from judge_oracles import URL, Oracle, between, quoted_texts, refused
 
+from reward_servers.judging.endpoints.llm import JudgeFailure
 from reward_servers.judging.judge import EventJudge, JudgeTask
-from reward_servers.judging.llm import JudgeFailure
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json, Score
 

@@ -15,9 +15,9 @@ import ray
 from fixtures_rewards import NO_TOKEN, captions, score_groups
 from judge_fault_server import FaultServer, error, too_many
 
-from reward_servers import app
-from reward_servers.status import lines
-from reward_servers.transport import fetch_status
+from reward_servers.client.transport import fetch_status
+from reward_servers.server import app
+from reward_servers.server.status import lines
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 

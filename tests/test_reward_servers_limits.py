@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_servers.judging.limits import Breaker, Charge, Window
-from reward_servers.retry_after import retry_after_s
+from reward_servers.client.retry_after import retry_after_s
+from reward_servers.judging.endpoints.limits import Breaker, Charge, Window
 
 STEPS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50), st.integers(0, 80), st.booleans()), max_size=40)
 

@@ -31,9 +31,9 @@ from judge_fault_server import (
     too_many,
 )
 
-from reward_servers.judging.endpoints import EndpointBoard
-from reward_servers.judging.leases import Board, CallReport, Lease, NoEndpoint
-from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
+from reward_servers.judging.endpoints.endpoints import EndpointBoard
+from reward_servers.judging.endpoints.leases import Board, CallReport, Lease, NoEndpoint
+from reward_servers.judging.endpoints.llm import Completion, JudgeFailure, JudgeLlm
 from rlsys.config.run import ConfigError, JudgeConfig
 
 KEY = "sk-very-secret-0123456789"

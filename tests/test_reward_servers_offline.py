@@ -18,8 +18,8 @@ from judge_oracles import Oracle
 from typer.testing import CliRunner
 
 from reward_servers import offline
+from reward_servers.judging.endpoints.llm import JudgeFailure
 from reward_servers.judging.judge import EventJudge
-from reward_servers.judging.llm import JudgeFailure
 from reward_servers.judging.local_judge import in_order, pumped
 from reward_servers.judging.verdicts import VerdictCache
 from reward_servers.offline import score_lines

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import rule_scores
+from reward_servers.scorers.scorers import rule_scores
 from rlsys.config.run import ScoreSettings
 from rlsys.types import Score
 

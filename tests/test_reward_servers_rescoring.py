@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from judge_oracles import Oracle, refused
 
-from reward_servers.judging.commands import rescore_lines
 from reward_servers.judging.judge import EventJudge, Judge
-from reward_servers.judging.rescoring import EvidenceError, Rescored, rescore
+from reward_servers.judging.tools.commands import rescore_lines
+from reward_servers.judging.tools.rescoring import EvidenceError, Rescored, rescore
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.config.run import ScoreSettings
 from rlsys.errors import UserError

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reward_servers.offline import score_lines
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import SCORERS, relative_accuracy, rule_scores, score
+from reward_servers.scorers.scorers import SCORERS, relative_accuracy, rule_scores, score
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.table import TASKS, default_names, judged_scores
 from tests.task_examples import TRUTHS

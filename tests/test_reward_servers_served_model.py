@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fixtures_rewards import NO_TOKEN, captions, score_groups
 
-from reward_servers import app
 from reward_servers.judging.served_model import model_arguments
+from reward_servers.server import app
 from rlsys.config.run import JudgeConfig, RewardConfig
 
 

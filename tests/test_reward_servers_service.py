@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from reward_servers.auth import TokenCheck
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import MAX_ROWS, ScoreRequest
-from reward_servers.service import Busy, RewardService
-from reward_servers.web import build
+from reward_servers.server.auth import TokenCheck
+from reward_servers.server.service import Busy, RewardService
+from reward_servers.server.web import build
 from rlsys.types import Score
 
 ROW = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_servers.response import Response
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import load_user_scorers, rule_scores
+from reward_servers.scorers.response import Response
+from reward_servers.scorers.scorers import load_user_scorers, rule_scores
 from rlsys.config.run import ConfigError, RewardConfig, ScoreSettings
 from rlsys.tasks.answers import TimeSpans
 from rlsys.tasks.table import check_weights, score_weights

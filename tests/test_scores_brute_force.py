@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers import SCORERS, rule_scores
+from reward_servers.scorers.scorers import SCORERS, rule_scores
 from rlsys.algorithm.order_contrast import order_contrast
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.table import TASKS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_servers.scorers import SCORERS
+from reward_servers.scorers.scorers import SCORERS
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.tasks.table import (
     GROUP_SCORES,

@@ -25,10 +25,10 @@ from reward_servers.judging.calls import (
     prompt_version,
     split_call,
 )
+from reward_servers.judging.endpoints.leases import Board
+from reward_servers.judging.endpoints.llm import Completion, JudgeFailure, JudgeLlm
+from reward_servers.judging.endpoints.shared_calls import SharedCalls
 from reward_servers.judging.event_scores import EventVerdict, event_scores
-from reward_servers.judging.leases import Board
-from reward_servers.judging.llm import Completion, JudgeFailure, JudgeLlm
-from reward_servers.judging.shared_calls import SharedCalls
 from reward_servers.judging.verdicts import AnswerKey, VerdictCache
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Json, Score

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from starlette.datastructures import Headers
 
-from reward_servers.auth import TokenCheck
+from reward_servers.server.auth import TokenCheck
 from rlsys import env
 from rlsys.config.run import JudgeConfig
 

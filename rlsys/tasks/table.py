@@ -1,6 +1,6 @@
 """The task table: what is asked, how the answer is read, what is scored with what weight.
 
-A new task is a new row of `TASKS` (and a scorer in `reward_servers.scorers` when none fits).
+A new task is a new row of `TASKS` (and a scorer in `reward_servers.scorers.scorers` when none fits).
 Which rewards are added up, by task: VideoChat-R1 §3.3; boxes and both kinds of clue: VTTS §A.1.
 """
 
@@ -30,7 +30,7 @@ CORRECT_ABOVE = 0.1
 class Scoring:
     """One score of a task.
 
-    scorer: key of `reward_servers.scorers.SCORERS`, or a member of `JUDGED` or `GROUP_SCORES`.
+    scorer: key of `reward_servers.scorers.scorers.SCORERS`, or a member of `JUDGED` or `GROUP_SCORES`.
     block: the block of the response it reads; None means the whole response.
     weight: its share of the reward unless the config says otherwise; of an optional score, the source's own weight.
     is_optional: computed only when `reward.weights` names it.  source: where the idea comes from.

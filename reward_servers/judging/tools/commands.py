@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
-from reward_servers.judging import calibration, rescoring
-from reward_servers.judging.injections import ProbeReport, probe_injections
 from reward_servers.judging.local_judge import open_judge, pumped
-from reward_servers.judging.rescoring import Rescored, RescoreSummary
+from reward_servers.judging.tools import calibration, rescoring
+from reward_servers.judging.tools.injections import ProbeReport, probe_injections
+from reward_servers.judging.tools.rescoring import Rescored, RescoreSummary
 from rlsys.config.run import JudgeConfig, ScoreSettings
 from rlsys.errors import UserError
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from reward_servers.judged_rows import Judged, ask_judge_about
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import ScoreReply, ScoreRequest, ScoreRow
-from reward_servers.scorers import UserScorer, default_names, rule_scores
+from reward_servers.scorers.judged_rows import Judged, ask_judge_about
+from reward_servers.scorers.scorers import UserScorer, default_names, rule_scores
 from rlsys.tasks.table import TASKS, judged_scores
 from rlsys.types import Score
 

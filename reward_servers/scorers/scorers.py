@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from reward_servers.reasoning_scorers import anchor_progress, cited_times, length_bonus
-from reward_servers.response import Response, read_response
 from reward_servers.schema import ScoreRow
-from reward_servers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
+from reward_servers.scorers.reasoning_scorers import anchor_progress, cited_times, length_bonus
+from reward_servers.scorers.response import Response, read_response
+from reward_servers.scorers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.geometry import mean_box_iou, spans_iou
 from rlsys.tasks.table import GROUP_SCORES, JUDGED, Scoring, default_names

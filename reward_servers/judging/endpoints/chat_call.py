@@ -12,8 +12,8 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from reward_servers.auth import is_loopback
-from reward_servers.retry_after import retry_after_s
+from reward_servers.client.retry_after import retry_after_s
+from reward_servers.server.auth import is_loopback
 from rlsys.config.run import ConfigError, JudgeConfig
 
 FailureKind = Literal["infra", "setup", "rejected", "malformed", "abstain"]

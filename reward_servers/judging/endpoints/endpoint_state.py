@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_servers.judging.leases import UNUSED, CallReport, Lease
-from reward_servers.judging.limits import Breaker, Charge, Window
+from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease
+from reward_servers.judging.endpoints.limits import Breaker, Charge, Window
 
 DRAIN_S = 0.25
 """The endpoint may work so long on a call after its caller hung up."""

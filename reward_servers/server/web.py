@@ -11,9 +11,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
-from reward_servers.auth import TokenCheck
 from reward_servers.schema import MAX_BODY_BYTES, REPLIES, ScoreRequest
-from reward_servers.service import Busy, RewardService
+from reward_servers.server.auth import TokenCheck
+from reward_servers.server.service import Busy, RewardService
 
 Status = Callable[[], Awaitable[dict[str, Any]]]
 

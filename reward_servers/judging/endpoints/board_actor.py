@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from reward_servers.judging.endpoints import EndpointBoard
-from reward_servers.judging.leases import CallReport, Lease, NoEndpoint
+from reward_servers.judging.endpoints.endpoints import EndpointBoard
+from reward_servers.judging.endpoints.leases import CallReport, Lease, NoEndpoint
 from rlsys.config.run import JudgeConfig
 
 NAMESPACE = "rlsys"

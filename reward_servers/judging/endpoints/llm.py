@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from reward_servers.judging.chat_call import Answer, CallFailed, ChatCaller
-from reward_servers.judging.endpoints import checked_urls
-from reward_servers.judging.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
+from reward_servers.judging.endpoints.chat_call import Answer, CallFailed, ChatCaller
+from reward_servers.judging.endpoints.endpoints import checked_urls
+from reward_servers.judging.endpoints.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
 from rlsys.config.run import JudgeConfig
 
 _log = logging.getLogger(__name__)

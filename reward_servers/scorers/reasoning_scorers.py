@@ -6,7 +6,7 @@ what it needs: a score that nobody could compute is missing data and not a 0.
 
 from __future__ import annotations
 
-from reward_servers.response import Response
+from reward_servers.scorers.response import Response
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.answers import TimeSpans
 from rlsys.tasks.citations import cited_periods, cited_spans

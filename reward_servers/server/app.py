@@ -20,16 +20,16 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import LoggingConfig
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-from reward_servers.auth import TokenCheck, refuse_open_bind, token_from_environment
-from reward_servers.exported_metrics import Exported, flattened
-from reward_servers.judging.board_actor import ClusterBoard
+from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from reward_servers.judging.endpoints.board_actor import ClusterBoard
 from reward_servers.judging.judge import Judge, JudgeTask, build_judge
 from reward_servers.judging.served_model import with_served_model
 from reward_servers.judging.which_judge import judge_kind
-from reward_servers.scorers import load_user_scorers
-from reward_servers.service import Busy, RewardService
-from reward_servers.transport import RewardServerError, wait_until_healthy
-from reward_servers.web import build
+from reward_servers.scorers.scorers import load_user_scorers
+from reward_servers.server.auth import TokenCheck, refuse_open_bind, token_from_environment
+from reward_servers.server.exported_metrics import Exported, flattened
+from reward_servers.server.service import Busy, RewardService
+from reward_servers.server.web import build
 from rlsys.config.run import JudgeConfig, RewardConfig
 from rlsys.types import Score
 

@@ -17,7 +17,7 @@ import logging
 import numbers
 from collections.abc import Callable, Mapping
 
-from reward_servers.response import Response
+from reward_servers.scorers.response import Response
 from rlsys.config.run import ConfigError
 
 UserScorer = Callable[[Response], float]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from reward_servers.judging.endpoint_state import Endpoint, quantile
-from reward_servers.judging.leases import UNUSED, CallReport, Lease, NoEndpoint
-from reward_servers.judging.limits import Breaker, Window
+from reward_servers.judging.endpoints.endpoint_state import Endpoint, quantile
+from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease, NoEndpoint
+from reward_servers.judging.endpoints.limits import Breaker, Window
 from rlsys.config.run import ConfigError, JudgeConfig
 
 WINDOW_S = 60.0

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from reward_servers.failures import FailureWindow
+from reward_servers.client.failures import FailureWindow
+from reward_servers.client.transport import RewardServerError, Transport, Unanswered
 from reward_servers.schema import ScoreReply
-from reward_servers.transport import RewardServerError, Transport, Unanswered
 from rlsys.config.run import RewardConfig
 from rlsys.tasks.table import GROUP_SCORES, check_weights, score_weights
 from rlsys.types import RolloutGroup, ScoredGroup
@@ -30,7 +30,7 @@ _SAY_EVERY_S = 60.0
 class RewardClient:
     """Scores groups at the servers of one URL. Use it from one event loop.
 
-    reward: weights, settings and deadline.  url: base URL, as `reward_servers.app.launch` returns it.
+    reward: weights, settings and deadline.  url: base URL, as `reward_servers.server.app.launch` returns it.
     token: bearer token or None.  think: whether the prompts ask for <think>…</think>.
     was_healthy: whether the servers have answered to `wait_until_healthy`; a 404 may pass then, their proxy restarts.
     Raises ConfigError when `reward.weights` names a task or score that does not exist.

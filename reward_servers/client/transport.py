@@ -19,9 +19,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from reward_servers.auth import is_loopback
-from reward_servers.retry_after import retry_after_s
+from reward_servers.client.retry_after import retry_after_s
 from reward_servers.schema import REPLIES, ScoreReply
+from reward_servers.server.auth import is_loopback
 from rlsys.config.run import RewardConfig
 from rlsys.errors import UserError
 
