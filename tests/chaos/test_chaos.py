@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import config, prepare
-from benchmarks.chaos_cluster import TwoNodes
-from benchmarks.chaos_kills import KILL, STOP, Kill, plan_kills
-from benchmarks.chaos_rewards import RewardServers
-from benchmarks.chaos_run import ChaosRun, Run, check_run, finish
+from benchmarks.chaos.__main__ import config, prepare
+from benchmarks.chaos.cluster import TwoNodes
+from benchmarks.chaos.kills import KILL, STOP, Kill, plan_kills
+from benchmarks.chaos.rewards import RewardServers
+from benchmarks.chaos.run import ChaosRun, Run, check_run, finish
 
 NUM_STEPS = 8
 SILENCE_S = 400.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks import chaos_scorer
-from benchmarks.chaos_cluster import REPO, descendants, signal_all
+from benchmarks.chaos import scorer as chaos_scorer
+from benchmarks.chaos.cluster import REPO, descendants, signal_all
 
 NAME = "rewards"
 START_TIMEOUT_S = 180.0

@@ -23,7 +23,7 @@ from types import TracebackType
 
 import psutil
 
-from benchmarks.chaos_kills import TITLES
+from benchmarks.chaos.kills import TITLES
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ SETTINGS = {
 
 
 class NodeProcess:
-    """One node: a `benchmarks.chaos_node` and all that it starts."""
+    """One node: a `benchmarks.chaos.node` and all that it starts."""
 
     def __init__(self, address: str, command: Sequence[str], environment: dict[str, str], log_file: Path) -> None:
         self.address, self._log = address, log_file
@@ -157,7 +157,7 @@ class TwoNodes:
         ready = self._folder / f"node{self._num_started}.ready"
         ready.unlink(missing_ok=True)
         command = [
-            *(sys.executable, "-m", "benchmarks.chaos_node", "--address", address, "--ready", str(ready)),
+            *(sys.executable, "-m", "benchmarks.chaos.node", "--address", address, "--ready", str(ready)),
             *("--num-cpus", str(self._num_cpus), "--store-mib", str(self._store_mib)),
             *("--folder", str(self._ray_folder)),
             *(("--cluster", self.address) if self.address else ()),

@@ -6,7 +6,7 @@ import zlib
 
 from reward_servers.scorers.response import Response
 
-NAME, REFERENCE = "spread", "benchmarks.chaos_scorer:spread"
+NAME, REFERENCE = "spread", "benchmarks.chaos.scorer:spread"
 
 
 def spread(response: Response) -> float:

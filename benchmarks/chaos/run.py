@@ -19,8 +19,8 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from benchmarks.chaos_cluster import REPO, SECOND, TwoNodes, is_stopped, signal_all, title
-from benchmarks.chaos_kills import STOP, Deed, Kill, spread_losses
+from benchmarks.chaos.cluster import REPO, SECOND, TwoNodes, is_stopped, signal_all, title
+from benchmarks.chaos.kills import STOP, Deed, Kill, spread_losses
 from rlsys import ledger
 from rlsys.checkpoint import find, load_state
 from rlsys.tracking.spool import read_records

@@ -1,4 +1,4 @@
-"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos`.
+"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos.__main__`.
 
 Workload: synthetic clips, a randomly initialised Qwen2.5-VL of 0.7 M parameters, 4 prompts of 4 responses a step,
 two rollout actors, two learner ranks, reward servers with a judge whose language model is a local stand-in.
@@ -22,10 +22,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import chaos_scorer
-from benchmarks.chaos_cluster import TwoNodes
-from benchmarks.chaos_kills import ALL, Kill, by_kind, median_step_s, plan_kills, steps_for
-from benchmarks.chaos_run import ChaosFailed, ChaosRun, Run, check_run, finish
+from benchmarks.chaos import scorer as chaos_scorer
+from benchmarks.chaos.cluster import TwoNodes
+from benchmarks.chaos.kills import ALL, Kill, by_kind, median_step_s, plan_kills, steps_for
+from benchmarks.chaos.run import ChaosFailed, ChaosRun, Run, check_run, finish
 from benchmarks.judged_step import draw_rows
 from rlsys.checkpoint import find
 from rlsys.config.run import RunConfig
