@@ -11,14 +11,14 @@ import numpy as np
 from rlsys.loop.state import RunState
 
 from benchmarks.step import Recorded
-from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
 from rlsys.demo.grounding import CONFIGS, with_model, write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet
 from rlsys.demo.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.loop import loop
 from rlsys.models.tiny import make_tiny
-from rlsys.sft import sft
+from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.sft import sft
 from rlsys.tracking.metrics import span_metrics, union
 from tests.judge_fault_server import FaultServer
 

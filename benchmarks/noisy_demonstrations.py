@@ -21,9 +21,9 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rlsys.runs.items import held_out_items, load_items
 
 from rlsys import env
-from rlsys.assemble import Stack, held_out_items, load_items, open_stack
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
 from rlsys.demo.grounding import CONFIGS, demo_config, with_model
@@ -31,8 +31,9 @@ from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
-from rlsys.sft import sft
-from rlsys.train import train
+from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.sft import sft
+from rlsys.runs.train import train
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

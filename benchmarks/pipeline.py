@@ -39,12 +39,12 @@ from benchmarks.pipeline_curves import run_curves
 from benchmarks.step import Recorded
 from rlsys import env
 from rlsys.algorithm.batch import make_batch
-from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, parse
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.loop import loop
 from rlsys.loop.experience import Scorer
 from rlsys.models.tiny import make_tiny
+from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, ScoredGroup
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")

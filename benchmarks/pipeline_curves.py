@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rlsys.loop.state import RunState
+from rlsys.runs.items import held_out_items
 
 from benchmarks.step import Recorded
-from rlsys.assemble import Stack, held_out_items, open_stack
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.demo.grounding import NUM_CLIPS, demo_config, sft_config, with_model, write_demonstrations
@@ -25,7 +25,8 @@ from rlsys.evaluation.runner import evaluate
 from rlsys.loop import loop
 from rlsys.loop.parts import Step
 from rlsys.models.tiny import make_tiny
-from rlsys.sft import sft
+from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.sft import sft
 from rlsys.types import ScoredGroup
 
 LAGS = (0, 1, 2)

@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rlsys.loop.state import RunState
+from rlsys.runs.items import training_items
 from rlsys.weights.version import WeightVersion
 
-from rlsys.assemble import Stack, open_stack, training_items
 from rlsys.config.run import RunConfig, parse
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
@@ -32,6 +32,7 @@ from rlsys.loop.collect import Collected
 from rlsys.loop.experience import sampling_seed
 from rlsys.loop.parts import Step
 from rlsys.models.tiny import make_tiny
+from rlsys.runs.assemble import Stack, open_stack
 from rlsys.tracking.metrics import union
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.spec import LearnerSpec
-from rlsys.checkpoint import CheckpointError
+from rlsys.runs.checkpoint import CheckpointError
 
 LAYOUT_FILE = "layout.json"
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from rlsys.loop.state import RunState
 
-from rlsys import checkpoint
-from rlsys.checkpoint import CheckpointError, Checkpoints, find, load_state
+from rlsys.runs import checkpoint
+from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
 
 STATE = RunState(step=50, version=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 
@@ -133,7 +133,7 @@ def test_death_at_any_operation_of_a_save_leaves_a_whole_checkpoint(new_step: in
 
 def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from rlsys.checkpoint import *\n"
+        "import os, signal; from pathlib import Path; from rlsys.runs.checkpoint import *\n"
         "def write(folder):\n"
         "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "state = RunState(step=1, version=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"

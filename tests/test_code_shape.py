@@ -20,7 +20,7 @@ SOURCES = sorted(path for package in (*PACKAGES, "benchmarks") for path in (ROOT
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-ASSEMBLER = "rlsys/assemble.py"
+ASSEMBLER = "rlsys/runs/assemble.py"
 LEAVES = {
     "vllm": {"actors/engine.py", "actors/engine_args.py", "learner/weights/nccl.py"},
     "deepspeed": {"learner/engine.py", "learner/checkpoints.py"},
@@ -34,7 +34,7 @@ LIGHT = (
     "rlsys.types",
     "rlsys.algorithm.advantages",
     "rlsys.tracking.metrics",
-    "rlsys.checkpoint",
+    "rlsys.runs.checkpoint",
     "rlsys.simulated.simulation",
     "rlsys.planning.plan_times",
     "cluster.placement",

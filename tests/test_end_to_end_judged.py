@@ -17,8 +17,8 @@ import ray
 from judge_fault_server import FaultServer, error
 
 from benchmarks.judged_step import draw_rows, judged_config, teach
-from rlsys.assemble import open_stack
-from rlsys.train import Summary, train
+from rlsys.runs.assemble import open_stack
+from rlsys.runs.train import Summary, train
 
 TASKS = {"captioning", "multiple_choice"}
 NUM_STEPS = 5

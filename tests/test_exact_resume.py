@@ -21,9 +21,9 @@ import psutil
 import pytest
 import torch
 
-from rlsys import ledger
 from rlsys.demo.synthetic import draw_dataset
-from rlsys.rollouts import FOLDER
+from rlsys.runs import ledger
+from rlsys.runs.rollout_store import FOLDER
 from tests.plain_reward_server import plain_reward_server
 
 REPO = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ from fixtures_learner import learner_config, train_config
 
 from learner.checkpoint_layout import LAYOUT_FILE, Layout, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
-from rlsys.checkpoint import CheckpointError
 from rlsys.config.run import AlgorithmConfig
+from rlsys.runs.checkpoint import CheckpointError
 
 SAVED = Layout(num_ranks=2, zero_stage=2, dtype="float32", trained="all but nothing")
 

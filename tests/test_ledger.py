@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from rlsys import ledger
-from rlsys.checkpoint import CheckpointError
-from rlsys.ledger import Entry
 from rlsys.loop.collect import Collected, LeftOut
+from rlsys.runs import ledger
+from rlsys.runs.checkpoint import CheckpointError
+from rlsys.runs.ledger import Entry
 from tests.factories import make_group, make_scored
 
 

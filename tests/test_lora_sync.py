@@ -12,8 +12,8 @@ from shipments import payload_of, ship
 from test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
 
 from actors.errors import WeightsRefused
-from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, WeightsConfig, load
+from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import compare
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import ray
 
-from rlsys.assemble import Stack, open_stack
 from rlsys.config.run import RunConfig, load
 from rlsys.models.prompts import PromptContractError
+from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"

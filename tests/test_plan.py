@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rlsys.runs.items import training_items
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from rlsys.assemble import training_items
 from rlsys.commands.app import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
 from rlsys.data.video.decode import plan_grid

@@ -10,15 +10,15 @@ from typing import Any, cast
 import pytest
 from rlsys.loop.state import RunState
 
-from rlsys import recovery as recovery_module
-from rlsys.assemble import LearnerStack, Stack
-from rlsys.checkpoint import CheckpointError, Checkpoints, load_state
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
-from rlsys.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended
-from rlsys.run_file import read_run_file, write_run_file
-from rlsys.sft import sft
-from rlsys.train import Summary, train, write_summary
+from rlsys.runs import recovery as recovery_module
+from rlsys.runs.assemble import LearnerStack, Stack
+from rlsys.runs.checkpoint import CheckpointError, Checkpoints, load_state
+from rlsys.runs.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended
+from rlsys.runs.run_file import read_run_file, write_run_file
+from rlsys.runs.sft import sft
+from rlsys.runs.train import Summary, train, write_summary
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
 
@@ -82,7 +82,7 @@ def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         def trained(self, learner: object) -> int:
             return 0
 
-    monkeypatch.setattr("rlsys.recovery.read_model_sizes", lambda path: Sizes())
+    monkeypatch.setattr("rlsys.runs.recovery.read_model_sizes", lambda path: Sizes())
 
 
 def test_without_a_checkpoint_the_learner_starts_from_the_model_again(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rlsys.loop.state import RunState
 
-from rlsys.checkpoint import Checkpoints
 from rlsys.config.run import parse
-from rlsys.replay import Compared, Replayed, ReplayError, possible_steps, replay
-from rlsys.rollouts import FOLDER, step_file
-from rlsys.run_file import write_run_file
+from rlsys.runs.checkpoint import Checkpoints
+from rlsys.runs.replay import Compared, Replayed, ReplayError, possible_steps, replay
+from rlsys.runs.rollout_store import FOLDER, step_file
+from rlsys.runs.run_file import write_run_file
 
 
 def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> Path:

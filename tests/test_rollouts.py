@@ -12,7 +12,7 @@ from factories import make_group, make_scored
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.loop.collect import Collected, LeftOut
-from rlsys.rollouts import FOLDER, RolloutsDiffer, SavedGroup, SavedRollouts, prompt_digest, settings_digest
+from rlsys.runs.rollout_store import FOLDER, RolloutsDiffer, SavedGroup, SavedRollouts, prompt_digest, settings_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 
 

@@ -15,14 +15,14 @@ import ray
 from factories import make_item
 from task_examples import TRUTHS
 
-from rlsys.assemble import LearnerStack, open_learner_stack
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.data.annotations.responses import read_responses, write_responses
 from rlsys.data.video.errors import AnnotationError, ClipError
 from rlsys.demo.synthetic import draw_dataset
-from rlsys.demonstrations import Feed, read_lessons
-from rlsys.sft import sft
-from rlsys.supervised import Demonstration, PreparedDemonstration, supervised_batch
+from rlsys.runs.assemble import LearnerStack, open_learner_stack
+from rlsys.runs.demonstrations import Feed, read_lessons
+from rlsys.runs.sft import sft
+from rlsys.runs.supervised import Demonstration, PreparedDemonstration, supervised_batch
 from rlsys.tasks.canonical import canonical_response
 from rlsys.tasks.table import TASKS, task_named
 from rlsys.types import ClipRef, Prompt, PromptItem
@@ -262,7 +262,7 @@ def test_a_run_that_dies_behind_its_last_step_has_no_summary_and_ends_when_it_is
     whole = sft(config, stack=stack)
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output_dir / 'mlflow.db'}")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("rlsys.sft.write_loss_curve", dies)
+        patch.setattr("rlsys.runs.sft.write_loss_curve", dies)
         sft(config, stack=stack, resume=config.output_dir / "checkpoints" / "step_000002")
     assert not (config.output_dir / "summary.json").exists(), "that of the first life is not of this one"
     assert client.get_run(whole.mlflow_run_id).info.status == "KILLED"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsys import ledger
 from rlsys.algorithm.batch import ScoringFailed
+from rlsys.runs import ledger
 from rlsys.simulated.parts import SimulatedParts
 from rlsys.simulated.simulation import START, balanced, divisions, makespan, report, run, simulate
 from rlsys.simulated.system import Faults, Phases, System, draw_group

@@ -27,12 +27,12 @@ from benchmarks.chaos.cluster import TwoNodes
 from benchmarks.chaos.kills import ALL, Kill, by_kind, median_step_s, plan_kills, steps_for
 from benchmarks.chaos.run import ChaosFailed, ChaosRun, Run, check_run, finish
 from benchmarks.judged_step import draw_rows
-from rlsys.checkpoint import find
 from rlsys.config.run import RunConfig
 from rlsys.demo.grounding import write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet, draw_dataset
 from rlsys.demo.synthetic_tasks import demonstration_text
 from rlsys.models.tiny import make_tiny
+from rlsys.runs.checkpoint import find
 from tests.judge_fault_server import FaultServer
 
 SILENCE_S = 300.0  # for patience 1

@@ -21,8 +21,8 @@ import yaml
 
 from benchmarks.chaos.cluster import REPO, SECOND, TwoNodes, is_stopped, signal_all, title
 from benchmarks.chaos.kills import STOP, Deed, Kill, spread_losses
-from rlsys import ledger
-from rlsys.checkpoint import find, load_state
+from rlsys.runs import ledger
+from rlsys.runs.checkpoint import find, load_state
 from rlsys.tracking.spool import read_records
 from rlsys.tracking.unsent import FOLDER
 

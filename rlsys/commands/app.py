@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Train with GRPO as CONFIG says."""
     from rlsys.config.run import load
-    from rlsys.train import train as run_train
+    from rlsys.runs.train import train as run_train
 
     with clear_errors():
         run_train(load(config, overrides or ()), resume=resume)
@@ -92,7 +92,7 @@ def sft(
 ) -> None:
     """Fine-tune on demonstrations (sft.responses, or the annotations' own answers) as CONFIG says."""
     from rlsys.config.run import load
-    from rlsys.sft import sft as run_sft
+    from rlsys.runs.sft import sft as run_sft
 
     with clear_errors():
         run_sft(load(config, overrides or ()), resume=resume)
@@ -106,9 +106,9 @@ def check_config(
     for_sft: Annotated[bool, typer.Option("--sft", help="Check it for `rlsys sft`.")] = False,
 ) -> None:
     """Run every check that needs no actor, and say what the run will need."""
-    from rlsys.check import check
     from rlsys.config.run import ConfigError, field_lines, load
-    from rlsys.demonstrations import read_lessons
+    from rlsys.runs.check import check
+    from rlsys.runs.demonstrations import read_lessons
 
     with clear_errors():
         if fields:
@@ -132,7 +132,7 @@ def submit(
     is_sft: Annotated[bool, typer.Option("--sft", help="Run `rlsys sft` and not `rlsys train`.")] = False,
 ) -> None:
     """Send `rlsys train CONFIG` to a Ray cluster as a job."""
-    from rlsys.assemble import submit_job
+    from rlsys.runs.assemble import submit_job
 
     with clear_errors():
         raise typer.Exit(submit_job(config, overrides or [], address, follow, "sft" if is_sft else "train"))
@@ -169,7 +169,7 @@ def rewards_serve(
     detach: Annotated[bool, typer.Option("--detach", help="Leave them on the cluster and return.")] = False,
 ) -> None:
     """Run the reward servers apart from training, until interrupted."""
-    from rlsys.assemble import serve_rewards
+    from rlsys.runs.assemble import serve_rewards
 
     with clear_errors():
         given = settings or []
@@ -180,7 +180,7 @@ def rewards_serve(
 @rewards_app.command("stop")
 def rewards_stop(name: str, overrides: Overrides = None) -> None:
     """End reward servers that were left on a cluster; say which with cluster.address=HOST:PORT."""
-    from rlsys.assemble import stop_rewards
+    from rlsys.runs.assemble import stop_rewards
 
     with clear_errors():
         stop_rewards(name, overrides or [])
@@ -192,7 +192,7 @@ def rewards_status(
     token_env: Annotated[str, typer.Option(help="Variable that holds the bearer token.")] = "RLSYS_REWARD_TOKEN",
 ) -> None:
     """Show replicas, queues, rates, failures and cache hits of running reward servers."""
-    from rlsys.assemble import reward_status
+    from rlsys.runs.assemble import reward_status
 
     with clear_errors():
         for line in reward_status(url, token_env):

@@ -14,7 +14,7 @@ from rlsys.commands.errors import clear_errors
 
 def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
     """Check that every draw of the sampler was used once: trained on, replaced or left out. Exit code 1 if not."""
-    from rlsys import ledger
+    from rlsys.runs import ledger
 
     with clear_errors():
         counts, problems = ledger.report(folder)
@@ -30,8 +30,8 @@ def replay(
     output: Annotated[Path | None, typer.Option(help="Write the result there too, as JSON.")] = None,
 ) -> None:
     """Do a recorded step again from its saved rollouts, without actors, and compare with the record."""
-    from rlsys.replay import replay as replay_step
-    from rlsys.replay import rescore
+    from rlsys.runs.replay import replay as replay_step
+    from rlsys.runs.replay import rescore
 
     with clear_errors():
         if scores:

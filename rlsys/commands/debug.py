@@ -53,7 +53,7 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
 
     checkpoint: of a run, whose state the learner takes up first, or a model folder to compare with.
     """
-    from rlsys.assemble import open_stack
+    from rlsys.runs.assemble import open_stack
     from rlsys.weights.check import compare
 
     with open_stack(config, ()) as stack:

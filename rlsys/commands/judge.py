@@ -47,7 +47,7 @@ def score(
 
     Without --judge-url captions are judged by sentence embeddings, where these are installed.
     """
-    from rlsys.assemble import score_lines
+    from rlsys.runs.assemble import score_lines
 
     with clear_errors():
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
@@ -68,7 +68,7 @@ def calibrate(
     timeout: Timeout = 300.0,
 ) -> None:
     """Compare the judge's verdicts with people's labels: agreement, kappa, confusion table."""
-    from rlsys.assemble import calibration_lines
+    from rlsys.runs.assemble import calibration_lines
 
     with clear_errors():
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
@@ -90,7 +90,7 @@ def rescore(
     judge_cache: CacheFile = None,
 ) -> None:
     """Score stored verdicts again under other tiers, or have another judge look at them, and say what changed."""
-    from rlsys.assemble import rescore_lines
+    from rlsys.runs.assemble import rescore_lines
 
     with clear_errors():
         if judge_url and not rejudge:
@@ -110,7 +110,7 @@ def probe(
     timeout: Timeout = 300.0,
 ) -> None:
     """Try predictions that tell the judge what to answer; exit code 1 when one of them gains by it."""
-    from rlsys.assemble import probe_report
+    from rlsys.runs.assemble import probe_report
 
     with clear_errors():
         report = probe_report(_judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold), timeout)

@@ -2,7 +2,7 @@
 
 One YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
 by its meaning, its unit and what 0 or null does. Contradictions inside the config
-fail here; those that need the data or the model are found by `rlsys.assemble.check`.
+fail here; those that need the data or the model are found by `rlsys.runs.assemble.check`.
 """
 
 from __future__ import annotations

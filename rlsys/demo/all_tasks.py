@@ -15,15 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlsys.assemble import held_out_items, open_stack
 from rlsys.clock import Clock
 from rlsys.demo.grounding import demo_config, set_aside, sft_config, with_model, write_demonstrations
 from rlsys.demo.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
-from rlsys.sft import sft
+from rlsys.runs.assemble import open_stack
+from rlsys.runs.items import held_out_items
+from rlsys.runs.sft import sft
+from rlsys.runs.train import held_out_rows, train, write_summary
 from rlsys.tracking.tracker import Tracker
-from rlsys.train import held_out_rows, train, write_summary
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.assemble import Stack, held_out_items, load_items, open_stack
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
@@ -26,9 +25,11 @@ from rlsys.evaluation.metrics import best_constant_interval, iou_metrics
 from rlsys.evaluation.report import print_held_out_table
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
-from rlsys.sft import sft
+from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.items import held_out_items, load_items
+from rlsys.runs.sft import sft
+from rlsys.runs.train import Summary, held_out_rows, train, write_summary
 from rlsys.tracking.tracker import Tracker
-from rlsys.train import Summary, held_out_rows, train, write_summary
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Sequence
 
-from rlsys.assemble import multiply_adds, needs_judge, prompt_builder, training_items
 from rlsys.config.run import RunConfig
 from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
@@ -26,6 +25,8 @@ from rlsys.planning.plan import (
 from rlsys.planning.plan_learner import learner_section
 from rlsys.planning.plan_store import clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
+from rlsys.runs.assemble import multiply_adds, needs_judge, prompt_builder
+from rlsys.runs.items import training_items
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import numpy as np
 
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
-from rlsys.ledger import Entry, entry
 from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
+from rlsys.runs.ledger import Entry, entry
 from rlsys.simulated.actors import Job, SimulatedActors
 from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
 from rlsys.simulated.virtual_time import Events, Meter, Servers, VirtualFuture

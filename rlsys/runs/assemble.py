@@ -26,7 +26,7 @@ from rlsys.config.run import (
 from rlsys.data.annotations.annotations import load as load_annotations
 from rlsys.loop.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
-from rlsys.run_file import name_on_cluster
+from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
 from rlsys.types import PromptItem
 from rlsys.weights.delivery import deliver

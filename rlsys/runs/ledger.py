@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.checkpoint import STATE_FILE, CheckpointError, load_state
 from rlsys.loop.collect import Collected
+from rlsys.runs.checkpoint import STATE_FILE, CheckpointError, load_state
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlsys.assemble import held_out_items, prompt_builder, training_items
-from rlsys.check import Report, check_sft
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.data.sampler import Sampler
 from rlsys.data.video.errors import ClipError
 from rlsys.loop.experience import Preparer
 from rlsys.models.prompts import PromptBuilder
-from rlsys.supervised import Demonstration, PreparedDemonstration
+from rlsys.runs.assemble import prompt_builder
+from rlsys.runs.check import Report, check_sft
+from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.supervised import Demonstration, PreparedDemonstration
 from rlsys.tasks.canonical import canonical_response
 from rlsys.types import ClipRef, Prompt, PromptItem
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlsys.assemble import LearnerStack, Stack
-from rlsys.checkpoint import CheckpointError, Checkpoints, find, load_state
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
 from rlsys.models.sizes import read_model_sizes
-from rlsys.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
+from rlsys.runs.assemble import LearnerStack, Stack
+from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
+from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
 from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem
 

@@ -10,20 +10,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rlsys import ledger
-from rlsys.assemble import Stack, held_out_items, open_stack, training_items
-from rlsys.check import check
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.loop import loop
 from rlsys.loop.state import RunState
-from rlsys.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
-from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
+from rlsys.runs import ledger
+from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.check import check
+from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.recovery import Origin, evaluated, evaluated_before, find_origin, has_ended
+from rlsys.runs.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
+from rlsys.runs.training_run import TrainingRun
 from rlsys.tracking.progress import TRAINING, Progress, Story, show_table
 from rlsys.tracking.tracker import Tracker
-from rlsys.training_run import TrainingRun
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Summary:
 def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None = None) -> Summary:
     """Run GRPO as `config` says, on `stack` when one is open already, and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `rlsys.recovery.find_origin`.
+    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `rlsys.runs.recovery.find_origin`.
     Returns the summary that is there where the run has ended already.
     """
     origin = find_origin(config, resume)

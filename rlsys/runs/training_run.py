@@ -11,19 +11,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlsys import ledger
-from rlsys.assemble import Stack
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import FramesLost, LearnerLost, RowUnusable
-from rlsys.ledger import Ledger
 from rlsys.loop.collect import Collected, LeftOut
 from rlsys.loop.experience import MAX_CLIPS_LOST, sampling_seed
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
-from rlsys.recovery import Origin, Recovery
-from rlsys.rollouts import SavedGroup, SavedRollouts, settings_digest
+from rlsys.runs import ledger
+from rlsys.runs.assemble import Stack
+from rlsys.runs.ledger import Ledger
+from rlsys.runs.recovery import Origin, Recovery
+from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.tracking.metrics import merge, step_metrics
 from rlsys.tracking.progress import Progress
 from rlsys.tracking.tracker import Tracker

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.checkpoint import CheckpointError
 from rlsys.config.run import RunConfig, parse
+from rlsys.runs.checkpoint import CheckpointError
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"

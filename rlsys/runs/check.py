@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlsys.assemble import held_out_items, judge_of, needs_judge, prompt_builder, training_items
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.video.budgets import largest_grids
 from rlsys.data.video.decode import plan_grid
@@ -14,7 +13,9 @@ from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
-from rlsys.supervised import Demonstration
+from rlsys.runs.assemble import judge_of, needs_judge, prompt_builder
+from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
 from rlsys.types import PromptItem
 

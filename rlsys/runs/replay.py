@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from rlsys import ledger
 from rlsys.algorithm.batch import make_batch
 from rlsys.algorithm.reward_shaping import needs_reference, shape_rewards
-from rlsys.assemble import LearnerStack, open_learner_stack, open_scorer, training_items
-from rlsys.checkpoint import complete_checkpoints, load_state
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
-from rlsys.rollouts import FOLDER, SavedGroup, SavedStep, read_step, step_file
-from rlsys.run_file import RunFile, read_run_file
+from rlsys.runs import ledger
+from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_scorer
+from rlsys.runs.checkpoint import complete_checkpoints, load_state
+from rlsys.runs.items import training_items
+from rlsys.runs.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
+from rlsys.runs.run_file import RunFile, read_run_file
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
 from rlsys.tracking.mlflow_store import SQLITE, MlflowRun
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup

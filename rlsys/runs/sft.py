@@ -10,21 +10,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rlsys.assemble import LearnerStack, Stack, open_learner_stack, open_stack
-from rlsys.checkpoint import load_state
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
-from rlsys.demonstrations import Demonstration, Feed, Lessons, read_lessons
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.loop.state import RunState
-from rlsys.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended
-from rlsys.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
-from rlsys.supervised import PreparedDemonstration, supervised_batch
+from rlsys.runs.assemble import LearnerStack, Stack, open_learner_stack, open_stack
+from rlsys.runs.checkpoint import load_state
+from rlsys.runs.demonstrations import Demonstration, Feed, Lessons, read_lessons
+from rlsys.runs.recovery import Origin, Recovery, evaluated, evaluated_before, find_origin, has_ended
+from rlsys.runs.run_file import SUMMARY_FILE, forget_summary, write_json, write_run_file
+from rlsys.runs.supervised import PreparedDemonstration, supervised_batch
+from rlsys.runs.train import Summary, end_rows, held_out_rows, read_summary, write_summary
 from rlsys.tracking.metrics import merge, summarise
 from rlsys.tracking.progress import FINE_TUNING, Progress, show_table
 from rlsys.tracking.tracker import Tracker
-from rlsys.train import Summary, end_rows, held_out_rows, read_summary, write_summary
 
 log = logging.getLogger(__name__)
 
