@@ -20,7 +20,7 @@ from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.sft import sft
 from rlsys.tracking.metrics import span_metrics, union
-from tests.judge_fault_server import FaultServer
+from tests.support.judge_fault_server import FaultServer
 
 NUM_STEPS, WARM_UP = 6, 2
 LESSONS = {"num_steps": 200, "prompts_per_step": 16, "learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"}

@@ -40,7 +40,7 @@ from reward_servers.scorers.scorers import rule_scores
 from reward_servers.server import app
 from rlsys.config.run import RewardConfig, ScoreSettings
 from rlsys.tasks.table import default_names
-from tests.judge_fault_server import FaultServer
+from tests.support.judge_fault_server import FaultServer
 
 CALL_S = 0.5
 REPLICAS = (1, 2, 4, 8)

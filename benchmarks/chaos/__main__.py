@@ -33,7 +33,7 @@ from rlsys.demo.synthetic import SyntheticSet, draw_dataset
 from rlsys.demo.synthetic_tasks import demonstration_text
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.checkpoint import find
-from tests.judge_fault_server import FaultServer
+from tests.support.judge_fault_server import FaultServer
 
 SILENCE_S = 300.0  # for patience 1
 LESSONS = {"num_steps": 120, "prompts_per_step": 16, "learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"}

@@ -1,0 +1,120 @@
+"""Which buckets an engine takes, and that nothing unchecked reaches it; no vLLM here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actors.errors import WeightsRefused
+from actors.weights.receive import Feed, Received, changed_names, holding, receive
+from actors.weights.weights_in import engine_module
+from rlsys.weights.broadcast import Sending
+from rlsys.weights.manifest import Bucket, NamedTensor, Shipment
+from tests.support.shipments import Payload, named, version_of
+
+LAYER = "model.layers.0."
+ATTENTION = f"{LAYER}self_attn."
+
+
+@pytest.fixture(autouse=True)
+def _buckets_are_their_own_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.weights.receive.ray.get", lambda stored, timeout: stored)
+
+
+def shipped(*parts: Payload) -> Shipment:
+    buckets = (
+        Bucket(names=tuple(part), num_bytes=sum(t.data.nbytes for t in part.values()), stored=dict(part))
+        for part in parts
+    )
+    return Shipment(buckets=tuple(buckets), timeout_s=10.0)
+
+
+PARTS = tuple({f"w{index}": named(np.full(4, index, np.float32))} for index in range(3))
+WHOLE = {name: tensor for part in PARTS for name, tensor in part.items()}
+VERSION = version_of(WHOLE, 3)
+
+
+def spoilt(part: Payload) -> dict[str, NamedTensor]:
+    return {name: replace(tensor, data=tensor.data + 1) for name, tensor in part.items()}
+
+
+def test_a_fused_projection_is_loaded_whole_or_not_at_all() -> None:
+    names = [f"{ATTENTION}{kind}_proj.{leaf}" for kind in "qkvo" for leaf in ("weight", "bias")]
+    held = {name: named(np.zeros(2, np.float32)) for name in names}
+    after = {**held, f"{ATTENTION}k_proj.bias": named(np.ones(2, np.float32))}
+    manifests = version_of(after).manifest, version_of(held).manifest
+    fused = {name for name in names if "o_proj" not in name}
+    assert changed_names(*manifests, engine_module) == fused
+    assert changed_names(manifests[0], {}, engine_module) == set(names)
+    assert changed_names(manifests[0], manifests[0], engine_module) == set()
+
+
+def test_only_buckets_with_something_new_are_fetched() -> None:
+    shipment = shipped(*PARTS)
+    received = Received()
+    buckets = holding(shipment.buckets, {"w1"})
+    assert [list(payload) for payload in receive(shipment, buckets, VERSION, received)] == [["w1"]]
+    assert (received.stored_bytes, received.broadcast_bytes) == (16, 0)
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_bad_bucket_is_found_before_the_first_is_handed_on(bad: int) -> None:
+    parts = [spoilt(part) if index == bad else part for index, part in enumerate(PARTS)]
+    shipment = shipped(*parts)
+    payloads = receive(shipment, shipment.buckets, VERSION, Received())
+    with pytest.raises(WeightsRefused, match=f"w{bad}: its digest is"):
+        next(payloads)
+
+
+def test_a_feed_ends_at_an_error_and_keeps_it() -> None:
+    def payloads() -> Iterator[Payload]:
+        yield PARTS[0]
+        raise WeightsRefused("bad")
+
+    feed = Feed(payloads(), {"w0", "w1"})
+    assert [name for name, _ in feed] == ["w0"]
+    assert str(feed.error) == "bad"
+    assert [name for name, _ in Feed(iter(PARTS), {"w1"})] == ["w1"]
+
+
+def broadcast(parts: tuple[Payload, ...], stored: tuple[Payload, ...]) -> tuple[list[str], Received]:
+    """What arrives when `parts` are broadcast and `stored` lie in the store; the third broadcast fails."""
+    plain = shipped(*stored)
+    sending = Sending("127.0.0.1", 1, 10.0)
+    shipment = replace(plain, rendezvous=sending.rendezvous)
+    received = Received()
+
+    def take() -> list[str]:
+        return [name for payload in receive(shipment, shipment.buckets, VERSION, received) for name in sorted(payload)]
+
+    def get(bucket: Bucket) -> Payload:
+        index = plain.buckets.index(bucket)
+        if index >= len(parts):
+            raise RuntimeError("the sender is gone")
+        return parts[index]
+
+    with ThreadPoolExecutor(1) as threads:
+        taken = threads.submit(take)
+        sending.send(plain.buckets, VERSION.manifest, get)
+        return taken.result(), received
+
+
+def test_what_a_broadcast_did_not_bring_comes_from_the_store() -> None:
+    names, received = broadcast(PARTS[:2], PARTS)
+    assert names == ["w0", "w1", "w2"]
+    assert (received.broadcast_bytes, received.stored_bytes) == (32, 16)
+
+
+def test_what_a_broadcast_spoilt_comes_from_the_store() -> None:
+    names, received = broadcast((PARTS[0], spoilt(PARTS[1]), PARTS[2]), PARTS)
+    assert names == ["w0", "w2", "w1"]
+    assert (received.broadcast_bytes, received.stored_bytes) == (32, 16)
+
+
+def test_what_neither_brings_is_refused() -> None:
+    with pytest.raises(WeightsRefused, match="w2: its digest is"):
+        broadcast(PARTS[:2], (*PARTS[:2], spoilt(PARTS[2])))

@@ -1,0 +1,274 @@
+"""A payload is checked to the last byte before it may touch an engine; no vLLM here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rlsys.weights.version import WeightVersion
+from safetensors.numpy import save_file
+
+from actors.errors import WeightsRefused
+from actors.weights.weights_in import (
+    HEAD,
+    Expected,
+    as_tensor,
+    bucket_problems,
+    check_manifest,
+    compared,
+    engine_name,
+    expected_adapter,
+    expected_weights,
+    refused,
+    stale_adapter,
+    stale_parameters,
+)
+from rlsys.config.run import LoraConfig
+from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
+from tests.support.shipments import named
+from tests.support.shipments import version_of as announced
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def payload() -> dict[str, NamedTensor]:
+    embedding = np.arange(12, dtype=np.float32).reshape(4, 3)
+    return {EMBEDDING: named(embedding), "model.norm.weight": named(np.ones(3, np.float32)), HEAD: named(embedding)}
+
+
+def version_of(payload: Mapping[str, NamedTensor]) -> WeightVersion:
+    return announced(payload, 7)
+
+
+def check_payload(sent: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
+    """What an engine does with a shipment of one bucket."""
+    bucket = Bucket(names=tuple(sent), num_bytes=0, stored=None)
+    check_manifest(version, expected, Shipment(buckets=(bucket,), timeout_s=1.0))
+    if problems := bucket_problems(sent, bucket.names, version.manifest):
+        raise refused(version, problems)
+
+
+def wanted(payload: Mapping[str, NamedTensor]) -> Expected:
+    return Expected(specs={name: tensor.spec for name, tensor in payload.items()}, tied_to=EMBEDDING)
+
+
+def refusal(sent: Mapping[str, NamedTensor], expected: Expected, version: WeightVersion) -> str:
+    with pytest.raises(WeightsRefused) as caught:
+        check_payload(sent, version, expected)
+    assert "version 7 refused" in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_expected_names_are_those_of_the_files_and_the_tied_head(tiny_model_dir: Path) -> None:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    specs = expected_weights(tiny_model_dir, "bfloat16").specs
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir)
+    shapes = sorted(tuple(p.shape) for _, p in model.named_parameters(remove_duplicate=False))
+    assert sorted(spec.shape for spec in specs.values()) == shapes
+    assert specs[HEAD] == specs[EMBEDDING]
+    assert {spec.dtype for spec in specs.values()} == {"bfloat16"}
+
+
+def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path) -> None:
+    save_file({EMBEDDING: np.zeros((4, 3), np.float32)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({HEAD: np.zeros((5, 3), np.float32)}, tmp_path / "model-00002-of-00002.safetensors")
+    expected = expected_weights(tmp_path, "float32")
+    assert expected.tied_to == ""
+    assert {name: spec.shape for name, spec in expected.specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        expected_weights(tmp_path, "float32")
+
+
+def test_a_right_payload_passes(payload: dict[str, NamedTensor]) -> None:
+    check_payload(payload, version_of(payload), wanted(payload))
+
+
+def test_a_payload_without_the_tied_head_is_refused(payload: dict[str, NamedTensor]) -> None:
+    expected = wanted(payload)
+    del payload[HEAD]
+    assert f"{HEAD}: missing" in refusal(payload, expected, version_of(payload))
+
+
+def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTensor]) -> None:
+    expected = wanted(payload)
+    sent = {
+        EMBEDDING: named(np.zeros((3, 4), np.float32)),
+        "model.norm.weight": named(np.ones(3, np.float64)),
+        "surprise": named(np.ones(1, np.float32)),
+        HEAD: payload[HEAD],
+    }
+    message = refusal(sent, expected, version_of(sent))
+    assert f"{EMBEDDING}: expected float32[4, 3], got float32[3, 4]" in message
+    assert "model.norm.weight: expected float32[3], got float64[3]" in message
+    assert "surprise: not a weight of this model" in message
+
+
+def test_bytes_that_are_too_few_are_refused(payload: dict[str, NamedTensor]) -> None:
+    norm = payload["model.norm.weight"]
+    sent = {**payload, "model.norm.weight": replace(norm, data=norm.data[:-4])}
+    assert "is not the 12 bytes" in refusal(sent, wanted(payload), version_of(sent))
+
+
+def test_one_changed_bit_is_refused(payload: dict[str, NamedTensor]) -> None:
+    changed = payload[HEAD].data.copy()
+    changed[0] ^= 1
+    sent = {**payload, HEAD: replace(payload[HEAD], data=changed)}
+    assert "announced as" in refusal(sent, wanted(payload), version_of(payload))
+
+
+def test_a_tied_head_with_values_of_its_own_is_refused(payload: dict[str, NamedTensor]) -> None:
+    sent = {**payload, HEAD: named(np.ones((4, 3), np.float32))}
+    assert f"{HEAD}: differs from {EMBEDDING}" in refusal(sent, wanted(payload), version_of(sent))
+    check_payload(sent, version_of(sent), Expected(specs=wanted(sent).specs, tied_to=""))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_of_an_update_that_diverged_are_refused(payload: dict[str, NamedTensor], value: float) -> None:
+    sent = {**payload, "model.norm.weight": named(np.array([1, value, 1], np.float32))}
+    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, wanted(payload), version_of(sent))
+
+
+def test_a_model_with_many_wrong_weights_gets_a_short_message() -> None:
+    sent = {f"weight{index:03}": named(np.ones(1, np.float32)) for index in range(300)}
+    message = refusal(sent, Expected(specs={}, tied_to=""), version_of(sent))
+    assert "300 problem(s)" in message
+    assert "and 292 more" in message
+
+
+def test_read_only_bytes_become_a_tensor_without_a_copy() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    tensor = named(array)
+    tensor.data.flags.writeable = False
+    assert as_tensor(tensor).data_ptr() == array.ctypes.data
+    assert torch.equal(as_tensor(tensor), torch.arange(6.0).view(2, 3))
+
+
+def test_bfloat16_travels_as_its_bytes() -> None:
+    tensor = torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16)
+    spec = TensorSpec(shape=(1, 2), dtype="bfloat16")
+    assert torch.equal(as_tensor(NamedTensor(spec=spec, data=tensor.view(-1).view(torch.uint8).numpy())), tensor)
+
+
+@pytest.mark.parametrize(
+    ("old_style", "new_style", "parameter"),
+    [
+        ("visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight", "visual.merger.ln_q.weight"),
+        ("model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight"),
+        ("lm_head.weight", "lm_head.weight", "language_model.lm_head.weight"),
+    ],
+)
+def test_both_styles_of_checkpoint_names_lead_to_one_parameter(old_style: str, new_style: str, parameter: str) -> None:
+    assert engine_name(old_style) == engine_name(new_style) == parameter
+
+
+def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTensor]) -> None:
+    class Held(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language_model = torch.nn.Module()
+            self.language_model.model = torch.nn.Module()
+            self.language_model.model.norm = torch.nn.RMSNorm(3)
+            self.language_model.model.embed_tokens = torch.nn.Embedding(8, 3)  # padded from 4 rows
+
+    held = Held()
+    with torch.no_grad():
+        held.language_model.model.embed_tokens.weight[:4] = as_tensor(payload[EMBEDDING])
+    assert stale_parameters(held, manifest_of(payload)) == (2, [])
+    with torch.no_grad():
+        held.language_model.model.norm.weight[1] = 3.0
+    assert stale_parameters(held, manifest_of(payload)) == (2, ["model.norm.weight"])
+
+
+LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+
+
+def test_an_adapter_has_two_matrices_for_each_target_of_the_language_model_and_none_of_the_tower() -> None:
+    def specs(prefix: str, tower: str) -> dict[str, TensorSpec]:
+        return {
+            f"{prefix}layers.0.self_attn.q_proj.weight": TensorSpec(shape=(6, 4), dtype="float32"),
+            f"{prefix}layers.0.self_attn.q_proj.bias": TensorSpec(shape=(6,), dtype="float32"),
+            f"{prefix}layers.0.mlp.down_proj.weight": TensorSpec(shape=(4, 8), dtype="float32"),
+            f"{prefix}layers.0.mlp.up_proj.weight": TensorSpec(shape=(8, 4), dtype="float32"),
+            f"{tower}blocks.0.mlp.down_proj.weight": TensorSpec(shape=(4, 8), dtype="float32"),
+        }
+
+    layer = "base_model.model.model.language_model.layers.0."
+    for prefix, tower in (("model.", "visual."), ("model.language_model.", "model.visual.")):
+        found = expected_adapter(Expected(specs=specs(prefix, tower), tied_to=""), LORA)
+        assert {name: spec.shape for name, spec in found.specs.items()} == {
+            f"{layer}self_attn.q_proj.lora_A.weight": (2, 4),
+            f"{layer}self_attn.q_proj.lora_B.weight": (6, 2),
+            f"{layer}mlp.down_proj.lora_A.weight": (2, 8),
+            f"{layer}mlp.down_proj.lora_B.weight": (4, 2),
+        }
+
+
+def test_an_adapter_of_another_rank_is_refused(tiny_model_dir: Path) -> None:
+    expected = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA)
+    sent = {name: named(np.zeros(spec.shape, np.float32)) for name, spec in expected.specs.items()}
+    check_payload(sent, version_of(sent), expected)
+    wider = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA.model_copy(update={"rank": 3}))
+    assert "q_proj.lora_A.weight: expected float32[3, 128], got float32[2, 128]" in refusal(
+        sent, wider, version_of(sent)
+    )
+
+
+def test_an_adapter_that_was_not_taken_is_found() -> None:
+    class Fused(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # [adapters, 1, rank that there is room for, inputs], for q, k and v
+            self.lora_a_stacked = tuple(torch.zeros(1, 1, 8, 4) for _ in range(3))
+
+    held = torch.nn.Module()
+    held.language_model = torch.nn.Module()
+    held.language_model.model = torch.nn.Module()
+    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
+    held.language_model.model.layers[0].self_attn = torch.nn.Module()
+    held.language_model.model.layers[0].self_attn.qkv_proj = Fused()
+    name = "base_model.model.model.language_model.layers.0.self_attn.v_proj"
+    sent = {
+        f"{name}.lora_A.weight": named(np.ones((2, 4), np.float32)),
+        f"{name}.lora_B.weight": named(np.ones((6, 2), np.float32)),
+    }
+    assert stale_adapter(held, sent) == (1, [f"{name}.lora_A.weight"])
+    held.language_model.model.layers[0].self_attn.qkv_proj.lora_a_stacked[2][0, 0, :2] = 1.0
+    assert stale_adapter(held, sent) == (1, [])
+
+
+def test_parts_of_a_fused_projection_are_read_back_as_slices() -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv_proj = torch.nn.Linear(4, 8)
+
+    held = torch.nn.Module()
+    held.language_model = torch.nn.Module()
+    held.language_model.model = torch.nn.Module()
+    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
+    held.language_model.model.layers[0].self_attn = Attention()
+    fused = held.language_model.model.layers[0].self_attn.qkv_proj
+    sizes = {"q": slice(0, 4), "k": slice(4, 6), "v": slice(6, 8)}
+    sent = {
+        f"model.layers.0.self_attn.{kind}_proj.{leaf}": named(getattr(fused, leaf).detach().numpy()[rows].copy())
+        for kind, rows in sizes.items()
+        for leaf in ("weight", "bias")
+    }
+    assert stale_parameters(held, manifest_of(sent)) == (6, [])
+    with torch.no_grad():
+        fused.weight[5, 0] += 0.5
+    assert stale_parameters(held, manifest_of(sent)) == (6, ["model.layers.0.self_attn.k_proj.weight"])
+    specs = {name: tensor.spec for name, tensor in sent.items()}
+    key = {name: tensor for name, tensor in sent.items() if "k_proj" in name}
+    assert list(compared(held, key, specs).values()) == pytest.approx([0.5, 0.0])
+    # without the others nobody knows where a part lies
+    assert stale_parameters(held, manifest_of(key)) == (0, [])

@@ -1,0 +1,114 @@
+"""Starting and attaching: in processes of their own, because a process is connected to one cluster at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_temp_dir
+from rlsys.config.run import ClusterConfig, ConfigError, parse
+from tests.support.cluster import RayHead
+
+SCRIPT = Path(__file__).parent / "cluster_probe.py"
+
+
+def probe(config: Mapping[str, Any], cwd: Path, **variables: str) -> tuple[int, dict[str, Any], str]:
+    """Exit status, what `cluster_probe.py` found, and its stderr."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    tree = {"output_dir": "out", "model": {"path": "m"}, **config}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), json.dumps(tree)],
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}, done.stderr
+
+
+def still_there(pids: Sequence[int]) -> list[psutil.Process]:
+    running = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    return [process for process in running if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
+    config = {"rollout": {"num_actors": 2}, "learner": {"num_ranks": 2}, "cluster": {"object_store_mib": 100}}
+    status, found, errors = probe(config, tmp_path)
+    assert status == 0, errors
+    assert found["is_local"] is True
+    assert found["cpus"] >= 5  # four processes and room to decode, on a machine with fewer cores too
+    assert [worker["code"] for worker in found["workers"]] == [str(ROOT)] * 4
+    assert found["workers"][0]["env"] == {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
+    assert found["workers"][0]["cwd"] == str(tmp_path)
+    assert found["folder"].startswith(tempfile.gettempdir())
+    assert not Path(found["folder"]).exists()
+    _, alive = psutil.wait_procs(still_there(found["processes"]), timeout=20)
+    assert not still_there([process.pid for process in alive])
+
+
+def test_a_failure_keeps_the_logs_and_says_where(tmp_path: Path) -> None:
+    status, found, errors = probe({"cluster": {"object_store_mib": 100}}, tmp_path, PROBE_FAILS="1")
+    assert status == 1
+    assert f"the workers' logs are in {found['folder']}" in errors
+    assert (Path(found["folder"]) / "session_latest" / "logs").is_dir()
+    shutil.rmtree(found["folder"])
+
+
+def test_attaching_sends_the_code_and_leaves_the_cluster_as_it_was(ray_head: RayHead, tmp_path: Path) -> None:
+    status, found, errors = probe({"cluster": {"address": ray_head.address}}, tmp_path, **ray_head.environment)
+    assert status == 0, errors
+    assert found["is_local"] is False
+    assert found["cpus"] == 8
+    code = found["workers"][0]["code"]
+    assert code != str(ROOT)
+    assert "_ray_pkg" in code
+    assert found["left_reserved"] == 0
+
+
+def test_a_run_too_big_for_the_cluster_is_refused_with_the_arithmetic(ray_head: RayHead, tmp_path: Path) -> None:
+    status, _, errors = probe(
+        {"rollout": {"num_actors": 20}}, tmp_path, RAY_ADDRESS=ray_head.address, **ray_head.environment
+    )
+    assert status == 1
+    assert "rollout.num_actors=20 x (1 CPU)" in errors
+    assert "The cluster has 8 CPU, 0 GPU" in errors
+
+
+def test_a_dashboard_is_not_a_cluster_address() -> None:
+    tree = {"output_dir": "out", "model": {"path": "m"}, "cluster": {"address": "http://10.0.0.1:8265"}}
+    with (
+        pytest.raises(ConfigError, match="rlsys submit --address http://10.0.0.1:8265"),
+        open_cluster(parse(tree, source="test")),
+    ):
+        pass
+
+
+def test_an_address_where_nothing_listens_is_named_at_once() -> None:
+    tree = {"output_dir": "out", "model": {"path": "m"}, "cluster": {"address": "127.0.0.1:9"}}
+    with (
+        pytest.raises(ConfigError, match="no Ray cluster answers at 127.0.0.1:9"),
+        open_cluster(parse(tree, source="test")),
+    ):
+        pass
+
+
+def test_a_job_brings_its_own_code() -> None:
+    assert "py_modules" not in runtime_env(ClusterConfig(), code="there")
+    assert "PYTHONPATH" not in runtime_env(ClusterConfig(), code="there")["env_vars"]
+    assert "DS_ACCELERATOR" not in runtime_env(ClusterConfig(device="cuda"), code="there")["env_vars"]
+
+
+def test_a_long_temporary_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/scratch/" + "x" * MAX_TEMP_DIR)
+    assert short_temp_dir() == Path("/tmp")

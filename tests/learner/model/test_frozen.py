@@ -1,0 +1,123 @@
+"""Frozen parts: what is trained, and how often the vision tower looks at a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.model.frozen import freeze
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.rows import Row
+from tests.support.learner import make_group, make_row
+
+BOTH = ("vision_tower", "projector")
+BLANK = 4
+"""Patches of the blank image that keeps ranks in step."""
+
+
+@pytest.fixture
+def make_policy(tiny_model_dir: Path) -> Callable[..., PackedPolicy]:
+    def make(*frozen_parts: str) -> PackedPolicy:
+        model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+        freeze(model, frozen_parts)
+        return PackedPolicy(model)
+
+    return make
+
+
+def packed(policy: PackedPolicy, folder: Path, *rows: Row) -> PackedBatch:
+    return pack(rows, read_layout(policy.model, folder), dtype=torch.float32)
+
+
+def count_patches(policy: PackedPolicy) -> list[int]:
+    """Filled with the patches of every call of the tower from now on."""
+    seen: list[int] = []
+    policy.model.model.visual.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
+    return seen
+
+
+def rows() -> tuple[Row, Row, Row]:
+    """A video of 6 x 4 x 4 patches, an image of 4 x 4, and text alone."""
+    rng = np.random.default_rng(0)
+    return tuple(
+        make_row(make_group(rng, str(i), kinds, [5, 3])) for i, kinds in enumerate([("video",), ("image",), ()])
+    )
+
+
+@pytest.mark.parametrize(
+    ("frozen_parts", "expected"),
+    [((), (True, True)), (("vision_tower",), (False, True)), (("projector",), (True, False)), (BOTH, (False, False))],
+)
+def test_frozen_parts_have_no_gradient_and_the_others_all_have(
+    make_policy: Callable[..., PackedPolicy], frozen_parts: tuple[str, ...], expected: tuple[bool, bool]
+) -> None:
+    policy = make_policy(*frozen_parts)
+    tower = {name for name, p in policy.model.model.visual.named_parameters() if p.requires_grad}
+    assert (
+        any(not name.startswith("merger.") for name in tower),
+        any(name.startswith("merger.") for name in tower),
+    ) == (expected)
+    assert all(p.requires_grad for p in policy.model.model.language_model.parameters())
+
+
+@pytest.mark.parametrize("frozen_parts", [("vision_tower",), BOTH])
+def test_a_frozen_tower_sees_each_clip_once_and_is_called_in_every_pass(
+    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path, frozen_parts: tuple[str, ...]
+) -> None:
+    policy = make_policy(*frozen_parts)
+    seen = count_patches(policy)
+    video, image, text = rows()
+    first, _ = policy(packed(policy, tiny_model_dir, video))
+    policy(packed(policy, tiny_model_dir, image, video))
+    again, _ = policy(packed(policy, tiny_model_dir, video))
+    for batch in ((), (text,)):
+        policy(packed(policy, tiny_model_dir, *batch))
+    assert seen == [96, 16, BLANK, BLANK, BLANK]
+    assert torch.equal(first, again)
+    policy.forget_features()
+    policy(packed(policy, tiny_model_dir, video))
+    assert seen[5:] == [96]
+
+
+def test_a_trained_tower_sees_the_clips_of_every_pass(
+    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path
+) -> None:
+    policy = make_policy("projector")
+    seen = count_patches(policy)
+    video, image, text = rows()
+    for batch in ((video,), (video, image), (text,)):
+        policy(packed(policy, tiny_model_dir, *batch))
+    assert seen == [96, 112, BLANK]
+
+
+def test_rows_with_the_same_clip_share_its_features(
+    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path
+) -> None:
+    policy = make_policy()
+    seen = count_patches(policy)
+    video, image, _ = rows()
+    alone, _ = policy(packed(policy, tiny_model_dir, video))
+    together, _ = policy(packed(policy, tiny_model_dir, video, image, video))
+    assert seen == [96, 112]
+    torch.testing.assert_close(together[:8], alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[16:], alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("frozen_parts", [("vision_tower",), ("projector",), BOTH])
+@pytest.mark.parametrize("kind", ["video", "known video", "text", "dummy"])
+def test_every_pass_has_a_gradient_for_every_trained_parameter(
+    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path, frozen_parts: tuple[str, ...], kind: str
+) -> None:
+    # ranks add up their gradients: one that has none for a parameter would leave the others waiting
+    policy = make_policy(*frozen_parts)
+    video, _, text = rows()
+    if kind == "known video":
+        policy(packed(policy, tiny_model_dir, video))
+    batch = {"text": (text,), "dummy": ()}.get(kind, (video,))
+    policy(packed(policy, tiny_model_dir, *batch))[0].sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in policy.parameters())

@@ -1,0 +1,189 @@
+"""Packed passes against padded sequences: the same numbers, whatever is trained and however the rows are split.
+
+The oracle is the unmodified Hugging Face model with Hugging Face's processors, each response alone behind its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from learner.model.frozen import freeze
+from learner.model.lora import add_adapters
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.cost import read_cost_model
+from learner.packing.packing import PackedBatch, pack
+from learner.packing.passes import plan_passes
+from learner.packing.rows import Response, Row
+from learner.packing.shards import weighted
+from rlsys.config.run import LoraConfig
+from tests.support.learner import make_clip, make_group, make_prompt, make_row
+from tests.support.plain_policy import plain_logprobs
+
+LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
+WHOLE = 1 << 20
+SPLIT = 48
+"""Tokens of a pass for which most groups are split over passes."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a learner may be set up: what it trains, and how it computes that."""
+
+    frozen_parts: tuple[str, ...] = ()
+    lora: bool = False
+    checkpointing: bool = False
+    num_ranks: int = 1
+    budget: int = WHOLE
+    attention: str = "sdpa"
+
+
+SETTINGS = {
+    "one pass": Setting(),
+    "split groups": Setting(budget=SPLIT),
+    "two ranks": Setting(num_ranks=2),
+    "two ranks, split groups": Setting(num_ranks=2, budget=SPLIT),
+    "checkpointing": Setting(checkpointing=True, budget=200),
+    "masked SDPA": Setting(attention="eager", num_ranks=2, budget=200),
+    "frozen tower": Setting(frozen_parts=("vision_tower",), num_ranks=2, budget=SPLIT),
+    "frozen projector": Setting(frozen_parts=("projector",), budget=SPLIT),
+    "frozen vision": Setting(frozen_parts=("vision_tower", "projector"), num_ranks=2, budget=SPLIT),
+    "LoRA": Setting(lora=True, num_ranks=2, budget=SPLIT),
+    "LoRA, checkpointing": Setting(lora=True, checkpointing=True),
+    "frozen tower, checkpointing": Setting(frozen_parts=("vision_tower",), checkpointing=True, budget=200),
+}
+
+
+@pytest.fixture(scope="module")
+def plain_model(bench_model_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(bench_model_dir, dtype=torch.float32)
+
+
+def random_rows(seed: int) -> list[Row]:
+    """A video, an image, several media, text alone, and a second question on the first video."""
+    rng = np.random.default_rng(seed)
+    kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
+    rows = []
+    for number, media in enumerate(kinds):
+        lengths = [1, *rng.integers(1, 14, rng.integers(1, 5))]
+        # more than 112 pixels a side: several windows of the tower's windowed attention, of unequal size
+        sides = rng.choice([28, 84, 140], len(media))
+        clips = tuple(make_clip(rng, kind, 4, side) for kind, side in zip(media, sides, strict=True))
+        clips = rows[0].clips if number == 4 else clips
+        group = make_group(rng, str(number), (), rng.permutation(lengths).tolist())
+        prompt = make_prompt(rng, clips, int(rng.integers(3, 20)))
+        rows.append(make_row(replace(group, clips=clips, prompt=prompt)))
+    rows = [replace(row, responses=tuple(replace(r, advantage=rng.normal()) for r in row.responses)) for row in rows]
+    return weighted(rows, "sequence", 16)
+
+
+def make_policy(folder: Path, setting: Setting) -> PackedPolicy:
+    model = load_model(folder, dtype="float32", attention=setting.attention)
+    if setting.lora:
+        torch.manual_seed(3)
+        add_adapters(model, LORA)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:  # zeros at first: the adapter would do nothing
+                    parameter.normal_(std=0.05)
+    freeze(model, setting.frozen_parts)
+    if setting.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return PackedPolicy(model).train()
+
+
+def make_oracle(
+    plain: Qwen2_5_VLForConditionalGeneration, policy: PackedPolicy, setting: Setting, folder: Path
+) -> torch.nn.Module:
+    """The plain model, with peft's own wrapping and the policy's adapters for LoRA."""
+    if not setting.lora:
+        return plain
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    targets = rf"model\.language_model\..*\.({'|'.join(LORA.targets)})"
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
+    adapters = {name: tensor for name, tensor in policy.model.state_dict().items() if "lora_" in name}
+    found = wrapped.base_model.model.load_state_dict(adapters, strict=False)
+    assert adapters
+    assert not found.unexpected_keys
+    return wrapped
+
+
+def packed_results(
+    policy: PackedPolicy, rows: Sequence[Row], setting: Setting, folder: Path
+) -> tuple[dict[Response, torch.Tensor], dict[str, torch.Tensor]]:
+    """Log-probabilities by response and gradients by parameter, over all passes of all ranks."""
+    layout = read_layout(policy.model, folder)
+    plan = plan_passes(rows, setting.num_ranks, setting.budget, read_cost_model(folder, setting.frozen_parts))
+    found: dict[Response, torch.Tensor] = {}
+    policy.zero_grad()
+    for passes in plan:
+        for part in passes:
+            batch = pack(part, layout, dtype=torch.float32)
+            logprobs, _ = policy(batch)
+            (0.0 * logprobs.sum() if batch.is_dummy else loss_of(batch, logprobs)).backward()
+            responses = [response for row in part for response in row.responses]
+            if not batch.is_dummy:
+                parts = logprobs.detach().split([len(response.ids) for response in responses])
+                found.update(zip(responses, parts, strict=True))
+        policy.forget_features()
+    return found, gradients(policy.model)
+
+
+def loss_of(batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor:
+    return (batch.weights * batch.advantages * logprobs).sum()
+
+
+def plain_results(
+    model: torch.nn.Module, rows: Sequence[Row], folder: Path
+) -> tuple[dict[Response, torch.Tensor], dict[str, torch.Tensor]]:
+    found: dict[Response, torch.Tensor] = {}
+    model.zero_grad()
+    for row in rows:
+        logprobs = plain_logprobs(model, row, folder)
+        loss = sum(r.weight * r.advantage * one.sum() for r, one in zip(row.responses, logprobs, strict=True))
+        loss.backward()
+        found.update(zip(row.responses, (one.detach() for one in logprobs), strict=True))
+    return found, gradients(model.base_model.model if isinstance(model, peft.PeftModel) else model)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def is_trained(name: str, setting: Setting) -> bool:
+    if setting.lora:
+        return "lora_" in name
+    part = "projector" if ".visual.merger." in name else "vision_tower" if ".visual." in name else "language_model"
+    return part not in setting.frozen_parts
+
+
+def assert_equal_gradients(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    whole = torch.cat([tensor.flatten() for tensor in expected.values()]).norm()
+    difference = torch.cat([(found[name] - tensor).flatten() for name, tensor in expected.items()]).norm()
+    assert difference <= 1e-4 * whole
+    for name, tensor in expected.items():
+        # the biases of keys have a gradient of 0, which rounding hides
+        assert (found[name] - tensor).norm() <= 1e-4 * tensor.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_packed_is_padded(name: str, bench_model_dir: Path, plain_model: Qwen2_5_VLForConditionalGeneration) -> None:
+    setting = SETTINGS[name]
+    rows = random_rows(seed=list(SETTINGS).index(name))
+    policy = make_policy(bench_model_dir, setting)
+    found, found_gradients = packed_results(policy, rows, setting, bench_model_dir)
+    oracle = make_oracle(plain_model, policy, setting, bench_model_dir)
+    expected, expected_gradients = plain_results(oracle, rows, bench_model_dir)
+    assert found.keys() == expected.keys()
+    for response, logprobs in expected.items():
+        assert (found[response] - logprobs).abs().max() <= 1e-5
+    expected_gradients = {key: value for key, value in expected_gradients.items() if is_trained(key, setting)}
+    assert found_gradients.keys() == expected_gradients.keys()
+    assert_equal_gradients(found_gradients, expected_gradients)

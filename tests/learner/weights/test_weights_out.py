@@ -1,0 +1,131 @@
+"""Weights on their way out, in one process: how much is whole at once, and that everyone can read the folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from learner.model.lora import adapters, adapters_off, add_adapters
+from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.packing import PackedBatch, pack
+from learner.weights.weights_out import (
+    HEAD,
+    adapter_outlets,
+    checkpoint_names,
+    collect,
+    model_outlets,
+    read_folder,
+    stream,
+    write_adapter,
+    write_folder,
+)
+from rlsys.config.run import ConfigError, LoraConfig
+from rlsys.weights.manifest import digest
+from tests.support.learner import make_group, make_row
+
+LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
+
+
+class CountingGather:
+    """Opens parameters as DeepSpeed would, and notes the most bytes that were open at once."""
+
+    def __init__(self) -> None:
+        self.open_bytes = self.most_bytes = 0
+
+    @contextmanager
+    def __call__(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        size = sum(parameter.nbytes for parameter in parameters)
+        self.open_bytes += size
+        self.most_bytes = max(self.most_bytes, self.open_bytes)
+        yield
+        self.open_bytes -= size
+
+
+def everything_at_hand(parameters: Sequence[nn.Parameter]) -> nullcontext[None]:
+    return nullcontext()
+
+
+def adapted(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, dict[str, str]]:
+    """The model with adapters that change it, and its checkpoint names."""
+    model = load_model(folder, dtype="float32", attention="sdpa")
+    names = checkpoint_names(model)
+    torch.manual_seed(0)
+    add_adapters(model, LORA)
+    with torch.no_grad():
+        for low_rank in adapters(model).values():
+            low_rank.up.normal_(std=0.1)
+    return model, names
+
+
+def logprobs(model: Qwen2_5_VLForConditionalGeneration, batch: PackedBatch) -> torch.Tensor:
+    with torch.no_grad():
+        return PackedPolicy(model)(batch)[0]
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_model_dir: Path) -> PackedBatch:
+    rng = np.random.default_rng(0)
+    rows = [make_row(make_group(rng, "a", ("video",), [5, 3])), make_row(make_group(rng, "b", (), [4]))]
+    layout = read_layout(load_model(tiny_model_dir, dtype="float32", attention="sdpa"), tiny_model_dir)
+    return pack(rows, layout, dtype=torch.float32)
+
+
+def test_export_opens_one_tensor_at_a_time_and_writes_what_collect_holds(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+    outlets, gather = model_outlets(model, checkpoint_names(model)), CountingGather()
+    found = write_folder(outlets, stream(outlets, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert gather.most_bytes == largest < sum(parameter.nbytes for parameter in model.parameters()) / 5
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) == 3
+    payload = collect(outlets, everything_at_hand)
+    assert found == digest(payload) == digest(read_folder(tmp_path / "model")) == digest(read_folder(tiny_model_dir))
+    # the head is the embedding, and is sent once
+    assert payload[HEAD] is payload["model.embed_tokens.weight"]
+
+
+def test_a_folder_in_several_files_is_the_same_model(tiny_model_dir: Path, tmp_path: Path, batch: PackedBatch) -> None:
+    model, names = adapted(tiny_model_dir)
+    outlets, gather = model_outlets(model, names), CountingGather()
+    write_folder(outlets, stream(outlets, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
+    merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    torch.testing.assert_close(logprobs(merged, batch), logprobs(model, batch), atol=1e-5, rtol=0)
+    largest = max(sum(parameter.nbytes for parameter in outlet.parameters) for outlet in outlets.values())
+    assert gather.most_bytes == largest
+
+
+def test_the_adapter_s_folder_is_read_by_peft(tiny_model_dir: Path, tmp_path: Path, batch: PackedBatch) -> None:
+    model, _ = adapted(tiny_model_dir)
+    write_adapter(collect(adapter_outlets(model), everything_at_hand), LORA, tiny_model_dir, tmp_path)
+    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path)
+    torch.testing.assert_close(logprobs(loaded.get_base_model(), batch), logprobs(model, batch), atol=1e-5, rtol=0)
+
+
+def test_without_its_adapters_the_model_is_the_one_that_it_started_from(
+    tiny_model_dir: Path, batch: PackedBatch
+) -> None:
+    model, _ = adapted(tiny_model_dir)
+    base = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+    with adapters_off(model):
+        off = logprobs(model, batch)
+    torch.testing.assert_close(off, logprobs(base, batch), atol=1e-6, rtol=0)
+    assert (logprobs(model, batch) - off).abs().max() > 0.01
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in dict(model.named_parameters()) if ".lora_" in name}
+    # 3 layers, 3 targets each, two matrices; the tower has a down_proj too, and none of it is touched
+    assert len(trained) == 18
+    assert not any("visual" in name for name in trained)
+
+
+def test_an_unknown_target_is_named_with_those_that_there_are(tiny_model_dir: Path) -> None:
+    model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+    with pytest.raises(ConfigError, match="qkv are no linear layers.*it has down_proj, gate_proj"):
+        add_adapters(model, LoraConfig(rank=2, targets=("q_proj", "qkv")))

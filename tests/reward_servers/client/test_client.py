@@ -1,0 +1,402 @@
+"""The client against an HTTP server that misbehaves as told, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reward_servers.client import client as client_module
+from reward_servers.client.client import RewardClient
+from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from rlsys.algorithm.advantages import group_advantages
+from rlsys.config.run import ConfigError, RewardConfig
+from rlsys.types import RolloutGroup, ScoredGroup
+from tests.support.factories import make_group
+
+Rows = list[dict[str, Any]]
+Answer = Callable[[Rows], tuple[int, Mapping[str, str], bytes]]
+GROUP = make_group(num_rollouts=4)
+
+
+class FaultyServer:
+    """Answers request k as `answers[k]` says, the last answer for ever.
+
+    seen: (when, headers, rows) per request.  requests: their whole bodies.
+    """
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.seen: list[tuple[float, Mapping[str, str], Rows]] = []
+        self.requests: list[dict[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                rows = request["rows"]
+                outer.requests.append(request)
+                outer.seen.append((time.monotonic(), dict(self.headers), rows))
+                status, headers, body = answers[min(len(outer.seen), len(answers)) - 1](rows)
+                self.send_response(status)
+                for name, value in {"content-length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+                self.close_connection = "content-length" in headers
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silence."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@contextmanager
+def server(*answers: Answer) -> Iterator[FaultyServer]:
+    faulty = FaultyServer(answers)
+    try:
+        yield faulty
+    finally:
+        faulty.close()
+
+
+def reply(rollout_id: str, iou: float = 0.5, status: str = "ok", reason: str = "") -> dict[str, object]:
+    scores = {"format": 1.0, "iou": iou} if status == "ok" else {}
+    return {"rollout_id": rollout_id, "status": status, "scores": scores, "reason": reason}
+
+
+def said(replies: object, status: int = 200, **headers: str) -> Answer:
+    return lambda rows: (status, headers, json.dumps(replies).encode())
+
+
+def good(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+    """Rollout k has IoU k / 8."""
+    replies = [reply(row["rollout_id"], index / 8) for index, row in enumerate(rows)]
+    return 200, {}, json.dumps(replies[::-1]).encode()
+
+
+def fails(status: int, **headers: str) -> Answer:
+    return lambda rows: (status, headers, b"no")
+
+
+def slow(seconds: float) -> Answer:
+    def answer(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        time.sleep(seconds)
+        return good(rows)
+
+    return answer
+
+
+def score(
+    url: str, group: RolloutGroup = GROUP, token: str | None = None, think: bool = True, **reward: object
+) -> tuple[ScoredGroup, dict[str, float]]:
+    async def ask() -> tuple[ScoredGroup, dict[str, float]]:
+        client = RewardClient(RewardConfig.model_validate({"timeout_s": 5.0, **reward}), url, token, think=think)
+        try:
+            return await client.score(group, {"generate": (1.0, 2.0)}), client.counters()
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def assert_all_missing(scored: ScoredGroup, *parts: str) -> None:
+    assert not scored.is_valid.any()
+    assert np.isnan(scored.rewards).all() and np.isnan(scored.scores).all()
+    assert all(reason.startswith("infra") and all(part in reason for part in parts) for reason in scored.reasons), (
+        scored.reasons
+    )
+
+
+def test_scores_come_back_in_rollout_order_and_rewards_are_weighted_sums() -> None:
+    with server(good) as faulty:
+        scored, _ = score(faulty.url, weights={"temporal_grounding": {"iou": 2.0}})
+    assert scored.score_names == ("format", "iou")
+    np.testing.assert_array_equal(scored.scores, np.array([[1, 0], [1, 0.125], [1, 0.25], [1, 0.375]], np.float32))
+    np.testing.assert_array_equal(scored.rewards, np.array([1.0, 1.25, 1.5, 1.75], np.float32))
+    assert scored.rewards.dtype == scored.scores.dtype == np.float32
+    assert scored.is_valid.all() and scored.reasons == ("",) * 4
+    assert scored.spans["generate"] == (1.0, 2.0)
+    assert scored.spans["score"][0] <= scored.spans["score"][1]
+
+
+def test_a_group_is_one_request_with_token_variant_and_truth() -> None:
+    with server(good) as faulty:
+        score(faulty.url, token="s3cret", think=False)
+    ((_, headers, rows),) = faulty.seen
+    assert headers["Authorization"] == "Bearer s3cret"
+    assert [row["rollout_id"] for row in rows] == [rollout.rollout_id for rollout in GROUP.rollouts]
+    assert {(row["task"], row["think"], tuple(row["truth"])) for row in rows} == {("temporal_grounding", False, (1, 2))}
+
+
+def test_the_request_says_what_to_compute_and_how_long_the_caller_waits() -> None:
+    weights = {"temporal_grounding": {"length_bonus": 0.2}}
+    settings = {"length_window_tokens": [1, 5]}
+
+    def bonus(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        scores = {"format": 1.0, "iou": 0.5, "length_bonus": 1.0}
+        return 200, {}, json.dumps([{**reply(row["rollout_id"]), "scores": scores} for row in rows]).encode()
+
+    with server(bonus) as faulty:
+        scored, _ = score(faulty.url, weights=weights, settings=settings)
+    (request,) = faulty.requests
+    assert request["settings"]["length_window_tokens"] == [1, 5]
+    assert 2.5 <= request["timeout_s"] <= 3.0  # of 5, with room for the answer to arrive
+    row = request["rows"][0]
+    assert (row["scores"], row["num_tokens"], row["question"]) == (["format", "iou", "length_bonus"], 3, "When?")
+    np.testing.assert_allclose(scored.rewards, 1.7)
+
+
+def test_evidence_comes_back_with_its_rollout() -> None:
+    replies = [{**reply(rollout.rollout_id), "evidence": {"judge": rollout.rollout_id}} for rollout in GROUP.rollouts]
+    with server(said(replies[::-1])) as faulty:
+        scored, _ = score(faulty.url)
+    assert [evidence["judge"] for evidence in scored.evidence] == [rollout.rollout_id for rollout in GROUP.rollouts]
+
+
+def lost(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+    reason = "http://judge:1/v1: connection refused"
+    return 200, {}, json.dumps([reply(row["rollout_id"], status="infra", reason=reason) for row in rows]).encode()
+
+
+def half_lost(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+    replies = [reply(row["rollout_id"], status=("infra", "ok")[index % 2]) for index, row in enumerate(rows)]
+    return 200, {}, json.dumps(replies).encode()
+
+
+def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(lost, lost, good) as faulty:
+        scored, counters = score(faulty.url, failure_window=4)
+    assert scored.is_valid.all() and len(faulty.seen) == 3
+    assert counters["reward/paused_s"] > 0.1
+    paused = next(record.message for record in caplog.records if "paused" in record.message)
+    assert "4 of the last 4 rollouts" in paused and "http://judge:1/v1: connection refused" in paused
+    assert any("the run goes on" in record.message for record in caplog.records)
+
+
+def test_a_group_whose_scores_came_is_not_paused_for_those_that_others_lost() -> None:
+    async def ask_twice(url: str) -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig(failure_window=8, max_failure_frac=0.25), url, None)
+        try:
+            return [await client.score(GROUP, {}), await client.score(GROUP, {})]
+        finally:
+            await client.close()
+
+    with server(lost, good) as faulty:
+        first, second = asyncio.run(ask_twice(faulty.url))
+    assert not first.is_valid.any() and second.is_valid.all() and len(faulty.seen) == 2
+
+
+def test_a_paused_group_asks_again_for_its_lost_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(half_lost, good) as faulty:
+        scored, _ = score(faulty.url, failure_window=4, max_failure_frac=0.4)
+    assert scored.is_valid.all()
+    assert [row["rollout_id"] for row in faulty.seen[1][2]] == ["file:0/0", "file:0/2"]
+
+
+def test_few_lost_scores_do_not_pause() -> None:
+    with server(half_lost) as faulty:
+        scored, _ = score(faulty.url, failure_window=4, max_failure_frac=0.5)
+    assert scored.is_valid.tolist() == [False, True, False, True] and len(faulty.seen) == 1
+
+
+def test_a_window_that_is_not_full_does_not_pause() -> None:
+    with server(lost) as faulty:
+        scored, _ = score(faulty.url, failure_window=5)
+    assert not scored.is_valid.any() and len(faulty.seen) == 1
+
+
+def test_a_pause_that_does_not_end_stops_the_run_with_the_last_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(lost) as faulty, pytest.raises(RewardServerError, match="connection refused.*--resume"):
+        score(faulty.url, failure_window=4, max_pause_s=0.2)
+
+
+def test_one_failed_score_is_missing_and_does_not_move_the_others() -> None:
+    ids = [rollout.rollout_id for rollout in GROUP.rollouts]
+    replies = [
+        reply(ids[0], 0.25),
+        reply(ids[1], status="infra", reason="judge timed out"),
+        reply(ids[2], 0.5),
+        reply(ids[3], 0.75),
+    ]
+    with server(said(replies)) as faulty:
+        scored, _ = score(faulty.url)
+    assert scored.is_valid.tolist() == [True, False, True, True]
+    assert scored.reasons == ("", "infra: judge timed out", "", "")
+    assert np.isnan(scored.rewards[1]) and np.isnan(scored.scores[1]).all()
+    advantages = group_advantages(scored.rewards, scored.is_valid)
+    without = group_advantages(scored.rewards[[0, 2, 3]], np.ones(3, bool))
+    np.testing.assert_array_equal(advantages, np.insert(without, 1, 0.0))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(fails(status) for status in (500, 502, 503, 504, 429, 408)),
+        said([]),
+        said("text"),
+        lambda rows: (200, {}, b"{half a"),
+        lambda rows: (200, {"content-length": "1000"}, b"[half"),
+        lambda rows: (200, {}, json.dumps([reply(row["rollout_id"]) for row in rows[1:]]).encode()),
+        lambda rows: (200, {}, json.dumps([reply(row["rollout_id"]) for row in [*rows, rows[0]]]).encode()),
+        lambda rows: (200, {}, json.dumps([reply(row["rollout_id"], 1.5) for row in rows]).encode()),
+        lambda rows: (200, {}, json.dumps([reply(row["rollout_id"], float("nan")) for row in rows]).encode()),
+    ],
+)
+def test_passing_trouble_is_retried(fault: Answer) -> None:
+    with server(fault, fault, good) as faulty:
+        scored, counters = score(faulty.url, timeout_s=20.0)
+    assert scored.is_valid.all()
+    assert counters == {
+        "reward/requests": 3,
+        "reward/retries": 2,
+        "reward/unanswered_groups": 0,
+        "reward/paused_s": 0,
+    }
+
+
+def test_retry_after_is_honoured() -> None:
+    with server(fails(429, **{"retry-after": "1"}), good) as faulty:
+        scored, _ = score(faulty.url)
+    assert scored.is_valid.all()
+    assert faulty.seen[1][0] - faulty.seen[0][0] >= 1.0
+
+
+def test_a_retry_after_beyond_the_deadline_gives_up_at_once() -> None:
+    with server(fails(503, **{"retry-after": "600"})) as faulty:
+        started = time.monotonic()
+        scored, counters = score(faulty.url, timeout_s=30.0)
+        assert time.monotonic() - started < 10
+    assert_all_missing(scored, faulty.url, "HTTP 503")
+    assert counters["reward/unanswered_groups"] == 1
+
+
+def test_after_the_deadline_the_group_is_missing_with_the_last_failure() -> None:
+    with server(fails(500)) as faulty:
+        scored, counters = score(faulty.url, timeout_s=0.8)
+    assert_all_missing(scored, faulty.url, "HTTP 500")
+    assert counters["reward/requests"] >= 2
+
+
+def test_a_server_that_hangs_costs_the_deadline_and_no_more() -> None:
+    with server(slow(2.0)) as faulty:
+        started = time.monotonic()
+        scored, _ = score(faulty.url, timeout_s=0.5)
+        assert time.monotonic() - started < 1.8
+    assert_all_missing(scored, faulty.url)
+
+
+def test_a_server_that_is_gone_is_missing_data() -> None:
+    with server(good) as faulty:
+        pass
+    scored, _ = score(faulty.url, timeout_s=0.6)
+    assert_all_missing(scored, faulty.url, "ConnectError")
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [
+        (401, "RLSYS_REWARD_TOKEN"),
+        (403, "RLSYS_REWARD_TOKEN"),
+        (404, "reward.url"),
+        (405, "reward.url"),
+        (302, "reward.url"),
+    ]
+    + [(413, "rollout.group_size"), (422, "same version")],
+)
+def test_what_no_retry_can_mend_stops_with_url_and_remedy(status: int, remedy: str) -> None:
+    with server(fails(status)) as faulty, pytest.raises(RewardServerError, match=remedy) as error:
+        score(faulty.url, token="s3cret")
+    assert faulty.url in str(error.value) and f"HTTP {status}" in str(error.value)
+    assert "s3cret" not in str(error.value)
+    assert len(faulty.seen) == 1
+
+
+@pytest.mark.parametrize(("was_healthy", "replies"), [(False, (good, fails(404), good)), (True, (fails(404), good))])
+def test_a_404_of_servers_that_have_answered_is_a_restarting_proxy(
+    was_healthy: bool, replies: tuple[Answer, ...]
+) -> None:
+    async def ask(url: str) -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig(timeout_s=5.0), url, was_healthy=was_healthy)
+        found = [await client.score(GROUP, {}) for _ in range(len(replies) - 1)]
+        await client.close()
+        return found
+
+    with server(*replies) as faulty:
+        assert all(scored.is_valid.all() for scored in asyncio.run(ask(faulty.url)))
+    assert len(faulty.seen) == len(replies)
+
+
+def test_scores_of_another_version_are_refused() -> None:
+    replies = [{**reply(rollout.rollout_id), "scores": {"format": 1.0}} for rollout in GROUP.rollouts]
+    with server(said(replies)) as faulty, pytest.raises(RewardServerError, match="same version"):
+        score(faulty.url)
+
+
+def test_groups_are_scored_at_the_same_time() -> None:
+    async def ask(url: str) -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig(timeout_s=10.0), url)
+        found = await asyncio.gather(*(client.score(make_group(f"file:{index}"), {}) for index in range(8)))
+        await client.close()
+        return found
+
+    with server(slow(0.4)) as faulty:
+        started = time.monotonic()
+        scored = asyncio.run(ask(faulty.url))
+        assert time.monotonic() - started < 2.0
+    assert [group.group.item.prompt_id for group in scored] == [f"file:{index}" for index in range(8)]
+
+
+def test_text_that_is_not_utf8_can_still_be_sent() -> None:
+    rollouts = tuple(dataclasses.replace(rollout, text="a\ud800b") for rollout in GROUP.rollouts)
+    with server(good) as faulty:
+        scored, _ = score(faulty.url, dataclasses.replace(GROUP, rollouts=rollouts))
+    assert scored.is_valid.all()
+    assert faulty.seen[0][2][0]["text"] == "a?b"
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with server(good) as faulty:
+        scored, _ = score(faulty.url)
+    assert scored.is_valid.all()
+
+
+def test_weights_and_urls_that_cannot_work_fail_at_construction() -> None:
+    with pytest.raises(ConfigError, match="reward.weights.dance"):
+        RewardClient(RewardConfig(weights={"dance": {"iou": 1.0}}), "http://127.0.0.1:1")
+    for url in ("127.0.0.1:8000", "ftp://host", "http://", ""):
+        with pytest.raises(RewardServerError, match="base URL"):
+            RewardClient(RewardConfig(), url)
+
+
+def test_waiting_for_health_ends_with_url_and_remedy() -> None:
+    with server(good) as faulty, pytest.raises(RewardServerError, match="reward.url") as error:
+        wait_until_healthy(faulty.url, 0.3)  # it answers GET with 501
+    assert faulty.url in str(error.value) and "501" in str(error.value)
+    with pytest.raises(RewardServerError, match="ConnectError"):
+        wait_until_healthy(faulty.url, 0.3)

@@ -1,0 +1,329 @@
+"""Memory and times of a planned run, against numbers worked out by hand and a model that was really written."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rlsys.runs.items import training_items
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from rlsys.commands.app import app
+from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
+from rlsys.data.video.decode import plan_grid
+from rlsys.demo.synthetic import draw_dataset
+from rlsys.models.sizes import ModelSizes, read_model_sizes
+from rlsys.planning.plan import (
+    GIB,
+    Assumptions,
+    Prompts,
+    assumptions,
+    engine_room,
+    engine_section,
+    payload_bytes,
+    shown,
+    total_flops,
+)
+from rlsys.planning.plan_inputs import prompts_of_budget, prompts_of_items
+from rlsys.planning.plan_learner import activation_bytes, rank_memory
+from rlsys.planning.plan_store import ClipBytes, clip_bytes, store_section
+from rlsys.planning.plan_times import Measured, phase_times, time_section
+from rlsys.types import VideoSpec
+from tests.support.factories import make_item
+
+QWEN_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+}
+# 1,000,000 numbers; a layer keeps 7 x 8 + 2 x 4 + 4 x 16 = 128 numbers a token, a tower's 9 x 4 + 4 x 8 = 68 a patch
+SMALL = ModelSizes(
+    layers=2,
+    hidden=8,
+    mlp=16,
+    kv=4,
+    vocabulary=100,
+    tower_layers=3,
+    tower_hidden=4,
+    tower_mlp=8,
+    merge=2,
+    embedding=200_000,
+    language=600_000,
+    tower=150_000,
+    projector=50_000,
+)
+PROMPTS = Prompts(
+    mean_text=100, mean_visual=1000, longest_text=120, longest_visual=2000, multiply_adds=1e12, source="test"
+)
+
+
+def config(**sections: dict[str, object]) -> RunConfig:
+    return parse({"output_dir": "out", "model": {"path": "model"}, **sections}, source="test")
+
+
+def gpu(**sections: dict[str, object]) -> RunConfig:
+    return config(cluster={"device": "cuda"}, **sections)
+
+
+@pytest.fixture
+def folder_7b(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
+    return tmp_path
+
+
+def test_sizes_are_those_of_the_published_7b_model(folder_7b: Path) -> None:
+    sizes = read_model_sizes(folder_7b)
+    assert sizes.parameters == 8_292_166_656
+    assert (sizes.layers, sizes.kv) == (28, 512)
+
+
+def test_sizes_are_what_a_written_checkpoint_holds(tiny_model_dir: Path) -> None:
+    found = 0
+    for path in tiny_model_dir.glob("*.safetensors"):
+        with safe_open(path, "np") as tensors:
+            found += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    assert read_model_sizes(tiny_model_dir).parameters == found
+
+
+def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config.json there"):
+        read_model_sizes(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not the config of a Qwen2.5-VL"):
+        read_model_sizes(tmp_path)
+
+
+def test_trained_numbers_leave_out_frozen_parts_and_count_adapters_alone() -> None:
+    assert SMALL.trained(LearnerConfig(frozen_parts=("vision_tower",))) == 850_000
+    # 2 layers x rank 4 x (8 + 8 of q_proj, 8 + 4 of v_proj)
+    assert SMALL.trained(LearnerConfig(lora=LoraConfig(rank=4, targets=("q_proj", "v_proj")))) == 2 * 4 * (16 + 12)
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimiser"),
+    [(0, 2.0, 2.0, 12.0), (1, 2.0, 4.0, 3.0), (2, 2.0, 1.0, 3.0), (3, 0.5, 1.0, 3.0)],
+)
+def test_zero_partitions_one_thing_more_at_each_stage(
+    stage: int, weights: float, gradients: float, optimiser: float
+) -> None:
+    """Bytes a number, of 4 ranks in bfloat16."""
+    memory = rank_memory(config(learner={"num_ranks": 4, "zero_stage": stage}), SMALL, 100, 0.0)
+    found = (memory.weights, memory.gradients, memory.optimiser)
+    assert found == pytest.approx((weights * 1e6, gradients * 1e6, optimiser * 1e6))
+
+
+def test_what_is_offloaded_is_in_the_hosts_memory() -> None:
+    learner = {"num_ranks": 4, "zero_stage": 3, "offload": ["optimizer", "parameters"]}
+    memory = rank_memory(config(learner=learner), SMALL, 100, 0.0)
+    assert (memory.weights, memory.optimiser, memory.host) == (0, 0, 3.5e6)
+
+
+def test_a_kl_term_needs_a_second_model_but_for_adapters() -> None:
+    assert rank_memory(config(algorithm={"kl_coef": 0.1}), SMALL, 100, 0.0).reference == 2e6
+    adapted = config(algorithm={"kl_coef": 0.1}, learner={"lora": {"rank": 4}})
+    assert rank_memory(adapted, SMALL, 100, 0.0).reference == 0
+
+
+def test_activations_by_hand() -> None:
+    # 50 tokens in 2 layers of 128 numbers, 40 patches (10 visual tokens) in 3 blocks of 68; 2 bytes each
+    assert activation_bytes(config(), SMALL, 50, 0.2) == 2 * (50 * 2 * 128 + 40 * 3 * 68)
+    recomputed = config(learner={"gradient_checkpointing": True})
+    assert activation_bytes(recomputed, SMALL, 50, 0.2) == 2 * (50 * (2 * 8 + 128) + 40 * (3 * 4 + 68))
+    frozen = config(learner={"frozen_parts": ["vision_tower"]})
+    assert activation_bytes(frozen, SMALL, 50, 0.2) == 2 * (50 * 2 * 128 + 40 * 68)
+
+
+def test_groups_at_once_share_their_prompts_keys_and_values() -> None:
+    # a token: 2 x 2 layers x 4 x 2 bytes = 32; a group: 1100 + 8 x 100 tokens; room 1 MiB
+    room = engine_room(config(rollout={"kv_cache_mib": 1, "group_size": 8}), SMALL, PROMPTS, 100, Assumptions())
+    assert (room.per_token, room.room, room.groups) == (32, 1 << 20, (1 << 20) // (32 * 1900))
+    few = engine_room(config(rollout={"max_num_seqs": 16, "group_size": 8}), SMALL, PROMPTS, 100, Assumptions())
+    assert few.groups == 2
+
+
+def test_an_engines_room_is_its_share_of_the_devices_without_weights_and_reserve() -> None:
+    rollout = {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5}
+    given = Assumptions(memory_gib=10, engine_reserve_gib=1)
+    assert engine_room(gpu(rollout=rollout), SMALL, PROMPTS, 100, given).room == 2 * 4 * GIB - 2e6
+    tight = Assumptions(memory_gib=2, engine_reserve_gib=1)
+    section = engine_section(gpu(rollout=rollout), SMALL, engine_room(gpu(), SMALL, PROMPTS, 100, tight), tight)
+    assert not section.problems
+    none = engine_room(gpu(rollout=rollout), SMALL, PROMPTS, 100, Assumptions(memory_gib=2.0))
+    assert "one sequence of model.max_model_len=16384" in engine_section(gpu(), SMALL, none, tight).problems[0]
+
+
+def held_clips(run: RunConfig, num_items: int, tokens: int, held_out: int = 0) -> ClipBytes:
+    """Of rows whose clips have so many visual tokens by their budget; no file is there."""
+
+    def video(row: int) -> VideoSpec:
+        pixels = tokens * 784
+        return VideoSpec(
+            uri=f"{row}",
+            fps=1.0,
+            min_frames=2,
+            max_frames=2,
+            min_pixels=784,
+            max_pixels=pixels,
+            total_pixels=2 * pixels,
+        )
+
+    rows = [replace(make_item(f"file:{row}"), media=(video(row),)) for row in range(60)]
+    return clip_bytes(run, rows[:num_items], 2_000_000, rows[:held_out])
+
+
+def test_more_in_use_than_the_object_store_holds_is_a_problem_with_the_arithmetic_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # (2 + 1) x 16 + 3 replaced + 4 decoded ahead = 55 clips of 2000 x 4704 bytes, 2 x 2,000,000 bytes of weights
+    sections: dict[str, dict[str, object]] = {
+        "algorithm": {"max_extra_groups": 3},
+        "pipeline": {"max_lag": 2},
+        "data": {"cache_bytes": 64 << 20},
+    }
+    monkeypatch.setattr("rlsys.planning.plan_store.plan_grid", lambda spec: (1, 40, 200))
+    crowded = config(**sections, cluster={"object_store_mib": 400})
+    section = store_section(crowded, held_clips(crowded, 60, 2000), 2_000_000)
+    assert section.lines[-1].value == shown(55 * 2000 * 4704 + 4_000_000)
+    assert "raise it to 498, or lower pipeline.max_lag" in section.problems[0]
+    assert "55 prompts' clips in use, the largest by their headers" in section.problems[0]
+    attached = config(**sections, cluster={"object_store_mib": 400, "address": "10.0.0.1:6379"})
+    assert not store_section(attached, held_clips(attached, 60, 2000), 2_000_000).problems
+    fits = config(**sections, cluster={"object_store_mib": 498})
+    assert not store_section(fits, held_clips(fits, 60, 2000), 2_000_000).problems
+
+
+def test_clips_that_are_smaller_than_the_budgets_allow_are_believed_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(
+        "rlsys.planning.plan_store.plan_grid", lambda spec: (1, 2, 2) if spec.uri != "7" else (1, 20, 20)
+    )
+    run = config(cluster={"object_store_mib": 100}, data={"decode_ahead": 0, "cache_bytes": 0})
+    assert held_clips(run, 60, 2000) == ClipBytes(in_use=15 * 4704 + 100 * 4704, source="by their headers")
+    # fewer rows than groups: a clip that two groups use is there once
+    assert held_clips(run, 3, 2000).in_use == 3 * 2000 * 4704
+
+
+def test_an_evaluation_holds_clips_for_as_many_responses_as_training_does() -> None:
+    run = config(cluster={"object_store_mib": 4000}, data={"decode_ahead": 0}, rollout={"group_size": 2})
+    assert held_clips(run, 16, 100, held_out=60).in_use == 32 * 100 * 4704
+    assert held_clips(run, 16, 100, held_out=20).in_use == 20 * 100 * 4704
+
+
+def test_a_clip_with_shuffled_frames_is_there_twice() -> None:
+    contrasted = config(
+        rollout={"shuffled_group_size": 4}, reward={"weights": {"multiple_choice": {"order_contrast": 1.0}}}
+    )
+    assert held_clips(contrasted, 60, 10).in_use == 2 * 20 * 10 * 4704
+
+
+def test_only_adapters_travel_when_only_they_are_trained() -> None:
+    assert payload_bytes(config(), SMALL) == 2_000_000
+    adapted = config(learner={"lora": {"rank": 4, "targets": ["q_proj"]}})
+    assert payload_bytes(adapted, SMALL) == 2 * 4 * 16 * 2
+
+
+def test_times_by_hand() -> None:
+    given = Assumptions(tflops=1, compute_share=0.5, memory_gb_per_s=1, bandwidth_share=0.5, link_gb_per_s=0.001)
+    run = gpu(rollout={"max_tokens": 200}, learner={"num_ranks": 2, "gradient_checkpointing": True})
+    # two FLOP a multiply-add, a third more to recompute, 16 groups
+    assert total_flops(run, PROMPTS) == pytest.approx(2e12 * 4 / 3 * 16)
+    room = engine_room(run, SMALL, PROMPTS, 100, given)
+    times = phase_times(run, SMALL, PROMPTS, room, given, Measured(score=7), is_judged=True)
+    assert times.update == pytest.approx(2e12 * 4 / 3 * 16 / (2 * 0.5e12))
+    assert times.sync == pytest.approx(2.0)
+    assert (times.score, times.how[1]) == (7, "given")
+    # one actor has all 16 groups: 16 prompts x 2 x (600,000 x 1100 + 150,000 x 4000 + 50,000 x 1000) FLOP, and
+    # 100 tokens, each with 600,800 weights of 2 bytes and 16 x (1100 + 8 x 50) tokens of 32 bytes
+    prefill = 16 * 2 * (600_000 * 1100 + 150_000 * 4000 + 50_000 * 1000) / 0.5e12
+    decode = 100 * (600_800 * 2 + 16 * 1500 * 32) / 0.5e9
+    assert times.generate == pytest.approx(prefill + decode)
+
+
+def test_measured_phases_give_the_step_time_and_the_division() -> None:
+    run = gpu(
+        rollout={"num_actors": 4, "max_num_seqs": 16, "max_tokens": 200},
+        learner={"num_ranks": 4},
+        pipeline={"max_lag": 1},
+    )
+    given = Assumptions()
+    room = engine_room(run, SMALL, PROMPTS, 100, given)
+    measured = Measured(generate=10, score=1, update=4, sync=1)
+    times = phase_times(run, SMALL, PROMPTS, room, given, measured, is_judged=False)
+    lines = {line.name: line for line in time_section(run, times, room).lines}
+    # 16 groups in 4 x 2 slots: two rounds of 10 s
+    assert lines["step at max_lag=0"].value == "26 s"
+    assert lines["step at max_lag=1"].value == "21 s"
+    assert "this config" in lines["step at max_lag=1"].how
+    # 2 ranks need 8 s, 6 actors still two rounds for 16 groups; 1 rank needs 16 s, 7 actors two rounds
+    assert lines["best division of 8 devices"].value.endswith("ranks")
+
+
+def test_an_unknown_assumption_lists_those_there_are() -> None:
+    assert assumptions("cuda", ["memory_gib=141"]).memory_gib == 141
+    with pytest.raises(ConfigError, match="no assumption of that name; there are tflops"):
+        assumptions("cpu", ["memory=141"])
+    with pytest.raises(ConfigError, match="write it as memory_gib=NUMBER"):
+        assumptions("cpu", ["memory_gib=much"])
+
+
+def test_without_annotations_clips_are_as_large_as_the_budgets_allow(folder_7b: Path) -> None:
+    run = config(
+        model={"path": str(folder_7b)},
+        data={"max_frames": 112, "min_pixels": 100352, "max_pixels": 602112, "total_pixels": 11239424},
+    )
+    found = prompts_of_budget(run, Assumptions(), 512)
+    assert (found.mean_visual, found.longest, found.mean_text) == (7168, 7168 + 256, 256)
+    assert found.multiply_adds > 3 * 6.5e9 * (found.mean + 8 * 511)  # the language model's weights alone
+
+
+def test_with_annotations_means_come_from_the_clips_own_headers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    drawn = draw_dataset(tmp_path, num_clips=3, seed=0)
+    small = {"min_pixels": 784, "max_pixels": 7056, "max_frames": 12, "prompt_style": "terse"}
+    run = config(
+        model={"path": str(tiny_model_dir), "max_model_len": 512, "dtype": "float32"},
+        data={"annotations": str(drawn.annotations), "videos": str(drawn.videos), **small},
+        rollout={"max_tokens": 24},
+    )
+    items = training_items(run)
+    found = prompts_of_items(run, items, 12)
+    visual = [math.prod(plan_grid(item.media[0])) / 4 for item in items]
+    assert found.mean_visual == pytest.approx(sum(visual) / len(visual))
+    assert found.longest_visual == 6 * 9 >= max(visual)
+    assert found.source.startswith(f"headers of {len(items)} clips")
+
+
+def test_the_command_prints_every_section_and_fails_on_a_problem(folder_7b: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"output_dir: {tmp_path}/out\nmodel: {{path: {folder_7b}}}\ncluster: {{device: cuda}}\n")
+    fits = [
+        "cluster.object_store_mib=40000",
+        "learner.num_ranks=8",
+        "learner.zero_stage=3",
+        "learner.gradient_checkpointing=true",
+    ]
+    done = CliRunner().invoke(app, ["plan", str(file), *fits, "--update-s", "9"])
+    assert done.exit_code == 0, done.output
+    for expected in ("8,292,166,656", "15.45 GiB", "56.00 KiB", "step at max_lag=1", "best division of 9 devices"):
+        assert expected in done.output
+    failed = CliRunner().invoke(app, ["plan", str(file)])
+    assert failed.exit_code == 2
+    assert "cluster.object_store_mib=512" in failed.output and "a learner rank needs about" in failed.output

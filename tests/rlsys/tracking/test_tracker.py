@@ -1,0 +1,248 @@
+"""Runs as MLflow keeps them: in the SQLite file of a run's folder, and on a real server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from rlsys.config.run import RunConfig, parse
+from rlsys.tracking.mlflow_store import MlflowRun, TrackingError, flatten, table_json
+from rlsys.tracking.samples import choose_samples
+from rlsys.tracking.tracker import Tracker, status_of
+from tests.support.factories import make_group, make_scored
+from tests.support.tracking_server import TrackingServer
+
+
+def make_config(folder: Path, **tracking: object) -> RunConfig:
+    tree = {"output_dir": str(folder), "model": {"path": "model"}, "tracking": tracking}
+    return parse(tree, source="test")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tracking")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real `mlflow server` on loopback."""
+    server = TrackingServer(tmp_path_factory.mktemp("mlflow_server"))
+    try:
+        server.start()
+        yield server.uri
+    finally:
+        server.end()
+
+
+def artifact(tracker: Tracker, path: str) -> str:
+    return Path(MlflowClient(tracker.uri).download_artifacts(tracker.run_id, path)).read_text()
+
+
+def table(tracker: Tracker, path: str) -> list[Mapping[str, Any]]:
+    tree = json.loads(artifact(tracker, path))
+    return [dict(zip(tree["columns"], row, strict=True)) for row in tree["data"]]
+
+
+def record_a_small_run(config: RunConfig) -> Tracker:
+    with Tracker(config) as tracker:
+        for step in range(1, 13):
+            tracker.log_step(step, {"reward/total/mean": step / 10, "time/step_s": 1.0})
+            tracker.log_samples(step, [make_scored(make_group(f"clips:{step}"), [0.0, 0.5, 1.0, 0.2])])
+        tracker.log_table("held_out", [{"stage": "before", "miou": 0.1}, {"stage": "after", "miou": 0.3, "n": 8}])
+        file = config.output_dir / "curve.txt"
+        file.write_text("curve")
+        tracker.log_artifact(file, "plots")
+        model = config.output_dir / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        tracker.log_model_folder(model)
+    return tracker
+
+
+def check_a_small_run(tracker: Tracker) -> None:
+    client = MlflowClient(tracker.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(tracker.run_id, "reward/total/mean")
+    assert [(metric.step, metric.value) for metric in history] == [(step, step / 10) for step in range(1, 13)]
+    assert run.data.params["train.num_steps"] == "100"
+    assert run.data.params["model.dtype"] == "bfloat16"
+    assert run.data.tags["version.ray"]
+    assert len(run.data.tags["mlflow.source.git.commit"]) >= 7
+    assert "num_steps: 100" in artifact(tracker, "config.yaml")
+    assert table(tracker, "tables/held_out.json")[1] == {"stage": "after", "miou": 0.3, "n": 8}
+    assert table(tracker, "tables/held_out.json")[0]["n"] is None
+    samples = table(tracker, "samples/step_000001_to_000009.json")
+    assert len(samples) == 9 * 4
+    assert len(table(tracker, "samples/step_000010_to_000012.json")) == 3 * 4
+    assert samples[1]["prompt_id"] == "clips:1"
+    assert (samples[1]["reward"], samples[1]["score/iou"]) == (0.5, 0.5)
+    assert artifact(tracker, "plots/curve.txt") == "curve"
+    assert artifact(tracker, "model/config.json") == "{}"
+    # MLflow's own reader finds the tables, by the tag that its pages go by as well
+    mlflow.set_tracking_uri(tracker.uri)
+    loaded = client.load_table(run.info.experiment_id, "tables/held_out.json", [tracker.run_id])
+    assert list(loaded["miou"]) == pytest.approx([0.1, 0.3])
+
+
+def test_a_run_is_kept_in_the_sqlite_file_of_its_folder(folder: Path) -> None:
+    tracker = record_a_small_run(make_config(folder / "small"))
+    check_a_small_run(tracker)
+    assert (folder / "small" / "mlflow.db").exists()
+    assert (folder / "small" / "artifacts" / tracker.run_id).is_dir()
+    assert MlflowClient(tracker.uri).get_run(tracker.run_id).info.run_name == "small"
+
+
+def test_a_run_is_kept_on_a_real_server(folder: Path, server: str) -> None:
+    config = make_config(folder / "remote", uri=server, experiment="remote", run_name="first")
+    check_a_small_run(record_a_small_run(config))
+    assert not (folder / "remote" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(143), "KILLED")]
+)
+def test_the_run_says_how_it_ended(error: BaseException, status: str, folder: Path) -> None:
+    with pytest.raises(type(error)), Tracker(make_config(folder / "endings")) as tracker:
+        tracker.log_step(1, {"loss/policy": 1.0})
+        raise error
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert run.info.status == status
+    assert run.data.metrics == {"loss/policy": 1.0}
+    assert run.data.tags.get("error") == ("ValueError: boom" if status == "FAILED" else None)
+
+
+def test_sigterm_ends_the_run_as_killed(folder: Path) -> None:
+    code = (
+        "import sys, time; from rlsys.config.run import parse; from rlsys.tracking.tracker import Tracker\n"
+        f"tree = {{'output_dir': {str(folder / 'endings')!r}, 'model': {{'path': 'model'}}}}\n"
+        "with Tracker(parse(tree, source='test')) as tracker:\n"
+        "    tracker.log_step(1, {'loss/policy': 1.0}); sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush()\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    run = MlflowClient(f"sqlite:///{folder / 'endings' / 'mlflow.db'}").get_run(run_id)
+    assert (run.info.status, run.data.metrics) == ("KILLED", {"loss/policy": 1.0})
+
+
+def test_a_resumed_run_goes_on_under_its_id(folder: Path) -> None:
+    config = make_config(folder / "resumed")
+    with pytest.raises(ValueError, match="crash"), Tracker(config) as first:
+        first.log_step(1, {"loss/policy": 1.0})
+        first.log_table("one", [{"a": 1}])
+        raise ValueError("crash")
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"num_steps": 200})})
+    with Tracker(longer, run_id=first.run_id) as second:
+        assert MlflowClient(second.uri).get_run(second.run_id).info.status == "RUNNING"
+        second.log_step(2, {"loss/policy": 0.5})
+        second.log_table("two", [{"a": 2}])
+    client = MlflowClient(second.uri)
+    run = client.get_run(first.run_id)
+    assert [metric.step for metric in client.get_metric_history(first.run_id, "loss/policy")] == [1, 2]
+    assert (run.info.status, run.data.params["train.num_steps"]) == ("FINISHED", "100")
+    assert "num_steps: 200" in artifact(second, "config_start_2.yaml")
+    listed = json.loads(run.data.tags["mlflow.loggedArtifacts"])
+    assert [entry["path"] for entry in listed] == ["tables/one.json", "tables/two.json"]
+
+
+def test_an_unknown_run_or_store_is_named(folder: Path) -> None:
+    with (
+        pytest.raises(TrackingError, match="mlflow.db: Run .*no-such-run"),
+        Tracker(make_config(folder / "endings"), run_id="no-such-run"),
+    ):
+        pass
+
+
+def test_opening_again_after_a_lost_answer_finds_the_run_that_was_made(folder: Path) -> None:
+    store = MlflowRun(f"sqlite:///{folder / 'endings' / 'mlflow.db'}")
+    store.create("lost answers", "a run")
+    made = store.run_id
+    store.create("lost answers", "a run")
+    another = MlflowRun(store.uri)
+    another.create("lost answers", "a run")
+    assert store.run_id == made != another.run_id
+
+
+def test_numbers_that_are_not_finite_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Tracker(make_config(folder / "endings")) as tracker:
+        for step in (1, 2):
+            tracker.log_step(step, {"loss/policy": float("nan"), "loss/kl": float("inf"), "optim/lr": 0.1})
+    metrics = MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics
+    assert metrics == {"optim/lr": 0.1, "perf/nonfinite_metrics": 2.0}
+    assert sum("not a finite number" in message for message in caplog.messages) == 1
+
+
+def test_a_name_that_mlflow_would_mix_up_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="a metric and a folder"), Tracker(make_config(folder / "endings")) as tracker:
+        tracker.log_step(1, {"loss/kl": 1.0})
+        tracker.log_step(2, {"loss/kl/mean": 1.0})
+
+
+def test_a_failed_call_surfaces_at_the_latest_when_the_run_ends(folder: Path) -> None:
+    with pytest.raises(OSError, match="no_such_file"), Tracker(make_config(folder / "endings")) as tracker:
+        tracker.log_artifact(folder / "no_such_file")
+    assert MlflowClient(tracker.uri).get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_long_config_values_fit_mlflows_limit(folder: Path) -> None:
+    weights = {f"task_{index:04d}": {"iou": 1.0} for index in range(3)}
+    tree = {"output_dir": str(folder / "endings"), "model": {"path": "m" * 7000}, "reward": {"weights": weights}}
+    with Tracker(parse(tree, source="test")) as tracker:
+        pass
+    params = MlflowClient(tracker.uri).get_run(tracker.run_id).data.params
+    assert len(params["model.path"]) == 6000
+    assert params["reward.weights.task_0001.iou"] == "1.0"
+    assert "m" * 7000 in artifact(tracker, "config.yaml")
+
+
+def test_a_step_costs_under_thirty_milliseconds(folder: Path) -> None:
+    metrics = {f"perf/quantity_{index}/mean": float(index) for index in range(70)}
+    groups = [make_scored(make_group(f"clips:{index}", num_rollouts=8), [0.5] * 8) for index in range(16)]
+    with Tracker(make_config(folder / "endings")) as tracker:
+        seconds = []
+        for step in range(1, 31):
+            started = time.perf_counter()
+            tracker.log_step(step, metrics)
+            tracker.log_samples(step, groups)
+            seconds.append(time.perf_counter() - started)
+            time.sleep(0.05)
+    assert sorted(seconds)[len(seconds) // 2] < 0.030
+
+
+def test_samples_show_every_prompt_before_a_second_answer_to_one() -> None:
+    groups = [
+        make_scored(make_group(f"clips:{index}"), [0.0, 1.0, 0.5, 0.5], [False, True, True, True]) for index in (0, 1)
+    ]
+    rows = choose_samples(3, groups, 3)
+    assert [(row["prompt_id"], row["sample_index"]) for row in rows] == [("clips:0", 0), ("clips:1", 0), ("clips:0", 1)]
+    assert (rows[0]["reward"], rows[0]["score/iou"], rows[0]["valid"]) == (None, None, False)
+    assert (rows[0]["reason"], rows[2]["reward"]) == ("judge timed out", 1.0)
+    assert choose_samples(3, groups, 0) == []
+
+
+def test_flattened_config_and_tables_are_plain() -> None:
+    assert flatten({"a": {"b": [1, 2], "c": None}, "d": "x", "e": {}}) == {
+        "a.b": "[1, 2]",
+        "a.c": "null",
+        "d": "x",
+        "e": "{}",
+    }
+    assert json.loads(table_json([{"a": float("nan")}, {"b": 1}])) == {
+        "columns": ["a", "b"],
+        "data": [[None, None], [None, 1]],
+    }
+    assert status_of(SystemExit(0)) == "FINISHED"

@@ -1,0 +1,53 @@
+"""What names weights: manifests, digests, buckets."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from rlsys.weights.manifest import RunningDigest, TensorSpec, digest, digest_of, entry_of, manifest_of, plan_buckets
+from tests.support.shipments import named
+
+
+def test_the_digest_is_that_of_the_sorted_lines_of_the_manifest() -> None:
+    tensors = {"b": named(np.array([[1.0, 2.0]], np.float32)), "a": named(np.array([3], np.int8))}
+    of_a, of_b = hashlib.sha256(b"\x03").hexdigest(), hashlib.sha256(np.array([1, 2], np.float32).tobytes()).hexdigest()
+    lines = f"a|1|int8|{of_a}\nb|1,2|float32|{of_b}\n"
+    assert digest(tensors) == hashlib.sha256(lines.encode()).hexdigest()
+    running = RunningDigest()
+    for name in ("b", "a"):
+        running.add(name, tensors[name])
+    assert running.hexdigest() == digest(tensors)
+    with pytest.raises(ValueError, match="a came twice"):
+        running.add("a", tensors["a"])
+
+
+def test_a_new_digest_needs_only_what_changed_to_be_hashed() -> None:
+    before = {name: named(np.full(4, value, np.float32)) for value, name in enumerate("abc")}
+    after = {**before, "b": named(np.full(4, 9, np.float32))}
+    assert digest_of({**manifest_of(before), "b": entry_of(after["b"])}) == digest(after) != digest(before)
+
+
+def test_name_shape_dtype_and_bytes_each_change_the_digest() -> None:
+    array = np.zeros((2, 3), np.float32)
+    others = [{"y": named(array)}, {"x": named(array.T)}, {"x": named(array.view(np.int32))}, {"x": named(array + 1)}]
+    assert len({digest({"x": named(array)}), *map(digest, others)}) == 5
+
+
+def test_threads_find_what_one_finds() -> None:
+    rng = np.random.default_rng(0)
+    tensors = {str(index): named(rng.standard_normal(1 << 19)) for index in range(3)}
+    tensors["again"] = tensors["0"]
+    assert manifest_of(tensors, threads=4) == manifest_of(tensors, threads=1)
+
+
+def test_buckets_are_filled_in_order_and_what_is_too_large_goes_alone() -> None:
+    assert plan_buckets({"a": 3, "b": 4, "c": 3, "d": 20, "e": 1}, 7) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert plan_buckets({}, 7) == []
+
+
+def test_sizes_of_specs() -> None:
+    assert TensorSpec(shape=(3, 5), dtype="bfloat16").num_bytes == 30
+    assert TensorSpec(shape=(), dtype="float32").num_bytes == 4

@@ -1,0 +1,190 @@
+"""The whole real stack through the command line, on real clips: two steps, checks, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rlsys.weights.manifest import NamedTensor, TensorSpec, digest
+from tests.support.cluster import RayHead
+
+REPO = Path(__file__).parents[1]
+CLIPS = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data")) / "clips"
+needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"real clips are not in {CLIPS}")
+
+
+def rlsys(
+    *arguments: str, timeout_s: float = 300, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlsys.commands.app", *arguments]
+    variables = {**os.environ, **(environment or {})}
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s, env=variables)
+
+
+def on_real_clips(out: Path, **more: object) -> list[str]:
+    settings = {
+        "output_dir": out,
+        "model.path": out.parent / "tiny",
+        "data.annotations": REPO / "tests" / "data" / "real_clips.json",
+        "data.videos": CLIPS,
+        "train.num_steps": 2,
+        "train.prompts_per_step": 4,
+        "rollout.group_size": 4,
+        "checkpoint.every_steps": 1,
+        **more,
+    }
+    return ["configs/demo.yaml", *(f"{key}={value}" for key, value in settings.items())]
+
+
+def weights_on_disk(folder: Path) -> Mapping[str, NamedTensor]:
+    """The exported weights, read by another library than the one that wrote the digest."""
+    return {
+        name: NamedTensor(
+            spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)),
+            data=np.ascontiguousarray(array).reshape(-1).view(np.uint8),
+        )
+        for name, array in load_file(folder / "model.safetensors").items()
+    }
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    if not CLIPS.is_dir():
+        pytest.skip(f"real clips are not in {CLIPS}")
+    out = tmp_path_factory.mktemp("end_to_end") / "run"
+    result = rlsys("train", *on_real_clips(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out, json.loads((out / "summary.json").read_text())
+
+
+def test_two_steps_on_real_clips_leave_everything_a_person_needs(two_steps: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = two_steps
+    assert summary["num_steps"] == 2
+    assert {"collect", "update", "sync"} <= summary["seconds"].keys()
+    assert (out / "reward_curve.png").stat().st_size > 1000
+    assert json.loads((out / "checkpoints" / "step_000002" / "state.json").read_text())["step"] == 2
+
+
+def test_the_summary_names_the_exported_weights_by_their_bytes(two_steps: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = two_steps
+    tensors = dict(weights_on_disk(out / "checkpoints" / "step_000002" / "model"))
+    embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    tensors["lm_head.weight"] = tensors[embedding]  # tied, so the file holds it once
+    assert digest(tensors) == summary["weights_digest"]
+
+
+def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = two_steps
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "reward/total/mean")
+    assert [metric.step for metric in history] == [1, 2]
+    assert run.data.metrics["policy/sampler_logprob_diff/max"] <= 1e-4
+    assert run.data.metrics["rollout/groups"] == 8
+    assert run.data.metrics["data/decodes_per_clip"] == 1.0
+
+
+def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_mlflow_run(
+    two_steps: tuple[Path, dict[str, Any]],
+) -> None:
+    out, summary = two_steps
+    changes = {
+        "train.num_steps": 3,
+        "rollout.num_actors": 1,
+        "learner.num_ranks": 1,  # the checkpoint has two
+        "algorithm.advantage": "rloo",
+        "algorithm.ratio": "sequence",
+        "algorithm.loss_mean": "sequence",
+        "algorithm.old_policy": "learner",
+        "algorithm.sampler_correction": "tis",
+        "algorithm.mini_batches": 2,
+        "algorithm.epochs_per_batch": 2,
+        "algorithm.kl_coef": 0.05,
+        "algorithm.kl_in": "reward",
+        "algorithm.kl_estimator": "k1",
+        "algorithm.max_extra_groups": 2,
+        "algorithm.overlong_buffer_tokens": 8,
+    }
+    result = rlsys("train", *on_real_clips(out, **changes), "--resume", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    resumed = json.loads((out / "summary.json").read_text())
+    assert (resumed["num_steps"], resumed["mlflow_run_id"]) == (3, summary["mlflow_run_id"])
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    history = client.get_metric_history(resumed["mlflow_run_id"], "reward/total/mean")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    metrics = client.get_run(resumed["mlflow_run_id"]).data.metrics
+    assert metrics["optim/updates"] == 4
+    assert metrics["policy/correction_capped_frac"] == 0
+    assert metrics["reward/overlong_penalty/mean"] > 0.5  # an untrained model rarely stops by itself
+    assert abs(metrics["reward/kl_penalty/mean"]) > 0  # two updates away from the reference
+
+
+@needs_clips
+def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(tmp_path: Path) -> None:
+    result = rlsys("check-config", *on_real_clips(tmp_path / "run", **{"model.max_model_len": 64}))
+    assert result.returncode == 2
+    assert "max_model_len=64" in result.stderr and "visual" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_config_error_is_one_clear_message_and_exit_code_2(tmp_path: Path) -> None:
+    result = rlsys("train", *on_real_clips(tmp_path / "run", **{"train.num_step": 3}))
+    assert result.returncode == 2
+    assert "train.num_step: unknown key" in result.stderr and "Traceback" not in result.stderr
+
+
+@needs_clips
+def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = two_steps
+    result = rlsys("train", *on_real_clips(out))
+    assert result.returncode == 2
+    assert "--resume" in result.stderr
+
+
+@needs_clips
+def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_head: RayHead, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = {"rollout.num_actors": 1, "learner.num_ranks": 1}
+    command = [*on_real_clips(out, **small), "--address", ray_head.dashboard, "--follow"]
+    result = rlsys("submit", *command, environment=ray_head.environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step 2/2" in result.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_steps"] == 2
+    assert (out / "checkpoints" / "step_000002" / "model" / "config.json").exists()
+
+
+def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rlsys.commands.app", "rewards", "serve"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
+        rows = [{**row, "truth": [1.0, 3.0]}]
+        reply = httpx.post(f"{found[1]}/v1/score", json={"rows": rows}, timeout=30)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,70 @@
+"""A local Ray cluster for tests of the reward servers on Ray Serve, and captions to judge."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import ray
+
+from reward_servers.client.client import RewardClient
+from reward_servers.server import app
+from rlsys.config.run import RewardConfig
+from rlsys.types import RolloutGroup, ScoredGroup
+from tests.support.factories import make_group
+
+NO_TOKEN = "RLSYS_TEST_NO_TOKEN"
+REFERENCE = "A dog runs. It stops. A man waves."
+"""The fault server calls an event recalled when the caption holds it word for word."""
+
+
+@pytest.fixture(scope="module")
+def serve_cluster() -> Iterator[Path]:
+    """Folder of the logs of a local Ray cluster; what was launched on it ends with the module."""
+    temp_dir = tempfile.mkdtemp(prefix="rw", dir="/tmp")  # short: Ray keeps sockets in it
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            num_cpus=4,
+            _temp_dir=temp_dir,
+            object_store_memory=100_000_000,
+        )
+    yield Path(ray._private.worker._global_node.get_session_dir_path())
+    app.shutdown()
+    if is_ours:
+        ray.shutdown()
+    shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def captions(*texts: str, prompt_id: str = "captions:0", reference: str = REFERENCE) -> RolloutGroup:
+    """A group of responses of the captioning task, one per text."""
+    group = make_group(prompt_id, num_rollouts=len(texts))
+    rollouts = tuple(
+        dataclasses.replace(rollout, text=f"<think>I look.</think><answer>{text}</answer>")
+        for rollout, text in zip(group.rollouts, texts, strict=True)
+    )
+    item = dataclasses.replace(group.item, task="captioning", truth={"caption": reference})
+    return dataclasses.replace(group, rollouts=rollouts, item=item)
+
+
+def score_groups(
+    url: str, groups: Sequence[RolloutGroup], token: str | None = None, **reward: object
+) -> list[ScoredGroup]:
+    """Scores through the real client, all groups at once."""
+
+    async def ask() -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig.model_validate({"timeout_s": 30.0, **reward}), url, token)
+        try:
+            return list(await asyncio.gather(*(client.score(group, {}) for group in groups)))
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
