@@ -57,7 +57,7 @@ bench-pipeline: setup
 	$(BIN)/python -m benchmarks.pipeline --plot-dir docs $(ARGS)
 
 bench-chaos: setup
-	$(BIN)/python -m benchmarks.chaos.__main__ $(ARGS)
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \

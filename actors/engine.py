@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rlsys.weights.version import WeightVersion
 
 from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
@@ -39,6 +38,7 @@ from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import ActorLost, NoWeights, PoolFailed, is_payload_lost, reason_of
 from rlsys.errors import LearnerLost
 from rlsys.weights.manifest import Shipment
+from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import (
     ActorLost,
@@ -30,6 +29,7 @@ from actors.rollout_actor import RolloutActor
 from rlsys.errors import FramesLost, LearnerLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.version import WeightVersion
 
 SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
 COUNTS = (

@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate
 from rlsys.types import Rollout
 from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.version import WeightVersion
 
 SHUTDOWN_S = 10.0  # for an engine to free what it has; whoever asked ends the process then
 ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time

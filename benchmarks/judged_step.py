@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rlsys.loop.state import RunState
 
 from benchmarks.step import Recorded
 from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
@@ -16,6 +15,7 @@ from rlsys.demo.grounding import CONFIGS, with_model, write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet
 from rlsys.demo.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.loop import loop
+from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.sft import sft

@@ -21,7 +21,6 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from rlsys.runs.items import held_out_items, load_items
 
 from rlsys import env
 from rlsys.config.run import RunConfig, load
@@ -32,6 +31,7 @@ from rlsys.evaluation.metrics import best_constant_interval
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.items import held_out_items, load_items
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
 from rlsys.types import PromptItem

@@ -33,7 +33,6 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from rlsys.loop.state import RunState
 
 from benchmarks.pipeline_curves import run_curves
 from benchmarks.step import Recorded
@@ -43,6 +42,7 @@ from rlsys.config.run import RunConfig, parse
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.loop import loop
 from rlsys.loop.experience import Scorer
+from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, ScoredGroup

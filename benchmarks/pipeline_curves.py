@@ -13,8 +13,6 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from rlsys.loop.state import RunState
-from rlsys.runs.items import held_out_items
 
 from benchmarks.step import Recorded
 from rlsys.config.run import RunConfig
@@ -24,8 +22,10 @@ from rlsys.demo.synthetic import demonstration_text, draw_dataset
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop import loop
 from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.items import held_out_items
 from rlsys.runs.sft import sft
 from rlsys.types import ScoredGroup
 

@@ -20,9 +20,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rlsys.loop.state import RunState
-from rlsys.runs.items import training_items
-from rlsys.weights.version import WeightVersion
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.demo.synthetic import draw_dataset
@@ -31,10 +28,13 @@ from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.experience import sampling_seed
 from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.items import training_items
 from rlsys.tracking.metrics import union
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 
 PHASES = ("decode", "prompt", "generate", "score", "collect", "update", "sync", "step")
 WARM_UP = 3

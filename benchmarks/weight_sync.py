@@ -2,8 +2,8 @@
 
     python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
 
-The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to the tensors
-that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM engine of the
+The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to
+the tensors that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM engine of the
 larger sizes would take more memory and time than what is measured. A last part sends 200 updates and records
 the resident memory of both processes.
 """
@@ -25,7 +25,6 @@ import numpy as np
 import ray
 import torch
 import typer
-from rlsys.weights.version import WeightVersion
 
 from actors.weights.receive import Received, changed_names, holding, receive
 from learner.weights.publishing import Publisher
@@ -33,6 +32,7 @@ from learner.weights.weights_out import Outlet, as_it_is
 from rlsys import env
 from rlsys.weights.broadcast import Sending, Sent
 from rlsys.weights.manifest import Manifest, Shipment, digest_of
+from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from rlsys.weights.version import WeightVersion
 
 from learner.checkpoint_layout import layout_of, must_reshard, read_layout
 from learner.failures import LearnerError, verdict
@@ -26,6 +25,7 @@ from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
 from rlsys.weights.manifest import Manifest, Shipment, manifest_of
+from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from rlsys.weights.broadcast import Sent

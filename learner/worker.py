@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError
-from rlsys.weights.version import WeightVersion
 
 from learner.loss.metrics import RankStats
 from learner.packing.rows import Row
@@ -23,6 +22,7 @@ from rlsys import env
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
 from rlsys.weights.manifest import Manifest, Shipment, digest_of
+from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine

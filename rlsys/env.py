@@ -88,7 +88,8 @@ QUIET = {
 # Set for every process of a Ray cluster: on a busy machine Serve's proxy starts in more than the 5 s it is given.
 PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
-# Set where calls go to a tracking server: what fails is tried again by `rlsys.tracking.uploader`, which can say so and stop.
+# Set where calls go to a tracking server: what fails is tried again by `rlsys.tracking.uploader`,
+# which can say so and stop.
 TRACKING_CALLS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own attempts take four minutes altogether
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",

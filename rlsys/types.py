@@ -6,12 +6,10 @@ Ray hands numpy over zero-copy and read-only; a torch tensor would be copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-
-from rlsys.weights.manifest import Manifest
 
 Json = Any  # what json.loads returns; task truths have a shape of their own per task
 
@@ -251,21 +249,3 @@ class TrainBatch:
             for rollout, trained in zip(group.rollouts, mask, strict=True)
             if trained
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightVersion:
-    """Weights by name.
-
-    version: batches learned from, however many updates each took.  digest: see `rlsys.weights.manifest.digest`.
-    manifest: what each tensor is; an engine takes nothing that is not in it.
-    kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
-    """
-
-    version: int
-    transport: str
-    num_tensors: int
-    num_bytes: int
-    digest: str
-    kind: Literal["full", "adapter"] = "full"
-    manifest: Manifest = field(default_factory=dict, repr=False)

@@ -1,10 +1,10 @@
-"""Fixtures of all parts. Each part keeps its own in a `fixtures_*.py`."""
+"""Fixtures of all parts. Each part keeps its own in a file of `tests/support`."""
 
 pytest_plugins = [
-    "fixtures_models",
-    "fixtures_actors",
-    "fixtures_learner",
-    "fixtures_cluster",
-    "fixtures_rewards",
-    "fixtures_judge",
+    "tests.support.models",
+    "tests.support.actors",
+    "tests.support.learner",
+    "tests.support.cluster",
+    "tests.support.rewards",
+    "tests.support.judge",
 ]

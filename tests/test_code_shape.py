@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rlsys import env
+from tests.support.paths import REPO as ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rlsys", "actors", "learner", "reward_servers", "cluster")
 PARTS = PACKAGES[1:]
 SOURCES = sorted(path for package in (*PACKAGES, "benchmarks") for path in (ROOT / package).rglob("*.py"))

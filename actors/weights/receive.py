@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import ray
 import torch
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import WeightsGone, WeightsRefused
 from actors.weights.weights_in import as_tensor, bucket_problems, refused
 from rlsys.weights.broadcast import BroadcastFailed
 from rlsys.weights.broadcast import received as from_broadcast
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensor, Shipment
+from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 

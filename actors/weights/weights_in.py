@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rlsys.weights.version import WeightVersion
 from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
@@ -32,6 +31,7 @@ from rlsys.weights.manifest import (
     entry_of,
     manifest_of,
 )
+from rlsys.weights.version import WeightVersion
 
 HEAD = "lm_head.weight"
 ADAPTER_PREFIX = "base_model.model."

@@ -1,4 +1,4 @@
-"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos.__main__`.
+"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos`.
 
 Workload: synthetic clips, a randomly initialised Qwen2.5-VL of 0.7 M parameters, 4 prompts of 4 responses a step,
 two rollout actors, two learner ranks, reward servers with a judge whose language model is a local stand-in.

@@ -27,7 +27,7 @@ from benchmarks.chaos.kills import TITLES
 
 log = logging.getLogger(__name__)
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 HEAD, SECOND = "127.0.0.1", "127.0.0.2"
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 15.0

@@ -34,7 +34,7 @@ from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
 MALFORMED_FRAC = 0.25
 SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")

@@ -16,19 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlsys.config.run import (
     ConfigError,
-    DataConfig,
     JudgeConfig,
     RewardConfig,
     RunConfig,
     ScoreSettings,
     load_services,
 )
-from rlsys.data.annotations.annotations import load as load_annotations
 from rlsys.loop.experience import Experience, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
-from rlsys.types import PromptItem
 from rlsys.weights.delivery import deliver
 from rlsys.weights.version import WeightVersion
 
@@ -42,37 +39,6 @@ if TYPE_CHECKING:
     from rlsys.data.video.clips import ClipStore
 
 log = logging.getLogger(__name__)
-
-
-def load_items(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
-    """The usable rows of an annotation file. Raises ConfigError when none is left."""
-    loaded = load_annotations(annotations, videos=videos, data=data)
-    if loaded.dirty:
-        log.warning("%s: %d dirty rows; `rlsys data check` lists them", annotations, len(loaded.dirty))
-    if not loaded.items:
-        raise ConfigError(f"{annotations}: no usable row; `rlsys data check --format {data.format}` says why.")
-    return loaded.items
-
-
-def training_items(config: RunConfig) -> tuple[PromptItem, ...]:
-    """The rows to train on."""
-    if config.data.annotations is None or config.data.videos is None:
-        raise ConfigError(
-            "data.annotations and data.videos say what to train on and are not set; give both, "
-            "for example data.annotations=FILE.json data.videos=FOLDER."
-        )
-    return load_items(config.data, config.data.annotations, config.data.videos)
-
-
-def held_out_items(config: RunConfig) -> tuple[PromptItem, ...]:
-    """The rows to evaluate on; () when the config names none."""
-    if config.evaluation.annotations is None:
-        return ()
-    videos = config.evaluation.videos or config.data.videos
-    if videos is None:
-        raise ConfigError("evaluation.annotations is set, but neither evaluation.videos nor data.videos is.")
-    items = load_items(config.data, config.evaluation.annotations, videos)
-    return items[: config.evaluation.num_prompts or None]
 
 
 def prompt_builder(config: RunConfig) -> PromptBuilder:
@@ -392,7 +358,7 @@ def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Itera
 def rescore_lines(
     path: Path, settings: ScoreSettings, judge: JudgeConfig | None, out: Path | None, timeout_s: float = 300.0
 ) -> Iterator[str]:
-    """What changes when stored verdicts are scored again, or judged again. See `reward_servers.judging.tools.rescoring`."""
+    """What changes when stored verdicts are scored again, or judged again: `reward_servers.judging.tools.rescoring`."""
     from reward_servers.judging.tools.commands import rescore_lines as rescored
 
     return rescored(path, settings, judge, out, timeout_s)

@@ -13,10 +13,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from rlsys.errors import UserError
+from rlsys.loop.state import RunState
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
@@ -25,23 +26,6 @@ FORMAT = 1
 
 class CheckpointError(UserError, ValueError):
     """There is nothing to resume from; the message says what was found instead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """Where a run stands, beside the weights and the optimiser.
-
-    step: updates done.  version: number of the published weights.  drawn: sampler draws consumed.
-    seed: the run's seed.  mlflow_run_id: the run to go on with, "" before there is one.
-    weights_digest: see `rlsys.weights.manifest.digest`, "" before the first update.
-    """
-
-    step: int
-    version: int
-    drawn: int
-    seed: int
-    mlflow_run_id: str
-    weights_digest: str
 
 
 class Checkpoints:

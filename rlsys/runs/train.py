@@ -50,7 +50,7 @@ class Summary:
 def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None = None) -> Summary:
     """Run GRPO as `config` says, on `stack` when one is open already, and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `rlsys.runs.recovery.find_origin`.
+    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `recovery.find_origin`.
     Returns the summary that is there where the run has ended already.
     """
     origin = find_origin(config, resume)

@@ -19,13 +19,13 @@ import psutil
 import pytest
 import ray
 from ray.exceptions import ObjectLostError
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import NoWeights, PoolFailed, PromptQuarantined, WeightsRefused
 from actors.places import Limits, Weights
 from actors.pool import RolloutPool
 from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.types import Prompt, Rollout, Sampling
+from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
 from tests.support.stub_actors import start_stub
 

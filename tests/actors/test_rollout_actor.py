@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import GroupRequest, WeightUpdate
 from actors.rollout_actor import EngineLoop
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import NamedTensor
+from rlsys.weights.version import WeightVersion
 
 WAIT_S = 10.0
 HALF_TAKEN = 99  # a version that is refused when a part of it is loaded

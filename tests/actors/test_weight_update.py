@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import ray
-from rlsys.weights.version import WeightVersion
 from safetensors.numpy import load_file
 
 from actors.pool import RolloutPool
@@ -20,6 +19,7 @@ from actors.weights.weights_in import expected_adapter, expected_weights
 from rlsys.config.run import LoraConfig
 from rlsys.types import Rollout
 from rlsys.weights.manifest import NamedTensor, Shipment
+from rlsys.weights.version import WeightVersion
 from tests.actors.test_engine import as_payload
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
 from tests.support.shipments import ship, version_of

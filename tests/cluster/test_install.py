@@ -16,7 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import REPO as ROOT
+
 INSTALL = ROOT / "cluster" / "install"
 LEFT_OUT = {"torchaudio", "torchcodec", "triton", "sentence-transformers"}
 

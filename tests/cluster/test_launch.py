@@ -18,8 +18,9 @@ import pytest
 from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_temp_dir
 from rlsys.config.run import ClusterConfig, ConfigError, parse
 from tests.support.cluster import RayHead
+from tests.support.paths import REPO
 
-SCRIPT = Path(__file__).parent / "cluster_probe.py"
+SCRIPT = REPO / "tests" / "support" / "cluster_probe.py"
 
 
 def probe(config: Mapping[str, Any], cwd: Path, **variables: str) -> tuple[int, dict[str, Any], str]:

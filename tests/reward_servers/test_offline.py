@@ -26,6 +26,7 @@ from rlsys.commands.judge import judge_app, score
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.types import Json
 from tests.support.judge_oracles import Oracle
+from tests.support.paths import TEST_DATA
 
 REFERENCE = "A dog barks. A cat sleeps."
 GROUNDING = {"task": "temporal_grounding", "text": "<answer>1 to 3</answer>", "truth": [1, 3], "think": False}
@@ -174,7 +175,7 @@ def test_the_commands_on_a_file(command: typer.Typer, tmp_path: Path) -> None:
     assert code == 0 and "0 of 2 differ" in output
     code, output = called(command, "judge", "probe")
     assert code == 0 and "leaked   0" in output
-    pairs = Path(__file__).parent / "data" / "caption_pairs.jsonl"
+    pairs = TEST_DATA / "caption_pairs.jsonl"
     code, output = called(command, "judge", "calibrate", str(pairs), "--threshold", "0.8")
     assert code == 0 and "kappa       0.51" in output
 

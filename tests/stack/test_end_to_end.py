@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 
 from rlsys.weights.manifest import NamedTensor, TensorSpec, digest
 from tests.support.cluster import RayHead
+from tests.support.paths import REPO
 
-REPO = Path(__file__).parents[1]
 CLIPS = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data")) / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"real clips are not in {CLIPS}")
 

@@ -24,9 +24,9 @@ import torch
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.runs import ledger
 from rlsys.runs.rollout_store import FOLDER
+from tests.support.paths import REPO
 from tests.support.plain_reward_server import plain_reward_server
 
-REPO = Path(__file__).parents[1]
 NUM_STEPS = 6
 DEADLINE_S = 400.0
 OF_THE_PROCESS = (

@@ -15,8 +15,8 @@ from rlsys.config.run import RunConfig, load
 from rlsys.models.prompts import PromptContractError
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
+from tests.support.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
 SIDE = 56
 

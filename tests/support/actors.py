@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from rlsys.weights.version import WeightVersion
 
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate, environment
 from actors.rollout_actor import RolloutActor
@@ -22,8 +21,9 @@ from actors.weights.receive import Received
 from rlsys import env
 from rlsys.models.prompts import PromptBuilder
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
+from rlsys.weights.version import WeightVersion
+from tests.support.paths import REPO
 
-HERE = Path(__file__).parent
 MAX_MODEL_LEN = 256
 SAMPLING = Sampling(num_samples=4, temperature=1.0, top_p=1.0, max_tokens=12, seed=100)
 
@@ -229,7 +229,7 @@ def actor_cluster() -> Iterator[None]:
     """A Ray of this module's own, whose workers can also import what lies beside the tests."""
     env.be_quiet()
     import_path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *([import_path] if import_path else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), *([import_path] if import_path else [])])
     folder = Path(tempfile.mkdtemp(prefix="ra-", dir="/tmp"))  # short: Ray's sockets go below it
     ray.init(
         address="local",

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 import ray
-from rlsys.weights.version import WeightVersion
 
 from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, TensorSpec, digest_of, manifest_of, plan_buckets
+from rlsys.weights.version import WeightVersion
 
 Payload = Mapping[str, NamedTensor]
 

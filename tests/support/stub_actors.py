@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import ray
-from rlsys.weights.version import WeightVersion
 
 from actors.errors import WeightsRefused
 from actors.requests import GroupRequest
 from rlsys.types import Rollout
+from rlsys.weights.version import WeightVersion
 
 
 class StubActor:

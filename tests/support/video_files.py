@@ -13,8 +13,7 @@ import pytest
 
 from rlsys.demo.synthetic import encode
 from rlsys.types import VideoSpec
-
-REPO = Path(__file__).resolve().parents[1]
+from tests.support.paths import REPO
 
 
 def shared_data(*parts: str) -> Path:

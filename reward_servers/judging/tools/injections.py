@@ -15,7 +15,7 @@ from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import judged_in_order
 from rlsys.types import Score
 
-_FILE = Path(__file__).resolve().parent / "prompts" / "injections.jsonl"
+_FILE = Path(__file__).resolve().parents[1] / "prompts" / "injections.jsonl"
 _PLACE = "{caption}"
 
 CASES = (

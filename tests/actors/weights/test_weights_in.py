@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rlsys.weights.version import WeightVersion
 from safetensors.numpy import save_file
 
 from actors.errors import WeightsRefused
@@ -29,6 +28,7 @@ from actors.weights.weights_in import (
 )
 from rlsys.config.run import LoraConfig
 from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
+from rlsys.weights.version import WeightVersion
 from tests.support.shipments import named
 from tests.support.shipments import version_of as announced
 

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ from reward_servers.judging.embedding import MAX_EVENTS, EmbeddingJudge, Sentenc
 from reward_servers.judging.judge import JudgeTask, build_judge
 from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.types import Score
+from tests.support.paths import TEST_DATA
 
-PAIRS = Path(__file__).parent / "data" / "caption_pairs.jsonl"
+PAIRS = TEST_DATA / "caption_pairs.jsonl"
 REFERENCE = "A red square appears. A blue circle moves."
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from reward_servers.server.exported_metrics import EXPORTED, SECONDS, flattened
+from tests.support.paths import REPO
 
-DASHBOARD = Path(__file__).parents[1] / "cluster" / "grafana" / "reward_servers.json"
+DASHBOARD = REPO / "cluster" / "grafana" / "reward_servers.json"
 
 
 def test_the_dashboard_asks_for_metrics_that_exist_and_for_all_of_them() -> None:

@@ -11,8 +11,7 @@ from rlsys.commands.app import app
 from rlsys.config.run import RunConfig
 from rlsys.weights.check import Row
 from rlsys.weights.manifest import TensorSpec
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from tests.support.paths import CONFIGS
 
 
 @pytest.mark.parametrize(("is_equal", "code", "said"), [(True, 0, "1 tensors, 0 differ."), (False, 1, "1 differ: w")])

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.run import ConfigError, load
+from tests.support.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 MINIMAL = "output_dir: out\nmodel: {path: m}\n"
 
 

@@ -6,12 +6,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 
 import numpy as np
 import pytest
-from rlsys.loop.state import RunState
-from rlsys.weights.version import WeightVersion
 
 from rlsys.algorithm.batch import ScoringFailed, make_batch
 from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
@@ -20,8 +17,11 @@ from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_group, make_scored
+from tests.support.paths import REPO
 
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 
@@ -262,8 +262,7 @@ def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
 def test_the_loop_needs_neither_ray_nor_torch() -> None:
     heavy = ("ray", "torch", "vllm", "transformers", "mlflow", "decord")
     code = f"import sys, rlsys.loop.loop; print([name for name in {heavy} if name in sys.modules])"
-    repo = Path(__file__).parents[1]
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
     assert out.stdout.strip() == "[]"
 
 

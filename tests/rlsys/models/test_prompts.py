@@ -14,6 +14,7 @@ import pytest
 from rlsys.models.chat import ChatTokenizer, CheckpointError
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
 from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
+from tests.support.paths import REPO
 
 # the wording that published Qwen2.5-VL checkpoints carry
 PUBLISHED_TEMPLATE = (
@@ -127,7 +128,7 @@ def vllm_says(published_dir: Path) -> dict[str, Any]:
         prompt = made.build(item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media])
         prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": media})
     asked = {"model": str(published_dir), "prompts": prompts, "generate": True}
-    script = Path(__file__).with_name("vllm_prompt_probe.py")
+    script = REPO / "tests" / "support" / "vllm_prompt_probe.py"
     done = subprocess.run(
         [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=240
     )
@@ -284,5 +285,5 @@ def test_building_prompts_loads_neither_torch_nor_transformers(tiny_model_dir: P
         " dtype='float32');"
         "sys.exit(str([name for name in ('torch', 'transformers', 'vllm', 'ray') if name in sys.modules] or ''))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.stderr.strip() == ""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
+from tests.support.paths import REPO
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -23,7 +24,7 @@ def test_the_same_seed_writes_the_same_bytes_in_another_process(tiny_model_dir: 
     code = (
         f"from pathlib import Path; from rlsys.models.tiny import make_tiny; make_tiny(Path({str(tmp_path)!r}), seed=0)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True, capture_output=True)
     assert fingerprint(tmp_path) == fingerprint(tiny_model_dir)
 
 

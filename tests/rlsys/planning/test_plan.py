@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rlsys.runs.items import training_items
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -32,6 +31,7 @@ from rlsys.planning.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.planning.plan_learner import activation_bytes, rank_memory
 from rlsys.planning.plan_store import ClipBytes, clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
+from rlsys.runs.items import training_items
 from rlsys.types import VideoSpec
 from tests.support.factories import make_item
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rlsys.loop.state import RunState
 
+from rlsys.loop.state import RunState
 from rlsys.runs import checkpoint
 from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
 

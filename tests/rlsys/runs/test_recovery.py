@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from rlsys.loop.state import RunState
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
+from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import CheckpointError, Checkpoints, load_state

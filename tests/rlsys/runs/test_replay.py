@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from rlsys.loop.state import RunState
 
 from rlsys.config.run import parse
+from rlsys.loop.state import RunState
 from rlsys.runs.checkpoint import Checkpoints
 from rlsys.runs.replay import Compared, Replayed, ReplayError, possible_steps, replay
 from rlsys.runs.rollout_store import FOLDER, step_file

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rlsys.loop.state import RunState
 
 from rlsys.algorithm.batch import make_batch
 from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.loop.collect import Collected, LeftOut
 from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.tracking import metrics
 from rlsys.tracking.metrics import MetricNames, step_metrics, summarise
 from rlsys.types import ScoredGroup

@@ -25,9 +25,9 @@ from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.unsent import UnsentError, require_sent
 from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
+from tests.support.paths import REPO
 from tests.support.tracking_server import TrackingServer
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = Patience(close_s=20.0, max_pause_s=0.3, together_s=0.1)
 
 
@@ -161,7 +161,7 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
         "    sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
         "    say(tracker, range(6, 26)); sys.stdout.write('said\\n'); sys.stdout.flush(); time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,

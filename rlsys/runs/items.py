@@ -1,0 +1,43 @@
+"""The rows that a run trains on and is evaluated on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rlsys.config.run import ConfigError, DataConfig, RunConfig
+from rlsys.data.annotations.annotations import load as load_annotations
+from rlsys.types import PromptItem
+
+log = logging.getLogger(__name__)
+
+
+def load_items(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
+    """The usable rows of an annotation file. Raises ConfigError when none is left."""
+    loaded = load_annotations(annotations, videos=videos, data=data)
+    if loaded.dirty:
+        log.warning("%s: %d dirty rows; `rlsys data check` lists them", annotations, len(loaded.dirty))
+    if not loaded.items:
+        raise ConfigError(f"{annotations}: no usable row; `rlsys data check --format {data.format}` says why.")
+    return loaded.items
+
+
+def training_items(config: RunConfig) -> tuple[PromptItem, ...]:
+    """The rows to train on."""
+    if config.data.annotations is None or config.data.videos is None:
+        raise ConfigError(
+            "data.annotations and data.videos say what to train on and are not set; give both, "
+            "for example data.annotations=FILE.json data.videos=FOLDER."
+        )
+    return load_items(config.data, config.data.annotations, config.data.videos)
+
+
+def held_out_items(config: RunConfig) -> tuple[PromptItem, ...]:
+    """The rows to evaluate on; () when the config names none."""
+    if config.evaluation.annotations is None:
+        return ()
+    videos = config.evaluation.videos or config.data.videos
+    if videos is None:
+        raise ConfigError("evaluation.annotations is set, but neither evaluation.videos nor data.videos is.")
+    items = load_items(config.data, config.evaluation.annotations, videos)
+    return items[: config.evaluation.num_prompts or None]

@@ -1,0 +1,9 @@
+"""Where the repository's files lie, for every test that reads one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / "configs"
+TEST_DATA = REPO / "tests" / "data"
