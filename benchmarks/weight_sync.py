@@ -3,9 +3,9 @@
     python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
 
 The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to
-the tensors that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM engine of the
-larger sizes would take more memory and time than what is measured. A last part sends 200 updates and records
-the resident memory of both processes.
+the tensors that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM
+engine of the larger sizes would take more memory and time than what is measured. A last part sends 200 updates
+and records the resident memory of both processes.
 """
 
 from __future__ import annotations

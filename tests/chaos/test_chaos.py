@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import config, prepare
+from benchmarks.chaos.main import config, prepare
 from benchmarks.chaos.cluster import TwoNodes
 from benchmarks.chaos.kills import KILL, STOP, Kill, plan_kills
 from benchmarks.chaos.rewards import RewardServers
