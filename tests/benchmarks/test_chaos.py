@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.chaos.main import config, main
 from benchmarks.chaos.cluster import descendants, is_stopped, signal_all
 from benchmarks.chaos.kills import ALL, KILL, STOP, Deed, Kill, by_kind, median_step_s, plan_kills, spread_losses
+from benchmarks.chaos.main import config, main
 from benchmarks.chaos.run import StepWatch
 from rlsys.config.run import RunConfig
 from rlsys.tracking.spool import Spool

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.main import config, prepare
 from benchmarks.chaos.cluster import TwoNodes
 from benchmarks.chaos.kills import KILL, STOP, Kill, plan_kills
+from benchmarks.chaos.main import config, prepare
 from benchmarks.chaos.rewards import RewardServers
 from benchmarks.chaos.run import ChaosRun, Run, check_run, finish
 
