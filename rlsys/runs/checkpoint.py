@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,16 +17,14 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from rlsys.errors import UserError
 from rlsys.loop.state import RunState
+from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify, write_manifest
+
+log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
 FORMAT = 1
-
-
-class CheckpointError(UserError, ValueError):
-    """There is nothing to resume from; the message says what was found instead."""
 
 
 class Checkpoints:
@@ -60,6 +59,7 @@ class Checkpoints:
             if (aside / STATE_FILE).exists():
                 raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
             _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
+            write_manifest(aside, step=state.step, run_id=state.mlflow_run_id)
             _sync_tree(aside)
         except Exception:
             with suppress(OSError):
@@ -126,6 +126,34 @@ def find(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a checkpoint (…/step_000050) or a run's output folder.")
+    return _newest_first(path)[0]
+
+
+def find_whole(path: Path) -> Path:
+    """Return the checkpoint that `path` means, as `find` does, with each of its files compared with its manifest.
+
+    In a run's folder a damaged checkpoint is reported and the newest whole one is taken. Raises CheckpointDamaged for
+    a damaged checkpoint that `path` itself is and where none is whole, CheckpointError where there is none.
+    """
+    first = find(path)
+    candidates = [first] if first == Path(path) else _newest_first(Path(path))
+    problems = []
+    for folder in candidates:
+        try:
+            verify(folder)
+        except CheckpointDamaged as error:
+            if first == Path(path):
+                raise
+            log.warning("damaged checkpoint skipped: %s", error)
+            problems.append(str(error))
+            continue
+        if problems:
+            log.warning("%s: taken instead, the newest checkpoint that is whole", folder)
+        return folder
+    raise CheckpointDamaged(f"{path}: no checkpoint there is whole. " + " ".join(problems))
+
+
+def _newest_first(path: Path) -> list[Path]:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     complete = list(_complete_in(folder))
     if not complete:
@@ -134,10 +162,10 @@ def find(path: Path) -> Path:
         raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
     pointer = folder / LATEST_FILE
     named = folder / pointer.read_text().strip() if pointer.exists() else None
-    if named in complete:
-        return named
-    # the writer died between the rename and the pointer, or someone copied a part of the folder
-    return max(complete, key=lambda found: (not found.name.startswith("."), found.name))
+    # without a pointer the writer died between the rename and the pointer, or someone copied a part of the folder
+    return sorted(
+        complete, key=lambda found: (found == named, not found.name.startswith("."), found.name), reverse=True
+    )
 
 
 def load_state(path: Path) -> RunState:
@@ -147,11 +175,19 @@ def load_state(path: Path) -> RunState:
         tree = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not the state of a checkpoint: {error}") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{file}: not the state of a checkpoint, but {type(tree).__name__}.")
     if tree.pop("format", None) != FORMAT:
         raise CheckpointError(f"{file}: written by another version of rlsys (this one reads format {FORMAT}).")
-    expected = {field.name for field in fields(RunState)}
-    if set(tree) != expected:
+    expected = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(RunState)}
+    if set(tree) != set(expected):
         raise CheckpointError(f"{file}: has the keys {sorted(tree)}, expected {sorted(expected)}.")
+    for name, kind in expected.items():
+        value = tree[name]
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+            raise CheckpointError(
+                f"{file}: {name}={value!r}, expected {'a number of 0 or more' if kind is int else 'text'}."
+            )
     return RunState(**tree)
 
 

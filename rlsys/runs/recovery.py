@@ -15,7 +15,8 @@ from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
 from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
+from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
+from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify_model
 from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
 from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem
@@ -52,11 +53,14 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     run starts from the beginning, in the MLflow run that it had; behind its last step it is ended, or has ended (see
     `has_ended`). Any other path must hold a checkpoint of fewer steps than the config's.
     """
+    verify_model(config.model.path)
     if resume is None:
         _refuse_used_folder(config)
         return Origin(state=_first_state(config, ""), checkpoint=None, is_new=True)
     try:
-        checkpoint = find(resume)
+        checkpoint = find_whole(resume)
+    except CheckpointDamaged:
+        raise  # there are checkpoints: starting from the beginning would throw their steps away
     except CheckpointError:
         if Path(resume).resolve() != Path(config.output_dir).resolve():
             raise

@@ -22,6 +22,7 @@ from rlsys.errors import UserError
 from rlsys.runs import ledger
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_scorer
 from rlsys.runs.checkpoint import complete_checkpoints, load_state
+from rlsys.runs.checkpoint_manifest import verify
 from rlsys.runs.items import training_items
 from rlsys.runs.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
 from rlsys.runs.run_file import RunFile, read_run_file
@@ -110,6 +111,8 @@ def possible_steps(run_folder: Path) -> dict[int, Path | None]:
 def replay(run_folder: Path, step: int) -> Replayed:
     """Train from the newest checkpoint before `step` through the saved rollouts, on learner ranks alone."""
     run, start = _read(run_folder, step)
+    if start:
+        verify(start)
     config, items = run.config, training_items(run.config)
     from_step = load_state(start).step if start else 0
     with open_learner_stack(config) as stack:

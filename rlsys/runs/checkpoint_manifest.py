@@ -1,0 +1,114 @@
+"""The manifest of a checkpoint: which files belong to it, how long they are, and what their bytes hash to.
+
+It is the last file that is written into a checkpoint. A checkpoint is resumed, replayed or used as a model only when
+each of its files is what the manifest says, because a flipped bit or a file of another step trains on without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import UserError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+REMEDY = "Use another checkpoint, or copy this one again from where it came."
+MADE_BY_RESHARDING = (".resharded", "latest_universal")
+"""What a resume on other ranks that was killed leaves in `deepspeed/`; it is made anew before it is read."""
+
+
+class CheckpointError(UserError, ValueError):
+    """There is nothing to resume from; the message says what was found instead."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """A file of a checkpoint is not what was written; the message names it."""
+
+
+def write_manifest(folder: Path, *, step: int, run_id: str) -> None:
+    """Describe every file that `folder` holds. step, run_id: of the run, see `RunState`."""
+    names = _files_in(folder)
+    files = dict(zip(names, _described(folder / name for name in names), strict=True))
+    tree = {"format": FORMAT, "step": step, "run_id": run_id, "files": files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(tree, indent=1) + "\n")
+
+
+def verify(folder: Path, *, part: str = "") -> None:
+    """Compare every file of a checkpoint with its manifest.
+
+    part: a folder of the checkpoint, such as "model", where that alone is used; "" for all of it.
+    Raises CheckpointDamaged, which names the first file that is missing, of another length, changed or not its own.
+    Reads all bytes: about a second per gigabyte and thread.
+    """
+    expected = {name: entry for name, entry in _read(folder).items() if name.startswith(part)}
+    found = {name for name in _files_in(folder) if name.startswith(part)}
+    for name, entry in sorted(expected.items()):
+        if name not in found:
+            raise CheckpointDamaged(f"{folder / name}: missing, and the checkpoint's manifest lists it. {REMEDY}")
+        if (size := (folder / name).stat().st_size) != entry["bytes"]:
+            raise CheckpointDamaged(f"{folder / name}: has {size} bytes, was written with {entry['bytes']}. {REMEDY}")
+    if strangers := sorted(found - set(expected)):
+        raise CheckpointDamaged(
+            f"{folder / strangers[0]}: not in the checkpoint's {MANIFEST_FILE}, so it came later; move it away."
+        )
+    for name, actual in zip(expected, _described(folder / name for name in expected), strict=True):
+        if actual["sha256"] != expected[name]["sha256"]:
+            raise CheckpointDamaged(
+                f"{folder / name}: its SHA-256 is {actual['sha256'][:16]}…, it was written with "
+                f"{expected[name]['sha256'][:16]}…: the file was changed or the disk damaged it. {REMEDY}"
+            )
+
+
+def verify_model(path: Path) -> None:
+    """Verify a model folder that lies in a checkpoint; any other folder has no manifest and passes.
+
+    Raises CheckpointDamaged as `verify`.
+    """
+    path = Path(path)
+    if (path.parent / MANIFEST_FILE).exists():
+        verify(path.parent, part=f"{path.name}/")
+
+
+def _read(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    file = folder / MANIFEST_FILE
+    try:
+        tree = json.loads(file.read_text())
+        step, files = tree["step"], tree["files"]
+        state = json.loads((folder / "state.json").read_text())
+        is_sound = tree["format"] == FORMAT and all(
+            isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in files.values()
+        )
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(
+            f"{error.filename}: missing, and every checkpoint of this version of rlsys has that file. {REMEDY}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{file}: cannot be read as a manifest: {error!r}. {REMEDY}") from error
+    if not is_sound or not isinstance(state, dict) or state.get("step") != step:
+        raise CheckpointDamaged(f"{file}: is not the manifest of this checkpoint (it is of step {step}). {REMEDY}")
+    return files
+
+
+def _files_in(folder: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in MADE_BY_RESHARDING]
+        relative = Path(parent).relative_to(folder)
+        found += [(relative / name).as_posix() for name in names if name not in MADE_BY_RESHARDING]
+    return sorted(name for name in found if name != MANIFEST_FILE)
+
+
+def _described(files: Iterable[Path]) -> list[dict[str, Any]]:
+    def describe(file: Path) -> dict[str, Any]:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"bytes": file.stat().st_size, "sha256": digest}
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:  # hashing releases the GIL
+        return list(threads.map(describe, files))

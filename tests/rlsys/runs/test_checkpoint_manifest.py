@@ -1,0 +1,130 @@
+"""A checkpoint is used only when each of its files is what was written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from rlsys.loop.state import RunState
+from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
+from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify, verify_model
+
+STATE = RunState(step=2, version=2, drawn=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
+WEIGHTS = "deepspeed/learner/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    def write(aside: Path) -> None:
+        for name, text in (
+            (WEIGHTS, f"optimiser {step}"),
+            ("model/model.safetensors", f"weights {step}"),
+            ("empty", ""),
+        ):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).write_text(text)
+
+    return Checkpoints(folder, keep=keep).save(RunState(**(asdict(STATE) | {"step": step, "version": step})), write)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    data = bytearray((checkpoint / WEIGHTS).read_bytes())
+    data[3] ^= 4
+    (checkpoint / WEIGHTS).write_bytes(data)
+
+
+def edit_manifest(checkpoint: Path, change: Callable[[dict], object]) -> None:
+    tree = json.loads((checkpoint / "manifest.json").read_text())
+    change(tree)
+    (checkpoint / "manifest.json").write_text(json.dumps(tree))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one flipped bit": (flip_a_bit, WEIGHTS),
+    "a file of another step": (lambda at: shutil.copy(at.parent / "step_000001" / WEIGHTS, at / WEIGHTS), WEIGHTS),
+    "the whole folder of another step": (
+        lambda at: shutil.copytree(at.parent / "step_000001" / "deepspeed", at / "deepspeed", dirs_exist_ok=True),
+        WEIGHTS,
+    ),
+    "a truncated file": (lambda at: os.truncate(at / WEIGHTS, 4), WEIGHTS),
+    "an emptied file": (lambda at: os.truncate(at / "model" / "model.safetensors", 0), "model/model.safetensors"),
+    "a file that grew": (lambda at: (at / "empty").write_text("x"), "empty"),
+    "a missing file": (lambda at: (at / WEIGHTS).unlink(), WEIGHTS),
+    "a file that nobody saved": (
+        lambda at: (at / "model" / "adapter_config.json").write_text("{}"),
+        "adapter_config.json",
+    ),
+    "another run's state": (lambda at: shutil.copy(at.parent / "step_000001" / "state.json", at), "manifest.json"),
+    "another manifest": (lambda at: shutil.copy(at.parent / "step_000001" / "manifest.json", at), "manifest.json"),
+    "no manifest": (lambda at: (at / "manifest.json").unlink(), "manifest.json"),
+    "half a manifest": (lambda at: os.truncate(at / "manifest.json", 40), "manifest.json"),
+    "a manifest of other types": (lambda at: edit_manifest(at, lambda tree: tree.update(files=[1])), "manifest.json"),
+    "a manifest without sizes": (
+        lambda at: edit_manifest(at, lambda tree: tree["files"]["empty"].clear()),
+        "manifest.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_noticed_named_and_survived(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older, newer = (save(tmp_path / "checkpoints", step) for step in (1, 2))
+    verify(older)
+    verify(newer)
+    assert find_whole(tmp_path) == newer
+    make, named = DAMAGES[damage]
+    make(newer)
+    with pytest.raises(CheckpointDamaged, match=named.replace(".", r"\.")):
+        find_whole(newer)
+    assert find_whole(tmp_path) == older
+    assert named in caplog.text
+    assert f"{older}: taken instead" in caplog.text
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_from_the_beginning(tmp_path: Path) -> None:
+    flip_a_bit(save(tmp_path / "checkpoints", 1))
+    with pytest.raises(CheckpointDamaged, match="no checkpoint there is whole"):
+        find_whole(tmp_path)
+
+
+def test_a_model_of_a_checkpoint_is_verified_alone(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    flip_a_bit(checkpoint)  # in the optimiser, which nobody asked for
+    verify_model(checkpoint / "model")
+    (checkpoint / "model" / "model.safetensors").write_text("weights 7")
+    with pytest.raises(CheckpointDamaged, match=r"model\.safetensors: its SHA-256"):
+        verify_model(checkpoint / "model")
+    verify_model(tmp_path)  # a folder from elsewhere has no manifest
+
+
+def test_what_an_interrupted_resharding_left_is_no_damage(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "deepspeed" / ".resharded" / "zero").mkdir(parents=True)
+    (checkpoint / "deepspeed" / ".resharded" / "zero" / "step.pt").write_text("…")
+    (checkpoint / "deepspeed" / "latest_universal").write_text(".resharded")
+    verify(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", "2"), ("step", True), ("step", -1), ("step", None), ("drawn", 1.5), ("mlflow_run_id", 3), ("seed", [0])],
+)
+def test_a_state_of_other_types_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    tree = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(tree | {key: value}))
+    with pytest.raises(CheckpointError, match=f"{key}="):
+        load_state(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"state"'])
+def test_a_state_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "state.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not the state of a checkpoint"):
+        load_state(checkpoint)
