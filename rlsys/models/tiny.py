@@ -28,6 +28,8 @@ from transformers import (
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.utils.logging import disable_progress_bar
 
+from rlsys.files import aside
+
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (
     END_OF_TEXT,
@@ -99,11 +101,11 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
     Torch's global random state is left as it was.
     """
     if not Path(folder).exists():
-        aside = Path(folder).with_name(f".tmp-{Path(folder).name}")  # a half-written model must not pass for one
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        make_tiny(aside, seed=seed, size=size, words=words)
-        aside.rename(folder)
+        new = aside(Path(folder))  # a half-written model must not pass for one
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        make_tiny(new, seed=seed, size=size, words=words)
+        new.rename(folder)
         return
     tokenizer = make_tokenizer(words)
     config = make_config(tokenizer, SIZES[size])

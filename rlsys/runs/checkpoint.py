@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
 from rlsys.loop.state import RunState
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify, write_manifest
 
@@ -48,19 +49,20 @@ class Checkpoints:
         otherwise, what was written goes, earlier checkpoints are untouched, and the error goes through.
         """
         name = f"step_{state.step:06d}"
-        final, aside = self._folder / name, self._folder / f".tmp-{name}"
+        final = self._folder / name
+        new = aside(final)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_unfinished()
         self._require_room(num_bytes)
         try:
-            aside.mkdir()
-            digest = write(aside)
+            new.mkdir()
+            digest = write(new)
             state = replace(state, weights_digest=state.weights_digest or digest or "")
-            if (aside / STATE_FILE).exists():
+            if (new / STATE_FILE).exists():
                 raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
-            _write_synced(aside / STATE_FILE, json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
-            write_manifest(aside, step=state.step, run_id=state.mlflow_run_id)
-            _sync_tree(aside)
+            (new / STATE_FILE).write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
+            write_manifest(new, step=state.step, run_id=state.mlflow_run_id)
+            sync_tree(new)
         except Exception:
             with suppress(OSError):
                 self._remove_unfinished()
@@ -70,9 +72,8 @@ class Checkpoints:
             if old.exists():
                 self._discard(old)
             os.rename(final, old)
-        os.rename(aside, final)
-        _sync(self._folder)
-        self._point_to(name)
+        rename_synced(new, final)
+        write_whole(self._folder / LATEST_FILE, name + "\n")
         self._remove_outdated(final)
         return final
 
@@ -90,14 +91,8 @@ class Checkpoints:
             problem = f"a checkpoint takes about {num_bytes >> 20} MiB, and {free >> 20} MiB are free"
             raise OSError(errno.ENOSPC, problem, str(self._folder))
 
-    def _point_to(self, name: str) -> None:
-        aside = self._folder / f".tmp-{LATEST_FILE}"
-        _write_synced(aside, name + "\n")
-        os.replace(aside, self._folder / LATEST_FILE)
-        _sync(self._folder)
-
     def _remove_unfinished(self) -> None:
-        for path in self._folder.glob(".tmp-*"):
+        for path in self._folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _remove_outdated(self, newest: Path) -> None:
@@ -111,7 +106,7 @@ class Checkpoints:
 
     def _discard(self, path: Path) -> None:
         # renamed first: a folder that is half removed must not pass for a checkpoint
-        doomed = self._folder / f".tmp-removed-{path.name}"
+        doomed = self._folder / f"{UNFINISHED}removed-{path.name}"
         os.rename(path, doomed)
         shutil.rmtree(doomed)
 
@@ -122,7 +117,7 @@ def find(path: Path) -> Path:
     Raises CheckpointError when there is none.
     """
     path = Path(path)
-    if (path / STATE_FILE).exists() and not path.name.startswith(".tmp-"):
+    if (path / STATE_FILE).exists() and not path.name.startswith(UNFINISHED):
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a checkpoint (…/step_000050) or a run's output folder.")
@@ -157,7 +152,7 @@ def _newest_first(path: Path) -> list[Path]:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     complete = list(_complete_in(folder))
     if not complete:
-        unfinished = sorted(entry.name for entry in folder.glob(".tmp-*"))
+        unfinished = sorted(entry.name for entry in folder.glob(f"{UNFINISHED}*"))
         rest = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
         raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
     pointer = folder / LATEST_FILE
@@ -199,25 +194,3 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def _complete_in(folder: Path) -> Iterator[Path]:
     for pattern in ("step_*", ".old-step_*"):
         yield from (path for path in sorted(folder.glob(pattern)) if (path / STATE_FILE).exists())
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_tree(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlsys.files import write_whole
 from rlsys.loop.collect import Collected
 from rlsys.runs.checkpoint import STATE_FILE, CheckpointError, load_state
 
@@ -74,11 +75,8 @@ class Ledger:
         self._write_all()
 
     def _write_all(self) -> None:
-        aside = self._folder / f".tmp-{LEDGER_FILE}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text("".join(map(_line, self.entries)))
-            aside.replace(self._folder / LEDGER_FILE)
+            write_whole(self._folder / LEDGER_FILE, "".join(map(_line, self.entries)), synced=False)
             self._is_behind = False
         except OSError as error:
             self._lags(error)

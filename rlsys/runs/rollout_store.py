@@ -12,7 +12,6 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
+from rlsys.files import write_whole
 from rlsys.loop.collect import Collected, LeftOut
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
 
@@ -130,18 +130,12 @@ class SavedRollouts:
 
     def keep(self, step: int, collected: Collected) -> None:
         """Write a step's file."""
-        file = step_file(self._folder, step)
-        aside = file.with_name(f".tmp-{file.name}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(encode(step, collected, self._settings))
-            aside.replace(file)
+            write_whole(step_file(self._folder, step), encode(step, collected, self._settings), synced=False)
         except OSError as error:
             if not self._has_warned:
                 log.warning("rollouts are not saved: %s", error)
             self._has_warned = True
-            with suppress(OSError):
-                aside.unlink()
         else:
             self._has_warned = False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.run import RunConfig, parse
+from rlsys.files import write_whole
 from rlsys.runs.checkpoint import CheckpointError
 
 RUN_FILE = "run.json"
@@ -38,13 +38,7 @@ def write_run_file(config: RunConfig, mlflow_run_id: str) -> None:
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     """The file with its folder, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".tmp-{path.name}")
-    with aside.open("w") as file:
-        file.write(json.dumps(tree, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def read_run_file(folder: Path) -> RunFile:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import UserError
+from rlsys.files import sync, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Spool:
         os.ftruncate(self._file, self._size)
         if not self._size:
             self._size = _append(self._file, 0, {"kind": HEAD, "last_steps": self.last_steps})
-            _sync_folder(self._folder)
+            sync(self._folder)
         return position
 
     def _next_segment(self) -> None:
@@ -142,7 +143,7 @@ class Spool:
             os.ftruncate(file, 0)
             size = _append(file, 0, {"kind": HEAD, "last_steps": self.last_steps})
             os.fsync(file)
-            _sync_folder(self._folder)
+            sync(self._folder)
         except OSError:
             os.close(file)
             raise
@@ -158,9 +159,7 @@ class Spool:
         return (segment, offset)
 
     def _put_position(self, position: tuple[int, int]) -> None:
-        aside = self._folder / "position.tmp"
-        aside.write_text(f"{position[0]} {position[1]}\n")
-        os.replace(aside, self._folder / "position")
+        write_whole(self._folder / "position", f"{position[0]} {position[1]}\n", synced=False)
 
     def _path(self, segment: int) -> Path:
         return self._folder / f"{segment:06d}.jsonl"
@@ -233,11 +232,3 @@ def _locked(path: Path) -> int:
             f"{path.parent}: another process keeps the record of this run, so the run is still going; end it first."
         ) from error
     return file
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

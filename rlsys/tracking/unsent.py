@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlsys.errors import UserError
+from rlsys.files import write_whole
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.spool import Spool, read_records
 from rlsys.tracking.uploader import REFUSED_FILE, Patience, Sender
@@ -28,9 +29,7 @@ def spool_folder(run_folder: Path, run_id: str) -> Path:
 
 def put_address(folder: Path, uri: str) -> None:
     """Note where the records in a spool's folder go."""
-    aside = folder / f"{ADDRESS_FILE}.tmp"
-    aside.write_text(json.dumps({"uri": uri}) + "\n")
-    aside.replace(folder / ADDRESS_FILE)
+    write_whole(folder / ADDRESS_FILE, json.dumps({"uri": uri}) + "\n")
 
 
 def send_command(run_folder: Path) -> str:

@@ -1,0 +1,114 @@
+"""Files that are whole or absent, whatever operation the process dies at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: nothing in the code under test handles it."""
+
+
+def die_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the process die at the call-th file system operation."""
+    calls = 0
+
+    def dying(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return operation(*arguments, **options)
+
+        return count
+
+    for name in ("rename", "replace", "fsync"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+    for name in ("mkdir", "open"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+
+
+@pytest.mark.parametrize("synced", [True, False])
+@pytest.mark.parametrize("old", ["old", None])
+def test_death_at_any_operation_leaves_the_old_file_or_the_new(old: str | None, synced: bool, tmp_path: Path) -> None:
+    survived = set()
+    for call in range(1, 20):
+        file = tmp_path / str(call) / "file"
+        if old is not None:
+            write_whole(file, old)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            die_at(call, monkeypatch)
+            try:
+                write_whole(file, "new", synced=synced)
+                finished = True
+            except Killed:
+                finished = False
+        survived.add(file.read_text() if file.exists() else None)
+        write_whole(file, "again")
+        assert file.read_text() == "again"
+        assert os.listdir(file.parent) == ["file"]
+        if finished:
+            break
+    assert finished
+    assert survived == {old, "new"}
+
+
+def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    code = (
+        "import os, signal; from pathlib import Path; import rlsys.files\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"rlsys.files.write_whole(Path({str(file)!r}), 'new')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_text() == "old"
+    write_whole(file, b"new")
+    assert file.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
+    operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "file"
+    write_whole(file, "old")
+    monkeypatch.setattr(os, operation, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    for name in ("fsync", "replace", "rename"):
+        operation = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, call=operation: (order.append(name), call(*args))[1])
+    write_whole(tmp_path / "file", "content")
+    assert order == ["fsync", "replace", "fsync"]
+    order.clear()
+    folder = aside(tmp_path / "folder")
+    folder.mkdir()
+    (folder / "one").write_text("1")
+    assert folder.name.startswith(UNFINISHED)
+    sync_tree(folder)
+    rename_synced(folder, tmp_path / "folder")
+    assert order == ["fsync", "fsync", "rename", "fsync"]
+    assert (tmp_path / "folder" / "one").read_text() == "1"
