@@ -18,12 +18,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from learner.model.lora import FILE_PREFIX, LowRank, adapters, write_adapter_config
 from learner.weights.safetensors_out import write_tensors
 from rlsys.config.run import LoraConfig
+from rlsys.models.folder import companions
 from rlsys.weights.manifest import NamedTensor, RunningDigest, TensorSpec
 
 HEAD = "lm_head.weight"
 ADAPTER_FOLDER = "adapter"
 MAX_FILE_BYTES = 2 << 30
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[None]]
 """Makes partitioned parameters whole while the context is open; every rank must open it."""
@@ -150,8 +150,8 @@ def write_folder(
     of the files, as `save_pretrained` does, but is in the digest.  tensors: `stream` of `outlets`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ignored = shutil.ignore_patterns(*_WEIGHT_FILES, ADAPTER_FOLDER)
-    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+    for file in companions(source):
+        shutil.copyfile(file, folder / file.name)  # bytes alone: the owner's permissions may forbid writing
     running = RunningDigest()
     left_out = HEAD if has_tied_head(outlets) else ""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -35,8 +37,15 @@ class ChatTokenizer:
             raise CheckpointError(
                 f"{folder}/tokenizer.json is missing; save_pretrained of the model's AutoTokenizer writes it."
             )
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._template = _environment().from_string(_chat_template(folder, settings))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a file that it cannot read
+            raise CheckpointError(f"{folder}/tokenizer.json: not a tokenizer ({error}); copy it again.") from error
+        self._folder = folder
+        try:
+            self._template = _environment().from_string(_chat_template(folder, settings))
+        except TemplateError as error:
+            raise CheckpointError(f"{folder}: its chat template cannot be read: {error}.") from error
         end_token = settings.get("eos_token")
         if isinstance(end_token, dict):  # how older transformers wrote it
             end_token = end_token["content"]
@@ -63,17 +72,28 @@ class ChatTokenizer:
     def user_turn(self, kinds: Sequence[str], text: str) -> str:
         """A conversation of one user turn, media before `text`, up to where the assistant starts to write."""
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
-        return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
+        try:
+            return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
+        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            raise CheckpointError(
+                f"{self._folder}: its chat template fails on a turn of {len(content)} parts: {error}; use the template "
+                "of the model's instruction-tuned version."
+            ) from error
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a checkpoint folder; CheckpointError when it is missing."""
     try:
-        return json.loads((folder / name).read_text())
+        tree = json.loads((folder / name).read_text())
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder / name} is missing; model.path must be a folder made by save_pretrained."
         ) from error
+    except (OSError, ValueError) as error:  # a git-LFS pointer for one
+        raise CheckpointError(f"{folder / name}: not readable as JSON ({error}); copy it again.") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{folder / name}: holds {type(tree).__name__}, expected an object; copy it again.")
+    return tree
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
@@ -88,4 +108,22 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     # the settings with which transformers renders chat templates: other white space means other tokens
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlocks]
+    )
+    environment.globals["raise_exception"] = _refuse
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+class _GenerationBlocks(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks what the assistant wrote, and renders as what it encloses."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

@@ -11,6 +11,7 @@ from rlsys.data.video.budgets import largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
+from rlsys.models.folder import problems_of_folder
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import judge_of, needs_judge, prompt_builder
@@ -59,7 +60,9 @@ def check(config: RunConfig) -> Report:
         problems += store.problems
     problems += _judge_problems(config, items)
     try:
-        budget = _token_budget([_Asked(item=item) for item in items], prompt_builder(config))
+        prompts = prompt_builder(config)
+        problems += problems_of_folder(config.model.path)
+        budget = _token_budget([_Asked(item=item) for item in items], prompts)
     except UserError as error:
         problems.append(str(error))
     else:
@@ -77,7 +80,7 @@ def check_sft(
     config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
 ) -> Report:
     """Check what `rlsys sft` needs: the demonstrations' tokens, and what evaluation needs where it is asked for."""
-    problems = list(_memory_problems(config))
+    problems = [*problems_of_folder(config.model.path), *_memory_problems(config)]
     if held_out:
         try:
             check_weights(config.reward)

@@ -1,0 +1,148 @@
+"""What a checkpoint folder must hold before a run may start from it: headers are read, weights are not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rlsys.models.chat import CheckpointError, read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*processor_config.json",
+    "LICENSE*",
+)
+"""Patterns of the files that make weights a checkpoint; whatever else lies in the folder is not part of it."""
+LFS_POINTER = b"version https://git-lfs"
+ADAPTER_FILE = "adapter_config.json"
+LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
+NO_WEIGHTS = {
+    ("*.bin", "*.pt", "*.pth"): "has PyTorch files, which run code when they are read; save the model as safetensors "
+    "(from_pretrained, then save_pretrained)",
+    ("*.gguf",): "has a GGUF file; use the model's own safetensors checkpoint",
+    (
+        "*.safetensors",
+    ): f"has safetensors under other names than {SINGLE} or those of {INDEX}; save_pretrained writes those",
+}
+
+
+def companions(folder: Path) -> list[Path]:
+    """Return the files beside the weights that make `folder` a checkpoint: config, tokenizer, template, processor."""
+    return sorted(
+        path for path in Path(folder).iterdir() if path.is_file() and any(fnmatch(path.name, one) for one in COMPANIONS)
+    )
+
+
+def problems_of_folder(folder: Path) -> Iterator[str]:
+    """Yield what keeps `folder` from being trained from, each with its file and remedy; nothing where it is sound.
+
+    Config, tokenizer and template must have been read already (see `PromptBuilder`); they raise errors of their own.
+    """
+    folder = Path(folder)
+    config = read_json(folder, "config.json")
+    if quantized := config.get("quantization_config") or config.get("compression_config"):
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
+        yield f"{folder / 'config.json'}: the weights are quantized ({method}) and cannot be trained; use the original."
+        return
+    if (folder / ADAPTER_FILE).exists():
+        yield (
+            f"{folder / ADAPTER_FILE}: a LoRA adapter, which libraries load in place of the model or over it; merge it "
+            "into the weights (peft's merge_and_unload) or move the file away."
+        )
+    pointers = [path.name for path in companions(folder) if _is_pointer(path)]
+    if pointers:
+        yield f"{folder}: {', '.join(pointers)}: git-LFS pointers, not the files; run `git lfs pull` there."
+    if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        yield (
+            f"{folder}: no processor_config.json or preprocessor_config.json; copy the model's own, which say how "
+            "pixels are normalised."
+        )
+    try:
+        shapes = _shapes(folder)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    yield from _missing_tensors(folder, config, shapes)
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, from the headers of all weight files."""
+    if (folder / INDEX).exists():
+        try:
+            weight_map: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / INDEX}: not an index of weights: {error!r}; copy it again.") from error
+        files = sorted(set(weight_map.values()))
+    elif (folder / SINGLE).exists():
+        weight_map, files = {}, [SINGLE]
+    else:
+        for patterns, problem in NO_WEIGHTS.items():
+            if any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in patterns):
+                raise CheckpointError(f"{folder} {problem}.")
+        raise CheckpointError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}; copy the model's weight files.")
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} for one; copy them."
+        )
+    found = {name: shape for file in files for name, shape in _header(folder / file).items()}
+    if absent := sorted(set(weight_map) - set(found)):
+        raise CheckpointError(
+            f"{folder / weight_map[absent[0]]}: has no tensor {absent[0]}, which {INDEX} says it has; copy both again."
+        )
+    return found
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    if _is_pointer(file):
+        raise CheckpointError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        raise CheckpointError(f"{file}: truncated or damaged ({size} bytes: {error}); copy it again.") from error
+
+
+def _missing_tensors(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    text: Mapping[str, Any] = config.get("text_config") or config
+    is_tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    wanted = ("embed_tokens.weight",) if is_tied else ("embed_tokens.weight", "lm_head.weight")
+    table = (text.get("vocab_size"), text.get("hidden_size"))
+    for suffix in wanted:
+        held = [shape for name, shape in shapes.items() if name == suffix or name.endswith(f".{suffix}")]
+        if not held:
+            hint = " (tie_word_embeddings is false)" if suffix == "lm_head.weight" else ""
+            yield f"{folder}: no weight file has {suffix}{hint}; copy the missing weight file or correct config.json."
+        elif held[0] != table:
+            yield f"{folder}: {suffix} is {held[0]}, config.json says {table}; they are not of the same model."
+    per_layer = Counter((m[1], int(m[2])) for name in shapes if (m := LAYER.search(name)))
+    depths = {"layers": text.get("num_hidden_layers"), "blocks": config.get("vision_config", {}).get("depth")}
+    for kind, depth in depths.items():
+        counts = {index: count for (one, index), count in per_layer.items() if one == kind}
+        most = max(counts.values(), default=0)
+        short = [index for index in range(depth or 0) if counts.get(index, 0) < most or not most]
+        if short:
+            yield f"{folder}: {kind}.{short[0]} is missing or incomplete in the weight files ({len(short)} such)."
+        if beyond := sorted(index for index in counts if depth is not None and index >= depth):
+            yield f"{folder}: the weights have {kind}.{beyond[-1]}, config.json says {depth} {kind}."
