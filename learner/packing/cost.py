@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from learner.packing.rows import Row
+from rlsys.models.model_config import read_model_config
 
 BACKWARD_TIMES_FORWARD = 2
 """The backward pass has two products for each one of the forward pass: to the inputs and to the weights."""
@@ -76,26 +75,21 @@ def _window_pairs(length: int, window: int) -> int:
 
 
 def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostModel:
-    """The sizes in the checkpoint folder's config.json, of the nested layout as of the published flat one.
-
-    frozen_parts: as `LearnerConfig.frozen_parts`.
-    """
-    tree = json.loads((Path(model_path) / "config.json").read_text())
-    text: Mapping[str, Any] = tree.get("text_config") or tree
-    vision: Mapping[str, Any] = tree["vision_config"]
-    heads = text["num_attention_heads"]
+    """The cost model of the checkpoint in a folder. frozen_parts: as `LearnerConfig.frozen_parts`."""
+    config = read_model_config(model_path)
+    vision = config.vision
     return CostModel(
-        layers=text["num_hidden_layers"],
-        hidden=text["hidden_size"],
-        mlp=text["intermediate_size"],
-        kv_size=text["hidden_size"] // heads * text.get("num_key_value_heads", heads),
-        vocabulary=text["vocab_size"],
-        vision_depth=vision["depth"],
-        vision_hidden=vision["hidden_size"],
-        vision_mlp=vision["intermediate_size"],
-        full_attention_blocks=len(vision["fullatt_block_indexes"]),
-        window_patches=vision["window_size"] // vision["patch_size"],
-        merge_size=vision["spatial_merge_size"],
-        patch_dim=3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2,
+        layers=config.layers,
+        hidden=config.hidden,
+        mlp=config.mlp,
+        kv_size=config.kv,
+        vocabulary=config.vocabulary,
+        vision_depth=vision.depth,
+        vision_hidden=vision.hidden,
+        vision_mlp=vision.mlp,
+        full_attention_blocks=vision.num_full_attention,
+        window_patches=vision.window_size // vision.patch_size,
+        merge_size=vision.merge_size,
+        patch_dim=vision.patch_dim,
         is_tower_frozen="vision_tower" in frozen_parts,
     )

@@ -6,7 +6,6 @@ and 300 MB that the driver of a run has no use for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,40 +17,36 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from rlsys.errors import UserError
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint folder that lacks what a run needs; the message names the file and the remedy."""
+from rlsys.models.model_config import ModelFolderError, read_json
 
 
 class ChatTokenizer:
     """Text to ids and back, and one user turn to the text that the model was trained on.
 
-    Raises CheckpointError when the folder has no fast tokenizer, chat template or end token.
+    Raises ModelFolderError when the folder has no fast tokenizer, chat template or end token.
     """
 
     def __init__(self, folder: Path) -> None:
         settings = read_json(folder, "tokenizer_config.json")
         if not (folder / "tokenizer.json").exists():
-            raise CheckpointError(
+            raise ModelFolderError(
                 f"{folder}/tokenizer.json is missing; save_pretrained of the model's AutoTokenizer writes it."
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a file that it cannot read
-            raise CheckpointError(f"{folder}/tokenizer.json: not a tokenizer ({error}); copy it again.") from error
+            raise ModelFolderError(f"{folder}/tokenizer.json: not a tokenizer ({error}); copy it again.") from error
         self._folder = folder
         try:
             self._template = _environment().from_string(_chat_template(folder, settings))
         except TemplateError as error:
-            raise CheckpointError(f"{folder}: its chat template cannot be read: {error}.") from error
+            raise ModelFolderError(f"{folder}: its chat template cannot be read: {error}.") from error
         end_token = settings.get("eos_token")
         if isinstance(end_token, dict):  # how older transformers wrote it
             end_token = end_token["content"]
         end_token_id = self.id_of(end_token) if end_token else None
         if end_token_id is None:
-            raise CheckpointError(
+            raise ModelFolderError(
                 f"{folder}/tokenizer_config.json: eos_token={end_token!r} is no token of tokenizer.json."
             )
 
@@ -75,25 +70,10 @@ class ChatTokenizer:
         try:
             return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
         except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
-            raise CheckpointError(
+            raise ModelFolderError(
                 f"{self._folder}: its chat template fails on a turn of {len(content)} parts: {error}; use the template "
                 "of the model's instruction-tuned version."
             ) from error
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a checkpoint folder; CheckpointError when it is missing."""
-    try:
-        tree = json.loads((folder / name).read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder / name} is missing; model.path must be a folder made by save_pretrained."
-        ) from error
-    except (OSError, ValueError) as error:  # a git-LFS pointer for one
-        raise CheckpointError(f"{folder / name}: not readable as JSON ({error}); copy it again.") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{folder / name}: holds {type(tree).__name__}, expected an object; copy it again.")
-    return tree
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
@@ -102,7 +82,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
         return (folder / "chat_template.jinja").read_text()
     legacy = read_json(folder, "chat_template.json") if (folder / "chat_template.json").exists() else settings
     if not isinstance(legacy.get("chat_template"), str):
-        raise CheckpointError(f"{folder} has no chat template; put the model's own into chat_template.jinja.")
+        raise ModelFolderError(f"{folder} has no chat template; put the model's own into chat_template.jinja.")
     return legacy["chat_template"]
 
 

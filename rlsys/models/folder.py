@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from rlsys.models.chat import CheckpointError, read_json
+from rlsys.models.model_config import ModelConfig, ModelFolderError, read_json, read_model_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -75,10 +74,10 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
         )
     try:
         shapes = _shapes(folder)
-    except CheckpointError as error:
+    except ModelFolderError as error:
         yield str(error)
         return
-    yield from _missing_tensors(folder, config, shapes)
+    yield from _missing_tensors(folder, read_model_config(folder), shapes)
 
 
 def _is_pointer(file: Path) -> bool:
@@ -92,22 +91,22 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         try:
             weight_map: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / INDEX}: not an index of weights: {error!r}; copy it again.") from error
+            raise ModelFolderError(f"{folder / INDEX}: not an index of weights: {error!r}; copy it again.") from error
         files = sorted(set(weight_map.values()))
     elif (folder / SINGLE).exists():
         weight_map, files = {}, [SINGLE]
     else:
         for patterns, problem in NO_WEIGHTS.items():
             if any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in patterns):
-                raise CheckpointError(f"{folder} {problem}.")
-        raise CheckpointError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}; copy the model's weight files.")
+                raise ModelFolderError(f"{folder} {problem}.")
+        raise ModelFolderError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}; copy the model's weight files.")
     if missing := [name for name in files if not (folder / name).is_file()]:
-        raise CheckpointError(
+        raise ModelFolderError(
             f"{folder}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} for one; copy them."
         )
     found = {name: shape for file in files for name, shape in _header(folder / file).items()}
     if absent := sorted(set(weight_map) - set(found)):
-        raise CheckpointError(
+        raise ModelFolderError(
             f"{folder / weight_map[absent[0]]}: has no tensor {absent[0]}, which {INDEX} says it has; copy both again."
         )
     return found
@@ -115,20 +114,18 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
     if _is_pointer(file):
-        raise CheckpointError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
+        raise ModelFolderError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
     try:
         with safe_open(file, framework="numpy") as weights:
             return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         size = file.stat().st_size
-        raise CheckpointError(f"{file}: truncated or damaged ({size} bytes: {error}); copy it again.") from error
+        raise ModelFolderError(f"{file}: truncated or damaged ({size} bytes: {error}); copy it again.") from error
 
 
-def _missing_tensors(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    text: Mapping[str, Any] = config.get("text_config") or config
-    is_tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    wanted = ("embed_tokens.weight",) if is_tied else ("embed_tokens.weight", "lm_head.weight")
-    table = (text.get("vocab_size"), text.get("hidden_size"))
+def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    wanted = ("embed_tokens.weight",) if config.has_tied_embeddings else ("embed_tokens.weight", "lm_head.weight")
+    table = (config.vocabulary, config.hidden)
     for suffix in wanted:
         held = [shape for name, shape in shapes.items() if name == suffix or name.endswith(f".{suffix}")]
         if not held:
@@ -137,12 +134,12 @@ def _missing_tensors(folder: Path, config: Mapping[str, Any], shapes: Mapping[st
         elif held[0] != table:
             yield f"{folder}: {suffix} is {held[0]}, config.json says {table}; they are not of the same model."
     per_layer = Counter((m[1], int(m[2])) for name in shapes if (m := LAYER.search(name)))
-    depths = {"layers": text.get("num_hidden_layers"), "blocks": config.get("vision_config", {}).get("depth")}
+    depths = {"layers": config.layers, "blocks": config.vision.depth}
     for kind, depth in depths.items():
         counts = {index: count for (one, index), count in per_layer.items() if one == kind}
         most = max(counts.values(), default=0)
-        short = [index for index in range(depth or 0) if counts.get(index, 0) < most or not most]
+        short = [index for index in range(depth) if counts.get(index, 0) < most or not most]
         if short:
             yield f"{folder}: {kind}.{short[0]} is missing or incomplete in the weight files ({len(short)} such)."
-        if beyond := sorted(index for index in counts if depth is not None and index >= depth):
+        if beyond := sorted(index for index in counts if index >= depth):
             yield f"{folder}: the weights have {kind}.{beyond[-1]}, config.json says {depth} {kind}."

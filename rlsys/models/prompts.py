@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from rlsys.errors import UserError
-from rlsys.models.chat import ChatTokenizer, CheckpointError, read_json
+from rlsys.models.chat import ChatTokenizer
+from rlsys.models.model_config import ModelFolderError, read_model_config
 from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
 from rlsys.tasks import table as tasks
 from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
@@ -79,7 +80,7 @@ class PromptBuilder:
 
     think, style: see `rlsys.tasks.table.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
     dtype: the engine's number format; it decides how seconds are rounded (see `engine_seconds_per_grid`).
-    Raises CheckpointError when the folder has no tokenizer, chat template or Qwen2.5-VL config.
+    Raises ModelFolderError when the folder has no tokenizer, chat template or Qwen2.5-VL config.
     """
 
     def __init__(
@@ -219,18 +220,16 @@ def _kinds(item: PromptItem) -> tuple[Literal["video", "image"], ...]:
 
 
 def _vision_tokens(folder: Path) -> VisionTokens:
-    config = read_json(folder, "config.json")
-    if config.get("model_type") != "qwen2_5_vl":
-        raise CheckpointError(
-            f"{folder}/config.json: model_type={config.get('model_type')!r}; the position rule here is Qwen2.5-VL's "
+    config = read_model_config(folder)
+    if config.model_type != "qwen2_5_vl":
+        raise ModelFolderError(
+            f"{folder}/config.json: model_type={config.model_type!r}; the position rule here is Qwen2.5-VL's "
             "(qwen2_5_vl), and other models place their tokens differently."
         )
-    vision = config.get("vision_config", {})
     return VisionTokens(
-        image_pad_id=config["image_token_id"],
-        video_pad_id=config["video_token_id"],
-        # a config leaves out what equals transformers' defaults
-        merge_size=vision.get("spatial_merge_size", 2),
-        temporal_patch_size=vision.get("temporal_patch_size", 2),
-        tokens_per_second=vision.get("tokens_per_second", 4),
+        image_pad_id=config.image_token_id,
+        video_pad_id=config.video_token_id,
+        merge_size=config.vision.merge_size,
+        temporal_patch_size=config.vision.temporal_patch_size,
+        tokens_per_second=config.vision.tokens_per_second,
     )

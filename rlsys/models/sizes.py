@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rlsys.config.run import ConfigError, LearnerConfig
+from rlsys.models.model_config import read_model_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,42 +61,25 @@ class ModelSizes:
 
 
 def read_model_sizes(model_path: Path) -> ModelSizes:
-    """The sizes in the checkpoint folder's config.json. Raises ConfigError when it is not there or not such a model."""
-    path = Path(model_path) / "config.json"
-    try:
-        tree = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"model.path={model_path}: no config.json there; copy at least that file.") from error
-    try:
-        return _sizes(tree)
-    except KeyError as error:
-        raise ConfigError(f"{path}: no key {error}; this is not the config of a Qwen2.5-VL.") from error
-
-
-def _sizes(tree: Mapping[str, Any]) -> ModelSizes:
-    text: Mapping[str, Any] = tree.get("text_config") or tree
-    vision: Mapping[str, Any] = tree["vision_config"]
-    hidden, mlp, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
-    heads = text["num_attention_heads"]
-    kv = hidden // heads * text.get("num_key_value_heads", heads)
+    """The sizes of the checkpoint in a folder. Raises ModelFolderError when its config.json cannot be used."""
+    config = read_model_config(model_path)
+    vision, hidden, mlp, kv = config.vision, config.hidden, config.mlp, config.kv
     attention = 2 * hidden * (hidden + kv) + hidden + 2 * kv  # queries, keys and values have biases, outputs none
-    is_tied = tree.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    size, inner, depth = vision["hidden_size"], vision["intermediate_size"], vision["depth"]
-    patch = vision.get("in_channels", 3) * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    size, inner = vision.hidden, vision.mlp
     block = 4 * size**2 + 4 * size + 3 * size * inner + 2 * inner + size + 2 * size
-    merged = size * vision["spatial_merge_size"] ** 2
+    merged = size * vision.merge_size**2
     return ModelSizes(
-        layers=layers,
+        layers=config.layers,
         hidden=hidden,
         mlp=mlp,
         kv=kv,
-        vocabulary=text["vocab_size"],
-        tower_layers=depth,
+        vocabulary=config.vocabulary,
+        tower_layers=vision.depth,
         tower_hidden=size,
         tower_mlp=inner,
-        merge=vision["spatial_merge_size"],
-        embedding=text["vocab_size"] * hidden * (1 if is_tied else 2),
-        language=layers * (attention + 3 * hidden * mlp + 2 * hidden) + hidden,
-        tower=patch * size + depth * block,
+        merge=vision.merge_size,
+        embedding=config.vocabulary * hidden * (1 if config.has_tied_embeddings else 2),
+        language=config.layers * (attention + 3 * hidden * mlp + 2 * hidden) + hidden,
+        tower=vision.patch_dim * size + vision.depth * block,
         projector=size + merged * (merged + 1) + (merged + 1) * hidden,
     )

@@ -36,7 +36,7 @@ HEADERS = 32  # clips whose header is read for the mean: opening thousands takes
 
 
 def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
-    """The plan of a run. Raises ConfigError where the model's config.json or the annotations cannot be read."""
+    """The plan of a run. Raises UserError where the model's config.json or the annotations cannot be read."""
     if config.model.make_tiny:
         prompt_builder(config)  # makes the model where it is not there
     sizes, responses = read_model_sizes(config.model.path), mean_response(config, given)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlsys import env
-from rlsys.config.run import ConfigError, RunConfig
+from rlsys.config.run import RunConfig
 from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.loop.staleness import evaluated_at_once, prompts_held
+from rlsys.models.model_config import ModelFolderError
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import Line, Section, payload_bytes, shown
 from rlsys.types import MediaSpec, PromptItem
@@ -113,7 +114,7 @@ def weights_bytes(config: RunConfig) -> int:
     """What a publication of the weights sends; 0 where the model's sizes cannot be read, which other checks tell."""
     try:
         return payload_bytes(config, read_model_sizes(config.model.path))
-    except ConfigError:
+    except ModelFolderError:
         return 0
 
 

@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from learner.weights.weights_out import write_folder
-from rlsys.models.chat import ChatTokenizer, CheckpointError
+from rlsys.models.chat import ChatTokenizer
 from rlsys.models.folder import companions, problems_of_folder
+from rlsys.models.model_config import ModelFolderError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2841184\n"
 WEIGHTS = "model.safetensors"
@@ -128,7 +129,7 @@ def test_sharded_weights_are_as_good_as_one_file(folder: Path) -> None:
 )
 def test_a_template_that_fails_is_an_error_with_its_own_words(folder: Path, template: str, said: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(ModelFolderError, match=said):
         ChatTokenizer(folder).user_turn(["video"], "When?")
 
 
@@ -143,7 +144,7 @@ def test_generation_blocks_render_as_what_they_enclose(folder: Path) -> None:
 @pytest.mark.parametrize("text", [POINTER, "[]", "", '{"a":'])
 def test_files_that_are_not_what_their_name_says_are_errors(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(ModelFolderError, match=name):
         ChatTokenizer(folder)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.models.chat import ChatTokenizer, CheckpointError
+from rlsys.models.chat import ChatTokenizer
+from rlsys.models.model_config import ModelFolderError
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
 from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
 from tests.support.paths import REPO
@@ -265,7 +266,7 @@ def test_a_checkpoint_without_one_of_its_files_is_named(tiny_model_dir: Path, tm
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(ModelFolderError, match=name):
         builder_for(folder)
 
 
@@ -274,7 +275,7 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
     shutil.copytree(tiny_model_dir, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
-    with pytest.raises(CheckpointError, match="qwen2_vl"):
+    with pytest.raises(ModelFolderError, match="qwen2_vl"):
         builder_for(folder)
 
 

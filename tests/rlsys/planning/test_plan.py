@@ -15,6 +15,7 @@ from rlsys.commands.app import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
 from rlsys.data.video.decode import plan_grid
 from rlsys.demo.synthetic import draw_dataset
+from rlsys.models.model_config import ModelFolderError
 from rlsys.models.sizes import ModelSizes, read_model_sizes
 from rlsys.planning.plan import (
     GIB,
@@ -104,10 +105,14 @@ def test_sizes_are_what_a_written_checkpoint_holds(tiny_model_dir: Path) -> None
 
 
 def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no config.json there"):
+    with pytest.raises(ModelFolderError, match="no config.json there"):
         read_model_sizes(tmp_path)
+    for not_a_config in ("{", "[]"):
+        (tmp_path / "config.json").write_text(not_a_config)
+        with pytest.raises(ModelFolderError, match="config.json: (not readable|holds list)"):
+            read_model_sizes(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="not the config of a Qwen2.5-VL"):
+    with pytest.raises(ModelFolderError, match="not the config of a Qwen2.5-VL"):
         read_model_sizes(tmp_path)
 
 
