@@ -26,6 +26,7 @@ from cluster.placement import (
 )
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
+from rlsys.end_signals import rearm
 
 env.be_quiet()  # ray reads some of these when it is imported
 
@@ -73,6 +74,7 @@ def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster
     """
     wanted = demand(config, parts=parts)
     with _connected(config.cluster, wanted) as is_local:
+        rearm()
         nodes = living_nodes()
         plan = plan_placement(wanted, nodes)
         if parts != "rewards":

@@ -49,7 +49,9 @@ def run_lock(output_dir: Path) -> Iterator[None]:
             "wait for it, stop it, or choose another output_dir."
         ) from error
     except OSError as error:
-        raise OutputDirUnusable(f"output_dir={output_dir} cannot be written to: {error}; choose another one.") from error
+        raise OutputDirUnusable(
+            f"output_dir={output_dir} cannot be written to: {error}; choose another one."
+        ) from error
     try:
         if (left := _owner(owner_file)) and f"on {socket.gethostname()}," not in left:
             log.warning("output_dir=%s was left by %s; if that is still running, stop one of the two", output_dir, left)

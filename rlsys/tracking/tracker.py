@@ -11,19 +11,19 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from rlsys.config.run import RunConfig
+from rlsys.end_signals import end_on_signals, rearm
 from rlsys.tracking.metrics import MetricNames
 from rlsys.tracking.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
 from rlsys.tracking.samples import choose_samples, verdict_rows
@@ -39,7 +39,9 @@ KILLED_CLOSE_S = 5.0  # whoever ends a run by a signal does not wait long
 
 
 class Tracker:
-    """One MLflow run, open inside `with`. It ends FINISHED, FAILED on an error, KILLED on Ctrl-C or SIGTERM.
+    """One MLflow run, open inside `with`.
+
+    It ends FINISHED, FAILED on an error, and KILLED on Ctrl-C or a signal of `rlsys.end_signals`.
 
     run_id: go on with this run instead of opening one. What an earlier process could not send goes first, and
     steps that are recorded already are not recorded again. Raises TrackingError when the store does not have it,
@@ -55,7 +57,7 @@ class Tracker:
         self._warned: set[str] = set()
         self._unwritten: deque[Record] = deque()
         self._num_files = 0
-        self._before: Any = None
+        self._signals = ExitStack()
         self._spool: Spool
         self._sender: Sender
         self.run_id: str
@@ -76,8 +78,8 @@ class Tracker:
             self._spool.append({"kind": "running"})  # behind what an earlier process said of its end
         self._sender = Sender(self._spool, store, folder, self._patience)
         self._sender.wake()
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _exit_on_signal)
+        self._signals.enter_context(end_on_signals())
+        rearm()
         log.info("MLflow run %s in %s", self.run_id, self.uri)
         log.info("look at it: %s", self.how_to_open)
         return self
@@ -97,8 +99,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        self._signals.close()
         status = status_of(error)
         said = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
         try:
@@ -264,7 +265,3 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)

@@ -67,7 +67,10 @@ def test_an_owner_file_that_cannot_be_read_stops_nobody(tmp_path: Path, text: st
 
 def test_a_folder_that_takes_no_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputDirUnusable, match="cannot be written to: .*choose another one"), run_lock(tmp_path / "file"):
+    with (
+        pytest.raises(OutputDirUnusable, match="cannot be written to: .*choose another one"),
+        run_lock(tmp_path / "file"),
+    ):
         pass
     with pytest.raises(OutputDirUnusable, match="cannot be written to"), run_lock(Path("/proc/rlsys")):
         pass
