@@ -1,0 +1,87 @@
+"""What makes a run the run that it is, so that a resume with something else is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlsys.config.run import ConfigError, RunConfig
+from rlsys.models.folder import companions
+from rlsys.types import PromptItem
+
+EDGE_BYTES = 1 << 16
+"""Read at either end of a weight file: its header and its last tensor. All of 16 GB would take minutes."""
+
+Identity = Mapping[str, str]
+"""What each part of a run is, by name: a value, or a digest of what is too long to show."""
+
+
+def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
+    """Return what must not change while a run is resumed, because its record would then be of another run.
+
+    items: the rows that are trained on, with their media, questions and truths.
+    """
+    learner = config.learner
+    return {
+        "seed": str(config.seed),
+        "rollout.group_size": str(config.rollout.group_size),
+        "base model (model.path)": model_digest(config.model.path),
+        "training data (rows, truths, frame and pixel budgets)": f"{len(items)} rows, {_items_digest(items)}",
+        "prompts (data.think, data.prompt_style)": f"{config.data.think}, {config.data.prompt_style}",
+        "what is trained (learner.frozen_parts, learner.lora)": json.dumps(
+            {"frozen": sorted(learner.frozen_parts), "lora": learner.lora.model_dump(mode="json")}, sort_keys=True
+        ),
+    }
+
+
+def changes(before: Identity, now: Identity) -> list[str]:
+    """Return one line for each part that is not what it was."""
+    return [
+        f"{name}: was {before[name]}, is {now[name]}" for name in now if name in before and before[name] != now[name]
+    ]
+
+
+def require_same(before: Identity, now: Identity, *, allow_changes: bool) -> list[str]:
+    """Return the changes of a resumed run's identity. Raises ConfigError for any, unless `allow_changes`."""
+    found = changes(before, now)
+    if found and not allow_changes:
+        raise ConfigError(
+            "this is not the run that is resumed:\n  " + "\n  ".join(found) + "\nRestore what it was, start a new run "
+            "from the checkpoint with --from, or resume with --allow-changes, which is recorded in MLflow."
+        )
+    return found
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield "section.key: old -> new" for every value of two dumped configs that differs."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from changed_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of a checkpoint folder: its companions whole, of each weight file the size and both ends."""
+    sha = hashlib.sha256()
+    for file in companions(folder):
+        sha.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(EDGE_BYTES)
+            stream.seek(max(0, size - EDGE_BYTES))
+            sha.update(f"{file.name}:{size}".encode() + hashlib.sha256(head + stream.read()).digest())
+    return sha.hexdigest()[:16]
+
+
+def _items_digest(items: Sequence[PromptItem]) -> str:
+    sha = hashlib.sha256()
+    for item in items:
+        sha.update(json.dumps(asdict(item), sort_keys=True, default=str).encode() + b"\n")
+    return sha.hexdigest()[:16]

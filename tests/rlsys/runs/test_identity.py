@@ -1,0 +1,73 @@
+"""A resume with another model, other data or other group sizes is noticed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.runs.identity import changed_settings, changes, identity, model_digest, require_same
+from tests.support.factories import make_item
+
+ITEMS = [make_item(f"rows:{index}") for index in range(3)]
+
+
+def config(model: Path, **sections: Any) -> RunConfig:
+    return parse({"output_dir": "runs/x", "model": {"path": str(model)}, **sections}, source="test")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("identity") / "model"))
+
+
+def test_a_run_is_itself_wherever_its_model_lies(model: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(model, tmp_path / "moved"))
+    assert not changes(identity(config(model), ITEMS), identity(config(moved), ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"rollout": {"group_size": 4}}, "rollout.group_size"),
+        ({"learner": {"frozen_parts": ["vision_tower"]}}, "learner.frozen_parts"),
+        ({"learner": {"lora": {"rank": 4}}}, "learner.lora"),
+        ({"data": {"think": False}}, "data.think"),
+    ],
+)
+def test_each_part_is_named_and_refused_unless_allowed(model: Path, sections: dict[str, Any], named: str) -> None:
+    before, now = identity(config(model), ITEMS), identity(config(model, **sections), ITEMS)
+    with pytest.raises(ConfigError, match=named):
+        require_same(before, now, allow_changes=False)
+    (line,) = require_same(before, now, allow_changes=True)
+    assert named in line
+    assert not require_same(before, before, allow_changes=False)
+
+
+def test_other_rows_and_other_truths_are_other_data(model: Path) -> None:
+    before = identity(config(model), ITEMS)
+    for items in (ITEMS[:2], [replace(ITEMS[0], truth=[0.0, 9.0]), *ITEMS[1:]], [*ITEMS[1:], ITEMS[0]]):
+        (line,) = changes(before, identity(config(model), items))
+        assert line.startswith("training data")
+
+
+def test_learning_rates_and_numbers_of_actors_may_change(model: Path) -> None:
+    other = config(model, train={"learning_rate": 5e-6, "num_steps": 99}, rollout={"num_actors": 7})
+    assert not changes(identity(config(model), ITEMS), identity(other, ITEMS))
+    lines = list(changed_settings(config(model).model_dump(mode="json"), other.model_dump(mode="json")))
+    assert [line.split(":")[0] for line in lines] == ["rollout.num_actors", "train.learning_rate", "train.num_steps"]
+    assert lines[1].endswith("-> 5e-06")
+
+
+def test_another_base_model_has_another_digest(model: Path, tmp_path: Path) -> None:
+    for file, at in (("model.safetensors", 9), ("model.safetensors", -3), ("tokenizer.json", 5), ("config.json", 4)):
+        other = Path(shutil.copytree(model, tmp_path / f"{file}{at}"))
+        data = bytearray((other / file).read_bytes())
+        data[at] ^= 1
+        (other / file).write_bytes(data)
+        assert model_digest(other) != model_digest(model), file
