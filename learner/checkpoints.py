@@ -89,6 +89,7 @@ def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) 
     else:
         # frozen weights are not in it
         engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    engine.lr_scheduler.apply_settings(spec.train)  # in the end: the optimizer's state is loaded after the schedule's
 
 
 def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:

@@ -40,6 +40,18 @@ class BatchSchedule(LambdaLR):
     def __init__(self, optimizer: Optimizer, train: TrainConfig) -> None:
         super().__init__(optimizer, lambda batch: rate_factor(batch, train))
 
+    def apply_settings(self, train: TrainConfig) -> None:
+        """Give the optimizer the config's learning rate, betas and weight decay.
+
+        A checkpoint brings back those that it was written with; a config that was changed since is obeyed.
+        """
+        self.base_lrs = [train.learning_rate] * len(self.base_lrs)
+        rate = train.learning_rate * rate_factor(self.last_epoch, train)
+        for group in self.optimizer.param_groups:
+            group |= {"initial_lr": train.learning_rate, "lr": rate}
+            group |= {"betas": train.betas, "weight_decay": train.weight_decay}
+        self._last_lr = [rate] * len(self.base_lrs)
+
     def step(self, epoch: int | None = None) -> None:
         if self.ends_batch:
             super().step(epoch)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from learner.loss.schedule import BatchSchedule, rate_factor
+from rlsys.config.run import TrainConfig
 from tests.support.learner import train_config
 
 
@@ -52,3 +55,38 @@ def test_updates_inside_a_batch_share_its_rate() -> None:
         schedule.ends_batch = ends_batch
         schedule.step()
     assert rates == [8.0, 8.0, 8.0, 6.0, 4.0, 4.0]
+
+
+def run(train: TrainConfig, steps: int) -> tuple[torch.optim.AdamW, BatchSchedule]:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay)
+    schedule = BatchSchedule(optimizer, train)
+    for _ in range(steps):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        schedule.step()
+    return optimizer, schedule
+
+
+def restored(train: TrainConfig, optimizer: torch.optim.AdamW, schedule: BatchSchedule) -> dict[str, Any]:
+    """The settings of a new optimizer that took over the state of another, in DeepSpeed's order."""
+    new_optimizer, new_schedule = run(train, 0)
+    new_schedule.load_state_dict(schedule.state_dict())
+    new_optimizer.load_state_dict(optimizer.state_dict())
+    new_schedule.apply_settings(train)
+    return new_optimizer.param_groups[0]
+
+
+def test_an_unchanged_config_is_restored_to_the_last_bit() -> None:
+    train = train_config(num_steps=7, schedule="cosine", warmup_steps=2, learning_rate=3e-4)
+    optimizer, schedule = run(train, 4)
+    before = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    assert {name: value for name, value in restored(train, optimizer, schedule).items() if name != "params"} == before
+
+
+def test_what_the_config_changed_takes_effect_on_a_resume() -> None:
+    optimizer, schedule = run(train_config(num_steps=8, schedule="linear", learning_rate=1e-3), 4)
+    changed = {"learning_rate": 2e-5, "betas": (0.8, 0.99), "weight_decay": 0.25, "num_steps": 16}
+    group = restored(train_config(schedule="linear", **changed), optimizer, schedule)
+    assert group["lr"] == pytest.approx(2e-5 * 0.75)  # 4 of 16 steps are done
+    assert (group["initial_lr"], group["betas"], group["weight_decay"]) == (2e-5, (0.8, 0.99), 0.25)
