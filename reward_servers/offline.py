@@ -1,4 +1,4 @@
-"""Scoring rows of a file with the functions that the service runs, the judge included, and without a cluster."""
+"""Score the rows of a file with the functions that the service runs, the judge included, without a cluster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ROWS_AT_ONCE = 8
 
 
 class OfflineRow(BaseModel):
-    """One line: a response, its truth, and whether reasoning was asked for. Other keys are left alone.
+    """One line: a response, its truth, and whether reasoning was asked for. Other keys are ignored.
 
-    The truth of a caption may be the reference caption itself. scores: null computes what the task has unless
-    asked otherwise. question, num_tokens, duration_s: see `schema.ScoreRow`.
+    The truth of a caption may be the reference caption itself. scores: null computes the task's default
+    scores. question, num_tokens, duration_s: see `schema.ScoreRow`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -52,7 +52,7 @@ class OfflineJudge:
         self._judge: Judge | None = None
 
     async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]:
-        """As `RewardService` asks for it."""
+        """Score tasks as `RewardService` requests it."""
         async with self._making:
             if self._judge is None:
                 self._judge = await self._resources.enter_async_context(open_judge(self._config))
@@ -69,7 +69,7 @@ def score_lines(
     """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
     `evidence` where a judge was asked.
 
-    A line that cannot be read is "malformed" with a reason that names the line, and the next one goes on. Up to
+    A line that cannot be read is "malformed" with a reason that names the line, and the next one is scored. Up to
     `judge.max_concurrency` judged rows run at once, each for `timeout_s` at most. judge None: its defaults, which are
     sentence embeddings; where those are not installed, rows that need a judge are "infra". Raises ConfigError for a
     judge that cannot be used.

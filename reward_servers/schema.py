@@ -19,6 +19,8 @@ MAX_TIMEOUT_S = 3600.0
 
 
 class Wire(BaseModel):
+    """The base of all messages: frozen, strict, without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -27,7 +29,7 @@ class ScoreRow(Wire):
 
     rollout_id comes back in the reply.  truth: the annotation, in the task's own shape.
     think: whether the prompt asked for <think>…</think>, which the format score then demands.
-    scores: names of the scores to compute; null computes what the task has unless asked otherwise.
+    scores: names of the scores to compute; null computes the task's default scores.
     question, num_tokens (of the response), duration_s (of the clip): for the scores that need them.
     """
 
@@ -51,7 +53,7 @@ class ScoreRequest(Wire):
 
 
 class ScoreReply(Wire):
-    """What one response is worth; `scores` is empty unless `status` is "ok". See `rlsys.types.Score`."""
+    """The scores of one response; `scores` is empty unless `status` is "ok". See `rlsys.types.Score`."""
 
     rollout_id: str
     status: Status

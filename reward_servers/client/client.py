@@ -1,8 +1,8 @@
 """Scoring groups at reward servers: one POST per group.
 
-What the servers cannot say is missing data (`is_valid` False), never a reward of 0. What will not get better
-by waiting (a wrong token, a wrong address, another version) is a RewardServerError instead. When too much
-is missing the client holds its groups back, asks again until the servers are well, and so pauses the run.
+A score that the servers cannot compute is missing data (`is_valid` False), never a reward of 0. What waiting
+cannot fix (a wrong token, a wrong address, another version) is a RewardServerError instead. When too much
+is missing the client holds its groups back and retries until the servers recover, which pauses the run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RewardClient:
         """`group` with its scores; `spans` comes back with "score" added (time.monotonic seconds).
 
         After `reward.timeout_s` without an answer every rollout is invalid, with the last failure as reason.
-        Raises RewardServerError for what no retry can mend, and when a pause outlasts `reward.max_pause_s`.
+        Raises RewardServerError for what no retry can fix, and when a pause outlasts `reward.max_pause_s`.
         """
         started_s = time.monotonic()
         weights = _asked(score_weights(group.item.task, self._reward))
@@ -79,11 +79,11 @@ class RewardClient:
         }
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
         await self._transport.close()
 
     def _lost_too_much(self, replies: Sequence[ScoreReply]) -> list[int]:
-        """The rows that are lost, or none where they are few enough to go on without."""
+        """The rows that are lost, or none where they are few enough to continue without."""
         lost = [index for index, reply in enumerate(replies) if is_lost(reply)]
         return lost if len(lost) > self._reward.max_failure_frac * len(replies) else []
 
@@ -143,7 +143,7 @@ class RewardClient:
                     raise RewardServerError(
                         f"the run was paused for {now_s - since_s:.0f} s (reward.max_pause_s), as its reward servers "
                         f"{self._transport.url} could not score; last error: {last}. "
-                        "Nothing was lost: mend them and go on with --resume."
+                        "Nothing was lost: fix them and resume with --resume."
                     )
                 if now_s >= self._say_at_s:
                     self._say_at_s = now_s + _SAY_EVERY_S
@@ -159,7 +159,7 @@ class RewardClient:
             self._paused_s += 0.0 if self._paused else paused_s
         if self._window.is_over:
             self._window.clear()
-            _log.warning("%s scores again after %.0f s; the run goes on", self._transport.url, paused_s)
+            _log.warning("%s scores again after %.0f s; the run continues", self._transport.url, paused_s)
         return replies
 
 

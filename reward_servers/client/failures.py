@@ -1,4 +1,4 @@
-"""When so many scores are lost that training should wait."""
+"""Decide when so many scores are lost that training should wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FailureWindow:
         self._lost.extend(is_lost)
 
     def clear(self) -> None:
-        """Begin anew, once the servers are well again."""
+        """Start over, once the servers have recovered."""
         self._lost.clear()
 
     @property
@@ -26,8 +26,8 @@ class FailureWindow:
         return is_full and sum(self._lost) > self._max_frac * len(self._lost)
 
     def message(self, url: str, last: str) -> str:
-        """For the person who watches the run; `last` names the endpoint that failed and its error."""
+        """Return the warning for the run's log; `last` names the endpoint that failed and its error."""
         return (
             f"paused: {sum(self._lost)} of the last {len(self._lost)} rollouts could not be scored by {url} "
-            f"(reward.max_failure_frac={self._max_frac:g}); last error: {last}. Trying again until it goes."
+            f"(reward.max_failure_frac={self._max_frac:g}); last error: {last}. Retrying until it works."
         )

@@ -1,4 +1,4 @@
-"""When a server wants to be asked again."""
+"""Read how long a server asks its callers to wait."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from rlsys.errors import UserError
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that clients spread out
 _CONNECT_TIMEOUT_S = 5.0
 _MAX_CONNECTIONS = 64
-_MARGIN_S = 2.0  # the servers give up this long before the caller does, so that what they know still arrives
+_MARGIN_S = 2.0  # the servers give up this long before the caller does, so that their partial results still arrive
 
 
 class RewardServerError(UserError, RuntimeError):
@@ -43,8 +43,8 @@ class Unanswered(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Health(BaseModel):
-    """What GET /healthz says: the tasks that can be scored, the kind of judge or None, names of users' own scores."""
+class ServiceInfo(BaseModel):
+    """The answer of GET /healthz: the tasks that can be scored, the kind of judge or None, names of custom scores."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -73,7 +73,7 @@ class Transport:
         """Reply per rollout id to the body `request` of a ScoreRequest, which gets its `timeout_s` here.
 
         Raises Unanswered, with the last failure, when `reward.timeout_s` passes first, and RewardServerError for
-        what no retry can mend.
+        what no retry can fix.
         """
         deadline_s = time.monotonic() + self._reward.timeout_s
         retrying = AsyncRetrying(
@@ -117,10 +117,10 @@ class Transport:
 
     def _raise_for(self, response: httpx.Response) -> None:
         """Unanswered for a status that may pass, RewardServerError for one that will not."""
-        status, said = response.status_code, response.text[:500]
+        status, detail = response.status_code, response.text[:500]
         # 404: a proxy that restarts has no routes for a moment, but one that never answered is a wrong address
         if status in (408, 425, 429) or status >= 500 or (status == 404 and self._has_answered):
-            raise Unanswered(f"HTTP {status}: {said}", retry_after_s(response.headers))
+            raise Unanswered(f"HTTP {status}: {detail}", retry_after_s(response.headers))
         if status in (401, 403):
             remedy = (
                 f"set the environment variable {self._reward.token_env} to the token that the servers were started with"
@@ -131,11 +131,13 @@ class Transport:
             remedy = "client and servers disagree on the request; run the same version of rlsys on both sides"
         else:
             remedy = "reward.url must be the base URL of rlsys reward servers, for example http://127.0.0.1:8000"
-        raise RewardServerError(f"{self.url}/v1/score answered HTTP {status}: {said} Remedy: {remedy}.")
+        raise RewardServerError(f"{self.url}/v1/score answered HTTP {status}: {detail} Remedy: {remedy}.")
 
 
-def wait_until_healthy(url: str, timeout_s: float) -> Health:
-    """What the servers at `url` can do, as soon as GET /healthz answers. RewardServerError after `timeout_s`."""
+def wait_until_healthy(url: str, timeout_s: float) -> ServiceInfo:
+    """Wait until GET /healthz of the servers at `url` answers, and return the answer.
+
+    Raises RewardServerError after `timeout_s`."""
     url = _checked(url)
     deadline_s = time.monotonic() + timeout_s
     last = "no answer"
@@ -144,7 +146,7 @@ def wait_until_healthy(url: str, timeout_s: float) -> Health:
             try:
                 response = http.get("/healthz")
                 if response.status_code == 200:
-                    return Health.model_validate_json(response.content)
+                    return ServiceInfo.model_validate_json(response.content)
                 last = f"HTTP {response.status_code}: {response.text[:200]}"
             except httpx.TransportError as error:
                 last = f"{type(error).__name__}: {error}"
@@ -159,7 +161,7 @@ def wait_until_healthy(url: str, timeout_s: float) -> Health:
 
 
 def fetch_status(url: str, token: str | None) -> dict[str, Any]:
-    """What GET /v1/status of the servers at `url` says. RewardServerError when they do not."""
+    """Return the answer of GET /v1/status of the servers at `url`. Raises RewardServerError when there is none."""
     url = _checked(url)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=url, timeout=30.0, headers=headers, trust_env=_trusts_proxies(url)) as http:

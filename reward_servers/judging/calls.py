@@ -52,7 +52,7 @@ class JudgeCall:
 
 
 def prompt_version(name: CallName) -> str:
-    """The prompt's name and a hash over all that the model is told: its file, the quoting and the schema.
+    """Return the prompt's name and a hash of everything sent to the model: its file, the quoting and the schema.
 
     Any edit of one of them gives another version, so that its verdicts never meet older ones.
     """
@@ -63,8 +63,8 @@ def prompt_version(name: CallName) -> str:
         "consistency": lambda: _consistency(odd, odd, odd, ""),
     }
     call = shown[name]()
-    told = json.dumps([call.system, call.user, call.user_again("problem"), call.schema])
-    return f"{_PROMPTS[name]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    sent = json.dumps([call.system, call.user, call.user_again("problem"), call.schema])
+    return f"{_PROMPTS[name]}-{hashlib.sha256(sent.encode()).hexdigest()[:8]}"
 
 
 def split_call(text: str) -> JudgeCall:
@@ -146,7 +146,7 @@ def _consistency(question: str, reasoning: str, answer: str, version: str) -> Ju
 
 def _most_events(text: str) -> int:
     # A sentence each, or an event every two words, or every three characters of a script without spaces (CJK and
-    # what follows it), whichever is most. The bound keeps a model that loses its way from going on for ever.
+    # what follows it), whichever is most. The bound keeps a model that loses its way from writing indefinitely.
     num_sentences = len(re.findall(r"[^\s.!?;][.!?;]", text))
     num_wide = sum(char > "\u2e7f" for char in text)
     return min(MAX_EVENTS, max(1, num_sentences, len(text.split()) // 2, num_wide // 3))
@@ -171,9 +171,9 @@ def _object(**properties: Json) -> dict[str, Json]:
 def _read_events(answer: Json) -> list[str]:
     match answer:
         case {"events": list(events)} if all(isinstance(event, str) for event in events):
-            told = [event.strip() for event in events if event.strip()]
-            if told:
-                return told[:MAX_EVENTS]
+            sent = [event.strip() for event in events if event.strip()]
+            if sent:
+                return sent[:MAX_EVENTS]
             raise Unusable("it lists no event")
     raise Unusable('it is not {"events": [text, …]}')
 

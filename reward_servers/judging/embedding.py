@@ -1,7 +1,7 @@
 """The judge without a language model: sentence embeddings of all-MiniLM-L6-v2, on one CPU thread.
 
-An event of the reference counts as told when its cosine similarity to the nearest event of the prediction reaches a
-threshold. That measures what a sentence is about, and little more. On the 111 pairs of sentences in
+An event of the reference counts as described when its cosine similarity to the nearest event of the prediction
+reaches a threshold. That measures what a sentence is about, and little more. On the 111 pairs of sentences in
 `tests/data/caption_pairs.jsonl` (50 paraphrases, 61 near contradictions such as another colour, object, number or
 person, the opposite action, a negation, another order), which also served to choose the default:
 
@@ -53,7 +53,7 @@ _BULLET = re.compile(r"^[\s\-*\u2022\"'(\[]*(?:[0-9]{1,3}[.):]?\s+)?")
 def split_sentences(text: str) -> list[str]:
     """The sentences of `text`, and the clauses of a sentence that have a subject of their own; at most 32.
 
-    Pieces without a letter are left out. Linear in the length of the text, of which 20,000 characters are read.
+    Pieces without a letter are skipped. Linear in the length of the text, of which 20,000 characters are read.
     """
     pieces = (
         _BULLET.sub("", clause, count=1)[:_EVENT_CHARS]
@@ -149,7 +149,7 @@ class EmbeddingJudge:
         self._thread.shutdown(wait=True)
 
     def _scores(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
-        if time.monotonic() > deadline_s:  # nobody waits any more
+        if time.monotonic() > deadline_s:  # the caller no longer waits
             raise TimeoutError
         events = [self._events_of(task) for task in tasks]
         vectors = self._vectors({event for pair in events for side in pair for event in side})
@@ -182,7 +182,7 @@ class EmbeddingJudge:
             reason = "sentence embeddings cannot judge consistency; set reward.judge.urls to ask a language model."
             return Score(status="abstain", scores={}, reason=reason)
         if not reference:
-            reason = "the reference caption tells no event: nothing can be recalled"
+            reason = "the reference caption describes no event: there is nothing to recall"
             return Score(status="malformed", scores={}, reason=reason)
         recall = self._verdicts(reference, predicted, vectors)
         both_ways = bool(task.want & {"precision", "f1"})

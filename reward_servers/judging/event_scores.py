@@ -49,8 +49,8 @@ def event_scores(
     """The wanted ones of "recall", "precision" and "f1"; None when an undecided event could change one of them.
 
     Tiers apply to "recall" alone, which is the reward; precision and F1 are for evaluation. An event that the judge
-    cannot tell is neither counted as missed (the judge's trouble would cost reward) nor left out of the count (a
-    caption that nobody can judge would gain by it). So all scores are taken twice, with every undecided event
+    cannot tell is neither counted as missed (a fault of the judge would cost reward) nor skipped in the count (a
+    caption that cannot be judged would gain by it). So all scores are taken twice, with every undecided event
     entailed and with none: where both agree, as they can under tiers, the verdict stands.
     recall: one verdict per reference event, at least one. precision: one per predicted event, needed for
     "precision" and "f1"; a prediction without events has precision 0.

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 class JudgeTask:
     """One question about one response.
 
-    "events": does `prediction` (a caption) tell the events of `reference`?  want: of "recall", "precision", "f1".
+    "events": does `prediction` (a caption) describe the events of `reference`?  want: of "recall", "precision", "f1".
     reference_events: the reference's events where the annotation has them, else None.  tiers: map recall to reward.
     "consistency": does the answer `prediction` follow from the reasoning `reference`?
     """
@@ -84,7 +84,7 @@ class Completer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
+class _JudgeAnswer:
     value: Json
     url: str
     is_cached: bool
@@ -100,7 +100,7 @@ class EventJudge:
         self._llm = llm
         self._cache = cache
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdicts")
-        self._calls: SharedCalls[_Answer] = SharedCalls()
+        self._calls: SharedCalls[_JudgeAnswer] = SharedCalls()
         self._counts: Counter[str] = Counter()
 
     async def score(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
@@ -152,7 +152,7 @@ class EventJudge:
             self._reference_events(task, deadline_s), self._split(task.prediction, deadline_s)
         )
         if not reference:
-            raise JudgeFailure("malformed", "the reference caption is empty: nothing can be recalled")
+            raise JudgeFailure("malformed", "the reference caption is empty: there is nothing to recall")
         directions = [self._verdicts(reference, predicted, deadline_s)]
         if task.want & {"precision", "f1"}:
             directions.append(self._verdicts(predicted, reference, deadline_s))
@@ -201,37 +201,37 @@ class EventJudge:
 
     async def _split(self, text: str, deadline_s: float) -> list[str]:
         if not text.strip():
-            return []  # says nothing: known without a model
+            return []  # no events: known without a model
         answer = await self._ask(split_call(text.strip()), deadline_s)
         return list(answer.value)
 
-    async def _verdicts(self, events: Sequence[str], premise: Sequence[str], deadline_s: float) -> _Answer:
+    async def _verdicts(self, events: Sequence[str], premise: Sequence[str], deadline_s: float) -> _JudgeAnswer:
         if not events or not premise:
             missed = [EventVerdict(event=event, entailed=False, reason="nothing was told") for event in events]
-            return _Answer(value=[verdict.as_json() for verdict in missed], url="", is_cached=False)
+            return _JudgeAnswer(value=[verdict.as_json() for verdict in missed], url="", is_cached=False)
         # an annotation may list more events than one answer has room for
         parts = [events[at : at + MAX_EVENTS] for at in range(0, len(events), MAX_EVENTS)]
         answers = await _together(*(self._ask(entailment_call(part, premise), deadline_s) for part in parts))
-        return _Answer(
+        return _JudgeAnswer(
             value=[verdict for answer in answers for verdict in answer.value],
             url=answers[0].url,
             is_cached=all(answer.is_cached for answer in answers),
         )
 
-    async def _ask(self, call: JudgeCall, deadline_s: float) -> _Answer:
+    async def _ask(self, call: JudgeCall, deadline_s: float) -> _JudgeAnswer:
         key = AnswerKey(call=call.name, model=self.model, prompt_version=call.prompt_version, inputs=call.inputs)
         return await self._calls.get(key, lambda: self._looked_up(key, call, deadline_s), deadline_s)
 
-    async def _looked_up(self, key: AnswerKey, call: JudgeCall, deadline_s: float) -> _Answer:
+    async def _looked_up(self, key: AnswerKey, call: JudgeCall, deadline_s: float) -> _JudgeAnswer:
         run = asyncio.get_running_loop().run_in_executor
         stored = await run(self._disk, self._cache.get, key)
         if stored is not None:
-            return _Answer(value=stored.answer, url=stored.url, is_cached=True)
+            return _JudgeAnswer(value=stored.answer, url=stored.url, is_cached=True)
         answer = await self._asked(call, deadline_s)
         await run(self._disk, self._cache.put, key, answer.value, answer.url)
         return answer
 
-    async def _asked(self, call: JudgeCall, deadline_s: float) -> _Answer:
+    async def _asked(self, call: JudgeCall, deadline_s: float) -> _JudgeAnswer:
         problem = ""
         for attempt in ("first", "second"):
             user = call.user if attempt == "first" else call.user_again(problem)
@@ -239,7 +239,7 @@ class EventJudge:
             self._counts["second_tries"] += attempt == "second"
             completion = await self._llm.complete(call.system, user, call.schema, call.name, deadline_s)
             try:
-                return _Answer(value=call.read(completion.value), url=completion.url, is_cached=False)
+                return _JudgeAnswer(value=call.read(completion.value), url=completion.url, is_cached=False)
             except Unusable as error:
                 problem = str(error)
         raise JudgeFailure("malformed", f"judge {self.model}: the answer to {call.name} was twice unusable: {problem}")

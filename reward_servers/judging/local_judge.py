@@ -18,7 +18,7 @@ from rlsys.types import Score
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 4
-"""Rows begun per row that may run: a slow row in front then holds nobody up."""
+"""Rows begun per row that may run: a slow row at the front then does not hold up the others."""
 
 
 @asynccontextmanager

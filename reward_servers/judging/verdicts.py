@@ -71,7 +71,7 @@ class VerdictCache:
     """Final answers by key. Safe for the threads of a process and for several processes of one machine.
 
     The file must lie on a local disk (SQLite's write-ahead log does not work over a network file system), so
-    nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while nobody has it open.
+    nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while no process has it open.
     Trouble after opening, such as a full disk, costs look-ups and not verdicts: it is counted and logged once.
     """
 

@@ -1,7 +1,7 @@
 """Optional scores of the reasoning and the length of a response.
 
 Each takes the response, its row of the table and the settings, and raises MissingInput where the request lacks
-what it needs: a score that nobody could compute is missing data and not a 0.
+what it needs: a score that could not be computed is missing data and not a 0.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def anchor_progress(response: Response, how: Scoring, _settings: ScoreSettings) 
     Accuracy is the IoU with the true periods; a step between two exact ones counts as a gain, or being right
     early would cost something. 0 without a period in the reasoning or without a readable answer.
     Source: TAR-TVG, arXiv:2508.07683: timestamp anchors that get more accurate step by step. Its soft IoU and
-    the accuracy of the anchors themselves are left out: the answer's IoU is a score of its own.
+    the accuracy of the anchors themselves are not used: the answer's IoU is a score of its own.
     """
     anchors = cited_periods(_reasoning(response, "anchor_progress"))
     answer = response.answers[_block(how)]

@@ -1,4 +1,4 @@
-"""A response as scorers see it, a user's own scorers among them."""
+"""A response as built-in and custom scorers see it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Response:
     task: the task's name.  text: the whole response.  think_text: its reasoning, None when it wrote none.
     asks_for_think: whether the prompt asked for <think>…</think>.
     answers: what could be read in each block ("answer", "glue", "box"), None where nothing could.
-    truth: the annotation as it stands in the row.  expected: the same, read like `answers`.
-    question: "" when the caller did not say.  num_tokens, of the response, and duration_s, of the clip: None
-    when the caller did not say.
+    truth: the annotation as given in the row.  expected: the same, read like `answers`.
+    question: "" when the caller did not send it.  num_tokens, of the response, and duration_s, of the clip: None
+    when the caller did not send them.
     """
 
     task: str

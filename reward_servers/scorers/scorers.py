@@ -23,7 +23,7 @@ Scorer = Callable[[Response, Scoring, ScoreSettings], float]
 
 
 def _layout(response: Response, _how: Scoring, _settings: ScoreSettings) -> float:
-    """1 when the whole response is laid out as asked and can be read. Source: VideoChat-R1, eq. 3."""
+    """Return 1 when the whole response has the correct format and can be parsed. Source: VideoChat-R1, eq. 3."""
     return float(response.row.is_well_formed(response.text, think=response.asks_for_think))
 
 
@@ -83,7 +83,7 @@ SCORERS: Mapping[str, Scorer] = {
 def rule_scores(
     row: ScoreRow, names: Sequence[str], settings: ScoreSettings, user_scorers: Mapping[str, UserScorer]
 ) -> Score:
-    """The scores `names` of `row`, in that order, without those that the judge or the caller computes.
+    """The scores `names` of `row`, in that order, except those that the judge or the caller computes.
 
     A response that cannot be read is "ok" with scores of 0. "malformed" with a reason and without scores: an unknown
     task or score, a broken truth, or a field that a score needs and the row does not give. "infra": a user's scorer
@@ -100,7 +100,7 @@ def rule_scores(
 
 
 def score(task: str, text: str, truth: Json, think: bool = True) -> Score:
-    """The scores that `task` has unless asked otherwise, without the judge's, for the response `text`."""
+    """Compute the default scores of `task`, except the judge's, for the response `text`."""
     # not validated: the limits of a request are none of a function call's
     row = ScoreRow.model_construct(rollout_id="0", task=task, text=text, truth=truth, think=think)
     return rule_scores(row, default_names(task), ScoreSettings(), {})

@@ -35,7 +35,7 @@ def load_user_scorers(scorers: Mapping[str, str]) -> Mapping[str, UserScorer]:
 
 
 def call_user_scorer(name: str, scorer: UserScorer, response: Response) -> float:
-    """What `scorer` says, in [0, 1]. Raises UserScorerError for anything else, its exceptions included."""
+    """Return the score of `scorer`, in [0, 1]. Raises UserScorerError for anything else, its exceptions included."""
     try:
         value: object = scorer(response)
     except Exception as error:

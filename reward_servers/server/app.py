@@ -29,7 +29,7 @@ from reward_servers.scorers.scorers import load_user_scorers
 from reward_servers.server.auth import TokenCheck, refuse_open_bind, token_from_environment
 from reward_servers.server.exported_metrics import Exported, flattened
 from reward_servers.server.service import Busy, RewardService
-from reward_servers.server.web import build
+from reward_servers.server.web import build_app
 from rlsys.config.run import JudgeConfig, RewardConfig
 from rlsys.types import Score
 
@@ -58,7 +58,7 @@ class JudgeServer:
             return await self._judge.score(tasks, time.monotonic() + timeout_s)
 
     async def report(self) -> dict[str, Any]:
-        """Counters of this replica, and what the cluster's one board says of the endpoints."""
+        """Return counters of this replica, and the state of the endpoints from the cluster's one board."""
         return {
             "replica": serve.get_replica_context().replica_id.unique_id,
             "kind": self._judge.kind,
@@ -103,7 +103,7 @@ class RuleScorers:
         self._exported = Exported("reward", self._service.counters)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self._service, self._token_check, self._status)
+        return build_app(self._service, self._token_check, self._status)
 
     async def report(self) -> dict[str, Any]:
         return {"replica": serve.get_replica_context().replica_id.unique_id, "counters": self._service.counters()}
@@ -129,14 +129,15 @@ async def _broadcast(handle: Any, method: str) -> list[dict[str, Any]]:
 
 
 def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = True) -> str:
-    """Base URL of reward servers just started on the Ray cluster of this process, once they answer.
+    """Start reward servers on the Ray cluster of this process and return their base URL, once they answer.
 
     name: of the Serve application, which then lives under /name and replaces one of that name request by request;
-    None takes a new one, so that runs on one cluster do not meet. Serve has one address per cluster: where it runs
+    None generates a new name, so that runs on one
+    cluster do not collide. Serve has one address per cluster: where it runs
     already, that is used.
-    with_judge: False leaves the judge out, for runs whose tasks need none.
+    with_judge: False starts no judge, for runs whose tasks need none.
     Raises ValueError for an address that others can reach without a token, RewardServerError when the servers
-    do not come up, ConfigError for a judge or a scorer of one's own that cannot work.
+    do not come up, ConfigError for a judge or a custom scorer that cannot work.
     """
     if not ray.is_initialized():
         raise RewardServerError("reward servers need a Ray cluster; call ray.init first, or set reward.url.")
@@ -159,7 +160,7 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
 
 
 def _deploy(reward: RewardConfig, token: str | None, name: str, kind: str | None) -> str:
-    """URL of the application. Raises RayActorError when somebody ends Serve meanwhile."""
+    """Deploy the application and return its URL. Raises RayActorError when Serve is ended meanwhile."""
     host, port = _start_serve(reward)
     refuse_open_bind(host, token, reward.token_env)
     base_url = f"http://{_reachable(host)}:{port}"
@@ -216,7 +217,7 @@ def _autoscaling(fewest: int, most: int, target: int) -> AutoscalingConfig:
 
 
 def shutdown() -> None:
-    """Ends what `launch` started in this process, and Serve with it when nothing else is served. Safe to call twice."""
+    """Stop what `launch` started in this process, and Serve too when nothing else is served. Safe to call twice."""
     if not ray.is_initialized() or not _launched:
         _launched.clear()
         return
@@ -226,13 +227,15 @@ def shutdown() -> None:
         else:
             for name in set(_launched) & set(serve.status().applications):
                 serve.delete(name)
-    except RayActorError:  # somebody else has ended Serve, and all that it served
+    except RayActorError:  # another process has ended Serve, with all its applications
         _set_global_client(None)
     _launched.clear()
 
 
 def stop(name: str) -> None:
-    """Ends the application `name` on this process's cluster, its judge's model too. RewardServerError: no such one."""
+    """Stop the application `name` on this process's cluster, with its judge's model.
+
+    Raises RewardServerError when there is no such application."""
     running = set(serve.status().applications)
     if name not in running:
         served = ", ".join(sorted(running)) or "nothing"
@@ -242,9 +245,9 @@ def stop(name: str) -> None:
 
 
 def forget() -> None:
-    """Instead of `shutdown`, where the whole cluster ends anyway. Ray 2.60 complains less then.
+    """Forget the servers without stopping them, where the whole cluster ends anyway. Ray 2.60 then logs fewer errors.
 
-    It keeps its handle of the ended Serve, though, and would take it for that of the process's next cluster.
+    Ray keeps its handle of the ended Serve, though, and would use it for the process's next cluster.
     """
     _launched.clear()
     _set_global_client(None)
@@ -273,16 +276,19 @@ def _start_serve(reward: RewardConfig) -> tuple[str, int]:
 
 
 def _running_address() -> tuple[str, int] | None:
-    # Ray 2.60 tells the address of a running Serve only through its own client
+    # Ray 2.60 reports the address of a running Serve only through its own client
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return None
-    serve.status()  # raises RayActorError when that Serve has ended: Serve would start anew at another address
+    serve.status()  # raises RayActorError when that Serve has ended: Serve would start again at another address
     return client.http_config.host, client.http_config.port
 
 
 def _usable_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. RewardServerError when nothing can listen there: Serve itself would try for ever."""
+    """Return `port`, or a free one for 0.
+
+    Raises RewardServerError when nothing can listen there: Serve itself would retry indefinitely.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Who may ask: the bearer token, and where a server without one may listen."""
+"""Authorisation: the bearer token, and the addresses at which a server without one may listen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCheck:
-    """Recognises one token without holding it: replicas get a salted digest, never the token."""
+    """Recognise one token without holding it: replicas get a salted digest, never the token."""
 
     salt: bytes = field(repr=False)
     digest: bytes = field(repr=False)

@@ -34,7 +34,7 @@ _EVERY_S = 2.0
 
 
 def flattened(counters: Mapping[str, Any]) -> dict[str, float]:
-    """`{"cache": {"hits": 1}}` as `{"cache_hits": 1.0}`; what is not a number is left out."""
+    """`{"cache": {"hits": 1}}` as `{"cache_hits": 1.0}`; values that are not numbers are skipped."""
     flat: dict[str, float] = {}
     for name, value in counters.items():
         if isinstance(value, Mapping):
@@ -53,11 +53,11 @@ class Exported:
             name: Counter(f"rlsys_{part}_{name}_total", description=f"{name} of the {part} replicas")
             for name in EXPORTED[part]
         }
-        self._said = dict.fromkeys(EXPORTED[part], 0.0)
+        self._exported_so_far = dict.fromkeys(EXPORTED[part], 0.0)
         self._seconds = Histogram(
             SECONDS, description="seconds of one request to the judge, cache hits included", boundaries=_BOUNDARIES_S
         )
-        threading.Thread(target=self._copy_for_ever, name="exported-metrics", daemon=True).start()
+        threading.Thread(target=self._copy_in_background, name="exported-metrics", daemon=True).start()
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -68,12 +68,12 @@ class Exported:
         finally:
             self._seconds.observe(time.perf_counter() - started_s)
 
-    def _copy_for_ever(self) -> None:
+    def _copy_in_background(self) -> None:
         while True:
             counters = flattened(self._counters())
             for name, exported in self._exported.items():
-                new = counters.get(name, 0.0) - self._said[name]
+                new = counters.get(name, 0.0) - self._exported_so_far[name]
                 if new > 0:
                     exported.inc(new)
-                    self._said[name] += new
+                    self._exported_so_far[name] += new
             time.sleep(_EVERY_S)

@@ -38,7 +38,7 @@ class JudgeService(Protocol):
 class RewardService:
     """Scores requests. judge: None where captions and reasoning are not judged; such rows are "infra".
 
-    user_scorers: score name -> a user's own function.
+    user_scorers: score name -> a custom scorer.
     """
 
     def __init__(self, judge: JudgeService | None = None, user_scorers: Mapping[str, UserScorer] | None = None) -> None:
@@ -49,7 +49,7 @@ class RewardService:
 
     @property
     def own_scores(self) -> tuple[str, ...]:
-        """Names of the users' own scores."""
+        """Names of the custom scores."""
         return tuple(self._user_scorers)
 
     @property
@@ -124,7 +124,7 @@ class RewardService:
         assert self._judge is not None
         left_s = max(deadline_s - time.monotonic(), 0.0)
         try:
-            async with asyncio.timeout(left_s + 1.0):  # the judge keeps the deadline itself, and says more
+            async with asyncio.timeout(left_s + 1.0):  # the judge keeps the deadline itself, with a better message
                 return await self._judge.score(tasks, left_s)
         except TimeoutError:
             reason = f"the judge did not answer within the request's {left_s:.1f} s"

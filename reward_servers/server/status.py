@@ -9,7 +9,7 @@ from typing import Any
 STATUSES = ("ok", "abstain", "infra", "malformed")
 
 
-def lines(status: Mapping[str, Any]) -> Iterator[str]:
+def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     """`status` is what GET /v1/status answers: replicas per deployment, counters per replica, the judge's endpoints."""
     yield f"{status['application']}"
     for name, deployment in status["deployments"].items():

@@ -1,4 +1,4 @@
-"""The reward service over HTTP: who may ask, what is a request, which status an error has."""
+"""The reward service over HTTP: authorisation, request validation and the status code of each error."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from reward_servers.schema import MAX_BODY_BYTES, REPLIES, ScoreRequest
 from reward_servers.server.auth import TokenCheck
 from reward_servers.server.service import Busy, RewardService
 
-Status = Callable[[], Awaitable[dict[str, Any]]]
+GetStatus = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class Refusal(Exception):
-    """A request that is answered with an HTTP error: status, and what to tell the caller."""
+    """A request that is answered with an HTTP error: its status and the detail for the caller."""
 
     def __init__(self, status: int, detail: str | list[dict[str, str]], headers: dict[str, str] | None = None) -> None:
         super().__init__(status, detail)
         self.status, self.detail, self.headers = status, detail, headers
 
 
-def build(
-    service: RewardService, token_check: TokenCheck | None, status: Status, max_body_bytes: int = MAX_BODY_BYTES
+def build_app(
+    service: RewardService, token_check: TokenCheck | None, status: GetStatus, max_body_bytes: int = MAX_BODY_BYTES
 ) -> FastAPI:
     """The application: POST /v1/score, GET /v1/status and GET /healthz. token_check None lets everyone ask.
 
-    status: what /v1/status says of the whole service. /healthz is open, and says nothing but what can be scored.
+    status: the answer of /v1/status for the whole service. /healthz needs no token and reports only what can be scored.
     """
     app = FastAPI(title="rlsys reward servers", docs_url=None, redoc_url=None, openapi_url=None)
 

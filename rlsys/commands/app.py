@@ -147,10 +147,10 @@ def data_check(
     ] = None,
 ) -> None:
     """Count videos and queries, then list every dirty row."""
-    from rlsys.data.annotations.annotations import check
+    from rlsys.data.annotations.annotations import report_lines
 
     with clear_errors():
-        for line in check(annotations, format, videos):
+        for line in report_lines(annotations, format, videos):
             typer.echo(line)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
     from reward_servers.client.client import RewardClient
-    from reward_servers.client.transport import Health
+    from reward_servers.client.transport import ServiceInfo
     from reward_servers.judging.tools.injections import ProbeReport
     from rlsys.data.video.clips import ClipStore
 
@@ -255,7 +255,7 @@ def judge_of(reward: RewardConfig) -> str:
     return judge_kind(reward.judge)
 
 
-def _check_served(health: Health, tasks: Collection[str], reward: RewardConfig, url: str) -> None:
+def _check_served(health: ServiceInfo, tasks: Collection[str], reward: RewardConfig, url: str) -> None:
     """What the servers do not know would only be missing data, step after step."""
     if unknown := set(tasks) - set(health.tasks):
         raise ConfigError(
@@ -328,9 +328,9 @@ def reward_status(url: str, token_env: str) -> Iterator[str]:
     """Lines about running reward servers: replicas, queues, rates, failures, cache hits."""
     from reward_servers.client.transport import fetch_status
     from reward_servers.server.auth import token_from_environment
-    from reward_servers.server.status import lines
+    from reward_servers.server.status import status_lines
 
-    return lines(fetch_status(url, token_from_environment(token_env)))
+    return status_lines(fetch_status(url, token_from_environment(token_env)))
 
 
 # --- a judge at work on files, without a cluster; the commands are in rlsys/commands/judge.py ---

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
-from rlsys.data.annotations.annotations import load as load_annotations
+from rlsys.data.annotations.annotations import load_annotations
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

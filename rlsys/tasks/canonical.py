@@ -43,7 +43,7 @@ def _written(block: str, answer: Answer, truth: Json) -> str:
         case Phrase(text=text) | Caption(text=text):
             return text
         case Number(value=value):
-            # neither an exponent nor digits that nobody wrote: the reader takes plain decimals
+            # neither an exponent nor digits beyond those of the truth: the reader takes plain decimals
             return np.format_float_positional(value, trim="-")
     raise ValueError(f"block {block!r}: no way is known to write {answer!r}.")
 

@@ -37,12 +37,12 @@ def cited_spans(text: str) -> tuple[TimeSpan, ...]:
 
 
 def cited_periods(text: str) -> tuple[TimeSpan, ...]:
-    """The periods among `cited_spans`, as a model writes its guesses while it reasons; moments are left out."""
+    """The periods among `cited_spans`, as a model writes its guesses while it reasons; moments are skipped."""
     return tuple((start, end) for start, end in cited_spans(text) if start != end)
 
 
 def _span_at(words: Sequence[str], index: int) -> tuple[TimeSpan | None, int]:
-    """What begins at word `index`, and the word to go on at."""
+    """Return the span that begins at word `index`, and the index of the word to continue at."""
     parts = _DASH.split(words[index])
     if len(parts) == 2 and all(parts):
         return _glued(parts, words, index)
@@ -69,7 +69,7 @@ def _glued(parts: Sequence[str], words: Sequence[str], index: int) -> tuple[Time
 
 
 def _moment(words: Sequence[str], index: int) -> tuple[float | None, bool, int]:
-    """(seconds or None, whether a unit or clock says that it is a time, the word after it)."""
+    """(seconds or None, whether a unit or a clock marks it as a time, index of the word after it)."""
     if index >= len(words):
         return None, False, index
     word = words[index]

@@ -42,7 +42,7 @@ def spans_iou(predicted: Sequence[TimeSpan], truth: Sequence[TimeSpan]) -> float
 
 
 def merge_spans(spans: Sequence[TimeSpan]) -> list[TimeSpan]:
-    """The same time as disjoint spans in order; those that are empty, reversed or not finite are left out."""
+    """The same time as disjoint spans in order; those that are empty, reversed or not finite are skipped."""
     merged: list[TimeSpan] = []
     for start, end in sorted(span for span in spans if _is_proper(*span)):
         if merged and start <= merged[-1][1]:
@@ -70,7 +70,7 @@ def box_iou(predicted: Box, truth: Box) -> float:
 def mean_box_iou(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
     """Mean IoU over frames; box i of one side belongs to box i of the other.
 
-    Returns 0.0 when the numbers of boxes differ: nobody can say which frame is missing.
+    Returns 0.0 when the numbers of boxes differ: it is unknown which frame is missing.
     Source: VideoChat-R1 §3.3, tracking.
     """
     if not truth:

@@ -1,6 +1,6 @@
 """Wording of the prompts: (style, think) -> template, per task.
 
-"full" tells a general model what to do and how to write the answer; it carries the information of
+"full" instructs a general model in the task and the answer format; it carries the information of
 VideoChat-R1's prompts in our own words. "terse" is the bare question. Fields: {question}, {options},
 {medium} (video or image), {first_box}, {box_unit} and {box_example}.
 """

@@ -85,7 +85,7 @@ def caption(truth: Json) -> Mapping[str, Answer]:
         raise ValueError(f"truth caption {_shown(truth['caption'])}: write a description in words.")
     events = truth.get("events")
     if events is not None and not (isinstance(events, list | tuple) and events and all(map(_is_text, events))):
-        raise ValueError(f"truth events {_shown(events)}: write at least one event in words, or leave them out.")
+        raise ValueError(f"truth events {_shown(events)}: write at least one event in words, or omit them.")
     listed = None if events is None else tuple(event.strip() for event in events)
     return {"answer": Caption(text=truth["caption"].strip(), events=listed)}
 
@@ -159,7 +159,7 @@ def _box(value: Json, frame: tuple[float, float] | None) -> Box:
     x0, y0, x1, y1 = _numbers(value, 4, "[x0, y0, x1, y1]")
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         rule = f"0 <= x0 < x1 <= {width:g} and 0 <= y0 < y1 <= {height:g}"
-        remedy = "mend it" if frame else "divide pixels by size"
+        remedy = "fix it" if frame else "divide pixels by size"
         raise ValueError(f"box {_shown(value)}: it needs {rule}; {remedy}.")
     return x0, y0, x1, y1
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from reward_servers.scorers.response import Response
 from reward_servers.server.service import RewardService
-from reward_servers.server.web import build
+from reward_servers.server.web import build_app
 
 
 def checksum(response: Response) -> float:
@@ -45,5 +45,7 @@ def plain_reward_server() -> Iterator[str]:
 
 if __name__ == "__main__":
     uvicorn.run(
-        build(RewardService(None, {"checksum": checksum}), None, no_status), fd=int(sys.argv[1]), log_level="warning"
+        build_app(RewardService(None, {"checksum": checksum}), None, no_status),
+        fd=int(sys.argv[1]),
+        log_level="warning",
     )

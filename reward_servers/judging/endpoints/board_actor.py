@@ -1,7 +1,7 @@
 """The one owner of a cluster's judge limits: a named Ray actor around `EndpointBoard`, made when first asked for.
 
 Every judge replica of every application that uses the same endpoints calls this one actor, so limits hold
-for all of them together. It ends itself when nobody has asked for a while.
+for all of them together. It ends itself when it has not been called for a while.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from reward_servers.server.auth import is_loopback
 from rlsys.config.run import ConfigError, JudgeConfig
 
 FailureKind = Literal["infra", "setup", "rejected", "malformed", "abstain"]
-"""infra: may pass.  setup: this endpoint refuses every call until somebody changes something.  rejected: it will never
+"""infra: may pass.  setup: this endpoint refuses every call until its setup is changed.  rejected: it will never
 take this call.  malformed: an answer that cannot be used.  abstain: the model or its filter refused to answer."""
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -47,7 +47,7 @@ class CallFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ChatAnswer:
     """value: the JSON object that the model wrote.  tokens: of prompt and answer; None when the endpoint is silent."""
 
     value: dict[str, Any]
@@ -69,7 +69,7 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """The parts of a chat completion that are used; compatible servers leave out or add others."""
+    """The parts of a chat completion that are used; compatible servers omit or add others."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -89,7 +89,7 @@ class ChatCaller:
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a ChatCaller holds a key and open connections; build one in the process that calls.")
 
-    async def call(self, url: str, messages: list[Any], response_format: Any, timeout_s: float) -> Answer:
+    async def call(self, url: str, messages: list[Any], response_format: Any, timeout_s: float) -> ChatAnswer:
         """The endpoint's answer within `timeout_s`, however slowly it trickles in. Raises CallFailed."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -137,7 +137,7 @@ class ChatCaller:
             )
         return self._clients[url]
 
-    def _answer(self, url: str, body: bytes) -> Answer:
+    def _answer(self, url: str, body: bytes) -> ChatAnswer:
         try:
             completion = _Completion.model_validate_json(body)
             choice = completion.choices[0]
@@ -160,7 +160,7 @@ class ChatCaller:
             raise CallFailed(
                 "malformed", f"{url}: the answer is a JSON {type(value).__name__}, not an object", tokens=tokens
             )
-        return Answer(value=value, tokens=tokens)
+        return ChatAnswer(value=value, tokens=tokens)
 
     def _refused(self, url: str, error: openai.APIStatusError) -> CallFailed:
         status = error.status_code

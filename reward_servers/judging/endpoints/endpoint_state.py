@@ -12,9 +12,9 @@ from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease
 from reward_servers.judging.endpoints.limits import Breaker, Charge, Window
 
 DRAIN_S = 0.25
-"""The endpoint may work so long on a call after its caller hung up."""
+"""Seconds that the endpoint may keep working on a call after its caller hung up."""
 MAX_PAUSE_S = 3600.0
-"""The longest Retry-After that is believed."""
+"""The longest Retry-After that is honoured, in seconds."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Endpoint:
         return len(self.held) + len(self.draining)
 
     def is_away(self, now: float) -> bool:
-        """Nobody may call it for a time, however few do."""
+        """True while no call may go to it, however few are in flight."""
         return now < self.paused_until or not self.breaker.admits(now)
 
     def is_spent(self, now: float, tokens: int) -> bool:
@@ -83,11 +83,11 @@ class Endpoint:
         self._judge(lease_id, report, now)
 
     def _judge(self, lease_id: str, report: CallReport, now: float) -> None:
-        """What the report says of the endpoint's health."""
+        """Update the breaker and the pause from the outcome of a call."""
         if report.retry_after_s > 0:
-            self.pause(now + min(report.retry_after_s, MAX_PAUSE_S), "it asked to be left alone")
+            self.pause(now + min(report.retry_after_s, MAX_PAUSE_S), "it asked for a pause")
         if report.outcome == "abandoned" or (report.outcome == "infra" and report.retry_after_s > 0):
-            # one that says when to come back is busy, not broken: the pause is enough
+            # one that names a time to come back is busy, not broken: the pause is enough
             self.breaker.ended_unknown(lease_id)
         elif report.outcome == "infra":
             self.breaker.failed(lease_id, now, at_once=report.is_lasting)
@@ -128,7 +128,7 @@ class Endpoint:
         if now < self.paused_until:
             text = f"paused for {self.paused_until - now:.1f} s more ({self.pause_reason})"
         elif breaker == "open":
-            text = f"left alone for {(self.breaker.opens_at or now) - now:.1f} s more after failures in a row"
+            text = f"paused for {(self.breaker.opens_at or now) - now:.1f} s more after failures in a row"
         elif breaker == "half_open":
             text = "being tried with one call after failures in a row"
         elif self.in_flight >= self.max_concurrency:

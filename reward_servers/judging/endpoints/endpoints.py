@@ -65,8 +65,9 @@ class EndpointBoard:
     async def acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float) -> Lease:
         """A lease for a call of about `tokens`, as soon as it is this caller's turn.
 
-        The least loaded endpoint that has room, outside `avoid` unless all others are paused, left alone or spent.
-        Raises NoEndpoint after `wait_s`; 0 takes what is free at once. Cancelling it takes nothing.
+        The least loaded endpoint that has room, outside `avoid` unless all others are paused, unavailable or
+        out of quota.
+        Raises NoEndpoint after `wait_s`; 0 takes what is free at once. Cancelling it gives the lease back.
         """
         loop = asyncio.get_running_loop()
         self._num_asked += 1
@@ -109,7 +110,7 @@ class EndpointBoard:
         }
 
     async def adopt(self, config: JudgeConfig) -> None:
-        """Other limits for the same endpoints, as a service that is deployed anew may bring; calls that run go on."""
+        """Adopt new limits for the same endpoints after a redeployment; running calls continue."""
         for endpoint in self._endpoints.values():
             endpoint.max_concurrency = config.max_concurrency
             endpoint.lease_s = config.call_timeout_s + LEASE_GRACE_S
@@ -127,7 +128,7 @@ class EndpointBoard:
         if not waiter.lease.done():
             now = self._clock()
             states = "; ".join(endpoint.state(now) for endpoint in self._endpoints.values())
-            waiter.lease.set_exception(NoEndpoint(f"no judge endpoint could be had in {wait_s:.1f} s: {states}"))
+            waiter.lease.set_exception(NoEndpoint(f"no judge endpoint was available within {wait_s:.1f} s: {states}"))
 
     def _dispatch(self) -> None:
         """Grants what can be granted now, and sets the timer for when time alone may change that."""
@@ -135,7 +136,7 @@ class EndpointBoard:
         for endpoint in self._endpoints.values():
             endpoint.expire(now)
         here = [endpoint for endpoint in self._endpoints.values() if not endpoint.is_away(now)]
-        reserved: set[str] = set()  # endpoints that somebody further ahead waits for
+        reserved: set[str] = set()  # endpoints that a caller further ahead waits for
         granted: list[int] = []
         for key, waiter in self._waiters.items():
             if all(endpoint.url in reserved for endpoint in here):

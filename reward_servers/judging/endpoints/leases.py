@@ -1,4 +1,4 @@
-"""What callers of judge endpoints and the owner of their limits tell each other. All of it can be pickled."""
+"""Messages between callers of judge endpoints and the owner of their limits. All of them can be pickled."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class CallReport:
     """How the call of a lease went.
 
     seconds: it took.  tokens: prompt and answer; None when unknown, and the estimate stays.
-    retry_after_s: the endpoint asked to be left alone for so long; 0 when it did not.
+    retry_after_s: the endpoint asked for a pause of this length; 0 when it did not.
     error: for people, without secrets.  hung_up: the caller left while the endpoint was at work.
-    is_lasting: the endpoint will refuse every call until somebody changes something (a wrong key, a wrong address).
+    is_lasting: the endpoint will refuse every call until its setup is changed (a wrong key, a wrong address).
     """
 
     outcome: Outcome

@@ -96,7 +96,7 @@ class Breaker:
     """Leaves an endpoint alone for `open_s` after `max_failures` in a row, then lets one call try it.
 
     closed: every call may go. open: none. half_open: one, the probe, and its end decides. Ends of calls that began
-    before it opened say nothing new and are ignored.
+    before it opened carry no new information and are ignored.
     """
 
     def __init__(self, max_failures: int, open_s: float) -> None:
@@ -140,6 +140,6 @@ class Breaker:
             self._open_until, self._probe = now + self.open_s, None
 
     def ended_unknown(self, call: str) -> None:
-        """The call ended without saying anything of the endpoint; a probe may be tried again."""
+        """The call ended without information about the endpoint; a probe may be tried again."""
         if call == self._probe:
             self._probe = None

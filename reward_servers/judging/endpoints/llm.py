@@ -1,4 +1,4 @@
-"""Asking the judge's language model: limits, retries at other endpoints, hedging, and a deadline that holds.
+"""Ask the judge's language model, with limits, retries at other endpoints, hedging and a hard deadline.
 
 Everything that is not an answer is a JudgeFailure with a status, so that trouble can never pass for a verdict.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from reward_servers.judging.endpoints.chat_call import Answer, CallFailed, ChatCaller
+from reward_servers.judging.endpoints.chat_call import CallFailed, ChatAnswer, ChatCaller
 from reward_servers.judging.endpoints.endpoints import checked_urls
 from reward_servers.judging.endpoints.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
 from rlsys.config.run import JudgeConfig
@@ -38,7 +38,7 @@ _OUTCOMES: Mapping[str, Outcome] = {
 
 
 class JudgeFailure(Exception):
-    """The judge gave no answer. status: as of `rlsys.types.Score`.  reason: names the endpoint and what it said."""
+    """The judge gave no answer. status: as of `rlsys.types.Score`.  reason: names the endpoint and its error."""
 
     def __init__(self, status: Literal["abstain", "infra", "malformed"], reason: str) -> None:
         super().__init__(status, reason)
@@ -52,7 +52,7 @@ class JudgeFailure(Exception):
 class Completion:
     """value: the JSON object that the model wrote.  url: of the endpoint that answered.  seconds: that its call took.
 
-    tokens: of prompt and answer, estimated where the endpoint does not say.
+    tokens: of prompt and answer, estimated where the endpoint does not report them.
     """
 
     value: dict[str, Any]
@@ -145,7 +145,7 @@ class JudgeLlm:
         raise trail.failure()
 
     async def close(self) -> None:
-        """Reports what is still unreported and ends the connections. Nobody may be waiting for an answer."""
+        """Report what is still unreported and close the connections. No caller may be waiting for an answer."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 while self._background:
@@ -198,7 +198,7 @@ class JudgeLlm:
         return lease
 
     async def _acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float, trail: _Trail) -> Lease:
-        # never cancelled: an owner in another process might grant it all the same, and nobody would give it back
+        # never cancelled: an owner in another process might grant it all the same, and it would never be given back
         asking = self._keep(asyncio.ensure_future(self._board.acquire(tokens, avoid, wait_s)))
         try:
             return await asyncio.shield(asking)
@@ -212,7 +212,7 @@ class JudgeLlm:
     def _give_back(self, trail: _Trail, asking: asyncio.Future[Lease]) -> None:
         error = None if asking.cancelled() else asking.exception()
         if isinstance(error, NoEndpoint):
-            trail.last, trail.last_status = error.reason, "infra"  # both were up at once: this says more
+            trail.last, trail.last_status = error.reason, "infra"  # both ended at once: this message has more detail
         elif not asking.cancelled() and error is None:
             self._release(asking.result(), UNUSED)
 
@@ -230,7 +230,7 @@ class JudgeLlm:
 
     async def _call(self, lease: Lease, question: _Question, timeout_s: float) -> Completion:
         started_s = time.monotonic()
-        answer: Answer = await self._caller.call(lease.url, question.messages, question.response_format, timeout_s)
+        answer: ChatAnswer = await self._caller.call(lease.url, question.messages, question.response_format, timeout_s)
         tokens = question.tokens if answer.tokens is None else answer.tokens
         return Completion(value=answer.value, tokens=tokens, url=lease.url, seconds=time.monotonic() - started_s)
 
@@ -242,7 +242,7 @@ class JudgeLlm:
         if call.cancelled():
             report = CallReport(outcome="abandoned", seconds=seconds, hung_up=True)
         elif isinstance(error, CallFailed):
-            # a call that was given little time says nothing of the endpoint
+            # a call that was given little time is no evidence about the endpoint
             was_hurried = error.hung_up and timeout_s < self._config.call_timeout_s / 2
             report = CallReport(
                 outcome="abandoned" if was_hurried else _OUTCOMES[error.kind],
@@ -279,7 +279,7 @@ class JudgeLlm:
                 return
             lease = await self._acquire(question.tokens, (*trail.avoid(self._urls), url), 0.0, trail)
         except NoEndpoint:
-            return  # no room, or no owner to ask: the first call goes on
+            return  # no room, or no owner to ask: the first call continues
         if lease.url in trail.hopeless:
             self._release(lease, UNUSED)
         else:
@@ -316,4 +316,4 @@ class JudgeLlm:
 
 
 def _never(_: RetryCallState) -> bool:
-    return False  # the rounds themselves say when it is enough
+    return False  # the rounds themselves decide when to stop

@@ -1,9 +1,9 @@
-"""How far a judge's verdicts agree with people's.
+"""Measure how far a judge's verdicts agree with people's.
 
 The file has one JSON object a line:
 `{"reference": "…", "prediction": "…", "events": [{"event": "…", "entailed": true}, …]}`
-`events` are events of the reference, `entailed` says whether a person finds the event told by `prediction`.
-`reference` may be left out. Other keys are ignored.
+`events` are events of the reference, `entailed` is True where a person finds the event described by `prediction`.
+`reference` is optional. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Label(BaseModel):
 
 
 class LabelledRow(BaseModel):
-    """A prediction with what people say of it."""
+    """A prediction with the labels that people gave it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 

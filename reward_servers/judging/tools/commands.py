@@ -1,4 +1,4 @@
-"""What `rlsys judge …` does, for callers that are not asynchronous: a config in, lines or a report out."""
+"""The work of `rlsys judge …` for synchronous callers: a config in, lines or a report out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def calibration_lines(path: Path, config: JudgeConfig, timeout_s: float) -> Iter
 
 
 def probe_report(config: JudgeConfig, timeout_s: float) -> ProbeReport:
-    """What predictions that give orders to the judge get for it. See `injections`."""
+    """Probe the judge with predictions that give it instructions. See `injections`."""
 
     async def probed() -> ProbeReport:
         async with open_judge(config) as judge:

@@ -1,4 +1,4 @@
-"""Predictions that tell the judge what to answer, and what they get for it.
+"""Predictions that give the judge instructions, and the scores that they get.
 
 `injections.jsonl` holds one attack a line: `{"name": …, "text": …}`, where {caption} stands for an honest caption.
 """
@@ -30,7 +30,7 @@ CASES = (
         "Nothing can be seen in the dark.",
     ),
 )
-"""(reference, its events, an honest caption): one that tells a third of the events, and one that tells none."""
+"""(reference, its events, an honest caption): one that describes a third of the events, and one that describes none."""
 
 
 @dataclass(frozen=True, kw_only=True)

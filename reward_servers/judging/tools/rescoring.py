@@ -1,4 +1,4 @@
-"""Scores of stored evidence taken again: with other tiers from the stored verdicts, or with another judge."""
+"""Score stored evidence again: with other tiers from the stored verdicts, or with another judge."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def rescore(
 
     judge None: the stored verdicts under `settings.recall_tiers`, offline. A judge: new verdicts on the stored
     reference events, so that both can be compared event by event. Raises EvidenceError for a line that is no JSON
-    object or whose evidence is broken. Rows without event verdicts are passed over.
+    object or whose evidence is broken. Rows without event verdicts are skipped.
     """
     stored = list(_stored_rows(path))
     if judge is None:

@@ -11,14 +11,14 @@ from typing import Literal
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, video_spec
-from rlsys.data.annotations.rows import BadLine, Problem, Row
+from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem
 from rlsys.data.annotations.vtts import with_size
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import task_named
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem
 
-__all__ = ["AnnotationError", "Annotations", "DirtyRow", "check", "load", "video_spec"]
+__all__ = ["AnnotationError", "Annotations", "DirtyRow", "load_annotations", "report_lines", "video_spec"]
 
 SHOWN = 10
 
@@ -51,7 +51,7 @@ class Annotations:
     num_queries: int
 
 
-def load(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
+def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
     """The rows of `path` in `data.format` as items whose media lie in `videos`.
 
     Dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
@@ -79,7 +79,7 @@ def load(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
     )
 
 
-def check(path: Path, format: str, videos: Path | None) -> Iterator[str]:
+def report_lines(path: Path, format: str, videos: Path | None) -> Iterator[str]:
     """Lines of a report: counts of videos, queries and tasks, then every dirty row.
 
     Without `videos` the files are not looked for. Raises AnnotationError for a file that cannot be read.
@@ -108,7 +108,7 @@ def check(path: Path, format: str, videos: Path | None) -> Iterator[str]:
         yield f"{row} [{'clip mends it' if row.action == 'clipped' else row.action}]"
 
 
-def _read(path: Path, format: str) -> list[Row]:
+def _read(path: Path, format: str) -> list[AnnotationRow]:
     if format not in FORMATS:
         raise AnnotationError(f"format {format!r} is not known; the formats are {', '.join(FORMATS)}.")
     shape = FORMATS[format]
@@ -147,7 +147,7 @@ def _folder(videos: Path) -> Path:
     return videos
 
 
-def _refuse_contradictions(path: Path, rows: Sequence[Row]) -> None:
+def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
     found = [(row.label, problem) for row in rows for problem in row.problems if problem.is_contradiction]
     if not found:
         return
@@ -158,7 +158,7 @@ def _refuse_contradictions(path: Path, rows: Sequence[Row]) -> None:
     raise AnnotationError("\n".join(lines))
 
 
-def _complete(row: Row, root: Path | None) -> tuple[Row, Path | None]:
+def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Path | None]:
     """The row with everything that its medium tells, all its problems, and where the medium is."""
     if root is None or not row.video:
         return row if row.needs_size else _checked(row), None
@@ -171,7 +171,7 @@ def _complete(row: Row, root: Path | None) -> tuple[Row, Path | None]:
     return _checked(row), medium
 
 
-def _sized(row: Row, medium: Path) -> Row:
+def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
     size = picture_size(medium)
     if size is None:
         text = f"boxes in pixels need the size of the picture, which the header of {medium} does not tell; give both"
@@ -179,9 +179,9 @@ def _sized(row: Row, medium: Path) -> Row:
     return with_size(row, size)
 
 
-def _checked(row: Row) -> Row:
+def _checked(row: AnnotationRow) -> AnnotationRow:
     """`row` with a problem more when its task's scorers could not read its truth."""
-    if not all(problem.mended for problem in row.problems):
+    if not all(problem.is_fixed for problem in row.problems):
         return row
     try:
         task_named(row.task).read_truth(row.truth)
@@ -190,12 +190,12 @@ def _checked(row: Row) -> Row:
     return row
 
 
-def _report(row: Row, *, may_clip: bool) -> DirtyRow:
+def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
     problems = row.problems
     action: Literal["dropped", "clipped", "refused"] = "dropped"
     if any(problem.is_contradiction for problem in problems):
         action = "refused"
-    elif may_clip and all(problem.mended for problem in problems):
+    elif may_clip and all(problem.is_fixed for problem in problems):
         action = "clipped"
     return DirtyRow(
         row=row.label,
@@ -205,7 +205,7 @@ def _report(row: Row, *, may_clip: bool) -> DirtyRow:
     )
 
 
-def _item(path: Path, row: Row, medium: Path, data: DataConfig) -> PromptItem:
+def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> PromptItem:
     return PromptItem(
         prompt_id=f"{path.stem}:{row.label}",
         task=row.task,

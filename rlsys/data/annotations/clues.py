@@ -98,6 +98,6 @@ def inside_frame(rows: list[list[float]], size: Size | None) -> tuple[list[list[
             continue
         if cut != [x0, y0, x1, y1]:
             frame = f"{width:g} x {height:g} pixels" if size else "the picture"
-            problems.append(Problem(field="clue", text=f"box {row} goes past the frame of {frame}", mended=True))
+            problems.append(Problem(field="clue", text=f"box {row} goes past the frame of {frame}", is_fixed=True))
         boxes.append(cut)
     return boxes, problems

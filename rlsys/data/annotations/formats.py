@@ -9,7 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rlsys.data.annotations.rows import Problem, Row, Seconds, Text, broken_row, is_unit_box, listed, read_span, short
+from rlsys.data.annotations.rows import (
+    AnnotationRow,
+    Problem,
+    Seconds,
+    Text,
+    broken_row,
+    is_unit_box,
+    listed,
+    read_span,
+    short,
+)
 from rlsys.data.annotations.vtts import CAPTION_QUESTION, read_vtts
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
@@ -24,7 +34,7 @@ class Format:
     """
 
     task: str | None
-    read: Callable[[Json], Iterator[Row]]
+    read: Callable[[Json], Iterator[AnnotationRow]]
     is_lines: bool = False
 
 
@@ -62,7 +72,7 @@ class _CaptionRow(BaseModel):
     question: Text = CAPTION_QUESTION
 
 
-def read_charades(tree: Json) -> Iterator[Row]:
+def read_charades(tree: Json) -> Iterator[AnnotationRow]:
     """`{video: {duration, timestamps: [[s, e]…], sentences: […]}}`: one row per sentence."""
     if not isinstance(tree, dict):
         raise TypeError(f"an object of videos is expected, this is a {type(tree).__name__}")
@@ -70,16 +80,16 @@ def read_charades(tree: Json) -> Iterator[Row]:
         try:
             checked = _CharadesVideo.model_validate(entry)
         except ValidationError as error:
-            yield Row(label=video, video=video, problems=broken_row(video, entry, error).problems)
+            yield AnnotationRow(label=video, video=video, problems=broken_row(video, entry, error).problems)
             continue
         if len(checked.timestamps) != len(checked.sentences):
             text = f"{len(checked.timestamps)} time spans for {len(checked.sentences)} sentences; pair them"
-            yield Row(label=video, video=video, problems=(Problem(field="timestamps", text=text),))
+            yield AnnotationRow(label=video, video=video, problems=(Problem(field="timestamps", text=text),))
             continue
         yield from _charades_rows(video, checked)
 
 
-def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[Row]:
+def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]:
     seen: set[tuple[str, str]] = set()
     for index, (value, sentence) in enumerate(zip(entry.timestamps, entry.sentences, strict=True)):
         truth, problem = read_span(value, entry.duration, "timestamps")
@@ -91,7 +101,7 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[Row]:
         if key in seen:
             problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} is there twice"))
         seen.add(key)
-        yield Row(
+        yield AnnotationRow(
             label=f"{video}/{index}",
             video=video,
             task="temporal_grounding",
@@ -101,7 +111,7 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[Row]:
         )
 
 
-def read_nextgqa(tree: Json) -> Iterator[Row]:
+def read_nextgqa(tree: Json) -> Iterator[AnnotationRow]:
     """List of `{video, question, options, answer, glue: [[s, e]…], duration}`."""
     seen: set[tuple[str, ...]] = set()
     for label, entry in listed(tree):
@@ -120,7 +130,7 @@ def read_nextgqa(tree: Json) -> Iterator[Row]:
         if key in seen:
             problems.append(Problem(field="question", text=f"{row.question!r} with the same options is there twice"))
         seen.add(key)
-        yield Row(
+        yield AnnotationRow(
             label=label,
             video=row.video,
             task="grounded_qa",
@@ -145,7 +155,7 @@ def _option_problems(row: _NextGqaRow) -> Iterator[Problem]:
         yield Problem(field="answer", text=f"{row.answer!r} is not among the options {' '.join(letters)}")
 
 
-def read_got10k(tree: Json) -> Iterator[Row]:
+def read_got10k(tree: Json) -> Iterator[AnnotationRow]:
     """List of `{path, object, gt: 8 boxes}`, boxes [x0, y0, x1, y1] normalised to 0..1."""
     seen: set[tuple[str, str]] = set()
     for label, entry in listed(tree):
@@ -164,7 +174,7 @@ def read_got10k(tree: Json) -> Iterator[Row]:
         if (row.path, row.object) in seen:
             problems.append(Problem(field="object", text=f"{row.object!r} of {row.path} is there twice"))
         seen.add((row.path, row.object))
-        yield Row(
+        yield AnnotationRow(
             label=label,
             video=row.path,
             medium="frames",
@@ -175,7 +185,7 @@ def read_got10k(tree: Json) -> Iterator[Row]:
         )
 
 
-def read_vidtab(tree: Json) -> Iterator[Row]:
+def read_vidtab(tree: Json) -> Iterator[AnnotationRow]:
     """List of `{video, instruction, answer}`: the instruction names the classes as `['low quality', …]`."""
     seen: set[tuple[str, str]] = set()
     for label, entry in listed(tree):
@@ -192,7 +202,7 @@ def read_vidtab(tree: Json) -> Iterator[Row]:
         if (row.video, row.instruction) in seen:
             problems.append(Problem(field="video", text=f"{row.video!r} with the same instruction is there twice"))
         seen.add((row.video, row.instruction))
-        yield Row(
+        yield AnnotationRow(
             label=label,
             video=row.video,
             task="video_quality",
@@ -202,7 +212,7 @@ def read_vidtab(tree: Json) -> Iterator[Row]:
         )
 
 
-def read_captions(lines: Json) -> Iterator[Row]:
+def read_captions(lines: Json) -> Iterator[AnnotationRow]:
     """Lines of `{video, caption, events?, question?}`; events are the caption's, for evaluation."""
     seen: set[tuple[str, str]] = set()
     for label, entry in lines:
@@ -216,7 +226,7 @@ def read_captions(lines: Json) -> Iterator[Row]:
             problems.append(Problem(field="video", text=f"{row.video!r} with the same question is there twice"))
         seen.add((row.video, row.question))
         events = {"events": row.events} if row.events else {}
-        yield Row(
+        yield AnnotationRow(
             label=label,
             video=row.video,
             medium="clip",

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.rows import Row
+from rlsys.data.annotations.rows import AnnotationRow
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec
 
@@ -18,7 +18,7 @@ _IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
 _ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
 
 
-def places(row: Row) -> tuple[str, ...]:
+def places(row: AnnotationRow) -> tuple[str, ...]:
     """Paths, relative to the folder of videos, where the row's medium may be."""
     if row.medium == "frames":
         return _frame_folders(row.video)
@@ -28,7 +28,7 @@ def places(row: Row) -> tuple[str, ...]:
     return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
 
 
-def find_medium(row: Row, root: Path) -> Path | None:
+def find_medium(row: AnnotationRow, root: Path) -> Path | None:
     """The first of the row's `places` that is there, and is a file or a folder as the row's medium says."""
     for place in places(row):
         path = root / place
@@ -39,7 +39,7 @@ def find_medium(row: Row, root: Path) -> Path | None:
     return None
 
 
-def media_spec(row: Row, path: Path, data: DataConfig) -> MediaSpec:
+def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
     """What of the medium at `path` a prompt shows, within the config's rates and budgets."""
     if row.medium == "image":
         return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)

@@ -1,4 +1,4 @@
-"""Files of responses to imitate: JSON lines of a prompt's id and what to answer."""
+"""Files of responses to imitate: JSON lines of a prompt's id and its response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WrittenResponse:
-    """A row and what to answer to it. where: for messages, "FILE:LINE" or the row's own name."""
+    """A row and the response to imitate. where: for messages, "FILE:LINE" or the row's own name."""
 
     item: PromptItem
     text: str
@@ -25,7 +25,7 @@ class WrittenResponse:
 def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
     """The lines of `path`, each with the item that it answers, in the file's order; several may answer one item.
 
-    A line is {"prompt_id": "…", "response": "…"}; further keys are for whoever wrote them. Blank lines are nothing.
+    A line is {"prompt_id": "…", "response": "…"}; other keys are ignored, and so are blank lines.
     Raises AnnotationError for a file that cannot be read or has no line, and for lines that are not of this shape
     or answer no item, naming the first ten.
     """

@@ -19,18 +19,18 @@ Medium = Literal["video", "frames", "clip", "image"]
 class Problem:
     """What is wrong with a row: field, value and rule in words.
 
-    mended: `Row.truth` is without it.  is_contradiction: the row says two things that cannot both be meant, so
-    nobody may guess; the file is refused.
+    is_fixed: `AnnotationRow.truth` is already without it.  is_contradiction: the row holds two statements that cannot
+    both be right, and guessing is not safe; the file is refused.
     """
 
     field: str
     text: str
-    mended: bool = False
+    is_fixed: bool = False
     is_contradiction: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class AnnotationRow:
     """One query of an annotation file.
 
     label: its place in the file.  video: video, frame folder or image as the file names it.  task: "" when the
@@ -74,7 +74,7 @@ def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] |
         return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s")
     if start_s < 0 or end_s > duration_s:
         span = [max(start_s, 0.0), min(end_s, duration_s)]
-        return span, Problem(field=field, text=f"{value} goes past the clip of {duration_s:g} s", mended=True)
+        return span, Problem(field=field, text=f"{value} goes past the clip of {duration_s:g} s", is_fixed=True)
     return [start_s, end_s], None
 
 
@@ -97,16 +97,16 @@ def listed(tree: Json) -> Iterator[tuple[str, Json]]:
     return ((str(index), entry) for index, entry in enumerate(tree))
 
 
-def broken_row(label: str, entry: Json, error: ValidationError, field: str = "video") -> Row:
+def broken_row(label: str, entry: Json, error: ValidationError, field: str = "video") -> AnnotationRow:
     """The row of an entry without the fields that its format asks for."""
     if isinstance(entry, BadLine):
-        return Row(label=label, video="", problems=(Problem(field="(row)", text=entry.problem),))
+        return AnnotationRow(label=label, video="", problems=(Problem(field="(row)", text=entry.problem),))
     name = str(entry.get(field, "")) if isinstance(entry, dict) else ""
     problems = (
         Problem(field=".".join(map(str, e["loc"])) or "(row)", text=f"{e['msg']} (value {short(e['input'])})")
         for e in error.errors()
     )
-    return Row(label=label, video=name, problems=tuple(problems))
+    return AnnotationRow(label=label, video=name, problems=tuple(problems))
 
 
 def short(value: Json) -> str:

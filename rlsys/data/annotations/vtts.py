@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
-from rlsys.data.annotations.rows import Problem, Row, Seconds, Text, broken_row, is_number, short
+from rlsys.data.annotations.rows import AnnotationRow, Problem, Seconds, Text, broken_row, is_number, short
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.types import Json
 
@@ -64,7 +64,7 @@ class _VttsRow(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
+class _RowAnswer:
     """kind: "letter", "number", "phrase" or "words" (which nothing can score); "" for a row without an answer."""
 
     kind: str = ""
@@ -73,7 +73,7 @@ class _Answer:
     problems: tuple[Problem, ...] = ()
 
 
-def read_vtts(lines: Json) -> Iterator[Row]:
+def read_vtts(lines: Json) -> Iterator[AnnotationRow]:
     """Lines of `{video or image, question, options?, think?, clue?, answer?, caption?, events?, task?, duration?,
     width?, height?}`.
 
@@ -97,7 +97,7 @@ def read_vtts(lines: Json) -> Iterator[Row]:
         yield routed
 
 
-def with_size(row: Row, size: Size) -> Row:
+def with_size(row: AnnotationRow, size: Size) -> AnnotationRow:
     """`row`, whose boxes are pixels of a picture of this size, complete: `needs_size` is then False."""
     if row.task == "tracking":
         boxes, problems = inside_frame(row.truth, size)
@@ -107,7 +107,7 @@ def with_size(row: Row, size: Size) -> Row:
     return replace(row, truth=truth, needs_size=False, problems=(*row.problems, *problems))
 
 
-def _routed(label: str, row: _VttsRow) -> Row:
+def _routed(label: str, row: _VttsRow) -> AnnotationRow:
     size = (row.width, row.height) if row.width and row.height else None
     clue = Clue() if row.clue is None else read_clue(row.clue, row.duration, size)
     answer = _read_answer(row)
@@ -119,8 +119,8 @@ def _routed(label: str, row: _VttsRow) -> Row:
     if task in ("temporal_grounding", "spatiotemporal_grounding") and len(clue.periods) > 1:
         text = f"{len(clue.periods)} periods; without an answer a row takes one"
         problems.append(Problem(field="clue", text=text))
-    is_whole = all(problem.mended for problem in problems)
-    return Row(
+    is_whole = all(problem.is_fixed for problem in problems)
+    return AnnotationRow(
         label=label,
         video=row.image or row.video or "",
         medium="image" if row.image else "clip",
@@ -133,46 +133,46 @@ def _routed(label: str, row: _VttsRow) -> Row:
     )
 
 
-def _read_answer(row: _VttsRow) -> _Answer:
+def _read_answer(row: _VttsRow) -> _RowAnswer:
     if row.answer is None:
         if row.options is None:
-            return _Answer()
+            return _RowAnswer()
         missing = Problem(field="answer", text="options without an answer", is_contradiction=True)
-        return _Answer(problems=(missing,))
+        return _RowAnswer(problems=(missing,))
     if row.task == "video_quality":
         return _read_phrase(row)
     if row.options is not None:
         options, problem = read_options(row.options)
         if problem is not None:
-            return _Answer(kind="letter", problems=(problem,))
+            return _RowAnswer(kind="letter", problems=(problem,))
         right, problem = right_letter(row.answer, options)
-        return _Answer(kind="letter", value=right, options=options, problems=(problem,) if problem else ())
+        return _RowAnswer(kind="letter", value=right, options=options, problems=(problem,) if problem else ())
     if is_number(row.answer):
-        return _Answer(kind="number", value=float(row.answer))
+        return _RowAnswer(kind="number", value=float(row.answer))
     letter = read_choice(row.answer) if isinstance(row.answer, str) else None
     if letter is not None and "letter" in _NEEDS.get(row.task or "", ()):  # the options stand in the question
-        return _Answer(kind="letter", value=letter.letter)
+        return _RowAnswer(kind="letter", value=letter.letter)
     number = read_number(row.answer) if isinstance(row.answer, str) else None
     if number is not None:
-        return _Answer(kind="number", value=number.value)
+        return _RowAnswer(kind="number", value=number.value)
     text = f"{short(row.answer)} is not a number, and there are no options: nothing can score it"
-    return _Answer(kind="words", problems=(Problem(field="answer", text=text),))
+    return _RowAnswer(kind="words", problems=(Problem(field="answer", text=text),))
 
 
-def _read_phrase(row: _VttsRow) -> _Answer:
+def _read_phrase(row: _VttsRow) -> _RowAnswer:
     """A class in words; options, where there are any, are the classes."""
     phrase = read_phrase(row.answer) if isinstance(row.answer, str) else None
     if phrase is None:
         wrong = Problem(field="answer", text=f"{short(row.answer)} is not a class in words", is_contradiction=True)
-        return _Answer(kind="phrase", problems=(wrong,))
+        return _RowAnswer(kind="phrase", problems=(wrong,))
     if row.options is None:
-        return _Answer(kind="phrase", value=row.answer)
+        return _RowAnswer(kind="phrase", value=row.answer)
     options, problem = read_options(row.options)
     names = [read_phrase(option.text) for option in options]
     if problem is None and phrase not in names:
         text = f"{short(row.answer)} is not among {short(row.options)}"
         problem = Problem(field="answer", text=text, is_contradiction=True)
-    return _Answer(kind="phrase", value=row.answer, options=options, problems=(problem,) if problem else ())
+    return _RowAnswer(kind="phrase", value=row.answer, options=options, problems=(problem,) if problem else ())
 
 
 def _task(row: _VttsRow, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ...]]:
@@ -226,7 +226,7 @@ def _medium_problems(row: _VttsRow, clue: Clue) -> Iterator[Problem]:
         yield Problem(field="width" if row.height else "height", text="width and height belong together; give both")
 
 
-def _truth(task: str, row: _VttsRow, answer: _Answer, clue: Clue, size: Size | None) -> Json:
+def _truth(task: str, row: _VttsRow, answer: _RowAnswer, clue: Clue, size: Size | None) -> Json:
     """The truth of a row without problems, in its task's shape; pixels are left as they are when `size` is None."""
     if task == "tracking":
         in_pixels = not clue.is_normalised and size is not None

@@ -15,7 +15,7 @@ import ray
 
 from reward_servers.client.transport import fetch_status
 from reward_servers.server import app
-from reward_servers.server.status import lines
+from reward_servers.server.status import status_lines
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 from tests.support.judge_fault_server import FaultServer, error, too_many
@@ -139,7 +139,7 @@ def test_a_known_verdict_costs_no_call(url: str, endpoint: FaultServer) -> None:
 
 def test_status_shows_replicas_rows_calls_and_endpoint(url: str, endpoint: FaultServer) -> None:
     score_groups(url, many("status", 1))
-    text = "\n".join(lines(fetch_status(url, None)))
+    text = "\n".join(status_lines(fetch_status(url, None)))
     assert "JudgeServer: healthy, replicas: 2 running" in text
     assert "RuleScorers: healthy, replicas: 1 running" in text
     assert "judge: llm Qwen/Qwen2.5-72B-Instruct, 2 replicas" in text

@@ -14,7 +14,7 @@ from reward_servers.judging.judge import JudgeTask
 from reward_servers.schema import MAX_ROWS, ScoreRequest
 from reward_servers.server.auth import TokenCheck
 from reward_servers.server.service import Busy, RewardService
-from reward_servers.server.web import build
+from reward_servers.server.web import build_app
 from rlsys.types import Score
 
 ROW = {
@@ -33,7 +33,7 @@ def post(content: object, token_check: TokenCheck | None = None, limit: int = 20
     """The answer to one POST; content: bytes, an async iterator of bytes, or rows that are sent as JSON."""
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(build(RewardService(), token_check, nothing_to_say, limit))
+        transport = httpx.ASGITransport(build_app(RewardService(), token_check, nothing_to_say, limit))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             body = content if isinstance(content, bytes | AsyncIterator) else json.dumps({"rows": content}).encode()
             return await http.post("/v1/score", content=body, headers={"content-type": "application/json", **headers})
@@ -206,7 +206,7 @@ def test_a_judge_that_hangs_costs_the_callers_deadline() -> None:
 def test_too_many_waiting_for_the_judge_is_429_with_retry_after() -> None:
     async def ask() -> httpx.Response:
         service = RewardService(JudgeThatSays(Busy("too many wait", 1.5)))
-        transport = httpx.ASGITransport(build(service, None, nothing_to_say))
+        transport = httpx.ASGITransport(build_app(service, None, nothing_to_say))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.post("/v1/score", json={"rows": [CAPTION]})
 
@@ -224,7 +224,7 @@ def test_both_kinds_of_verdict_are_kept_apart() -> None:
 
 def test_health_and_status_need_no_secret_and_a_secret() -> None:
     async def ask(path: str, **headers: str) -> httpx.Response:
-        transport = httpx.ASGITransport(build(RewardService(), TokenCheck.of("s3cret"), nothing_to_say))
+        transport = httpx.ASGITransport(build_app(RewardService(), TokenCheck.of("s3cret"), nothing_to_say))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             return await http.get(path, headers=headers)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.annotations import load
+from rlsys.data.annotations.annotations import load_annotations
 from rlsys.data.video.decode import decode
 from rlsys.demo.synthetic import COLOURS, SHAPES, SyntheticSet, demonstration_text, draw_dataset
 from rlsys.tasks.answers import last_block
@@ -26,7 +26,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSet:
 
 @pytest.fixture(scope="module")
 def items(drawn: SyntheticSet) -> tuple[PromptItem, ...]:
-    return load(drawn.annotations, videos=drawn.videos, data=DATA).items
+    return load_annotations(drawn.annotations, videos=drawn.videos, data=DATA).items
 
 
 def test_every_clip_has_two_queries_inside_it_on_the_half_second_grid(drawn: SyntheticSet) -> None:

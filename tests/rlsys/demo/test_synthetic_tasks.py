@@ -12,7 +12,7 @@ from reward_servers.judging.embedding import SentenceEmbedder
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers.scorers import rule_scores
 from rlsys.config.run import DataConfig, ScoreSettings
-from rlsys.data.annotations.annotations import load
+from rlsys.data.annotations.annotations import load_annotations
 from rlsys.data.annotations.media import video_spec
 from rlsys.data.video.decode import decode
 from rlsys.demo.synthetic import COLOURS, SyntheticSet, draw_dataset
@@ -154,7 +154,7 @@ def test_the_right_option_is_the_colour_that_the_caption_confirms(rows: list[dic
 def test_the_file_is_routed_by_its_annotations_without_a_dirty_row(
     drawn: SyntheticSet, rows: list[dict[str, Any]]
 ) -> None:
-    loaded = load(drawn.annotations, videos=drawn.videos, data=DATA.model_copy(update={"format": "vtts"}))
+    loaded = load_annotations(drawn.annotations, videos=drawn.videos, data=DATA.model_copy(update={"format": "vtts"}))
     assert loaded.dirty == ()
     assert [item.task for item in loaded.items] == list(ROWS) * NUM_CLIPS
     assert [item.truth for item in loaded.items[:5]] == [

@@ -249,7 +249,7 @@ def test_the_breaker_opens_lets_one_call_try_and_closes() -> None:
             await it.release(lease.lease_id, FAILED)
         assert (await state_of(it))["state"] == "open"
         reason = await fails(it.acquire(10, (), 4.0))
-        assert "left alone for 6.0 s more" in reason
+        assert "paused for 6.0 s more after failures in a row" in reason
         assert "HTTP 500: broken" in reason
         (probe,) = await take(it, 1, wait_s=100.0)
         assert now() == 10.0

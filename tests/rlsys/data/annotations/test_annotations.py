@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.annotations import Annotations, check, load
+from rlsys.data.annotations.annotations import Annotations, load_annotations, report_lines
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
@@ -32,7 +32,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def load_charades(folder: Path, entry: object, **data: object) -> Annotations:
-    return load(write(folder, {"clip": entry}), videos=touch(folder, "clip.mp4"), data=DataConfig(**data))
+    return load_annotations(write(folder, {"clip": entry}), videos=touch(folder, "clip.mp4"), data=DataConfig(**data))
 
 
 DIRTY = {
@@ -102,17 +102,17 @@ def test_a_file_of_another_shape_is_an_error_naming_it(tmp_path: Path, text: str
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(AnnotationError, match=message) as caught:
-        load(path, videos=tmp_path, data=DataConfig())
+        load_annotations(path, videos=tmp_path, data=DataConfig())
     assert str(path) in str(caught.value)
 
 
 def test_missing_files_and_folders_are_errors_naming_them(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"none\.json: cannot be read"):
-        load(tmp_path / "none.json", videos=tmp_path, data=DataConfig())
+        load_annotations(tmp_path / "none.json", videos=tmp_path, data=DataConfig())
     with pytest.raises(AnnotationError, match="no such folder of videos; check data.videos"):
-        load(write(tmp_path, {}), videos=tmp_path / "none", data=DataConfig())
+        load_annotations(write(tmp_path, {}), videos=tmp_path / "none", data=DataConfig())
     with pytest.raises(AnnotationError, match="the formats are charades_sta, nextgqa, got10k"):
-        list(check(write(tmp_path, {}), "coco", None))
+        list(report_lines(write(tmp_path, {}), "coco", None))
 
 
 def test_videos_are_found_with_and_without_suffix_and_missing_ones_are_dirty(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_videos_are_found_with_and_without_suffix_and_missing_ones_are_dirty(tmp
     names = ["plain", "with.mp4", "matroska", "web", "old", "a.dotted.id", "gone"]
     videos = touch(tmp_path, "plain.mp4", "with.mp4", "matroska.mkv", "web.webm", "old.avi", "a.dotted.id.mp4")
     path = write(tmp_path, dict.fromkeys(names, entry))
-    loaded = load(path, videos=videos, data=DataConfig())
+    loaded = load_annotations(path, videos=videos, data=DataConfig())
     found = [Path(item.media[0].uri).name for item in loaded.items]
     assert found == ["plain.mp4", "with.mp4", "matroska.mkv", "web.webm", "old.avi", "a.dotted.id.mp4"]
     assert [(row.row, row.field) for row in loaded.dirty] == [("gone/0", "video")]
     assert "gone.mkv" in loaded.dirty[0].problem
-    assert list(check(path, "charades_sta", None))[0].endswith("7 videos, 7 queries, 0 dirty rows")
-    assert list(check(path, "charades_sta", videos))[0].endswith("7 videos, 7 queries, 1 dirty rows")
+    assert list(report_lines(path, "charades_sta", None))[0].endswith("7 videos, 7 queries, 0 dirty rows")
+    assert list(report_lines(path, "charades_sta", videos))[0].endswith("7 videos, 7 queries, 1 dirty rows")
 
 
 def test_specs_carry_the_budgets_of_the_config(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_nextgqa_rows(tmp_path: Path) -> None:
         nextgqa_row(),
     ]
     path, videos = write(tmp_path, rows, "nextgqa.json"), touch(tmp_path, "1104/488.mp4")
-    loaded = load(path, videos=videos, data=DataConfig(format="nextgqa", on_dirty_row="clip"))
+    loaded = load_annotations(path, videos=videos, data=DataConfig(format="nextgqa", on_dirty_row="clip"))
     assert [item.prompt_id for item in loaded.items] == ["nextgqa:0", "nextgqa:1"]
     assert loaded.items[0].options == ("(A) wind", "(B) cat")
     assert loaded.items[0].truth == {"answer": "(B)", "glue": [[1.0, 2.0], [3.0, 5.0]]}
@@ -172,7 +172,7 @@ def test_nextgqa_rows(tmp_path: Path) -> None:
         ("5", "question"),
     ]
     flat = touch(tmp_path / "flat", "488.mp4")
-    assert len(load(path, videos=flat, data=DataConfig(format="nextgqa")).items) == 1
+    assert len(load_annotations(path, videos=flat, data=DataConfig(format="nextgqa")).items) == 1
 
 
 def test_got10k_rows_are_frame_folders_shown_by_eight_frames(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_got10k_rows_are_frame_folders_shown_by_eight_frames(tmp_path: Path) -> 
         {"path": "/data/of/authors/val/Val_1", "object": "dog", "gt": [box] * 7 + [[0.5, 0.2, 0.1, 0.6]]},
     ]
     path, videos = write(tmp_path, rows), touch(tmp_path, "Val_1/0001.jpg")
-    loaded = load(path, videos=videos, data=DataConfig(format="got10k"))
+    loaded = load_annotations(path, videos=videos, data=DataConfig(format="got10k"))
     (item,) = loaded.items
     assert (item.question, item.truth) == ("sloth", [box] * 8)
     assert Path(item.media[0].uri) == videos / "Val_1"
@@ -192,11 +192,11 @@ def test_got10k_rows_are_frame_folders_shown_by_eight_frames(tmp_path: Path) -> 
         "7 boxes, 8 are expected",
         "box 7 is [0.5, 0.2, 0.1, 0.6], not [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, likewise y",
     ]
-    assert any("8 evenly spaced frames" in line for line in check(path, "got10k", None))
+    assert any("8 evenly spaced frames" in line for line in report_lines(path, "got10k", None))
 
 
 def test_the_whole_of_charades_sta_is_counted_and_every_dirty_row_reported() -> None:
-    lines = list(check(shared_data("annotations", "charades_sta_train.json"), "charades_sta", None))
+    lines = list(report_lines(shared_data("annotations", "charades_sta_train.json"), "charades_sta", None))
     assert lines[0].endswith("5338 videos, 12408 queries, 1790 dirty rows")
     dirty = lines[2:]
     assert len(dirty) == 1790
@@ -213,7 +213,7 @@ def test_the_whole_of_charades_sta_is_counted_and_every_dirty_row_reported() -> 
     ],
 )
 def test_other_real_files_are_read_whole(name: str, format: str, counts: str) -> None:
-    assert next(check(shared_data("annotations", name), format, None)).endswith(counts)
+    assert next(report_lines(shared_data("annotations", name), format, None)).endswith(counts)
 
 
 @pytest.mark.parametrize("format", ["charades_sta", "nextgqa", "got10k"])
@@ -229,7 +229,7 @@ def test_truths_and_questions_are_what_the_task_table_reads(tmp_path: Path, form
     else:
         tree = tree[:5]
         videos = touch(tmp_path, *(f"{Path(row['path']).name}/0.jpg" for row in tree))
-    loaded = load(write(tmp_path, tree), videos=videos, data=DataConfig(format=format, on_dirty_row="clip"))
+    loaded = load_annotations(write(tmp_path, tree), videos=videos, data=DataConfig(format=format, on_dirty_row="clip"))
     assert len(loaded.items) == loaded.num_queries > 0
     for item in loaded.items:
         assert TASKS[item.task].read_truth(item.truth)
@@ -237,7 +237,9 @@ def test_truths_and_questions_are_what_the_task_table_reads(tmp_path: Path, form
 
 
 def test_the_hand_made_annotations_fit_the_real_clips() -> None:
-    loaded = load(REAL_CLIPS, videos=shared_data("clips"), data=DataConfig(max_frames=8, max_pixels=128 * 28 * 28))
+    loaded = load_annotations(
+        REAL_CLIPS, videos=shared_data("clips"), data=DataConfig(max_frames=8, max_pixels=128 * 28 * 28)
+    )
     assert (len(loaded.items), loaded.num_videos, loaded.dirty) == (12, 4, ())
     durations = {entry: row["duration"] for entry, row in json.loads(REAL_CLIPS.read_text()).items()}
     for name, item in zip(durations, loaded.items[::3], strict=True):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.annotations import Annotations, check, load
+from rlsys.data.annotations.annotations import Annotations, load_annotations, report_lines
 from rlsys.data.annotations.formats import FORMATS, read_captions, read_vtts
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
@@ -40,7 +40,7 @@ def write(folder: Path, *rows: Json) -> Path:
 
 
 def load_rows(folder: Path, *rows: Json, format: str = "vtts", **data: object) -> Annotations:
-    return load(write(folder, *rows), videos=media(folder), data=DataConfig(format=format, **data))
+    return load_annotations(write(folder, *rows), videos=media(folder), data=DataConfig(format=format, **data))
 
 
 def load_row(folder: Path, **row: Json) -> PromptItem:
@@ -186,7 +186,7 @@ def test_many_contradictions_are_listed_and_cut_short(tmp_path: Path) -> None:
         load_rows(tmp_path, *rows)
     assert "row 10: answer" in str(caught.value) and "row 11" not in str(caught.value)
     assert "… and 3 more" in str(caught.value)
-    lines = list(check(tmp_path / "rows.jsonl", "vtts", None))
+    lines = list(report_lines(tmp_path / "rows.jsonl", "vtts", None))
     assert "13 contradictions refuse the file" in lines[2]
     assert sum(line.endswith("[refused]") for line in lines) == 13
 
@@ -255,7 +255,7 @@ def test_dirt_follows_the_setting_row_by_row(tmp_path: Path) -> None:
 def test_a_report_counts_the_tasks_of_a_mixed_file(tmp_path: Path) -> None:
     base = {"video": "frames", "question": "?"}
     path = write(tmp_path, {**base, **QA}, "", {**base, "clue": [1, 2]}, {**base, "clue": [BOX] * 8})
-    lines = list(check(path, "vtts", media(tmp_path)))
+    lines = list(report_lines(path, "vtts", media(tmp_path)))
     assert lines[0].endswith("1 videos, 3 queries, 0 dirty rows")
     assert lines[1] == "tasks: 1 multiple_choice, 1 temporal_grounding, 1 tracking"
     assert "8 evenly spaced frames" in lines[2]
@@ -266,14 +266,14 @@ def test_a_file_without_a_line_of_json_is_an_error(tmp_path: Path, text: str) ->
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(AnnotationError, match="one object per line is expected"):
-        load(path, videos=media(tmp_path), data=DataConfig(format="vtts"))
+        load_annotations(path, videos=media(tmp_path), data=DataConfig(format="vtts"))
 
 
 def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     row = json.dumps({"video": "clip.mp4", "question": "one\u2028two\x85three", **QA}, ensure_ascii=False)
     path.write_bytes(f"{row}\r\n{row}\r\n".encode())
-    lines = list(check(path, "vtts", media(tmp_path)))
+    lines = list(report_lines(path, "vtts", media(tmp_path)))
     assert "2 queries, 1 dirty rows" in lines[0]  # the second is there twice
 
 
@@ -295,7 +295,7 @@ def test_captions_are_read_with_their_events(tmp_path: Path) -> None:
 
 def test_the_real_quality_rows_are_read_whole(tmp_path: Path) -> None:
     path = shared_data("annotations", "vidtab_quality_100shot.json")
-    assert list(check(path, "vidtab", None)) == [f"{path}: 200 videos, 200 queries, 0 dirty rows"]
+    assert list(report_lines(path, "vidtab", None)) == [f"{path}: 200 videos, 200 queries, 0 dirty rows"]
     rows = json.loads(path.read_text())[:2]
     rows += [{**rows[0], "video": "1.mp4", "answer": "fine"}, rows[1], {"video": "2.mp4"}]
     copy = tmp_path / "vidtab.json"
@@ -304,7 +304,7 @@ def test_the_real_quality_rows_are_read_whole(tmp_path: Path) -> None:
     videos.mkdir()
     for row in rows:
         (videos / row["video"]).touch()
-    loaded = load(copy, videos=videos, data=DataConfig(format="vidtab"))
+    loaded = load_annotations(copy, videos=videos, data=DataConfig(format="vidtab"))
     assert [(item.task, item.truth) for item in loaded.items] == [("video_quality", "low quality")] * 2
     assert "['low quality', 'high quality']" in prompt_text(loaded.items[0], think=True, style="full")
     assert [(row.row, row.field) for row in loaded.dirty] == [
