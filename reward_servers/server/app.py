@@ -132,9 +132,8 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
     """Start reward servers on the Ray cluster of this process and return their base URL, once they answer.
 
     name: of the Serve application, which then lives under /name and replaces one of that name request by request;
-    None generates a new name, so that runs on one
-    cluster do not collide. Serve has one address per cluster: where it runs
-    already, that is used.
+    None generates a new name, so that runs on one cluster do not collide. Serve has one address per cluster: where
+    it runs already, that is used.
     with_judge: False starts no judge, for runs whose tasks need none.
     Raises ValueError for an address that others can reach without a token, RewardServerError when the servers
     do not come up, ConfigError for a judge or a custom scorer that cannot work.
