@@ -35,7 +35,6 @@ LIGHT = (
     "rlsys.algorithm.advantages",
     "rlsys.tracking.metrics",
     "rlsys.runs.checkpoint",
-    "rlsys.simulated.simulation",
     "rlsys.planning.plan_times",
     "cluster.placement",
 )

@@ -1,15 +1,14 @@
-"""Step times of a planned run: phase times that were measured or that arithmetic gives, in the simulation."""
+"""Step times of a planned run, from phase times that were measured or that arithmetic gives."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rlsys.config.run import RunConfig
 from rlsys.models.sizes import ModelSizes
 from rlsys.planning.plan import BYTES, Assumptions, EngineRoom, Line, Prompts, Section, payload_bytes, total_flops
-from rlsys.simulated.simulation import Report, balanced, divisions, simulate
-from rlsys.simulated.system import Phases, System
+from rlsys.planning.step_bound import StepBound, best_split, splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,18 @@ def _generate(
 
 
 def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Section:
-    """Phase times, and what the real loop makes of them in simulated time, at each lag and for the best division."""
-    ranks, size = config.learner.num_ranks, config.train.prompts_per_step
-    phases = Phases(
-        generate_s=times.generate, score_s=times.score, update_s=times.update * ranks / size, sync_s=times.sync
+    """Phase times, how short they let a step be at each lag, and the actor:learner split that lets it be shortest."""
+    bound = StepBound(
+        num_groups=config.train.prompts_per_step,
+        num_actors=config.rollout.num_actors,
+        num_slots=max(room.groups, 1),
+        num_ranks=config.learner.num_ranks,
+        generate_s=times.generate,
+        score_s=times.score,
+        update_s=times.update * config.learner.num_ranks / config.train.prompts_per_step,
+        sync_s=times.sync,
+        weight_update=config.pipeline.weight_update,
     )
-    system = System.from_config(config, slots=max(room.groups, 1))
     lines = [
         Line(name, f"{value:.3g} s", how)
         for name, value, how in zip(
@@ -105,29 +110,23 @@ def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Sect
         )
     ]
     for lag in sorted({0, 1, 2, config.pipeline.max_lag}):
-        report = simulate(replace(system, max_lag=lag), phases, num_steps=12 + 2 * lag)
         mark = "  <- this config" if lag == config.pipeline.max_lag else ""
-        lines.append(Line(f"step at max_lag={lag}", f"{report.step_s:.3g} s", _told(report) + mark))
-    lines.append(_balance(config, system, phases))
-    return Section(title="time of a step (simulated: equal groups, nothing fails)", lines=tuple(lines))
+        lines.append(Line(f"step at max_lag={lag}", f"{bound.step_s(lag):.3g} s", _described(bound, lag) + mark))
+    lines.append(_best_split(config, bound))
+    return Section(title="time of a step, at least (equal groups, nothing fails)", lines=tuple(lines))
 
 
-def _balance(config: RunConfig, system: System, phases: Phases) -> Line:
-    each = config.rollout.tensor_parallel_size
+def _best_split(config: RunConfig, bound: StepBound) -> Line:
+    each, lag = config.rollout.tensor_parallel_size, config.pipeline.max_lag
     devices = config.rollout.num_actors * each + config.learner.num_ranks
-    found = list(divisions(system, phases, num_devices=devices, devices_per_actor=each))
-    name = f"best division of {devices} devices"
-    if not found:
-        return Line(name, "-", "too few to divide")
-    best = balanced(found)
+    best = best_split(splits(bound, num_devices=devices, devices_per_actor=each), lag)
     return Line(
-        name,
+        f"best split of {devices} devices",
         f"{best.num_actors} actors : {best.num_ranks} ranks",
-        f"{best.report.step_s:.3g} s a step, {_told(best.report)}",
+        f"{best.step_s(lag):.3g} s a step, {_described(best, lag)}",
     )
 
 
-def _told(report: Report) -> str:
-    return (
-        f"actors {report.actors_busy:.0%} busy, learner {report.learner_busy:.0%}; longest phase {report.floor_s:.3g} s"
-    )
+def _described(bound: StepBound, lag: int) -> str:
+    actors, learner = bound.busy(lag)
+    return f"actors {actors:.0%} busy, learner {learner:.0%}; longest phase {bound.longest_phase_s:.3g} s"

@@ -263,7 +263,7 @@ def test_times_by_hand() -> None:
     assert times.generate == pytest.approx(prefill + decode)
 
 
-def test_measured_phases_give_the_step_time_and_the_division() -> None:
+def test_measured_phases_give_the_step_time_and_the_split() -> None:
     run = gpu(
         rollout={"num_actors": 4, "max_num_seqs": 16, "max_tokens": 200},
         learner={"num_ranks": 4},
@@ -279,7 +279,7 @@ def test_measured_phases_give_the_step_time_and_the_division() -> None:
     assert lines["step at max_lag=1"].value == "21 s"
     assert "this config" in lines["step at max_lag=1"].how
     # 2 ranks need 8 s, 6 actors still two rounds for 16 groups; 1 rank needs 16 s, 7 actors two rounds
-    assert lines["best division of 8 devices"].value.endswith("ranks")
+    assert lines["best split of 8 devices"].value.endswith("ranks")
 
 
 def test_an_unknown_assumption_lists_those_there_are() -> None:
@@ -327,7 +327,7 @@ def test_the_command_prints_every_section_and_fails_on_a_problem(folder_7b: Path
     ]
     done = CliRunner().invoke(app, ["plan", str(file), *fits, "--update-s", "9"])
     assert done.exit_code == 0, done.output
-    for expected in ("8,292,166,656", "15.45 GiB", "56.00 KiB", "step at max_lag=1", "best division of 9 devices"):
+    for expected in ("8,292,166,656", "15.45 GiB", "56.00 KiB", "step at max_lag=1", "best split of 9 devices"):
         assert expected in done.output
     failed = CliRunner().invoke(app, ["plan", str(file)])
     assert failed.exit_code == 2

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from rlsys.simulated.system import Faults, Phases, System
-from rlsys.simulated.virtual_time import Events, Meter
+from benchmarks.simulation.system import Faults, Phases, System
+from benchmarks.simulation.virtual_time import Events, Meter
 
 
 @dataclass(eq=False)

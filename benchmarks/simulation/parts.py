@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.simulation.actors import Job, SimulatedActors
+from benchmarks.simulation.system import Draw, Faults, Phases, System, draw_group
+from benchmarks.simulation.virtual_time import Events, Meter, Servers, VirtualFuture
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.ledger import Entry, entry
-from rlsys.simulated.actors import Job, SimulatedActors
-from rlsys.simulated.system import Draw, Faults, Phases, System, draw_group
-from rlsys.simulated.virtual_time import Events, Meter, Servers, VirtualFuture
 from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.simulation.parts import Moment, SimulatedParts, rank_loads
+from benchmarks.simulation.system import Faults, Phases, System
 from rlsys.loop import collect, loop
 from rlsys.loop.state import RunState
-from rlsys.simulated.parts import Moment, SimulatedParts, rank_loads
-from rlsys.simulated.system import Faults, Phases, System
 
 NO_FAULTS = Faults()
 START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")

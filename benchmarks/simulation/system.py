@@ -79,22 +79,6 @@ class System:
     weight_update: Literal["pause", "keep", "abort"] = "pause"
     checkpoint_every: int = 1
 
-    @classmethod
-    def from_config(cls, config: RunConfig, *, slots: int) -> System:
-        """The counts and rules of a run. slots: groups that one of its engines generates at once."""
-        return cls(
-            num_actors=config.rollout.num_actors,
-            slots=slots,
-            num_ranks=config.learner.num_ranks,
-            decode_workers=config.data.decode_workers,
-            decode_ahead=config.data.decode_ahead,
-            prompts_per_step=config.train.prompts_per_step,
-            max_lag=config.pipeline.max_lag,
-            max_extra_groups=config.algorithm.max_extra_groups,
-            weight_update=config.pipeline.weight_update,
-            checkpoint_every=config.checkpoint.every_steps or config.train.num_steps,
-        )
-
     def config(self, num_steps: int, seed: int) -> RunConfig:
         """What the loop is told."""
         tree = {

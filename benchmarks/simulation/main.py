@@ -1,6 +1,6 @@
 """Step times of the real loop in simulated time: against the judge's latency, the number of actors and stragglers.
 
-    python -m benchmarks.simulate --plot-dir docs --json simulate.json
+    python -m benchmarks.simulation --plot-dir docs --json simulate.json
 
 Needs no Ray, no model and no accelerator. Every figure's assumptions are the constants below.
 """
@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rlsys.simulated.simulation import Report, balanced, divisions, simulate
-from rlsys.simulated.system import Faults, Phases, System
+from benchmarks.simulation.simulation import Report, balanced, divisions, simulate
+from benchmarks.simulation.system import Faults, Phases, System
 
 LAGS = (0, 1, 2)
 JUDGE_S = (0.1, 1.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0)
@@ -182,7 +182,3 @@ def main(
         plot_dir.mkdir(parents=True, exist_ok=True)
         plot(rows, "judge", "judge latency of a group, s", plot_dir / "simulated_judge_latency.png")
         plot(rows, "actors", "actors", plot_dir / "simulated_actors.png")
-
-
-if __name__ == "__main__":
-    typer.run(main)
