@@ -157,8 +157,8 @@ class Seed:
         stack.publish(0)
         evaluation = config.evaluation.model_copy(update={"num_samples": NUM_SAMPLES})
         config = config.model_copy(update={"evaluation": evaluation})
-        shuffled = evaluate(stack.experience, with_shuffled_videos(self._held_out), config)
-        return {**evaluate(stack.experience, self._held_out, config), "other_video": shuffled["greedy"]["miou"]}
+        shuffled = evaluate(stack.producer, with_shuffled_videos(self._held_out), config)
+        return {**evaluate(stack.producer, self._held_out, config), "other_video": shuffled["greedy"]["miou"]}
 
     def _common(self, name: str) -> tuple[str, ...]:
         return (

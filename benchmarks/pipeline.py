@@ -37,17 +37,17 @@ from rich.table import Table
 from benchmarks.pipeline_curves import run_curves
 from benchmarks.step import Recorded
 from rlsys import env
-from rlsys.algorithm.batch import make_batch
 from rlsys.config.run import RunConfig, parse
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.loop import loop
-from rlsys.loop.experience import Scorer
+from rlsys.loop.objective import PolicyGradient
+from rlsys.loop.producer import Scorer
 from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, ScoredGroup
 
-START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 LAGS, JUDGE_S = (0, 1, 2), (0.0, 1.0, 3.0)
 WAYS: tuple[Literal["pause", "keep"], ...] = ("pause", "keep")
 GROUPS, GROUP_SIZE, AT_ONCE = 8, 8, 1
@@ -148,7 +148,8 @@ def measure_alone(stack: Stack, config: RunConfig) -> Phases:
     stack.publish(0)
     rounds = [generate_alone(stack, config) for _ in range(ALONE)]
     groups = rounds[-1]
-    batch = make_batch(tuple(groups), config.algorithm, config.reward)
+    objective = PolicyGradient(config)
+    batch = objective.batch(tuple(groups), objective.advantages(groups))
     stack.learner.update(batch)  # the first one compiles and allocates
     learn = [_timed(partial(stack.learner.update, batch)) for _ in range(ALONE)]
     sync = [_timed(partial(stack.publish, version)) for version in range(1, ALONE + 1)]
@@ -182,11 +183,11 @@ def measure(stack: Stack, config: RunConfig, num_steps: int) -> dict[str, float]
     config = config.model_copy(update={"train": config.train.model_copy(update={"num_steps": total})})
     stack.load_learner(config)
     parts = Recorded(stack, config)
-    loop.run(parts, config, START)
+    loop.train(parts, config, START)
     steps = parts.steps[warm_up : warm_up + num_steps]
     seconds = [sum(step.seconds.values()) for step in steps]
     lags = [
-        step.state.version - 1 - rollout.weight_version
+        step.state.step - 1 - rollout.weight_version
         for step in steps
         for scored in step.groups
         for rollout in scored.group.rollouts
@@ -208,7 +209,7 @@ def run_all(
     for way in ways:
         with open_stack(workload(folder, MAX_TOKENS, weight_update=way), {"temporal_grounding"}) as stack:
             judge = SlowJudge(stack.scorer)
-            stack.experience.use_scorer(judge)
+            stack.producer.use_scorer(judge)
             tokens = tokens or tokens_for(stack, folder)
             quiet = workload(folder, tokens, weight_update=way)
             after = measure_alone(stack, quiet)

@@ -47,7 +47,7 @@ class Curve(Recorded):
         return self.start_item(draw, self._items[self._sampler.index_at(draw)])
 
     def prefetch(self, draw: int) -> None:
-        self._stack.experience.prefetch(self._items[self._sampler.index_at(draw)])
+        self._stack.producer.prefetch(self._items[self._sampler.index_at(draw)])
 
     def record(self, step: Step) -> None:
         # not the step itself, which would keep its clips in memory
@@ -55,7 +55,7 @@ class Curve(Recorded):
         rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
         self.rewards.append(float(rewards.mean()))
         self.seconds.append(time.monotonic() - self._begun_at)
-        self.lags.append(float(np.mean([step.state.version - 1 - rollout.weight_version for rollout in rollouts])))
+        self.lags.append(float(np.mean([step.state.step - 1 - rollout.weight_version for rollout in rollouts])))
 
 
 def run_curves(
@@ -98,7 +98,7 @@ def with_lag(config: RunConfig, max_lag: int, way: str) -> RunConfig:
 def _curve(stack: Stack, config: RunConfig) -> dict[str, Any]:
     stack.load_learner(config)
     parts = Curve(stack, config)
-    loop.run(parts, config, RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    loop.train(parts, config, RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
     typer.echo(f"max_lag {config.pipeline.max_lag}: {parts.seconds[-1]:.0f} s", err=True)
     return {
         "max_lag": config.pipeline.max_lag,
@@ -106,7 +106,7 @@ def _curve(stack: Stack, config: RunConfig) -> dict[str, Any]:
         "rewards": parts.rewards,
         "seconds": parts.seconds,
         "lags": parts.lags,
-        "held_out": evaluate(stack.experience, held_out_items(config), config),
+        "held_out": evaluate(stack.producer, held_out_items(config), config),
     }
 
 

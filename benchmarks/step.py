@@ -26,8 +26,8 @@ from rlsys.demo.synthetic import draw_dataset
 from rlsys.errors import LearnerLost
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
-from rlsys.loop.experience import sampling_seed
 from rlsys.loop.parts import Step
+from rlsys.loop.producer import sampling_seed
 from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
@@ -60,10 +60,10 @@ class Recorded:
             max_tokens=rollout.max_tokens,
             seed=sampling_seed(self._config.seed, draw, item.prompt_id),
         )
-        return self._stack.experience.start(item, sampling)
+        return self._stack.producer.start(item, sampling)
 
     def prefetch(self, draw: int) -> None:
-        self._stack.experience.prefetch(self._items[draw % len(self._items)])
+        self._stack.producer.prefetch(self._items[draw % len(self._items)])
 
     def check(self) -> None:
         self._stack.pool.raise_if_weights_gone()
@@ -125,7 +125,7 @@ def measure(stack: Stack, config: RunConfig) -> dict[str, Any]:
     before = stack.clips.counters()
     stack.load_learner(config)
     run = Recorded(stack, config)
-    loop.run(run, config, RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    loop.train(run, config, RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
     after = stack.clips.counters()
     steps = run.steps[WARM_UP:]
     rows = [_phases(step) for step in steps]

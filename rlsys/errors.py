@@ -24,6 +24,10 @@ class NotWritten(LearnerIntact):
     """The disk did not take a checkpoint."""
 
 
+class WeightsDiffer(UserError):
+    """The learner does not have the weights that its checkpoint was saved with."""
+
+
 class FramesLost(LearnerIntact):
     """Frames of clips that were asked for are not in the cluster's memory any more, as when their node died.
 

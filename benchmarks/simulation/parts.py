@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.simulation.virtual_time import Events, Meter, Servers, VirtualFu
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import LearnerLost
 from rlsys.loop.collect import Collected
+from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.ledger import Entry, entry
@@ -52,8 +54,13 @@ class Moment:
 class SimulatedParts:
     """What `rlsys.loop.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
 
-    def __init__(self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState) -> None:
+    def __init__(
+        self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState, num_steps: int
+    ) -> None:
         self.system, self._phases, self._faults, self._seed = system, phases, faults, seed
+        self.config = system.config(num_steps, seed)
+        self.objective = PolicyGradient(self.config)
+        self.progress: AbstractContextManager[None] = nullcontext()
         self.events = Events()
         self._decoders = Servers(self.events, system.decode_workers)
         self._judge = Servers(self.events, system.judge_slots)
@@ -129,12 +136,22 @@ class SimulatedParts:
     def keep(self, step: int, collected: Collected) -> None:
         """Nothing: what a step that is done again needs is sampled again."""
 
-    def recover(self, error: LearnerLost) -> RunState:
-        """The learner's last checkpoint, after a while; what was recorded since is done again."""
+    def learner_lost(self, error: LearnerLost) -> None:
+        """Spend the time of a restart; what was recorded since the last checkpoint is done again."""
         self.events.advance(self._faults.learner_restart_s)
         self.num_learners_lost += 1
         del self.moments[self._saved.step :], self.entries[self._saved.step :]
+
+    def load_learner(self) -> RunState:
+        """Return the state of the learner's last checkpoint."""
         return self._saved
+
+    def begin(self, state: RunState) -> None:
+        """Nothing: a simulated run evaluates nothing."""
+
+    def finish(self, state: RunState) -> RunState:
+        """Return the state at the end."""
+        return state
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The simulation has no reference policy."""
@@ -167,7 +184,7 @@ class SimulatedParts:
 
     def record(self, step: Step) -> None:
         """Keep the moment and the draws, and a checkpoint when one is due."""
-        version = step.state.version - 1
+        version = step.state.step - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
         self.entries.append(
             entry(step.state.step, step.collected, reward=0.0, weights_digest=step.state.weights_digest)

@@ -15,7 +15,7 @@ from rlsys.loop import collect, loop
 from rlsys.loop.state import RunState
 
 NO_FAULTS = Faults()
-START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,11 @@ def run(
 ) -> tuple[SimulatedParts, System, Phases]:
     """The parts at the end of a run, for `report` and for whoever looks closer."""
     start = replace(START, seed=seed)
-    parts = SimulatedParts(system, phases, faults, seed, start)
+    parts = SimulatedParts(system, phases, faults, seed, start, num_steps)
     level = collect.log.level
     collect.log.setLevel(logging.ERROR)  # it warns of every clip that it leaves out
     try:
-        loop.run(parts, system.config(num_steps, seed), start)
+        loop.run(parts, parts.config)
     finally:
         collect.log.setLevel(level)
     return parts, system, phases

@@ -45,12 +45,13 @@ class BatchSchedule(LambdaLR):
 
         A checkpoint brings back those that it was written with; a config that was changed since is obeyed.
         """
-        self.base_lrs = [train.learning_rate] * len(self.base_lrs)
+        num_groups = len(self.optimizer.param_groups)
+        self.base_lrs = [train.learning_rate] * num_groups
         rate = train.learning_rate * rate_factor(self.last_epoch, train)
         for group in self.optimizer.param_groups:
             group |= {"initial_lr": train.learning_rate, "lr": rate}
             group |= {"betas": train.betas, "weight_decay": train.weight_decay}
-        self._last_lr = [rate] * len(self.base_lrs)
+        self._last_lr = [rate] * num_groups
 
     def step(self, epoch: int | None = None) -> None:
         if self.ends_batch:

@@ -22,8 +22,9 @@ from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import open_stack
 from rlsys.runs.items import held_out_items
+from rlsys.runs.run import held_out_rows, write_summary
 from rlsys.runs.sft import sft
-from rlsys.runs.train import held_out_rows, train, write_summary
+from rlsys.runs.train import train
 from rlsys.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
             with clock("train"):
                 summary = train(with_model(config, cold_start.model), stack=stack)
             with clock("evaluate_controls"):
-                shuffled = evaluate(stack.experience, with_shuffled_videos(held_out_items(config)), config)
+                shuffled = evaluate(stack.producer, with_shuffled_videos(held_out_items(config)), config)
     results = {
         "cold_start": summary.held_out["before"],
         "grpo": summary.held_out["after"],

@@ -27,8 +27,9 @@ from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.items import held_out_items, load_items
+from rlsys.runs.run import Summary, held_out_rows, write_summary
 from rlsys.runs.sft import sft
-from rlsys.runs.train import Summary, held_out_rows, train, write_summary
+from rlsys.runs.train import train
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem
 
@@ -74,12 +75,12 @@ def _stages(
         summary = train(with_model(config, cold_start.model), stack=stack)
     held_out = held_out_items(config)
     with clock("evaluate_controls"):
-        shuffled = evaluate(stack.experience, with_shuffled_videos(held_out), config)
+        shuffled = evaluate(stack.producer, with_shuffled_videos(held_out), config)
     with clock("more_sft"):
         more = sft(sft_config("demo_more_sft.yaml", config, clips, responses, Path(cold_start.model)), stack=stack)
     with clock("evaluate_controls"):
         stack.publish(more.num_steps)
-        supervised = evaluate(stack.experience, held_out, config)
+        supervised = evaluate(stack.producer, held_out, config)
     return summary, {
         "cold_start": summary.held_out["before"],
         "grpo": summary.held_out["after"],

@@ -13,7 +13,7 @@ from rlsys.config.run import RunConfig
 from rlsys.errors import RowUnusable
 from rlsys.evaluation.metrics import answer_metrics, by_task
 from rlsys.loop.collect import awaited, why_left_out
-from rlsys.loop.experience import sampling_seed
+from rlsys.loop.producer import sampling_seed
 from rlsys.loop.staleness import evaluated_at_once
 from rlsys.types import PromptItem, Sampling, ScoredGroup
 

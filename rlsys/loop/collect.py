@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from rlsys.algorithm.batch import has_spread
 from rlsys.config.run import RunConfig
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import RowUnusable
-from rlsys.loop.staleness import groups_under_way, is_fresh
+from rlsys.loop.objective import Objective
+from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
 from rlsys.types import ScoredGroup
 
@@ -25,7 +25,7 @@ MAX_LEFT_OUT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class Skipped:
     """A draw that nothing came of."""
 
     draw: int
@@ -43,13 +43,26 @@ class Collected:
     groups: tuple[ScoredGroup, ...]
     replaced_draws: tuple[int, ...]
     replaced: tuple[ScoredGroup, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Skipped, ...]
     num_stale: int
 
     @property
     def num_drawn(self) -> int:
         """Draws that are used up."""
         return len(self.groups) + len(self.replaced) + len(self.left_out)
+
+
+class GroupSource(Protocol):
+    """Where the groups of a run come from."""
+
+    def start(self, draw: int) -> Future[ScoredGroup]:
+        """Begin the run's draw-th prompt: decode, build the prompt, generate, score."""
+
+    def prefetch(self, draw: int) -> None:
+        """Decode the clips of a prompt that will be started soon. Returns at once; errors come up at its start."""
+
+    def check(self) -> None:
+        """Raise LearnerLost when groups wait for weights that went with it. Called while a group is waited for."""
 
 
 def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGroup:
@@ -63,20 +76,14 @@ def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGro
             check()
 
 
-class Flight:
+class InFlightGroups:
     """Groups by draw, from their start until the step that used them is over.
 
     They stay that long because a step whose update fails is done again, with the same groups.
-    start: begins a draw's group.  prefetch: begins to decode a draw's clips.  check: raises where waiting is in vain.
     """
 
-    def __init__(
-        self,
-        start: Callable[[int], Future[ScoredGroup]],
-        prefetch: Callable[[int], None],
-        check: Callable[[], None],
-    ) -> None:
-        self._start, self._prefetch, self._check = start, prefetch, check
+    def __init__(self, source: GroupSource) -> None:
+        self._source = source
         self._groups: dict[int, Future[ScoredGroup]] = {}
         self._prefetched = -1
 
@@ -84,23 +91,23 @@ class Flight:
         """Start those of the draws that have not been started."""
         for draw in draws:
             if draw not in self._groups:
-                self._groups[draw] = self._start(draw)
+                self._groups[draw] = self._source.start(draw)
 
     def prefetch(self, draws: range) -> None:
         """Decode ahead for those of the draws that it was not done for."""
         for draw in draws:
             if draw > self._prefetched and draw not in self._groups:
-                self._prefetch(draw)
+                self._source.prefetch(draw)
                 self._prefetched = draw
 
     def result(self, draw: int) -> ScoredGroup:
         """See `awaited`."""
-        return awaited(self._groups[draw], self._check)
+        return awaited(self._groups[draw], self._source.check)
 
     def start_again(self, draw: int) -> None:
         """Sample the draw's group anew."""
         self._groups[draw].cancel()
-        self._groups[draw] = self._start(draw)
+        self._groups[draw] = self._source.start(draw)
 
     def forget_before(self, draw: int) -> None:
         """The steps that used the draws before this one are over."""
@@ -108,17 +115,17 @@ class Flight:
             del self._groups[done]
 
 
-def collect(flight: Flight, config: RunConfig, state: RunState) -> Collected:
+def collect(flight: InFlightGroups, objective: Objective, config: RunConfig, state: RunState) -> Collected:
     """The groups of the next step. `flight` may hold groups of later ones, started now or before.
 
     A group that is left out, for its row or for want of spread, makes room for one more at the end of the
     line. Those behind it move up, so none becomes older than admission allowed for.
     """
-    wanted, max_lag = config.train.prompts_per_step, config.pipeline.max_lag
+    wanted, max_lag = config.train.prompts_per_step, objective.max_lag
     still_needed = (config.train.num_steps - state.step) * wanted
     taken: dict[int, ScoredGroup] = {}
     replaced: dict[int, ScoredGroup] = {}
-    left_out: list[LeftOut] = []
+    left_out: list[Skipped] = []
     again: set[int] = set()
     while len(taken) < wanted:
         draw = state.drawn + len(taken) + len(replaced) + len(left_out)
@@ -129,17 +136,18 @@ def collect(flight: Flight, config: RunConfig, state: RunState) -> Collected:
         try:
             scored = flight.result(draw)
         except RowUnusable as error:
-            left_out.append(LeftOut(draw=draw, reason=why_left_out(error, config), detail=str(error)))
+            left_out.append(Skipped(draw=draw, reason=why_left_out(error, config), detail=str(error)))
             if len(left_out) > MAX_LEFT_OUT * wanted:
                 raise RuntimeError(f"{len(left_out)} rows of one step were unusable; last: {error}") from error
             continue
-        if problem := _too_old(scored, state.version, max_lag):
+        if problem := objective.staleness_problem(scored, state.step):
             if draw in again:
                 raise RuntimeError(problem)
             log.warning("sampled again: %s", problem)
             again.add(draw)
             flight.start_again(draw)
-        elif _may_be_replaced(scored, len(replaced), config):
+        elif len(replaced) < config.algorithm.max_extra_groups and not objective.teaches(scored):
+            # dynamic sampling, DAPO, arXiv:2503.14476, section 3.2, with a bound on the groups sampled for nothing
             replaced[draw] = scored
         else:
             taken[draw] = scored
@@ -160,21 +168,3 @@ def why_left_out(error: RowUnusable, config: RunConfig) -> Literal["bad_clip", "
         raise error
     log.warning("left out a row: %s", error)
     return "bad_clip" if is_clip else "quarantined"
-
-
-def _may_be_replaced(scored: ScoredGroup, num_replaced: int, config: RunConfig) -> bool:
-    """Source: dynamic sampling, DAPO, arXiv:2503.14476, §3.2, with a bound on the groups drawn for nothing."""
-    if num_replaced >= config.algorithm.max_extra_groups:
-        return False
-    return not has_spread(scored, config.algorithm, config.reward)
-
-
-def _too_old(scored: ScoredGroup, version: int, max_lag: int) -> str:
-    for rollout in scored.group.rollouts:
-        versions = rollout.token_versions
-        # both ends: what is generated while the run goes back has tokens of weights that will never have been
-        for weight_version in (int(versions.min()), int(versions.max())):
-            if not is_fresh(version=version, weight_version=weight_version, max_lag=max_lag):
-                lag = version - weight_version
-                return f"{rollout.rollout_id} is {lag} updates old at version {version}; pipeline.max_lag={max_lag}."
-    return ""

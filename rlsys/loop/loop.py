@@ -1,81 +1,101 @@
-"""The main loop, over Protocols alone: start groups, collect them scored, update, publish.
+"""The main loop: sample groups, score them, compute advantages, update, publish the weights, record.
 
-Groups are trained on in the order of their draws, so a synchronous run (`pipeline.max_lag=0`) is
-deterministic whichever actor finishes first.
+`train` is the figure of the paper; `run` is the same with what surrounds it, and the one place where a lost learner
+is handled. Both know nothing but the Protocols of `rlsys.loop.parts`. Groups are trained on in the order of their
+prompts, so a synchronous run (`pipeline.max_lag=0`) is deterministic whichever actor finishes first.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
-from rlsys.algorithm.batch import make_batch, require_scores
-from rlsys.algorithm.reward_shaping import Shaped, needs_reference, shape_rewards
+from rlsys.algorithm.reward_shaping import Shaped
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
-from rlsys.errors import LearnerLost
-from rlsys.loop.collect import Flight, collect
-from rlsys.loop.parts import Parts, Step
+from rlsys.errors import LearnerLost, WeightsDiffer
+from rlsys.loop.collect import InFlightGroups, collect
+from rlsys.loop.objective import Objective, PolicyGradient
+from rlsys.loop.parts import Parts, Step, WholeRun
 from rlsys.loop.state import RunState
 from rlsys.types import ScoredGroup
 
+Outcome = TypeVar("Outcome")
 
-def run(parts: Parts, config: RunConfig, state: RunState) -> RunState:
+
+def run(whole: WholeRun[Outcome], config: RunConfig) -> Outcome:
+    """Load the learner, train to the last step and finish, however often the learner is lost on the way.
+
+    A lost learner goes back to its newest checkpoint. What was sampled meanwhile is kept, and used where it is not
+    too old then. Raises LearnerLost when `whole.learner_lost` gives up.
+    """
+    groups = InFlightGroups(whole)
+    while True:
+        try:
+            state = whole.load_learner()
+            whole.begin(state)
+            with whole.progress:
+                state = train(whole, config, state, whole.objective, groups)
+            return whole.finish(state)
+        except LearnerLost as error:
+            whole.learner_lost(error)
+
+
+def train(
+    parts: Parts,
+    config: RunConfig,
+    state: RunState,
+    objective: Objective | None = None,
+    groups: InFlightGroups | None = None,
+) -> RunState:
     """Train from `state` to `train.num_steps` steps and return the state then.
 
-    A learner that is lost goes back to where `parts.recover` says. What was sampled meanwhile is kept, and
-    used where it is not too old then.
+    objective: None stands for the policy gradient that `config.algorithm` says.
+    groups: with those that are under way already; None stands for none.
     """
-    flight = Flight(parts.start, parts.prefetch, parts.check)
-    is_published = False
-    while state.step < config.train.num_steps or not is_published:
-        try:
-            if not is_published:
-                state = replace(state, weights_digest=parts.publish(state.version).digest)
-                is_published = True
-            else:
-                state = _step(parts, config, state, flight)
-                flight.forget_before(state.drawn)
-        except LearnerLost as error:
-            state = parts.recover(error)
-            is_published = False
-    return state
-
-
-def _step(parts: Parts, config: RunConfig, state: RunState, flight: Flight) -> RunState:
-    clock = Clock()
-    with clock("collect"):
-        collected = collect(flight, config, state)
-        parts.keep(state.step + 1, collected)
-    shaped = _shape(parts, collected.groups, config, clock)
-    batch = make_batch(shaped.groups, config.algorithm, config.reward)
-    require_scores(collected.groups, batch)
-    with clock("update"):
-        learner_metrics = parts.update(batch)
-    with clock("sync"):
-        published = parts.publish(state.version + 1)
-    state = replace(
-        state,
-        step=state.step + 1,
-        version=published.version,
-        drawn=state.drawn + collected.num_drawn,
-        weights_digest=published.digest,
-    )
-    parts.record(
-        Step(
-            state=state,
-            collected=collected,
-            batch=batch,
-            shaping_metrics=shaped.metrics,
-            learner_metrics=learner_metrics,
-            seconds=clock.seconds,
+    objective, groups = objective or PolicyGradient(config), groups or InFlightGroups(parts)
+    published = parts.publish(state.step)
+    if state.weights_digest and published.kind == "full" and published.digest not in ("", state.weights_digest):
+        raise WeightsDiffer(
+            f"the learner's weights are not those of the checkpoint: their digest is {published.digest}, step "
+            f"{state.step} was saved with {state.weights_digest}. Resume from another checkpoint."
         )
-    )
+    state = replace(state, weights_digest=published.digest)
+    while state.step < config.train.num_steps:
+        clock = Clock()
+        with clock("collect"):  # of every prompt G responses, generated and scored
+            collected = collect(groups, objective, config, state)
+            parts.keep(state.step + 1, collected)
+        shaped = _shape_rewards(parts, objective, collected.groups, clock)
+        advantages = objective.advantages(shaped.groups)
+        batch = objective.batch(shaped.groups, advantages)
+        with clock("update"):
+            learner_metrics = parts.update(batch)
+        with clock("sync"):
+            published = parts.publish(state.step + 1)
+        state = replace(
+            state,
+            step=state.step + 1,
+            drawn=state.drawn + collected.num_drawn,
+            weights_digest=published.digest,
+        )
+        parts.record(
+            Step(
+                state=state,
+                collected=collected,
+                batch=batch,
+                shaping_metrics=shaped.metrics,
+                learner_metrics=learner_metrics,
+                seconds=clock.seconds,
+            )
+        )
+        groups.forget_before(state.drawn)
     return state
 
 
-def _shape(parts: Parts, groups: tuple[ScoredGroup, ...], config: RunConfig, clock: Clock) -> Shaped:
-    reference = None
-    if needs_reference(config.algorithm):
-        with clock("reference"):
-            reference = parts.reference_logprobs([scored.group for scored in groups])
-    return shape_rewards(groups, config.algorithm, config.rollout.max_tokens, reference)
+def _shape_rewards(parts: Parts, objective: Objective, groups: tuple[ScoredGroup, ...], clock: Clock) -> Shaped:
+    if not objective.needs_reference:
+        return objective.shape(groups, None)
+    with clock("reference"):
+        reference = parts.reference_logprobs([scored.group for scored in groups])
+    return objective.shape(groups, reference)

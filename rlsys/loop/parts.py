@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from rlsys.errors import LearnerLost
-from rlsys.loop.collect import Collected
+from rlsys.loop.collect import Collected, GroupSource
+from rlsys.loop.objective import Objective
 from rlsys.loop.state import RunState
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
@@ -18,10 +19,10 @@ from rlsys.weights.version import WeightVersion
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What happened in one step, for whoever records it.
+    """What happened in one step, for the record.
 
-    state: after it.  collected: the draws that it used, with the scorers' own rewards.
-    shaping_metrics: what was taken off rewards.  seconds: wall time by phase.
+    state: after it.  collected: the prompts that it used, with the scorers' own rewards.
+    shaping_metrics: the penalties taken off rewards.  seconds: wall time by phase.
     """
 
     state: RunState
@@ -42,26 +43,17 @@ class Step:
         return self.collected.replaced
 
 
-class Parts(Protocol):
+class Parts(GroupSource, Protocol):
     """What the loop drives."""
-
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        """Begin the draw-th prompt of the run: decode, prompt, generate, score."""
-
-    def prefetch(self, draw: int) -> None:
-        """Decode the clips of a draw that will be started soon. Returns at once; errors come up at its start."""
-
-    def check(self) -> None:
-        """Asked while a group is waited for. Raises LearnerLost when groups wait for weights that went with it."""
 
     def keep(self, step: int, collected: Collected) -> None:
         """Keep what was sampled for a step that is about to be done."""
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
-        """Log-probs of every response under the starting policy, f32 [R], as [group][sample]; asked for a KL reward."""
+        """Return log-probs of every response under the starting policy, f32 [R], as [group][sample]."""
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """All optimiser updates on one batch."""
+        """Do all optimizer updates on one batch."""
 
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights, under this number, to every actor."""
@@ -69,5 +61,29 @@ class Parts(Protocol):
     def record(self, step: Step) -> None:
         """Keep what happened; save a checkpoint when one is due."""
 
-    def recover(self, error: LearnerLost) -> RunState:
-        """Start the learner again from its last checkpoint, whose state comes back; raises `error` to give up."""
+
+Outcome = TypeVar("Outcome", covariant=True)
+
+
+class WholeRun(Parts, Protocol[Outcome]):
+    """A run from the learner's start to its outcome; each part may raise LearnerLost."""
+
+    @property
+    def objective(self) -> Objective:
+        """What is optimised."""
+
+    @property
+    def progress(self) -> AbstractContextManager[object]:
+        """Open while steps are done."""
+
+    def load_learner(self) -> RunState:
+        """Give the learner, started again where it was lost, the weights to train from; return their state."""
+
+    def begin(self, state: RunState) -> None:
+        """Do what comes before the steps. Called again after every recovery."""
+
+    def finish(self, state: RunState) -> Outcome:
+        """Do what comes behind the last step."""
+
+    def learner_lost(self, error: LearnerLost) -> None:
+        """Count the loss. Raises LearnerLost to give up."""

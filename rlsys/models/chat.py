@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError, nodes
@@ -102,7 +102,7 @@ def _refuse(message: str) -> None:
 class _GenerationBlocks(Extension):
     """`{% generation %}…{% endgeneration %}`: marks what the assistant wrote, and renders as what it encloses."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -22,7 +22,7 @@ from rlsys.config.run import (
     ScoreSettings,
     load_services,
 )
-from rlsys.loop.experience import Experience, Preparer
+from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
@@ -133,9 +133,9 @@ class Stack(LearnerStack):
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
         self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think, was_healthy=True)
-        self.experience = Experience(clips, prompts, self.pool, self.scorer, config)
-        resources.callback(self.experience.close)
-        super().__init__(prompts, clips, self.learner, self.experience, cluster)
+        self.producer = GroupProducer(clips, prompts, self.pool, self.scorer, config)
+        resources.callback(self.producer.close)
+        super().__init__(prompts, clips, self.learner, self.producer, cluster)
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
         # an adapter changes the model that the engines were started with, and no other

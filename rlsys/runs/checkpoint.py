@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:
@@ -179,7 +179,7 @@ def load_state(path: Path) -> RunState:
         raise CheckpointError(f"{file}: has the keys {sorted(tree)}, expected {sorted(expected)}.")
     for name, kind in expected.items():
         value = tree[name]
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
             raise CheckpointError(
                 f"{file}: {name}={value!r}, expected {'a number of 0 or more' if kind is int else 'text'}."
             )

@@ -17,7 +17,7 @@ from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify_model
-from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_before, read_run_file, write_before
+from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
 from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem
 
@@ -35,8 +35,8 @@ class NotSavedError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a process takes a run up.
+class ResumePoint:
+    """Where a process starts or continues a run.
 
     checkpoint: None where there is none, and the run starts from its model.  is_new: nothing in its folder is its own.
     """
@@ -46,8 +46,8 @@ class Origin:
     is_new: bool = False
 
 
-def find_origin(config: RunConfig, resume: Path | None) -> Origin:
-    """What `--resume` means, or a fresh start without it.
+def find_resume_point(config: RunConfig, resume: Path | None) -> ResumePoint:
+    """Return where the run starts: what `--resume` means, or a fresh start without it.
 
     The config's own `output_dir` may be resumed at any moment of its life: where no checkpoint was written yet, the
     run starts from the beginning, in the MLflow run that it had; behind its last step it is ended, or has ended (see
@@ -56,7 +56,7 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
     verify_model(config.model.path)
     if resume is None:
         _refuse_used_folder(config)
-        return Origin(state=_first_state(config, ""), checkpoint=None, is_new=True)
+        return ResumePoint(state=_first_state(config, ""), checkpoint=None, is_new=True)
     try:
         checkpoint = find_whole(resume)
     except CheckpointDamaged:
@@ -66,7 +66,7 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
             raise
         mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
         log.warning("%s: no checkpoint was written yet; the run starts from the beginning", resume)
-        return Origin(state=_first_state(config, mlflow_run_id), checkpoint=None)
+        return ResumePoint(state=_first_state(config, mlflow_run_id), checkpoint=None)
     state = load_state(checkpoint)
     require_sent(checkpoint.parent.parent, config.output_dir)
     if state.seed != config.seed:
@@ -77,13 +77,13 @@ def find_origin(config: RunConfig, resume: Path | None) -> Origin:
             f"--resume {resume}: it holds {state.step} steps, train.num_steps={num_steps}; raise num_steps."
         )
     if state.step < num_steps:
-        log.info("going on from step %d of %s", state.step, resume)
-    return Origin(state=state, checkpoint=checkpoint)
+        log.info("continuing from step %d of %s", state.step, resume)
+    return ResumePoint(state=state, checkpoint=checkpoint)
 
 
-def has_ended(config: RunConfig, origin: Origin) -> bool:
-    """Whether the run of `output_dir` itself was taken up behind its end: it is recorded, cleared away and told."""
-    if origin.checkpoint is None or origin.state.step < config.train.num_steps:
+def has_ended(config: RunConfig, point: ResumePoint) -> bool:
+    """Return whether the run of `output_dir` was resumed behind its end: all of it is recorded and cleared away."""
+    if point.checkpoint is None or point.state.step < config.train.num_steps:
         return False
     try:
         told = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
@@ -93,73 +93,53 @@ def has_ended(config: RunConfig, origin: Origin) -> bool:
 
 
 def _first_state(config: RunConfig, mlflow_run_id: str) -> RunState:
-    return RunState(step=0, version=0, drawn=0, seed=config.seed, mlflow_run_id=mlflow_run_id, weights_digest="")
+    return RunState(step=0, drawn=0, seed=config.seed, mlflow_run_id=mlflow_run_id, weights_digest="")
 
 
 def _refuse_used_folder(config: RunConfig) -> None:
     if (config.output_dir / "checkpoints").exists():
         raise ConfigError(
             f"output_dir={config.output_dir} holds the checkpoints of another run; "
-            f"go on with --resume {config.output_dir}, or choose another output_dir."
+            f"continue it with --resume {config.output_dir}, or choose another output_dir."
         )
 
 
 class Recovery:
     """Saves a run's checkpoints and brings a lost learner back to the newest of them.
 
-    origin: with the MLflow run that is open.
+    point: with the MLflow run that is open.
     """
 
-    def __init__(self, stack: LearnerStack, config: RunConfig, origin: Origin) -> None:
-        self._stack, self._config, self._origin = stack, config, origin
-        self._newest = origin.checkpoint
+    def __init__(self, stack: LearnerStack, config: RunConfig, point: ResumePoint) -> None:
+        self._stack, self._config, self._point = stack, config, point
+        self._newest = point.checkpoint
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.checkpoint.keep)
-        self.furthest_step = origin.state.step
+        self.furthest_step = point.state.step
         self._num_restarts = self._restarts_in_a_row = self._num_failed = 0
         self._lost_s = 0.0
+        self._lost_at: float | None = None
+
+    @property
+    def is_learner_lost(self) -> bool:
+        """Whether the learner has to be started again."""
+        return self._lost_at is not None
 
     def load_learner(self) -> RunState:
-        """Give the learner the weights and optimiser that the run starts from; the run's state then."""
-        try:
+        """Give the learner weights and optimizer to train from, started again where it was lost; return their state.
+
+        Those are the newest checkpoint's, or what the run starts from.
+        """
+        if self._lost_at is None:
             self._stack.load_learner(self._config)
             self._restore()
-        except LearnerLost as error:
-            return self.recover(error)
-        return self._origin.state
-
-    def step_done(self, step: int) -> bool:
-        """Whether a step that was just recorded is one that the run had not done before."""
-        if step <= self.furthest_step:
-            return False
-        self.furthest_step, self._restarts_in_a_row = step, 0
-        return True
-
-    def recover(self, error: LearnerLost) -> RunState:
-        """Start the ranks again in their places and go back to the newest checkpoint, or to the run's start.
-
-        Raises LearnerLost when `learner.max_restarts` were in vain.
-        """
-        started = time.monotonic()
-        while True:
-            if self._restarts_in_a_row >= self._config.learner.max_restarts:
-                raise LearnerLost(
-                    f"the learner was lost, and {self._restarts_in_a_row} restarts brought no further step "
-                    f"(learner.max_restarts={self._config.learner.max_restarts}): {error}"
-                ) from error
-            self._restarts_in_a_row += 1
-            self._num_restarts += 1
-            log.warning("the learner is lost and starts again: %s", error)
-            if self._restarts_in_a_row > 1:
-                time.sleep(PAUSE_S * (self._restarts_in_a_row - 1))
-            try:
-                self._stack.relaunch_learner(self._config)
-                self._restore()
-                break
-            except LearnerLost as again:
-                error = again
-        seconds = time.monotonic() - started
+            return self._point.state
+        if self._restarts_in_a_row > 1:
+            time.sleep(PAUSE_S * (self._restarts_in_a_row - 1))
+        self._stack.relaunch_learner(self._config)
+        self._restore()
+        seconds, self._lost_at = time.monotonic() - self._lost_at, None
         self._lost_s += seconds
-        state = self._state_of_newest()
+        state = self.newest_state
         log.warning(
             "the learner is back after %.1f s, with the weights of step %d; the run had done %d steps",
             seconds,
@@ -167,6 +147,25 @@ class Recovery:
             self.furthest_step,
         )
         return state
+
+    def learner_lost(self, error: LearnerLost) -> None:
+        """Count a loss. Raises LearnerLost when `learner.max_restarts` in a row brought no further step."""
+        if self._restarts_in_a_row >= self._config.learner.max_restarts:
+            raise LearnerLost(
+                f"the learner was lost, and {self._restarts_in_a_row} restarts brought no further step "
+                f"(learner.max_restarts={self._config.learner.max_restarts}): {error}"
+            ) from error
+        self._restarts_in_a_row += 1
+        self._num_restarts += 1
+        self._lost_at = self._lost_at or time.monotonic()
+        log.warning("the learner is lost and starts again: %s", error)
+
+    def step_done(self, step: int) -> bool:
+        """Whether a step that was just recorded is one that the run had not done before."""
+        if step <= self.furthest_step:
+            return False
+        self.furthest_step, self._restarts_in_a_row = step, 0
+        return True
 
     def save(self, state: RunState, extra: Callable[[Path], None] | None = None) -> Path:
         """A checkpoint: DeepSpeed's state, RunState, a Hugging Face folder, and what `extra` puts there.
@@ -194,15 +193,6 @@ class Recovery:
             log.warning("no checkpoint of step %d, the run goes on without: %s", state.step, error)
             return None
 
-    def why_not_saved(self, error: Exception) -> NotSavedError:
-        """What to tell of a run whose last checkpoint failed."""
-        step = self._state_of_newest().step
-        return NotSavedError(
-            f"the checkpoint at the end of the run could not be written to {self._config.output_dir}: {error}\n"
-            f"Make room there and run the same command with --resume {self._config.output_dir}: it goes on from step "
-            f"{step}. All else of the run is recorded."
-        )
-
     def metrics(self) -> dict[str, float]:
         """Totals of this process."""
         return {
@@ -215,11 +205,17 @@ class Recovery:
         if self._newest:
             self._stack.learner.restore(self._newest / "deepspeed")
 
-    def _state_of_newest(self) -> RunState:
+    @property
+    def newest_state(self) -> RunState:
+        """The state that a lost learner goes back to."""
         if self._newest is None:
-            return self._origin.state
-        # a checkpoint that was made elsewhere may be gone on with under another MLflow run
-        return replace(load_state(self._newest), mlflow_run_id=self._origin.state.mlflow_run_id)
+            return self._point.state
+        # a checkpoint that was made elsewhere may be continued under another MLflow run
+        return replace(load_state(self._newest), mlflow_run_id=self._point.state.mlflow_run_id)
+
+    def newest_of(self, step: int) -> Path | None:
+        """Return the checkpoint of `step`, if the newest is that, else None."""
+        return self._newest if self._newest and self.newest_state.step == step else None
 
     @property
     def _estimate(self) -> int:
@@ -229,49 +225,16 @@ class Recovery:
         return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number
 
 
-def evaluated_before(
-    stack: Stack,
-    held_out: Sequence[PromptItem],
-    config: RunConfig,
-    state: RunState,
-    recover: Callable[[LearnerLost], RunState],
-) -> tuple[RunState, HeldOut]:
-    """The state and what the weights answered that the run began with: asked once in its life, and kept."""
-    kept = read_before(config, state.mlflow_run_id)
-    if kept is not None:
-        return state, kept
-    state, results = evaluated(stack, held_out, config, state, recover)
-    try:
-        write_before(config, state.mlflow_run_id, results)
-    except OSError as error:
-        log.warning("what the run began with is not kept for a resume: %s", error)
-    return state, results
+def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedError:
+    """Return what to say of a run whose last checkpoint failed. step: of the newest that there is."""
+    return NotSavedError(
+        f"the checkpoint at the end of the run could not be written to {config.output_dir}: {error}\n"
+        f"Make room there and run the same command with --resume {config.output_dir}: it continues from step {step}. "
+        "All else of the run is recorded."
+    )
 
 
-def evaluated(
-    stack: Stack,
-    held_out: Sequence[PromptItem],
-    config: RunConfig,
-    state: RunState,
-    recover: Callable[[LearnerLost], RunState],
-    *,
-    is_published: bool = False,
-) -> tuple[RunState, HeldOut]:
-    """The state and what its weights answered (see `evaluate`), also when the learner is lost meanwhile.
-
-    is_published: whether the actors have the weights of `state`.
-    Raises LearnerLost when there is no checkpoint of as many steps to start another learner from.
-    """
-    reached = state.step
-    while True:
-        try:
-            if not is_published:
-                stack.publish(state.version)
-                is_published = True
-            log.info("evaluating on %d held-out rows", len(held_out))
-            return state, evaluate(stack.experience, held_out, config, stack.pool.raise_if_weights_gone)
-        except LearnerLost as error:
-            state = recover(error)
-            if state.step != reached:
-                raise
-            is_published = False
+def evaluate_held_out(stack: Stack, held_out: Sequence[PromptItem], config: RunConfig) -> HeldOut:
+    """Return what the weights that the actors have answer to the held-out rows, see `evaluate`."""
+    log.info("evaluating on %d held-out rows", len(held_out))
+    return evaluate(stack.producer, held_out, config, stack.pool.raise_if_weights_gone)

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.algorithm.batch import make_batch
-from rlsys.algorithm.reward_shaping import needs_reference, shape_rewards
 from rlsys.config.run import RunConfig
 from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
+from rlsys.loop.objective import PolicyGradient
 from rlsys.runs import ledger
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_scorer
 from rlsys.runs.checkpoint import complete_checkpoints, load_state
@@ -204,11 +203,11 @@ def _update(
         for group, item in ((group, _item(config, items, group)) for group in found)
     ]
     groups = tuple(future.result() for future in futures)
-    reference = None
-    if needs_reference(config.algorithm):
+    objective, reference = PolicyGradient(config), None
+    if objective.needs_reference:
         reference = stack.learner.logprobs([scored.group for scored in groups], reference=True)
-    shaped = shape_rewards(groups, config.algorithm, config.rollout.max_tokens, reference)
-    batch = make_batch(shaped.groups, config.algorithm, config.reward)
+    shaped = objective.shape(groups, reference)
+    batch = objective.batch(shaped.groups, objective.advantages(shaped.groups))
     learner_metrics = stack.learner.update(batch)
     return merge(reward_metrics(groups), advantage_metrics(batch), shaped.metrics, learner_metrics)
 

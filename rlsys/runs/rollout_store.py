@@ -21,7 +21,7 @@ import numpy as np
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 from rlsys.files import write_whole
-from rlsys.loop.collect import Collected, LeftOut
+from rlsys.loop.collect import Collected, Skipped
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class SavedStep:
     draws: tuple[int, ...]
     replaced_draws: tuple[int, ...]
     groups: Mapping[int, SavedGroup]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[Skipped, ...]
 
 
 class SavedRollouts:
@@ -120,7 +120,7 @@ class SavedRollouts:
         """Of the files that are there, in order."""
         return sorted(int(path.stem.removeprefix("step_")) for path in self._folder.glob("step_*.npz"))
 
-    def take(self, draw: int) -> SavedGroup | LeftOut | None:
+    def take(self, draw: int) -> SavedGroup | Skipped | None:
         """What became of the draw, or None where it is to be sampled."""
         file = self._files.pop(draw, None)
         saved = self._read(file) if file else None
@@ -254,7 +254,7 @@ def read_step(file: Path) -> SavedStep:
         draws=tuple(head["draws"]),
         replaced_draws=tuple(head["replaced_draws"]),
         groups=groups,
-        left_out=tuple(LeftOut(**one) for one in head["left_out"]),
+        left_out=tuple(Skipped(**one) for one in head["left_out"]),
     )
 
 

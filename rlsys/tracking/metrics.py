@@ -108,12 +108,12 @@ def step_metrics(
         "rollout/replaced_groups": float(len(step.replaced)),
         "rollout/stale_groups": float(step.collected.num_stale),
         **(summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean") if step.replaced else {}),
-        "weights/version": float(step.state.version),
+        "weights/version": float(step.state.step),
     }
     return merge(
         reward_metrics(step.groups),
         advantage_metrics(step.batch),
-        rollout_metrics(rollouts, trained_at=step.state.version - 1),
+        rollout_metrics(rollouts, trained_at=step.state.step - 1),
         span_metrics(step.groups),
         step.shaping_metrics,
         step.learner_metrics,

@@ -17,7 +17,8 @@ import ray
 
 from benchmarks.judged_step import draw_rows, judged_config, teach
 from rlsys.runs.assemble import open_stack
-from rlsys.runs.train import Summary, train
+from rlsys.runs.run import Summary
+from rlsys.runs.train import train
 from tests.support.judge_fault_server import FaultServer, error
 
 TASKS = {"captioning", "multiple_choice"}

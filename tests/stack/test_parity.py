@@ -136,7 +136,7 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
 
     monkeypatch.setattr(stack.prompts, "build", with_one_pad_less)
     monkeypatch.setattr(stack.clips, "get", get)
-    future = stack.experience.start(item, Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0))
+    future = stack.producer.start(item, Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0))
     with pytest.raises(PromptContractError, match="file:7") as error:
         future.result(timeout=60)
     assert "<|video_pad|>" in str(error.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +15,21 @@ import ray
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.data.annotations.responses import read_responses, write_responses
+from rlsys.data.sampler import Sampler
 from rlsys.data.video.errors import AnnotationError, ClipError
 from rlsys.demo.synthetic import draw_dataset
+from rlsys.loop import loop
+from rlsys.loop.objective import Imitation
+from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, open_learner_stack
-from rlsys.runs.demonstrations import Feed, read_lessons
+from rlsys.runs.demonstrations import read_lessons
 from rlsys.runs.sft import sft
-from rlsys.runs.supervised import Demonstration, PreparedDemonstration, supervised_batch
+from rlsys.runs.supervised import Demonstration, demonstration_group
 from rlsys.tasks.canonical import canonical_response
 from rlsys.tasks.table import TASKS, task_named
-from rlsys.types import ClipRef, Prompt, PromptItem
+from rlsys.types import Prompt, PromptItem, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
 from tests.support.task_examples import TRUTHS
 
@@ -90,67 +96,94 @@ def demonstration(item: PromptItem, *ids: int) -> Demonstration:
     return Demonstration(item=item, response_ids=np.array(ids, np.int32), where=item.prompt_id)
 
 
-def prepared(one: Demonstration) -> PreparedDemonstration:
-    ids = np.arange(5, dtype=np.int32)
-    prompt = Prompt(engine_ids=ids, prompt_ids=ids, position_ids=np.stack([ids] * 3), next_position=5)
-    return PreparedDemonstration(demonstration=one, prompt=prompt, clips=())
+IDS = np.arange(5, dtype=np.int32)
+PROMPT = Prompt(engine_ids=IDS, prompt_ids=IDS, position_ids=np.stack([IDS] * 3), next_position=5)
 
 
 def test_responses_to_one_prompt_are_one_group_of_the_batch() -> None:
-    batch = supervised_batch(
-        [prepared(demonstration(ITEMS[row], *ids)) for row, ids in ((1, (7, 8)), (0, (9,)), (1, (10, 11, 12)))]
-    )
+    lessons = [demonstration(ITEMS[row], *ids) for row, ids in ((1, (7, 8)), (0, (9,)), (1, (10, 11, 12)))]
+    groups = tuple(demonstration_group(one, PROMPT, ()) for one in lessons)
+    objective = Imitation()
+    batch = objective.batch(groups, objective.advantages(groups))
     assert [group.item.prompt_id for group in batch.groups] == ["file:1", "file:0"]
     assert [rollout.response_ids.tolist() for rollout in batch.groups[0].rollouts] == [[7, 8], [10, 11, 12]]
+    assert [weights.tolist() for weights in batch.advantages] == [[1, 1], [1]]
     assert batch.objective == "nll" and batch.num_trained_tokens == 6
 
 
-class Preparing:
-    """Prepares at once; the clips of `bad` cannot be decoded."""
+class Imitating:
+    """Parts of the loop whose groups are there at once; the clips of `bad` cannot be decoded."""
 
-    def __init__(self, bad: str = "") -> None:
-        self._bad, self.asked = bad, 0
+    def __init__(self, lessons: Sequence[Demonstration], settings: RunConfig, bad: str = "") -> None:
+        self._lessons, self._bad, self._sampler = lessons, bad, Sampler(len(lessons), settings.seed)
+        self.num_started, self.trained, self.num_bad = 0, [], 0
+        self.num_started_at: list[int] = []
 
-    def prepare(
-        self, item: PromptItem, response_tokens: int | None = None
-    ) -> Future[tuple[Prompt, tuple[ClipRef, ...]]]:
-        self.asked += 1
-        future: Future[tuple[Prompt, tuple[ClipRef, ...]]] = Future()
-        if item.prompt_id == self._bad:
+    def start(self, draw: int) -> Future[ScoredGroup]:
+        self.num_started += 1
+        one = self._lessons[self._sampler.index_at(draw)]
+        future: Future[ScoredGroup] = Future()
+        if one.item.prompt_id == self._bad:
             future.set_exception(ClipError("clip.mp4", "corrupt", "made so"))
         else:
-            future.set_result((prepared(demonstration(item, 1)).prompt, ()))
+            future.set_result(demonstration_group(one, PROMPT, ()))
         return future
 
+    def update(self, batch: TrainBatch) -> dict[str, float]:
+        self.num_started_at.append(self.num_started)
+        return {}
 
-def names(feed: Feed, count: int, num_ahead: int = 0) -> list[str]:
-    return [one.demonstration.where for one in feed.take(count, num_ahead=num_ahead)[0]]
+    def record(self, step: Step) -> None:
+        self.trained += [scored.group.item.prompt_id for scored in step.groups]
+        self.num_bad += len(step.collected.left_out)
+
+    def publish(self, version: int) -> WeightVersion:
+        return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest="")
+
+    def prefetch(self, draw: int) -> None: ...
+
+    def check(self) -> None: ...
+
+    def keep(self, step: int, collected: object) -> None: ...
+
+    def reference_logprobs(self, groups: object) -> list[list[np.ndarray]]:
+        raise AssertionError("imitation has no reference")
 
 
-def pure_config(**data: object) -> RunConfig:
-    return parse({"output_dir": "out", "model": {"path": "m"}, "data": data, "seed": 3}, source="test")
+def pure_config(num_steps: int, per_step: int, **data: object) -> RunConfig:
+    train = {"num_steps": num_steps, "prompts_per_step": per_step}
+    tree = {"output_dir": "out", "model": {"path": "m"}, "data": data, "seed": 3, "train": train}
+    return parse(tree, source="test")
 
 
-def test_the_order_goes_on_at_any_draw_and_looking_ahead_does_not_change_it() -> None:
+def imitate(parts: Imitating, settings: RunConfig, state: RunState | None = None) -> RunState:
+    state = state or RunState(step=0, drawn=0, seed=3, mlflow_run_id="", weights_digest="")
+    return loop.train(parts, settings, state, Imitation())
+
+
+def test_the_order_continues_at_any_prompt_and_preparing_ahead_does_not_change_it() -> None:
     lessons = [demonstration(item, 1) for item in ITEMS]
-    whole = names(Feed(Preparing(), lessons, pure_config(), drawn=0), 9)
-    assert sorted(whole[:3]) == sorted(whole[3:6]) == ["file:0", "file:1", "file:2"]
-    preparing = Preparing()
-    begun = Feed(preparing, lessons, pure_config(), drawn=0)
-    assert names(begun, 4, num_ahead=4) == whole[:4] and preparing.asked == 8
-    assert names(Feed(Preparing(), lessons, pure_config(), begun.drawn), 5) == names(begun, 5) == whole[4:]
+    whole = Imitating(lessons, pure_config(3, 3))
+    imitate(whole, pure_config(3, 3))
+    assert sorted(whole.trained[:3]) == sorted(whole.trained[3:6]) == ["file:0", "file:1", "file:2"]
+    assert whole.num_started_at == [6, 9, 9], "the next step is prepared while the learner is busy with this one"
+    begun, resumed = (Imitating(lessons, pure_config(3, 3)) for _ in range(2))
+    middle = imitate(begun, pure_config(1, 3))
+    imitate(resumed, pure_config(3, 3), middle)
+    assert begun.trained + resumed.trained == whole.trained
 
 
-def test_an_unusable_clip_is_left_out_and_counted_or_stops_the_run() -> None:
+def test_an_unusable_clip_is_skipped_and_counted_or_stops_the_run() -> None:
     lessons = [demonstration(item, 1) for item in ITEMS]
-    feed = Feed(Preparing(bad="file:1"), lessons, pure_config(), drawn=0)
-    taken, bad_draws = feed.take(4, num_ahead=0)
-    assert "file:1" not in {one.demonstration.where for one in taken}
-    assert feed.drawn == 4 + bad_draws and bad_draws >= 1
+    parts = Imitating(lessons, pure_config(1, 4), bad="file:1")
+    end = imitate(parts, pure_config(1, 4))
+    assert len(parts.trained) == 4 and "file:1" not in parts.trained
+    assert end.drawn == 4 + parts.num_bad and parts.num_bad >= 1
+    stops = pure_config(1, 3, on_bad_clip="stop")
     with pytest.raises(ClipError, match="made so"):
-        Feed(Preparing(bad="file:1"), lessons, pure_config(on_bad_clip="stop"), drawn=0).take(3, num_ahead=0)
-    with pytest.raises(RuntimeError, match="no usable clip"):
-        Feed(Preparing(bad="file:1"), [lessons[1]], pure_config(), drawn=0).take(1, num_ahead=0)
+        imitate(Imitating(lessons, stops, bad="file:1"), stops)
+    with pytest.raises(RuntimeError, match="rows of one step were unusable"):
+        imitate(Imitating([lessons[1]], pure_config(1, 1), bad="file:1"), pure_config(1, 1))
 
 
 @pytest.fixture(scope="module")

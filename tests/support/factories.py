@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
+from rlsys.algorithm.batch import group_advantages_of, make_batch
+from rlsys.config.run import AlgorithmConfig, RewardConfig
+from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch
 
 
 def make_item(prompt_id: str = "file:0", truth: object = (1.0, 2.0)) -> PromptItem:
@@ -53,3 +55,8 @@ def make_scored(group: RolloutGroup, rewards: Sequence[float], is_valid: Sequenc
         evidence=(None,) * len(rewards),
         spans={"decode": (0.0, 0.1), "prompt": (0.1, 0.2), "generate": (0.2, 1.0), "score": (1.0, 1.1)},
     )
+
+
+def batch_of(groups: Sequence[ScoredGroup], reward: RewardConfig) -> TrainBatch:
+    """Return the batch that GRPO with its defaults makes of scored groups."""
+    return make_batch(tuple(groups), group_advantages_of(groups, AlgorithmConfig(), reward), reward)

@@ -6,24 +6,26 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
 
-from rlsys.algorithm.batch import ScoringFailed, make_batch
-from rlsys.config.run import AlgorithmConfig, RewardConfig, RunConfig, parse
+from rlsys.algorithm.batch import ScoringFailed
+from rlsys.config.run import RewardConfig, RunConfig, parse
 from rlsys.data.video.errors import ClipError
-from rlsys.errors import LearnerLost, RowUnusable
+from rlsys.errors import LearnerLost, RowUnusable, WeightsDiffer
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
+from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
-from tests.support.factories import make_group, make_scored
+from tests.support.factories import batch_of, make_group, make_scored
 from tests.support.paths import REPO
 
-START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 
 
 def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5, **algorithm: object) -> RunConfig:
@@ -48,7 +50,6 @@ class InMemoryParts:
         self.steps: list[Step] = []
         self.num_reference_passes = 0
         self.prefetched: list[int] = []
-        self.saved: list[RunState] = []
         self.kept: list[tuple[int, tuple[int, ...]]] = []
 
     def start(self, draw: int) -> Future[ScoredGroup]:
@@ -70,12 +71,6 @@ class InMemoryParts:
     def keep(self, step: int, collected: Collected) -> None:
         self.kept.append((step, collected.draws))
 
-    def recover(self, error: LearnerLost) -> RunState:
-        """Back to the newest of `saved`."""
-        if not self.saved:
-            raise error
-        return self.saved.pop()
-
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The sampler's own, which are -1, but for the first response of each group, which is less likely by 0.1."""
         self.num_reference_passes += 1
@@ -96,17 +91,17 @@ class InMemoryParts:
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
 def test_every_draw_is_trained_on_once_and_in_order_whatever_the_lag(max_lag: int) -> None:
     parts = InMemoryParts()
-    end = loop.run(parts, config(max_lag=max_lag), START)
+    end = loop.train(parts, config(max_lag=max_lag), START)
     assert [name for step in parts.trained for name in step] == [f"file:{draw}" for draw in range(20)]
     assert parts.started == list(range(20))
-    assert (end.step, end.version, end.drawn, end.weights_digest) == (5, 5, 20, "d5")
+    assert (end.step, end.drawn, end.weights_digest) == (5, 20, "d5")
 
 
 def test_rollouts_are_at_most_max_lag_updates_old_when_trained_on() -> None:
     parts = InMemoryParts()
-    loop.run(parts, config(max_lag=2), START)
+    loop.train(parts, config(max_lag=2), START)
     lags = [
-        step.state.version - 1 - rollout.weight_version
+        step.state.step - 1 - rollout.weight_version
         for step in parts.steps
         for scored in step.groups
         for rollout in scored.group.rollouts
@@ -121,12 +116,12 @@ def test_a_rollout_that_is_too_old_stops_the_run() -> None:
     )
     parts.version = 0
     with pytest.raises(RuntimeError, match="1 updates old at version 1; pipeline.max_lag=0"):
-        loop.run(parts, config(), START)
+        loop.train(parts, config(), START)
 
 
 def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
     parts = InMemoryParts(bad_draws=frozenset({1, 2, 7}))
-    end = loop.run(parts, config(num_steps=2), START)
+    end = loop.train(parts, config(num_steps=2), START)
     assert parts.trained == [["file:0", "file:3", "file:4", "file:5"], ["file:6", "file:8", "file:9", "file:10"]]
     assert [len(step.collected.left_out) for step in parts.steps] == [2, 1]
     assert end.drawn == 11
@@ -134,22 +129,22 @@ def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
 
 def test_an_unusable_clip_stops_the_run_when_the_config_says_so() -> None:
     with pytest.raises(ClipError, match="1.mp4"):
-        loop.run(InMemoryParts(bad_draws=frozenset({1})), config(on_bad_clip="stop"), START)
+        loop.train(InMemoryParts(bad_draws=frozenset({1})), config(on_bad_clip="stop"), START)
 
 
 def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
     first = InMemoryParts()
-    middle = loop.run(first, config(max_lag=2, num_steps=2), START)
+    middle = loop.train(first, config(max_lag=2, num_steps=2), START)
     second = InMemoryParts()
-    loop.run(second, config(max_lag=2, num_steps=5), middle)
+    loop.train(second, config(max_lag=2, num_steps=5), middle)
     whole = InMemoryParts()
-    loop.run(whole, config(max_lag=2, num_steps=5), START)
+    loop.train(whole, config(max_lag=2, num_steps=5), START)
     assert first.trained + second.trained == whole.trained
 
 
 def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> None:
     parts = InMemoryParts(flat_draws=frozenset({1, 4, 9}))
-    end = loop.run(parts, config(num_steps=2, max_extra_groups=3), START)
+    end = loop.train(parts, config(num_steps=2, max_extra_groups=3), START)
     assert parts.trained == [["file:0", "file:2", "file:3", "file:5"], ["file:6", "file:7", "file:8", "file:10"]]
     assert [[g.group.item.prompt_id for g in step.replaced] for step in parts.steps] == [
         ["file:1", "file:4"],
@@ -161,7 +156,7 @@ def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> N
 
 def test_at_the_bound_groups_without_spread_stay_in_the_batch() -> None:
     parts = InMemoryParts(flat_draws=frozenset(range(100)))
-    end = loop.run(parts, config(num_steps=2, max_extra_groups=3), START)
+    end = loop.train(parts, config(num_steps=2, max_extra_groups=3), START)
     assert parts.trained == [["file:3", "file:4", "file:5", "file:6"], ["file:10", "file:11", "file:12", "file:13"]]
     assert end.drawn == 14
     assert not any(advantages.any() for advantages in parts.steps[0].batch.advantages)
@@ -169,7 +164,7 @@ def test_at_the_bound_groups_without_spread_stay_in_the_batch() -> None:
 
 def test_without_dynamic_sampling_no_group_is_replaced() -> None:
     parts = InMemoryParts(flat_draws=frozenset({1}))
-    loop.run(parts, config(num_steps=1), START)
+    loop.train(parts, config(num_steps=1), START)
     assert parts.trained == [["file:0", "file:1", "file:2", "file:3"]]
 
 
@@ -178,9 +173,9 @@ def test_replacing_groups_and_leaving_out_clips_admits_no_rollout_that_is_too_ol
     rng = np.random.default_rng(max_lag)
     flat, bad = (frozenset(rng.choice(60, 12, replace=False).tolist()) for _ in range(2))
     parts = InMemoryParts(bad_draws=bad, flat_draws=flat)
-    end = loop.run(parts, config(max_lag=max_lag, max_extra_groups=2), START)
+    end = loop.train(parts, config(max_lag=max_lag, max_extra_groups=2), START)
     lags = [
-        step.state.version - 1 - rollout.weight_version
+        step.state.step - 1 - rollout.weight_version
         for step in parts.steps
         for scored in step.groups
         for rollout in scored.group.rollouts
@@ -198,15 +193,15 @@ def test_a_resumed_run_replaces_what_the_whole_run_would_have(max_lag: int) -> N
     flat, bad = frozenset({0, 5, 6, 7, 13, 17}), frozenset({3, 12})
     settings = {"max_lag": max_lag, "max_extra_groups": 2}
     first, second, whole = (InMemoryParts(bad, flat) for _ in range(3))
-    middle = loop.run(first, config(num_steps=2, **settings), START)
-    loop.run(second, config(num_steps=5, **settings), middle)
-    loop.run(whole, config(num_steps=5, **settings), START)
+    middle = loop.train(first, config(num_steps=2, **settings), START)
+    loop.train(second, config(num_steps=5, **settings), middle)
+    loop.train(whole, config(num_steps=5, **settings), START)
     assert first.trained + second.trained == whole.trained
 
 
 def test_kl_in_the_reward_is_taken_off_before_advantages_and_not_off_the_records() -> None:
     parts = InMemoryParts()
-    loop.run(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", kl_estimator="k1", advantage="dr_grpo"), START)
+    loop.train(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", kl_estimator="k1", advantage="dr_grpo"), START)
     (step,) = parts.steps
     # the first response: 3 tokens x 0.1 x 0.5 off its reward 0; the group's mean falls by a quarter of it
     np.testing.assert_allclose(step.batch.advantages[0], [-0.6125, -0.4625, 0.5375, 0.5375], atol=1e-6)
@@ -218,20 +213,20 @@ def test_kl_in_the_reward_is_taken_off_before_advantages_and_not_off_the_records
 
 def test_the_reference_is_asked_only_for_a_kl_in_the_reward() -> None:
     parts = InMemoryParts()
-    loop.run(parts, config(num_steps=1, kl_coef=0.5), START)
+    loop.train(parts, config(num_steps=1, kl_coef=0.5), START)
     assert parts.num_reference_passes == 0
     assert set(parts.steps[0].seconds) == {"collect", "update", "sync"}
 
 
 def test_a_penalty_alone_does_not_make_spread() -> None:
     parts = InMemoryParts(flat_draws=frozenset({0}))
-    loop.run(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", max_extra_groups=1), START)
+    loop.train(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", max_extra_groups=1), START)
     assert parts.trained == [["file:1", "file:2", "file:3", "file:4"]]
 
 
 def test_a_failed_score_is_outside_mean_and_loss() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, True])
-    batch = make_batch((scored,), AlgorithmConfig(), RewardConfig(min_valid=2))
+    batch = batch_of([scored], RewardConfig(min_valid=2))
     assert batch.advantages[0][2] == 0
     np.testing.assert_allclose(batch.advantages[0][[0, 1, 3]], [-1, 1, 0], atol=1e-3)
     assert batch.is_trained[0].tolist() == [True, True, False, True]
@@ -240,9 +235,7 @@ def test_a_failed_score_is_outside_mean_and_loss() -> None:
 
 def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
     scored = make_scored(make_group(), [0, 2, 9, 1], [True, True, False, False])
-    batch = make_batch(
-        (scored, make_scored(make_group("file:1"), [0, 0, 1, 1])), AlgorithmConfig(), RewardConfig(min_valid=3)
-    )
+    batch = batch_of([scored, make_scored(make_group("file:1"), [0, 0, 1, 1])], RewardConfig(min_valid=3))
     assert not batch.is_trained[0].any() and not batch.advantages[0].any()
     assert batch.num_trained_tokens == 12
 
@@ -256,7 +249,7 @@ def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
             return future
 
     with pytest.raises(ScoringFailed, match="16 times: judge timed out"):
-        loop.run(Unscored(), config(), START)
+        loop.train(Unscored(), config(), START)
 
 
 def test_the_loop_needs_neither_ray_nor_torch() -> None:
@@ -266,13 +259,16 @@ def test_the_loop_needs_neither_ray_nor_torch() -> None:
     assert out.stdout.strip() == "[]"
 
 
-class FailingParts(InMemoryParts):
-    """Whose learner is lost in the updates of the given numbers, counted from 1."""
+class FailingRun(InMemoryParts):
+    """A whole run whose learner is lost in the updates of the given numbers, counted from 1."""
 
-    def __init__(self, lost_in: Sequence[int], **faults: frozenset[int]) -> None:
+    def __init__(self, lost_in: Sequence[int], settings: RunConfig, **faults: frozenset[int]) -> None:
         super().__init__(**faults)
         self.lost_in = set(lost_in)
-        self.num_updates = 0
+        self.num_updates = self.num_lost = 0
+        self.objective = PolicyGradient(settings)
+        self.progress: AbstractContextManager[None] = nullcontext()
+        self.calls: list[str] = []
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         self.num_updates += 1
@@ -280,37 +276,67 @@ class FailingParts(InMemoryParts):
             raise LearnerLost("rank 0 died")
         return super().update(batch)
 
-    def recover(self, error: LearnerLost) -> RunState:
+    def load_learner(self) -> RunState:
         """The newest state that was recorded."""
         return self.steps[-1].state if self.steps else START
+
+    def begin(self, state: RunState) -> None:
+        self.calls.append(f"begin {state.step}")
+
+    def finish(self, state: RunState) -> RunState:
+        self.calls.append(f"finish {state.step}")
+        return state
+
+    def learner_lost(self, error: LearnerLost) -> None:
+        self.num_lost += 1
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
 def test_a_step_whose_learner_is_lost_is_done_again_with_the_groups_that_are_there(max_lag: int) -> None:
-    parts, whole = FailingParts([1, 3, 6]), InMemoryParts()
-    end = loop.run(parts, config(max_lag=max_lag), START)
-    assert end == loop.run(whole, config(max_lag=max_lag), START)
+    settings, whole = config(max_lag=max_lag), InMemoryParts()
+    parts = FailingRun([1, 3, 6], settings)
+    end = loop.run(parts, settings)
+    assert end == loop.train(whole, settings, START)
     assert parts.trained == whole.trained
     assert parts.started == whole.started
     assert [step for step, _ in parts.kept] == [1, 1, 2, 2, 3, 4, 4, 5]  # before what may be lost
     assert dict(parts.kept) == dict(whole.kept)
+    assert parts.calls == ["begin 0", "begin 0", "begin 1", "begin 3", "finish 5"]
+
+
+@pytest.mark.parametrize("lost_in", ["load_learner", "begin", "publish", "finish"])
+def test_a_learner_that_is_lost_anywhere_comes_back_by_the_same_way(lost_in: str) -> None:
+    class Once(FailingRun):
+        def __getattribute__(self, name: str) -> object:
+            if name == lost_in and not object.__getattribute__(self, "num_lost"):
+
+                def lose(*_: object) -> None:
+                    raise LearnerLost(lost_in)
+
+                return lose
+            return super().__getattribute__(name)
+
+    parts, whole = Once([], config()), InMemoryParts()
+    assert loop.run(parts, config()) == loop.train(whole, config(), START)
+    assert (parts.num_lost, parts.trained, parts.started) == (1, whole.trained, whole.started)
 
 
 @pytest.mark.parametrize("max_lag", [0, 1])
 def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_lag: int) -> None:
-    class GoesFarBack(FailingParts):
-        def recover(self, error: LearnerLost) -> RunState:
+    class GoesFarBack(FailingRun):
+        def load_learner(self) -> RunState:
+            if not self.num_lost:
+                return START
             del self.trained[1:]
             return self.steps[0].state
 
-    parts, whole = GoesFarBack([4]), InMemoryParts()
-    loop.run(parts, config(max_lag=max_lag), START)
-    loop.run(whole, config(max_lag=max_lag), START)
+    settings, whole = config(max_lag=max_lag), InMemoryParts()
+    parts = GoesFarBack([4], settings)
+    loop.run(parts, settings)
+    loop.train(whole, settings, START)
     assert parts.trained == whole.trained
     lags = [
-        step.state.version - 1 - scored.group.rollouts[0].weight_version
-        for step in parts.steps
-        for scored in step.groups
+        step.state.step - 1 - scored.group.rollouts[0].weight_version for step in parts.steps for scored in step.groups
     ]
     assert 0 <= min(lags) <= max(lags) <= max_lag
 
@@ -318,13 +344,12 @@ def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_l
 def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_they_are_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class WaitsInVain(InMemoryParts):
-        """Whose third draw comes when the learner has been started again."""
+    class WaitsInVain(FailingRun):
+        """Whose third prompt is answered when the learner has been started again."""
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__([], config())
             self.waiting: list[tuple[Future[ScoredGroup], Future[ScoredGroup]]] = []
-            self.num_recovered = 0
 
         def start(self, draw: int) -> Future[ScoredGroup]:
             future = super().start(draw)
@@ -334,29 +359,35 @@ def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_the
             return self.waiting[0][0]
 
         def check(self) -> None:
-            if not self.num_recovered:
+            if not self.num_lost:
                 raise LearnerLost("its weights are gone")
 
-        def recover(self, error: LearnerLost) -> RunState:
-            self.num_recovered += 1
-            for promised, there in self.waiting:
-                promised.set_result(there.result())
+        def load_learner(self) -> RunState:
+            if self.num_lost:
+                for promised, there in self.waiting:
+                    promised.set_result(there.result())
             return START
 
     monkeypatch.setattr("rlsys.loop.collect.POLL_S", 0.01)
     parts, whole = WaitsInVain(), InMemoryParts()
-    assert loop.run(parts, config(), START) == loop.run(whole, config(), START)
-    assert parts.num_recovered == 1
+    assert loop.run(parts, config()) == loop.train(whole, config(), START)
+    assert parts.num_lost == 1
     assert (parts.trained, parts.started) == (whole.trained, whole.started)
 
 
 def test_a_learner_that_cannot_be_started_again_ends_the_run() -> None:
-    class GivesUp(FailingParts):
-        def recover(self, error: LearnerLost) -> RunState:
+    class GivesUp(FailingRun):
+        def learner_lost(self, error: LearnerLost) -> None:
             raise error
 
     with pytest.raises(LearnerLost, match="rank 0 died"):
-        loop.run(GivesUp([2]), config(), START)
+        loop.run(GivesUp([2], config()), config())
+
+
+def test_weights_that_are_not_those_of_the_checkpoint_stop_the_run() -> None:
+    state = RunState(step=2, drawn=8, seed=0, mlflow_run_id="", weights_digest="of the checkpoint")
+    with pytest.raises(WeightsDiffer, match="digest is d2, step 2 was saved with of the checkpoint"):
+        loop.train(InMemoryParts(), config(), state)
 
 
 def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -> None:
@@ -369,7 +400,7 @@ def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -
             return future
 
     parts = Quarantining(bad_draws=frozenset({0}))
-    loop.run(parts, config(num_steps=1, on_bad_clip="skip"), START)
+    loop.train(parts, config(num_steps=1, on_bad_clip="skip"), START)
     assert parts.trained == [["file:1", "file:3", "file:4", "file:5"]]
     assert [(one.draw, one.reason) for one in parts.steps[0].collected.left_out] == [
         (0, "bad_clip"),
@@ -379,5 +410,5 @@ def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -
 
 def test_clips_are_decoded_ahead_of_admission_each_once_and_no_further_than_the_run_goes() -> None:
     parts = InMemoryParts()
-    loop.run(parts, config(num_steps=3), START)
+    loop.train(parts, config(num_steps=3), START)
     assert parts.prefetched == [4, 5, 6, 7, 8, 9, 10, 11]

@@ -19,11 +19,11 @@ from rlsys.loop.state import RunState
 from rlsys.runs import checkpoint
 from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
 
-STATE = RunState(step=50, version=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
+STATE = RunState(step=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 
 
 def at_step(step: int) -> RunState:
-    return replace(STATE, step=step, version=step, drawn=16 * step, weights_digest=f"d{step}")
+    return replace(STATE, step=step, drawn=16 * step, weights_digest=f"d{step}")
 
 
 def weights_of(text: str) -> Callable[[Path], None]:
@@ -136,7 +136,7 @@ def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -
         "import os, signal; from pathlib import Path; from rlsys.runs.checkpoint import *\n"
         "def write(folder):\n"
         "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "state = RunState(step=1, version=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"
+        "state = RunState(step=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"
         f"Checkpoints(Path({str(tmp_path)!r}), keep=1).save(state, write)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)

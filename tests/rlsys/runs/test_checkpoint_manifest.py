@@ -15,7 +15,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify, verify_model
 
-STATE = RunState(step=2, version=2, drawn=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
+STATE = RunState(step=2, drawn=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
 WEIGHTS = "deepspeed/learner/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
@@ -29,7 +29,7 @@ def save(folder: Path, step: int, keep: int = 3) -> Path:
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).write_text(text)
 
-    return Checkpoints(folder, keep=keep).save(RunState(**(asdict(STATE) | {"step": step, "version": step})), write)
+    return Checkpoints(folder, keep=keep).save(RunState(**(asdict(STATE) | {"step": step})), write)
 
 
 def flip_a_bit(checkpoint: Path) -> None:

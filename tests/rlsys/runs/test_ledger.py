@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.loop.collect import Collected, LeftOut
+from rlsys.loop.collect import Collected, Skipped
 from rlsys.runs import ledger
 from rlsys.runs.checkpoint import CheckpointError
 from rlsys.runs.ledger import Entry
@@ -28,7 +28,7 @@ def test_an_entry_says_what_became_of_each_draw_and_which_weights_sampled_it() -
         groups=(groups[0], groups[2]),
         replaced_draws=(5,),
         replaced=(groups[1],),
-        left_out=(LeftOut(draw=4, reason="bad_clip", detail="4.mp4: corrupt"),),
+        left_out=(Skipped(draw=4, reason="bad_clip", detail="4.mp4: corrupt"),),
         num_stale=0,
     )
     assert ledger.entry(7, collected, reward=0.5, weights_digest="d7") == Entry(

@@ -9,18 +9,22 @@ from typing import Any, cast
 
 import pytest
 
+from rlsys.clock import Clock
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import LearnerLost, NotWritten
 from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import CheckpointError, Checkpoints, load_state
-from rlsys.runs.recovery import Origin, Recovery, evaluated_before, find_origin, has_ended
+from rlsys.runs.recovery import Recovery, ResumePoint, find_resume_point, has_ended, why_not_saved
+from rlsys.runs.run import Run, Summary, write_summary
 from rlsys.runs.run_file import read_run_file, write_run_file
 from rlsys.runs.sft import sft
-from rlsys.runs.train import Summary, train, write_summary
+from rlsys.runs.train import train
+from rlsys.weights.version import WeightVersion
+from tests.support.factories import make_item
 
-START = RunState(step=0, version=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
+START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,7 @@ def config(tmp_path: Path, **sections: object) -> RunConfig:
 
 
 def at(step: int) -> RunState:
-    return replace(START, step=step, version=step, drawn=4 * step, weights_digest=f"d{step}")
+    return replace(START, step=step, drawn=4 * step, weights_digest=f"d{step}")
 
 
 class StubStack:
@@ -68,9 +72,20 @@ class StubStack:
         return "exported"
 
 
-def recovery(stack: StubStack, tmp_path: Path, origin: Origin | None = None, **sections: Any) -> Recovery:
+def lost(back: Recovery, error: str = "dead") -> RunState:
+    """The state after a loss, however often the learner is lost on its way back."""
+    try:
+        back.learner_lost(LearnerLost(error))
+        return back.load_learner()
+    except LearnerLost as again:
+        if "restarts brought" in str(again):
+            raise
+        return lost(back, str(again))
+
+
+def recovery(stack: StubStack, tmp_path: Path, origin: ResumePoint | None = None, **sections: Any) -> Recovery:
     return Recovery(
-        cast(LearnerStack, stack), config(tmp_path, **sections), origin or Origin(state=START, checkpoint=None)
+        cast(LearnerStack, stack), config(tmp_path, **sections), origin or ResumePoint(state=START, checkpoint=None)
     )
 
 
@@ -87,7 +102,7 @@ def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_checkpoint_the_learner_starts_from_the_model_again(tmp_path: Path) -> None:
     stack = StubStack()
-    assert recovery(stack, tmp_path).recover(LearnerLost("dead")) == START
+    assert lost(recovery(stack, tmp_path)) == START
     assert stack.said == ["relaunch"]
 
 
@@ -96,7 +111,7 @@ def test_the_newest_checkpoint_of_this_process_is_gone_back_to(tmp_path: Path) -
     back = recovery(stack, tmp_path)
     back.save(at(2))
     back.save(at(4))
-    assert back.recover(LearnerLost("dead")) == at(4)
+    assert lost(back) == at(4)
     assert stack.said[-2:] == ["relaunch", "restore step_000004"]
     assert back.metrics()["cluster/learner_restarts"] == 1
 
@@ -106,8 +121,8 @@ def test_a_run_resumed_from_an_older_checkpoint_does_not_jump_to_the_one_it_left
     older = checkpoints.save(at(2), lambda folder: None)
     checkpoints.save(at(4), lambda folder: None)
     stack = StubStack()
-    back = recovery(stack, tmp_path, find_origin(config(tmp_path), older))
-    assert back.recover(LearnerLost("dead")) == at(2)
+    back = recovery(stack, tmp_path, find_resume_point(config(tmp_path), older))
+    assert lost(back) == at(2)
     assert stack.said == ["relaunch", "restore step_000002"]
 
 
@@ -115,21 +130,21 @@ def test_restarts_in_vain_are_bounded_and_a_further_step_starts_the_count_again(
     stack = StubStack()
     back = recovery(stack, tmp_path, learner={"max_restarts": 2})
     for _ in range(2):
-        back.recover(LearnerLost("dead"))
+        lost(back)
     assert back.step_done(1)
-    back.recover(LearnerLost("dead"))
+    lost(back)
     assert not back.step_done(1)  # done again is not further
-    back.recover(LearnerLost("dead"))
+    lost(back)
     with pytest.raises(LearnerLost, match=r"2 restarts brought no further step \(learner.max_restarts=2\): dead"):
-        back.recover(LearnerLost("dead"))
+        lost(back)
 
 
 def test_ranks_that_die_while_they_start_again_count_too(tmp_path: Path) -> None:
     stack = StubStack(lost_in=(1, 2))
-    assert recovery(stack, tmp_path).recover(LearnerLost("dead")) == START
+    assert lost(recovery(stack, tmp_path)) == START
     assert stack.said == ["relaunch", "relaunch", "relaunch"]
     with pytest.raises(LearnerLost, match="0 restarts"):
-        recovery(stack, tmp_path, learner={"max_restarts": 0}).recover(LearnerLost("dead"))
+        lost(recovery(stack, tmp_path, learner={"max_restarts": 0}))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NotWritten("rank 1: No space left")])
@@ -144,9 +159,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_and_the_next_may_
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_000002"]
     assert back.metrics()["cluster/checkpoint_failures"] == 1
-    assert back.recover(LearnerLost("dead")) == at(2)
-    told = str(back.why_not_saved(error))
-    assert "No space left" in told and f"--resume {tmp_path / 'run'}: it goes on from step 2" in told
+    assert lost(back) == at(2)
+    told = str(why_not_saved(config(tmp_path), back.newest_state.step, error))
+    assert "No space left" in told and f"--resume {tmp_path / 'run'}: it continues from step 2" in told
     stack.write_fails = None
     assert back.save_if_possible(at(6)) == folder / "step_000006"
 
@@ -162,31 +177,31 @@ def test_a_lack_of_room_is_found_before_anything_is_written(tmp_path: Path) -> N
 
 def test_a_run_s_own_folder_can_be_resumed_before_there_is_a_checkpoint(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    assert find_origin(settings, settings.output_dir).state == replace(START, mlflow_run_id="")
+    assert find_resume_point(settings, settings.output_dir).state == replace(START, mlflow_run_id="")
     write_run_file(settings, "abc")
-    assert find_origin(settings, settings.output_dir) == Origin(state=START, checkpoint=None)
+    assert find_resume_point(settings, settings.output_dir) == ResumePoint(state=START, checkpoint=None)
     assert read_run_file(settings.output_dir).config == settings
     with pytest.raises(CheckpointError, match="no such folder"):
-        find_origin(settings, tmp_path / "elsewhere")
+        find_resume_point(settings, tmp_path / "elsewhere")
 
 
 def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -> None:
     settings = config(tmp_path)
     saved = Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
-    origin = find_origin(settings, settings.output_dir)
+    origin = find_resume_point(settings, settings.output_dir)
     assert (origin.checkpoint, origin.state) == (saved, load_state(saved))
     with pytest.raises(ConfigError, match="--resume"):
-        find_origin(settings, None)
+        find_resume_point(settings, None)
     with pytest.raises(ConfigError, match="seed=0, the config says seed=1"):
-        find_origin(config(tmp_path, seed=1), saved)
+        find_resume_point(config(tmp_path, seed=1), saved)
     with pytest.raises(ConfigError, match="raise num_steps"):
-        find_origin(config(tmp_path, train={"num_steps": 1}), saved)
+        find_resume_point(config(tmp_path, train={"num_steps": 1}), saved)
 
 
 def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_then(tmp_path: Path) -> None:
     settings = config(tmp_path, train={"num_steps": 2})
     Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
-    origin = find_origin(settings, settings.output_dir)
+    origin = find_resume_point(settings, settings.output_dir)
     assert origin.state.step == 2 and not has_ended(settings, origin)
     summary = Summary(weights_digest="d2", num_steps=1, mlflow_run_id="abc", seconds={}, held_out={}, model="m")
     write_summary(settings.output_dir / "summary.json", asdict(summary))  # of the run before it was made longer
@@ -196,33 +211,54 @@ def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_
     assert has_ended(settings, origin)
     assert train(settings, resume=settings.output_dir) == sft(settings, resume=settings.output_dir) == summary
     longer = config(tmp_path, train={"num_steps": 3})
-    assert not has_ended(longer, find_origin(longer, settings.output_dir))
+    assert not has_ended(longer, find_resume_point(longer, settings.output_dir))
     with pytest.raises(ConfigError, match="raise num_steps"):
         elsewhere = settings.model_copy(update={"output_dir": tmp_path / "other"})
-        find_origin(elsewhere, settings.output_dir)
+        find_resume_point(elsewhere, settings.output_dir)
 
 
-def test_what_a_run_began_with_is_asked_once_in_its_life(
+class Evaluating(Run[Stack]):
+    """A run of which the evaluations before the first step are what matters. Its stack says what it is told."""
+
+    publishes = True
+    _record = write_extras = _write_curve = start = prefetch = check = keep = publish = None  # type: ignore[assignment]
+
+    def __init__(self, settings: RunConfig) -> None:
+        self._config, self._held_out, self._results, self.clock = settings, (make_item(),), {}, Clock()
+        self._stack = object.__new__(PublishingStack)
+
+
+class PublishingStack(Stack):
+    def publish(self, version: int) -> WeightVersion:
+        return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest="")
+
+
+def test_what_a_run_began_with_is_evaluated_once_in_its_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[RunState] = []
+    asked: list[int] = []
 
-    def evaluated(stack: object, held_out: object, settings: object, state: RunState, recover: object) -> object:
-        asked.append(state)
-        return state, {"greedy": {"miou": len(asked) / 8}}
+    def evaluated(*_: object) -> dict[str, dict[str, float]]:
+        asked.append(1)
+        return {"greedy": {"miou": len(asked) / 8}}
 
-    def before(settings: RunConfig, state: RunState) -> tuple[RunState, float]:
-        state, found = evaluated_before(cast(Stack, StubStack()), [], settings, state, lambda error: state)
-        return state, found["greedy"]["miou"]
+    def before(settings: RunConfig, state: RunState, process: Evaluating | None = None) -> float:
+        process = process or Evaluating(settings)
+        process.begin(state)
+        return process._results["before"]["greedy"]["miou"]
 
-    monkeypatch.setattr(recovery_module, "evaluated", evaluated)
+    monkeypatch.setattr("rlsys.runs.run.evaluate_held_out", evaluated)
     settings = config(tmp_path)
-    assert before(settings, START) == (START, 1 / 8)
-    assert before(settings, at(2)) == (at(2), 1 / 8)
-    assert before(config(tmp_path, evaluation={"num_samples": 3}), at(2)) == (at(2), 2 / 8)
+    process = Evaluating(settings)
+    assert before(settings, START, process) == 1 / 8
+    assert before(settings, at(2)) == 1 / 8
+    assert before(config(tmp_path, evaluation={"num_samples": 3}), at(2)) == 2 / 8
     another = replace(START, mlflow_run_id="of another run in this folder")
-    assert before(settings, another) == (another, 3 / 8)
-    assert asked == [START, at(2), another]
+    assert before(settings, another) == 3 / 8
+    assert before(settings, at(2), process) == 1 / 8, "also where the file is another's meanwhile"
+    assert len(asked) == 3
     (tmp_path / "file").touch()
-    assert before(config(tmp_path, output_dir=tmp_path / "file" / "run"), START) == (START, 4 / 8)
+    unwritable = config(tmp_path, output_dir=tmp_path / "file" / "run")
+    process = Evaluating(unwritable)
+    assert before(unwritable, START, process) == before(unwritable, at(2), process) == 4 / 8
     assert "is not kept" in caplog.text

@@ -20,7 +20,7 @@ def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> P
         step_file(tmp_path / FOLDER, step).touch()
     keeper = Checkpoints(tmp_path / "checkpoints", keep=9)
     for step in checkpoints:
-        state = RunState(step=step, version=step, drawn=step, seed=0, mlflow_run_id="", weights_digest="")
+        state = RunState(step=step, drawn=step, seed=0, mlflow_run_id="", weights_digest="")
         keeper.save(state, lambda folder: None)
     write_run_file(parse({"output_dir": tmp_path, "model": {"path": "model"}}, source="test"), "abc")
     return tmp_path

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlsys.config.run import RunConfig, parse
-from rlsys.loop.collect import Collected, LeftOut
+from rlsys.loop.collect import Collected, Skipped
 from rlsys.runs.rollout_store import FOLDER, RolloutsDiffer, SavedGroup, SavedRollouts, prompt_digest, settings_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 from tests.support.factories import make_group, make_scored
@@ -56,7 +56,7 @@ def collected(*draws: int, replaced: int = 5) -> Collected:
         groups=tuple(map(scored_group, draws)),
         replaced_draws=(replaced,),
         replaced=(scored_group(replaced, lengths=(2, 2, 2)),),
-        left_out=(LeftOut(draw=90, reason="quarantined", detail="2 actors died"),),
+        left_out=(Skipped(draw=90, reason="quarantined", detail="2 actors died"),),
         num_stale=0,
     )
 
@@ -91,7 +91,7 @@ def test_what_was_sampled_comes_back_bit_for_bit_and_once(tmp_path: Path) -> Non
     for draw in (3, 0, 4, 2):
         assert_same(again(saved.take(draw), scored_group(draw)), scored_group(draw))
     assert_same(again(saved.take(5), scored_group(5, (2, 2, 2))), scored_group(5, (2, 2, 2)))
-    assert saved.take(90) == LeftOut(draw=90, reason="quarantined", detail="2 actors died")
+    assert saved.take(90) == Skipped(draw=90, reason="quarantined", detail="2 actors died")
     assert saved.take(0) is saved.take(6) is None
     saved.look(after_step=1)
     assert saved.take(0) is None

@@ -10,17 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlsys.algorithm.batch import make_batch
-from rlsys.config.run import AlgorithmConfig, RewardConfig
-from rlsys.loop.collect import Collected, LeftOut
+from rlsys.config.run import RewardConfig
+from rlsys.loop.collect import Collected, Skipped
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.tracking import metrics
 from rlsys.tracking.metrics import MetricNames, step_metrics, summarise
 from rlsys.types import ScoredGroup
-from tests.support.factories import make_group, make_scored
+from tests.support.factories import batch_of, make_group, make_scored
 
-STATE = RunState(step=7, version=7, drawn=14, seed=0, mlflow_run_id="", weights_digest="")
+STATE = RunState(step=7, drawn=14, seed=0, mlflow_run_id="", weights_digest="")
 
 
 def make_step(groups: tuple[ScoredGroup, ...], replaced: tuple[ScoredGroup, ...] = ()) -> Step:
@@ -31,10 +30,10 @@ def make_step(groups: tuple[ScoredGroup, ...], replaced: tuple[ScoredGroup, ...]
             groups=groups,
             replaced_draws=tuple(range(10, 10 + len(replaced))),
             replaced=replaced,
-            left_out=(LeftOut(draw=20, reason="bad_clip", detail="gone"),),
+            left_out=(Skipped(draw=20, reason="bad_clip", detail="gone"),),
             num_stale=0,
         ),
-        batch=make_batch(groups, AlgorithmConfig(), RewardConfig(min_valid=2)),
+        batch=batch_of(groups, RewardConfig(min_valid=2)),
         shaping_metrics={"reward/kl_penalty/mean": 0.5},
         learner_metrics={"loss/total": 0.25},
         seconds={"collect": 1.5, "update": 0.4, "sync": 0.1},

@@ -11,11 +11,13 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
 from rlsys.config.run import RunConfig
@@ -25,8 +27,14 @@ from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, Rollout
 
 log = logging.getLogger(__name__)
 
-MAX_CLIPS_LOST = 3
-"""Times that a group is made again because its frames were lost."""
+Computed = TypeVar("Computed")
+
+LOST_FRAMES: Mapping[str, Any] = {
+    "retry": retry_if_exception_type(FramesLost),
+    "stop": stop_after_attempt(4),
+    "reraise": True,
+}
+"""What is done where the frames of clips are not in the cluster's memory any more: decode, and try again."""
 
 
 class Clips(Protocol):
@@ -63,43 +71,56 @@ def sampling_seed(run_seed: int, draw: int, prompt_id: str) -> int:
 
 
 class Preparer:
-    """Brings the clips of an item and makes its prompt, on an event loop of its own. `prepare` returns at once."""
+    """Decodes the clips of an item and builds its prompt, on an event loop of its own.
+
+    Only `with_frames` blocks.
+    """
 
     def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
         self._clips, self._prompts = clips, prompts
         self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may let go of a clip before its prompt's turn
         self._events = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._events.run_forever, name="experience", daemon=True)
+        self._thread = threading.Thread(target=self._events.run_forever, name="group-producer", daemon=True)
         self._thread.start()
 
-    def prepare(
-        self, item: PromptItem, response_tokens: int | None = None
-    ) -> Future[tuple[Prompt, tuple[ClipRef, ...]]]:
-        """The prompt and clips of an item, for supervised training. Raises ClipError when a clip is unusable.
+    def put_together(
+        self,
+        item: PromptItem,
+        make: Callable[[Prompt, tuple[ClipRef, ...]], ScoredGroup],
+        response_tokens: int | None = None,
+    ) -> Future[ScoredGroup]:
+        """Begin what `make` makes of the item's prompt and clips. The future raises ClipError for an unusable clip.
 
         response_tokens: of the longest response that comes behind the prompt; None stands for rollout.max_tokens.
         """
-        return asyncio.run_coroutine_threadsafe(self._prepare(item, {}, response_tokens), self._events)
-
-    def put_together(
-        self, item: PromptItem, make: Callable[[Prompt, tuple[ClipRef, ...]], ScoredGroup]
-    ) -> Future[ScoredGroup]:
-        """What `make` makes of the item's prompt and clips, as `prepare` brings them."""
 
         async def put() -> ScoredGroup:
-            return make(*await self._prepare(item, {}))
+            return make(*await self._prepare(item, {}, response_tokens))
 
         return asyncio.run_coroutine_threadsafe(put(), self._events)
 
-    def with_clips_again(self, group: RolloutGroup, lost: Collection[str]) -> Future[RolloutGroup]:
-        """The group with clips that are decoded again where they were `lost`, see `FramesLost`."""
+    def with_frames(
+        self, groups: Sequence[RolloutGroup], compute: Callable[[tuple[RolloutGroup, ...]], Computed]
+    ) -> Computed:
+        """Return what `compute` makes of the groups, whose clips are decoded again where their frames were lost."""
+        present = list(groups)
+
+        def decode_again(attempt: RetryCallState) -> None:
+            lost = _lost_in(attempt)
+            present[:] = [self._with_clips_again(group, lost) for group in present]
+
+        return Retrying(**LOST_FRAMES, before_sleep=decode_again)(lambda: compute(tuple(present)))
+
+    def _with_clips_again(self, group: RolloutGroup, lost: Collection[str]) -> RolloutGroup:
+        if not any(clip.frames.hex() in lost for clip in group.clips):
+            return group
 
         async def make_again() -> RolloutGroup:
             self._clips.forget(lost)
             _, clips = await self._prepare(group.item, {})
             return replace(group, clips=clips)
 
-        return asyncio.run_coroutine_threadsafe(make_again(), self._events)
+        return asyncio.run_coroutine_threadsafe(make_again(), self._events).result()
 
     def prefetch(self, item: PromptItem) -> None:
         """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then.
@@ -138,7 +159,7 @@ class Preparer:
         self._clips.close()
 
 
-class Experience(Preparer):
+class GroupProducer(Preparer):
     """Makes scored groups. `start` returns at once; the future holds the group or the error."""
 
     def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
@@ -155,13 +176,10 @@ class Experience(Preparer):
         self._scorer = scorer
 
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
-        for _ in range(MAX_CLIPS_LOST):
-            try:
-                return await self._make_once(item, sampling)
-            except FramesLost as error:
-                log.warning("%s: %s; decoded and sampled again", item.prompt_id, error)
-                self._clips.forget(error.references)
-        return await self._make_once(item, sampling)
+        def forget(attempt: RetryCallState) -> None:
+            self._clips.forget(_lost_in(attempt))
+
+        return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(self._make_once, item, sampling)
 
     async def _make_once(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
@@ -204,6 +222,14 @@ class Experience(Preparer):
     async def _stop(self) -> None:
         await super()._stop()
         await self._scorer.close()
+
+
+def _lost_in(attempt: RetryCallState) -> tuple[str, ...]:
+    error = attempt.outcome.exception() if attempt.outcome else None
+    if not isinstance(error, FramesLost):
+        raise TypeError(f"tried again because of {error!r}, which is no loss of frames.")
+    log.warning("%s; decoded again", error)
+    return error.references
 
 
 @contextmanager

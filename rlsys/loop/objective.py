@@ -1,0 +1,98 @@
+"""What the loop optimises: GRPO on scored groups, or imitation of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from rlsys.algorithm.batch import group_advantages_of, has_spread, imitation_batch, make_batch, require_scores
+from rlsys.algorithm.reward_shaping import Shaped, needs_reference, shape_rewards
+from rlsys.config.run import RunConfig
+from rlsys.loop.staleness import is_fresh
+from rlsys.types import ScoredGroup, TrainBatch
+
+Reference = Sequence[Sequence[np.ndarray]]
+"""Log-probs of the reference policy, f32 [R], as [group][sample]."""
+
+
+class Objective(Protocol):
+    """The decisions in which the objectives differ; all of them are pure."""
+
+    max_lag: int
+    """Steps that groups may be started ahead of the one that trains on them."""
+    needs_reference: bool
+    """Whether rewards are shaped by the reference policy's log-probs."""
+
+    def teaches(self, scored: ScoredGroup) -> bool:
+        """Return whether a group is worth a place in the batch where others could be sampled for it."""
+
+    def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
+        """Return why a group cannot be trained on after `step` steps, "" when it can."""
+
+    def shape(self, groups: tuple[ScoredGroup, ...], reference: Reference | None) -> Shaped:
+        """Return the groups with the rewards that advantages are computed from."""
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
+        """Return how much each response is to be reinforced, f32 [G] for each group."""
+
+    def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
+        """Return what one update learns from. Raises ScoringFailed where nothing of it was scored."""
+
+
+class PolicyGradient:
+    """GRPO and its relatives: rewards relative to those of the same prompt. Source: arXiv:2402.03300."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._algorithm, self._reward, self._max_tokens = config.algorithm, config.reward, config.rollout.max_tokens
+        self.max_lag = config.pipeline.max_lag
+        self.needs_reference = needs_reference(config.algorithm)
+
+    def teaches(self, scored: ScoredGroup) -> bool:
+        return has_spread(scored, self._algorithm, self._reward)
+
+    def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
+        for rollout in scored.group.rollouts:
+            versions = rollout.token_versions
+            # both ends: what is generated while the run goes back has tokens of weights that will never have been
+            for weight_version in (int(versions.min()), int(versions.max())):
+                if not is_fresh(version=step, weight_version=weight_version, max_lag=self.max_lag):
+                    lag = step - weight_version
+                    return (
+                        f"{rollout.rollout_id} is {lag} updates old at version {step}; pipeline.max_lag={self.max_lag}."
+                    )
+        return ""
+
+    def shape(self, groups: tuple[ScoredGroup, ...], reference: Reference | None) -> Shaped:
+        return shape_rewards(groups, self._algorithm, self._max_tokens, reference)
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
+        return group_advantages_of(groups, self._algorithm, self._reward)
+
+    def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
+        batch = make_batch(groups, advantages, self._reward)
+        require_scores(groups, batch)
+        return batch
+
+
+class Imitation:
+    """Supervised training: the loss is the negative log-likelihood of demonstrations, whatever weights there are."""
+
+    max_lag = 1  # the clips of the next step are decoded while the learner is busy with this one
+    needs_reference = False
+
+    def teaches(self, scored: ScoredGroup) -> bool:
+        return True
+
+    def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
+        return ""
+
+    def shape(self, groups: tuple[ScoredGroup, ...], reference: Reference | None) -> Shaped:
+        return Shaped(groups=groups, metrics={})
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
+        return tuple(np.ones(len(scored.group.rollouts), np.float32) for scored in groups)
+
+    def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
+        return imitation_batch([scored.group for scored in groups], advantages)

@@ -1,0 +1,304 @@
+"""What every run has around its steps: the learner, checkpoints, evaluations, the record, the summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from rlsys.clock import Clock
+from rlsys.config.run import RunConfig
+from rlsys.errors import LearnerLost, NotWritten
+from rlsys.loop import loop
+from rlsys.loop.collect import Collected
+from rlsys.loop.objective import Objective
+from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
+from rlsys.runs.assemble import LearnerStack, Stack
+from rlsys.runs.checkpoint import load_state
+from rlsys.runs.recovery import Recovery, ResumePoint, evaluate_held_out, why_not_saved
+from rlsys.runs.run_file import (
+    SUMMARY_FILE,
+    HeldOut,
+    forget_summary,
+    read_before,
+    write_before,
+    write_json,
+    write_run_file,
+)
+from rlsys.tracking.progress import Progress, show_table
+from rlsys.tracking.tracker import Tracker
+from rlsys.types import PromptItem, RolloutGroup, ScoredGroup, TrainBatch
+from rlsys.weights.version import WeightVersion
+
+log = logging.getLogger(__name__)
+
+AnyStack = TypeVar("AnyStack", bound=LearnerStack)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What `summary.json` says of a run.
+
+    held_out: {} when no held-out rows were given.  model: "" where the last checkpoint could not be written.
+    ledger: {} after supervised training.
+    """
+
+    weights_digest: str
+    num_steps: int
+    mlflow_run_id: str
+    seconds: Mapping[str, float]
+    held_out: Mapping[str, Mapping[str, Mapping[str, float]]]
+    model: str
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting(Generic[AnyStack]):
+    """What a run is made of. point: where it starts, with the MLflow run that `tracker` has open."""
+
+    config: RunConfig
+    stack: AnyStack
+    tracker: Tracker
+    point: ResumePoint
+    held_out: tuple[PromptItem, ...]
+
+
+class Run(ABC, Generic[AnyStack]):
+    """A run as `rlsys.loop.parts.WholeRun`, but for where its groups come from and what it records."""
+
+    objective: Objective
+    progress: Progress
+    title: str
+    publishes: bool
+    """Whether the actors have the learner's weights after every step."""
+
+    def __init__(self, setting: Setting[AnyStack]) -> None:
+        self._config, self._stack, self._tracker = setting.config, setting.stack, setting.tracker
+        self._held_out = setting.held_out
+        self.recovery = Recovery(setting.stack, setting.config, setting.point)
+        self.clock = Clock()
+        self._results: dict[str, HeldOut] = {}
+
+    # --- what the loop drives
+
+    @abstractmethod
+    def start(self, draw: int) -> Future[ScoredGroup]:
+        """See `GroupSource`."""
+
+    @abstractmethod
+    def prefetch(self, draw: int) -> None:
+        """See `GroupSource`."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """See `GroupSource`."""
+
+    @abstractmethod
+    def keep(self, step: int, collected: Collected) -> None:
+        """See `Parts`."""
+
+    @abstractmethod
+    def publish(self, version: int) -> WeightVersion:
+        """See `Parts`."""
+
+    def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
+        return self._stack.preparer.with_frames(
+            groups, lambda present: self._stack.learner.logprobs(present, reference=True)
+        )
+
+    def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        return self._stack.preparer.with_frames(
+            batch.groups, lambda present: self._stack.learner.update(replace(batch, groups=present))
+        )
+
+    def record(self, step: Step) -> None:
+        for phase, seconds in step.seconds.items():
+            self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
+        with self.clock("record"):
+            self._record(step)
+        every = self._config.checkpoint.every_steps
+        if every and step.state.step % every == 0 and step.state.step < self._config.train.num_steps:
+            with self.clock("checkpoint"):
+                self._tracker.sync()
+                if self.recovery.save_if_possible(step.state, self.write_extras):
+                    self._saved()
+
+    # --- around the steps
+
+    def load_learner(self) -> RunState:
+        with self.clock("recover" if self.recovery.is_learner_lost else "load"):
+            state = self.recovery.load_learner()
+        self._went_back(state)
+        return state
+
+    def learner_lost(self, error: LearnerLost) -> None:
+        self.recovery.learner_lost(error)
+
+    def begin(self, state: RunState) -> None:
+        """Evaluate the weights that the run begins with, once in its life."""
+        with self.clock("evaluate"):
+            if self._held_out and "before" not in self._results:
+                self._results["before"] = self._before(state)
+
+    def _before(self, state: RunState) -> HeldOut:
+        if (kept := read_before(self._config, state.mlflow_run_id)) is not None:
+            return kept
+        stack = _with_actors(self._stack)
+        stack.publish(state.step)
+        results = evaluate_held_out(stack, self._held_out, self._config)
+        try:
+            write_before(self._config, state.mlflow_run_id, results)
+        except OSError as error:
+            log.warning("the evaluation of the weights that the run began with is not kept for a resume: %s", error)
+        return results
+
+    def finish(self, state: RunState) -> Summary:
+        """Save the last checkpoint, evaluate, and record what the run leaves behind.
+
+        Raises NotSavedError, when all else is recorded, where the disk did not take the checkpoint.
+        """
+        folder, problem = self.recovery.newest_of(state.step), None
+        if folder is None:
+            try:
+                folder = self._save(state)
+            except (OSError, NotWritten) as error:
+                problem = error
+        with self.clock("evaluate"):
+            if self._held_out:
+                stack = _with_actors(self._stack)
+                if not self.publishes:
+                    stack.publish(state.step)
+                self._results["after"] = evaluate_held_out(stack, self._held_out, self._config)
+        summary = Summary(
+            weights_digest=state.weights_digest or (load_state(folder).weights_digest if folder else ""),
+            num_steps=state.step,
+            mlflow_run_id=self._tracker.run_id,
+            seconds=dict(self.clock.seconds),
+            held_out=self._results,
+            model=str(folder / "model") if folder else "",
+            ledger=self._ledger_result(state),
+        )
+        curve = self._record_outputs(summary)
+        if problem:
+            write_summary(self._config.output_dir / SUMMARY_FILE, asdict(summary))
+            raise why_not_saved(self._config, self.recovery.newest_state.step, problem) from problem
+        show_table(f"{self.title} {self._config.output_dir}", self._end_rows(summary, curve))
+        return summary
+
+    def _save(self, state: RunState) -> Path:
+        with self.clock("checkpoint"):
+            self._tracker.sync()
+            folder = self.recovery.save(state, self.write_extras)
+            self._saved()
+        return folder
+
+    def _record_outputs(self, summary: Summary) -> Path:
+        curve = self._write_curve()
+        self._tracker.log_artifact(curve)
+        if summary.held_out:
+            self._tracker.log_table("held_out", held_out_rows(summary.held_out))
+        if self._config.tracking.log_model and summary.model:
+            self._tracker.log_model_folder(Path(summary.model))
+        return curve
+
+    def _end_rows(self, summary: Summary, curve: Path) -> list[tuple[str, str]]:
+        unsent = f"; {self._tracker.num_unsent} records are not there yet" if self._tracker.num_unsent else ""
+        return [
+            *self.progress.story.rows(summary.seconds),
+            *_ledger_rows(summary),
+            ("model", summary.model),
+            ("curve", str(curve)),
+            ("MLflow run", f"{self._tracker.run_id}{unsent}"),
+            ("look at it", self._tracker.how_to_open),
+        ]
+
+    # --- what the kinds of runs differ in
+
+    @abstractmethod
+    def _record(self, step: Step) -> None:
+        """Log a step."""
+
+    @abstractmethod
+    def write_extras(self, folder: Path) -> None:
+        """Put into a checkpoint what this kind of run has of its own."""
+
+    @abstractmethod
+    def _write_curve(self) -> Path:
+        """Plot the run so far."""
+
+    def _went_back(self, state: RunState) -> None:
+        """Act on the learner having the weights of `state`."""
+
+    def _saved(self) -> None:
+        """Act on a new checkpoint."""
+
+    def _ledger_result(self, state: RunState) -> Mapping[str, Any]:
+        """Return what `summary.json` says of the prompts' use."""
+        return {}
+
+
+def carry_out(
+    opened: AbstractContextManager[AnyStack],
+    config: RunConfig,
+    point: ResumePoint,
+    held_out: tuple[PromptItem, ...],
+    make: Callable[[Setting[AnyStack]], Run[AnyStack]],
+) -> Summary:
+    """Do a run on the stack that `opened` opens, and write `summary.json` when all that it started has ended."""
+    with opened as stack:
+        forget_summary(config)
+        with Tracker(config, run_id=point.state.mlflow_run_id or None) as tracker:
+            write_run_file(config, tracker.run_id)
+            point = replace(point, state=replace(point.state, mlflow_run_id=tracker.run_id))
+            setting = Setting(config=config, stack=stack, tracker=tracker, point=point, held_out=held_out)
+            summary = loop.run(make(setting), config)
+    write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))  # the last of all; see `has_ended`
+    return summary
+
+
+def _with_actors(stack: LearnerStack) -> Stack:
+    if not isinstance(stack, Stack):
+        raise TypeError("held-out rows are to be answered, and the stack has no actors; open it with open_stack.")
+    return stack
+
+
+def _ledger_rows(summary: Summary) -> list[tuple[str, str]]:
+    if not summary.ledger:
+        return []
+    problems = summary.ledger["problems"]
+    verdict = f"{len(problems)} PROBLEMS, {problems[0]}" if problems else "each prompt was used once"
+    return [("ledger", f"{summary.ledger['counts']}; {verdict}")]
+
+
+def held_out_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Return one row per (stage, decoding, task) for the before/after table; task "all" is over every row."""
+    return [
+        {"stage": stage, "decoding": decoding, "task": task or "all", **metrics}
+        for stage, by_decoding in results.items()
+        for key, metrics in by_decoding.items()
+        for decoding, _, task in [key.partition("/")]
+    ]
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    write_json(path, summary)
+    log.info("summary in %s", path)
+
+
+def read_summary(config: RunConfig) -> Summary:
+    """Return the summary of a run that has ended."""
+    file = config.output_dir / SUMMARY_FILE
+    tree = json.loads(file.read_text())
+    log.info(
+        "the run has ended, with all of its %d steps: %s; raise train.num_steps to continue it", tree["num_steps"], file
+    )
+    return Summary(**{one.name: tree[one.name] for one in fields(Summary)})
