@@ -55,7 +55,7 @@ class SimulatedParts:
     """What `rlsys.loop.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
 
     def __init__(
-        self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState, num_steps: int
+        self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState, num_steps: int = 1
     ) -> None:
         self.system, self._phases, self._faults, self._seed = system, phases, faults, seed
         self.config = system.config(num_steps, seed)
