@@ -23,7 +23,7 @@ from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from actors.weights.native import take_natively
-from actors.weights.receive import Feed, Received, changed_names, fetch, holding, receive
+from actors.weights.receive import TransferStats, WeightsIterator, changed_names, fetch, holding, receive
 from actors.weights.weights_in import (
     check_manifest,
     compared,
@@ -37,7 +37,7 @@ from actors.weights.weights_in import (
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling
-from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
@@ -69,18 +69,18 @@ class RolloutEngine:
         self._spec = spec
         keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
-        self._chat = ChatTokenizer(Path(spec.model_path))
-        self._expected = expected_weights(Path(spec.model_path), spec.dtype)
+        self._chat = ChatTokenizer(spec.model.path)
+        self._expected = expected_weights(spec.model.path, spec.model.dtype)
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
-        self._holds_its_own = True  # the weights of `spec.model_path`
+        self._holds_its_own = True  # the weights of `spec.model.path`
         self._held: Manifest = {}  # what was loaded last, whole models only
-        self.received = Received()
-        """What the last update took."""
+        self.stats = TransferStats()
+        """Size of the last update."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self._version: WeightVersion | None = None
         self.limits = _limits(spec, self._engine)
-        log.info("engine for %s ready after %.1f s", spec.model_path, time.perf_counter() - start)
+        log.info("engine for %s ready after %.1f s", spec.model.path, time.perf_counter() - start)
 
     @property
     def num_running(self) -> int:
@@ -142,7 +142,7 @@ class RolloutEngine:
         held = self.version
         return not self._running or (held is not None and held.kind == version.kind and held.version <= version.version)
 
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
         """Take the weights that `version` names and forget what was computed with the old ones.
 
         Groups that run go on from the token where they are. The next step reads their prompts, clips and tokens
@@ -160,35 +160,35 @@ class RolloutEngine:
                 f"{self.num_running} groups run on version {self.version}; they cannot go on with {version}."
             )
         if version.kind == "adapter":
-            self._load_adapter(shipment, version)
+            self._load_adapter(transfer, version)
         else:
-            self._load_model(shipment, version)
+            self._load_model(transfer, version)
         self.version = version
         return version
 
-    def _load_model(self, shipment: Shipment, version: WeightVersion) -> None:
-        check_manifest(version, self._expected, shipment)
+    def _load_model(self, transfer: WeightTransfer, version: WeightVersion) -> None:
+        check_manifest(version, self._expected, transfer)
         names = changed_names(version.manifest, self._held, engine_module)
-        received = Received(num_loaded=len(names), num_tensors=len(version.manifest))
-        buckets = holding(shipment.buckets, names)
+        stats = TransferStats(num_loaded=len(names), num_tensors=len(version.manifest))
+        buckets = holding(transfer.buckets, names)
         rpc = self._engine.collective_rpc
-        if native := take_natively(rpc, self._spec, shipment, buckets, version.manifest, self._give_up):
-            received, payloads = native, iter(())
+        if native := take_natively(rpc, self._spec, transfer, buckets, version.manifest, self._give_up):
+            stats, parts = native, iter(())
         else:
-            payloads = receive(shipment, buckets, version, received)
-        first = next(payloads, None)  # what can be refused with the engine untouched is refused here
+            parts = receive(transfer, buckets, version, stats)
+        first = next(parts, None)  # what can be refused with the engine untouched is refused here
         if first is not None:
             self._give_up()
-            feed = Feed(itertools.chain((first,), payloads), names)
+            iterator = WeightsIterator(itertools.chain((first,), parts), names)
             with _quiet_about_the_rest():
-                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": feed})
-            if feed.error is not None:
+                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
+            if iterator.error is not None:
                 if self._running:  # groups that run would go on with parts of two versions
-                    raise RuntimeError(f"version {version.version} failed midway: {feed.error}") from feed.error
-                raise feed.error
+                    raise RuntimeError(f"version {version.version} failed midway: {iterator.error}") from iterator.error
+                raise iterator.error
         self._reset_caches()
         self._check_held(version.manifest, version)
-        self._held, self.received = version.manifest, received
+        self._held, self.last_update = version.manifest, stats
 
     def _give_up(self) -> None:
         """From here on until a version is acknowledged, nobody can say what the engine holds."""
@@ -197,51 +197,51 @@ class RolloutEngine:
 
     def _check_held(self, manifest: Manifest, version: WeightVersion) -> None:
         """Read back what vLLM holds; RuntimeError where that is not what it was given."""
-        if self._spec.tensor_parallel_size > 1:  # matrices are split over processes: nothing to compare with
+        if self._spec.rollout.tensor_parallel_size > 1:  # matrices are split over processes: nothing to compare with
             manifest = {name: entry for name, entry in manifest.items() if len(entry.spec.shape) == 1}
         for num_read, stale in self._engine.apply_model(partial(stale_parameters, manifest=manifest)):
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
 
-    def compare_weights(self, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
-        """What was acknowledged, and by tensor of the shipment how far the engine is from it at most.
+    def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
+        """What was acknowledged, and by tensor of the transfer how far the engine is from it at most.
 
         None where vLLM's value is not readable.
         """
         found: dict[str, float | None] = {}
-        for bucket in shipment.buckets:
-            payload = fetch(bucket, shipment.timeout_s)
-            found |= self._engine.apply_model(partial(compared, payload=payload, specs=self._expected.specs))[0]
+        for bucket in transfer.buckets:
+            tensors = fetch(bucket, transfer.timeout_s)
+            found |= self._engine.apply_model(partial(compared, tensors=tensors, specs=self._expected.specs))[0]
         return (self.version.manifest if self.version else {}), found
 
-    def _load_adapter(self, shipment: Shipment, version: WeightVersion) -> None:
+    def _load_adapter(self, transfer: WeightTransfer, version: WeightVersion) -> None:
         """The model stays, and with it what its vision tower made of the clips; the language model's cache goes."""
         if not self._spec.lora.rank or not self._holds_its_own:
             reason = "has been sent another model since" if self._spec.lora.rank else "has no room for adapters"
             raise WeightsRefused(
-                f"weights version {version.version} is an adapter for {self._spec.model_path}, with which this engine "
+                f"weights version {version.version} is an adapter for {self._spec.model.path}, with which this engine "
                 f"was started, but it {reason}; send whole models."
             )
-        check_manifest(version, self._expected_adapter, shipment)
-        received = Received(num_loaded=len(version.manifest), num_tensors=len(version.manifest))
+        check_manifest(version, self._expected_adapter, transfer)
+        stats = TransferStats(num_loaded=len(version.manifest), num_tensors=len(version.manifest))
         # an adapter is whole before it is loaded, for vLLM reads it from a folder
-        parts = list(receive(shipment, shipment.buckets, version, received))
-        payload = {name: tensor for part in parts for name, tensor in part.items()}
+        parts = list(receive(transfer, transfer.buckets, version, stats))
+        tensors = {name: tensor for part in parts for name, tensor in part.items()}
         from vllm.lora.request import LoRARequest
 
         self.version = None
         self._remove_adapter()
         # always the same id: groups that run ask for it by this. Its values were dropped with `_remove_adapter`
         with tempfile.TemporaryDirectory(prefix="rlsys-adapter-") as folder:
-            write_adapter(payload, self._spec.lora, Path(folder))
+            write_adapter(tensors, self._spec.lora, Path(folder))
             self._adapter = LoRARequest("adapter", 1, folder)
             self._engine.add_lora(self._adapter)
         self._reset_prefix_cache()
-        if self._spec.tensor_parallel_size == 1:
-            for num_read, stale in self._engine.apply_model(partial(stale_adapter, payload=payload)):
+        if self._spec.rollout.tensor_parallel_size == 1:
+            for num_read, stale in self._engine.apply_model(partial(stale_adapter, tensors=tensors)):
                 if stale or not num_read:
                     raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all of it'}.")
-        self.received = received
+        self.last_update = stats
 
     def _remove_adapter(self) -> None:
         if self._adapter is not None:
@@ -347,8 +347,8 @@ def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
     config = engine.model_config.hf_config
     return EngineLimits(
         vocab_size=config.get_text_config().vocab_size,
-        max_model_len=spec.max_model_len,
-        max_num_seqs=spec.max_num_seqs,
+        max_model_len=spec.model.max_model_len,
+        max_num_seqs=spec.rollout.max_num_seqs,
         image_pad_id=config.image_token_id,
         video_pad_id=config.video_token_id,
         patch_size=config.vision_config.patch_size,

@@ -19,10 +19,10 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
     from vllm import EngineArgs
 
     common: dict[str, Any] = {
-        "model": spec.model_path,
-        "dtype": spec.dtype,
-        "max_model_len": spec.max_model_len,
-        "max_num_seqs": spec.max_num_seqs,
+        "model": str(spec.model.path),
+        "dtype": spec.model.dtype,
+        "max_model_len": spec.model.max_model_len,
+        "max_num_seqs": spec.rollout.max_num_seqs,
         "seed": spec.seed,
         "logprobs_mode": "raw_logprobs",
         "enable_prefix_caching": True,
@@ -39,12 +39,12 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
     if spec.device == "cuda":
         from vllm.config import WeightTransferConfig
 
-        backend = BACKENDS.get(spec.weights_transport)
-        executor = "mp" if spec.tensor_parallel_size > 1 else None
+        backend = BACKENDS.get(spec.weights.transport)
+        executor = "mp" if spec.rollout.tensor_parallel_size > 1 else None
         return EngineArgs(
             **common,
-            tensor_parallel_size=spec.tensor_parallel_size,
-            gpu_memory_utilization=spec.gpu_memory_utilization,
+            tensor_parallel_size=spec.rollout.tensor_parallel_size,
+            gpu_memory_utilization=spec.rollout.gpu_memory_utilization,
             distributed_executor_backend=executor,
             weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
         )
@@ -52,10 +52,10 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         **common,
         enforce_eager=True,  # 3 s to start, against 49 s
         block_size=32,  # the least that the CPU attention takes: short prompts share a prefix too
-        kv_cache_memory_bytes=spec.kv_cache_mib << 20,
+        kv_cache_memory_bytes=spec.rollout.kv_cache_mib << 20,
         # a seeded request whose prompt is read in parts fails on CPU ("CPU Generator does not use offset")
         enable_chunked_prefill=False,
-        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.max_model_len),
+        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.model.max_model_len),
         skip_mm_profiling=True,
     )
 

@@ -50,7 +50,7 @@ class ActorLost(Exception):
     """An actor's, inside the pool: it died or answers no more. Says how; its groups are sampled again."""
 
 
-def is_payload_lost(error: Exception) -> bool:
+def are_weights_lost(error: Exception) -> bool:
     """Whether weights could not be fetched because the process that sent them is gone: no fault of the actor."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, (ObjectLostError, WeightsGone))

@@ -1,4 +1,4 @@
-"""The rollout actors of a run: groups go to the least busy one with room, and survive the death of any.
+"""The rollout actors of a run: each group goes to the least busy one with room, and survives its death.
 
 `generate` belongs to one asyncio loop in a background thread, the rest to the main thread.
 """
@@ -12,26 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from actors.errors import (
-    ActorLost,
-    EngineDied,
-    GroupAborted,
-    PromptQuarantined,
-    WeightsRefused,
-    is_payload_lost,
-    reason_of,
-)
-from actors.places import Actor, Limits, Places, Weights, check_acknowledged
+from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined, reason_of
+from actors.replica import PublishedWeights, Replica, ReplicaLimits
+from actors.replicas import Replicas
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
-from rlsys.errors import FramesLost, LearnerLost
+from rlsys.errors import FramesLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
-from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
-SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled with nothing beside it
+SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled alone on an actor
 COUNTS = (
     "rollout/groups",
     "rollout/lost_actors",
@@ -45,11 +38,11 @@ COUNTS = (
 class RolloutPool:
     """Actors that sample groups. Results depend on prompt, seed and weights only, not on which actor samples.
 
-    make_actor: starts the process of the given place and returns its Ray handle at once.
+    make_actor: starts the process of the given slot and returns its Ray handle immediately.
     timeout_s: an actor with work that has finished nothing for so long counts as dead.
     start_timeout_s: what loading an engine may take.
-    max_num_seqs: responses that an actor generates at once. It is given no group beyond them but one, and the
-    rest waits here, oldest first; None gives every group away at once.
+    max_num_seqs: responses that an actor generates at once. It is given one group beyond them at most, and the
+    rest waits here, oldest first; None hands out every group at once.
     """
 
     def __init__(
@@ -62,10 +55,10 @@ class RolloutPool:
         max_num_seqs: int | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        limits = Limits(timeout_s=timeout_s, start_timeout_s=start_timeout_s, max_num_seqs=max_num_seqs)
-        self._places = Places(make_actor, num_actors, limits)
+        limits = ReplicaLimits(timeout_s=timeout_s, start_timeout_s=start_timeout_s, max_num_seqs=max_num_seqs)
+        self._replicas = Replicas(make_actor, num_actors, limits)
         self._tickets = itertools.count()
-        self._counts = self._places.counts
+        self._counts = self._replicas.counts
         self._load_s = 0.0
 
     @classmethod
@@ -78,15 +71,15 @@ class RolloutPool:
         timeout_s: float = 600.0,
         start_timeout_s: float = 900.0,
     ) -> RolloutPool:
-        """Starts the actors and returns at once; the first `load_weights` waits for them.
+        """Start the actors and return immediately; the first `load_weights` waits for them.
 
         options: Ray's actor options for each actor (num_cpus, num_gpus, scheduling_strategy, …);
         () gives each one CPU.
         """
         remote = ray.remote(RolloutActor)
 
-        def make_actor(place: int) -> Any:
-            chosen = {"num_cpus": 1, **(options[place] if options else {})}
+        def make_actor(slot: int) -> Any:
+            chosen = {"num_cpus": 1, **(options[slot] if options else {})}
             runtime = dict(chosen.pop("runtime_env", {}))
             # what torch and vLLM read when they are imported must be there before the process starts
             runtime["env_vars"] = {**environment(spec), **runtime.get("env_vars", {})}
@@ -97,16 +90,16 @@ class RolloutPool:
             num_actors,
             timeout_s=timeout_s,
             start_timeout_s=start_timeout_s,
-            max_num_seqs=spec.max_num_seqs,
+            max_num_seqs=spec.rollout.max_num_seqs,
         )
 
     async def generate(
         self, item: PromptItem, prompt: Prompt, clips: Sequence[ClipRef], sampling: Sampling
     ) -> tuple[Rollout, ...]:
-        """The group's rollouts in sample order. A group whose actor is lost is sampled again with the same seeds.
+        """Return the group's rollouts in sample order; if its actor is lost it is sampled again with the same seeds.
 
-        Raises PromptRefused, BadOutput, or what made the frames unavailable; NoWeights before the first
-        `load_weights`; PromptQuarantined when actors keep dying under this prompt; PoolFailed when none is left.
+        Raises PromptRefused, BadOutput, or FramesLost; NoWeights before the first `load_weights`; PromptQuarantined
+        if actors keep dying under this prompt; PoolFailed if none is left.
         """
         infos = tuple(clip.info for clip in clips)
         request = GroupRequest(prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=infos, sampling=sampling)
@@ -114,39 +107,39 @@ class RolloutPool:
         ticket = next(self._tickets)
         deaths: list[str] = []
         while True:
-            # a prompt that was there when actors died gets one to itself: if that dies too, it is the prompt
+            # a prompt under which actors died gets one to itself: if that dies too, the prompt is to blame
             alone = len(deaths) >= SUSPECT_DEATHS
-            actor = await self._places.acquire(ticket, sampling.num_samples, reserve=alone)
+            actor = await self._replicas.acquire(ticket, sampling.num_samples, reserve=alone)
             try:
-                if alone and not await self._places.becomes_alone(actor):
+                if alone and not await self._replicas.becomes_alone(actor):
                     continue
                 return await self._sample(actor, request, frames)
             except GroupAborted:
                 self._counts["rollout/aborted_groups"] += 1
             except ActorLost as error:
-                deaths.append(f"actor {actor.place}: {error}")
+                deaths.append(f"actor {actor.slot}: {error}")
                 was_alone = (actor.groups if actor.died_with is None else actor.died_with) == 1
                 is_poison = len(deaths) >= SUSPECT_DEATHS and was_alone
-                self._places.lose(actor, str(error), is_its_own_fault=not is_poison)
+                self._replicas.lose(actor, str(error), is_its_own_fault=not is_poison)
                 if is_poison:
                     raise self._quarantine(request.prompt_id, deaths) from error
                 self._counts["rollout/resampled_groups"] += 1
             finally:
-                self._places.release(actor, sampling.num_samples, was_reserved=alone)
+                self._replicas.release(actor, sampling.num_samples, was_reserved=alone)
 
-    async def _sample(self, actor: Actor, request: GroupRequest, frames: Sequence[Any]) -> tuple[Rollout, ...]:
+    async def _sample(self, actor: Replica, request: GroupRequest, frames: Sequence[Any]) -> tuple[Rollout, ...]:
         reference = actor.handle.generate.remote(request, *frames)
         done = asyncio.wrap_future(reference.future())
         done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if no longer awaited
         start = time.monotonic()
         try:
             while not done.done():
-                left = self._seconds_left(actor, start)
+                left = actor.seconds_left(start, self._timeout_s)
                 if left <= 0:
                     raise ActorLost(f"finished no group for {self._timeout_s:g} s (rollout.timeout_s).")
                 await asyncio.wait((done,), timeout=min(left, self._timeout_s / 2))
-                with self._places.changed:
-                    self._places.note_healths()
+                with self._replicas.changed:
+                    self._replicas.note_healths()
             rollouts = done.result()
         except asyncio.CancelledError:
             ray.cancel(reference)
@@ -159,114 +152,75 @@ class RolloutPool:
             if isinstance(error.cause, ObjectLostError):
                 raise FramesLost((error.cause.object_ref_hex,)) from error
             raise error.cause from None  # the actor's traceback leads into vLLM, not to the prompt
-        self._places.note_progress(actor)
+        self._replicas.note_progress(actor)
         self._counts["rollout/groups"] += 1
         return rollouts
-
-    def _seconds_left(self, actor: Actor, start: float) -> float:
-        """Until what was asked of the actor at `start` is overdue. Work queues up, so what it finishes counts."""
-        return max(start, actor.progress_s) + self._timeout_s - time.monotonic()
 
     def _quarantine(self, prompt_id: str, deaths: Sequence[str]) -> PromptQuarantined:
         self._counts["rollout/quarantined_prompts"] += 1
         return PromptQuarantined(
-            f"{prompt_id}: {len(deaths)} actors died while they generated it, the last one with nothing beside it; "
-            "take the row out or look at its clip.\n" + "\n".join(deaths)
+            f"{prompt_id}: {len(deaths)} actors died while they generated it, the last one with nothing else to do; "
+            "remove the row or check its clip.\n" + "\n".join(deaths)
         )
 
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> int:
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> int:
         """Bring every actor to `version` and return how many hold it. Blocks; for the main thread.
 
-        shipment: how an actor gets what `version` names. What becomes of groups that run is
-        in `EngineLoop`; those that wait here are not waited for. An actor samples again as soon as it has the
-        weights. One that fails, or takes longer than `timeout_s` since it last finished something, is replaced in
-        the background; all have that time together, not one after another.
-        Raises WeightsRefused when every actor refused the payload (they go on with what they had), PoolFailed
-        when no actor is left, LearnerLost when the payload was lost with the process that had put it there.
+        transfer: how an actor gets the bytes of `version`. `EngineLoop` says what happens to running groups; groups
+        that wait here do not delay the update. An actor samples again as soon as it has the weights. One that fails
+        or exceeds its deadline (see `Replicas.send`) is replaced in the background.
+        Raises WeightsRefused if every actor refused the weights (they keep what they had), PoolFailed if no actor is
+        left, LearnerLost if the weights were lost with the process that published them.
         """
         start = time.monotonic()
-        places = self._places
-        weights = Weights(shipment, version)
-        with places.changed:
-            previous, places.weights = places.weights, weights
-            actors, newcomers = places.up(), places.newcomers()
-            places.notify()
-        refused = self._send(weights, actors, start)
+        replicas = self._replicas
+        weights = PublishedWeights(transfer, version)
+        with replicas.changed:
+            previous, replicas.weights = replicas.weights, weights
+            actors, newcomers = replicas.up(), replicas.newcomers()
+            replicas.notify()
+        refused = replicas.send(actors, weights)
         if actors and len(refused) == len(actors):
-            with places.changed:
-                places.weights = previous
-                places.notify()
+            with replicas.changed:
+                replicas.weights = previous
+                replicas.notify()
             raise refused[actors[0]]
         for actor, error in refused.items():
-            places.lose(actor, f"update to version {version.version}: {error}")
-        with places.changed:
-            places.wait_settled(newcomers)
+            replicas.lose(actor, f"update to version {version.version}: {error}")
+        with replicas.changed:
+            replicas.wait_settled(newcomers)
             self._counts["weights/updates"] += 1
             self._load_s = time.monotonic() - start
-            return len(places.ready())
-
-    def _send(self, weights: Weights, actors: Sequence[Actor], start: float) -> dict[Actor, WeightsRefused]:
-        """Who refused the weights. Returns once each actor has answered or is lost.
-
-        Raises LearnerLost when the weights went with their sender: the actors wait for others then.
-        """
-        asked = {actor.handle.load_weights.remote(weights.shipment, weights.version): actor for actor in actors}
-        refused: dict[Actor, WeightsRefused] = {}
-        lost: Exception | None = None
-        while asked:
-            left = min(self._seconds_left(actor, start) for actor in asked.values())
-            answered, _ = ray.wait(list(asked), timeout=max(0.0, left))
-            overdue = [ref for ref, actor in asked.items() if self._seconds_left(actor, start) <= 0]
-            for ref in answered or overdue:
-                actor = asked.pop(ref)
-                try:
-                    check_acknowledged(ray.get(ref, timeout=0), weights.version)
-                    self._places.hold(actor, weights)
-                except WeightsRefused as error:
-                    if is_payload_lost(error):
-                        lost = error
-                    else:
-                        refused[actor] = error.cause if isinstance(error, RayTaskError) else error
-                except GetTimeoutError:
-                    reason = f"not acknowledged within {self._timeout_s:g} s (rollout.timeout_s)."
-                    self._places.lose(actor, f"update to version {weights.version.version}: {reason}")
-                except (RayError, ActorLost) as error:
-                    if is_payload_lost(error):
-                        lost = error
-                    else:
-                        self._places.lose(actor, f"update to version {weights.version.version}: {reason_of(error)}")
-        if lost:
-            raise LearnerLost(f"the weights of version {weights.version.version}: {reason_of(lost)}")
-        return refused
+            return len(replicas.ready())
 
     def raise_if_weights_gone(self) -> None:
-        """Raises LearnerLost when no actor holds the current weights and they went with the process that sent them."""
-        with self._places.changed:
-            if not self._places.ready():
-                self._places.raise_if_weights_gone()
+        """Raise LearnerLost if no actor holds the current weights and they were lost with the learner."""
+        with self._replicas.changed:
+            if not self._replicas.ready():
+                self._replicas.raise_if_weights_gone()
 
-    def compare_weights(self, shipment: Shipment) -> dict[str, tuple[Manifest, dict[str, float | None]]]:
-        """By actor, what it acknowledged and how far it is from a shipment; see `RolloutActor.compare_weights`."""
-        with self._places.changed:
-            actors = self._places.ready()
-        asked = {f"actor {actor.place}": actor.handle.compare_weights.remote(shipment) for actor in actors}
-        return {name: ray.get(reference, timeout=self._timeout_s) for name, reference in asked.items()}
+    def compare_weights(self, transfer: WeightTransfer) -> dict[str, tuple[Manifest, dict[str, float | None]]]:
+        """Return by actor what `RolloutActor.compare_weights` finds."""
+        with self._replicas.changed:
+            actors = self._replicas.ready()
+        answers = {f"actor {actor.slot}": actor.handle.compare_weights.remote(transfer) for actor in actors}
+        return {name: ray.get(reference, timeout=self._timeout_s) for name, reference in answers.items()}
 
     def counters(self) -> dict[str, float]:
-        """Totals since the launch; actors now, by health (see `Places.health`); groups that no actor has room for;
-        and the seconds of the last update.
+        """Return totals since the launch, actors by health now (see `Replicas.health`), groups that no actor has room
+        for, and the duration of the last update.
         """
-        with self._places.changed:
+        with self._replicas.changed:
             counts = {name: float(self._counts[name]) for name in COUNTS}
-            healths = {f"rollout/{health}_actors": float(n) for health, n in self._places.count_healths().items()}
+            healths = {f"rollout/{health}_actors": float(n) for health, n in self._replicas.count_healths().items()}
             return {
                 **counts,
                 **healths,
-                "rollout/ready_actors": float(len(self._places.ready())),
-                "rollout/waiting_groups": float(self._places.num_waiting),
+                "rollout/ready_actors": float(len(self._replicas.ready())),
+                "rollout/waiting_groups": float(self._replicas.num_waiting),
                 "weights/load_s": self._load_s,
             }
 
     def shutdown(self) -> None:
-        """End all actors; groups that still run fail."""
-        self._places.close()
+        """End all actors; groups still running fail."""
+        self._replicas.close()

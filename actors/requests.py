@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.errors import PromptRefused
 from rlsys import env
-from rlsys.config.run import LoraConfig
+from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
 from rlsys.types import ClipInfo, Sampling
 
 WeightUpdate = Literal["pause", "keep", "abort"]
@@ -25,28 +25,21 @@ TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """How to build an engine; meanings and units as in `rlsys.config.run` (model, rollout, cluster).
+    """How to build an engine: the config's sections that concern it, and what comes from elsewhere.
 
-    banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
-    weights_transport: as in `rlsys.config.run.WeightsConfig`.
     lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
-    weight_update: what an update does to groups that run; see `actors.rollout_actor.EngineLoop`.
+    device, weight_update: as in sections `cluster` and `pipeline`.
+    banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
     """
 
-    model_path: str
-    dtype: Literal["float32", "bfloat16"]
-    max_model_len: int
-    max_num_seqs: int
-    kv_cache_mib: int
-    threads: int
-    tensor_parallel_size: int
-    gpu_memory_utilization: float
-    device: Literal["cpu", "cuda"]
+    model: ModelConfig
+    rollout: RolloutConfig
     banned_token_ids: tuple[int, ...]
-    seed: int = 0
-    weights_transport: str = "object_store"
+    weights: WeightsConfig = WeightsConfig()
     lora: LoraConfig = LoraConfig()
+    device: Literal["cpu", "cuda"] = "cpu"
     weight_update: WeightUpdate = "pause"
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +73,7 @@ def environment(spec: EngineSpec) -> dict[str, str]:
     if spec.device == "cuda":
         # an engine in a process of its own cannot be sent tensors: its wire format turns them into lists
         return {**env.QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.threads)}
+    return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.rollout.threads)}
 
 
 def check_request(request: GroupRequest, frames: Sequence[np.ndarray], limits: EngineLimits) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate
 from rlsys.types import Rollout
-from rlsys.weights.manifest import Manifest, Shipment
+from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
 SHUTDOWN_S = 10.0  # for an engine to free what it has; whoever asked ends the process then
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
     def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]: ...
 
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion: ...
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion: ...
 
     def shutdown(self) -> None: ...
 
@@ -65,7 +65,7 @@ class _Call:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Update:
-    shipment: Shipment
+    transfer: WeightTransfer
     version: WeightVersion
     done: Future[WeightVersion] = field(default_factory=Future)
 
@@ -121,9 +121,9 @@ class EngineLoop:
         """Nobody awaits this group of `generate` any more: it makes room for others, and its future stays as it is."""
         self._send(_Forget(group=group))
 
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> Future[WeightVersion]:
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> Future[WeightVersion]:
         """The acknowledged version, or WeightsRefused (the engine serves on with what it had) or EngineDied."""
-        command = _Update(shipment=shipment, version=version)
+        command = _Update(transfer=transfer, version=version)
         self._send(command)
         return command.done
 
@@ -181,7 +181,7 @@ class EngineLoop:
                 return
             try:
                 outcome = (
-                    engine.load_weights(call.shipment, call.version)
+                    engine.load_weights(call.transfer, call.version)
                     if isinstance(call, _Update)
                     else call.function(engine)
                 )
@@ -282,13 +282,13 @@ class RolloutActor:
             self._loop.forget(group)
             raise
 
-    async def load_weights(self, shipment: Shipment, version: WeightVersion) -> WeightVersion:
+    async def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
         """See `EngineLoop.load_weights`."""
-        return await asyncio.wrap_future(self._loop.load_weights(shipment, version))
+        return await asyncio.wrap_future(self._loop.load_weights(transfer, version))
 
-    async def compare_weights(self, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
+    async def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """What was acknowledged, and what `RolloutEngine.compare_weights` finds, while no group runs."""
-        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.compare_weights(shipment)))
+        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.compare_weights(transfer)))
 
     async def shutdown(self) -> None:
         """Frees the engine; vLLM leaves shared memory behind when its process is killed without."""

@@ -32,7 +32,7 @@ from learner.packing.rows import Response, Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
 from rlsys import env
-from rlsys.config.run import AlgorithmConfig, LearnerConfig, TrainConfig
+from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, RolloutConfig, TrainConfig
 from rlsys.models.mrope import VisionTokens, mrope_positions
 from rlsys.types import ClipInfo, ClipRef, Prompt
 
@@ -271,15 +271,12 @@ class Bench:
             os.environ.update(env.RANKS_ON_LOOPBACK)
             join_ranks(0, 1, open_store(1, LOOPBACK, 60.0), device=setting.device, timeout_s=600.0)
         spec = LearnerSpec(
-            model_path=model_path,
-            dtype=setting.dtype,
-            attention=setting.attention,
+            model=ModelConfig(path=model_path, dtype=setting.dtype, attention=setting.attention),
+            rollout=RolloutConfig(max_tokens=1024),
             train=TrainConfig(learning_rate=1e-6, schedule="constant"),
             algorithm=AlgorithmConfig(),
-            max_tokens=1024,
             learner=LearnerConfig(gradient_checkpointing=setting.gradient_checkpointing),
             device=setting.device,
-            seed=0,
         )
         self._engine = LearnerEngine(spec)
         self._policy = self._engine._policy

@@ -26,12 +26,12 @@ import ray
 import torch
 import typer
 
-from actors.weights.receive import Received, changed_names, holding, receive
+from actors.weights.receive import TransferStats, changed_names, holding, receive
 from learner.weights.publishing import Publisher
-from learner.weights.weights_out import Outlet, as_it_is
+from learner.weights.weights_out import ExportedTensor, unchanged
 from rlsys import env
-from rlsys.weights.broadcast import Sending, Sent
-from rlsys.weights.manifest import Manifest, Shipment, digest_of
+from rlsys.weights.broadcast import BroadcastResult, BroadcastSender
+from rlsys.weights.manifest import Manifest, WeightTransfer, digest_of
 from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
@@ -81,25 +81,28 @@ class FakeLearner:
         self._parameters = [
             torch.nn.Parameter(torch.randn(size), requires_grad=index >= frozen) for index in range(sent)
         ]
-        outlets: dict[str, Outlet] = {f"w{i:05}": as_it_is(p) for i, p in enumerate(self._parameters)}
-        self._publisher = Publisher(outlets, lambda parameters: nullcontext(), BUCKET_BYTES, stores=True)
+        exported: dict[str, ExportedTensor] = {f"w{i:05}": unchanged(p) for i, p in enumerate(self._parameters)}
+        self._publisher = Publisher(exported, lambda parameters: nullcontext(), BUCKET_BYTES, stores=True)
         self._is_collective = transport == "collective"
 
-    def publish(self, version: int) -> tuple[Shipment, WeightVersion]:
+    def publish(self, version: int) -> tuple[WeightTransfer, WeightVersion]:
         with torch.no_grad():
             for parameter in self._parameters:
                 if parameter.requires_grad:
                     parameter.add_(1.0)
         buckets, manifest = self._publisher.publish(ray.put)
-        self._sending = Sending("127.0.0.1", 1, 60.0) if self._is_collective else None
-        meeting = self._sending.rendezvous if self._sending else None
-        self._shipment, self._manifest = Shipment(buckets=buckets, timeout_s=60.0, rendezvous=meeting), manifest
-        return self._shipment, version_of(manifest, version)
+        self._sender = BroadcastSender("127.0.0.1", 1, 60.0) if self._is_collective else None
+        rendezvous = self._sender.rendezvous if self._sender else None
+        self._transfer, self._manifest = (
+            WeightTransfer(buckets=buckets, timeout_s=60.0, rendezvous=rendezvous),
+            manifest,
+        )
+        return self._transfer, version_of(manifest, version)
 
-    def send(self) -> Sent | None:
-        if self._sending is None:
+    def send(self) -> BroadcastResult | None:
+        if self._sender is None:
             return None
-        return self._sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
+        return self._sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
 
     def rss_mib(self) -> tuple[float, float]:
         return resident_mib()
@@ -112,15 +115,15 @@ class FakeActor:
         self._held: Manifest = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> Received:
-        received = Received()
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> TransferStats:
+        stats = TransferStats()
         names = changed_names(version.manifest, self._held, str)
-        for payload in receive(shipment, holding(shipment.buckets, names), version, received):
-            for name, tensor in payload.items():
+        for tensors in receive(transfer, holding(transfer.buckets, names), version, stats):
+            for name, tensor in tensors.items():
                 kept = self._tensors.setdefault(name, torch.empty(tensor.data.nbytes, dtype=torch.uint8))
                 kept.numpy()[:] = tensor.data
         self._held = version.manifest
-        return received
+        return stats
 
     def rss_mib(self) -> tuple[float, float]:
         return resident_mib()
@@ -160,16 +163,16 @@ def bandwidth(num_bytes: int = 128 << 20, repeats: int = 3) -> float:
     return num_bytes / best
 
 
-def update(learner: Any, actor: Any, version: int) -> tuple[Received, float, float]:
+def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, float, float]:
     """One update: what the actor took, seconds until it was published, seconds until it was taken."""
     start = time.perf_counter()
-    shipment, announced = ray.get(learner.publish.remote(version))
+    transfer, announced = ray.get(learner.publish.remote(version))
     published = time.perf_counter()
-    sending = learner.send.remote() if shipment.rendezvous else None
-    received = ray.get(actor.load_weights.remote(shipment, announced))
-    if sending is not None:
-        ray.get(sending)
-    return received, published - start, time.perf_counter() - start
+    broadcast = learner.send.remote() if transfer.rendezvous else None
+    stats = ray.get(actor.load_weights.remote(transfer, announced))
+    if broadcast is not None:
+        ray.get(broadcast)
+    return stats, published - start, time.perf_counter() - start
 
 
 def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: int) -> Measured:
@@ -178,11 +181,11 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
     update(*pair, 0)
     copied = bandwidth()
     runs = [update(*pair, version) for version in range(1, repeats + 1)]
-    received, publish_s, seconds = min(runs, key=lambda run: run[2])
+    stats, publish_s, seconds = min(runs, key=lambda run: run[2])
     return Measured(
         transport=transport,
         model_bytes=model_bytes,
-        moved_bytes=received.stored_bytes + received.broadcast_bytes,
+        moved_bytes=stats.stored_bytes + stats.broadcast_bytes,
         publish_s=publish_s,
         seconds=seconds,
         copies=COPIES[transport],

@@ -29,7 +29,7 @@ def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
         trained = f"LoRA of rank {lora.rank} on {', '.join(sorted(lora.targets))}"
     else:
         trained = f"all but {', '.join(sorted(learner.frozen_parts)) or 'nothing'}"
-    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.dtype, trained=trained)
+    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.model.dtype, trained=trained)
 
 
 def read_layout(folder: Path) -> Layout:

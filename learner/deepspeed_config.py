@@ -23,7 +23,7 @@ def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.train.max_grad_norm,
-        "bf16": {"enabled": spec.dtype == "bfloat16"},
+        "bf16": {"enabled": spec.model.dtype == "bfloat16"},
         # passes add up in float32 whatever the weights are in, or many would round each other away; not at stage 0
         "data_types": {"grad_accum_dtype": "fp32" if spec.learner.zero_stage else None},
         "zero_allow_untested_optimizer": True,

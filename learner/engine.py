@@ -39,12 +39,12 @@ from learner.weights.publishing import Publisher, Put
 from learner.weights.weights_out import (
     ADAPTER_FOLDER,
     MAX_FILE_BYTES,
-    Outlet,
-    adapter_outlets,
+    ExportedTensor,
     assist,
     checkpoint_names,
     collect,
-    model_outlets,
+    exported_adapter,
+    exported_model,
     stream,
     write_adapter,
     write_folder,
@@ -104,12 +104,12 @@ class LearnerEngine:
     def __init__(self, spec: LearnerSpec) -> None:
         torch.manual_seed(spec.seed)
         self.spec = spec
-        self._dtype = getattr(torch, spec.dtype)
+        self._dtype = getattr(torch, spec.model.dtype)
         with _partitioned_from_the_start(spec):
-            model = load_model(spec.model_path, dtype=spec.dtype, attention=spec.attention)
+            model = load_model(spec.model.path, dtype=spec.model.dtype, attention=spec.model.attention)
         if spec.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._layout = read_layout(model, spec.model_path)
+        self._layout = read_layout(model, spec.model.path)
         self._names = checkpoint_names(model)
         if spec.learner.lora.rank:
             torch.manual_seed(spec.seed)  # the same adapters however the model was loaded
@@ -124,7 +124,7 @@ class LearnerEngine:
         """The policy that the run starts from; None where that is the model with its adapters off."""
         if self.spec.learner.lora.rank:
             return None
-        model = load_model(self.spec.model_path, dtype=self.spec.dtype, attention=self.spec.attention)
+        model = load_model(self.spec.model.path, dtype=self.spec.model.dtype, attention=self.spec.model.attention)
         return PackedPolicy(model.to(self.spec.device)).eval().requires_grad_(False)
 
     def update(self, shard: RankShard) -> RankStats:
@@ -177,7 +177,7 @@ class LearnerEngine:
     def _step(self) -> float:
         """Apply the update; the gradient's global norm before clipping."""
         grad_norm = None
-        if self.spec.learner.zero_stage == 0 and self.spec.dtype == "float32":
+        if self.spec.learner.zero_stage == 0 and self.spec.model.dtype == "float32":
             # DeepSpeed without ZeRO clips plain parameters and keeps no norm; their gradients are already reduced
             grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._engine.parameters() if p.grad is not None])
         self._engine.step()
@@ -218,17 +218,17 @@ class LearnerEngine:
     def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
         """What the engines are sent, on rank 0; nothing on the others. See `Publisher` and `LearnerSpec.sync`."""
         if self._publisher is None:
-            outlets = self._adapter() if self.spec.sync == "adapter" else self._whole()
+            exported = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
             shares = self.spec.weights.transport == "ipc"
-            self._publisher = Publisher(outlets, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
+            self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
         return self._publisher.publish(put)
 
-    def _whole(self) -> dict[str, Outlet]:
-        return model_outlets(self._engine.module.model, self._names)
+    def _whole(self) -> dict[str, ExportedTensor]:
+        return exported_model(self._engine.module.model, self._names)
 
-    def _adapter(self) -> dict[str, Outlet]:
-        return adapter_outlets(self._engine.module.model)
+    def _adapter(self) -> dict[str, ExportedTensor]:
+        return exported_adapter(self._engine.module.model)
 
     @contextmanager
     def _gathered(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
@@ -245,7 +245,7 @@ class LearnerEngine:
         tensor at a time is gathered and written, so that no rank holds the model. Raises NotWritten, on all
         ranks, where the disk does not take it.
         """
-        whole, adapter, source = self._whole(), self._adapter(), self.spec.model_path
+        whole, adapter, source = self._whole(), self._adapter(), self.spec.model.path
         problems: list[str] = []
         found = None
         if dist.get_rank():
@@ -257,10 +257,10 @@ class LearnerEngine:
             except (OSError, shutil.Error) as error:
                 problems.append(str(error))
                 deque(tensors, maxlen=0)  # the other ranks are at the same gathers
-            payload = collect(adapter, self._gathered)
+            tensors_of_adapter = collect(adapter, self._gathered)
             if adapter and not problems:
                 try:
-                    write_adapter(payload, self.spec.learner.lora, source, folder / ADAPTER_FOLDER)
+                    write_adapter(tensors_of_adapter, self.spec.learner.lora, source, folder / ADAPTER_FOLDER)
                 except (OSError, SafetensorError) as error:
                     problems.append(str(error))
         checkpoints.raise_not_written(problems, self._engine.device)

@@ -24,11 +24,11 @@ from learner.worker import LOOPBACK, LearnerWorker
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
-from rlsys.weights.manifest import Manifest, Shipment, manifest_of
+from rlsys.weights.manifest import Manifest, WeightTransfer, manifest_of
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
-    from rlsys.weights.broadcast import Sent
+    from rlsys.weights.broadcast import BroadcastResult
 
 BLAME_S = 2.0
 """Seconds in which the other ranks may still say what happened, once one has failed."""
@@ -85,12 +85,12 @@ class LearnerGroup:
         return len(self._workers)
 
     def load(self, spec: LearnerSpec) -> None:
-        """Read `spec.model_path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
+        """Read `spec.model.path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
         if not self._is_joined:
             self._join()
         self._call("load", spec)
         self._spec = spec
-        self._cost = read_cost_model(spec.model_path, spec.learner.untrained_parts)
+        self._cost = read_cost_model(spec.model.path, spec.learner.untrained_parts)
 
     def _join(self) -> None:
         """Let the ranks find each other."""
@@ -134,7 +134,7 @@ class LearnerGroup:
             spec.learner.micro_batch_tokens,
             self._cost,
             loss_mean=spec.algorithm.loss_mean if batch.objective == "grpo" else "token",
-            max_tokens=spec.max_tokens,
+            max_tokens=spec.rollout.max_tokens,
             old_logprobs=old_logprobs,
         )
         calls = [
@@ -143,30 +143,30 @@ class LearnerGroup:
         ]
         return self._wait("update", calls)
 
-    def publish(self, version: int, num_receivers: int = 0) -> tuple[Shipment, WeightVersion]:
+    def publish(self, version: int, num_receivers: int = 0) -> tuple[WeightTransfer, WeightVersion]:
         """How to get the weights, and what they are.
 
         version: batches learned from. Rank 0 owns what is in the object store.  num_receivers: engines that are up;
-        where it is not 0 and `weights.transport` is "collective", the shipment has a rendezvous at which rank 0
+        where it is not 0 and `weights.transport` is "collective", the transfer has a rendezvous at which rank 0
         meets them as soon as `send` is called.
         """
         return self._call("publish", version, num_receivers)[0]
 
-    def send(self) -> Sent:
+    def send(self) -> BroadcastResult:
         """Broadcast what was published last; blocks until it is over. A receiver that is lost is no error."""
         return self._wait("send", [self._alive[0].send.remote()])[0]
 
-    def compare(self, folder: Path, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]:
-        """What is in a model folder, and by name how far it is from a shipment; see `largest_difference`."""
+    def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
+        """What is in a model folder, and by name how far it is from a transfer; see `largest_difference`."""
         from learner.weights.weights_out import read_folder
 
-        payload = read_folder(folder)
+        held = read_folder(folder)
         found: dict[str, float | None] = {}
-        for bucket in shipment.buckets:
+        for bucket in transfer.buckets:
             published = ray.get(bucket.stored, timeout=self._timeout_s)
-            both = payload.keys() & published.keys()
-            found |= {name: largest_difference(published[name], payload[name]) for name in both}
-        return manifest_of(payload), found
+            both = held.keys() & published.keys()
+            found |= {name: largest_difference(published[name], held[name]) for name in both}
+        return manifest_of(held), found
 
     def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
         """Log-probabilities of every response under the current weights, f32 [R], as [group][sample].

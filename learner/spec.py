@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from rlsys.config.run import AlgorithmConfig, LearnerConfig, TrainConfig, WeightsConfig
+from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, RolloutConfig, TrainConfig, WeightsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSpec:
-    """Model, hyperparameters and device of a learner.
+    """How to build a learner: the config's sections that concern it, its device and seed.
 
-    model_path: checkpoint folder the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
-    dtype: "float32" or "bfloat16".  attention, see `learner.policy.load_model`.  device: "cpu" or "cuda".
-    max_tokens: longest response that is sampled, tokens.
-    weights: how `publish` sends them.
-    ranks_each: GPUs of one engine that is sent the weights.
+    model: the checkpoint the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
+    rollout: the longest response and the GPUs of one engine are read from it.
+    device: as in section `cluster`.
     sync: what `publish` sends: all weights, adapters merged in ("full"), or the adapters alone ("adapter"), for
-    engines that hold the model at `model_path`.
+    engines that hold `model`.
     """
 
-    model_path: Path
-    dtype: str
-    attention: str
+    model: ModelConfig
+    rollout: RolloutConfig
     train: TrainConfig
     algorithm: AlgorithmConfig
-    max_tokens: int
     learner: LearnerConfig
-    device: str
-    seed: int
     weights: WeightsConfig = WeightsConfig()
-    ranks_each: int = 1
+    device: str = "cpu"
+    seed: int = 0
     sync: Literal["full", "adapter"] = "full"

@@ -21,12 +21,12 @@ from learner.spec import LearnerSpec
 from rlsys import env
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
-from rlsys.weights.manifest import Manifest, Shipment, digest_of
+from rlsys.weights.manifest import Manifest, WeightTransfer, digest_of
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from learner.engine import LearnerEngine
-    from rlsys.weights.broadcast import Sending, Sent
+    from rlsys.weights.broadcast import BroadcastResult, BroadcastSender
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,9 +41,9 @@ class LearnerWorker:
         self._device, self._threads, self._timeout_s = device, threads, timeout_s
         self._store: Any = None
         self._engine: LearnerEngine | None = None
-        self._shipment: Shipment | None = None
+        self._transfer: WeightTransfer | None = None
         self._manifest: Manifest = {}
-        self._sending: Sending | None = None
+        self._sender: BroadcastSender | None = None
 
     def prepare(self) -> None:
         """Import what a rank needs, all ranks at once; again it costs nothing.
@@ -87,7 +87,7 @@ class LearnerWorker:
         if self._engine is not None:
             self._engine.close()
         self._engine = LearnerEngine(spec)
-        self._shipment, self._manifest = None, {}
+        self._transfer, self._manifest = None, {}
 
     @property
     def _loaded(self) -> LearnerEngine:
@@ -97,7 +97,7 @@ class LearnerWorker:
 
     def update(self, shard: RankShard) -> RankStats:
         """See `LearnerEngine.update`."""
-        self._sending = None  # what was shared by its place in memory is about to change
+        self._sender = None  # what was shared by its place in memory is about to change
         return self._loaded.update(replace(shard, micro_batches=self._fetched(shard.micro_batches)))
 
     def logprobs(self, micro_batches: MicroBatches, reference: bool = False) -> list[list[list[np.ndarray]]]:
@@ -115,32 +115,32 @@ class LearnerWorker:
             raise FramesLost(lost)
         return micro_batches
 
-    def publish(self, version: int, num_receivers: int = 0) -> tuple[Shipment, WeightVersion] | None:
-        """On rank 0: where the weights are and what they are; None on the others. See `LearnerGroup.publish`."""
+    def publish(self, version: int, num_receivers: int = 0) -> tuple[WeightTransfer, WeightVersion] | None:
+        """Publish the weights; return how to get them and what they are on rank 0, None on the others."""
         buckets, manifest = self._loaded.publish(ray.put)
         if not buckets:
             return None
-        spec, meeting = self._loaded.spec, None
+        spec, rendezvous = self._loaded.spec, None
         if spec.weights.transport != "object_store" and num_receivers:
-            from rlsys.weights.broadcast import Sending
+            from rlsys.weights.broadcast import BroadcastSender
 
-            self._sending = Sending(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
-            meeting = self._sending.rendezvous
-        self._shipment = Shipment(buckets=buckets, timeout_s=spec.weights.timeout_s, rendezvous=meeting)
+            self._sender = BroadcastSender(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
+            rendezvous = self._sender.rendezvous
+        self._transfer = WeightTransfer(buckets=buckets, timeout_s=spec.weights.timeout_s, rendezvous=rendezvous)
         self._manifest = manifest
-        return self._shipment, describe(manifest, version, spec)
+        return self._transfer, describe(manifest, version, spec)
 
-    def send(self) -> Sent:
-        """On rank 0: broadcast what was published last to those who meet it; returns what came of it."""
-        if self._sending is None or self._shipment is None:
-            raise RuntimeError("nothing was published that could be broadcast.")
-        sending, self._sending = self._sending, None
+    def send(self) -> BroadcastResult:
+        """Broadcast from rank 0 what was published last; return the outcome."""
+        if self._sender is None or self._transfer is None:
+            raise RuntimeError("nothing published waits to be broadcast; call publish with num_receivers first.")
+        sender, self._sender = self._sender, None
         channel = None
         if self._device == "cuda":
             from learner.weights.nccl import over_nccl
 
-            channel = partial(over_nccl, ranks_each=self._loaded.spec.ranks_each)
-        return sending.send(self._shipment.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
+            channel = partial(over_nccl, ranks_each=self._loaded.spec.rollout.tensor_parallel_size)
+        return sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
 
     def save(self, folder: Path) -> None:
         """See `LearnerEngine.save`."""
@@ -156,7 +156,7 @@ class LearnerWorker:
 
 
 def describe(manifest: Manifest, version: int, spec: LearnerSpec) -> WeightVersion:
-    """The record that goes with a shipment."""
+    """Return the record that names the published weights."""
     return WeightVersion(
         version=version,
         transport=spec.weights.transport,

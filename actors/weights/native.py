@@ -1,8 +1,8 @@
-"""Weights that never leave the GPUs: through vLLM's own weight transfer, by NCCL or by CUDA IPC.
+"""GPU-to-GPU updates through vLLM's own weight transfer, by NCCL or CUDA IPC.
 
-vLLM loads what it receives at once, so it is checked afterwards, by reading it back. An engine that fails
-midway is of no use any more and is replaced; one that does not get as far as the first tensor takes the
-object store's copy. Source of the protocol: `vllm.distributed.weight_transfer` of vLLM.
+vLLM loads what it receives at once, so it is checked afterwards, by reading it back. An engine that fails midway
+cannot be used any more and is replaced; one that fails before the first tensor takes the object store's copy.
+Source of the protocol: `vllm.distributed.weight_transfer` of vLLM.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from actors.requests import EngineSpec
-from actors.weights.receive import Received
+from actors.weights.receive import TransferStats
 from actors.weights.weights_in import engine_module
 from rlsys.weights.broadcast import BroadcastFailed, is_open, join
-from rlsys.weights.manifest import Bucket, Manifest, Shipment
+from rlsys.weights.manifest import Bucket, Manifest, WeightTransfer
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,15 @@ BACKENDS = {"collective": "nccl", "ipc": "ipc"}
 
 
 class Rpc(Protocol):
-    """`collective_rpc` of vLLM's engine: calls a method of every worker."""
+    """`collective_rpc` of vLLM's engine, which calls a method of every worker."""
 
     def __call__(self, method: str, *, kwargs: Mapping[str, Any] | None = None) -> object: ...
 
 
 def closed(buckets: Sequence[Bucket], wanted: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """`wanted` and every bucket that shares a module of the engine with one of them.
+    """Return `wanted` and every bucket that shares a module of the engine with one of them, and so on.
 
-    vLLM takes all of a bucket, and builds a module anew from what it is given: a part would leave the rest undefined.
+    vLLM loads all of a bucket and rebuilds a module from what it is given: a part would leave the rest undefined.
     """
     found, modules = set(wanted), {engine_module(name) for bucket in wanted for name in bucket.names}
     while more := {b for b in buckets if b not in found and modules & set(map(engine_module, b.names))}:
@@ -47,44 +47,46 @@ def closed(buckets: Sequence[Bucket], wanted: Sequence[Bucket]) -> tuple[Bucket,
 def take_natively(
     rpc: Rpc,
     spec: EngineSpec,
-    shipment: Shipment,
+    transfer: WeightTransfer,
     wanted: Sequence[Bucket],
     manifest: Manifest,
     begin: Callable[[], None],
-) -> Received | None:
-    """Load the buckets GPU to GPU; None when that cannot be done and nothing was touched.
+) -> TransferStats | None:
+    """Load the buckets GPU to GPU; return None if that is not possible and nothing was touched.
 
     begin: called before the engine's weights change.
     """
-    if spec.device != "cuda" or spec.weights_transport not in BACKENDS:
+    if spec.device != "cuda" or spec.weights.transport not in BACKENDS:
         return None
-    needed = closed(shipment.buckets, wanted)
-    if spec.weights_transport == "ipc":
-        # the meeting ends with the learner's next update, which changes what the handles lead to
-        is_current = shipment.rendezvous is not None and is_open(shipment.rendezvous)
+    needed = closed(transfer.buckets, wanted)
+    if spec.weights.transport == "ipc":
+        # the rendezvous closes at the learner's next update, which changes what the handles lead to
+        is_current = transfer.rendezvous is not None and is_open(transfer.rendezvous)
         return _take_by_ipc(rpc, needed, manifest, begin) if is_current else None
     try:
-        joined = join(shipment, needed)
-        info = json.loads(joined.wait_for("nccl"))
+        member = join(transfer, needed)
+        info = json.loads(member.wait_for("nccl"))
     except BroadcastFailed as error:
-        log.warning("%s; the weights come from the object store", error)
+        log.warning("%s; fetching the weights from the object store", error)
         return None
-    offset = 1 + (joined.rank - 1) * spec.tensor_parallel_size
+    offset = 1 + (member.rank - 1) * spec.rollout.tensor_parallel_size
     rpc("init_weight_transfer_engine", kwargs={"init_info": {**info, "rank_offset": offset, "packed": False}})
     begin()
     rpc("start_weight_update")
-    for index in joined.indices:
-        rpc("update_weights", kwargs={"update_info": update_info(shipment.buckets[index].names, manifest)})
+    for index in member.indices:
+        rpc("update_weights", kwargs={"update_info": update_info(transfer.buckets[index].names, manifest)})
     rpc("finish_weight_update")
     rpc("shutdown_weight_transfer_engine")  # the next update has a group of its own
-    moved = sum(shipment.buckets[index].num_bytes for index in joined.indices)
-    return Received(broadcast_bytes=moved, num_loaded=len(manifest), num_tensors=len(manifest))
+    moved = sum(transfer.buckets[index].num_bytes for index in member.indices)
+    return TransferStats(broadcast_bytes=moved, num_loaded=len(manifest), num_tensors=len(manifest))
 
 
-def _take_by_ipc(rpc: Rpc, needed: Sequence[Bucket], manifest: Manifest, begin: Callable[[], None]) -> Received | None:
+def _take_by_ipc(
+    rpc: Rpc, needed: Sequence[Bucket], manifest: Manifest, begin: Callable[[], None]
+) -> TransferStats | None:
     gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     if not all(gpu in bucket.handles.get(name, {}) for bucket in needed for name in bucket.names):
-        log.warning("the learner has no weights on this engine's GPU; they come from the object store")
+        log.warning("the learner has no weights on this engine's GPU; fetching them from the object store")
         return None
     rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": False}})
     begin()
@@ -93,11 +95,11 @@ def _take_by_ipc(rpc: Rpc, needed: Sequence[Bucket], manifest: Manifest, begin: 
         handles = [dict(bucket.handles[name]) for name in bucket.names]
         rpc("update_weights", kwargs={"update_info": {**update_info(bucket.names, manifest), "ipc_handles": handles}})
     rpc("finish_weight_update")
-    return Received(num_loaded=sum(len(bucket.names) for bucket in needed), num_tensors=len(manifest))
+    return TransferStats(num_loaded=sum(len(bucket.names) for bucket in needed), num_tensors=len(manifest))
 
 
 def update_info(names: Sequence[str], manifest: Manifest) -> dict[str, list[Any]]:
-    """What vLLM is told about the tensors of a bucket, in the order in which they come."""
+    """Return vLLM's description of a bucket's tensors, in the order in which they are sent."""
     specs = [manifest[name].spec for name in names]
     return {
         "names": list(names),

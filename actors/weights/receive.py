@@ -1,33 +1,31 @@
-"""An engine's weights come in: which buckets it needs, from where, and nothing unchecked.
+"""How an engine receives weights: which buckets it needs, from where, each checked before it is loaded.
 
-A bucket is checked against the manifest before one of its tensors is handed on. Buckets in the object
-store are all checked before the first is handed on, so that a bad one leaves the engine as it was.
+A bucket is checked against the manifest before any of its tensors is passed on. Buckets in the object store are all
+checked before the first is passed on, so that a bad one leaves the engine as it was.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
 import torch
 
 from actors.errors import WeightsGone, WeightsRefused
-from actors.weights.weights_in import as_tensor, bucket_problems, refused
-from rlsys.weights.broadcast import BroadcastFailed
-from rlsys.weights.broadcast import received as from_broadcast
-from rlsys.weights.manifest import Bucket, Manifest, NamedTensor, Shipment
+from actors.weights.weights_in import bucket_problems, refused
+from rlsys.weights.broadcast import BroadcastFailed, receive_broadcast
+from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, WeightTransfer
+from rlsys.weights.tensors import as_tensor
 from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 
-Payload = Mapping[str, NamedTensor]
-
 
 @dataclass(kw_only=True)
-class Received:
-    """What one update took: bytes by way, and tensors that were loaded of those that the version has."""
+class TransferStats:
+    """Size of one update: bytes by source, and how many of the version's tensors were loaded."""
 
     stored_bytes: int = 0
     broadcast_bytes: int = 0
@@ -36,9 +34,9 @@ class Received:
 
 
 def changed_names(manifest: Manifest, held: Manifest, module_of: Callable[[str], str]) -> set[str]:
-    """The tensors that must be loaded into an engine that holds `held`: all of every module of which one differs.
+    """Return the tensors to load into an engine that holds `held`: all of every module in which one differs.
 
-    module_of: the engine's module that a tensor is loaded into. vLLM builds a module anew from what it is given,
+    module_of: the engine's module that a tensor is loaded into. vLLM rebuilds a module from what it is given,
     so a part of one would leave the rest of it undefined.
     """
     touched = {module_of(name) for name, entry in manifest.items() if held.get(name) != entry}
@@ -46,13 +44,13 @@ def changed_names(manifest: Manifest, held: Manifest, module_of: Callable[[str],
 
 
 def holding(buckets: Sequence[Bucket], names: Collection[str]) -> tuple[Bucket, ...]:
-    """The buckets that hold one of the tensors."""
+    """Return the buckets that hold at least one of the tensors."""
     wanted = set(names)
     return tuple(bucket for bucket in buckets if not wanted.isdisjoint(bucket.names))
 
 
-def fetch(bucket: Bucket, timeout_s: float) -> Payload:
-    """The bucket's tensors, over the object store's own memory. Raises WeightsRefused when they cannot be had."""
+def fetch(bucket: Bucket, timeout_s: float) -> NamedTensors:
+    """Return the bucket's tensors, as views of the object store's memory. Raises WeightsRefused if that fails."""
     try:
         return ray.get(bucket.stored, timeout=timeout_s)
     except ray.exceptions.RayError as error:
@@ -64,48 +62,48 @@ def fetch(bucket: Bucket, timeout_s: float) -> Payload:
 
 
 def receive(
-    shipment: Shipment, buckets: Sequence[Bucket], version: WeightVersion, received: Received
-) -> Iterator[Payload]:
-    """The buckets' tensors, one bucket after another, each checked. Raises WeightsRefused.
+    transfer: WeightTransfer, buckets: Sequence[Bucket], version: WeightVersion, stats: TransferStats
+) -> Iterator[NamedTensors]:
+    """Yield the buckets' tensors, one bucket at a time, each checked; counts them in `stats`. Raises WeightsRefused.
 
-    A broadcast that fails, or brings what is not in the manifest, is made good from the object store.
+    What a broadcast loses or damages is fetched from the object store instead.
     """
     remaining = list(buckets)
-    if shipment.rendezvous is not None:  # even without a need: the sender waits for all
+    if transfer.rendezvous is not None:  # even if no bucket is needed: the sender waits for all
         try:
-            for bucket, payload in from_broadcast(shipment, tuple(remaining), version.manifest):
-                if problems := bucket_problems(payload, bucket.names, version.manifest):
-                    log.warning("version %d, as broadcast: %s", version.version, problems[0])
+            for bucket, tensors in receive_broadcast(transfer, tuple(remaining), version.manifest):
+                if problems := bucket_problems(tensors, bucket.names, version.manifest):
+                    log.warning("version %d: broadcast bucket rejected: %s", version.version, problems[0])
                     continue
-                received.broadcast_bytes += bucket.num_bytes
+                stats.broadcast_bytes += bucket.num_bytes
                 remaining.remove(bucket)
-                yield payload
+                yield tensors
         except BroadcastFailed as error:
-            log.warning("version %d: %s; the rest comes from the object store", version.version, error)
+            log.warning("version %d: %s; fetching the rest from the object store", version.version, error)
     for bucket in remaining:
-        payload = fetch(bucket, shipment.timeout_s)
-        if problems := bucket_problems(payload, bucket.names, version.manifest):
+        tensors = fetch(bucket, transfer.timeout_s)
+        if problems := bucket_problems(tensors, bucket.names, version.manifest):
             raise refused(version, problems)
-        received.stored_bytes += bucket.num_bytes
+        stats.stored_bytes += bucket.num_bytes
     for bucket in remaining:
-        yield fetch(bucket, shipment.timeout_s)
+        yield fetch(bucket, transfer.timeout_s)
 
 
-class Feed:
+class WeightsIterator:
     """Iterates over tensors for vLLM; an error ends it early and is kept in `error`.
 
-    An exception would leave vLLM's modules half taken apart, and the next update would go on from there.
+    An exception would leave vLLM's modules half rebuilt, and the next update would continue from there.
     """
 
-    def __init__(self, payloads: Iterator[Payload], names: Collection[str]) -> None:
-        self._payloads, self._names = payloads, names
+    def __init__(self, buckets: Iterator[NamedTensors], names: Collection[str]) -> None:
+        self._buckets, self._names = buckets, names
         self.error: WeightsRefused | None = None
         self.num_given = 0
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         try:
-            for payload in self._payloads:
-                for name, tensor in payload.items():
+            for tensors in self._buckets:
+                for name, tensor in tensors.items():
                     if name in self._names:
                         self.num_given += 1
                         yield name, as_tensor(tensor)

@@ -1,19 +1,16 @@
-"""Weights arrive at an engine: everything that can be wrong is found before they touch it.
+"""Checks of the weights that an engine is sent: everything that can be wrong is found before they touch it.
 
-A wrong shape inside vLLM ends the engine (later calls spin), so names, shapes, dtypes, bytes and
-finiteness are checked here, against the checkpoint that the engine was loaded from.
+A wrong shape inside vLLM kills the engine (later calls spin), so names, shapes, dtypes, bytes and finiteness are
+checked here, against the checkpoint that the engine was loaded from.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import struct
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +18,21 @@ from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
 from rlsys.config.run import LoraConfig
+from rlsys.models.folder import tensor_shapes
 from rlsys.weights.manifest import (
     Manifest,
     NamedTensor,
-    Shipment,
+    NamedTensors,
     TensorSpec,
+    WeightTransfer,
     differences,
     digest_of,
     entry_of,
     manifest_of,
 )
+from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_named, as_tensor, embedding_name
 from rlsys.weights.version import WeightVersion
 
-HEAD = "lm_head.weight"
-ADAPTER_PREFIX = "base_model.model."
 TEXT_LAYERS = "language_model.model.layers."
 FUSED = {
     "q_proj": ("qkv_proj", 0),
@@ -43,42 +41,40 @@ FUSED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-"""Layers that are a part of another one in vLLM."""
+"""Layers that vLLM fuses: by the checkpoint's name, the fused layer's name and the index of the part in it."""
 _SHOWN = 8  # problems named in an error; a wrong model has hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What an update must bring. tied_to: the tensor whose values the output head must have, "" when it has its own."""
+    """What an update must contain. tied_to: the tensor whose values the output head must have, "" if it has its own."""
 
     specs: Mapping[str, TensorSpec]
     tied_to: str
 
 
 def expected_weights(model_path: Path, dtype: str) -> Expected:
-    """Name, shape and dtype of every tensor of an update, read from the headers of the checkpoint's files.
+    """Return name, shape and dtype of every tensor of an update, from the headers of the checkpoint's files.
 
-    Names are the files' own, plus the output head where it is tied to the embedding and so in no file:
+    Names are the files' own, plus the output head where it is tied to the embedding and therefore in no file:
     an update without it would leave vLLM's head stale. dtype: the run's number format, whatever the files'.
-    Raises FileNotFoundError when the folder has no *.safetensors.
+    Raises FileNotFoundError if the folder has no *.safetensors.
     """
     files = sorted(Path(model_path).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{model_path}: no *.safetensors in it; save the checkpoint with save_pretrained.")
-    specs: dict[str, TensorSpec] = {}
-    for file in files:
-        for name, entry in _header(file).items():
-            specs[name] = TensorSpec(shape=tuple(entry["shape"]), dtype=dtype)
+    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    specs = {name: TensorSpec(shape=shape, dtype=dtype) for name, shape in shapes.items()}
     if HEAD in specs:
         return Expected(specs=specs, tied_to="")
-    embedding = next((name for name in specs if name.endswith("embed_tokens.weight")), None)
+    embedding = embedding_name(specs)
     if embedding is None:
         raise ValueError(f"{model_path}: neither {HEAD} nor an embed_tokens.weight that it could be tied to.")
     return Expected(specs={**specs, HEAD: specs[embedding]}, tied_to=embedding)
 
 
 def expected_adapter(full: Expected, lora: LoraConfig) -> Expected:
-    """Name, shape and dtype of every tensor of an adapter: two matrices for each target layer of the language model.
+    """Return name, shape and dtype of every tensor of an adapter: two for each target layer of the language model.
 
     Names are peft's: "base_model.model.", the layer as transformers calls it, "lora_A" (down to the rank) or "lora_B".
     """
@@ -98,8 +94,8 @@ def expected_adapter(full: Expected, lora: LoraConfig) -> Expected:
     return Expected(specs=specs, tied_to="")
 
 
-def write_adapter(payload: Mapping[str, NamedTensor], lora: LoraConfig, folder: Path) -> None:
-    """The adapter as the folder that vLLM reads: peft's format."""
+def write_adapter(tensors: NamedTensors, lora: LoraConfig, folder: Path) -> None:
+    """Write an adapter as the folder that vLLM reads, in peft's format."""
     settings = {
         "peft_type": "LORA",
         "r": lora.rank,
@@ -108,54 +104,47 @@ def write_adapter(payload: Mapping[str, NamedTensor], lora: LoraConfig, folder: 
         "bias": "none",
     }
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    save_file({name: as_tensor(tensor) for name, tensor in payload.items()}, folder / "adapter_model.safetensors")
-
-
-def _header(file: Path) -> dict[str, Any]:
-    # safetensors: u64 length of a JSON header, little endian, then the header
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header
+    save_file({name: as_tensor(tensor) for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
 
 def refused(version: WeightVersion, problems: Sequence[str]) -> WeightsRefused:
-    """The error that names a version and what is wrong with it."""
+    """Return the error that names a version and what is wrong with it."""
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     lines = "\n  ".join(problems[:_SHOWN])
     return WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
 
 
-def check_manifest(version: WeightVersion, expected: Expected, shipment: Shipment) -> None:
-    """Raises WeightsRefused unless the model can take what `version` announces and the shipment has all of it."""
+def check_manifest(version: WeightVersion, expected: Expected, transfer: WeightTransfer) -> None:
+    """Raise WeightsRefused unless the model can load what `version` announces and the transfer has all of it."""
     manifest = version.manifest
     problems = differences(expected.specs, {name: entry.spec for name, entry in manifest.items()})
     if not problems and (found := digest_of(manifest)) != version.digest:
-        problems = [f"the manifest's digest is {found}, version {version.version} was announced as {version.digest}"]
+        problems = [
+            f"the manifest's digest is {found}, but version {version.version} was announced as {version.digest}"
+        ]
     if not problems and expected.tied_to and manifest[HEAD].sha256 != manifest[expected.tied_to].sha256:
         problems = [f"{HEAD}: differs from {expected.tied_to}, to which this model ties it"]
-    shipped = {name for bucket in shipment.buckets for name in bucket.names}
-    problems = problems or [f"{name}: in no bucket of the shipment" for name in manifest if name not in shipped]
+    shipped = {name for bucket in transfer.buckets for name in bucket.names}
+    problems = problems or [f"{name}: in no bucket of the transfer" for name in manifest if name not in shipped]
     if problems:
         raise refused(version, problems)
 
 
-def bucket_problems(payload: Mapping[str, NamedTensor], names: Collection[str], manifest: Manifest) -> list[str]:
-    """One line for each tensor of a bucket that is not what the manifest says, or not finite; [] when none."""
+def bucket_problems(tensors: NamedTensors, names: Collection[str], manifest: Manifest) -> list[str]:
+    """Return one line for each tensor of a bucket that is not the manifest's, or not finite; [] when none."""
     expected = {name: manifest[name].spec for name in names}
-    problems = differences(expected, {name: tensor.spec for name, tensor in payload.items()})
-    problems = problems or [line for name, tensor in payload.items() if (line := _bytes_problem(name, tensor))]
+    problems = differences(expected, {name: tensor.spec for name, tensor in tensors.items()})
+    problems = problems or [line for name, tensor in tensors.items() if (line := _bytes_problem(name, tensor))]
     if problems:
         return problems
     problems = [
-        f"{name}: its digest is {entry.sha256}, it was announced as {manifest[name].sha256}"
-        for name, entry in manifest_of(payload).items()
+        f"{name}: its digest is {entry.sha256}, but it was announced as {manifest[name].sha256}"
+        for name, entry in manifest_of(tensors).items()
         if entry != manifest[name]
     ]
     return problems or [
-        f"{name}: holds NaN or infinity; the update that made it diverged"
-        for name, tensor in payload.items()
+        f"{name}: holds NaN or infinity; the update that produced it diverged"
+        for name, tensor in tensors.items()
         if not bool(torch.isfinite(as_tensor(tensor)).all())
     ]
 
@@ -167,16 +156,8 @@ def _bytes_problem(name: str, tensor: NamedTensor) -> str:
     return ""
 
 
-def as_tensor(named: NamedTensor) -> torch.Tensor:
-    """The tensor over the same bytes, without a copy. Never write to it: the bytes may be Ray's shared memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        flat = torch.from_numpy(named.data)
-    return flat.view(getattr(torch, named.spec.dtype)).view(named.spec.shape)
-
-
 def engine_name(name: str) -> str:
-    """The parameter of vLLM's Qwen2.5-VL that a checkpoint name, old style or new, is loaded into."""
+    """Return the parameter of vLLM's Qwen2.5-VL that a checkpoint name, old style or new, is loaded into."""
     for old, new in (
         ("model.language_model.", "language_model.model."),
         ("model.visual.", "visual."),
@@ -189,17 +170,17 @@ def engine_name(name: str) -> str:
 
 
 def engine_module(name: str) -> str:
-    """The module of vLLM's Qwen2.5-VL that a checkpoint's tensor is loaded into; fused projections are one module."""
+    """Return the module of vLLM's Qwen2.5-VL that a checkpoint's tensor belongs to; fused layers are one module."""
     module = engine_name(name).rpartition(".")[0]
     parent, _, kind = module.rpartition(".")
     return f"{parent}.{FUSED[kind][0]}" if kind in FUSED else module
 
 
 def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that vLLM holds as they came, by checkpoint name; a part of a fused projection as a slice of it.
+    """Yield the tensors that vLLM keeps as it received them, by checkpoint name; parts of fused layers as slices.
 
-    Not readable: on CPU the matrices of linear layers, which vLLM packs anew and frees, and what is split over
-    several processes. Every adapter's layer keeps the plain one as its `base_layer`.
+    Not readable: on CPU the matrices of linear layers, which vLLM repacks and frees, and what is split over
+    several processes. A layer with an adapter keeps the plain one as its `base_layer`.
     """
     parameters = {
         name.replace(".base_layer.", "."): held for name, held in model.named_parameters(remove_duplicate=False)
@@ -220,13 +201,13 @@ def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterato
 
 
 def _parts(name: str, kind: str) -> list[str]:
-    """The checkpoint's names of all that is fused with `name`, in their order."""
+    """Return the checkpoint's names of all parts of the layer that `name` is fused into, in their order."""
     fused = FUSED[kind][0]
     return [name.replace(f".{kind}.", f".{part}.") for part, (whole, _) in FUSED.items() if whole == fused]
 
 
 def stale_parameters(model: torch.nn.Module, manifest: Manifest) -> tuple[int, list[str]]:
-    """How many tensors can be read back from vLLM's model, and which of them are not what the manifest says."""
+    """Return how many tensors can be read back from vLLM's model, and which of them differ from the manifest."""
     num_read, stale = 0, []
     for name, held in readable(model, {name: entry.spec for name, entry in manifest.items()}):
         num_read += 1
@@ -235,35 +216,27 @@ def stale_parameters(model: torch.nn.Module, manifest: Manifest) -> tuple[int, l
     return num_read, stale
 
 
-def as_named(tensor: torch.Tensor) -> NamedTensor:
-    """A tensor of the engine as bytes; shared with it where it lies in memory as it would in a file."""
-    spec = TensorSpec(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-    return NamedTensor(spec=spec, data=tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+def compared(model: torch.nn.Module, tensors: NamedTensors, specs: Mapping[str, TensorSpec]) -> dict[str, float | None]:
+    """Return by name the largest absolute difference between vLLM's values and `tensors`; None if not readable.
 
-
-def compared(
-    model: torch.nn.Module, payload: Mapping[str, NamedTensor], specs: Mapping[str, TensorSpec]
-) -> dict[str, float | None]:
-    """By name, the largest absolute difference between what vLLM holds and `payload`; None where it is not readable.
-
-    specs: of the whole model, for a fused projection's place in its module depends on the others'.
+    specs: of the whole model, because a part's slice of a fused layer depends on the other parts.
     """
-    found: dict[str, float | None] = dict.fromkeys(payload)
+    found: dict[str, float | None] = dict.fromkeys(tensors)
     for name, held in readable(model, specs):
-        if name in payload:
-            sent = as_tensor(payload[name])
+        if name in tensors:
+            sent = as_tensor(tensors[name])
             found[name] = (held.cpu().double() - sent.double()).abs().max().item()
     return found
 
 
-def stale_adapter(model: torch.nn.Module, payload: Mapping[str, NamedTensor]) -> tuple[int, list[str]]:
-    """How many matrices of an adapter can be read back from vLLM's layers, and which of them differ there.
+def stale_adapter(model: torch.nn.Module, tensors: NamedTensors) -> tuple[int, list[str]]:
+    """Return how many matrices of an adapter can be read back from vLLM's layers, and which of them differ there.
 
-    Those that lead down to the rank; vLLM has multiplied the others with the scale.
+    Only the "A" matrices are compared: vLLM has multiplied the others by the scale.
     """
     layers = dict(model.named_modules())
     num_read, stale = 0, []
-    for name, named in payload.items():
+    for name, named in tensors.items():
         layer = name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
         if layer + ".lora_A.weight" != name.removeprefix(ADAPTER_PREFIX):
             continue

@@ -17,8 +17,6 @@ from rlsys.config.run import ConfigError, LoraConfig
 
 LANGUAGE_MODEL = "model.language_model."
 ADAPTER = "default"
-FILE_PREFIX = "base_model.model."
-"""What peft puts before a module's name in an adapter's file."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

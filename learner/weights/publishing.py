@@ -1,4 +1,4 @@
-"""What a learner rank publishes, bucket by bucket: no rank ever holds more of the model whole than one bucket."""
+"""What a learner rank publishes, bucket by bucket: no rank holds more of the whole model than one bucket."""
 
 from __future__ import annotations
 
@@ -8,67 +8,73 @@ from typing import Any
 
 import torch
 
-from learner.weights.weights_out import Gather, Outlet, assist, collect
-from rlsys.weights.manifest import Bucket, NamedTensor, TensorEntry, manifest_of, plan_buckets
+from learner.weights.weights_out import ExportedTensor, Gather, assist, collect
+from rlsys.weights.manifest import Bucket, NamedTensors, TensorEntry, manifest_of, plan_buckets
 
-Put = Callable[[Mapping[str, NamedTensor]], Any]
-"""Stores a bucket's tensors and returns the reference by which others get them."""
+Put = Callable[[NamedTensors], Any]
+"""Stores a bucket's tensors and returns the reference by which other processes get them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Parcel:
-    """The outlets of one bucket. is_frozen: none of them has a parameter that is trained."""
+class PlannedBucket:
+    """The exported tensors of one bucket. is_frozen: none of their parameters is trained."""
 
-    outlets: Mapping[str, Outlet]
+    exported: Mapping[str, ExportedTensor]
     is_frozen: bool
 
     @property
     def num_bytes(self) -> int:
-        """What is moved; what leaves under two names counts once."""
-        return sum(outlet.spec.num_bytes for outlet in dict.fromkeys(self.outlets.values()))
+        """What is moved; a tensor with two names counts once."""
+        return sum(tensor.spec.num_bytes for tensor in dict.fromkeys(self.exported.values()))
 
 
-def plan_parcels(outlets: Mapping[str, Outlet], max_bytes: int) -> list[Parcel]:
-    """All outlets in parcels of at most `max_bytes`, frozen ones apart from trained ones, in their order otherwise.
+def plan_export(exported: Mapping[str, ExportedTensor], max_bytes: int) -> list[PlannedBucket]:
+    """Group exported tensors into buckets of at most `max_bytes`, trained ones first and frozen ones apart.
 
-    What leaves under two names (a tied head) is in one parcel under both.
+    The order is otherwise kept. A tensor with two names (a tied head) is in one bucket under both.
     """
-    names: dict[Outlet, list[str]] = {}
-    for name, outlet in outlets.items():
-        names.setdefault(outlet, []).append(name)
-    parcels = []
+    names: dict[ExportedTensor, list[str]] = {}
+    for name, tensor in exported.items():
+        names.setdefault(tensor, []).append(name)
+    planned = []
     for is_frozen in (False, True):
-        sizes = {outlet: outlet.spec.num_bytes for outlet in names if _is_frozen(outlet) == is_frozen}
+        sizes = {tensor: tensor.spec.num_bytes for tensor in names if _is_frozen(tensor) == is_frozen}
         for chosen in plan_buckets(sizes, max_bytes):
-            parcel = {name: outlet for outlet in chosen for name in names[outlet]}
-            parcels.append(Parcel(outlets=parcel, is_frozen=is_frozen))
-    return parcels
+            by_name = {name: tensor for tensor in chosen for name in names[tensor]}
+            planned.append(PlannedBucket(exported=by_name, is_frozen=is_frozen))
+    return planned
 
 
-def _is_frozen(outlet: Outlet) -> bool:
-    return not any(parameter.requires_grad for parameter in outlet.parameters)
+def _is_frozen(tensor: ExportedTensor) -> bool:
+    return not any(parameter.requires_grad for parameter in tensor.parameters)
 
 
 class Publisher:
-    """Publishes one model again and again; what is frozen is gathered, hashed and stored the first time only.
+    """Publishes one model again and again; frozen parts are gathered, hashed and stored the first time only.
 
-    All ranks make one and call `publish` together, because gathering a partitioned parameter takes all of them.
-    Make another one when the weights were replaced, as by a checkpoint.
+    All ranks make one and call `publish` together, because gathering a partitioned parameter involves all of them.
+    Make a new one after the weights were replaced, for example by a checkpoint.
     """
 
     def __init__(
-        self, outlets: Mapping[str, Outlet], gather: Gather, max_bytes: int, *, stores: bool, shares: bool = False
+        self,
+        exported: Mapping[str, ExportedTensor],
+        gather: Gather,
+        max_bytes: int,
+        *,
+        stores: bool,
+        shares: bool = False,
     ) -> None:
-        """stores: whether this rank puts the weights into the store.  shares: by CUDA IPC too, from its own GPU."""
+        """stores: this rank puts the weights into the object store.  shares: by CUDA IPC too, from its own GPU."""
         self._shares = shares
-        self._parcels = plan_parcels(outlets, max_bytes)
+        self._planned = plan_export(exported, max_bytes)
         self._gather = gather
         self._stores = stores
         self._kept: dict[int, tuple[Bucket, dict[str, TensorEntry]]] = {}
         self._has_published = False
 
     def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """The buckets and what is in them, on the rank that stores; nothing on the others."""
+        """Return the buckets and their manifest on the rank that stores; nothing on the others."""
         buckets: list[Bucket] = []
         manifest: dict[str, TensorEntry] = {}
         for bucket, entries in self._published(put):
@@ -78,35 +84,38 @@ class Publisher:
         return tuple(buckets), manifest
 
     def _published(self, put: Put) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
-        for index, parcel in enumerate(self._parcels):
-            is_kept = parcel.is_frozen and self._has_published
+        for index, planned in enumerate(self._planned):
+            is_kept = planned.is_frozen and self._has_published
             if not self._stores:
                 if not is_kept:
-                    # what leaves under two names is gathered once
-                    assist(dict.fromkeys(parcel.outlets.values()), self._gather)
+                    # a tensor with two names is gathered once
+                    assist(dict.fromkeys(planned.exported.values()), self._gather)
                 continue
-            found = self._kept[index] if is_kept else self._stored(parcel, put)
-            if parcel.is_frozen:
+            found = self._kept[index] if is_kept else self._stored(planned, put)
+            if planned.is_frozen:
                 self._kept[index] = found
             yield found
 
-    def _stored(self, parcel: Parcel, put: Put) -> tuple[Bucket, dict[str, TensorEntry]]:
-        payload = collect(parcel.outlets, self._gather)
+    def _stored(self, planned: PlannedBucket, put: Put) -> tuple[Bucket, dict[str, TensorEntry]]:
+        tensors = collect(planned.exported, self._gather)
         bucket = Bucket(
-            names=tuple(parcel.outlets), num_bytes=parcel.num_bytes, stored=put(payload), handles=self._handles(parcel)
+            names=tuple(planned.exported),
+            num_bytes=planned.num_bytes,
+            stored=put(tensors),
+            handles=self._handles(planned),
         )
-        return bucket, manifest_of(payload)
+        return bucket, manifest_of(tensors)
 
-    def _handles(self, parcel: Parcel) -> dict[str, dict[str, Any]]:
-        """What opens the parcel's own tensors from another process on this GPU; {} where they are not shared."""
+    def _handles(self, planned: PlannedBucket) -> dict[str, dict[str, Any]]:
+        """Return what opens the bucket's live tensors from another process on this GPU; {} if they are not shared."""
         if not self._shares:
             return {}
         from torch.multiprocessing.reductions import reduce_tensor
 
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        # a merged tensor is made when it is read and gone afterwards: no handle
+        # a merged tensor exists only while it is read: no handle
         return {
-            name: {gpu: reduce_tensor(outlet.read())[1]}
-            for name, outlet in parcel.outlets.items()
-            if len(outlet.parameters) == 1
+            name: {gpu: reduce_tensor(tensor.read())[1]}
+            for name, tensor in planned.exported.items()
+            if len(tensor.parameters) == 1
         }

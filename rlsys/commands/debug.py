@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rlsys.config.run import RunConfig
-    from rlsys.weights.check import Row
+    from rlsys.weights.check import TensorComparison
 
 debug_app = typer.Typer(no_args_is_help=True, help="Look at what the parts of a run really hold.")
 
@@ -48,7 +48,7 @@ def weights(
         raise typer.Exit(1)
 
 
-def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
+def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]:
     """Open the parts of a run, send the weights once, and compare who holds what.
 
     checkpoint: of a run, whose state the learner takes up first, or a model folder to compare with.
@@ -66,16 +66,16 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
         return compare(stack.learner, stack.pool, 0, folder)
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[TensorComparison]) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, expand=False)
-    places = list(rows[0].findings) if rows else []
-    for title in ("tensor", "shape", "dtype", *places):
+    holders = list(rows[0].findings) if rows else []
+    for title in ("tensor", "shape", "dtype", *holders):
         table.add_column(title, overflow="fold")
     for row in rows:
         style = "" if row.is_equal else "bold red"
         shape = " × ".join(map(str, row.spec.shape))
-        table.add_row(row.name, shape, row.spec.dtype, *(row.findings[place] for place in places), style=style)
+        table.add_row(row.name, shape, row.spec.dtype, *(row.findings[holder] for holder in holders), style=style)
     return table

@@ -104,7 +104,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         raise ModelFolderError(
             f"{folder}: {len(missing)} of {len(files)} weight files are missing, {missing[0]} for one; copy them."
         )
-    found = {name: shape for file in files for name, shape in _header(folder / file).items()}
+    found = {name: shape for file in files for name, shape in tensor_shapes(folder / file).items()}
     if absent := sorted(set(weight_map) - set(found)):
         raise ModelFolderError(
             f"{folder / weight_map[absent[0]]}: has no tensor {absent[0]}, which {INDEX} says it has; copy both again."
@@ -112,7 +112,11 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a safetensors file, by name, from its header alone.
+
+    Raises ModelFolderError if the file is a git-LFS pointer, truncated or damaged.
+    """
     if _is_pointer(file):
         raise ModelFolderError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
     try:

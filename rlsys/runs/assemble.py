@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,17 +79,14 @@ class LearnerStack:
 
         self.learner.load(
             LearnerSpec(
-                model_path=config.model.path,
-                dtype=config.model.dtype,
-                attention=config.model.attention,
+                model=config.model,
+                rollout=config.rollout,
                 train=config.train,
                 algorithm=config.algorithm,
-                max_tokens=config.rollout.max_tokens,
                 learner=config.learner,
+                weights=config.weights,
                 device=config.cluster.device,
                 seed=config.seed,
-                weights=config.weights,
-                ranks_each=config.rollout.tensor_parallel_size,
                 sync=self._sync(config),
             )
         )
@@ -139,16 +135,16 @@ class Stack(LearnerStack):
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
         # an adapter changes the model that the engines were started with, and no other
-        wanted = replace(self._engines, model_path=str(config.model.path), lora=config.learner.lora)
-        fits = self._hold_their_own and wanted == self._engines
+        wanted = (config.model.path, config.learner.lora)
+        fits = self._hold_their_own and wanted == (self._engines.model.path, self._engines.lora)
         return "adapter" if config.learner.lora.rank and fits else "full"
 
     def publish(self, version: int) -> WeightVersion:
         """Bring the learner's weights to every actor; returns once each has acknowledged them."""
         receivers = int(self.pool.counters()["rollout/ready_actors"])
-        shipment, weights = self.learner.publish(version, receivers)
+        transfer, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
-        deliver(self.learner, self.pool, shipment, weights)
+        deliver(self.learner, self.pool, transfer, weights)
         return weights
 
 
@@ -216,20 +212,14 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     from actors.requests import EngineSpec
 
     return EngineSpec(
-        model_path=str(config.model.path),
-        dtype=config.model.dtype,
-        max_model_len=config.model.max_model_len,
-        max_num_seqs=config.rollout.max_num_seqs,
-        kv_cache_mib=config.rollout.kv_cache_mib,
-        threads=config.rollout.threads,
-        tensor_parallel_size=config.rollout.tensor_parallel_size,
-        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        model=config.model,
+        rollout=config.rollout,
+        weights=config.weights,
+        lora=config.learner.lora,
         device=config.cluster.device,
+        weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
         seed=config.seed,
-        weights_transport=config.weights.transport,
-        lora=config.learner.lora,
-        weight_update=config.pipeline.weight_update,
     )
 
 

@@ -1,7 +1,7 @@
-"""Buckets of weights broadcast from one sender to those receivers that meet it in time (gloo).
+"""Broadcasts of weight buckets from one sender to the receivers that join in time (gloo).
 
-Every broadcast has a group of its own: whoever died since the last one is not in it, and whoever is new is.
-No wait is without a deadline. Who comes too late, or loses the connection, gets BroadcastFailed and takes
+Every broadcast has a process group of its own: receivers that died since the last one are not in it, new ones are.
+Every wait has a deadline. A receiver that joins too late, or loses the connection, gets BroadcastFailed and takes
 the object store's copy instead.
 """
 
@@ -12,7 +12,7 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,19 +21,27 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rlsys.weights.manifest import Bucket, Manifest, NamedTensor, Rendezvous, Shipment, TensorEntry
+from rlsys.weights.manifest import (
+    Bucket,
+    Manifest,
+    NamedTensor,
+    NamedTensors,
+    Rendezvous,
+    TensorEntry,
+    WeightTransfer,
+)
 
 ALIGNMENT = 16
 CONNECT_S = 5.0
 
 
 class BroadcastFailed(RuntimeError):
-    """The meeting is over, was missed, or somebody in it was lost. Says which."""
+    """The broadcast has ended, was missed, or lost one of its members; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
-    """What became of a broadcast. problem: why it ended early, "" when it did not."""
+class BroadcastResult:
+    """The outcome of a broadcast. problem: why it ended early, "" if it did not."""
 
     num_receivers: int
     num_bytes: int
@@ -41,16 +49,16 @@ class Sent:
     problem: str = ""
 
 
-Get = Callable[[Bucket], Mapping[str, NamedTensor]]
-"""A bucket's tensors."""
+Get = Callable[[Bucket], NamedTensors]
+"""Returns a bucket's tensors."""
 Transmit = Callable[[Bucket], int]
-"""Sends a bucket to all; the bytes that were sent."""
+"""Sends a bucket to all receivers and returns the number of bytes sent."""
 Channel = Callable[[Rendezvous, dist.Store, int, Get], AbstractContextManager[Transmit]]
-"""Given the meeting, its store and the number of receivers: open while they are connected."""
+"""A context, open while the receivers are connected; takes the rendezvous, its store and their number."""
 
 
-class Sending:
-    """The sender's side of one broadcast. Opened before anybody is told of it; `send` is called once."""
+class BroadcastSender:
+    """The sender's side of one broadcast. Open it before any receiver knows of it, and call `send` once."""
 
     def __init__(self, host: str, num_receivers: int, timeout_s: float) -> None:
         listener = socket.create_server((host, 0))
@@ -71,10 +79,12 @@ class Sending:
             master_listen_fd=listener.detach(),
         )
 
-    def send(self, buckets: Sequence[Bucket], manifest: Manifest, get: Get, channel: Channel | None = None) -> Sent:
-        """Broadcast what those who came need, and end the meeting. A failure is in what is returned.
+    def send(
+        self, buckets: Sequence[Bucket], manifest: Manifest, get: Get, channel: Channel | None = None
+    ) -> BroadcastResult:
+        """Broadcast the buckets that the receivers which joined need, and close. A failure is reported in the result.
 
-        channel: by which the bytes go; None is gloo.
+        channel: how the bytes travel; None means gloo.
         """
         channel = channel or partial(over_gloo, manifest=manifest)
         start = time.perf_counter()
@@ -92,12 +102,12 @@ class Sending:
         except RuntimeError as error:
             problem = f"lost a receiver: {_first_line(error)}"
         self.close()
-        return Sent(
+        return BroadcastResult(
             num_receivers=len(members), num_bytes=num_bytes, seconds=time.perf_counter() - start, problem=problem
         )
 
     def _members(self, store: dist.Store) -> list[int]:
-        """Those who said what they want before the deadline."""
+        """Return the ranks of the receivers that joined before the deadline."""
         keys = [f"wants/{rank}" for rank in range(1, self.rendezvous.num_receivers + 1)]
         try:
             store.wait(keys, datetime.timedelta(seconds=self.rendezvous.timeout_s))
@@ -106,16 +116,16 @@ class Sending:
         return list(range(1, len(keys) + 1))
 
     def close(self) -> None:
-        """Nobody can come any more."""
+        """Close the rendezvous: no receiver can join any more."""
         self._store = None
 
 
 @contextmanager
 def over_gloo(
-    meeting: Rendezvous, store: dist.Store, num_members: int, get: Get, *, manifest: Manifest
+    rendezvous: Rendezvous, store: dist.Store, num_members: int, get: Get, *, manifest: Manifest
 ) -> Iterator[Transmit]:
-    """Sends each bucket as one buffer of bytes."""
-    group = _group(meeting, store, 0, num_members + 1)
+    """Send each bucket as one buffer of bytes."""
+    group = _group(rendezvous, store, 0, num_members + 1)
 
     def transmit(bucket: Bucket) -> int:
         packed = pack(get(bucket), bucket, manifest)
@@ -126,57 +136,57 @@ def over_gloo(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Joined:
-    """A receiver's place in a broadcast. rank: 1 and up, of `size`.  indices: of the buckets that will come."""
+class BroadcastMember:
+    """A receiver in a broadcast. rank: 1 and up, of `size`.  indices: of the buckets that will be sent."""
 
-    meeting: Rendezvous
+    rendezvous: Rendezvous
     store: dist.Store
     rank: int
     size: int
     indices: tuple[int, ...]
 
     def wait_for(self, key: str) -> bytes:
-        """What the sender tells everybody. Raises BroadcastFailed."""
+        """Return a value that the sender announces to all. Raises BroadcastFailed."""
         try:
-            self.store.wait([key], datetime.timedelta(seconds=self.meeting.timeout_s))
+            self.store.wait([key], datetime.timedelta(seconds=self.rendezvous.timeout_s))
             return self.store.get(key)
         except RuntimeError as error:
-            raise BroadcastFailed(f"the sender did not go on: {_first_line(error)}") from error
+            raise BroadcastFailed(f"the sender did not continue: {_first_line(error)}") from error
 
 
-def join(shipment: Shipment, wanted: Sequence[Bucket]) -> Joined:
-    """Come to the meeting and wait until it begins. Raises BroadcastFailed."""
-    meeting = shipment.rendezvous
-    if meeting is None:
-        raise BroadcastFailed("there is no broadcast of this version.")
+def join(transfer: WeightTransfer, wanted: Sequence[Bucket]) -> BroadcastMember:
+    """Join the broadcast of a transfer and wait until it begins. Raises BroadcastFailed."""
+    rendezvous = transfer.rendezvous
+    if rendezvous is None:
+        raise BroadcastFailed("this version is not broadcast.")
     try:
-        store = _find(meeting)
+        store = _find(rendezvous)
         number = store.add("joined", 1)
-        store.set(f"wants/{number}", json.dumps([i for i, bucket in enumerate(shipment.buckets) if bucket in wanted]))
-        # the sender waits for the others for as long as `timeout_s`, perhaps from a later moment on
-        store.wait(["members"], datetime.timedelta(seconds=2 * meeting.timeout_s))
+        store.set(f"wants/{number}", json.dumps([i for i, bucket in enumerate(transfer.buckets) if bucket in wanted]))
+        # the sender waits `timeout_s` for the other receivers, possibly starting later
+        store.wait(["members"], datetime.timedelta(seconds=2 * rendezvous.timeout_s))
         members, indices = json.loads(store.get("members")), json.loads(store.get("buckets"))
     except (RuntimeError, OSError) as error:
         raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
     if number not in members:
-        raise BroadcastFailed("came too late for the broadcast.")
+        raise BroadcastFailed("joined too late for the broadcast.")
     rank, size = members.index(number) + 1, len(members) + 1
-    return Joined(meeting=meeting, store=store, rank=rank, size=size, indices=tuple(indices))
+    return BroadcastMember(rendezvous=rendezvous, store=store, rank=rank, size=size, indices=tuple(indices))
 
 
-def received(
-    shipment: Shipment, wanted: Sequence[Bucket], manifest: Manifest
+def receive_broadcast(
+    transfer: WeightTransfer, wanted: Sequence[Bucket], manifest: Manifest
 ) -> Iterator[tuple[Bucket, dict[str, NamedTensor]]]:
-    """The receiver's side: buckets as they come, those that were not wanted left out. Raises BroadcastFailed.
+    """Yield the wanted buckets and their tensors as they arrive. Raises BroadcastFailed.
 
-    The tensors lie in one buffer for each bucket, which lives as long as they do.
+    The tensors of a bucket share one buffer, which lives as long as they do.
     """
-    joined = join(shipment, wanted)
+    member = join(transfer, wanted)
     try:
-        group = _group(joined.meeting, joined.store, joined.rank, joined.size)
-        for index in joined.indices:
-            bucket = shipment.buckets[index]
-            buffer = torch.empty(_places(bucket, manifest)[1], dtype=torch.uint8)
+        group = _group(member.rendezvous, member.store, member.rank, member.size)
+        for index in member.indices:
+            bucket = transfer.buckets[index]
+            buffer = torch.empty(_offsets(bucket, manifest)[1], dtype=torch.uint8)
             _broadcast(group, buffer)
             if bucket in wanted:
                 yield bucket, unpack(buffer.numpy(), bucket, manifest)
@@ -184,60 +194,60 @@ def received(
         raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
 
 
-def pack(payload: Mapping[str, NamedTensor], bucket: Bucket, manifest: Manifest) -> torch.Tensor:
-    """The bucket's bytes one after another, u8; tensors that are the same are there once."""
-    places, size = _places(bucket, manifest)
+def pack(tensors: NamedTensors, bucket: Bucket, manifest: Manifest) -> torch.Tensor:
+    """Return the bucket's bytes in one buffer, u8; a tensor with two names is in it once."""
+    offsets, size = _offsets(bucket, manifest)
     packed = np.empty(size, np.uint8)
     for name in bucket.names:
-        start, stop = places[manifest[name]]
-        packed[start:stop] = payload[name].data
+        start, stop = offsets[manifest[name]]
+        packed[start:stop] = tensors[name].data
     return torch.from_numpy(packed)
 
 
 def unpack(packed: np.ndarray, bucket: Bucket, manifest: Manifest) -> dict[str, NamedTensor]:
-    """The tensors of a packed bucket, over its bytes."""
-    places, _ = _places(bucket, manifest)
+    """Return the tensors of a packed bucket, as views of its bytes."""
+    offsets, _ = _offsets(bucket, manifest)
     return {
-        name: NamedTensor(spec=manifest[name].spec, data=packed[slice(*places[manifest[name]])])
+        name: NamedTensor(spec=manifest[name].spec, data=packed[slice(*offsets[manifest[name]])])
         for name in bucket.names
     }
 
 
-def _places(bucket: Bucket, manifest: Manifest) -> tuple[dict[TensorEntry, tuple[int, int]], int]:
-    """Where each distinct tensor of the bucket begins and ends, and the bytes of all of them."""
-    places: dict[TensorEntry, tuple[int, int]] = {}
+def _offsets(bucket: Bucket, manifest: Manifest) -> tuple[dict[TensorEntry, tuple[int, int]], int]:
+    """Return where each distinct tensor of the bucket starts and stops, and the size of the whole buffer."""
+    offsets: dict[TensorEntry, tuple[int, int]] = {}
     end = 0
     for name in bucket.names:
         entry = manifest[name]
-        if entry not in places:
+        if entry not in offsets:
             start = -(-end // ALIGNMENT) * ALIGNMENT
             end = start + entry.spec.num_bytes
-            places[entry] = (start, end)
-    return places, end
+            offsets[entry] = (start, end)
+    return offsets, end
 
 
-def is_open(meeting: Rendezvous) -> bool:
-    """Whether the sender still holds the meeting."""
+def is_open(rendezvous: Rendezvous) -> bool:
+    """Return whether the sender still keeps the rendezvous open."""
     try:
-        socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S).close()
+        socket.create_connection((rendezvous.host, rendezvous.port), timeout=CONNECT_S).close()
     except OSError:
         return False
     return True
 
 
-def _find(meeting: Rendezvous) -> dist.Store:
-    # a store's client would knock at a closed door until its timeout
-    socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S).close()
-    timeout = datetime.timedelta(seconds=meeting.timeout_s)
-    store = dist.TCPStore(meeting.host, meeting.port, is_master=False, wait_for_workers=False, timeout=timeout)
-    return dist.PrefixStore(meeting.name, store)
+def _find(rendezvous: Rendezvous) -> dist.Store:
+    # the store's client would retry a closed port until its timeout
+    socket.create_connection((rendezvous.host, rendezvous.port), timeout=CONNECT_S).close()
+    timeout = datetime.timedelta(seconds=rendezvous.timeout_s)
+    store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False, wait_for_workers=False, timeout=timeout)
+    return dist.PrefixStore(rendezvous.name, store)
 
 
-def _group(meeting: Rendezvous, store: dist.Store, rank: int, size: int) -> dist.ProcessGroupGloo:
+def _group(rendezvous: Rendezvous, store: dist.Store, rank: int, size: int) -> dist.ProcessGroupGloo:
     options = dist.ProcessGroupGloo._Options()
-    options._timeout = datetime.timedelta(seconds=meeting.timeout_s)
-    # the address from which the meeting is reached is one that the others reach too
-    with socket.create_connection((meeting.host, meeting.port), timeout=CONNECT_S) as connection:
+    options._timeout = datetime.timedelta(seconds=rendezvous.timeout_s)
+    # the local address that reaches the rendezvous is one that the other members can reach too
+    with socket.create_connection((rendezvous.host, rendezvous.port), timeout=CONNECT_S) as connection:
         own = connection.getsockname()[0]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
     return dist.ProcessGroupGloo(dist.PrefixStore("group", store), rank, size, options)

@@ -1,4 +1,4 @@
-"""Do learner, engines and checkpoint hold the same weights? Tensor by tensor."""
+"""Tensor-by-tensor comparison of the weights that learner, engines and checkpoint hold."""
 
 from __future__ import annotations
 
@@ -6,44 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from rlsys.weights.manifest import Manifest, NamedTensor, Shipment, TensorSpec
-from rlsys.weights.version import WeightVersion
+from rlsys.weights.delivery import Learner, Pool
+from rlsys.weights.manifest import Manifest, NamedTensor, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """What one holder has. place: "actor 0", "checkpoint", ...
+class HeldWeights:
+    """What one holder has. holder: "actor 0", "checkpoint", ...
 
-    manifest: what it was sent, or is.  differences: by name, the largest absolute difference from the learner's
-    tensor as read back; None where it is not readable there (then the manifest alone speaks).
+    manifest: what it was sent, or consists of.  differences: by name, the largest absolute difference from the
+    learner's tensor as read back; None where it cannot be read there (then the manifest alone decides).
     """
 
-    place: str
+    holder: str
     manifest: Manifest
     differences: Mapping[str, float | None]
 
 
-class Learner(Protocol):
-    """See `learner.group.LearnerGroup`."""
-
-    def publish(self, version: int) -> tuple[Shipment, WeightVersion]: ...
-
-    def compare(self, folder: Path, shipment: Shipment) -> tuple[Manifest, dict[str, float | None]]: ...
-
-
-class Pool(Protocol):
-    """See `actors.pool.RolloutPool`."""
-
-    def compare_weights(self, shipment: Shipment) -> dict[str, tuple[Manifest, dict[str, float | None]]]: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One tensor of the learner's. findings: by place, as text.  is_equal: nobody has another value."""
+class TensorComparison:
+    """One tensor of the learner's. findings: text by holder.  is_equal: every holder has the learner's value."""
 
     name: str
     spec: TensorSpec
@@ -51,39 +36,38 @@ class Row:
     is_equal: bool
 
 
-def compare(learner: Learner, pool: Pool, version: int, model_folder: Path | None) -> list[Row]:
-    """What the learner, every actor and perhaps a model folder hold, tensor by tensor.
+def compare(learner: Learner, pool: Pool, version: int, model_folder: Path | None) -> list[TensorComparison]:
+    """Compare what the learner, every actor and, if given, a model folder hold, tensor by tensor.
 
-    The actors are compared with what the learner would publish now; nothing is loaded into them. For a live run too,
-    with its stack's learner and pool, between two steps.
+    The actors are compared with what the learner would publish now; nothing is loaded into them. Works on a live run
+    too, with its stack's learner and pool, between two steps.
     """
-    shipment, published = learner.publish(version)
-    found = pool.compare_weights(shipment)
+    transfer, published = learner.publish(version)
+    found = dict(pool.compare_weights(transfer))
     if model_folder is not None:
-        found["checkpoint"] = learner.compare(model_folder, shipment)
-    holders = [Held(place=place, manifest=held, differences=by_name) for place, (held, by_name) in found.items()]
+        found["checkpoint"] = learner.compare(model_folder, transfer)
+    holders = [HeldWeights(holder=name, manifest=held, differences=by_name) for name, (held, by_name) in found.items()]
     return check_holders(published.manifest, holders)
 
 
-def check_holders(learner: Manifest, holders: Sequence[Held]) -> list[Row]:
-    """A row for each tensor of the learner's, and one for each that somebody has beyond them, by name."""
-    rows = []
+def check_holders(learner: Manifest, holders: Sequence[HeldWeights]) -> list[TensorComparison]:
+    """Return a comparison for each tensor of the learner's and each that only a holder has, sorted by name."""
+    compared = []
     for name in sorted(learner.keys() | {name for held in holders for name in held.manifest}):
         spec = (
             learner[name].spec
             if name in learner
             else next(h.manifest[name].spec for h in holders if name in h.manifest)
         )
-        findings = {held.place: finding(name, learner, held) for held in holders}
+        findings = {held.holder: finding(name, learner, held) for held in holders}
         is_equal = name in learner and all(is_good for _, is_good in findings.values())
-        rows.append(
-            Row(name=name, spec=spec, findings={p: text for p, (text, _) in findings.items()}, is_equal=is_equal)
-        )
-    return rows
+        texts = {holder: text for holder, (text, _) in findings.items()}
+        compared.append(TensorComparison(name=name, spec=spec, findings=texts, is_equal=is_equal))
+    return compared
 
 
-def finding(name: str, learner: Manifest, held: Held) -> tuple[str, bool]:
-    """What one holder has of one tensor, and whether that is the learner's value."""
+def finding(name: str, learner: Manifest, held: HeldWeights) -> tuple[str, bool]:
+    """Describe what one holder has of one tensor, and whether that is the learner's value."""
     if name not in held.manifest:
         return "missing", False
     if name not in learner:
@@ -100,7 +84,7 @@ def finding(name: str, learner: Manifest, held: Held) -> tuple[str, bool]:
 
 
 def largest_difference(one: NamedTensor, other: NamedTensor) -> float | None:
-    """The largest absolute difference between their numbers; None where shape or dtype differ."""
+    """Return the largest absolute difference between two tensors' numbers; None where shape or dtype differ."""
     if one.spec != other.spec:
         return None
     if one.data.size == 0:

@@ -1,46 +1,56 @@
-"""A published version reaches the actors, by whatever transport."""
+"""Delivery of a published version from the learner to the rollout actors, by any transport."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rlsys.weights.manifest import Shipment
+from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
-    from rlsys.weights.broadcast import Sent
+    from rlsys.weights.broadcast import BroadcastResult
 
 log = logging.getLogger(__name__)
 
 
-class Sender(Protocol):
-    """See `learner.group.LearnerGroup`."""
+class Learner(Protocol):
+    """The side that publishes; see `learner.group.LearnerGroup`."""
 
-    def send(self) -> Sent: ...
+    def publish(self, version: int) -> tuple[WeightTransfer, WeightVersion]: ...
+
+    def send(self) -> BroadcastResult: ...
 
     def require_alive(self) -> None: ...
 
-
-class Receivers(Protocol):
-    """See `actors.pool.RolloutPool`."""
-
-    def load_weights(self, shipment: Shipment, version: WeightVersion) -> int: ...
+    def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]: ...
 
 
-def deliver(sender: Sender, receivers: Receivers, shipment: Shipment, version: WeightVersion) -> None:
-    """Returns once every actor has acknowledged the version, and a broadcast is over.
+class Pool(Protocol):
+    """The side that receives; see `actors.pool.RolloutPool`."""
 
-    Raises LearnerLost rather than what the actors say where the learner is gone with what it had stored.
+    def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> int: ...
+
+    def compare_weights(
+        self, transfer: WeightTransfer
+    ) -> Mapping[str, tuple[Manifest, Mapping[str, float | None]]]: ...
+
+
+def deliver(learner: Learner, pool: Pool, transfer: WeightTransfer, version: WeightVersion) -> None:
+    """Return once every actor has acknowledged the version and its broadcast, if there is one, has ended.
+
+    Raises LearnerLost instead of the actors' errors if the learner died and took what it had stored with it.
     """
     with ThreadPoolExecutor(1) as threads:
-        broadcasts = shipment.rendezvous is not None and version.transport == "collective"
-        sending = threads.submit(sender.send) if broadcasts else None
+        broadcasts = transfer.rendezvous is not None and version.transport == "collective"
+        broadcast = threads.submit(learner.send) if broadcasts else None
         try:
-            receivers.load_weights(shipment, version)
+            pool.load_weights(transfer, version)
         except (RuntimeError, ValueError):  # actors that could not fetch refuse the weights, with a ValueError
-            sender.require_alive()
+            learner.require_alive()
             raise
-    if sending is not None and (problem := sending.result().problem):
-        log.warning("version %d, broadcast: %s", version.version, problem)
+    if broadcast is not None and (problem := broadcast.result().problem):
+        log.warning("broadcast of version %d ended early: %s", version.version, problem)

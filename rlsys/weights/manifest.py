@@ -1,7 +1,7 @@
-"""Weights as named bytes: the one form in which they are compared, shipped and named.
+"""Weights as named bytes: the one form in which they are compared, transferred and identified.
 
-Everything is numpy, because bfloat16 has no numpy dtype a tensor travels as its
-raw bytes with its dtype's name beside it.
+Everything is numpy: bfloat16 has no numpy dtype, so a tensor travels as its raw bytes together with the name of its
+dtype.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 HASH_THREADS = min(8, len(os.sched_getaffinity(0)))
-"""hashlib lets other threads run while it hashes."""
+"""hashlib releases the GIL while it hashes."""
 THREADS_PAY_BYTES = 8 << 20
 
 Key = TypeVar("Key")
@@ -44,6 +44,10 @@ class NamedTensor:
     data: np.ndarray
 
 
+NamedTensors: TypeAlias = Mapping[str, NamedTensor]
+"""Tensors by name. One that has two names is one object under both."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """A tensor's line in a manifest. sha256: of its bytes, hex."""
@@ -52,18 +56,18 @@ class TensorEntry:
     sha256: str
 
 
-Manifest = Mapping[str, TensorEntry]
-"""What weights are, by name: enough to check them one by one."""
+Manifest: TypeAlias = Mapping[str, TensorEntry]
+"""Spec and hash of every tensor of a set of weights, by name: enough to verify them one by one."""
 
 
 def entry_of(tensor: NamedTensor) -> TensorEntry:
-    """The tensor's line in a manifest."""
+    """Return the tensor's line in a manifest."""
     data = np.ascontiguousarray(tensor.data).data
     return TensorEntry(spec=tensor.spec, sha256=hashlib.sha256(data).hexdigest())
 
 
-def manifest_of(tensors: Mapping[str, NamedTensor], threads: int = HASH_THREADS) -> dict[str, TensorEntry]:
-    """A line for each tensor. What is there under two names is hashed once."""
+def manifest_of(tensors: NamedTensors, threads: int = HASH_THREADS) -> dict[str, TensorEntry]:
+    """Return the manifest of some tensors. A tensor with two names is hashed once."""
     distinct = list({id(tensor): tensor for tensor in tensors.values()}.values())
     if threads > 1 and sum(tensor.data.nbytes for tensor in distinct) >= THREADS_PAY_BYTES:
         with ThreadPoolExecutor(threads) as pool:
@@ -75,9 +79,9 @@ def manifest_of(tensors: Mapping[str, NamedTensor], threads: int = HASH_THREADS)
 
 
 def digest_of(manifest: Manifest) -> str:
-    """SHA-256 (hex) over the manifest's lines in the order of the names.
+    """Return the SHA-256 (hex) over the manifest's lines, sorted by name.
 
-    What did not change need not be hashed again for it.
+    A new digest needs no tensor hashed again that did not change.
     """
     sha = hashlib.sha256()
     for name in sorted(manifest):
@@ -87,30 +91,30 @@ def digest_of(manifest: Manifest) -> str:
     return sha.hexdigest()
 
 
-def digest(tensors: Mapping[str, NamedTensor]) -> str:
-    """The digest that names these weights everywhere: in messages, checkpoints and summaries."""
+def digest(tensors: NamedTensors) -> str:
+    """Return the digest that identifies these weights everywhere: in messages, checkpoints and summaries."""
     return digest_of(manifest_of(tensors))
 
 
 class RunningDigest:
-    """`digest` of tensors that come one at a time, each once."""
+    """The `digest` of tensors that are added one at a time, each once."""
 
     def __init__(self) -> None:
         self._entries: dict[str, TensorEntry] = {}
 
     def add(self, name: str, tensor: NamedTensor) -> None:
-        """Take in one tensor. Raises ValueError where its name came before."""
+        """Add one tensor. Raises ValueError if its name was added before."""
         if name in self._entries:
-            raise ValueError(f"{name} came twice; a tensor is digested once.")
+            raise ValueError(f"{name} was added twice; each tensor is digested once.")
         self._entries[name] = entry_of(tensor)
 
     def hexdigest(self) -> str:
-        """Of everything that was added."""
+        """Return the digest of everything added so far."""
         return digest_of(self._entries)
 
 
 def differences(expected: Mapping[str, TensorSpec], got: Mapping[str, TensorSpec]) -> list[str]:
-    """One line for each name, shape or dtype in which `got` departs from `expected`; [] when none."""
+    """Return one line for each name, shape or dtype in which `got` differs from `expected`; [] when none does."""
     lines = [f"{name}: missing" for name in sorted(expected.keys() - got.keys())]
     lines += [f"{name}: not a weight of this model" for name in sorted(got.keys() - expected.keys())]
     for name in sorted(expected.keys() & got.keys()):
@@ -122,10 +126,10 @@ def differences(expected: Mapping[str, TensorSpec], got: Mapping[str, TensorSpec
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bucket:
-    """Tensors that travel together.
+    """Tensors that are transferred together.
 
-    num_bytes: what is moved; a tensor under two names counts once.
-    stored: reference to their `dict[str, NamedTensor]` in the object store.
+    num_bytes: what is moved; a tensor with two names counts once.
+    stored: reference to their `NamedTensors` in the object store.
     handles: for tensors on a GPU, by name, what opens each from another process on the same GPU: a mapping from
     the GPU's UUID to the arguments of torch's `rebuild_cuda_tensor`.
     """
@@ -138,10 +142,10 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous:
-    """Where the receivers of a broadcast meet its sender; gone once the broadcast is over.
+    """The address at which the receivers of one broadcast meet its sender; closed once the broadcast has ended.
 
-    name: of this broadcast and no other.  num_receivers: those that are expected; the broadcast begins when all are
-    there, or `timeout_s` after it was opened without those that are not. Every further step may take `timeout_s`.
+    name: unique to this broadcast.  num_receivers: how many are expected; the broadcast begins when all have joined,
+    or `timeout_s` after it was opened without those that have not. Every further step may take `timeout_s`.
     """
 
     name: str
@@ -152,8 +156,8 @@ class Rendezvous:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shipment:
-    """How to get the bytes of one version: always from the object store, and from a faster way where there is one.
+class WeightTransfer:
+    """How to get the bytes of one version: always from the object store, and by broadcast where there is one.
 
     timeout_s: what fetching one bucket may take.
     """
@@ -164,7 +168,7 @@ class Shipment:
 
 
 def plan_buckets(sizes: Mapping[Key, int], max_bytes: int) -> list[list[Key]]:
-    """Keys in their order, put together up to `max_bytes`; one that is larger goes alone."""
+    """Group keys, in their order, up to `max_bytes` a bucket; a larger one has a bucket to itself."""
     buckets: list[list[Key]] = []
     used = 0
     for key, size in sizes.items():

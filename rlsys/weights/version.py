@@ -1,4 +1,4 @@
-"""The name of one set of weights."""
+"""The record that names one set of weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rlsys.weights.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class WeightVersion:
-    """Weights by name.
+    """One set of weights: its number, its contents and its digest.
 
-    version: batches learned from, however many updates each took.  digest: see `rlsys.weights.manifest.digest`.
-    manifest: what each tensor is; an engine takes nothing that is not in it.
+    version: batches trained on so far, however many optimiser updates each took.
+    digest: see `rlsys.weights.manifest.digest`.
+    manifest: the spec and hash of every tensor; an engine loads nothing that is not in it.
     kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
     """
 

@@ -21,14 +21,14 @@ from safetensors.numpy import load_file, save_file
 
 from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
-from actors.weights.weights_in import HEAD
 from rlsys.types import Rollout
-from rlsys.weights.broadcast import Sending
-from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, Shipment, TensorSpec
+from rlsys.weights.broadcast import BroadcastSender
+from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, TensorSpec, WeightTransfer
+from rlsys.weights.tensors import HEAD
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
-from tests.support.shipments import bucket_of, ship, version_of
+from tests.support.transfers import bucket_of, transfer_of, version_of
 
-Payload = Mapping[str, NamedTensor]
+NamedTensors = Mapping[str, NamedTensor]
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -36,18 +36,18 @@ EMBEDDING = "model.embed_tokens.weight"
 class Engines:
     """old: an engine started from the tiny model.  new: one from the same model with other weights.
 
-    Their own weights as payloads: `old_payload`, `new_payload`.
+    Their own weights as parts: `old_tensors`, `new_tensors`.
     """
 
     old: Any
     new: Any
-    old_payload: Payload
-    new_payload: Payload
+    old_tensors: NamedTensors
+    new_tensors: NamedTensors
     ask: Asker
     folders: tuple[Path, Path]
 
 
-def as_payload(weights: Mapping[str, np.ndarray]) -> dict[str, NamedTensor]:
+def as_tensors(weights: Mapping[str, np.ndarray]) -> dict[str, NamedTensor]:
     tied = {HEAD: weights[EMBEDDING], **weights}
     return {
         name: NamedTensor(
@@ -58,10 +58,10 @@ def as_payload(weights: Mapping[str, np.ndarray]) -> dict[str, NamedTensor]:
     }
 
 
-def changed(payload: Payload, name: str, array: np.ndarray) -> dict[str, NamedTensor]:
-    """The payload with other values for one tensor, and for the head when that is tied to it."""
+def changed(tensors: NamedTensors, name: str, array: np.ndarray) -> dict[str, NamedTensor]:
+    """The tensors with other values for one tensor, and for the head when that is tied to it."""
     names = {name, HEAD} if name == EMBEDDING else {name}
-    return {**payload, **{one: as_payload({EMBEDDING: array})[HEAD] for one in names}}
+    return {**tensors, **{one: as_tensors({EMBEDDING: array})[HEAD] for one in names}}
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,16 @@ def engines(actor_cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest.
     return Engines(
         old=old,
         new=new,
-        old_payload=as_payload(old_weights),
-        new_payload=as_payload(new_weights),
+        old_tensors=as_tensors(old_weights),
+        new_tensors=as_tensors(new_weights),
         ask=Asker(tiny_model_dir),
         folders=(tiny_model_dir, new_dir),
     )
 
 
-def load(actor: Any, payload: Payload, version: int = 0) -> None:
-    announced = version_of(payload, version)
-    assert ray.get(actor.load_weights.remote(ship(payload), announced)) == announced
+def load(actor: Any, tensors: NamedTensors, version: int = 0) -> None:
+    announced = version_of(tensors, version)
+    assert ray.get(actor.load_weights.remote(transfer_of(tensors), announced)) == announced
 
 
 def same(left: tuple[Rollout, ...], right: tuple[Rollout, ...]) -> bool:
@@ -103,13 +103,13 @@ def test_generation_before_the_first_acknowledged_weights_is_refused(engines: En
 
 def test_weights_that_were_sent_give_exactly_what_a_fresh_engine_gives(engines: Engines) -> None:
     ask = engines.ask
-    load(engines.old, engines.old_payload, version=1)
+    load(engines.old, engines.old_tensors, version=1)
     before = ray.get([ask.ask(engines.old, index) for index in range(3)])
     assert min(ray.get(engines.old.cache_sizes.remote()).values()) > 0
-    load(engines.old, engines.new_payload, version=2)
+    load(engines.old, engines.new_tensors, version=2)
     assert ray.get(engines.old.cache_sizes.remote()) == {"prefix": 0, "encoder_scheduled": 0, "encoder_held": 0}
     after = ray.get([ask.ask(engines.old, index) for index in range(3)])
-    ray.get(engines.new.assume.remote(version_of(engines.new_payload)))
+    ray.get(engines.new.assume.remote(version_of(engines.new_tensors)))
     fresh = ray.get([ask.ask(engines.new, index) for index in range(3)])
     for old, new, wanted in zip(before, after, fresh, strict=True):
         assert same(new, wanted)
@@ -119,11 +119,11 @@ def test_weights_that_were_sent_give_exactly_what_a_fresh_engine_gives(engines: 
 
 @pytest.mark.parametrize("part", [("visual.",), (EMBEDDING, HEAD)])
 def test_one_changed_part_is_neither_lost_nor_hidden_by_a_cache(engines: Engines, part: tuple[str, ...]) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     before = ray.get(engines.ask.ask(engines.old, 0))
     mixed = {
-        name: engines.new_payload[name] if name.startswith(part) else tensor
-        for name, tensor in engines.old_payload.items()
+        name: engines.new_tensors[name] if name.startswith(part) else tensor
+        for name, tensor in engines.old_tensors.items()
     }
     load(engines.old, mixed)
     load(engines.new, mixed)
@@ -134,8 +134,8 @@ def test_one_changed_part_is_neither_lost_nor_hidden_by_a_cache(engines: Engines
 
 def test_a_seed_gives_the_same_rollouts_alone_in_company_warm_and_on_another_engine(engines: Engines) -> None:
     ask = engines.ask
-    load(engines.old, engines.old_payload)
-    load(engines.new, engines.old_payload)
+    load(engines.old, engines.old_tensors)
+    load(engines.new, engines.old_tensors)
     samplings = [replace(SAMPLING, seed=1000 * index, num_samples=8) for index in range(8)]
     together = ray.get([ask.ask(engines.old, index, samplings[index]) for index in range(8)])
     for index in (0, 5):
@@ -145,7 +145,7 @@ def test_a_seed_gives_the_same_rollouts_alone_in_company_warm_and_on_another_eng
 
 
 def test_response_i_uses_the_groups_seed_plus_i(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     group = ray.get(engines.ask.ask(engines.old, 0, replace(SAMPLING, seed=50)))
     for index in (0, 3):
         alone = ray.get(engines.ask.ask(engines.old, 0, replace(SAMPLING, seed=50 + index, num_samples=1)))
@@ -155,7 +155,7 @@ def test_response_i_uses_the_groups_seed_plus_i(engines: Engines) -> None:
 
 def test_a_rollout_reports_the_prompt_the_end_and_the_log_probs_of_its_tokens(engines: Engines) -> None:
     item, prompt, _ = engines.ask.prompt(0)
-    load(engines.old, engines.old_payload, version=9)
+    load(engines.old, engines.old_tensors, version=9)
     rollouts = ray.get(engines.ask.ask(engines.old, 0, replace(SAMPLING, num_samples=32, max_tokens=100)))
     assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
     for rollout in rollouts:
@@ -171,7 +171,7 @@ def test_a_rollout_reports_the_prompt_the_end_and_the_log_probs_of_its_tokens(en
 
 
 def test_greedy_takes_the_likeliest_token_whatever_the_seed(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     greedy = replace(SAMPLING, temperature=0.0, num_samples=1)
     first, second = ray.get([engines.ask.ask(engines.old, 0, replace(greedy, seed=seed)) for seed in (1, 2)])
     assert same(first, second)
@@ -181,11 +181,11 @@ def test_greedy_takes_the_likeliest_token_whatever_the_seed(engines: Engines) ->
 
 def test_banned_tokens_are_never_sampled_even_where_the_model_wants_nothing_else(engines: Engines) -> None:
     banned = list(engines.ask.banned_token_ids)
-    embedding = np.frombuffer(engines.old_payload[EMBEDDING].data, np.float32).reshape(384, -1).copy()
+    embedding = np.frombuffer(engines.old_tensors[EMBEDDING].data, np.float32).reshape(384, -1).copy()
     first, second = np.random.default_rng(0).standard_normal((2, embedding.shape[1])).astype(np.float32)
     # on whichever side of two directions a state lies, banned tokens get nearly all of its probability
     embedding[banned] = 2 * np.stack([first, -first, second, -second, first + second])
-    load(engines.old, changed(engines.old_payload, EMBEDDING, embedding))
+    load(engines.old, changed(engines.old_tensors, EMBEDDING, embedding))
     greedy = replace(SAMPLING, num_samples=1, temperature=0.0)
     sampled, [likeliest] = ray.get([engines.ask.ask(engines.old, 0, how) for how in (SAMPLING, greedy)])
     for rollout in (*sampled, likeliest):
@@ -194,109 +194,109 @@ def test_banned_tokens_are_never_sampled_even_where_the_model_wants_nothing_else
     assert np.median(np.concatenate([rollout.response_logprobs for rollout in sampled])) < -8.0
 
 
-def test_wrong_payloads_are_refused_and_the_engine_serves_on_with_what_it_had(engines: Engines) -> None:
-    load(engines.old, engines.old_payload, version=3)
+def test_wrong_tensors_are_refused_and_the_engine_keeps_its_weights(engines: Engines) -> None:
+    load(engines.old, engines.old_tensors, version=3)
     before = ray.get(engines.ask.ask(engines.old, 0))
-    wrong = changed(engines.new_payload, "model.norm.weight", np.ones(7, np.float32))
-    without_head = {name: tensor for name, tensor in engines.new_payload.items() if name != HEAD}
-    broken = changed(engines.new_payload, "model.norm.weight", np.full(128, np.nan, np.float32))
-    for payload, said in ((wrong, "model.norm.weight"), (without_head, HEAD), (broken, "NaN")):
+    wrong = changed(engines.new_tensors, "model.norm.weight", np.ones(7, np.float32))
+    without_head = {name: tensor for name, tensor in engines.new_tensors.items() if name != HEAD}
+    broken = changed(engines.new_tensors, "model.norm.weight", np.full(128, np.nan, np.float32))
+    for tensors, said in ((wrong, "model.norm.weight"), (without_head, HEAD), (broken, "NaN")):
         with pytest.raises(WeightsRefused, match=said):
-            ray.get(engines.old.load_weights.remote(ship(payload), version_of(payload, 4)))
+            ray.get(engines.old.load_weights.remote(transfer_of(tensors), version_of(tensors, 4)))
     with pytest.raises(WeightsRefused, match="announced as"):
-        other = changed(engines.old_payload, "model.norm.weight", np.full(128, 0.5, np.float32))
-        ray.get(engines.old.load_weights.remote(ship(engines.new_payload), version_of(other, 4)))
+        other = changed(engines.old_tensors, "model.norm.weight", np.full(128, 0.5, np.float32))
+        ray.get(engines.old.load_weights.remote(transfer_of(engines.new_tensors), version_of(other, 4)))
     after = ray.get(engines.ask.ask(engines.old, 0))
     assert same(before, after)
     assert after[0].weight_version == 3
 
 
-def in_parts(*parts: Payload, rendezvous: Rendezvous | None = None) -> Shipment:
+def in_parts(*parts: NamedTensors, rendezvous: Rendezvous | None = None) -> WeightTransfer:
     """Each part in a bucket of its own."""
-    return Shipment(buckets=tuple(map(bucket_of, parts)), timeout_s=30.0, rendezvous=rendezvous)
+    return WeightTransfer(buckets=tuple(map(bucket_of, parts)), timeout_s=30.0, rendezvous=rendezvous)
 
 
-def split(payload: Payload) -> tuple[Payload, Payload]:
+def split(tensors: NamedTensors) -> tuple[NamedTensors, NamedTensors]:
     """Vision tower and language model."""
     return tuple(
-        {name: tensor for name, tensor in payload.items() if name.startswith("visual.") == is_tower}
+        {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") == is_tower}
         for is_tower in (True, False)
     )
 
 
-def num_bytes(payload: Payload) -> int:
-    return sum(tensor.data.nbytes for tensor in payload.values())
+def num_bytes(tensors: NamedTensors) -> int:
+    return sum(tensor.data.nbytes for tensor in tensors.values())
 
 
 def test_only_buckets_with_something_new_are_taken_and_a_newcomer_takes_all(engines: Engines) -> None:
-    (old_tower, _), (_, new_rest) = split(engines.old_payload), split(engines.new_payload)
+    (old_tower, _), (_, new_rest) = split(engines.old_tensors), split(engines.new_tensors)
     mixed = {**old_tower, **new_rest}
-    load(engines.old, engines.old_payload)
-    shipment, version = in_parts(old_tower, new_rest), version_of(mixed, 2)
-    ray.get(engines.old.load_weights.remote(shipment, version))
-    taken = ray.get(engines.old.received.remote())
+    load(engines.old, engines.old_tensors)
+    transfer, version = in_parts(old_tower, new_rest), version_of(mixed, 2)
+    ray.get(engines.old.load_weights.remote(transfer, version))
+    taken = ray.get(engines.old.last_update.remote())
     assert (taken.stored_bytes, taken.num_loaded) == (num_bytes(new_rest), len(new_rest))
     # one that comes from other weights, as a newcomer does
-    load(engines.new, engines.new_payload)
-    ray.get(engines.new.load_weights.remote(shipment, version))
-    assert ray.get(engines.new.received.remote()).stored_bytes == num_bytes(old_tower)
+    load(engines.new, engines.new_tensors)
+    ray.get(engines.new.load_weights.remote(transfer, version))
+    assert ray.get(engines.new.last_update.remote()).stored_bytes == num_bytes(old_tower)
     assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
     # a part of a fused projection brings the rest of it along
     name = next(name for name in mixed if name.endswith("k_proj.bias"))
     again = changed(mixed, name, np.full(mixed[name].spec.shape, 0.25, np.float32))
     load(engines.old, again, version=3)
-    assert ray.get(engines.old.received.remote()).num_loaded == 6
-    load(engines.new, engines.new_payload)
+    assert ray.get(engines.old.last_update.remote()).num_loaded == 6
+    load(engines.new, engines.new_tensors)
     load(engines.new, again, version=3)
     assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
 
 
 def test_a_broadcast_brings_what_the_store_would(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
-    load(engines.new, engines.new_payload)
+    load(engines.old, engines.old_tensors)
+    load(engines.new, engines.new_tensors)
     before = ray.get(engines.ask.ask(engines.new, 0))
-    parts, version = split(engines.new_payload), version_of(engines.new_payload, 6)
-    sending = Sending("127.0.0.1", 2, 60.0)
-    shipment = in_parts(*parts, rendezvous=sending.rendezvous)
-    taking = [engine.load_weights.remote(shipment, version) for engine in (engines.old, engines.new)]
-    sent = sending.send(shipment.buckets, version.manifest, lambda bucket: ray.get(bucket.stored))
+    parts, version = split(engines.new_tensors), version_of(engines.new_tensors, 6)
+    sender = BroadcastSender("127.0.0.1", 2, 60.0)
+    transfer = in_parts(*parts, rendezvous=sender.rendezvous)
+    taking = [engine.load_weights.remote(transfer, version) for engine in (engines.old, engines.new)]
+    sent = sender.send(transfer.buckets, version.manifest, lambda bucket: ray.get(bucket.stored))
     assert ray.get(taking) == [version, version]
     assert (sent.num_receivers, sent.problem) == (2, "")
-    first, second = ray.get([engine.received.remote() for engine in (engines.old, engines.new)])
-    assert (first.broadcast_bytes, first.stored_bytes) == (num_bytes(engines.new_payload), 0)
+    first, second = ray.get([engine.last_update.remote() for engine in (engines.old, engines.new)])
+    assert (first.broadcast_bytes, first.stored_bytes) == (num_bytes(engines.new_tensors), 0)
     assert second.broadcast_bytes == second.num_loaded == 0  # it came although it needed nothing
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
 
 
 def test_an_engine_that_got_half_a_version_samples_nothing_until_it_has_a_whole_one(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     before = ray.get(engines.ask.ask(engines.old, 0))
-    tower, version = split(engines.new_payload)[0], version_of(engines.new_payload, 7)
-    sending = Sending("127.0.0.1", 1, 60.0)
-    shipment = in_parts(tower, split(engines.old_payload)[1], rendezvous=sending.rendezvous)
+    tower, version = split(engines.new_tensors)[0], version_of(engines.new_tensors, 7)
+    sender = BroadcastSender("127.0.0.1", 1, 60.0)
+    transfer = in_parts(tower, split(engines.old_tensors)[1], rendezvous=sender.rendezvous)
 
-    def get(bucket: Bucket) -> Payload:
-        if bucket is shipment.buckets[1]:
+    def get(bucket: Bucket) -> NamedTensors:
+        if bucket is transfer.buckets[1]:
             raise RuntimeError("the sender is gone")
         return tower
 
-    taking = engines.old.load_weights.remote(shipment, version)
-    assert "gone" in sending.send(shipment.buckets, version.manifest, get).problem
+    taking = engines.old.load_weights.remote(transfer, version)
+    assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
     with pytest.raises(WeightsRefused, match="its digest is"):
         ray.get(taking)
     with pytest.raises(NoWeights, match="load_weights comes first"):
         ray.get(engines.ask.ask(engines.old, 0))
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
 
 
 def test_an_engine_tells_how_far_it_is_from_other_weights(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     name = "model.norm.weight"
-    far = np.frombuffer(engines.old_payload[name].data, np.float32) + 0.5
-    other = changed(engines.old_payload, name, far)
-    held, differences = ray.get(engines.old.compare_weights.remote(ship(other)))
-    assert held == version_of(engines.old_payload).manifest
+    far = np.frombuffer(engines.old_tensors[name].data, np.float32) + 0.5
+    other = changed(engines.old_tensors, name, far)
+    held, differences = ray.get(engines.old.compare_weights.remote(transfer_of(other)))
+    assert held == version_of(engines.old_tensors).manifest
     assert differences[name] == pytest.approx(0.5)
     assert {difference for one, difference in differences.items() if one != name} == {0.0, None}
     # vLLM packs the matrices of linear layers on CPU; the rest is read back, fused biases too
@@ -304,7 +304,7 @@ def test_an_engine_tells_how_far_it_is_from_other_weights(engines: Engines) -> N
 
 
 def test_a_bad_prompt_fails_alone(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     good = [engines.ask.ask(engines.old, index) for index in range(3)]
     bad = engines.ask.ask(engines.old, 3, replace(SAMPLING, num_samples=65))
     with pytest.raises(PromptRefused, match="rollout.max_num_seqs"):
@@ -313,7 +313,7 @@ def test_a_bad_prompt_fails_alone(engines: Engines) -> None:
 
 
 def test_images_are_read_too(engines: Engines) -> None:
-    load(engines.old, engines.old_payload)
+    load(engines.old, engines.old_tensors)
     item, prompt, clip = engines.ask.prompt(0, kind="image")
     first, second = ray.get([engines.ask.ask(engines.old, index, kind="image") for index in range(2)])
     assert first[0].prompt_ids.tolist() == prompt.prompt_ids.tolist()
@@ -327,7 +327,7 @@ def test_a_pool_of_real_engines_survives_a_killed_and_a_hung_one(engines: Engine
     pool = RolloutPool(
         lambda place: handles.pop(place, None) or start_probe(spec), 2, timeout_s=60, start_timeout_s=200
     )
-    pool.load_weights(ship(engines.old_payload), version_of(engines.old_payload, 5))
+    pool.load_weights(transfer_of(engines.old_tensors), version_of(engines.old_tensors, 5))
 
     async def with_faults() -> None:
         wanted = await _groups(pool, engines.ask, 8)

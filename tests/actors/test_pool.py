@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from actors.errors import NoWeights, PoolFailed, PromptQuarantined, WeightsRefused
-from actors.places import Limits, Weights
 from actors.pool import RolloutPool
+from actors.replica import PublishedWeights, ReplicaLimits
 from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.types import Prompt, Rollout, Sampling
 from rlsys.weights.version import WeightVersion
@@ -47,7 +47,7 @@ def pool_of(
     """A pool of stubs; replacements behave as `later`."""
     to_come = dict(enumerate(behaviours))
     pool = RolloutPool(
-        lambda place: start_stub(to_come.pop(place, later)),
+        lambda slot: start_stub(to_come.pop(slot, later)),
         len(behaviours),
         timeout_s=timeout_s,
         start_timeout_s=start_timeout_s,
@@ -86,20 +86,20 @@ class Sender:
         return [ray.put(np.zeros(1 << 20, np.uint8))]
 
 
-def payload_of_a_dead_sender() -> ray.ObjectRef:
+def object_of_a_dead_sender() -> ray.ObjectRef:
     sender = ray.remote(num_cpus=0)(Sender).remote()
-    (payload,) = ray.get(sender.put.remote(), timeout=60)
-    kill_sender(sender, payload)
-    return payload
+    (stored,) = ray.get(sender.put.remote(), timeout=60)
+    kill_sender(sender, stored)
+    return stored
 
 
-def kill_sender(sender: Any, payload: ray.ObjectRef) -> None:
+def kill_sender(sender: Any, stored: ray.ObjectRef) -> None:
     """Returns when what it had put is gone."""
     ray.kill(sender)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # its node lets go of what it owned when it hears of its death
         try:
-            ray.get(payload, timeout=60)
+            ray.get(stored, timeout=60)
             time.sleep(0.1)
         except ObjectLostError:
             return
@@ -186,9 +186,7 @@ def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
         assert isinstance(killer, RowUnusable)  # the run leaves the row out and goes on
         again = pickle.loads(pickle.dumps(killer))
         assert (type(again), str(again)) == (PromptQuarantined, str(killer))
-        assert re.match(
-            r"killer:0: \d actors died .*take the row out.*(\nactor \d: .*died.*){2}", str(again), re.DOTALL
-        )
+        assert re.match(r"killer:0: \d actors died .*remove the row.*(\nactor \d: .*died.*){2}", str(again), re.DOTALL)
         assert [ids(rollouts) for rollouts in others] == [[[10, 0], [11, 0]]] * 4
         assert pool.counters()["rollout/quarantined_prompts"] == 1
         assert ids(background(group(pool, "next")).result(60)) == [[10, 0], [11, 0]]
@@ -216,7 +214,7 @@ def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_
         groups = background(gather(*(group(pool, name) for name in names)))
         _wait_until(lambda: pool.counters()["rollout/waiting_groups"] == 5)
         groups.result(60)
-        [actor] = pool._places.ready()
+        [actor] = pool._replicas.ready()
         most_running, started = ray.get([actor.handle.most_running.remote(), actor.handle.started.remote()])
         assert (most_running, sorted(started[:3]), started[3:]) == (3, names[:3], names[3:])
         assert pool.counters()["rollout/waiting_groups"] == 0
@@ -254,9 +252,9 @@ def test_actors_that_hang_over_an_update_are_replaced_together(background: Calla
 def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound") as pool:
         publish(pool, 0)
-        places = pool._places
-        places.limits = Limits(timeout_s=0.5, start_timeout_s=0.5, max_num_seqs=None)
-        places.weights = Weights(None, version(1))  # as if whoever publishes had died half-way
+        replicas = pool._replicas
+        replicas.limits = ReplicaLimits(timeout_s=0.5, start_timeout_s=0.5, max_num_seqs=None)
+        replicas.weights = PublishedWeights(None, version(1))  # as if the learner had died halfway
         with pytest.raises(PoolFailed, match=r"'stale': 1"):
             background(group(pool, "p")).result(60)
 
@@ -320,7 +318,7 @@ def test_shutting_down_ends_the_processes_and_fails_what_runs(background: Callab
 
 
 def _pids_now(pool: RolloutPool) -> list[int]:
-    return ray.get([actor.handle.ping.remote() for actor in pool._places.ready()])
+    return ray.get([actor.handle.ping.remote() for actor in pool._replicas.ready()])
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -337,7 +335,7 @@ def test_weights_that_went_with_their_sender_cost_no_actor(
         publish(pool, 0)
         before = pids([background(group(pool, f"a:{i}")).result(timeout=60) for i in range(4)])
         with pytest.raises(LearnerLost, match="version 1"):
-            pool.load_weights(payload_of_a_dead_sender(), version(1))
+            pool.load_weights(object_of_a_dead_sender(), version(1))
         assert publish(pool, 2) == 2
         assert pids([background(group(pool, f"b:{i}")).result(timeout=60) for i in range(4)]) <= before
         assert pool.counters()["rollout/lost_actors"] == 0
@@ -346,7 +344,7 @@ def test_weights_that_went_with_their_sender_cost_no_actor(
 def test_a_newcomer_waits_for_weights_that_can_be_fetched() -> None:
     with pool_of("sound") as pool:
         with pytest.raises(LearnerLost, match="version 1"):
-            pool.load_weights(payload_of_a_dead_sender(), version(1))
+            pool.load_weights(object_of_a_dead_sender(), version(1))
         assert publish(pool, 2) == 1
         assert pool.counters()["rollout/lost_actors"] == 0
 
@@ -356,9 +354,9 @@ def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wai
 ) -> None:
     with pool_of("sound") as pool:
         sender = ray.remote(num_cpus=0)(Sender).remote()
-        (payload,) = ray.get(sender.put.remote(), timeout=60)
-        assert pool.load_weights(payload, version(1)) == 1
-        kill_sender(sender, payload)
+        (stored,) = ray.get(sender.put.remote(), timeout=60)
+        assert pool.load_weights(stored, version(1)) == 1
+        kill_sender(sender, stored)
         pool.raise_if_weights_gone()  # the actor has them
         waiting = background(group(pool, "slow:3"))
         time.sleep(0.5)
@@ -369,7 +367,7 @@ def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wai
             try:
                 pool.raise_if_weights_gone()
             except LearnerLost as error:
-                return "version 1 went with their sender" in str(error)
+                return "version 1 were lost with the learner" in str(error)
             return False
 
         _wait_until(is_told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from actors.errors import PromptRefused
 from actors.requests import EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from rlsys.config.run import ModelConfig, RolloutConfig
 from rlsys.types import ClipInfo, Sampling
 
 IMAGE_PAD, VIDEO_PAD = 8, 9
@@ -124,16 +126,7 @@ def test_sampling_that_vllm_would_take_silently_or_fail_on_is_refused(settings: 
 
 def test_threads_are_set_on_cpu_alone_and_the_engine_is_in_its_actors_process_everywhere() -> None:
     spec = EngineSpec(
-        model_path="m",
-        dtype="bfloat16",
-        max_model_len=40,
-        max_num_seqs=4,
-        kv_cache_mib=1,
-        threads=3,
-        tensor_parallel_size=1,
-        gpu_memory_utilization=0.9,
-        device="cuda",
-        banned_token_ids=(),
+        model=ModelConfig(path=Path("m")), rollout=RolloutConfig(threads=3), device="cuda", banned_token_ids=()
     )
     on_gpu, on_cpu = environment(spec), environment(replace(spec, device="cpu"))
     assert "OMP_NUM_THREADS" not in on_gpu

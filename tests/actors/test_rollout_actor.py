@@ -69,7 +69,7 @@ class CountingEngine:
             self.told.append(f"end {self.prompts[name]}")
         return [(name, BadOutput("nan") if self.prompts[name] == "bad" else ()) for name in ended]
 
-    def load_weights(self, payload: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
+    def load_weights(self, tensors: Mapping[str, NamedTensor], version: WeightVersion) -> WeightVersion:
         self.threads.add(threading.get_ident())
         if version.version < 0:
             raise WeightsRefused("below zero")
@@ -210,7 +210,7 @@ def test_the_engine_is_only_ever_called_in_one_thread(engine: CountingEngine, lo
     assert threading.get_ident() not in engine.threads
 
 
-def test_a_refused_prompt_or_payload_harms_nobody_else(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_a_refused_prompt_or_update_affects_no_other_group(engine: CountingEngine, loop: EngineLoop) -> None:
     with pytest.raises(PromptRefused, match="too long"):
         loop.generate(request("refused"), ()).result(WAIT_S)
     with pytest.raises(WeightsRefused, match="below zero"):

@@ -18,13 +18,13 @@ from actors.requests import WeightUpdate
 from actors.weights.weights_in import expected_adapter, expected_weights
 from rlsys.config.run import LoraConfig
 from rlsys.types import Rollout
-from rlsys.weights.manifest import NamedTensor, Shipment
+from rlsys.weights.manifest import NamedTensor, WeightTransfer
 from rlsys.weights.version import WeightVersion
-from tests.actors.test_engine import as_payload
+from tests.actors.test_engine import as_tensors
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
-from tests.support.shipments import ship, version_of
+from tests.support.transfers import transfer_of, version_of
 
-Payload = Mapping[str, NamedTensor]
+NamedTensors = Mapping[str, NamedTensor]
 LORA = LoraConfig(rank=4, alpha=8)
 LONG = replace(SAMPLING, max_tokens=60)
 SWITCH = 20  # tokens at which the weights change: a block of the prefix cache is not full then
@@ -35,14 +35,14 @@ class Weights:
     """Two versions of one kind."""
 
     kind: Literal["full", "adapter"]
-    old: Payload
-    new: Payload
+    old: NamedTensors
+    new: NamedTensors
 
-    def old_as(self, version: int) -> tuple[Shipment, WeightVersion]:
-        return ship(self.old), version_of(self.old, version, self.kind)
+    def old_as(self, version: int) -> tuple[WeightTransfer, WeightVersion]:
+        return transfer_of(self.old), version_of(self.old, version, self.kind)
 
-    def new_as(self, version: int) -> tuple[Shipment, WeightVersion]:
-        return ship(self.new), version_of(self.new, version, self.kind)
+    def new_as(self, version: int) -> tuple[WeightTransfer, WeightVersion]:
+        return transfer_of(self.new), version_of(self.new, version, self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def models(model: Path) -> Weights:
     moved = {
         name: array + 0.05 * rng.standard_normal(array.shape).astype(np.float32) for name, array in weights.items()
     }
-    return Weights(kind="full", old=as_payload(weights), new=as_payload(moved))
+    return Weights(kind="full", old=as_tensors(weights), new=as_tensors(moved))
 
 
 @pytest.mark.parametrize("make", [adapters, models])  # in this order: whoever got a model takes no adapters
@@ -143,8 +143,8 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     ray.get(setting.engine.set_weight_update.remote(weight_update))
     handles = [setting.engine]
     pool = RolloutPool(lambda place: handles.pop(), 1, timeout_s=120, start_timeout_s=120, max_num_seqs=8)
-    pool.load_weights(ship(weights.old), version_of(weights.old, 10))
-    shipment, version = ship(weights.new), version_of(weights.new, 11)
+    pool.load_weights(transfer_of(weights.old), version_of(weights.old, 10))
+    transfer, version = transfer_of(weights.new), version_of(weights.new, 11)
     # neighbours end at different times, so that something runs whenever a group has ended
     samplings = [replace(SAMPLING, max_tokens=40 + 60 * (index % 3), num_samples=4) for index in range(12)]
 
@@ -157,7 +157,7 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
         while not any(task.done() for task in asked):
             await asyncio.sleep(0.002)
         assert pool.counters()["rollout/waiting_groups"] > 0
-        await asyncio.to_thread(pool.load_weights, shipment, version)
+        await asyncio.to_thread(pool.load_weights, transfer, version)
         assert pool.counters()["rollout/healthy_actors"] == 1
         assert not all(task.done() for task in asked)  # what waited was not waited for
         return list(await asyncio.gather(*asked))

@@ -11,7 +11,7 @@ import pytest
 
 from learner.checkpoint_layout import LAYOUT_FILE, Layout, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
-from rlsys.config.run import AlgorithmConfig
+from rlsys.config.run import AlgorithmConfig, ModelConfig, RolloutConfig
 from rlsys.runs.checkpoint import CheckpointError
 from tests.support.learner import learner_config, train_config
 
@@ -20,15 +20,11 @@ SAVED = Layout(num_ranks=2, zero_stage=2, dtype="float32", trained="all but noth
 
 def layout(**learner: Any) -> Layout:
     spec = LearnerSpec(
-        model_path=Path("unused"),
-        dtype="float32",
-        attention="sdpa",
+        model=ModelConfig(path=Path("unused"), dtype="float32"),
+        rollout=RolloutConfig(),
         train=train_config(),
         algorithm=AlgorithmConfig(),
-        max_tokens=8,
         learner=learner_config(**learner),
-        device="cpu",
-        seed=0,
     )
     return layout_of(spec, num_ranks=2)
 

@@ -10,21 +10,18 @@ import pytest
 from learner.deepspeed_config import MAX_BUCKET_NUMBERS, deepspeed_config, merged
 from learner.spec import LearnerSpec
 from rlsys.config.learner import OWNED_KEYS, flat_items
-from rlsys.config.run import AlgorithmConfig, ConfigError, parse
+from rlsys.config.run import AlgorithmConfig, ConfigError, ModelConfig, RolloutConfig, parse
 from tests.support.learner import learner_config, train_config
 
 
 def settings(device: str = "cpu", dtype: str = "float32", num_numbers: int = 1000, **learner: Any) -> dict[str, Any]:
     spec = LearnerSpec(
-        model_path=Path("unused"),
-        dtype=dtype,
-        attention="sdpa",
+        model=ModelConfig(path=Path("unused"), dtype=dtype),
+        rollout=RolloutConfig(),
         train=train_config(max_grad_norm=0.5),
         algorithm=AlgorithmConfig(),
-        max_tokens=8,
         learner=learner_config(**learner),
         device=device,
-        seed=0,
     )
     return deepspeed_config(spec, num_numbers)
 

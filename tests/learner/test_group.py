@@ -22,14 +22,15 @@ from learner.packing.mini_batches import part_of, plan_updates
 from learner.packing.packing import pack
 from learner.packing.shards import split_batch
 from learner.spec import LearnerSpec
-from learner.weights.weights_out import HEAD, as_tensor, checkpoint_names, read_folder
+from learner.weights.weights_out import checkpoint_names, read_folder
 from rlsys.config.algorithm import AlgorithmConfig
-from rlsys.config.run import LoraConfig, WeightsConfig
+from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
 from rlsys.errors import LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.manifest import NamedTensor, digest, manifest_of
+from rlsys.weights.tensors import HEAD, as_tensor
 from tests.support.learner import cost_model, learner_config, make_batch, make_group, make_row, train_config
-from tests.support.shipments import payload_of
+from tests.support.transfers import tensors_of
 
 TINY_PASS = 64
 """Padded tokens for which almost every row of these tests needs a pass of its own."""
@@ -72,17 +73,13 @@ def make_spec(
     **train: object,
 ) -> LearnerSpec:
     return LearnerSpec(
-        model_path=folder,
-        dtype=dtype,
-        attention="sdpa",
+        model=ModelConfig(path=folder, dtype=dtype),
+        rollout=RolloutConfig(max_tokens=8),
         train=train_config(**train),
         algorithm=AlgorithmConfig(kl_coef=kl_coef),
-        max_tokens=8,
         learner=learner_config(
             zero_stage=zero_stage, micro_batch_tokens=budget, deepspeed=PARTITIONED if zero_stage == 3 else {}
         ),
-        device="cpu",
-        seed=0,
     )
 
 
@@ -104,24 +101,24 @@ def batches() -> list[TrainBatch]:
 
 
 def weights_of(group: LearnerGroup) -> dict[str, NamedTensor]:
-    return payload_of(group.publish(0)[0])
+    return tensors_of(group.publish(0)[0])
 
 
-def flat(payload: Mapping[str, NamedTensor], names: Iterable[str]) -> torch.Tensor:
-    return torch.cat([as_tensor(payload[name]).flatten() for name in names])
+def flat(tensors: Mapping[str, NamedTensor], names: Iterable[str]) -> torch.Tensor:
+    return torch.cat([as_tensor(tensors[name]).flatten() for name in names])
 
 
 class PlainRun:
     """The same updates with torch alone: one process, one pass, AdamW, clipping."""
 
     def __init__(self, spec: LearnerSpec, batches: Sequence[TrainBatch]) -> None:
-        policy = PackedPolicy(load_model(spec.model_path, dtype="float32", attention="sdpa"))
+        policy = PackedPolicy(load_model(spec.model.path, dtype="float32", attention="sdpa"))
         train = spec.train
         optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
         self.losses, self.grad_norms = [], []
         for step, batch in enumerate(batches):
             rows = [row for rows in split_batch(batch, 1, 1 << 20, cost_model())[0].micro_batches for row in rows]
-            packed = pack(rows, read_layout(policy.model, spec.model_path), dtype=torch.float32)
+            packed = pack(rows, read_layout(policy.model, spec.model.path), dtype=torch.float32)
             loss, _ = total_loss(batch.objective, packed, policy(packed)[0], None, spec.algorithm)
             optimizer.zero_grad()
             loss.backward()
@@ -166,7 +163,7 @@ def test_any_split_over_ranks_and_passes_is_the_same_update(
     assert [m["optim/grad_norm"] for m in found] == pytest.approx(plain_run.grad_norms, rel=1e-4)
     assert (found[0]["perf/learner_passes"] > 1) == (budget == TINY_PASS)
     start, found_weights = (
-        flat(payload, plain_run.weights) for payload in (read_folder(tiny_model_dir), weights_of(learner))
+        flat(tensors, plain_run.weights) for tensors in (read_folder(tiny_model_dir), weights_of(learner))
     )
     expected = torch.cat([tensor.flatten() for tensor in plain_run.weights.values()])
     # as a whole and not number by number: AdamW divides by a gradient's size, also where that is rounding alone
@@ -216,14 +213,14 @@ def test_published_weights_are_the_exported_folder(
     learner = groups[2]
     learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage))
     learner.update(batches[0])
-    shipment, version = learner.publish(7)
-    payload = payload_of(shipment)
-    assert (version.version, version.transport, version.num_tensors) == (7, "object_store", len(payload))
-    assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())
+    transfer, version = learner.publish(7)
+    tensors = tensors_of(transfer)
+    assert (version.version, version.transport, version.num_tensors) == (7, "object_store", len(tensors))
+    assert version.num_bytes == sum(tensor.data.nbytes for tensor in tensors.values())
     assert learner.export(tmp_path / "model") == version.digest == digest(read_folder(tmp_path / "model"))
     source = load_file(tiny_model_dir / "model.safetensors")
-    assert payload.keys() == source.keys() | {HEAD}
-    assert payload[HEAD].data.tobytes() == payload["model.embed_tokens.weight"].data.tobytes()
+    assert tensors.keys() == source.keys() | {HEAD}
+    assert tensors[HEAD].data.tobytes() == tensors["model.embed_tokens.weight"].data.tobytes()
     assert version.digest != digest(read_folder(tiny_model_dir))
 
 
@@ -240,7 +237,7 @@ def test_what_is_frozen_is_published_once_until_a_checkpoint_is_restored(
     frozen = [all(n.startswith("visual.") and "merger" not in n for n in bucket.names) for bucket in first.buckets]
     assert kept == frozen
     assert 0 < sum(kept) < len(kept)
-    assert version.manifest == manifest_of(payload_of(second))
+    assert version.manifest == manifest_of(tensors_of(second))
     assert learner.export(tmp_path / "model") == version.digest
     learner.save(tmp_path / "deepspeed")
     learner.restore(tmp_path / "deepspeed")
@@ -321,8 +318,8 @@ def test_on_policy_update_has_ratio_one_and_clips_nothing(
 
 def plain_updates(spec: LearnerSpec, batch: TrainBatch) -> tuple[list[float], torch.Tensor]:
     """The updates that a batch asks for, with torch alone and one learning rate: losses, and all weights afterwards."""
-    policy = PackedPolicy(load_model(spec.model_path, dtype="float32", attention="sdpa"))
-    layout, train = read_layout(policy.model, spec.model_path), spec.train
+    policy = PackedPolicy(load_model(spec.model.path, dtype="float32", attention="sdpa"))
+    layout, train = read_layout(policy.model, spec.model.path), spec.train
     optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
     old: list[list[np.ndarray]] = []
     for group in batch.groups:
@@ -337,7 +334,7 @@ def plain_updates(spec: LearnerSpec, batch: TrainBatch) -> tuple[list[float], to
             1 << 20,
             cost_model(),
             loss_mean=spec.algorithm.loss_mean,
-            max_tokens=spec.max_tokens,
+            max_tokens=spec.rollout.max_tokens,
             old_logprobs=[old[index] for index in indices],
         )
         packed = pack([row for rows in shard.micro_batches for row in rows], layout, dtype=torch.float32)
@@ -550,7 +547,7 @@ def test_float32_masters_of_bfloat16_weights_are_resharded_too(
     after.restore(tmp_path / "deepspeed")
     assert digest(weights_of(after)) == digest(at_save)
     after.update(batches[1])
-    found, old, new = (flat(payload, wanted).float() for payload in (weights_of(after), at_save, wanted))
+    found, old, new = (flat(tensors, wanted).float() for tensors in (weights_of(after), at_save, wanted))
     # other ranks round other sums to bfloat16, which alone makes a fifth of an update
     assert (found - new).norm() <= 0.3 * (new - old).norm()
 
@@ -566,10 +563,10 @@ def test_lora_publishes_its_adapter_and_exports_the_whole_model(
     assert first["policy/kl_to_ref"] == pytest.approx(0.0, abs=1e-8)
     assert learner.update(batches[1])["policy/kl_to_ref"] > 1e-6
     base = learner.logprobs(batches[0].groups[:1], reference=True)[0][0]
-    payload, version = (lambda found: (payload_of(found[0]), found[1]))(learner.publish(3))
+    tensors, version = (lambda found: (tensors_of(found[0]), found[1]))(learner.publish(3))
     assert version.kind == "adapter"
-    assert len(payload) == version.num_tensors == 3 * 7 * 2
-    assert version.num_bytes == sum(tensor.data.nbytes for tensor in payload.values())
+    assert len(tensors) == version.num_tensors == 3 * 7 * 2
+    assert version.num_bytes == sum(tensor.data.nbytes for tensor in tensors.values())
     folder = tmp_path / "model"
     whole = learner.export(folder)
     assert whole == digest(read_folder(folder)) != version.digest

@@ -19,6 +19,7 @@ from learner.checkpoint_layout import LAYOUT_FILE
 from learner.group import LearnerGroup
 from learner.spec import LearnerSpec
 from rlsys.config.algorithm import AlgorithmConfig
+from rlsys.config.run import ModelConfig, RolloutConfig
 from rlsys.errors import FramesLost, LearnerLost, NotWritten
 from rlsys.types import TrainBatch
 from tests.support.learner import learner_config, make_batch, make_group, train_config
@@ -32,15 +33,11 @@ def launch(tiny_model_dir: Path) -> LearnerGroup:
     )
     group.load(
         LearnerSpec(
-            model_path=tiny_model_dir,
-            dtype="float32",
-            attention="sdpa",
+            model=ModelConfig(path=tiny_model_dir, dtype="float32"),
+            rollout=RolloutConfig(max_tokens=16),
             train=train_config(),
             algorithm=AlgorithmConfig(),
-            max_tokens=16,
             learner=learner_config(num_ranks=2, zero_stage=3, deepspeed=PARTITIONED),
-            device="cpu",
-            seed=0,
         )
     )
     return group

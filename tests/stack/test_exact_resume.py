@@ -237,7 +237,7 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
         wait_until(driver, out, lambda: said(out).count("evaluating on") == 2)  # in its first life, and now
         kill_all_holders_of_weights(driver, out)
         assert driver.wait(DEADLINE_S) == 0, said(out)
-    assert said(out).count("went with their sender") == 2
+    assert said(out).count("were lost with the learner") == 2
     assert said(out).count("the learner is back after") == 4
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)

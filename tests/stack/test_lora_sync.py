@@ -15,7 +15,7 @@ from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import compare
 from tests.stack.test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
-from tests.support.shipments import payload_of, ship
+from tests.support.transfers import tensors_of, transfer_of
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +85,15 @@ def config_bytes(config: RunConfig) -> int:
 
 
 def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serves_on(stack: Stack) -> None:
-    shipment, announced = stack.learner.publish(5)
-    payload = payload_of(shipment)
-    name = next(iter(payload))
-    other = {**payload, name: replace(payload[name], data=np.zeros_like(payload[name].data))}
+    transfer, announced = stack.learner.publish(5)
+    tensors = tensors_of(transfer)
+    name = next(iter(tensors))
+    other = {**tensors, name: replace(tensors[name], data=np.zeros_like(tensors[name].data))}
     with pytest.raises(WeightsRefused, match="lora_A.weight: its digest is"):
-        stack.pool.load_weights(ship(other), announced)
-    del payload[name]
+        stack.pool.load_weights(transfer_of(other), announced)
+    del tensors[name]
     with pytest.raises(WeightsRefused, match="lora_A.weight: in no bucket"):
-        stack.pool.load_weights(ship(payload), announced)
+        stack.pool.load_weights(transfer_of(tensors), announced)
     assert sample(stack, [image(np.random.default_rng(3))]).rollouts
 
 
@@ -102,11 +102,11 @@ def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: Ru
     plain = config.model_copy(
         update={"learner": config.learner.model_copy(update={"lora": type(config.learner.lora)()})}
     )
-    shipment, announced = stack.learner.publish(6)
+    transfer, announced = stack.learner.publish(6)
     stack.load_learner(plain)
     assert stack.publish(7).kind == "full"
     with pytest.raises(WeightsRefused, match="sent another model since"):
-        stack.pool.load_weights(shipment, replace(announced, version=8))
+        stack.pool.load_weights(transfer, replace(announced, version=8))
     stack.load_learner(config)
     stack.learner.update(supervised(groups(stack, seed=0)))
     assert stack.publish(9).kind == "full"

@@ -17,8 +17,9 @@ import ray
 
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate, environment
 from actors.rollout_actor import RolloutActor
-from actors.weights.receive import Received
+from actors.weights.receive import TransferStats
 from rlsys import env
+from rlsys.config.run import ModelConfig, RolloutConfig
 from rlsys.models.prompts import PromptBuilder
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
 from rlsys.weights.version import WeightVersion
@@ -117,9 +118,9 @@ class ProbeActor(RolloutActor):
 
         return await asyncio.wrap_future(self._loop.call(read))
 
-    async def received(self) -> Received:
-        """What the last update took."""
-        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.received))
+    async def last_update(self) -> TransferStats:
+        """Size of the last update."""
+        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.last_update))
 
     async def break_engine(self) -> None:
         """Make the engine's next step fail, as a fault inside vLLM would."""
@@ -136,15 +137,8 @@ class ProbeActor(RolloutActor):
 def engine_spec(model_path: Path, **changes: Any) -> EngineSpec:
     """A small engine on one thread for a tiny model."""
     spec = EngineSpec(
-        model_path=str(model_path),
-        dtype="float32",
-        max_model_len=MAX_MODEL_LEN,
-        max_num_seqs=64,
-        kv_cache_mib=16,
-        threads=1,
-        tensor_parallel_size=1,
-        gpu_memory_utilization=0.5,
-        device="cpu",
+        model=ModelConfig(path=model_path, dtype="float32", max_model_len=MAX_MODEL_LEN),
+        rollout=RolloutConfig(max_num_seqs=64, kv_cache_mib=16),
         banned_token_ids=prompt_builder(model_path).banned_token_ids,
     )
     return replace(spec, **changes)

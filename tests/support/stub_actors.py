@@ -35,8 +35,8 @@ class StubActor:
     async def ping(self) -> int:
         return os.getpid()
 
-    async def load_weights(self, payload: Mapping[str, object], version: WeightVersion) -> WeightVersion:
-        if "wrong" in payload:
+    async def load_weights(self, tensors: Mapping[str, object], version: WeightVersion) -> WeightVersion:
+        if "wrong" in tensors:
             raise WeightsRefused("wrong: not a weight of this model")
         if self._behaviour == "stuck" and self._version is not None:
             time.sleep(600)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from actors.requests import EngineSpec
 from actors.weights.native import closed, take_natively, update_info
-from rlsys.weights.manifest import Bucket, Shipment, manifest_of
-from tests.support.actors import MAX_MODEL_LEN
-from tests.support.shipments import named
+from rlsys.config.run import ModelConfig, RolloutConfig, WeightsConfig
+from rlsys.weights.manifest import Bucket, WeightTransfer, manifest_of
+from tests.support.transfers import named
 
 ATTENTION = "model.layers.0.self_attn."
 
@@ -40,23 +41,12 @@ def test_vllm_is_told_names_types_and_shapes_in_order() -> None:
 
 
 def test_without_a_gpu_everything_comes_from_the_store() -> None:
-    spec = EngineSpec(
-        model_path="",
-        dtype="float32",
-        max_model_len=MAX_MODEL_LEN,
-        max_num_seqs=1,
-        kv_cache_mib=1,
-        threads=1,
-        tensor_parallel_size=1,
-        gpu_memory_utilization=0.5,
-        device="cpu",
-        banned_token_ids=(),
-    )
+    spec = EngineSpec(model=ModelConfig(path=Path("m")), rollout=RolloutConfig(), banned_token_ids=())
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError
 
-    shipment = Shipment(buckets=(), timeout_s=1.0)
+    transfer = WeightTransfer(buckets=(), timeout_s=1.0)
     for transport in ("object_store", "collective"):
-        chosen = replace(spec, weights_transport=transport)
-        assert take_natively(fail, chosen, shipment, (), {}, fail) is None
+        chosen = replace(spec, weights=WeightsConfig(transport=transport))
+        assert take_natively(fail, chosen, transfer, (), {}, fail) is None

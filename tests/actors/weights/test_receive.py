@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from actors.errors import WeightsRefused
-from actors.weights.receive import Feed, Received, changed_names, holding, receive
+from actors.weights.receive import TransferStats, WeightsIterator, changed_names, holding, receive
 from actors.weights.weights_in import engine_module
-from rlsys.weights.broadcast import Sending
-from rlsys.weights.manifest import Bucket, NamedTensor, Shipment
-from tests.support.shipments import Payload, named, version_of
+from rlsys.weights.broadcast import BroadcastSender
+from rlsys.weights.manifest import Bucket, NamedTensor, WeightTransfer
+from tests.support.transfers import NamedTensors, named, version_of
 
 LAYER = "model.layers.0."
 ATTENTION = f"{LAYER}self_attn."
@@ -25,12 +25,12 @@ def _buckets_are_their_own_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.weights.receive.ray.get", lambda stored, timeout: stored)
 
 
-def shipped(*parts: Payload) -> Shipment:
+def transfer_of(*parts: NamedTensors) -> WeightTransfer:
     buckets = (
         Bucket(names=tuple(part), num_bytes=sum(t.data.nbytes for t in part.values()), stored=dict(part))
         for part in parts
     )
-    return Shipment(buckets=tuple(buckets), timeout_s=10.0)
+    return WeightTransfer(buckets=tuple(buckets), timeout_s=10.0)
 
 
 PARTS = tuple({f"w{index}": named(np.full(4, index, np.float32))} for index in range(3))
@@ -38,7 +38,7 @@ WHOLE = {name: tensor for part in PARTS for name, tensor in part.items()}
 VERSION = version_of(WHOLE, 3)
 
 
-def spoilt(part: Payload) -> dict[str, NamedTensor]:
+def spoilt(part: NamedTensors) -> dict[str, NamedTensor]:
     return {name: replace(tensor, data=tensor.data + 1) for name, tensor in part.items()}
 
 
@@ -54,44 +54,44 @@ def test_a_fused_projection_is_loaded_whole_or_not_at_all() -> None:
 
 
 def test_only_buckets_with_something_new_are_fetched() -> None:
-    shipment = shipped(*PARTS)
-    received = Received()
-    buckets = holding(shipment.buckets, {"w1"})
-    assert [list(payload) for payload in receive(shipment, buckets, VERSION, received)] == [["w1"]]
-    assert (received.stored_bytes, received.broadcast_bytes) == (16, 0)
+    transfer = transfer_of(*PARTS)
+    stats = TransferStats()
+    buckets = holding(transfer.buckets, {"w1"})
+    assert [list(tensors) for tensors in receive(transfer, buckets, VERSION, stats)] == [["w1"]]
+    assert (stats.stored_bytes, stats.broadcast_bytes) == (16, 0)
 
 
 @pytest.mark.parametrize("bad", [0, 2])
 def test_a_bad_bucket_is_found_before_the_first_is_handed_on(bad: int) -> None:
     parts = [spoilt(part) if index == bad else part for index, part in enumerate(PARTS)]
-    shipment = shipped(*parts)
-    payloads = receive(shipment, shipment.buckets, VERSION, Received())
+    transfer = transfer_of(*parts)
+    parts = receive(transfer, transfer.buckets, VERSION, TransferStats())
     with pytest.raises(WeightsRefused, match=f"w{bad}: its digest is"):
-        next(payloads)
+        next(parts)
 
 
 def test_a_feed_ends_at_an_error_and_keeps_it() -> None:
-    def payloads() -> Iterator[Payload]:
+    def parts() -> Iterator[NamedTensors]:
         yield PARTS[0]
         raise WeightsRefused("bad")
 
-    feed = Feed(payloads(), {"w0", "w1"})
+    feed = WeightsIterator(parts(), {"w0", "w1"})
     assert [name for name, _ in feed] == ["w0"]
     assert str(feed.error) == "bad"
-    assert [name for name, _ in Feed(iter(PARTS), {"w1"})] == ["w1"]
+    assert [name for name, _ in WeightsIterator(iter(PARTS), {"w1"})] == ["w1"]
 
 
-def broadcast(parts: tuple[Payload, ...], stored: tuple[Payload, ...]) -> tuple[list[str], Received]:
+def broadcast(parts: tuple[NamedTensors, ...], stored: tuple[NamedTensors, ...]) -> tuple[list[str], TransferStats]:
     """What arrives when `parts` are broadcast and `stored` lie in the store; the third broadcast fails."""
-    plain = shipped(*stored)
-    sending = Sending("127.0.0.1", 1, 10.0)
-    shipment = replace(plain, rendezvous=sending.rendezvous)
-    received = Received()
+    plain = transfer_of(*stored)
+    sender = BroadcastSender("127.0.0.1", 1, 10.0)
+    transfer = replace(plain, rendezvous=sender.rendezvous)
+    stats = TransferStats()
 
     def take() -> list[str]:
-        return [name for payload in receive(shipment, shipment.buckets, VERSION, received) for name in sorted(payload)]
+        return [name for tensors in receive(transfer, transfer.buckets, VERSION, stats) for name in sorted(tensors)]
 
-    def get(bucket: Bucket) -> Payload:
+    def get(bucket: Bucket) -> NamedTensors:
         index = plain.buckets.index(bucket)
         if index >= len(parts):
             raise RuntimeError("the sender is gone")
@@ -99,20 +99,20 @@ def broadcast(parts: tuple[Payload, ...], stored: tuple[Payload, ...]) -> tuple[
 
     with ThreadPoolExecutor(1) as threads:
         taken = threads.submit(take)
-        sending.send(plain.buckets, VERSION.manifest, get)
-        return taken.result(), received
+        sender.send(plain.buckets, VERSION.manifest, get)
+        return taken.result(), stats
 
 
 def test_what_a_broadcast_did_not_bring_comes_from_the_store() -> None:
-    names, received = broadcast(PARTS[:2], PARTS)
+    names, stats = broadcast(PARTS[:2], PARTS)
     assert names == ["w0", "w1", "w2"]
-    assert (received.broadcast_bytes, received.stored_bytes) == (32, 16)
+    assert (stats.broadcast_bytes, stats.stored_bytes) == (32, 16)
 
 
 def test_what_a_broadcast_spoilt_comes_from_the_store() -> None:
-    names, received = broadcast((PARTS[0], spoilt(PARTS[1]), PARTS[2]), PARTS)
+    names, stats = broadcast((PARTS[0], spoilt(PARTS[1]), PARTS[2]), PARTS)
     assert names == ["w0", "w2", "w1"]
-    assert (received.broadcast_bytes, received.stored_bytes) == (32, 16)
+    assert (stats.broadcast_bytes, stats.stored_bytes) == (32, 16)
 
 
 def test_what_neither_brings_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A payload is checked to the last byte before it may touch an engine; no vLLM here."""
+"""A tensors is checked to the last byte before it may touch an engine; no vLLM here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from actors.errors import WeightsRefused
 from actors.weights.weights_in import (
-    HEAD,
     Expected,
     as_tensor,
     bucket_problems,
@@ -27,39 +26,40 @@ from actors.weights.weights_in import (
     stale_parameters,
 )
 from rlsys.config.run import LoraConfig
-from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, TensorSpec, manifest_of
+from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer, manifest_of
+from rlsys.weights.tensors import HEAD
 from rlsys.weights.version import WeightVersion
-from tests.support.shipments import named
-from tests.support.shipments import version_of as announced
+from tests.support.transfers import named
+from tests.support.transfers import version_of as announced
 
 EMBEDDING = "model.embed_tokens.weight"
 
 
 @pytest.fixture
-def payload() -> dict[str, NamedTensor]:
+def tensors() -> dict[str, NamedTensor]:
     embedding = np.arange(12, dtype=np.float32).reshape(4, 3)
     return {EMBEDDING: named(embedding), "model.norm.weight": named(np.ones(3, np.float32)), HEAD: named(embedding)}
 
 
-def version_of(payload: Mapping[str, NamedTensor]) -> WeightVersion:
-    return announced(payload, 7)
+def version_of(tensors: Mapping[str, NamedTensor]) -> WeightVersion:
+    return announced(tensors, 7)
 
 
-def check_payload(sent: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
-    """What an engine does with a shipment of one bucket."""
+def check_sent(sent: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
+    """What an engine does with a transfer of one bucket."""
     bucket = Bucket(names=tuple(sent), num_bytes=0, stored=None)
-    check_manifest(version, expected, Shipment(buckets=(bucket,), timeout_s=1.0))
+    check_manifest(version, expected, WeightTransfer(buckets=(bucket,), timeout_s=1.0))
     if problems := bucket_problems(sent, bucket.names, version.manifest):
         raise refused(version, problems)
 
 
-def wanted(payload: Mapping[str, NamedTensor]) -> Expected:
-    return Expected(specs={name: tensor.spec for name, tensor in payload.items()}, tied_to=EMBEDDING)
+def wanted(tensors: Mapping[str, NamedTensor]) -> Expected:
+    return Expected(specs={name: tensor.spec for name, tensor in tensors.items()}, tied_to=EMBEDDING)
 
 
 def refusal(sent: Mapping[str, NamedTensor], expected: Expected, version: WeightVersion) -> str:
     with pytest.raises(WeightsRefused) as caught:
-        check_payload(sent, version, expected)
+        check_sent(sent, version, expected)
     assert "version 7 refused" in str(caught.value)
     return str(caught.value)
 
@@ -88,23 +88,23 @@ def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
         expected_weights(tmp_path, "float32")
 
 
-def test_a_right_payload_passes(payload: dict[str, NamedTensor]) -> None:
-    check_payload(payload, version_of(payload), wanted(payload))
+def test_correct_tensors_pass(tensors: dict[str, NamedTensor]) -> None:
+    check_sent(tensors, version_of(tensors), wanted(tensors))
 
 
-def test_a_payload_without_the_tied_head_is_refused(payload: dict[str, NamedTensor]) -> None:
-    expected = wanted(payload)
-    del payload[HEAD]
-    assert f"{HEAD}: missing" in refusal(payload, expected, version_of(payload))
+def test_tensors_without_the_tied_head_are_refused(tensors: dict[str, NamedTensor]) -> None:
+    expected = wanted(tensors)
+    del tensors[HEAD]
+    assert f"{HEAD}: missing" in refusal(tensors, expected, version_of(tensors))
 
 
-def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTensor]) -> None:
-    expected = wanted(payload)
+def test_wrong_shapes_types_and_names_are_each_named(tensors: dict[str, NamedTensor]) -> None:
+    expected = wanted(tensors)
     sent = {
         EMBEDDING: named(np.zeros((3, 4), np.float32)),
         "model.norm.weight": named(np.ones(3, np.float64)),
         "surprise": named(np.ones(1, np.float32)),
-        HEAD: payload[HEAD],
+        HEAD: tensors[HEAD],
     }
     message = refusal(sent, expected, version_of(sent))
     assert f"{EMBEDDING}: expected float32[4, 3], got float32[3, 4]" in message
@@ -112,29 +112,29 @@ def test_wrong_shapes_types_and_names_are_each_named(payload: dict[str, NamedTen
     assert "surprise: not a weight of this model" in message
 
 
-def test_bytes_that_are_too_few_are_refused(payload: dict[str, NamedTensor]) -> None:
-    norm = payload["model.norm.weight"]
-    sent = {**payload, "model.norm.weight": replace(norm, data=norm.data[:-4])}
-    assert "is not the 12 bytes" in refusal(sent, wanted(payload), version_of(sent))
+def test_bytes_that_are_too_few_are_refused(tensors: dict[str, NamedTensor]) -> None:
+    norm = tensors["model.norm.weight"]
+    sent = {**tensors, "model.norm.weight": replace(norm, data=norm.data[:-4])}
+    assert "is not the 12 bytes" in refusal(sent, wanted(tensors), version_of(sent))
 
 
-def test_one_changed_bit_is_refused(payload: dict[str, NamedTensor]) -> None:
-    changed = payload[HEAD].data.copy()
+def test_one_changed_bit_is_refused(tensors: dict[str, NamedTensor]) -> None:
+    changed = tensors[HEAD].data.copy()
     changed[0] ^= 1
-    sent = {**payload, HEAD: replace(payload[HEAD], data=changed)}
-    assert "announced as" in refusal(sent, wanted(payload), version_of(payload))
+    sent = {**tensors, HEAD: replace(tensors[HEAD], data=changed)}
+    assert "announced as" in refusal(sent, wanted(tensors), version_of(tensors))
 
 
-def test_a_tied_head_with_values_of_its_own_is_refused(payload: dict[str, NamedTensor]) -> None:
-    sent = {**payload, HEAD: named(np.ones((4, 3), np.float32))}
-    assert f"{HEAD}: differs from {EMBEDDING}" in refusal(sent, wanted(payload), version_of(sent))
-    check_payload(sent, version_of(sent), Expected(specs=wanted(sent).specs, tied_to=""))
+def test_a_tied_head_with_values_of_its_own_is_refused(tensors: dict[str, NamedTensor]) -> None:
+    sent = {**tensors, HEAD: named(np.ones((4, 3), np.float32))}
+    assert f"{HEAD}: differs from {EMBEDDING}" in refusal(sent, wanted(tensors), version_of(sent))
+    check_sent(sent, version_of(sent), Expected(specs=wanted(sent).specs, tied_to=""))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_of_an_update_that_diverged_are_refused(payload: dict[str, NamedTensor], value: float) -> None:
-    sent = {**payload, "model.norm.weight": named(np.array([1, value, 1], np.float32))}
-    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, wanted(payload), version_of(sent))
+def test_weights_of_an_update_that_diverged_are_refused(tensors: dict[str, NamedTensor], value: float) -> None:
+    sent = {**tensors, "model.norm.weight": named(np.array([1, value, 1], np.float32))}
+    assert "model.norm.weight: holds NaN or infinity" in refusal(sent, wanted(tensors), version_of(sent))
 
 
 def test_a_model_with_many_wrong_weights_gets_a_short_message() -> None:
@@ -170,7 +170,7 @@ def test_both_styles_of_checkpoint_names_lead_to_one_parameter(old_style: str, n
     assert engine_name(old_style) == engine_name(new_style) == parameter
 
 
-def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTensor]) -> None:
+def test_a_parameter_that_was_not_updated_is_found(tensors: dict[str, NamedTensor]) -> None:
     class Held(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -181,11 +181,11 @@ def test_a_parameter_that_was_not_updated_is_found(payload: dict[str, NamedTenso
 
     held = Held()
     with torch.no_grad():
-        held.language_model.model.embed_tokens.weight[:4] = as_tensor(payload[EMBEDDING])
-    assert stale_parameters(held, manifest_of(payload)) == (2, [])
+        held.language_model.model.embed_tokens.weight[:4] = as_tensor(tensors[EMBEDDING])
+    assert stale_parameters(held, manifest_of(tensors)) == (2, [])
     with torch.no_grad():
         held.language_model.model.norm.weight[1] = 3.0
-    assert stale_parameters(held, manifest_of(payload)) == (2, ["model.norm.weight"])
+    assert stale_parameters(held, manifest_of(tensors)) == (2, ["model.norm.weight"])
 
 
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
@@ -215,7 +215,7 @@ def test_an_adapter_has_two_matrices_for_each_target_of_the_language_model_and_n
 def test_an_adapter_of_another_rank_is_refused(tiny_model_dir: Path) -> None:
     expected = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA)
     sent = {name: named(np.zeros(spec.shape, np.float32)) for name, spec in expected.specs.items()}
-    check_payload(sent, version_of(sent), expected)
+    check_sent(sent, version_of(sent), expected)
     wider = expected_adapter(expected_weights(tiny_model_dir, "float32"), LORA.model_copy(update={"rank": 3}))
     assert "q_proj.lora_A.weight: expected float32[3, 128], got float32[2, 128]" in refusal(
         sent, wider, version_of(sent)

@@ -1,4 +1,4 @@
-"""What one rank publishes: in which parcels, how often, and how much of the model is whole at once."""
+"""What one rank publishes: in which planned, how often, and how much of the model is whole at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from learner.model.frozen import freeze
 from learner.model.policy import load_model
-from learner.weights.publishing import Publisher, plan_parcels
-from learner.weights.weights_out import HEAD, Outlet, checkpoint_names, model_outlets, read_folder
+from learner.weights.publishing import Publisher, plan_export
+from learner.weights.weights_out import ExportedTensor, checkpoint_names, exported_model, read_folder
 from rlsys.weights.manifest import NamedTensor, digest, digest_of, manifest_of
+from rlsys.weights.tensors import HEAD
 from tests.learner.weights.test_weights_out import CountingGather
 
 MAX_BYTES = 1 << 20
@@ -28,8 +29,8 @@ def model(tiny_model_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 @pytest.fixture
-def outlets(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Outlet]:
-    return model_outlets(model, checkpoint_names(model))
+def exported(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, ExportedTensor]:
+    return exported_model(model, checkpoint_names(model))
 
 
 class Store:
@@ -38,34 +39,34 @@ class Store:
     def __init__(self) -> None:
         self.put_bytes: list[int] = []
 
-    def put(self, payload: Mapping[str, NamedTensor]) -> dict[str, NamedTensor]:
-        self.put_bytes.append(sum(tensor.data.nbytes for tensor in {id(t): t for t in payload.values()}.values()))
-        return {name: NamedTensor(spec=tensor.spec, data=tensor.data.copy()) for name, tensor in payload.items()}
+    def put(self, tensors: Mapping[str, NamedTensor]) -> dict[str, NamedTensor]:
+        self.put_bytes.append(sum(tensor.data.nbytes for tensor in {id(t): t for t in tensors.values()}.values()))
+        return {name: NamedTensor(spec=tensor.spec, data=tensor.data.copy()) for name, tensor in tensors.items()}
 
 
-def test_parcels_hold_everything_once_and_frozen_parts_apart(outlets: dict[str, Outlet]) -> None:
-    parcels = plan_parcels(outlets, MAX_BYTES)
-    names = [name for parcel in parcels for name in parcel.outlets]
-    assert sorted(names) == sorted(outlets)
-    for parcel in parcels:
-        assert parcel.num_bytes <= MAX_BYTES or len(set(parcel.outlets.values())) == 1
-        frozen = {name.startswith("visual.") and "merger" not in name for name in parcel.outlets}
-        assert frozen == {parcel.is_frozen}
-        # one tensor, two names, one parcel
-        assert (HEAD in parcel.outlets) == (EMBEDDING in parcel.outlets)
+def test_buckets_hold_everything_once_and_frozen_parts_apart(exported: dict[str, ExportedTensor]) -> None:
+    planned = plan_export(exported, MAX_BYTES)
+    names = [name for bucket in planned for name in bucket.exported]
+    assert sorted(names) == sorted(exported)
+    for bucket in planned:
+        assert bucket.num_bytes <= MAX_BYTES or len(set(bucket.exported.values())) == 1
+        frozen = {name.startswith("visual.") and "merger" not in name for name in bucket.exported}
+        assert frozen == {bucket.is_frozen}
+        # one tensor, two names, one bucket
+        assert (HEAD in bucket.exported) == (EMBEDDING in bucket.exported)
     # in a stage of its own nothing is frozen, and everything is still there
-    assert {name for parcel in plan_parcels(outlets, 1) for name in parcel.outlets} == set(outlets)
+    assert {name for bucket in plan_export(exported, 1) for name in bucket.exported} == set(exported)
 
 
 def test_frozen_parts_are_stored_once_and_the_digest_stays_right(
-    model: Qwen2_5_VLForConditionalGeneration, outlets: dict[str, Outlet], tiny_model_dir: Path
+    model: Qwen2_5_VLForConditionalGeneration, exported: dict[str, ExportedTensor], tiny_model_dir: Path
 ) -> None:
     store, gather = Store(), CountingGather()
-    publisher = Publisher(outlets, gather, MAX_BYTES, stores=True)
+    publisher = Publisher(exported, gather, MAX_BYTES, stores=True)
     first, manifest = publisher.publish(store.put)
     assert digest_of(manifest) == digest(read_folder(tiny_model_dir))
-    assert gather.most_bytes <= max(MAX_BYTES, max(outlet.spec.num_bytes for outlet in outlets.values()))
-    num_frozen = sum(parcel.is_frozen for parcel in plan_parcels(outlets, MAX_BYTES))
+    assert gather.most_bytes <= max(MAX_BYTES, max(tensor.spec.num_bytes for tensor in exported.values()))
+    num_frozen = sum(bucket.is_frozen for bucket in plan_export(exported, MAX_BYTES))
     assert len(store.put_bytes) == len(first)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -80,7 +81,7 @@ def test_frozen_parts_are_stored_once_and_the_digest_stays_right(
     assert manifest[EMBEDDING] == manifest[HEAD] != manifest_of(read_folder(tiny_model_dir))[HEAD]
 
 
-def test_a_rank_that_stores_nothing_takes_part_in_the_same_gathers(outlets: dict[str, Outlet]) -> None:
+def test_a_rank_that_stores_nothing_takes_part_in_the_same_gathers(exported: dict[str, ExportedTensor]) -> None:
     def gathered(stores: bool) -> list[int]:
         opened: list[int] = []
 
@@ -89,7 +90,7 @@ def test_a_rank_that_stores_nothing_takes_part_in_the_same_gathers(outlets: dict
                 opened.extend(map(id, parameters))
                 return super().__call__(parameters)
 
-        publisher = Publisher(outlets, Noting(), MAX_BYTES, stores=stores)
+        publisher = Publisher(exported, Noting(), MAX_BYTES, stores=stores)
         for _ in range(2):
             publisher.publish(Store().put)
         return opened

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 
 from learner.weights.safetensors_out import plan_files, write_tensors
-from learner.weights.weights_out import as_tensor
 from rlsys.weights.manifest import NamedTensor, TensorSpec
+from rlsys.weights.tensors import as_tensor
 
 SPECS = {
     "a": TensorSpec(shape=(2, 3), dtype="float32"),  # 24 bytes

@@ -17,11 +17,10 @@ from learner.model.lora import adapters, adapters_off, add_adapters
 from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import PackedBatch, pack
 from learner.weights.weights_out import (
-    HEAD,
-    adapter_outlets,
     checkpoint_names,
     collect,
-    model_outlets,
+    exported_adapter,
+    exported_model,
     read_folder,
     stream,
     write_adapter,
@@ -29,6 +28,7 @@ from learner.weights.weights_out import (
 )
 from rlsys.config.run import ConfigError, LoraConfig
 from rlsys.weights.manifest import digest
+from rlsys.weights.tensors import HEAD
 from tests.support.learner import make_group, make_row
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
@@ -80,30 +80,30 @@ def batch(tiny_model_dir: Path) -> PackedBatch:
 
 def test_export_opens_one_tensor_at_a_time_and_writes_what_collect_holds(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
-    outlets, gather = model_outlets(model, checkpoint_names(model)), CountingGather()
-    found = write_folder(outlets, stream(outlets, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
+    exported, gather = exported_model(model, checkpoint_names(model)), CountingGather()
+    found = write_folder(exported, stream(exported, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
     largest = max(parameter.nbytes for parameter in model.parameters())
     assert gather.most_bytes == largest < sum(parameter.nbytes for parameter in model.parameters()) / 5
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) == 3
-    payload = collect(outlets, everything_at_hand)
-    assert found == digest(payload) == digest(read_folder(tmp_path / "model")) == digest(read_folder(tiny_model_dir))
+    tensors = collect(exported, everything_at_hand)
+    assert found == digest(tensors) == digest(read_folder(tmp_path / "model")) == digest(read_folder(tiny_model_dir))
     # the head is the embedding, and is sent once
-    assert payload[HEAD] is payload["model.embed_tokens.weight"]
+    assert tensors[HEAD] is tensors["model.embed_tokens.weight"]
 
 
 def test_a_folder_in_several_files_is_the_same_model(tiny_model_dir: Path, tmp_path: Path, batch: PackedBatch) -> None:
     model, names = adapted(tiny_model_dir)
-    outlets, gather = model_outlets(model, names), CountingGather()
-    write_folder(outlets, stream(outlets, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
+    exported, gather = exported_model(model, names), CountingGather()
+    write_folder(exported, stream(exported, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
     merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
     torch.testing.assert_close(logprobs(merged, batch), logprobs(model, batch), atol=1e-5, rtol=0)
-    largest = max(sum(parameter.nbytes for parameter in outlet.parameters) for outlet in outlets.values())
+    largest = max(sum(parameter.nbytes for parameter in tensor.parameters) for tensor in exported.values())
     assert gather.most_bytes == largest
 
 
 def test_the_adapter_s_folder_is_read_by_peft(tiny_model_dir: Path, tmp_path: Path, batch: PackedBatch) -> None:
     model, _ = adapted(tiny_model_dir)
-    write_adapter(collect(adapter_outlets(model), everything_at_hand), LORA, tiny_model_dir, tmp_path)
+    write_adapter(collect(exported_adapter(model), everything_at_hand), LORA, tiny_model_dir, tmp_path)
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path)
     torch.testing.assert_close(logprobs(loaded.get_base_model(), batch), logprobs(model, batch), atol=1e-5, rtol=0)

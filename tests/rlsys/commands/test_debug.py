@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from rlsys.commands.app import app
 from rlsys.config.run import RunConfig
-from rlsys.weights.check import Row
+from rlsys.weights.check import TensorComparison
 from rlsys.weights.manifest import TensorSpec
 from tests.support.paths import CONFIGS
 
@@ -20,8 +20,8 @@ def test_a_difference_is_told_and_is_the_exit_code(
 ) -> None:
     spec = TensorSpec(shape=(2, 3), dtype="float32")
 
-    def report(config: RunConfig, checkpoint: Path | None) -> list[Row]:
-        return [Row(name="w", spec=spec, findings={"actor 0": "as found"}, is_equal=is_equal)]
+    def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]:
+        return [TensorComparison(name="w", spec=spec, findings={"actor 0": "as found"}, is_equal=is_equal)]
 
     monkeypatch.setattr("rlsys.commands.debug.report", report)
     done = CliRunner().invoke(app, ["debug", "weights", str(CONFIGS / "demo.yaml")])

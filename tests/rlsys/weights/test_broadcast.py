@@ -11,15 +11,15 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from rlsys.weights.broadcast import BroadcastFailed, Sending, pack, received, unpack
-from rlsys.weights.manifest import Bucket, NamedTensor, Shipment, manifest_of
-from tests.support.shipments import named
+from rlsys.weights.broadcast import BroadcastFailed, BroadcastSender, pack, receive_broadcast, unpack
+from rlsys.weights.manifest import Bucket, NamedTensor, WeightTransfer, manifest_of
+from tests.support.transfers import named
 
 RNG = np.random.default_rng(0)
-PAYLOAD = {name: named(RNG.standard_normal((3, 5)).astype(np.float32)) for name in ("a", "b", "c")}
-PAYLOAD["tied"] = PAYLOAD["a"]
-PAYLOAD["small"] = named(np.array([7], np.int8))
-MANIFEST = manifest_of(PAYLOAD)
+TENSORS = {name: named(RNG.standard_normal((3, 5)).astype(np.float32)) for name in ("a", "b", "c")}
+TENSORS["tied"] = TENSORS["a"]
+TENSORS["small"] = named(np.array([7], np.int8))
+MANIFEST = manifest_of(TENSORS)
 BUCKETS = (
     Bucket(names=("a", "tied", "small", "b"), num_bytes=121, stored=None),
     Bucket(names=("c",), num_bytes=60, stored=None),
@@ -27,22 +27,22 @@ BUCKETS = (
 
 
 def get(bucket: Bucket) -> dict[str, NamedTensor]:
-    return {name: PAYLOAD[name] for name in bucket.names}
+    return {name: TENSORS[name] for name in bucket.names}
 
 
-def opened(num_receivers: int, timeout_s: float = 20.0) -> tuple[Sending, Shipment]:
-    sending = Sending("127.0.0.1", num_receivers, timeout_s)
-    return sending, Shipment(buckets=BUCKETS, timeout_s=timeout_s, rendezvous=sending.rendezvous)
+def opened(num_receivers: int, timeout_s: float = 20.0) -> tuple[BroadcastSender, WeightTransfer]:
+    sender = BroadcastSender("127.0.0.1", num_receivers, timeout_s)
+    return sender, WeightTransfer(buckets=BUCKETS, timeout_s=timeout_s, rendezvous=sender.rendezvous)
 
 
 def take(
-    shipment: Shipment, wanted: tuple[Bucket, ...] = BUCKETS, then: Callable[[], None] = lambda: None
+    transfer: WeightTransfer, wanted: tuple[Bucket, ...] = BUCKETS, then: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Names that came, in their order, all of them right. then: done after the first bucket."""
     names: list[str] = []
-    for bucket, payload in received(shipment, wanted, MANIFEST):
-        assert manifest_of(payload) == {name: MANIFEST[name] for name in bucket.names}
-        names.extend(payload)
+    for bucket, tensors in receive_broadcast(transfer, wanted, MANIFEST):
+        assert manifest_of(tensors) == {name: MANIFEST[name] for name in bucket.names}
+        names.extend(tensors)
         then()
     return names
 
@@ -56,51 +56,51 @@ def test_a_packed_bucket_holds_what_is_the_same_once() -> None:
 
 
 def test_receivers_get_what_they_want_and_no_one_comes_afterwards() -> None:
-    sending, shipment = opened(3)
+    sender, transfer = opened(3)
     with ThreadPoolExecutor(3) as threads:
-        everything = threads.submit(take, shipment)
-        part = threads.submit(take, shipment, BUCKETS[1:])
-        nothing = threads.submit(take, shipment, ())
-        sent = sending.send(BUCKETS, MANIFEST, get)
+        everything = threads.submit(take, transfer)
+        part = threads.submit(take, transfer, BUCKETS[1:])
+        nothing = threads.submit(take, transfer, ())
+        sent = sender.send(BUCKETS, MANIFEST, get)
     assert everything.result() == ["a", "tied", "small", "b", "c"]
     assert (part.result(), nothing.result()) == (["c"], [])
     assert (sent.num_receivers, sent.num_bytes, sent.problem) == (3, 200, "")
     with pytest.raises(BroadcastFailed, match="refused"):
-        take(shipment)
+        take(transfer)
 
 
 def test_only_what_somebody_wants_is_sent() -> None:
-    sending, shipment = opened(1)
+    sender, transfer = opened(1)
     with ThreadPoolExecutor(1) as threads:
-        part = threads.submit(take, shipment, BUCKETS[1:])
-        assert sending.send(BUCKETS, MANIFEST, get).num_bytes == 60
+        part = threads.submit(take, transfer, BUCKETS[1:])
+        assert sender.send(BUCKETS, MANIFEST, get).num_bytes == 60
     assert part.result() == ["c"]
 
 
 def test_the_broadcast_begins_without_those_who_have_not_come() -> None:
-    sending, shipment = opened(2, timeout_s=1.5)
+    sender, transfer = opened(2, timeout_s=1.5)
     with ThreadPoolExecutor(1) as threads:
-        came = threads.submit(take, shipment)
-        sent = sending.send(BUCKETS, MANIFEST, get)
+        came = threads.submit(take, transfer)
+        sent = sender.send(BUCKETS, MANIFEST, get)
     assert came.result() == ["a", "tied", "small", "b", "c"]
     assert (sent.num_receivers, sent.problem) == (1, "")
 
 
 def test_a_receiver_that_dies_midway_ends_it_for_all_within_the_deadline() -> None:
-    sending, shipment = opened(2, timeout_s=10.0)
-    victim = get_context("fork").Process(target=take, args=(shipment, BUCKETS, lambda: os._exit(1)))
+    sender, transfer = opened(2, timeout_s=10.0)
+    victim = get_context("fork").Process(target=take, args=(transfer, BUCKETS, lambda: os._exit(1)))
     start = time.monotonic()
     victim.start()
 
     def survive() -> str:
         try:
-            return " ".join(take(shipment))
+            return " ".join(take(transfer))
         except BroadcastFailed as error:
             return str(error)
 
     with ThreadPoolExecutor(1) as threads:
         survivor = threads.submit(survive)
-        sent = sending.send(BUCKETS, MANIFEST, lambda bucket: victim_gone(bucket, victim.join))
+        sent = sender.send(BUCKETS, MANIFEST, lambda bucket: victim_gone(bucket, victim.join))
     # the last bucket may have reached it before the connection to the other one was missed
     assert survivor.result() == "a tied small b c" or "the broadcast was lost" in survivor.result()
     assert "lost a receiver" in sent.problem
@@ -115,7 +115,7 @@ def victim_gone(bucket: Bucket, join: Callable[[], None]) -> dict[str, NamedTens
 
 
 def test_a_sender_that_fails_midway_does_not_hold_up_its_receivers() -> None:
-    sending, shipment = opened(1, timeout_s=10.0)
+    sender, transfer = opened(1, timeout_s=10.0)
 
     def fail(bucket: Bucket) -> dict[str, NamedTensor]:
         if bucket is BUCKETS[1]:
@@ -123,7 +123,7 @@ def test_a_sender_that_fails_midway_does_not_hold_up_its_receivers() -> None:
         return get(bucket)
 
     with ThreadPoolExecutor(1) as threads:
-        left_alone = threads.submit(take, shipment)
-        assert "no more" in sending.send(BUCKETS, MANIFEST, fail).problem
+        left_alone = threads.submit(take, transfer)
+        assert "no more" in sender.send(BUCKETS, MANIFEST, fail).problem
         with pytest.raises(BroadcastFailed, match="lost"):
             left_alone.result()

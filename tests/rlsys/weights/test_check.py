@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rlsys.weights.check import Held, check_holders, largest_difference
+from rlsys.weights.check import HeldWeights, check_holders, largest_difference
 from rlsys.weights.manifest import NamedTensor, TensorSpec, manifest_of
-from tests.support.shipments import named
+from tests.support.transfers import named
 
 
 def test_each_finding_is_told_and_only_sameness_is_equal() -> None:
@@ -15,7 +15,7 @@ def test_each_finding_is_told_and_only_sameness_is_equal() -> None:
     learner = manifest_of({name: one for name in ("read", "sent", "stale", "spoilt", "lost")})
     sent = {"read": one, "sent": one, "stale": other, "spoilt": one, "more": one}
     differences = {"read": 0.0, "sent": None, "stale": None, "spoilt": 0.25}
-    rows = check_holders(learner, [Held(place="actor 0", manifest=manifest_of(sent), differences=differences)])
+    rows = check_holders(learner, [HeldWeights(holder="actor 0", manifest=manifest_of(sent), differences=differences)])
     assert {row.name: (row.findings["actor 0"], row.is_equal) for row in rows} == {
         "read": ("equal", True),
         "sent": ("not readable, sent as it is", True),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlsys.weights.manifest import RunningDigest, TensorSpec, digest, digest_of, entry_of, manifest_of, plan_buckets
-from tests.support.shipments import named
+from tests.support.transfers import named
 
 
 def test_the_digest_is_that_of_the_sorted_lines_of_the_manifest() -> None:
@@ -20,7 +20,7 @@ def test_the_digest_is_that_of_the_sorted_lines_of_the_manifest() -> None:
     for name in ("b", "a"):
         running.add(name, tensors[name])
     assert running.hexdigest() == digest(tensors)
-    with pytest.raises(ValueError, match="a came twice"):
+    with pytest.raises(ValueError, match="a was added twice"):
         running.add("a", tensors["a"])
 
 

@@ -1,0 +1,51 @@
+"""Weights as tests send and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import ray
+
+from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer, digest_of, manifest_of, plan_buckets
+from rlsys.weights.version import WeightVersion
+
+NamedTensors = Mapping[str, NamedTensor]
+
+
+def named(array: np.ndarray) -> NamedTensor:
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return NamedTensor(spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)), data=data)
+
+
+def version_of(tensors: NamedTensors, version: int = 0, kind: Literal["full", "adapter"] = "full") -> WeightVersion:
+    """The version that a tensors truly is."""
+    manifest = manifest_of(tensors)
+    return WeightVersion(
+        version=version,
+        transport="object_store",
+        num_tensors=len(tensors),
+        num_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
+        digest=digest_of(manifest),
+        kind=kind,
+        manifest=manifest,
+    )
+
+
+def transfer_of(tensors: NamedTensors, max_bytes: int = 1 << 20) -> WeightTransfer:
+    """The tensors in the object store, in several buckets."""
+    buckets = plan_buckets({name: tensor.data.nbytes for name, tensor in tensors.items()}, max_bytes)
+    return WeightTransfer(
+        buckets=tuple(bucket_of({name: tensors[name] for name in names}) for names in buckets), timeout_s=30
+    )
+
+
+def bucket_of(tensors: NamedTensors) -> Bucket:
+    size = sum(tensor.data.nbytes for tensor in tensors.values())
+    return Bucket(names=tuple(tensors), num_bytes=size, stored=ray.put(dict(tensors)))
+
+
+def tensors_of(transfer: WeightTransfer) -> dict[str, NamedTensor]:
+    """All that was shipped."""
+    return {name: tensor for bucket in transfer.buckets for name, tensor in ray.get(bucket.stored).items()}
