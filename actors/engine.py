@@ -37,7 +37,7 @@ from actors.weights.weights_in import (
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.types import ClipInfo, Rollout, Sampling
-from rlsys.weights.manifest import Manifest, WeightTransfer
+from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
@@ -172,8 +172,9 @@ class RolloutEngine:
         stats = TransferStats(num_loaded=len(names), num_tensors=len(version.manifest))
         buckets = holding(transfer.buckets, names)
         rpc = self._engine.collective_rpc
+        parts: Iterator[NamedTensors] = iter(())
         if native := take_natively(rpc, self._spec, transfer, buckets, version.manifest, self._give_up):
-            stats, parts = native, iter(())
+            stats = native
         else:
             parts = receive(transfer, buckets, version, stats)
         first = next(parts, None)  # what can be refused with the engine untouched is refused here

@@ -282,7 +282,7 @@ class LearnerEngine:
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""
         self._engine.destroy()
-        self._engine = self._policy = self._reference = self._publisher = None
+        del self._engine, self._policy, self._reference, self._publisher
         gc.collect()
         if self.spec.device == "cuda":
             torch.cuda.empty_cache()

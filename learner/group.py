@@ -48,7 +48,7 @@ class LearnerGroup:
         self._timeout_s = timeout_s
         self._is_joined = False
         self._spec: LearnerSpec | None = None
-        self._cost: CostModel | None = None
+        self._cost: CostModel  # of the loaded model
 
     @classmethod
     def launch(

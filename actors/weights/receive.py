@@ -81,8 +81,7 @@ def receive(
         except BroadcastFailed as error:
             log.warning("version %d: %s; fetching the rest from the object store", version.version, error)
     for bucket in remaining:
-        tensors = fetch(bucket, transfer.timeout_s)
-        if problems := bucket_problems(tensors, bucket.names, version.manifest):
+        if problems := bucket_problems(fetch(bucket, transfer.timeout_s), bucket.names, version.manifest):
             raise refused(version, problems)
         stats.stored_bytes += bucket.num_bytes
     for bucket in remaining:

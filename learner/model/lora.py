@@ -60,7 +60,7 @@ def _peft_config(lora: LoraConfig, base: str = "") -> peft.LoraConfig:
     pattern = rf"{re.escape(LANGUAGE_MODEL)}.*\.({'|'.join(map(re.escape, lora.targets))})"
     return peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
         target_modules=pattern,
         lora_dropout=0.0,
         bias="none",
@@ -96,4 +96,4 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 def write_adapter_config(lora: LoraConfig, base: Path, folder: Path) -> None:
     """`adapter_config.json`, which peft and vLLM read beside the adapter's tensors. base: the model it belongs to."""
-    _peft_config(lora, base=str(base)).save_pretrained(folder)
+    _peft_config(lora, base=str(base)).save_pretrained(str(folder))

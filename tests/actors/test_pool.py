@@ -253,6 +253,7 @@ def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[.
     with pool_of("sound") as pool:
         publish(pool, 0)
         replicas = pool._replicas
+        _wait_until(replicas.up)  # what follows is not for the thread that brings it up
         replicas.limits = ReplicaLimits(timeout_s=0.5, start_timeout_s=0.5, max_num_seqs=None)
         replicas.weights = PublishedWeights(None, version(1))  # as if the learner had died halfway
         with pytest.raises(PoolFailed, match=r"'stale': 1"):

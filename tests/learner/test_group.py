@@ -26,6 +26,7 @@ from learner.weights.weights_out import checkpoint_names, read_folder
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
 from rlsys.errors import LearnerLost
+from rlsys.models.sizes import read_model_sizes
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.manifest import NamedTensor, digest, manifest_of
 from rlsys.weights.tensors import HEAD, as_tensor
@@ -166,8 +167,8 @@ def test_any_split_over_ranks_and_passes_is_the_same_update(
         flat(tensors, plain_run.weights) for tensors in (read_folder(tiny_model_dir), weights_of(learner))
     )
     expected = torch.cat([tensor.flatten() for tensor in plain_run.weights.values()])
-    # as a whole and not number by number: AdamW divides by a gradient's size, also where that is rounding alone
-    assert (found_weights - expected).norm() <= 1e-4 * (expected - start).norm()
+    bound = update_rounding(make_spec(tiny_model_dir), len(batches))
+    assert (found_weights - expected).norm() <= bound * (expected - start).norm()
 
 
 def test_equal_inputs_give_equal_bits(
@@ -416,27 +417,44 @@ def updated(
     return weights_of(learner), norms[0]
 
 
-def largest_difference(one: Mapping[str, NamedTensor], other: Mapping[str, NamedTensor]) -> float:
-    assert one.keys() == other.keys()
-    return float((flat(one, one) - flat(other, one)).abs().max())
+GRADIENT_ROUNDING = 1e-5
+"""Of a gradient's size: sums of thousands of float32 terms in another order, over a network's depth."""
+ADAMW_EPS = 1e-8
+
+
+def update_rounding(spec: LearnerSpec, num_steps: int) -> float:
+    """How far apart equal updates may end, as a share of their size, when gradients differ by rounding alone.
+
+    A step of AdamW, g / (|g| + eps), has the slope eps / (|g| + eps)^2. Where n gradients of size s lie evenly about 0,
+    a rounding error of r s in each moves the step by r sqrt(s / (3 eps)) of its norm (the integral of the squared
+    slope): near 0 rounding becomes steps of the learning rate, so single numbers have no useful bound. Clipping bounds
+    s by max_grad_norm / sqrt(n). A rank's missing share or a lost moment changes the update by tens of percent.
+    """
+    size = spec.train.max_grad_norm / read_model_sizes(spec.model.path).trained(spec.learner) ** 0.5
+    return num_steps * GRADIENT_ROUNDING * (size / (3 * ADAMW_EPS)) ** 0.5
+
+
+def relative_difference(
+    found: Mapping[str, NamedTensor], wanted: Mapping[str, NamedTensor], start: Mapping[str, NamedTensor]
+) -> float:
+    """Distance between two ends of an update from `start`, divided by its length."""
+    assert found.keys() == wanted.keys() == start.keys()
+    ends = (flat(tensors, wanted) for tensors in (found, wanted, start))
+    found_end, wanted_end, begin = ends
+    return float((found_end - wanted_end).norm() / (wanted_end - begin).norm())
 
 
 def test_1_2_and_4_ranks_at_zero_2_and_3_give_the_same_weights_after_three_updates(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
 ) -> None:
-    """Every number within 1e-6 where the updates move it by up to 3e-5: ten times the usual learning rate of RL.
-
-    AdamW moves a number by about the learning rate, however small its gradient, so that rounding grows with it: at
-    1e-3 the worst of them differ by 2e-5.
-    """
+    """However the work is cut, the weights end where one rank alone ends; see `update_rounding` for the bound."""
     three = [batches[0], batches[1], batches[0]]
     start = read_folder(tiny_model_dir)
     wanted, norm = updated(groups[1], make_spec(tiny_model_dir, learning_rate=1e-5), three)
-    assert largest_difference(wanted, start) > 1e-5
     for num_ranks, zero_stage in ((1, 3), (2, 2), (2, 3), (4, 2), (4, 3)):
         spec = make_spec(tiny_model_dir, zero_stage=zero_stage, budget=TINY_PASS, learning_rate=1e-5)
         found, found_norm = updated(groups[num_ranks], spec, three)
-        assert largest_difference(found, wanted) <= 1e-6, (num_ranks, zero_stage)
+        assert relative_difference(found, wanted, start) <= update_rounding(spec, 3), (num_ranks, zero_stage)
         assert found_norm == pytest.approx(norm, rel=1e-4)
 
 
@@ -466,8 +484,8 @@ def test_whatever_is_trained_two_ranks_do_as_one(
     wanted, norm = updated(groups[1], alone, batches)
     found, found_norm = updated(groups[2], shared, batches)
     assert found_norm == pytest.approx(norm, rel=1e-4)
-    assert largest_difference(found, wanted) <= 3e-6
     start = read_folder(tiny_model_dir)
+    assert relative_difference(found, wanted, start) <= update_rounding(shared, len(batches))
     moved = {name for name in start if found[name].data.tobytes() != start[name].data.tobytes()}
     if "lora" in changes:
         assert moved == {name for name in start if ".layers." in name and "proj.weight" in name}
@@ -502,7 +520,7 @@ def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
     resumed: tuple[int, int],
     changes: dict[str, object],
 ) -> None:
-    """Had the moments or the rate been lost, the next update would be another one by far more than 1e-6."""
+    """The next update is the one that would have been made: had the moments or the rate been lost, it would not be."""
     specs = [
         with_learner(make_spec(tiny_model_dir, zero_stage=stage, learning_rate=1e-4), **changes)
         for _, stage in (saved, resumed)
@@ -514,12 +532,13 @@ def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
     before.save(tmp_path / "deepspeed")
     files = sorted(path.name for path in (tmp_path / "deepspeed").iterdir())
     saved_digest = before.publish(2)[1].digest
+    at_save = {name: replace(one, data=one.data.copy()) for name, one in weights_of(before).items()}
     wanted_metrics, wanted = before.update(batches[0]), weights_of(before)
     after.load(specs[1])
     after.restore(tmp_path / "deepspeed")
     assert after.publish(2)[1].digest == saved_digest
     found_metrics, found = after.update(batches[0]), weights_of(after)
-    assert largest_difference(found, wanted) <= 1e-6
+    assert relative_difference(found, wanted, at_save) <= update_rounding(specs[1], 1)
     for name in ("optim/lr", "optim/grad_norm", "loss/policy"):
         assert found_metrics[name] == pytest.approx(wanted_metrics[name], rel=1e-4)
     # what resharding made is gone again
