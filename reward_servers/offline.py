@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import in_order, open_judge, pumped
 from reward_servers.judging.which_judge import judge_kind
-from reward_servers.schema import ScoreRequest, ScoreRow
+from reward_servers.schema import RequestSettings, ScoreRequest, ScoreRow
 from reward_servers.scorers.user_scorers import UserScorer
 from reward_servers.server.service import RewardService
+from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 from rlsys.types import Json, Score
 
@@ -26,7 +27,7 @@ class OfflineRow(BaseModel):
     """One line: a response, its truth, and whether reasoning was asked for. Other keys are ignored.
 
     The truth of a caption may be the reference caption itself. scores: null computes the task's default
-    scores. question, num_tokens, duration_s: see `schema.ScoreRow`.
+    scores. question, num_tokens, duration_s, options: see `schema.ScoreRow`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -39,6 +40,7 @@ class OfflineRow(BaseModel):
     question: str = ""
     num_tokens: int | None = None
     duration_s: float | None = None
+    options: list[str] = []
 
 
 class OfflineJudge:
@@ -65,6 +67,7 @@ def score_lines(
     settings: ScoreSettings | None = None,
     user_scorers: Mapping[str, UserScorer] | None = None,
     timeout_s: float = 300.0,
+    reading: Reading = "paper",
 ) -> Iterator[dict[str, Json]]:
     """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
     `evidence` where a judge was asked.
@@ -74,13 +77,14 @@ def score_lines(
     sentence embeddings; where those are not installed, rows that need a judge are "infra". Raises ConfigError for a
     judge that cannot be used.
     """
-    return pumped(_scored_lines(lines, judge, settings or ScoreSettings(), user_scorers, timeout_s))
+    numbers = RequestSettings(**(settings or ScoreSettings()).model_dump(), reading=reading)
+    return pumped(_scored_lines(lines, judge, numbers, user_scorers, timeout_s))
 
 
 async def _scored_lines(
     lines: Iterable[str],
     config: JudgeConfig | None,
-    settings: ScoreSettings,
+    settings: RequestSettings,
     user_scorers: Mapping[str, UserScorer] | None,
     timeout_s: float,
 ) -> AsyncIterator[dict[str, Json]]:
@@ -107,7 +111,7 @@ def _judge(config: JudgeConfig | None, resources: AsyncExitStack) -> OfflineJudg
 
 
 async def _scored(
-    service: RewardService, number: int, line: str, settings: ScoreSettings, timeout_s: float
+    service: RewardService, number: int, line: str, settings: RequestSettings, timeout_s: float
 ) -> dict[str, Json]:
     try:
         row = OfflineRow.model_validate_json(line)

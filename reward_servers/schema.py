@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
 from rlsys.types import Status
 
@@ -31,6 +32,7 @@ class ScoreRow(Wire):
     think: whether the prompt asked for <think>…</think>, which the format score then demands.
     scores: names of the scores to compute; null computes the task's default scores.
     question, num_tokens (of the response), duration_s (of the clip): for the scores that need them.
+    options: of a multiple-choice prompt, as "(A) …"; the lenient reading of an answer needs them.
     """
 
     rollout_id: str = Field(min_length=1, max_length=512)
@@ -42,13 +44,20 @@ class ScoreRow(Wire):
     question: str = Field(default="", max_length=MAX_TEXT_CHARS)
     num_tokens: int | None = Field(default=None, ge=0)
     duration_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    options: tuple[str, ...] = Field(default=(), max_length=64)
+
+
+class RequestSettings(ScoreSettings):
+    """The numbers that scorers need, and how answers are read."""
+
+    reading: Reading = "paper"
 
 
 class ScoreRequest(Wire):
     """timeout_s: after it the caller no longer waits, and rows without a verdict come back as "infra"."""
 
     rows: list[ScoreRow] = Field(min_length=1, max_length=MAX_ROWS)
-    settings: ScoreSettings = ScoreSettings()
+    settings: RequestSettings = RequestSettings()
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_TIMEOUT_S)
 
 

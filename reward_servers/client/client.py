@@ -18,6 +18,7 @@ import numpy as np
 from reward_servers.client.failures import FailureWindow
 from reward_servers.client.transport import RewardServerError, Transport, Unanswered
 from reward_servers.schema import ScoreReply
+from rlsys.config.answers import Reading
 from rlsys.config.run import RewardConfig
 from rlsys.tasks.table import GROUP_SCORES, check_weights, score_weights
 from rlsys.types import RolloutGroup, ScoredGroup
@@ -31,16 +32,24 @@ class RewardClient:
     """Scores groups at the servers of one URL. Use it from one event loop.
 
     reward: weights, settings and deadline.  url: base URL, as `reward_servers.server.app.launch` returns it.
-    token: bearer token or None.  think: whether the prompts ask for <think>…</think>.
+    token: bearer token or None.  think: whether the prompts ask for <think>…</think>.  reading: of the answers.
     was_healthy: whether the servers have answered to `wait_until_healthy`; a 404 may pass then, their proxy restarts.
     Raises ConfigError when `reward.weights` names a task or score that does not exist.
     """
 
     def __init__(
-        self, reward: RewardConfig, url: str, token: str | None = None, *, think: bool = True, was_healthy: bool = False
+        self,
+        reward: RewardConfig,
+        url: str,
+        token: str | None = None,
+        *,
+        think: bool = True,
+        reading: Reading = "paper",
+        was_healthy: bool = False,
     ) -> None:
         check_weights(reward)
         self._reward = reward
+        self._reading: Reading = reading
         self._think = think
         self._transport = Transport(reward, url, token, was_healthy=was_healthy)
         self._window = FailureWindow(reward.failure_window, reward.max_failure_frac)
@@ -101,10 +110,12 @@ class RewardClient:
                 "question": group.item.question,
                 "num_tokens": int(rollout.response_ids.size),
                 "duration_s": durations[0] if durations else None,
+                # only the lenient reading compares an answer with the options' words
+                **({"options": group.item.options} if self._reading == "lenient" else {}),
             }
             for rollout in group.rollouts
         ]
-        return {"rows": rows, "settings": self._reward.settings.model_dump()}
+        return {"rows": rows, "settings": {**self._reward.settings.model_dump(), "reading": self._reading}}
 
     async def _replies(self, request: Mapping[str, Any], names: tuple[str, ...]) -> list[ScoreReply]:
         """A reply per row, in order; "infra" with the last failure where none came."""

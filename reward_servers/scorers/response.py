@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reward_servers.schema import ScoreRow
+from rlsys.config.answers import Reading
 from rlsys.tasks.answers import Answer, last_block
-from rlsys.tasks.table import Task, task_named
+from rlsys.tasks.table import Task, expected_answer, task_named
 from rlsys.types import Json
 
 
@@ -33,25 +34,30 @@ class Response:
     question: str
     num_tokens: int | None
     duration_s: float | None
+    is_well_formed: bool = False
+    """Whether the whole response has the correct format."""
 
     @property
     def row(self) -> Task:
-        """The task's row of the table."""
+        """Return the task's row of the table."""
         return task_named(self.task)
 
 
-def read_response(row: ScoreRow) -> Response:
-    """The response of `row`, read. Raises ValueError for an unknown task or a broken truth."""
+def read_response(row: ScoreRow, reading: Reading = "paper") -> Response:
+    """Return the response of `row`, read. Raises ValueError for an unknown task or a broken truth."""
     task = task_named(row.task)
+    truth = task.read_truth(row.truth)
+    expected = expected_answer(row.truth, row.options, truth)
     return Response(
         task=row.task,
         text=row.text,
         think_text=last_block(row.text, "think"),
         asks_for_think=row.think,
-        answers=task.parse(row.text),
+        answers=task.parse(row.text, reading, expected),
         truth=row.truth,
-        expected=task.read_truth(row.truth),
+        expected=truth,
         question=row.question,
         num_tokens=row.num_tokens,
         duration_s=row.duration_s,
+        is_well_formed=task.is_well_formed(row.text, think=row.think, reading=reading, expected=expected),
     )

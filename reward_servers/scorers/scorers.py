@@ -11,6 +11,7 @@ from reward_servers.schema import ScoreRow
 from reward_servers.scorers.reasoning_scorers import anchor_progress, cited_times, length_bonus
 from reward_servers.scorers.response import Response, read_response
 from reward_servers.scorers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
+from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.geometry import mean_box_iou, spans_iou
 from rlsys.tasks.table import GROUP_SCORES, JUDGED, Scoring, default_names
@@ -24,7 +25,7 @@ Scorer = Callable[[Response, Scoring, ScoreSettings], float]
 
 def _layout(response: Response, _how: Scoring, _settings: ScoreSettings) -> float:
     """Return 1 when the whole response has the correct format and can be parsed. Source: VideoChat-R1, eq. 3."""
-    return float(response.row.is_well_formed(response.text, think=response.asks_for_think))
+    return float(response.is_well_formed)
 
 
 def _compared(measure: Callable[[Any, Any, ScoreSettings], float]) -> Scorer:
@@ -70,7 +71,9 @@ SCORERS: Mapping[str, Scorer] = {
     "spans_iou": _compared(lambda answer, truth, _: spans_iou(answer.spans, truth.spans)),
     "mean_box_iou": _compared(lambda answer, truth, _: mean_box_iou(answer.boxes, truth.boxes)),
     "same_choice": _compared(lambda answer, truth, _: float(answer.letter == truth.letter)),  # VideoChat-R1, eq. 5
-    "same_phrase": _compared(lambda answer, truth, _: float(answer.text == truth.text)),  # VideoChat-R1, eq. 5
+    "same_phrase": _compared(
+        lambda answer, truth, _: float(answer.text in (truth.text, truth.written))
+    ),  # VideoChat-R1, eq. 5
     "relative_accuracy": _compared(
         lambda answer, truth, settings: relative_accuracy(answer.value, truth.value, settings.relative_error_tiers)
     ),
@@ -81,7 +84,11 @@ SCORERS: Mapping[str, Scorer] = {
 
 
 def rule_scores(
-    row: ScoreRow, names: Sequence[str], settings: ScoreSettings, user_scorers: Mapping[str, UserScorer]
+    row: ScoreRow,
+    names: Sequence[str],
+    settings: ScoreSettings,
+    user_scorers: Mapping[str, UserScorer],
+    reading: Reading = "paper",
 ) -> Score:
     """The scores `names` of `row`, in that order, except those that the judge or the caller computes.
 
@@ -90,7 +97,7 @@ def rule_scores(
     raised, or returned something else than a number in [0, 1].
     """
     try:
-        response = read_response(row)
+        response = read_response(row, reading)
         scores = {name: _score(response, name, settings, user_scorers) for name in names if _is_ruled(response, name)}
     except ValueError as error:
         return Score(status="malformed", scores={}, reason=str(error))
@@ -99,11 +106,11 @@ def rule_scores(
     return Score(status="ok", scores=scores, reason="")
 
 
-def score(task: str, text: str, truth: Json, think: bool = True) -> Score:
+def score(task: str, text: str, truth: Json, think: bool = True, reading: Reading = "paper") -> Score:
     """Compute the default scores of `task`, except the judge's, for the response `text`."""
     # not validated: the limits of a request are none of a function call's
     row = ScoreRow.model_construct(rollout_id="0", task=task, text=text, truth=truth, think=think)
-    return rule_scores(row, default_names(task), ScoreSettings(), {})
+    return rule_scores(row, default_names(task), ScoreSettings(), {}, reading=reading)
 
 
 def _is_ruled(response: Response, name: str) -> bool:

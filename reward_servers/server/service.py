@@ -96,7 +96,8 @@ class RewardService:
         for index, row in enumerate(request.rows):
             names = tuple(row.scores) if row.scores is not None else default_names(row.task)
             judged = judged_scores(row.task) & set(names)
-            ruled.append(rule_scores(row, [n for n in names if n not in judged], request.settings, self._user_scorers))
+            own = [name for name in names if name not in judged]
+            ruled.append(rule_scores(row, own, request.settings, self._user_scorers, reading=request.settings.reading))
             if judged and ruled[-1].status == "ok":
                 asked[index] = ask_judge_about(row, judged, request.settings)
         verdicts = await self._judged(list(asked.values()), deadline_s)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
+from rlsys.config.answers import AnswersConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import Part
 from rlsys.config.reward import JudgeConfig, RewardConfig, ScoreSettings
@@ -24,6 +25,7 @@ from rlsys.errors import UserError
 
 __all__ = [
     "AlgorithmConfig",
+    "AnswersConfig",
     "ConfigError",
     "JudgeConfig",
     "LearnerConfig",
@@ -245,6 +247,7 @@ class RunConfig(Part):
     model: ModelConfig
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
+    answers: AnswersConfig = AnswersConfig()
     reward: RewardConfig = RewardConfig()
     train: TrainConfig = TrainConfig()
     sft: SftConfig = SftConfig()

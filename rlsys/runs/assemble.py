@@ -128,7 +128,14 @@ class Stack(LearnerStack):
         health = wait_until_healthy(self.reward_url, config.reward.timeout_s)
         _check_served(health, tasks, config.reward, self.reward_url)
         token = token_from_environment(config.reward.token_env)
-        self.scorer = RewardClient(config.reward, self.reward_url, token, think=config.data.think, was_healthy=True)
+        self.scorer = RewardClient(
+            config.reward,
+            self.reward_url,
+            token,
+            think=config.data.think,
+            reading=config.answers.reading,
+            was_healthy=True,
+        )
         self.producer = GroupProducer(clips, prompts, self.pool, self.scorer, config)
         resources.callback(self.producer.close)
         super().__init__(prompts, clips, self.learner, self.producer, cluster)
@@ -192,7 +199,9 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
             url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
         token = token_from_environment(config.reward.token_env)
-        yield RewardClient(config.reward, url, token, think=config.data.think, was_healthy=True)
+        yield RewardClient(
+            config.reward, url, token, think=config.data.think, reading=config.answers.reading, was_healthy=True
+        )
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlsys.tasks.geometry import Box, TimeSpan
 
@@ -37,27 +37,46 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """A class name, as `read_phrase` makes equal what differs only in writing."""
+    """A class name. text: as it is compared.  written: of a truth, in lower case and otherwise as it is written."""
 
     text: str
+    written: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A finite number, its unit left away."""
+    """A finite number without its unit."""
 
     value: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A description in free words, never empty. events: what it tells, one by one, where the annotation says so."""
+    """A description in free words, never empty. events: those it describes, where they are annotated."""
 
     text: str
     events: tuple[str, ...] | None = None
 
 
 Answer = TimeSpans | Boxes | Choice | Phrase | Number | Caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a reader may know of the row that a response answers.
+
+    options: (letter, words) of each option, () when unknown.  letter: of the true option, "" without one.
+    num_boxes: boxes of the truth.  frame: (width, height) in pixels of a truth in pixels.
+    """
+
+    options: tuple[tuple[str, str], ...] = ()
+    letter: str = ""
+    num_boxes: int = 0
+    frame: tuple[float, float] | None = None
+
+
+UNKNOWN = Expected()
+
 
 _TAG = re.compile(r"</?(?:think|answer|glue|box)>")
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=]+")
@@ -72,7 +91,7 @@ def _row_of(width: int) -> re.Pattern[str]:
 
 _ROW = {2: _row_of(2), 4: _row_of(4)}
 _NUMBER = re.compile(rf"([+-]?{_DECIMAL.pattern})\s?(?:%|[A-Za-z/°²³]{{0,20}})\.?")
-_MAX_PHRASE_CHARS = 200
+MAX_PHRASE_CHARS = 200
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)?[.:]?$|\)[.:]?\s|[.:]\s)")
 
 
@@ -108,20 +127,36 @@ def last_block(text: str, name: str) -> str | None:
     return text[start : text.find(closing, start)]
 
 
+def first_block(text: str, name: str) -> str | None:
+    """Content from the first `<name>` to the next `</name>`; None when there is no such pair."""
+    opening, closing = f"<{name}>", f"</{name}>"
+    start = text.find(opening)
+    end = text.find(closing, start + len(opening)) if start >= 0 else -1
+    return text[start + len(opening) : end] if end >= 0 else None
+
+
 def read_period(text: str) -> TimeSpans | None:
     """The last `a to b` or `a and b` in `text`, in seconds, as one span.
 
     Numbers are plain decimals with ASCII digits: no sign, exponent or clock time. A unit may follow
-    only the second one. A period that ends before it starts is an answer (with IoU 0), not None.
-    Source: VideoChat-R1 §3.3, temporal grounding.
+    only the second one. In `a to b and c` the first two are the period. A period that ends before it starts is an
+    answer (with IoU 0), not None. Source: VideoChat-R1 §3.3, temporal grounding.
     """
     words = _WORD.findall(text)
     for index in range(len(words) - 2, 0, -1):
-        if words[index].lower() in ("to", "and"):
-            start, end = _seconds(words[index - 1]), _seconds(_without_unit(words[index + 1]))
-            if start is not None and end is not None:
-                return TimeSpans(spans=((start, end),))
+        pair = _pair(words, index)
+        if pair is not None:
+            before = _pair(words, index - 2) if words[index].lower() == "and" and index > 2 else None
+            return TimeSpans(spans=(before or pair,))
     return None
+
+
+def _pair(words: Sequence[str], index: int) -> TimeSpan | None:
+    """The period whose joining word is at `index`."""
+    if words[index].lower() not in ("to", "and"):
+        return None
+    start, end = _seconds(words[index - 1]), _seconds(_without_unit(words[index + 1]))
+    return None if start is None or end is None else (start, end)
 
 
 def _seconds(word: str) -> float | None:
@@ -181,10 +216,10 @@ def read_phrase(text: str) -> Phrase | None:
 
     None too for more than 200 characters: that is a sentence around the answer, not the answer.
     """
-    if len(text) > 2 * _MAX_PHRASE_CHARS:
+    if len(text) > 2 * MAX_PHRASE_CHARS:
         return None
     phrase = " ".join(text.casefold().split()).strip(" \"'`*“”‘’()[].!,;:")
-    return Phrase(text=phrase) if 0 < len(phrase) <= _MAX_PHRASE_CHARS else None
+    return Phrase(text=phrase) if 0 < len(phrase) <= MAX_PHRASE_CHARS else None
 
 
 def read_number(text: str) -> Number | None:

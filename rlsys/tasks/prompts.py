@@ -2,7 +2,7 @@
 
 "full" instructs a general model in the task and the answer format; it carries the information of
 VideoChat-R1's prompts in our own words. "terse" is the bare question. Fields: {question}, {options},
-{medium} (video or image), {first_box}, {box_unit} and {box_example}.
+{medium} (video or image), {first_box}, {num_frames}, {box_unit} and {box_example}.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ TEMPORAL_GROUNDING = _variants(
 
 TRACKING = _variants(
     full=(
-        "The video is shown as eight frames. In the first one, this object is inside the box {first_box}: {question}\n"
+        "The video is shown as {num_frames} frames. In the first one, this object is inside the box {first_box}: "
+        "{question}\n"
         "A box is [x0, y0, x1, y1]: left, top, right and bottom edge, as fractions of the frame's width and height "
-        "between 0 and 1. Follow the object through all eight frames.\n"
-        "{lead}its eight boxes in the order of the frames, in this form: "
+        "between 0 and 1. Follow the object through all {num_frames} frames.\n"
+        "{lead}its {num_frames} boxes in the order of the frames, in this form: "
         "<answer>[[0.10, 0.25, 0.45, 0.80], [0.12, 0.25, 0.47, 0.80], …]</answer>"
     ),
     terse="{question} {first_box}",

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.tasks import answers, truths
 from rlsys.tasks import prompts as prompt_texts
-from rlsys.tasks.answers import Answer
+from rlsys.tasks.answers import UNKNOWN, Answer, Boxes, Choice, Expected
+from rlsys.tasks.readings import READERS
 from rlsys.types import ImageSpec, Json, PromptItem
 
 JUDGED = frozenset({"event_recall", "event_precision", "event_f1", "consistency"})
 """Scorers that the judge does."""
 GROUP_SCORES = frozenset({"order_contrast"})
-"""Scores that need a whole group; whoever asks the servers adds them, the servers never see them."""
+"""Scores that need a whole group: the caller of the servers adds them, the servers never see them."""
 CORRECT_ABOVE = 0.1
 """A response counts as correct when its task's `correctness` score is above this, as in Video-R1's code."""
 
@@ -32,7 +34,7 @@ class Scoring:
 
     scorer: key of `reward_servers.scorers.scorers.SCORERS`, or a member of `JUDGED` or `GROUP_SCORES`.
     block: the block of the response it reads; None means the whole response.
-    weight: its share of the reward unless the config says otherwise; of an optional score, the source's own weight.
+    weight: its share of the reward unless the config sets another; of an optional score, the source's own weight.
     is_optional: computed only when `reward.weights` names it.  source: where the idea comes from.
     """
 
@@ -48,29 +50,46 @@ class Task:
     """One row.
 
     prompts: (style, think) -> template; its fields are those of `rlsys.tasks.prompts`.
-    blocks: the blocks a response consists of after <think>, in order, each with the reader of its content.
+    blocks: the blocks a response consists of after <think>, in order, each with its kind of answer in
+    `rlsys.tasks.readings.READERS`.
     read_truth: annotation -> true answer per block; raises ValueError saying what is wrong with it.
     scores: score name (`format`, `iou`, `accuracy`, …) -> how it is computed, optional ones included.
-    correctness: the score that says how right a response is.
+    correctness: the score that measures how right a response is.
     """
 
     name: str
     prompts: Mapping[tuple[str, bool], str]
-    blocks: Mapping[str, Callable[[str], Answer | None]]
+    blocks: Mapping[str, str]
     read_truth: Callable[[Json], Mapping[str, Answer]]
     scores: Mapping[str, Scoring]
     correctness: str
 
-    def parse(self, text: str) -> dict[str, Answer | None]:
-        """The answer in each block of `text`, wherever the block is; None where it cannot be read."""
-        contents = {name: answers.last_block(text, name) for name in self.blocks}
-        return {name: None if content is None else self.blocks[name](content) for name, content in contents.items()}
+    def parse(self, text: str, reading: Reading = "paper", expected: Expected = UNKNOWN) -> dict[str, Answer | None]:
+        """Return the answer in each block of `text`, wherever the block is; None where it cannot be read."""
+        return {name: READERS[kind].read(text, name, reading, expected) for name, kind in self.blocks.items()}
 
-    def is_well_formed(self, text: str, *, think: bool) -> bool:
+    def is_well_formed(
+        self, text: str, *, think: bool, reading: Reading = "paper", expected: Expected = UNKNOWN
+    ) -> bool:
         """True when `text` is <think>…</think> (if asked for), then the task's blocks, each of them readable."""
         contents = answers.whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
-        return contents is not None and all(reader(contents[name]) is not None for name, reader in self.blocks.items())
+        return contents is not None and all(
+            READERS[kind].of(reading)(contents[name], expected) is not None for name, kind in self.blocks.items()
+        )
 
+
+def expected_answer(truth: Json, options: Sequence[str], read: Mapping[str, Answer]) -> Expected:
+    """Return what readers may know of a row: `truth` and what its task read of it, and the options of its prompt."""
+    choice = next((answer.letter for answer in read.values() if isinstance(answer, Choice)), "")
+    num_boxes = next((len(answer.boxes) for answer in read.values() if isinstance(answer, Boxes)), 0)
+    has_box = isinstance(truth, Mapping) and "box" in truth
+    lettered = tuple((match.group(1), match.group(2)) for match in map(_OPTION.fullmatch, options) if match)
+    return Expected(
+        options=lettered, letter=choice, num_boxes=num_boxes, frame=truths.box_frame(truth) if has_box else None
+    )
+
+
+_OPTION = re.compile(r"\(([A-Z])\)\s*(.*)", re.DOTALL)
 
 _FORMAT = {"format": Scoring(scorer="layout", source="VideoChat-R1, eq. 3")}
 _ACCURACY = {"accuracy": Scoring(scorer="same_choice", block="answer", source="VideoChat-R1, eq. 5")}
@@ -78,7 +97,7 @@ _CONSISTENCY = {"consistency": Scoring(scorer="consistency", is_optional=True, s
 _LENGTH = {
     "length_bonus": Scoring(scorer="length_bonus", weight=0.2, is_optional=True, source="Video-R1, arXiv:2503.21776")
 }
-# not where the annotation tells times: with shuffled frames another answer is right
+# not where the annotation is about times: with shuffled frames another answer is right
 _ORDER = {
     "order_contrast": Scoring(
         scorer="order_contrast", weight=0.3, is_optional=True, source="T-GRPO of Video-R1, arXiv:2503.21776"
@@ -113,7 +132,7 @@ _ROWS = (
     Task(
         name="temporal_grounding",
         prompts=prompt_texts.TEMPORAL_GROUNDING,
-        blocks={"answer": answers.read_period},
+        blocks={"answer": "period"},
         read_truth=truths.period,
         scores={**_FORMAT, **_time_iou("answer"), **_LENGTH, **_times_in_reasoning("answer"), **_CONSISTENCY},
         correctness="iou",
@@ -121,7 +140,7 @@ _ROWS = (
     Task(
         name="tracking",
         prompts=prompt_texts.TRACKING,
-        blocks={"answer": lambda text: answers.read_boxes(text, truths.NUM_TRACKED_FRAMES)},
+        blocks={"answer": "boxes"},
         read_truth=truths.tracked_boxes,
         scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
         correctness="iou",
@@ -129,7 +148,7 @@ _ROWS = (
     Task(
         name="spatial_grounding",
         prompts=prompt_texts.SPATIAL_GROUNDING,
-        blocks={"answer": answers.read_box},
+        blocks={"answer": "box"},
         read_truth=truths.one_box,
         scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
         correctness="iou",
@@ -137,7 +156,7 @@ _ROWS = (
     Task(
         name="spatiotemporal_grounding",
         prompts=prompt_texts.SPATIOTEMPORAL_GROUNDING,
-        blocks={"answer": answers.read_period, "box": answers.read_box},
+        blocks={"answer": "period", "box": "box"},
         read_truth=truths.period_and_box,
         scores={
             **_FORMAT,
@@ -152,7 +171,7 @@ _ROWS = (
     Task(
         name="multiple_choice",
         prompts=prompt_texts.MULTIPLE_CHOICE,
-        blocks={"answer": answers.read_choice},
+        blocks={"answer": "choice"},
         read_truth=truths.choice,
         scores={**_FORMAT, **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
         correctness="accuracy",
@@ -160,7 +179,7 @@ _ROWS = (
     Task(
         name="grounded_qa",
         prompts=prompt_texts.GROUNDED_QA,
-        blocks={"answer": answers.read_choice, "glue": answers.read_periods},
+        blocks={"answer": "choice", "glue": "periods"},
         read_truth=truths.choice_and_periods,
         scores={
             **_FORMAT,
@@ -175,7 +194,7 @@ _ROWS = (
     Task(
         name="spatial_qa",
         prompts=prompt_texts.SPATIAL_QA,
-        blocks={"answer": answers.read_choice, "box": answers.read_box},
+        blocks={"answer": "choice", "box": "box"},
         read_truth=truths.choice_and_box,
         scores={**_FORMAT, **_box_iou("box"), **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
         correctness="accuracy",
@@ -183,7 +202,7 @@ _ROWS = (
     Task(
         name="spatiotemporal_qa",
         prompts=prompt_texts.SPATIOTEMPORAL_QA,
-        blocks={"answer": answers.read_choice, "glue": answers.read_periods, "box": answers.read_box},
+        blocks={"answer": "choice", "glue": "periods", "box": "box"},
         read_truth=truths.choice_periods_and_box,
         scores={
             **_FORMAT,
@@ -199,7 +218,7 @@ _ROWS = (
     Task(
         name="numeric_qa",
         prompts=prompt_texts.NUMERIC_QA,
-        blocks={"answer": answers.read_number},
+        blocks={"answer": "number"},
         read_truth=truths.number,
         scores={
             **_FORMAT,
@@ -215,7 +234,7 @@ _ROWS = (
     Task(
         name="video_quality",
         prompts=prompt_texts.VIDEO_QUALITY,
-        blocks={"answer": answers.read_phrase},
+        blocks={"answer": "phrase"},
         read_truth=truths.phrase,
         scores={
             **_FORMAT,
@@ -229,7 +248,7 @@ _ROWS = (
     Task(
         name="captioning",
         prompts=prompt_texts.CAPTIONING,
-        blocks={"answer": answers.read_caption},
+        blocks={"answer": "caption"},
         read_truth=truths.caption,
         scores={
             **_FORMAT,
@@ -246,13 +265,20 @@ _ROWS = (
 )
 
 TASKS: Mapping[str, Task] = MappingProxyType({row.name: row for row in _ROWS})
+OTHER_NAMES: Mapping[str, str] = MappingProxyType({"quality": "video_quality"})
+"""Further names of tasks, taken wherever a task is named."""
+
+
+def task_name(name: str) -> str:
+    """Return the table's name of the task `name`, which may be one of `OTHER_NAMES`."""
+    return OTHER_NAMES.get(name, name)
 
 
 def task_named(name: str) -> Task:
-    """The row called `name`; ValueError naming the known tasks when there is none."""
-    if name not in TASKS:
+    """Return the row called `name`. Raises ValueError naming the known tasks when there is none."""
+    if task_name(name) not in TASKS:
         raise ValueError(f"task {name!r} is not known; the tasks are {', '.join(TASKS)}.")
-    return TASKS[name]
+    return TASKS[task_name(name)]
 
 
 def default_names(task: str) -> tuple[str, ...]:
@@ -266,7 +292,8 @@ def judged_scores(task: str) -> frozenset[str]:
 
 
 def _scores_of(task: str) -> Mapping[str, Scoring]:
-    return TASKS[task].scores if task in TASKS else {}
+    known = TASKS.get(task_name(task))
+    return {} if known is None else known.scores
 
 
 def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
@@ -286,9 +313,15 @@ def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
     fields = {"question": item.question.strip(), "options": "\n".join(item.options), "medium": medium}
     if "{first_box}" in template:
         fields["first_box"] = truths.first_box(item.truth)
+    if "{num_frames}" in template:
+        count = len(item.truth)
+        fields["num_frames"] = _COUNTS.get(count, str(count))
     if "{box_unit}" in template:
         fields |= _box_fields(item.truth, medium)
     return template.format_map(fields).strip()
+
+
+_COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}
 
 
 def _box_fields(truth: Json, medium: str) -> dict[str, str]:
@@ -309,8 +342,9 @@ def score_weights(task: str, reward: RewardConfig) -> dict[str, float]:
     The table's weights, unless `reward.weights` names the score; optional scores and those of `reward.scorers`
     are there only when it names them. Weight 0 keeps the score in the records and out of the reward.
     """
-    named = reward.weights.get(task, {})
-    scores = task_named(task).scores
+    row = task_named(task)
+    named = next((weights for name, weights in reward.weights.items() if task_name(name) == row.name), {})
+    scores = row.scores
     weights = {
         name: named.get(name, how.weight) for name, how in scores.items() if name in named or not how.is_optional
     }
@@ -322,10 +356,10 @@ def check_weights(reward: RewardConfig) -> None:
     """Raises ConfigError listing every entry of `reward.weights` and `reward.scorers` that no run could use."""
     problems = list(_scorer_problems(reward.scorers))
     for task, weights in reward.weights.items():
-        if task not in TASKS:
+        if task_name(task) not in TASKS:
             problems.append(f"reward.weights.{task}: no such task; the tasks are {', '.join(TASKS)}.")
             continue
-        known = [*TASKS[task].scores, *reward.scorers]
+        known = [*task_named(task).scores, *reward.scorers]
         for name, weight in weights.items():
             if name not in known:
                 problems.append(f"reward.weights.{task}.{name}: no such score; {task} has {', '.join(known)}.")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from dataclasses import replace
 
 from rlsys.tasks.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans, read_choice, read_phrase
 from rlsys.tasks.geometry import Box, TimeSpan
 from rlsys.types import Json
 
 NUM_TRACKED_FRAMES = 8
-"""Boxes of a tracking row, as in VideoChat-R1."""
+"""Boxes of a tracking row in VideoChat-R1; rows of other data sets may have another number."""
+MAX_TRACKED_FRAMES = 64
+"""Most boxes of a tracking row."""
 MAX_NUMBER = 1e9
 """Numbers and pixels in a truth stay below it: `rlsys.tasks.answers` reads nine digits before the point."""
 
@@ -27,7 +30,7 @@ def period(truth: Json) -> Mapping[str, Answer]:
 
 
 def tracked_boxes(truth: Json) -> Mapping[str, Answer]:
-    """Eight `[x0, y0, x1, y1]`, in 0..1 of width and height, in frame order."""
+    """An even number of `[x0, y0, x1, y1]`, in 0..1 of width and height; as many frames are shown."""
     return {"answer": Boxes(boxes=_tracked(truth))}
 
 
@@ -109,6 +112,11 @@ def box_frame(truth: Json) -> tuple[float, float] | None:
     return float(width), float(height)
 
 
+def is_tracked_count(num_boxes: int) -> bool:
+    """Whether a clip can be shown by as many frames as there are boxes; the model takes them in pairs."""
+    return num_boxes % 2 == 0 and 2 <= num_boxes <= MAX_TRACKED_FRAMES
+
+
 def _check_keys(truth: Json, required: Set[str], optional: Set[str] = frozenset()) -> None:
     found = set(truth) if isinstance(truth, Mapping) else set()
     if not required <= found or not found <= required | optional:
@@ -127,7 +135,7 @@ def _phrase(value: Json) -> Phrase:
     read = read_phrase(value) if isinstance(value, str) else None
     if read is None:
         raise ValueError(f'truth {_shown(value)}: write the class in words, for example "low quality".')
-    return read
+    return replace(read, written=value.strip().lower())
 
 
 def _spans(value: Json) -> TimeSpans:
@@ -137,8 +145,9 @@ def _spans(value: Json) -> TimeSpans:
 
 
 def _tracked(truth: Json) -> tuple[Box, ...]:
-    if not isinstance(truth, list | tuple) or len(truth) != NUM_TRACKED_FRAMES:
-        raise ValueError(f"truth {_shown(truth)}: write {NUM_TRACKED_FRAMES} boxes [x0, y0, x1, y1].")
+    if not isinstance(truth, list | tuple) or not is_tracked_count(len(truth)):
+        rule = f"write an even number of boxes [x0, y0, x1, y1], at most {MAX_TRACKED_FRAMES}"
+        raise ValueError(f"truth {_shown(truth)}: {rule}; frames are shown in pairs.")
     return tuple(_box(box, None) for box in truth)
 
 

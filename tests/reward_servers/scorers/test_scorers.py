@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reward_servers.offline import score_lines
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers.scorers import SCORERS, relative_accuracy, rule_scores, score
+from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.table import TASKS, default_names, judged_scores
 from tests.support.task_examples import TRUTHS
@@ -19,8 +20,8 @@ QA_TRUTH = {"answer": "(C)", "glue": [[0, 4], [6, 8]]}
 THINK = "<think>because</think> "
 
 
-def scores(task: str, text: str, truth: object, think: bool = True) -> dict[str, float]:
-    result = score(task, text, truth, think)
+def scores(task: str, text: str, truth: object, think: bool = True, reading: Reading = "paper") -> dict[str, float]:
+    result = score(task, text, truth, think, reading)
     assert (result.status, result.reason) == ("ok", "")
     return dict(result.scores)
 
@@ -78,8 +79,13 @@ def test_boxes_letters_numbers_and_phrases_worked_out_by_hand() -> None:
     both = {"answer": "(C)", "glue": [[0, 4]], "box": BOX}
     text = f"{THINK}<answer>(C)</answer><glue>[(2, 4)]</glue><box>[0, 0, 0.5, 0.25]</box>"
     assert scores("spatiotemporal_qa", text, both) == {"format": 1, "iou": 0.5, "box_iou": 0.5, "accuracy": 1}
-    assert scores("multiple_choice", f"{THINK}<answer>b. two</answer>", "(B)") == {"format": 1, "accuracy": 1}
-    assert scores("video_quality", f"{THINK}<answer>'High quality'</answer>", "high quality")["accuracy"] == 1
+    assert scores("multiple_choice", f"{THINK}<answer>b. two</answer>", "(B)", reading="strict") == {
+        "format": 1,
+        "accuracy": 1,
+    }
+    quoted = f"{THINK}<answer>'High quality'</answer>"
+    assert scores("video_quality", quoted, "high quality", reading="strict")["accuracy"] == 1
+    assert scores("video_quality", f"{THINK}<answer> High quality\n</answer>", "high quality")["accuracy"] == 1
     assert scores("video_quality", f"{THINK}<answer>quality</answer>", "high quality")["accuracy"] == 0
     assert scores("captioning", f"{THINK}<answer>A cat.</answer>", {"caption": "A dog."}) == {"format": 1}
     assert scores("captioning", f"{THINK}<answer> </answer>", {"caption": "A dog."}) == {"format": 0}

@@ -292,7 +292,7 @@ def test_scores_equal_those_of_counting(task: str) -> None:
     settings = ScoreSettings()
     for case, text, is_laid_out, think in cases(task):
         row = ScoreRow(rollout_id="r", task=task, text=text, truth=case.truth, think=think)
-        found = rule_scores(row, names, settings, {})
+        found = rule_scores(row, names, settings, {}, reading="strict")
         is_readable = all(is_read for _, is_read in case.blocks.values())
         expected = {"format": float(is_laid_out and is_readable), **case.expected}
         assert found.status == "ok", found.reason

@@ -12,6 +12,7 @@ from rlsys.tasks.answers import (
     Boxes,
     Caption,
     Choice,
+    Expected,
     Number,
     Phrase,
     TimeSpans,
@@ -27,6 +28,7 @@ from rlsys.tasks.answers import (
     whole_layout,
 )
 from rlsys.tasks.citations import cited_spans
+from rlsys.tasks.readings import READERS as ALL_READERS
 from rlsys.tasks.table import TASKS
 from tests.support.task_examples import RIGHT
 
@@ -48,6 +50,12 @@ READERS: list[Callable[[str], object]] = [
     read_box,
     lambda text: read_boxes(text, 8),
     cited_spans,
+]
+EXPECTED = Expected(num_boxes=8, options=(("A", "a boy"), ("C", "C")))
+TASK_READERS: list[Callable[[str], object]] = [
+    lambda text, read=read: read(text, EXPECTED)  # type: ignore[misc]
+    for readers in ALL_READERS.values()
+    for read in (readers.paper, readers.lenient, readers.strict)
 ]
 VALUES = (str, dict, tuple, TimeSpans, Boxes, Choice, Phrase, Number, Caption)
 
@@ -92,6 +100,16 @@ def test_any_text_is_read_as_a_finite_value_or_none() -> None:
             assert value is None or isinstance(value, VALUES)
             assert all(0 <= number < 1e9 for number in numbers_in(value))
     assert count == NUM_STRINGS
+
+
+def test_every_reading_of_any_text_is_a_finite_value_or_none() -> None:
+    for index, text in enumerate(adversarial_strings()):
+        if index % 20:
+            continue
+        for reader in TASK_READERS:
+            value = reader(text)
+            assert value is None or isinstance(value, VALUES)
+            assert all(abs(number) < 1e9 for number in numbers_in(value))  # a box of the paper's may be negative
 
 
 def test_every_task_reads_any_text() -> None:
@@ -147,7 +165,12 @@ def test_a_million_characters_are_read_in_linear_time(unit: str) -> None:
     text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
     for whole in (f"<answer>{text}</answer>", f"[{text}]", f"[(1{text},2)]"):
         started = time.process_time()
-        for reader in (*READERS, lambda part: whole_layout(part, ("answer",)), lambda part: last_block(part, "answer")):
+        for reader in (
+            *READERS,
+            *TASK_READERS,
+            lambda part: whole_layout(part, ("answer",)),
+            lambda part: last_block(part, "answer"),
+        ):
             reader(whole)
         assert time.process_time() - started < 8.0  # 0.9 s at worst here; a quadratic reader takes hours
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_servers.scorers.scorers import SCORERS
+from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.tasks.table import (
     GROUP_SCORES,
@@ -16,6 +17,7 @@ from rlsys.tasks.table import (
     TASKS,
     check_weights,
     default_names,
+    expected_answer,
     judged_scores,
     prompt_text,
     score_weights,
@@ -24,7 +26,7 @@ from rlsys.tasks.truths import first_box
 from rlsys.types import ImageSpec, PromptItem
 from tests.support.task_examples import BOX, PIXELS, RIGHT, TRUTHS
 
-TEXT_FIELDS = {"question", "options", "first_box", "medium", "box_unit", "box_example"}
+TEXT_FIELDS = {"question", "options", "first_box", "num_frames", "medium", "box_unit", "box_example"}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -59,11 +61,17 @@ def test_every_row_is_complete(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_right_answer_is_well_formed_in_the_variant_that_was_asked_for_only(task: str) -> None:
     row, answer = TASKS[task], RIGHT[task]
-    assert row.is_well_formed(answer, think=False)
-    assert not row.is_well_formed(answer, think=True)
-    assert row.is_well_formed(f"<think>because</think>\n{answer}", think=True)
-    assert not row.is_well_formed(f"<think>because</think>\n{answer}", think=False)
-    assert row.parse(answer) == row.read_truth(TRUTHS[task])
+    truth = row.read_truth(TRUTHS[task])
+    expected = expected_answer(TRUTHS[task], (), truth)
+    readings: tuple[Reading, ...] = ("paper", "lenient", "strict")
+    for reading in readings:
+        assert row.is_well_formed(answer, think=False, reading=reading, expected=expected)
+        assert not row.is_well_formed(answer, think=True, reading=reading, expected=expected)
+        thought = f"<think>because</think>\n{answer}"
+        assert row.is_well_formed(thought, think=True, reading=reading, expected=expected)
+        assert not row.is_well_formed(thought, think=False, reading=reading, expected=expected)
+        if reading == "strict":
+            assert row.parse(answer, reading, expected) == truth
 
 
 def test_a_block_that_cannot_be_read_spoils_the_format_and_leaves_the_other_block() -> None:

@@ -1,0 +1,246 @@
+"""The three readings of answers, side by side, against tables written out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlsys.config.answers import Reading
+from rlsys.tasks.answers import Answer, Boxes, Choice, Expected, Number, Phrase, TimeSpans
+from rlsys.tasks.readings import READERS
+from tests.support.video_files import shared_data
+
+READINGS: tuple[Reading, ...] = ("paper", "lenient", "strict")
+OPTIONS = (("A", "open the door"), ("B", "vitamin C"), ("C", "unwrap it"), ("D", "A dog."))
+WITH_OPTIONS = Expected(options=OPTIONS, letter="C")
+EIGHT = ", ".join(["[0.1, 0.1, 0.2, 0.2]"] * 8)
+
+
+def read(kind: str, text: str, expected: Expected) -> list[Answer | None]:
+    return [READERS[kind].of(reading)(text, expected) for reading in READINGS]
+
+
+P = (12.5, 17.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "lenient", "strict"),
+    [
+        ("12.5 to 17.8", P, P, P),
+        ("12.5 to 17.8 and 2 others", P, P, P),
+        ("the 3rd person at 12.5 to 17.8 and 2 others", P, P, P),
+        ("12.5s to 17.8s", None, P, None),
+        ("12.5 - 17.8", None, P, None),
+        ("12.5–17.8", None, P, None),
+        ("[12.5, 17.8]", None, P, None),
+        ("(12.5, 17.8)", None, P, None),
+        ("00:12 to 00:17", (12, 0), (12, 17), None),
+        ("1:02:03 - 1:02:05", None, (3723, 3725), None),
+        ("12.5 to 17.8秒", P, P, None),
+        ("从12.5到17.8", None, P, None),
+        ("12.5to17.8", None, P, None),
+        ("１２.5 to 17.8", P, P, None),
+        ("start: 12.5, end: 17.8", None, P, None),
+        ('{"start_time": 12.5, "end_time": 17.8}', None, P, None),
+        ("1 min 5 s to 1 min 20 s", None, (65, 80), None),
+        ("1 minute 5 to 1 minute 20 seconds", (5, 1), (65, 80), (5, 1)),
+        ("12.5 to 17.8 minutes", P, (750, 1068), P),
+        ("-1 to 17.8", (1, 17.8), None, None),
+        ("12.5 to 17.8 and 30 to 35", (30, 35), None, (30, 35)),
+        ("?3.0 to 5.0", (3, 5), (3, 5), None),
+        ("12.5 to 17.8, that is 12.5 to 17.8", P, P, P),
+        ("17.8", None, None, None),
+        ("[[1, 2], [3, 4]]", None, None, None),
+    ],
+)
+def test_periods(
+    text: str,
+    paper: tuple[float, float] | None,
+    lenient: tuple[float, float] | None,
+    strict: tuple[float, float] | None,
+) -> None:
+    found = read("period", text, Expected())
+    for answer, wanted in zip(found, (paper, lenient, strict), strict=True):
+        assert answer == (None if wanted is None else TimeSpans(spans=(wanted,)))
+
+
+TWO = ((5.2, 10.4), (31.0, 33.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "lenient", "strict"),
+    [
+        ("[(5.2, 10.4), (31.0, 33.5)]", TWO, TWO, TWO),
+        ("[(5.2,10.4),(31.0,33.5),]", TWO, TWO, TWO),
+        ("[]", (), (), None),
+        ("[[5.2, 10.4], [31.0, 33.5]]", None, TWO, TWO),
+        ("(5.2, 10.4), (31.0, 33.5)", None, TWO, None),
+        ("5.2 to 10.4, 31 to 33.5", None, TWO, None),
+        ("[(5.2s, 10.4s), (31s, 33.5s)]", None, TWO, None),
+        ("[(5.2, 10.4); (31, 33.5)]", None, TWO, None),
+        ('[{"start": 5.2, "end": 10.4}, {"start": 31, "end": 33.5}]', None, TWO, None),
+        ("```json\n[[5.2,10.4],[31,33.5]]\n```", None, TWO, TWO),
+        (" [(5.2, 10.4)]", None, ((5.2, 10.4),), ((5.2, 10.4),)),
+        ("[(10.4, 5.2)]", None, ((10.4, 5.2),), ((10.4, 5.2),)),
+        ("[(05, 10)]", None, ((5, 10),), ((5, 10),)),
+        ("[(5.2, 10.4), ]", None, ((5.2, 10.4),), ((5.2, 10.4),)),
+        ("5.2 to 10.4, then 31", None, None, None),
+    ],
+)
+def test_lists_of_periods(
+    text: str,
+    paper: tuple[tuple[float, float], ...] | None,
+    lenient: tuple[tuple[float, float], ...] | None,
+    strict: tuple[tuple[float, float], ...] | None,
+) -> None:
+    found = read("periods", text, Expected())
+    for answer, wanted in zip(found, (paper, lenient, strict), strict=True):
+        assert answer == (None if wanted is None else TimeSpans(spans=wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),  # of paper, lenient and strict; "-" is none
+    [
+        ("(C)", "CCC"),
+        ("C", "CCC"),
+        ("**C**", "CC-"),
+        ("C. unwrap it", "CCC"),
+        ("C.unwrap it", "CC-"),
+        ("Option C", "CC-"),
+        ("$\\boxed{C}$", "CC-"),
+        ("[C]", "CC-"),
+        ("（C）", "CC-"),
+        ("答案：C", "CC-"),
+        ("C：解开", "CC-"),
+        ("The answer is C", "CC-"),
+        ("The correct answer is (C).", "CC-"),
+        ("I think the answer is C", "CC-"),
+        ("c", "-CC"),
+        ("unwrap it", "-C-"),
+        ("Unwrap it.", "-C-"),
+        ("Answer: C", "AC-"),
+        ("(C) or (A)", "C-C"),
+        ("A or B or C", "A--"),
+        ("(A)(B)(C)(D)", "A--"),
+        ("C. open the door", "C-C"),
+        ("vitamin C", "CB-"),
+        ("A dog.", "AD-"),
+        ("A.M.", "A--"),
+        ("H", "--H"),
+        ("", "---"),
+    ],
+)
+def test_options(text: str, letters: str) -> None:
+    found = read("choice", text, WITH_OPTIONS)
+    assert found == [None if letter == "-" else Choice(letter=letter) for letter in letters]
+
+
+def test_an_option_after_g_is_read_at_the_beginning_by_the_paper_reading() -> None:
+    expected = Expected(letter="I")
+    assert READERS["choice"].paper("(I) because", expected) == Choice(letter="I")
+    assert READERS["choice"].paper("I think it is C", expected) is None
+
+
+B = (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "lenient", "strict"),
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", B, B, B),
+        ('```json\n[{"bbox_2d": [0.1, 0.2, 0.3, 0.4], "label": "cat"}]\n```', None, B, None),
+        ('{"x1": 0.1, "y1": 0.2, "x2": 0.3, "y2": 0.4}', None, B, None),
+        ("(0.1,0.2),(0.3,0.4)", None, B, None),
+        ("<|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", None, B, None),
+        ("[10%, 20%, 30%, 40%]", None, B, None),
+        ("［0.1，0.2，0.3，0.4］", None, B, None),
+        ("The box (red car) is [0.1, 0.2, 0.3, 0.4]", None, B, None),
+        ("[0.1, 0.2, 0.3, 0.4, 0.9]", None, None, None),
+        ("[0.1, 0.2, 0.3, 0.4] or [0, 0, 1, 1]", None, None, None),
+    ],
+)
+def test_boxes(
+    text: str,
+    paper: tuple[float, float, float, float] | None,
+    lenient: tuple[float, float, float, float] | None,
+    strict: tuple[float, float, float, float] | None,
+) -> None:
+    for answer, wanted in zip(read("box", text, Expected()), (paper, lenient, strict), strict=True):
+        assert answer == (None if wanted is None else Boxes(boxes=(wanted,)))
+
+
+def test_a_fraction_of_a_picture_in_pixels_is_scaled_by_the_lenient_reading_alone() -> None:
+    paper, lenient, _ = read("box", "[0.1, 0.2, 0.5, 0.5]", Expected(frame=(640.0, 480.0)))
+    assert paper == Boxes(boxes=((0.1, 0.2, 0.5, 0.5),))
+    assert lenient == Boxes(boxes=((64.0, 96.0, 320.0, 240.0),))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),  # by paper, lenient and strict
+    [
+        (f"[{EIGHT}]", (True, True, True)),
+        (f"```json\n[{EIGHT}]\n```", (False, True, True)),
+        (EIGHT, (False, True, False)),
+        ("\n".join(f"{n}. [0.1, 0.1, 0.2, 0.2]" for n in range(1, 9)), (False, True, False)),
+        (f"[{EIGHT}, [0.1, 0.1, 0.2, 0.2]]", (False, False, False)),
+        (f"[{EIGHT.replace('0.2]', '20]')}]", (True, False, False)),
+    ],
+)
+def test_tracked_boxes(text: str, is_read: tuple[bool, bool, bool]) -> None:
+    found = read("boxes", text, Expected(num_boxes=8))
+    assert tuple(answer is not None for answer in found) == is_read
+
+
+def test_as_many_boxes_are_read_as_the_truth_has() -> None:
+    four = "[[0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2]]"
+    assert None not in read("boxes", four, Expected(num_boxes=4))
+    assert read("boxes", four, Expected(num_boxes=8)) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "lenient", "strict"),
+    [
+        ("3", 3, 3, 3),
+        ("3.", 3, 3, 3),
+        ("-3", -3, -3, -3),
+        ("3 people", 3, 3, 3),
+        ("3 people there", 3, 3, None),
+        ("about 3", None, 3, None),
+        ("$3", None, 3, None),
+        ("３", None, 3, None),
+        ("1,234", None, 1234, None),
+        ("1,234,567.5 m", None, 1234567.5, None),
+        ("3k", None, 3000, 3),
+        ("3 million", 3, 3e6, 3),
+        ("\\boxed{3}", None, 3, None),
+        ("3-4", None, None, None),
+        ("3 or 4", 3, None, None),
+        ("1,5", None, None, None),
+        ("1e3", 1000, None, None),
+        ("50%", None, 50, 50),
+        ("three", None, None, None),
+        ("999999999999", None, None, None),
+    ],
+)
+def test_numbers(text: str, paper: float | None, lenient: float | None, strict: float | None) -> None:
+    for answer, wanted in zip(read("number", text, Expected()), (paper, lenient, strict), strict=True):
+        assert answer == (None if wanted is None else Number(value=wanted))
+
+
+def test_classes() -> None:
+    assert read("phrase", " High Quality\n", Expected()) == [Phrase(text="high quality")] * 3
+    quoted = read("phrase", "'High quality.'", Expected())
+    assert quoted == [Phrase(text="'high quality.'"), Phrase(text="high quality"), Phrase(text="high quality")]
+
+
+def test_every_collected_answer_is_read_or_refused() -> None:
+    """The collected answers are read without an error, and none that is ambiguous is read leniently."""
+    ambiguous = {"A or B or C", "(C) or (A)", "(A)(B)(C)(D)", "3-4", "12.5 to 17.8 and 30 to 35"}
+    kinds = {"temporal_grounding": "period", "multiple_choice": "choice", "numeric_qa": "number"}
+    for line in shared_data("cases", "answers", "answers.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        content = row["text"].split("<answer>")[1].split("</answer>")[0]
+        if row["task"] in kinds:
+            lenient = READERS[kinds[row["task"]]].lenient(content, Expected())
+            assert (lenient is None) >= (content in ambiguous)
