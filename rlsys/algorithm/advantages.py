@@ -1,7 +1,7 @@
-"""Advantages of the rollouts of one group, one function a method. Which one: `algorithm.advantage`.
+"""Advantages of the rollouts of one group: one function per method; `algorithm.advantage` selects it.
 
-In all of them rollouts that could not be scored are outside mean, deviation and loss, and a group
-with fewer than `min_valid` scored ones or without spread has only zeros.
+Every method excludes rollouts that could not be scored from mean, standard deviation and loss. All advantages of a
+group are 0 when fewer than `min_valid` rollouts are scored or when all scored rewards are equal.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ def advantages(
     weights: Mapping[str, float],
     min_valid: int = 2,
 ) -> np.ndarray:
-    """f32 [G]. weights: score name -> its share of the reward; read by "gdpo" alone, which sees scores and no rewards.
+    """Return the advantages of one group by the named method, f32 [G].
 
-    Of "gdpo" this is the part within the group; `scaled_over_batch` is the other.
+    weights: score name -> its weight in the reward. Only "gdpo" reads them: it normalises scores, not rewards.
+    For "gdpo" this is the normalisation within the group; `scaled_over_batch` is the one over the batch.
     """
     if method == "gdpo":
         by_score = np.array([weights[name] for name in scored.score_names])
         return decoupled_advantages(scored.scores, by_score, scored.is_valid, min_valid)
-    of_rewards = {
+    functions = {
         "grpo": group_advantages,
         "dr_grpo": centred_advantages,
         "rloo": leave_one_out_advantages,
     }
-    return of_rewards[method](scored.rewards, scored.is_valid, min_valid)
+    return functions[method](scored.rewards, scored.is_valid, min_valid)
 
 
 def group_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_valid: int = 2, eps: float = 1e-4) -> np.ndarray:
-    """How much better each rollout did than its group, in group standard deviations.
+    """Return how much better each rollout did than its group, in standard deviations of the group.
 
     rewards: f32 [G].  is_valid: bool [G], False where scoring failed.
-    Returns f32 [G]; 0 for invalid rollouts, for a group with fewer than `min_valid` valid
-    ones and for a group without spread.
+    Returns f32 [G]: 0 for invalid rollouts, and 0 throughout a group with fewer than `min_valid` valid rollouts or
+    with equal rewards.
     Source: GRPO, arXiv:2402.03300, outcome supervision; VideoChat-R1 eq. 1.
     """
     found = np.zeros(rewards.shape, np.float32)
     valid = rewards[is_valid].astype(np.float64)
-    if _teaches_nothing(valid, min_valid):
+    if _has_no_signal(valid, min_valid):
         return found
     # ddof=1 as torch.std, which TRL, verl and OpenRLHF use; numpy's own default is ddof=0
     found[is_valid] = (valid - valid.mean()) / (valid.std(ddof=1) + eps)
@@ -53,26 +54,27 @@ def group_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_valid: int =
 
 
 def centred_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_valid: int = 2) -> np.ndarray:
-    """Rewards minus the group's mean, in units of the reward: groups with little spread keep little weight.
+    """Return each reward minus the mean of its group, in units of the reward.
 
-    Arguments and zeros as in `group_advantages`. Source: Dr. GRPO, arXiv:2503.20783.
+    Without division by the standard deviation, groups whose rewards differ little have little weight.
+    Arguments and zeros are those of `group_advantages`. Source: Dr. GRPO, arXiv:2503.20783.
     """
     found = np.zeros(rewards.shape, np.float32)
     valid = rewards[is_valid].astype(np.float64)
-    if not _teaches_nothing(valid, min_valid):
+    if not _has_no_signal(valid, min_valid):
         found[is_valid] = valid - valid.mean()
     return found
 
 
 def leave_one_out_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_valid: int = 2) -> np.ndarray:
-    """Each reward minus the mean of the others', a baseline that does not depend on the rollout itself.
+    """Return each reward minus the mean reward of the group's other rollouts.
 
-    It is `centred_advantages` times n / (n - 1) for n valid rollouts. Arguments and zeros as in
-    `group_advantages`. Source: RLOO, arXiv:2402.14740.
+    This baseline does not depend on the rollout itself. The result is `centred_advantages` times n / (n - 1) for n
+    valid rollouts. Arguments and zeros are those of `group_advantages`. Source: RLOO, arXiv:2402.14740.
     """
     found = np.zeros(rewards.shape, np.float32)
     valid = rewards[is_valid].astype(np.float64)
-    if not _teaches_nothing(valid, min_valid):
+    if not _has_no_signal(valid, min_valid):
         found[is_valid] = valid - (valid.sum() - valid) / (valid.size - 1)
     return found
 
@@ -80,11 +82,11 @@ def leave_one_out_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_vali
 def decoupled_advantages(
     scores: np.ndarray, weights: np.ndarray, is_valid: np.ndarray, min_valid: int = 2, eps: float = 1e-4
 ) -> np.ndarray:
-    """Each score normalised in the group as `group_advantages` does, then the weighted sum.
+    """Return the weighted sum of scores that are each normalised within the group as in `group_advantages`.
 
-    So (0, 1) and (1, 0) differ from each other where their sums do not, and a score with little spread
-    counts as much as one with much. A score without spread adds nothing.
-    scores: f32 [G, K].  weights: f64 [K]; a score of weight 0 is left out.  Returns f32 [G].
+    Rollouts with scores (0, 1) and (1, 0) can thus have different advantages although their sums are equal, and a
+    score that varies little counts as much as one that varies a lot. A score that does not vary adds nothing.
+    scores: f32 [G, K].  weights: f64 [K]; a score of weight 0 is skipped.  Returns f32 [G].
     Source: GDPO, arXiv:2601.05242, eq. 4 and 5.
     """
     total = np.zeros(len(scores), np.float32)
@@ -96,11 +98,11 @@ def decoupled_advantages(
 def scaled_over_batch(
     by_group: Sequence[np.ndarray], is_trained: Sequence[np.ndarray], eps: float = 1e-4
 ) -> tuple[np.ndarray, ...]:
-    """The batch's advantages over their standard deviation, so that more scores do not mean larger steps.
+    """Return the batch's advantages divided by their standard deviation, so that more scores do not mean larger steps.
 
-    by_group: advantages, f32 [G] each.  is_trained: bool [G] each; the others are 0 and stay out of it.
-    The paper subtracts the batch's mean too. It is 0 already, group by group, and subtracting what rounding
-    leaves of it would give groups without spread an advantage.
+    by_group: advantages, f32 [G] each.  is_trained: bool [G] each; all other advantages are 0 and do not count.
+    The paper also subtracts the batch's mean. That mean is 0 already, because each group's is, and subtracting its
+    rounding error would give an advantage to groups with equal rewards.
     Source: GDPO, arXiv:2601.05242, eq. 6.
     """
     trained = np.concatenate([adv[mask] for adv, mask in zip(by_group, is_trained, strict=True)]).astype(np.float64)
@@ -110,5 +112,5 @@ def scaled_over_batch(
     return tuple(adv * scale for adv in by_group)
 
 
-def _teaches_nothing(valid: np.ndarray, min_valid: int) -> bool:
+def _has_no_signal(valid: np.ndarray, min_valid: int) -> bool:
     return valid.size < max(2, min_valid) or np.ptp(valid) == 0

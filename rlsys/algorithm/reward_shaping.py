@@ -1,6 +1,6 @@
-"""What is taken off rewards after they were scored and before they become advantages.
+"""Penalties that are subtracted from rewards after scoring and before advantages are computed.
 
-The scorers' own rewards stay in the records; the amounts taken off are metrics of their own.
+The records keep the scorers' rewards; the penalties are separate metrics.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from rlsys.types import RolloutGroup, ScoredGroup
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shaped:
-    """groups: with the rewards that advantages are made of.  metrics: mean of each penalty, in units of the reward."""
+    """Scored groups after the penalties.
+
+    groups: with the rewards that advantages are computed from.  metrics: mean of each penalty, in units of the reward.
+    """
 
     groups: tuple[ScoredGroup, ...]
     metrics: Mapping[str, float]
 
 
 def needs_reference(algorithm: AlgorithmConfig) -> bool:
-    """Whether the reference policy's log-probs are wanted before the batch is made."""
+    """Return whether reward shaping needs the reference policy's log-probs."""
     return algorithm.kl_coef > 0 and algorithm.kl_in == "reward"
 
 
@@ -34,9 +37,9 @@ def shape_rewards(
     max_tokens: int,
     reference: Sequence[Sequence[np.ndarray]] | None = None,
 ) -> Shaped:
-    """Rewards minus the penalties that `algorithm` asks for; the groups as they are where it asks for none.
+    """Return the groups with the penalties of `algorithm` subtracted from their rewards; unchanged if it has none.
 
-    reference: log-probs of the reference policy, f32 [R], as [group][sample]; wanted where `needs_reference`.
+    reference: log-probs of the reference policy, f32 [R], as [group][sample]; required if `needs_reference`.
     """
     penalties: dict[str, list[np.ndarray]] = {}
     if algorithm.overlong_buffer_tokens:
@@ -47,7 +50,7 @@ def shape_rewards(
         ]
     if needs_reference(algorithm):
         if reference is None:
-            raise ValueError("algorithm.kl_in=reward needs the reference policy's log-probs.")
+            raise ValueError("algorithm.kl_in=reward needs the reference policy's log-probs; pass them as `reference`.")
         penalties["reward/kl_penalty/mean"] = [
             algorithm.kl_coef * sequence_kl(scored.group, logprobs, algorithm.kl_estimator)
             for scored, logprobs in zip(groups, reference, strict=True)
@@ -67,15 +70,15 @@ def shape_rewards(
 
 
 def response_lengths(group: RolloutGroup) -> np.ndarray:
-    """i64 [G], tokens of each response."""
+    """Return the number of tokens of each response, i64 [G]."""
     return np.array([rollout.response_ids.size for rollout in group.rollouts])
 
 
 def overlong_fraction(num_tokens: np.ndarray, max_tokens: int, buffer_tokens: int) -> np.ndarray:
-    """Share of the last `buffer_tokens` before `max_tokens` that each response has used, f64 [G] in [0, 1].
+    """Return the fraction of the last `buffer_tokens` before `max_tokens` that each response uses, f64 [G] in [0, 1].
 
-    Source: soft overlong punishment, DAPO, arXiv:2503.14476, eq. 13, with the sign turned round. No response here
-    is longer than `max_tokens`, so the eq.'s third case is the end of its second.
+    Source: soft overlong punishment, DAPO, arXiv:2503.14476, eq. 13, with the opposite sign. No response here is
+    longer than `max_tokens`, so the equation's third case never occurs.
     """
     return np.clip((num_tokens - (max_tokens - buffer_tokens)) / buffer_tokens, 0.0, 1.0)
 
@@ -83,11 +86,11 @@ def overlong_fraction(num_tokens: np.ndarray, max_tokens: int, buffer_tokens: in
 def sequence_kl(
     group: RolloutGroup, reference: Sequence[np.ndarray], estimator: Literal["k1", "k2", "k3"]
 ) -> np.ndarray:
-    """Estimate of KL(sampler || reference) of each response, the sum over its tokens, f64 [G].
+    """Return an estimate of KL(sampler || reference) for each response, summed over its tokens, f64 [G].
 
-    reference: log-probs of the reference policy, f32 [R] each. With k1 the expected reward has exactly the gradient
-    of the expected KL; k1 of one response may be negative. Source: http://joschu.net/blog/kl-approx.html;
-    the placement in the reward: arXiv:2009.01325.
+    reference: log-probs of the reference policy, f32 [R] each. With k1, the gradient of the expected penalty is
+    exactly that of the KL; the k1 estimate of a single response can be negative.
+    Source: http://joschu.net/blog/kl-approx.html; KL as part of the reward: arXiv:2009.01325.
     """
     pairs = zip(group.rollouts, reference, strict=True)
     return np.array(

@@ -1,4 +1,4 @@
-"""Metrics of held-out answers, from the scores that the reward servers gave them."""
+"""Metrics of held-out answers, computed from the reward servers' scores."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 def iou_metrics(ious: np.ndarray) -> dict[str, float]:
-    """mIoU and R@m (share of answers with IoU of m or more), as Charades-STA reports them.
+    """Return mIoU and R@m, the share of answers with an IoU of at least m, as reported for Charades-STA.
 
     ious: f64 [N] in [0, 1]; an answer that could not be parsed counts as 0.
     Raises ValueError when N is 0.
     """
     if ious.size == 0:
-        raise ValueError("no scored answers: nothing to average.")
+        raise ValueError("no scored answers: mIoU and R@m need at least one; check that the reward servers score.")
     recalls = {f"r_at_{threshold}": float(np.mean(ious >= threshold)) for threshold in RECALL_THRESHOLDS}
     return {"miou": float(ious.mean()), **recalls}
 
 
 def answer_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Held-out metrics over all valid responses of `groups`: reward, format, and what the task has.
+    """Return held-out metrics over all scored responses of `groups`: the mean reward and the mean of each score.
 
-    `num_responses` is their number and `failed_frac` the share that could not be scored and is left out; when that
-    is all of them there is nothing else.
+    `iou` becomes mIoU and R@m, see `iou_metrics`. `num_responses` counts the scored responses; `failed_frac` is the
+    share that could not be scored and is excluded. When no response was scored, these two are the only metrics.
     """
     is_valid = np.concatenate([scored.is_valid for scored in groups])
     if not is_valid.any():
@@ -50,16 +50,16 @@ def answer_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def by_task(groups: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
-    """The groups of each task, tasks in order of their names."""
+    """Return the groups of each task, with tasks sorted by name."""
     tasks = sorted({scored.group.item.task for scored in groups})
     return {task: [scored for scored in groups if scored.group.item.task == task] for task in tasks}
 
 
 def best_constant_interval(items: Sequence[PromptItem], step_s: float = 0.25) -> tuple[tuple[float, float], np.ndarray]:
-    """The one interval that, given as every answer, has the highest mIoU on these very items.
+    """Return the interval that has the highest mIoU on `items` when it is the answer to all of them.
 
-    Chosen with the answers in view, so it is the strongest control that never looks at a video.
-    Returns ((start_s, end_s), f64 [N] IoU per item). Items are temporal grounding: truth is [s, e].
+    It is chosen with the true answers known, so it is the strongest baseline that never looks at a video.
+    Returns ((start_s, end_s), f64 [N] IoU per item). Items are temporal grounding: truth is [start_s, end_s].
     """
     truths = np.array([item.truth for item in items], dtype=np.float64)
     grid = np.arange(0.0, truths[:, 1].max() + step_s, step_s)

@@ -1,4 +1,4 @@
-"""What a person looks at when a run has ended: a table and a curve."""
+"""Reports of a finished run: a table of held-out metrics and curves of reward and loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ COLUMNS = {
 
 
 def print_held_out_table(title: str, rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> None:
-    """rows: (stage, decoding, metrics); a metric that a row lacks is left blank, a column that all lack left out."""
+    """Print held-out metrics as a table.
+
+    rows: (stage, decoding, metrics). A metric that a row lacks is blank; a column that all rows lack is omitted.
+    """
     columns = {key: heading for key, heading in COLUMNS.items() if any(key in metrics for _, _, metrics in rows)}
     table = Table(title=title, title_justify="left")
     table.add_column("stage")
@@ -36,17 +39,17 @@ def print_held_out_table(title: str, rows: Sequence[tuple[str, str, Mapping[str,
 
 
 def write_reward_curve(rewards: Sequence[float], path: Path, window: int = 10) -> Path:
-    """A PNG of the mean reward of each step, with a running mean over `window` steps."""
+    """Write a PNG of each step's mean reward with its running mean over `window` steps; return `path`."""
     return _write_curve(rewards, path, "mean reward of the step", "reward of sampled responses", window)
 
 
 def write_loss_curve(losses: Sequence[float], path: Path, first_step: int = 1) -> Path:
-    """A PNG of the supervised loss of each step, with a running mean."""
+    """Write a PNG of each step's supervised loss with its running mean; return `path`."""
     window = max(10, len(losses) // 20)
     return _write_curve(losses, path, "loss of the step", "negative log-likelihood per token", window, first_step)
 
 
-def _write_curve(values: Sequence[float], path: Path, what: str, axis: str, window: int, first_step: int = 1) -> Path:
+def _write_curve(values: Sequence[float], path: Path, label: str, axis: str, window: int, first_step: int = 1) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,7 +57,7 @@ def _write_curve(values: Sequence[float], path: Path, what: str, axis: str, wind
 
     steps = np.arange(first_step, first_step + len(values))
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-    axes.plot(steps, values, color="tab:blue", alpha=0.35, label=what)
+    axes.plot(steps, values, color="tab:blue", alpha=0.35, label=label)
     if len(values) >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window} steps")

@@ -1,4 +1,4 @@
-"""Evaluation over the same path as training: decode once, sample, score; nothing learns."""
+"""Evaluation over the same path as training: each clip is decoded, sampled from and scored, without an update."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from rlsys.types import PromptItem, Sampling, ScoredGroup
 
 
 class GroupSource(Protocol):
-    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]: ...
+    """Samples and scores groups."""
+
+    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
+        """Start to sample responses to `item` and to score them."""
 
 
 def evaluate(
     source: GroupSource, items: Sequence[PromptItem], config: RunConfig, check: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the published policy: {"greedy": …, "sampled": …} (temperature 1, every sample counted).
+    """Return metrics of the published policy: {"greedy": …, "sampled": …}.
 
-    With rows of several tasks also {"greedy/<task>": …, "sampled/<task>": …} for each.
-    Rows that cannot be used are left out as in training (`data.on_bad_clip`), and counted in `rows_left_out`; when
-    none is left, the last one's error goes through.
+    "sampled" is at temperature 1 and averages over all samples. When `items` has several tasks, each task also has
+    {"greedy/<task>": …, "sampled/<task>": …}.
+    Unusable rows are skipped as in training (`data.on_bad_clip`) and counted in `rows_left_out`; when every row is
+    unusable, the last one's error is raised.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
-    check: asked while a group is waited for; raises where that is in vain.
+    check: called while waiting for a group; raises an error if no group can come any more.
     """
     answers = {
         "greedy": _answer(source, items, config, check, temperature=0.0, num_samples=1),
@@ -58,7 +62,7 @@ def _answer(
     num_samples: int,
 ) -> list[ScoredGroup]:
     def start(row: int, item: PromptItem) -> Future[ScoredGroup]:
-        # seeds far from the draws of training, which count up from 0
+        # negative, unlike the prompt indices of training, so that an evaluation never repeats a seed of training
         seed = sampling_seed(config.seed, -1 - row, item.prompt_id)
         return source.start(
             item,
@@ -72,33 +76,33 @@ def _answer(
         )
 
     rows = iter(enumerate(items))
-    under_way = deque(start(*one) for one in islice(rows, evaluated_at_once(config, num_samples)))
+    in_flight = deque(start(*one) for one in islice(rows, evaluated_at_once(config, num_samples)))
     answered: list[ScoredGroup] = []
     try:
-        while under_way:
+        while in_flight:
             try:
-                answered.append(_without_clips(awaited(under_way[0], check)))
+                answered.append(_without_clips(awaited(in_flight[0], check)))
             except RowUnusable as error:
                 why_left_out(error, config)
-                if not answered and len(under_way) == 1:
+                if not answered and len(in_flight) == 1:
                     raise
-            under_way.popleft()
-            under_way.extend(start(*one) for one in islice(rows, 1))
+            in_flight.popleft()
+            in_flight.extend(start(*one) for one in islice(rows, 1))
     finally:
-        for future in under_way:
+        for future in in_flight:
             future.cancel()
     return answered
 
 
 def _without_clips(scored: ScoredGroup) -> ScoredGroup:
-    """Whoever holds a clip keeps its frames in memory, and metrics need none."""
+    """Return the group without its clips, which would keep frames in memory that metrics do not need."""
     return replace(scored, group=replace(scored.group, clips=()))
 
 
 def with_shuffled_videos(items: Sequence[PromptItem]) -> list[PromptItem]:
-    """The same questions and truths, each shown the video of another question.
+    """Return the same questions and true answers, each with the video of another question.
 
-    A policy that reads the video loses its skill here; one that only knows the prior does not.
+    A policy that uses the video does worse on these items; one that only knows the prior does not.
     Videos are shifted by half the list, past the neighbouring rows that share a video.
     """
     shift = len(items) // 2

@@ -14,13 +14,13 @@ from tests.support.factories import make_group, make_scored
 ALL = np.ones(4, bool)
 
 
-def test_advantages_are_rewards_minus_mean_over_the_sample_deviation() -> None:
+def test_grpo_advantages_are_centred_rewards_over_the_sample_standard_deviation() -> None:
     # mean 1, deviations -1 -1 1 1, sample variance 4/3
     got = group_advantages(np.array([0, 0, 2, 2], np.float32), ALL, eps=0.0)
     np.testing.assert_allclose(got, np.array([-1, -1, 1, 1]) / np.sqrt(4 / 3), rtol=1e-6)
 
 
-def test_a_failed_score_moves_neither_mean_nor_deviation_and_gets_no_advantage() -> None:
+def test_a_failed_score_does_not_move_mean_or_deviation_and_has_no_advantage() -> None:
     rewards = np.array([0, 2, np.nan, 1], np.float32)
     got = group_advantages(rewards, np.array([True, True, False, True]))
     np.testing.assert_array_equal(got[[0, 1, 3]], group_advantages(np.array([0, 2, 1], np.float32), np.ones(3, bool)))
@@ -31,7 +31,9 @@ def test_a_failed_score_moves_neither_mean_nor_deviation_and_gets_no_advantage()
     ("rewards", "is_valid"),
     [([1, 1, 1, 1], [True] * 4), ([0, 1, 2, 3], [True, False, False, False]), ([0, 1, 2, 3], [False] * 4)],
 )
-def test_a_group_without_spread_or_with_one_score_teaches_nothing(rewards: list[float], is_valid: list[bool]) -> None:
+def test_a_group_with_equal_rewards_or_one_score_has_zero_advantages(
+    rewards: list[float], is_valid: list[bool]
+) -> None:
     assert not group_advantages(np.array(rewards, np.float32), np.array(is_valid)).any()
 
 
@@ -44,24 +46,24 @@ def test_permuting_a_group_permutes_its_advantages() -> None:
     )
 
 
-def test_mean_only_keeps_the_unit_of_the_reward() -> None:
+def test_centred_advantages_keep_the_unit_of_the_reward() -> None:
     np.testing.assert_allclose(centred_advantages(np.array([0, 0, 2, 4], np.float32), ALL), [-1.5, -1.5, 0.5, 2.5])
 
 
-def test_leave_one_out_is_the_reward_minus_the_others_mean() -> None:
+def test_leave_one_out_advantage_is_the_reward_minus_the_mean_of_the_others() -> None:
     # others' means: 6/3, 6/3, 4/3, 2/3
     got = leave_one_out_advantages(np.array([0, 0, 2, 4], np.float32), ALL)
     np.testing.assert_allclose(got, [-2, -2, 2 / 3, 10 / 3], rtol=1e-6)
 
 
-def test_leave_one_out_is_the_centred_reward_times_n_over_n_minus_1() -> None:
+def test_leave_one_out_advantage_is_the_centred_one_times_n_over_n_minus_1() -> None:
     rewards, is_valid = np.array([0.3, 0.9, np.nan, 0.1], np.float32), np.array([True, True, False, True])
     np.testing.assert_allclose(
         leave_one_out_advantages(rewards, is_valid), centred_advantages(rewards, is_valid) * 3 / 2, rtol=1e-6
     )
 
 
-def test_scores_normalised_apart_tell_rollouts_apart_that_have_one_sum() -> None:
+def test_decoupled_advantages_separate_rollouts_whose_scores_have_equal_sums() -> None:
     scores = np.array([[1, 0], [0, 1], [0, 0], [0, 0]], np.float32)
     # deviations of (1, 0, 0, 0): 0.75 -0.25 -0.25 -0.25, sample variance 0.25
     one = np.array([1.5, -0.5, -0.5, -0.5])
@@ -69,7 +71,7 @@ def test_scores_normalised_apart_tell_rollouts_apart_that_have_one_sum() -> None
     np.testing.assert_allclose(got, one + 2 * one[[1, 0, 2, 3]], rtol=1e-6)
 
 
-def test_the_paper_s_example_of_two_rewards_is_told_apart() -> None:
+def test_decoupled_advantages_separate_the_two_rewards_of_the_paper_s_example() -> None:
     # GDPO's figure 2: sums (0, 1) and (0, 2) of two binary scores collapse under GRPO
     both = decoupled_advantages(np.array([[0, 0], [1, 1]], np.float32), np.ones(2), np.ones(2, bool), eps=0.0)
     single = decoupled_advantages(np.array([[0, 0], [0, 1]], np.float32), np.ones(2), np.ones(2, bool), eps=0.0)
@@ -77,13 +79,13 @@ def test_the_paper_s_example_of_two_rewards_is_told_apart() -> None:
     np.testing.assert_allclose(single, [-np.sqrt(0.5), np.sqrt(0.5)], rtol=1e-6)
 
 
-def test_a_score_of_weight_0_is_not_looked_at() -> None:
+def test_a_score_of_weight_0_is_skipped() -> None:
     scores = np.array([[1, np.nan], [0, 5], [0, 0], [1, 0]], np.float32)
     got = decoupled_advantages(scores, np.array([1.0, 0.0]), ALL)
     np.testing.assert_array_equal(got, group_advantages(scores[:, 0], ALL))
 
 
-def test_scaling_over_the_batch_leaves_mean_0_and_deviation_1_and_zeros_alone() -> None:
+def test_scaling_over_the_batch_gives_deviation_1_and_keeps_mean_0_and_zeros() -> None:
     by_group = (np.array([2, -2, 0], np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32))
     is_trained = (np.array([True, True, False]), np.ones(3, bool), np.zeros(3, bool))
     scaled = scaled_over_batch(by_group, is_trained, eps=0.0)
@@ -92,7 +94,7 @@ def test_scaling_over_the_batch_leaves_mean_0_and_deviation_1_and_zeros_alone() 
     assert not scaled[1].any() and not scaled[2].any()
 
 
-def test_a_batch_without_spread_is_not_scaled_up() -> None:
+def test_a_batch_of_zero_advantages_is_not_scaled_up() -> None:
     zeros = (np.zeros(4, np.float32),)
     assert not scaled_over_batch(zeros, (ALL,))[0].any()
     assert not scaled_over_batch(zeros, (~ALL,))[0].any()
@@ -106,7 +108,7 @@ METHODS = ("grpo", "dr_grpo", "rloo", "gdpo")
     ("rewards", "is_valid", "min_valid"),
     [([1, 1, 1, 1], [1, 1, 1, 1], 2), ([0, 1, 2, 3], [1, 0, 0, 0], 2), ([0, 1, 2, 3], [1, 1, 0, 0], 3)],
 )
-def test_in_every_method_a_group_without_spread_or_enough_scores_teaches_nothing(
+def test_in_every_method_a_group_with_equal_rewards_or_too_few_scores_has_zero_advantages(
     method: str, rewards: list[float], is_valid: list[int], min_valid: int
 ) -> None:
     scored = make_scored(make_group(), rewards, [bool(one) for one in is_valid])

@@ -1,4 +1,4 @@
-"""The second rollout set of T-GRPO: which groups get it, and what it does to their rewards."""
+"""T-GRPO's second group with shuffled frames: which prompts need one, and how it changes rewards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def scored(accuracies: list[float], is_valid: list[bool] | None = None) -> Score
     return replace(make_scored(group, accuracies, is_valid), score_names=("accuracy",))
 
 
-def test_correct_answers_earn_the_bonus_when_order_does_not_hurt() -> None:
+def test_correct_answers_get_the_bonus_when_shuffled_frames_do_no_better() -> None:
     found = with_order_contrast(scored([1, 0, 1, 0]), scored([0, 1]), REWARD)
     assert found.score_names == ("accuracy", "order_contrast")
     np.testing.assert_allclose(found.rewards, [1.3, 0, 1.3, 0], rtol=1e-6)
 
 
-def test_nobody_earns_it_when_shuffled_frames_do_better() -> None:
+def test_no_answer_gets_the_bonus_when_shuffled_frames_do_better() -> None:
     found = with_order_contrast(scored([1, 0, 0, 0]), scored([1, 1]), REWARD)
     np.testing.assert_allclose(found.rewards, [1, 0, 0, 0])
 
@@ -38,13 +38,13 @@ def test_a_contrast_that_could_not_be_scored_is_missing_and_not_zero() -> None:
     assert all(reason.startswith("infra") for reason in found.reasons)
 
 
-def test_what_was_missing_before_stays_missing_for_its_own_reason() -> None:
+def test_a_response_that_failed_to_be_scored_keeps_its_own_reason() -> None:
     found = with_order_contrast(scored([1, 0, 1, 0], [True, False, True, True]), scored([0, 0]), REWARD)
     assert found.is_valid.tolist() == [True, False, True, True]
     assert found.reasons[1] == "judge timed out"
 
 
-def test_only_tasks_that_name_it_get_a_second_group() -> None:
+def test_only_tasks_that_weight_the_contrast_need_a_second_group() -> None:
     assert wants_contrast("multiple_choice", REWARD)
     assert not wants_contrast("captioning", REWARD)
 

@@ -1,4 +1,4 @@
-"""Penalties against numbers worked out by hand."""
+"""Reward penalties are compared with numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.support.factories import make_group, make_scored
 
 
 def test_the_overlong_penalty_rises_over_the_buffer() -> None:
-    # DAPO's numbers: 16,384 free of it, 4,096 of buffer
+    # DAPO's numbers: 16,384 tokens without a penalty, then a buffer of 4,096
     lengths = np.array([1, 16384, 17408, 18432, 20480])
     assert overlong_fraction(lengths, 20480, 4096).tolist() == [0, 0, 0.25, 0.5, 1]
 
 
-def test_without_a_penalty_groups_stay_as_they_are() -> None:
+def test_without_a_penalty_groups_are_unchanged() -> None:
     groups = (make_scored(make_group(), [0, 1, 2, 3]),)
     shaped = shape_rewards(groups, AlgorithmConfig(), 3)
     assert shaped.groups is groups
     assert shaped.metrics == {}
 
 
-def test_overlong_responses_lose_reward_and_those_without_one_are_not_in_the_metric() -> None:
+def test_overlong_responses_lose_reward_and_unscored_ones_do_not_count_in_the_metric() -> None:
     long = make_scored(make_group(response_tokens=8), [0.5, 1, 1, 1], [True, True, True, False])
     short = make_scored(make_group("file:1", response_tokens=5), [0, 1, 0, 1])
     shaped = shape_rewards((long, short), AlgorithmConfig(overlong_buffer_tokens=4, overlong_penalty=0.4), 8)
@@ -50,7 +50,7 @@ def test_kl_of_a_response_is_the_sum_over_its_tokens(estimator: str, up: float, 
     np.testing.assert_allclose(sequence_kl(group, reference, estimator), [2 * up, down], rtol=1e-6)
 
 
-def test_kl_comes_off_the_reward() -> None:
+def test_kl_is_subtracted_from_the_reward() -> None:
     scored = make_scored(make_group(num_rollouts=2), [1, 0])
     algorithm = AlgorithmConfig(kl_coef=0.1, kl_in="reward", kl_estimator="k1")
     shaped = shape_rewards((scored,), algorithm, 3, [[np.full(3, -2.0), np.full(3, -1.0)]])

@@ -28,12 +28,12 @@ def test_recall_counts_ious_at_or_above_the_threshold() -> None:
     assert got == pytest.approx({"miou": 0.48, "r_at_0.3": 0.8, "r_at_0.5": 0.6, "r_at_0.7": 0.2})
 
 
-def test_no_answers_is_an_error_not_a_nan() -> None:
+def test_metrics_of_no_answers_are_an_error_and_not_nan() -> None:
     with pytest.raises(ValueError, match="no scored answers"):
         iou_metrics(np.array([]))
 
 
-def test_answers_that_could_not_be_scored_are_left_out_and_counted() -> None:
+def test_answers_that_could_not_be_scored_are_excluded_and_counted() -> None:
     groups = [
         make_scored(make_group(), [1, 0, 1, 1], [True, True, False, True]),
         make_scored(make_group(), [0, 0, 0, 0]),
@@ -50,7 +50,7 @@ def test_the_best_constant_interval_beats_every_other_on_the_grid() -> None:
     np.testing.assert_allclose(ious, [1.0, 0.5])
 
 
-def test_shuffling_gives_every_question_another_video_and_keeps_its_truth() -> None:
+def test_shuffling_gives_every_question_another_video_and_keeps_its_true_answer() -> None:
     def video(name: str) -> VideoSpec:
         return VideoSpec(
             uri=name, fps=2, min_frames=4, max_frames=8, min_pixels=784, max_pixels=784, total_pixels=10**6
@@ -64,23 +64,23 @@ def test_shuffling_gives_every_question_another_video_and_keeps_its_truth() -> N
     assert sorted(i.media[0].uri for i in shuffled) == sorted(i.media[0].uri for i in items)
 
 
-def test_an_evaluation_has_a_bounded_number_of_prompts_under_way_and_answers_all_of_them() -> None:
+def test_an_evaluation_answers_all_prompts_with_a_bounded_number_in_flight() -> None:
     class Source:
-        """Answers when asked for the result."""
+        """A source whose groups are made when their result is awaited."""
 
         def __init__(self) -> None:
-            self.under_way = self.most = 0
-            self.asked: list[str] = []
+            self.in_flight = self.most = 0
+            self.started: list[str] = []
 
         def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-            self.asked.append(item.prompt_id)
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
+            self.started.append(item.prompt_id)
+            self.in_flight += 1
+            self.most = max(self.most, self.in_flight)
             source = self
 
             class Answer(Future[ScoredGroup]):
                 def result(self, timeout: float | None = None) -> ScoredGroup:
-                    source.under_way -= 1
+                    source.in_flight -= 1
                     return make_scored(make_group(item.prompt_id), [0, 1, 1, 1])
 
             return Answer()
@@ -89,19 +89,19 @@ def test_an_evaluation_has_a_bounded_number_of_prompts_under_way_and_answers_all
     items = [make_item(f"file:{row}") for row in range(20)]
     found = evaluate(source, items, parse(CONFIG, source="test"))
     assert found["sampled"]["num_responses"] == found["greedy"]["num_responses"] == 80
-    assert source.asked == 2 * [item.prompt_id for item in items]
-    # greedily one response a prompt: (2 + 1) x 4 prompts
+    assert source.started == 2 * [item.prompt_id for item in items]
+    # greedy decoding samples one response per prompt: (2 + 1) x 4 prompts at once
     assert source.most == 12
 
 
-def test_an_evaluation_that_waits_in_vain_ends_with_the_reason_and_leaves_nothing_under_way() -> None:
+def test_an_evaluation_whose_groups_cannot_come_ends_with_the_reason_and_cancels_them() -> None:
     class Silent:
         def __init__(self) -> None:
-            self.asked: list[Future[ScoredGroup]] = []
+            self.started: list[Future[ScoredGroup]] = []
 
         def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-            self.asked.append(Future())
-            return self.asked[-1]
+            self.started.append(Future())
+            return self.started[-1]
 
     def check() -> None:
         raise LearnerLost("the weights are gone.")
@@ -109,11 +109,11 @@ def test_an_evaluation_that_waits_in_vain_ends_with_the_reason_and_leaves_nothin
     source = Silent()
     with pytest.raises(LearnerLost, match="gone"):
         evaluate(source, [make_item("file:0"), make_item("file:1")], parse(CONFIG, source="test"), check)
-    assert [future.cancelled() for future in source.asked] == [True, True]
+    assert [future.cancelled() for future in source.started] == [True, True]
 
 
 class WithBadRows:
-    """Answers all rows but some."""
+    """A source that fails on the rows in `bad`, each with its error, and answers the others."""
 
     def __init__(self, bad: dict[str, Exception]) -> None:
         self._bad = bad
@@ -133,7 +133,7 @@ BAD = {
 }
 
 
-def test_rows_that_cannot_be_used_are_left_out_of_an_evaluation_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_rows_are_skipped_in_an_evaluation_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     items = [make_item(f"file:{row}") for row in range(4)]
     found = evaluate(WithBadRows(BAD), items, parse(CONFIG, source="test"))
     for decoding in ("greedy", "sampled"):
