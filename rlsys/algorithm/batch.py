@@ -1,4 +1,4 @@
-"""From scored groups to what one update learns from."""
+"""Batches for the learner, made from scored groups or from demonstrations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def require_scores(groups: tuple[ScoredGroup, ...], batch: TrainBatch) -> None:
 def group_advantages_of(
     groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig, reward: RewardConfig
 ) -> tuple[np.ndarray, ...]:
-    """Return the advantages of each group's rollouts, f32 [G]; 0 for what failed to be scored."""
+    """Return the advantages of each group's rollouts, f32 [G] per group; 0 for rollouts that could not be scored."""
     by_group = tuple(
         advantages(scored, algorithm.advantage, score_weights(scored.group.item.task, reward), reward.min_valid)
         for scored in groups
@@ -48,7 +48,7 @@ def group_advantages_of(
 
 
 def make_batch(groups: tuple[ScoredGroup, ...], by_group: tuple[np.ndarray, ...], reward: RewardConfig) -> TrainBatch:
-    """Return the batch of scored groups; what failed to be scored is outside the loss.
+    """Return the batch of scored groups; rollouts that could not be scored are excluded from the loss.
 
     by_group: advantages, f32 [G] each, see `group_advantages_of`.
     """
@@ -63,8 +63,8 @@ def make_batch(groups: tuple[ScoredGroup, ...], by_group: tuple[np.ndarray, ...]
 def imitation_batch(groups: Sequence[RolloutGroup], by_group: Sequence[np.ndarray]) -> TrainBatch:
     """Return demonstrations as a batch whose loss is the mean negative log-likelihood of response tokens.
 
-    Those of one prompt become one group, packed behind it together; groups are in the order in which their prompts
-    first appear. by_group: weights of the responses, f32 [G] each.
+    Demonstrations of one prompt become one group, so that they share the prompt when packed. Groups are in the order
+    in which their prompts first appear. by_group: weights of the responses, f32 [G] each.
     """
     merged: dict[str, tuple[RolloutGroup, list[np.ndarray]]] = {}
     for group, weights in zip(groups, by_group, strict=True):
@@ -85,11 +85,11 @@ def imitation_batch(groups: Sequence[RolloutGroup], by_group: Sequence[np.ndarra
 
 
 def has_spread(scored: ScoredGroup, algorithm: AlgorithmConfig, reward: RewardConfig) -> bool:
-    """Return whether the scorers tell the group's rollouts apart; without that all advantages are 0.
+    """Return whether the scorers give the group's rollouts different rewards; if not, all advantages are 0.
 
-    Penalties that shape rewards have no say in it: nearly every group differs in length or in KL.
+    Penalties of reward shaping do not count, because nearly every group differs in length or in KL.
     """
-    if algorithm.advantage == "gdpo":  # whose scores may cancel each other out
+    if algorithm.advantage == "gdpo":  # scores that differ may still cancel each other out
         weights = score_weights(scored.group.item.task, reward)
         return bool(advantages(scored, "gdpo", weights, reward.min_valid).any())
     valid = scored.rewards[scored.is_valid]
