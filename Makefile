@@ -9,13 +9,14 @@ TASKS ?=
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
+.PHONY: help setup demo test lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
 	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
 	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
-	@echo "make lint     formatting, lint rules, types"
+	@echo "make lint     formatting, lint rules, import contracts, types"
+	@echo "make wheel    the installable package, in dist/"
 	@echo "make format   apply formatting and the lint fixes that are safe"
 	@echo "make bench    seconds per step by phase"
 	@echo "make bench-rewards   the reward servers: rates, scaling, latencies, cache, hidden judging"
@@ -38,7 +39,12 @@ test: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist/*.whl
 
 format: setup
 	$(BIN)/ruff format .

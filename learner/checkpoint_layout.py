@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.spec import LearnerSpec
-from rlsys.runs.checkpoint import CheckpointError
+from rlsys.errors import CheckpointError
 
 LAYOUT_FILE = "layout.json"
 

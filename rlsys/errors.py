@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class CheckpointError(UserError, ValueError):
+    """There is nothing to resume from; the message says what was found instead."""
+
+
 class RowUnusable(UserError):
     """A row of the data cannot be used, whatever is tried. The run can go on without it."""
 

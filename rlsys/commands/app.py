@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,11 +17,11 @@ from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors
 from rlsys.commands.judge import judge_app, score
 from rlsys.commands.plan import plan
+from rlsys.commands.rewards import rewards_app
 from rlsys.commands.tracking import tracking_app
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
-rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers.")
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
@@ -35,8 +36,18 @@ Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has exampl
 Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"rlsys {version('rlsys')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _set_up_process() -> None:
+def _set_up_process(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     env.be_quiet()  # libraries read some of these when they are imported
     if sys.stderr.isatty():
         handler: logging.Handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
@@ -132,10 +143,11 @@ def submit(
     is_sft: Annotated[bool, typer.Option("--sft", help="Run `rlsys sft` and not `rlsys train`.")] = False,
 ) -> None:
     """Send `rlsys train CONFIG` to a Ray cluster as a job."""
-    from rlsys.runs.assemble import submit_job
+    from cluster.submit import submit as submit_job
 
     with clear_errors():
-        raise typer.Exit(submit_job(config, overrides or [], address, follow, "sft" if is_sft else "train"))
+        command: Literal["train", "sft"] = "sft" if is_sft else "train"
+        raise typer.Exit(submit_job(config, overrides or [], address=address, follow=follow, command=command))
 
 
 @data_app.command("check")
@@ -151,51 +163,6 @@ def data_check(
 
     with clear_errors():
         for line in report_lines(annotations, format, videos):
-            typer.echo(line)
-
-
-Services = Annotated[
-    list[str] | None,
-    typer.Argument(help="A YAML file whose `reward` and `cluster` sections count, if any, and a.b=value laid over it."),
-]
-
-
-@rewards_app.command("serve")
-def rewards_serve(
-    settings: Services = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name on the cluster, part of the URL; one of that name is replaced as it runs.")
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave them on the cluster and return.")] = False,
-) -> None:
-    """Run the reward servers apart from training, until interrupted."""
-    from rlsys.runs.assemble import serve_rewards
-
-    with clear_errors():
-        given = settings or []
-        has_file = bool(given) and "=" not in given[0]
-        serve_rewards(Path(given[0]) if has_file else None, given[has_file:], name, detach)
-
-
-@rewards_app.command("stop")
-def rewards_stop(name: str, overrides: Overrides = None) -> None:
-    """End reward servers that were left on a cluster; say which with cluster.address=HOST:PORT."""
-    from rlsys.runs.assemble import stop_rewards
-
-    with clear_errors():
-        stop_rewards(name, overrides or [])
-
-
-@rewards_app.command("status")
-def rewards_status(
-    url: Annotated[str, typer.Argument(help="As `rlsys rewards serve` says it.")],
-    token_env: Annotated[str, typer.Option(help="Variable that holds the bearer token.")] = "RLSYS_REWARD_TOKEN",
-) -> None:
-    """Show replicas, queues, rates, failures and cache hits of running reward servers."""
-    from rlsys.runs.assemble import reward_status
-
-    with clear_errors():
-        for line in reward_status(url, token_env):
             typer.echo(line)
 
 

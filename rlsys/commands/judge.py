@@ -47,13 +47,13 @@ def score(
 
     Without --judge-url captions are judged by sentence embeddings, where these are installed.
     """
-    from rlsys.runs.assemble import score_lines
+    from reward_servers.offline import score_lines
 
     with clear_errors():
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
         asked = judge if judge_url or threshold is not None else None
         with jsonl.open(encoding="utf-8", errors="replace") as lines:
-            for row in score_lines(lines, asked, _settings(tiers), timeout):
+            for row in score_lines(lines, asked, _settings(tiers), timeout_s=timeout):
                 typer.echo(json.dumps(row))
 
 
@@ -68,7 +68,7 @@ def calibrate(
     timeout: Timeout = 300.0,
 ) -> None:
     """Compare the judge's verdicts with people's labels: agreement, kappa, confusion table."""
-    from rlsys.runs.assemble import calibration_lines
+    from reward_servers.judging.tools.commands import calibration_lines
 
     with clear_errors():
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
@@ -90,13 +90,13 @@ def rescore(
     judge_cache: CacheFile = None,
 ) -> None:
     """Score stored verdicts again under other tiers, or have another judge look at them, and say what changed."""
-    from rlsys.runs.assemble import rescore_lines
+    from reward_servers.judging.tools.commands import rescore_lines
 
     with clear_errors():
         if judge_url and not rejudge:
             raise ConfigError("--judge-url asks a judge again, which is not free; add --rejudge if that is meant.")
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, None) if rejudge else None
-        for line in rescore_lines(file, _settings(tiers), judge, out):
+        for line in rescore_lines(file, _settings(tiers), judge, out, timeout_s=300.0):
             typer.echo(line)
 
 
@@ -110,7 +110,7 @@ def probe(
     timeout: Timeout = 300.0,
 ) -> None:
     """Try predictions that tell the judge what to answer; exit code 1 when one of them gains by it."""
-    from rlsys.runs.assemble import probe_report
+    from reward_servers.judging.tools.commands import probe_report
 
     with clear_errors():
         report = probe_report(_judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold), timeout)

@@ -31,8 +31,8 @@ def plan(
 
     from rlsys.config.run import ConfigError, load
     from rlsys.planning.plan import assumptions
-    from rlsys.planning.plan_inputs import plan as make_plan
     from rlsys.planning.plan_times import Measured
+    from rlsys.runs.plan_inputs import plan as make_plan
 
     with clear_errors():
         loaded = load(config, overrides or ())

@@ -1,7 +1,7 @@
 """What a run will need, before anything is started: memory, arithmetic, and step times.
 
 Everything here is arithmetic on a config, a model's sizes and the shapes of some prompts;
-`rlsys.planning.plan_inputs` reads those. Each number says what it was made of.
+`rlsys.runs.plan_inputs` reads those. Each number says what it was made of.
 """
 
 from __future__ import annotations

@@ -1,25 +1,20 @@
 """The one place that turns a config into running parts.
 
-The packages of the parts (`actors`, `learner`, `reward_servers`, `cluster`) are imported
-inside functions, so that importing `rlsys` never loads Ray, torch or vLLM.
+The packages of the parts (`actors`, `learner`, `reward_servers`, `cluster`) are imported inside functions, so that
+importing `rlsys` never loads Ray, torch or vLLM. Commands import the part that they drive by themselves.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from rlsys.config.run import (
     ConfigError,
-    JudgeConfig,
     RewardConfig,
     RunConfig,
-    ScoreSettings,
-    load_services,
 )
 from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.prompts import PromptBuilder
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
     from learner.group import LearnerGroup
     from reward_servers.client.client import RewardClient
     from reward_servers.client.transport import ServiceInfo
-    from reward_servers.judging.tools.injections import ProbeReport
     from rlsys.data.video.clips import ClipStore
 
 log = logging.getLogger(__name__)
@@ -118,7 +112,7 @@ class Stack(LearnerStack):
         resources.callback(self.pool.shutdown)
         self.learner = _launch_learner(config, cluster)
         resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
-        self.reward_url = config.reward.url or _launch_rewards(
+        self.reward_url = config.reward.url or launch_rewards(
             config.reward,
             cluster,
             resources,
@@ -196,7 +190,7 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
         url = config.reward.url
         if not url:
             cluster = resources.enter_context(open_cluster(config, parts="rewards"))
-            url = _launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
+            url = launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
         token = token_from_environment(config.reward.token_env)
         yield RewardClient(
@@ -232,9 +226,10 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     )
 
 
-def _launch_rewards(
+def launch_rewards(
     reward: RewardConfig, cluster: Cluster, resources: ExitStack, *, with_judge: bool, name: str | None = None
 ) -> str:
+    """Start the config's reward servers, which end with `resources`, and return their URL."""
     from reward_servers.server.app import forget, launch, shutdown
 
     # registered before the launch, which may fail half-way and leave something behind
@@ -280,91 +275,3 @@ def multiply_adds(
 
     cost = read_cost_model(config.model.path, config.learner.frozen_parts)
     return cost.group(prompt_tokens, grids, [response_tokens] * config.rollout.group_size)
-
-
-def submit_job(
-    config: Path, overrides: Sequence[str], address: str, follow: bool, command: Literal["train", "sft"]
-) -> int:
-    """Send a run to a cluster; returns the exit code for the shell."""
-    from cluster.submit import submit
-
-    return submit(config, overrides, address=address, follow=follow, command=command)
-
-
-def serve_rewards(config: Path | None, overrides: Sequence[str], name: str | None, detach: bool) -> None:
-    """Run the reward servers until the process is interrupted, or leave them on the cluster and return."""
-    from cluster.launch import open_cluster
-    from reward_servers.server.app import launch
-
-    run = load_services(config, overrides)
-    with ExitStack() as resources:
-        cluster = resources.enter_context(open_cluster(run, parts="rewards"))
-        if not detach:
-            url = _launch_rewards(run.reward, cluster, resources, with_judge=True, name=name)
-            log.info("reward.url=%s  (interrupt to end)", url)
-            with suppress(KeyboardInterrupt):
-                threading.Event().wait()
-        elif cluster.is_local:
-            raise ConfigError(
-                "--detach leaves the servers on a cluster that goes on running; "
-                "name it with cluster.address=HOST:PORT, or leave --detach out."
-            )
-        else:
-            url = launch(run.reward, name)
-            log.info("reward.url=%s  (end it with `rlsys rewards stop %s`)", url, url.rsplit("/", 1)[-1])
-
-
-def stop_rewards(name: str, overrides: Sequence[str]) -> None:
-    """End reward servers that were left on a cluster."""
-    from cluster.launch import open_cluster
-    from reward_servers.server.app import stop
-
-    with open_cluster(load_services(None, overrides), parts="rewards"):
-        stop(name)
-
-
-def reward_status(url: str, token_env: str) -> Iterator[str]:
-    """Lines about running reward servers: replicas, queues, rates, failures, cache hits."""
-    from reward_servers.client.transport import fetch_status
-    from reward_servers.server.auth import token_from_environment
-    from reward_servers.server.status import status_lines
-
-    return status_lines(fetch_status(url, token_from_environment(token_env)))
-
-
-# --- a judge at work on files, without a cluster; the commands are in rlsys/commands/judge.py ---
-
-
-def score_lines(
-    lines: Iterable[str],
-    judge: JudgeConfig | None = None,
-    settings: ScoreSettings | None = None,
-    timeout_s: float = 300.0,
-) -> Iterator[dict[str, Any]]:
-    """Scores of JSON lines, with the functions of the reward servers. See `reward_servers.offline`."""
-    from reward_servers.offline import score_lines as score_each
-
-    return score_each(lines, judge, settings, timeout_s=timeout_s)
-
-
-def calibration_lines(path: Path, judge: JudgeConfig, timeout_s: float) -> Iterator[str]:
-    """How far the judge agrees with the labels in a file. See `reward_servers.judging.tools.calibration`."""
-    from reward_servers.judging.tools.commands import calibration_lines as calibrated
-
-    return calibrated(path, judge, timeout_s)
-
-
-def rescore_lines(
-    path: Path, settings: ScoreSettings, judge: JudgeConfig | None, out: Path | None, timeout_s: float = 300.0
-) -> Iterator[str]:
-    """What changes when stored verdicts are scored again, or judged again: `reward_servers.judging.tools.rescoring`."""
-    from reward_servers.judging.tools.commands import rescore_lines as rescored
-
-    return rescored(path, settings, judge, out, timeout_s)
-
-
-def probe_report(judge: JudgeConfig, timeout_s: float) -> ProbeReport:
-    """What predictions that give orders to the judge get for it. See `reward_servers.judging.tools.injections`."""
-    from reward_servers.judging.tools.commands import probe_report as probed
-
-    return probed(judge, timeout_s)

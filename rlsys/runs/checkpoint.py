@@ -17,9 +17,10 @@ from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from rlsys.errors import CheckpointError
 from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
 from rlsys.loop.state import RunState
-from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify, write_manifest
+from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify, write_manifest
 
 log = logging.getLogger(__name__)
 

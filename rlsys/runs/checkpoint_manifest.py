@@ -14,17 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rlsys.errors import UserError
+from rlsys.errors import CheckpointError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 REMEDY = "Use another checkpoint, or copy this one again from where it came."
 MADE_BY_RESHARDING = (".resharded", "latest_universal")
 """What a resume on other ranks that was killed leaves in `deepspeed/`; it is made anew before it is read."""
-
-
-class CheckpointError(UserError, ValueError):
-    """There is nothing to resume from; the message says what was found instead."""
 
 
 class CheckpointDamaged(CheckpointError):

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlsys.errors import CheckpointError
 from rlsys.files import write_whole
 from rlsys.loop.collect import Collected
-from rlsys.runs.checkpoint import STATE_FILE, CheckpointError, load_state
+from rlsys.runs.checkpoint import STATE_FILE, load_state
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.errors import LearnerLost, NotWritten, UserError
+from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
 from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
-from rlsys.runs.checkpoint_manifest import CheckpointDamaged, CheckpointError, verify_model
+from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify_model
 from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
 from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem

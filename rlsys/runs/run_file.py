@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.run import RunConfig, parse
+from rlsys.errors import CheckpointError
 from rlsys.files import write_whole
-from rlsys.runs.checkpoint import CheckpointError
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"

@@ -12,7 +12,7 @@ import pytest
 from learner.checkpoint_layout import LAYOUT_FILE, Layout, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
 from rlsys.config.run import AlgorithmConfig, ModelConfig, RolloutConfig
-from rlsys.runs.checkpoint import CheckpointError
+from rlsys.errors import CheckpointError
 from tests.support.learner import learner_config, train_config
 
 SAVED = Layout(num_ranks=2, zero_stage=2, dtype="float32", trained="all but nothing")

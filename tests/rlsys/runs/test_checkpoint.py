@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
 from rlsys.runs import checkpoint
-from rlsys.runs.checkpoint import CheckpointError, Checkpoints, find, load_state
+from rlsys.runs.checkpoint import Checkpoints, find, load_state
 
 STATE = RunState(step=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 

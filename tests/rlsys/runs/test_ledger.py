@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.errors import CheckpointError
 from rlsys.loop.collect import Collected, Skipped
 from rlsys.runs import ledger
-from rlsys.runs.checkpoint import CheckpointError
 from rlsys.runs.ledger import Entry
 from tests.support.factories import make_group, make_scored
 

@@ -11,11 +11,11 @@ import pytest
 
 from rlsys.clock import Clock
 from rlsys.config.run import ConfigError, RunConfig, parse
-from rlsys.errors import LearnerLost, NotWritten
+from rlsys.errors import CheckpointError, LearnerLost, NotWritten
 from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.checkpoint import CheckpointError, Checkpoints, load_state
+from rlsys.runs.checkpoint import Checkpoints, load_state
 from rlsys.runs.recovery import Recovery, ResumePoint, find_resume_point, has_ended, why_not_saved
 from rlsys.runs.run import Run, Summary, write_summary
 from rlsys.runs.run_file import read_run_file, write_run_file
