@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def read_pixel_format(model_path: Path) -> PixelFormat:
     return formats[0]
 
 
-def _parse(tree: dict) -> PixelFormat:
+def _parse(tree: dict[str, Any]) -> PixelFormat:
     # the product and not the quotient, in float32, as the processors compute it: bits are compared
     scale = 1.0 / tree.get("rescale_factor", 1 / 255)
     mean, std = ((torch.tensor(tree[key]) * scale).tolist() for key in ("image_mean", "image_std"))
