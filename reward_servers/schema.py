@@ -16,6 +16,8 @@ MAX_BODY_BYTES = 8 << 20
 """Most bytes of one request's body; a group of 8 long responses is about 100 kB."""
 MAX_TEXT_CHARS = 1 << 20
 """Most characters of one response."""
+MAX_ID_CHARS = 512
+"""Most characters of a rollout's id."""
 MAX_TIMEOUT_S = 3600.0
 
 
@@ -35,7 +37,7 @@ class ScoreRow(Wire):
     options: of a multiple-choice prompt, as "(A) …"; the lenient reading of an answer needs them.
     """
 
-    rollout_id: str = Field(min_length=1, max_length=512)
+    rollout_id: str = Field(min_length=1, max_length=MAX_ID_CHARS)
     task: str = Field(max_length=256)
     text: str = Field(max_length=MAX_TEXT_CHARS)
     truth: Any

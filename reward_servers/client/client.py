@@ -8,6 +8,7 @@ is missing the client holds its groups back and retries until the servers recove
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from reward_servers.client.failures import FailureWindow
 from reward_servers.client.transport import RewardServerError, Transport, Unanswered
-from reward_servers.schema import ScoreReply
+from reward_servers.schema import MAX_ID_CHARS, ScoreReply
 from rlsys.config.answers import Reading
 from rlsys.config.run import RewardConfig
 from rlsys.tasks.table import GROUP_SCORES, check_weights, score_weights
@@ -100,7 +101,7 @@ class RewardClient:
         durations = [clip.info.duration_s for clip in group.clips if clip.info.kind == "video"]
         rows = [
             {
-                "rollout_id": rollout.rollout_id,
+                "rollout_id": short_id(rollout.rollout_id),
                 "task": group.item.task,
                 # a lone surrogate cannot be written as UTF-8, and no answer needs one
                 "text": rollout.text.encode("utf-8", "replace").decode(),
@@ -172,6 +173,21 @@ class RewardClient:
             self._window.clear()
             _log.warning("%s scores again after %.0f s; the run continues", self._transport.url, paused_s)
         return replies
+
+
+def short_id(rollout_id: str) -> str:
+    """Return `rollout_id` as the servers take it: long ones, which they refuse, by a hash of their beginning.
+
+    A lone surrogate cannot be written as UTF-8, so an id with one is hashed too.
+    """
+    try:
+        rollout_id.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if 0 < len(rollout_id) <= MAX_ID_CHARS:
+            return rollout_id
+    return f"sha256:{hashlib.sha256(rollout_id.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def is_lost(reply: ScoreReply) -> bool:

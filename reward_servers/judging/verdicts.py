@@ -73,6 +73,8 @@ class VerdictCache:
     The file must lie on a local disk (SQLite's write-ahead log does not work over a network file system), so
     nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while no process has it open.
     Trouble after opening, such as a full disk, costs look-ups and not verdicts: it is counted and logged once.
+    Every row carries a checksum over its key and its answer. A damaged row, or one of an earlier version without a
+    checksum, is a miss: the judge is asked again and the row is replaced.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -80,26 +82,34 @@ class VerdictCache:
         self._lock = threading.Lock()
         self._hits = self._misses = self._errors = 0
         self._hit_age_s = 0.0
+        self._damaged: set[bytes] = set()
         self._db = _opened(self.path)
 
     def get(self, key: AnswerKey) -> Stored | None:
         """What was answered before, or None."""
         with self._lock:
-            row = self._run("SELECT answer, created_s FROM answers WHERE key = ?", (key.digest(),))
-            if row is None:
+            digest = key.digest()
+            row = self._run("SELECT answer, created_s FROM answers WHERE key = ?", (digest,))
+            found = None if row is None else _checked(digest, *row)
+            if found is None:
                 self._misses += 1
+                if row is not None:
+                    self._damaged.add(digest)
+                    log.warning("%s: a stored answer is damaged; the judge is asked again", self.path)
                 return None
-            stored = json.loads(row[0])
-            age_s = max(0.0, time.time() - row[1])
             self._hits += 1
-            self._hit_age_s += age_s
-            return Stored(answer=stored["answer"], url=stored["url"], age_s=age_s)
+            self._hit_age_s += found.age_s
+            return found
 
     def put(self, key: AnswerKey, answer: Json, url: str) -> None:
-        """Keep a final answer; of two for one key the first stays."""
-        stored = json.dumps({"answer": answer, "url": url})
-        values = (key.digest(), key.call, key.model, key.prompt_version, stored, time.time())
+        """Keep a final answer; of two for one key the first stays, unless it was found damaged."""
+        digest, now_s = key.digest(), time.time()
+        stored = json.dumps({"answer": answer, "url": url, "checksum": _checksum(digest, answer, url, now_s)})
+        values = (digest, key.call, key.model, key.prompt_version, stored, now_s)
         with self._lock:
+            if digest in self._damaged:
+                self._damaged.discard(digest)
+                self._run("UPDATE answers SET answer = ?, created_s = ? WHERE key = ?", (stored, now_s, digest))
             self._run(
                 "INSERT OR IGNORE INTO answers (key, call, model, prompt_version, answer, created_s)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -109,7 +119,7 @@ class VerdictCache:
     def stats(self) -> dict[str, float]:
         """Look-ups of this process, and the file as it is: entries, bytes, ages in seconds."""
         with self._lock:
-            oldest = self._run("SELECT created_s FROM answers ORDER BY number LIMIT 1", ())
+            oldest = self._run("SELECT created_s FROM answers WHERE typeof(created_s) = 'real' LIMIT 1", ())
             newest = self._run("SELECT max(number) FROM answers", ())  # nothing is ever deleted: also their count
             hits, misses = self._hits, self._misses
             return {
@@ -136,6 +146,24 @@ class VerdictCache:
             if self._errors == 1:
                 log.warning("%s: verdicts are not kept for now: %s", self.path, error)
             return None
+
+
+def _checked(digest: bytes, text: object, created_s: object) -> Stored | None:
+    """Return the answer in a row of the file, or None where it is not what was stored for this key."""
+    if not isinstance(text, str) or not isinstance(created_s, float):
+        return None
+    try:
+        row = json.loads(text)
+        answer, url, checksum = row["answer"], row["url"], row["checksum"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if checksum != _checksum(digest, answer, url, created_s):
+        return None
+    return Stored(answer=answer, url=url, age_s=max(0.0, time.time() - created_s))
+
+
+def _checksum(digest: bytes, answer: Json, url: str, created_s: float) -> str:
+    return hashlib.sha256(digest + json.dumps([answer, url, created_s]).encode()).hexdigest()
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -6,14 +6,19 @@ what it needs: a score that could not be computed is missing data and not a 0.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
 from reward_servers.scorers.response import Response
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.answers import TimeSpans
 from rlsys.tasks.citations import cited_periods, cited_spans
-from rlsys.tasks.geometry import TimeSpan, spans_iou
+from rlsys.tasks.geometry import TimeSpan, merge_spans, spans_iou
 from rlsys.tasks.table import CORRECT_ABOVE, Scoring
 
 _EXACT = 1 - 1e-9
+_FEW_SPANS = 64  # so few are compared one by one, with the arithmetic of every other IoU
 
 
 class MissingInput(ValueError):
@@ -45,7 +50,8 @@ def cited_times(response: Response, how: Scoring, _settings: ScoreSettings) -> f
         raise MissingInput("cited_times needs duration_s, the length of the clip in seconds.")
     cited = cited_spans(think_text)
     truth = _spans(response, how)
-    right = [span for span in cited if span[1] <= response.duration_s and any(_meets(span, true) for true in truth)]
+    found = _Periods(truth)
+    right = [span for span in cited if span[1] <= response.duration_s and found.meet(span)]
     return len(right) / len(cited) if cited else 0.0
 
 
@@ -62,7 +68,8 @@ def anchor_progress(response: Response, how: Scoring, _settings: ScoreSettings) 
     if not anchors or not isinstance(answer, TimeSpans):
         return 0.0
     truth = _spans(response, how)
-    accuracies = [*(spans_iou([anchor], truth) for anchor in anchors), spans_iou(answer.spans, truth)]
+    found = _Periods(truth)
+    accuracies = [*(found.iou(anchor) for anchor in anchors), spans_iou(answer.spans, truth)]
     steps = list(zip(accuracies, accuracies[1:], strict=False))
     return sum(after > before or min(before, after) >= _EXACT for before, after in steps) / len(steps)
 
@@ -86,6 +93,38 @@ def _spans(response: Response, how: Scoring) -> tuple[TimeSpan, ...]:
     return truth.spans
 
 
-def _meets(cited: TimeSpan, true: TimeSpan) -> bool:
-    start, end = max(cited[0], true[0]), min(cited[1], true[1])
-    return start < end or cited[0] == cited[1] == start == end
+class _Periods:
+    """True periods, sorted once, so that a look-up takes logarithmic time: both sides of a request may be long."""
+
+    def __init__(self, spans: Sequence[TimeSpan]) -> None:
+        merged = merge_spans(spans)
+        self._spans = spans
+        self._starts = [start for start, _ in merged]
+        self._ends = [end for _, end in merged]
+        self._lengths_before = [0.0, *accumulate(end - start for start, end in merged)]
+
+    def meet(self, cited: TimeSpan) -> bool:
+        """Whether a period shares time with a true one, or a moment lies in one."""
+        start, end = cited
+        if start == end:
+            index = bisect_right(self._starts, start) - 1
+            return index >= 0 and self._ends[index] >= start
+        index = bisect_left(self._starts, end) - 1
+        return start < end and index >= 0 and self._ends[index] > start
+
+    def iou(self, span: TimeSpan) -> float:
+        """Return the IoU of one period with all of them together."""
+        if len(self._spans) <= _FEW_SPANS:
+            return spans_iou([span], self._spans)
+        start, end = span
+        if start >= end:
+            return 0.0
+        shared = self._length_until(end) - self._length_until(start)
+        return max(0.0, shared) / (end - start + self._lengths_before[-1] - shared)
+
+    def _length_until(self, time_s: float) -> float:
+        index = bisect_left(self._starts, time_s)
+        if index == 0:
+            return 0.0
+        inside = min(time_s, self._ends[index - 1]) - self._starts[index - 1]
+        return self._lengths_before[index - 1] + inside

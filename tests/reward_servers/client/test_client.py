@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from reward_servers.client import client as client_module
-from reward_servers.client.client import RewardClient
+from reward_servers.client.client import RewardClient, short_id
 from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from reward_servers.schema import MAX_ID_CHARS
 from rlsys.algorithm.advantages import group_advantages
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
@@ -400,3 +401,14 @@ def test_waiting_for_health_ends_with_url_and_remedy() -> None:
     assert faulty.url in str(error.value) and "501" in str(error.value)
     with pytest.raises(RewardServerError, match="ConnectError"):
         wait_until_healthy(faulty.url, 0.3)
+
+
+@pytest.mark.parametrize("name", ["x" * 513, "é" * 100_000, "", "\ud800"])
+def test_an_id_that_the_servers_refuse_is_shortened_and_stays_its_own(name: str) -> None:
+    assert 0 < len(short_id(name)) <= MAX_ID_CHARS and short_id(name) == short_id(name)
+    assert short_id(name) != short_id(name + "1")
+    short_id(name).encode()
+
+
+def test_an_id_that_the_servers_take_is_sent_as_it_is() -> None:
+    assert short_id("x" * 512) == "x" * 512

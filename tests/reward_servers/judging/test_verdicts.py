@@ -133,3 +133,40 @@ def test_the_default_file_is_in_the_users_cache_folder(monkeypatch: pytest.Monke
     assert default_path() == tmp_path / "rlsys" / "verdicts.sqlite"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_path() == Path.home() / ".cache" / "rlsys" / "verdicts.sqlite"
+
+
+DAMAGES = (
+    "answer = ''",
+    "answer = 'x'",
+    "answer = '[]'",
+    "answer = 'null'",
+    "answer = '{}'",
+    "answer = '{\"answer\": []}'",
+    'answer = \'{"answer": [true], "url": "u"}\'',
+    "answer = x'00ff'",
+    "answer = replace(answer, 'true', 'false')",
+    "answer = substr(answer, 1, length(answer) / 2)",
+    "created_s = 'yesterday'",
+    "created_s = created_s + 1e9",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_row_is_a_miss_and_is_replaced(tmp_path: Path, damage: str) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    cache.put(key("a"), [True], "u")
+    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
+        db.execute(f"UPDATE answers SET {damage}")
+    assert cache.get(key("a")) is None
+    assert cache.stats()["misses"] == 1
+    cache.put(key("a"), [False], "v")
+    stored = cache.get(key("a"))
+    assert stored is not None and (stored.answer, stored.url) == ([False], "v")
+
+
+def test_a_row_under_another_key_is_a_miss(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "cache.sqlite")
+    cache.put(key("a"), [True], "u")
+    with sqlite3.connect(tmp_path / "cache.sqlite") as db:
+        db.execute("UPDATE answers SET key = ?", (key("b").digest(),))
+    assert cache.get(key("b")) is None

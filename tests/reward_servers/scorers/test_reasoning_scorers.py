@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import random
+import sys
+from collections.abc import Callable
+
 import pytest
 
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers.scorers import rule_scores
+from reward_servers.scorers.reasoning_scorers import _Periods
+from reward_servers.scorers.response import read_response
+from reward_servers.scorers.scorers import SCORERS, rule_scores
 from rlsys.config.run import ScoreSettings
+from rlsys.tasks.geometry import spans_iou
+from rlsys.tasks.table import TASKS
 from rlsys.types import Score
 
 
@@ -89,3 +97,66 @@ def test_a_missing_input_is_missing_data_that_names_the_field(
     found = scored(name, "1 to 7", **fields)
     assert (found.status, dict(found.scores)) == ("malformed", {})
     assert name in found.reason and missing in found.reason
+
+
+def test_look_ups_in_many_true_periods_equal_those_one_by_one() -> None:
+    rng = random.Random(0)
+    for count in (1, 3, 100):
+        truth = [(start, start + rng.choice((0.5, 2, 9))) for start in (rng.randrange(400) / 2 for _ in range(count))]
+        found = _Periods(truth)
+        for _ in range(300):
+            cited = (rng.randrange(420) / 2, rng.randrange(420) / 2)
+            cited = (cited[0], cited[0]) if rng.random() < 0.3 else cited
+            shares = any(
+                max(cited[0], true[0]) < min(cited[1], true[1])
+                or (cited[0] == cited[1] and true[0] <= cited[0] <= true[1])
+                for true in truth
+            )
+            assert found.meet(cited) == shares
+            assert found.iou(cited) == pytest.approx(spans_iou([cited], truth), abs=1e-9)
+
+
+def num_calls(work: Callable[[], object]) -> int:
+    """Count the calls that `work` makes, of Python functions and of built-in ones."""
+    count = 0
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("name", sorted(SCORERS))
+def test_work_grows_linearly_with_text_and_truth(name: str) -> None:
+    """Twice the size makes twice the calls (and a logarithm more); a loop over both would make four times as many."""
+    task = {"same_choice": "multiple_choice", "same_phrase": "video_quality", "relative_accuracy": "numeric_qa"}.get(
+        name, "spatial_qa" if name == "mean_box_iou" else "grounded_qa"
+    )
+    how = next((how for how in TASKS[task].scores.values() if how.scorer == name), TASKS[task].scores["format"])
+
+    def calls(size: int) -> int:
+        glue = ", ".join(f"({index}, {index + 0.5})" for index in range(size))
+        think = " ".join(f"At {index} s, from {index} to {index + 1} s." for index in range(size))
+        answer = {"numeric_qa": "3 " * size, "video_quality": "low " * size}.get(task, "(C) " * size)
+        text = (
+            f"<think>{think}</think><answer>{answer}</answer><glue>[{glue}]</glue><box>{'[1, 2, 3, 4],' * size}</box>"
+        )
+        periods = [[index, index + 0.5] for index in range(size)]
+        truth: object = {
+            "multiple_choice": "(C)",
+            "video_quality": "low",
+            "numeric_qa": 3,
+            "spatial_qa": {"answer": "(C)", "box": [0, 0, 1, 1]},
+            "grounded_qa": {"answer": "(C)", "glue": periods},
+        }[task]
+        row = ScoreRow(rollout_id="r", task=task, text=text, truth=truth, duration_s=1e6, num_tokens=400)
+        return num_calls(lambda: SCORERS[name](read_response(row), how, ScoreSettings()))
+
+    small, large = calls(1_000), calls(2_000)
+    assert large < 2.6 * small + 1_000
