@@ -17,6 +17,7 @@ from benchmarks.chaos.main import config, main
 from benchmarks.chaos.run import StepWatch
 from rlsys.config.run import RunConfig
 from rlsys.tracking.spool import Spool
+from tests.support.pace import patience
 
 
 def deed(at_s: float, victim: str = "actor", pid: int = 1, step: int = 1) -> Deed:
@@ -83,7 +84,7 @@ def test_only_descendants_are_found_and_a_stopped_one_is_known_as_such() -> None
     )
     with subprocess.Popen([sys.executable, "-c", program]) as parent, subprocess.Popen(["sleep", "60"]) as other:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + patience(30.0)
             while not (found := descendants(parent.pid)):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -93,7 +94,7 @@ def test_only_descendants_are_found_and_a_stopped_one_is_known_as_such() -> None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             signal_all(found, KILL)
-            psutil.wait_procs(found, timeout=30)
+            psutil.wait_procs(found, timeout=patience(30.0))
             signal_all(found, KILL)  # one that is gone is nobody else
         finally:
             parent.kill()

@@ -18,6 +18,7 @@ import pytest
 from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_temp_dir
 from rlsys.config.run import ClusterConfig, ConfigError, parse
 from tests.support.cluster import RayHead
+from tests.support.pace import patience
 from tests.support.paths import REPO
 
 SCRIPT = REPO / "tests" / "support" / "cluster_probe.py"
@@ -33,7 +34,7 @@ def probe(config: Mapping[str, Any], cwd: Path, **variables: str) -> tuple[int, 
         env={**clean, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=patience(200.0),
     )
     return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}, done.stderr
 
@@ -54,7 +55,7 @@ def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path
     assert found["workers"][0]["cwd"] == str(tmp_path)
     assert found["folder"].startswith(tempfile.gettempdir())
     assert not Path(found["folder"]).exists()
-    _, alive = psutil.wait_procs(still_there(found["processes"]), timeout=20)
+    _, alive = psutil.wait_procs(still_there(found["processes"]), timeout=patience(20.0))
     assert not still_there([process.pid for process in alive])
 
 

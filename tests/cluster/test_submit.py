@@ -16,6 +16,7 @@ from cluster.launch import ROOT
 from cluster.submit import SubmitError, entrypoint, files_to_pack, pack, submit, with_absolute_paths
 from rlsys.config.run import parse
 from tests.support.cluster import RayHead
+from tests.support.pace import patience
 
 
 def make_tree(root: Path) -> None:
@@ -100,6 +101,7 @@ def test_the_jobs_python_can_be_named() -> None:
 WHAT_THE_JOB_SEES = """
 import json, os, pathlib, sys
 import rlsys.config.run
+from tests.support.pace import patience
 config = rlsys.config.run.load(next(pathlib.Path("submitted").iterdir()))
 found = {"python": sys.executable, "code": rlsys.config.run.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
 found |= {"output_dir": str(config.output_dir), "address": os.environ["RAY_ADDRESS"]}
@@ -124,7 +126,7 @@ def send(config_file: Path, code: str, ray_head: RayHead, **more: str) -> subpro
         env={**environment, **ray_head.environment, **more},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=patience(200.0),
     )
 
 

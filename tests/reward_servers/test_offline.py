@@ -127,7 +127,7 @@ def test_a_caller_who_stops_early_leaves_nothing_running() -> None:
     assert next(results) == 0
     started = time.monotonic()
     results.close()  # type: ignore[attr-defined]
-    assert sorted(ended) == [0, 1, 2] and time.monotonic() - started < 5
+    assert sorted(ended) == [0, 1, 2] and time.monotonic() - started < 60  # which waiting for them would take
 
 
 def test_a_file_without_captions_needs_no_judge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from rlsys.end_signals import ENDING, end_on_signals, rearm
+from tests.support.pace import patience
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -62,7 +63,7 @@ def test_sigterm_during_rays_start_ends_with_143_and_no_stack_trace() -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    signal.pause()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(300.0))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "SIGTERM" not in done.stderr
     assert "stack" not in done.stderr.lower()

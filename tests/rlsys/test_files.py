@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
+from tests.support.pace import patience
 
 
 class Killed(BaseException):
@@ -72,7 +73,7 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path:
         "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"rlsys.files.write_whole(Path({str(file)!r}), 'new')"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=patience(60.0))
     assert done.returncode == -signal.SIGKILL
     assert file.read_text() == "old"
     write_whole(file, b"new")

@@ -19,7 +19,9 @@ from urllib.error import URLError
 import psutil
 import pytest
 
-START_TIMEOUT_S = 120.0
+from tests.support.pace import patience
+
+START_TIMEOUT_S = 120.0  # on the reference machine, see `tests.support.pace`
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Ray replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines."""
 
@@ -83,7 +85,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _wait_until_up(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + patience(START_TIMEOUT_S)
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
@@ -91,7 +93,7 @@ def _wait_until_up(url: str, token: str, process: subprocess.Popen[bytes], log: 
                 return
         except (URLError, OSError):
             time.sleep(0.3)
-    raise AssertionError(f"{url} did not answer within {START_TIMEOUT_S} s: {log.read_text()}")
+    raise AssertionError(f"{url} did not answer in time: {log.read_text()}")
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:

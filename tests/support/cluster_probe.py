@@ -38,7 +38,7 @@ def main() -> None:
         with open_cluster(parse(json.loads(sys.argv[1]), source="probe")) as cluster:
             options = [*cluster.learner_options, *cluster.actor_options]
             workers = [ray.remote(Worker).options(**chosen).remote() for chosen in options]
-            found["workers"] = ray.get([worker.look.remote() for worker in workers], timeout=120)
+            found["workers"] = ray.get([worker.look.remote() for worker in workers], timeout=600.0)
             found["is_local"] = cluster.is_local
             found["cpus"] = ray.cluster_resources()["CPU"]
             found["folder"] = str(Path(ray._private.worker.global_worker.node.get_session_dir_path()).parent)

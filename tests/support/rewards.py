@@ -17,6 +17,7 @@ from reward_servers.server import app
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 from tests.support.factories import make_group
+from tests.support.pace import patience
 
 NO_TOKEN = "RLSYS_TEST_NO_TOKEN"
 REFERENCE = "A dog runs. It stops. A man waves."
@@ -61,7 +62,7 @@ def score_groups(
     """Scores through the real client, all groups at once."""
 
     async def ask() -> list[ScoredGroup]:
-        client = RewardClient(RewardConfig.model_validate({"timeout_s": 30.0, **reward}), url, token)
+        client = RewardClient(RewardConfig.model_validate({"timeout_s": patience(30.0), **reward}), url, token)
         try:
             return list(await asyncio.gather(*(client.score(group, {}) for group in groups)))
         finally:

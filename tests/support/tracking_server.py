@@ -12,6 +12,8 @@ import urllib.request
 from pathlib import Path
 from urllib.error import URLError
 
+from tests.support.pace import patience
+
 
 class TrackingServer:
     """Keeps its database and files in `home`, and its port over restarts. Not started by its making."""
@@ -40,7 +42,7 @@ class TrackingServer:
                 cwd=self._home,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its job runners take half a minute
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + patience(90.0)
         while time.monotonic() < deadline:
             assert self._process.poll() is None, log.read_text()
             try:
@@ -58,5 +60,5 @@ class TrackingServer:
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self._process is not None:
             self.send_signal(number)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=patience(30.0))
             self._process = None

@@ -23,6 +23,7 @@ from rlsys.algorithm.advantages import group_advantages
 from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 from tests.support.factories import make_group
+from tests.support.pace import patience
 
 Rows = list[dict[str, Any]]
 Answer = Callable[[Rows], tuple[int, Mapping[str, str], bytes]]
@@ -110,7 +111,9 @@ def score(
     url: str, group: RolloutGroup = GROUP, token: str | None = None, think: bool = True, **reward: object
 ) -> tuple[ScoredGroup, dict[str, float]]:
     async def ask() -> tuple[ScoredGroup, dict[str, float]]:
-        client = RewardClient(RewardConfig.model_validate({"timeout_s": 5.0, **reward}), url, token, think=think)
+        client = RewardClient(
+            RewardConfig.model_validate({"timeout_s": patience(5.0), **reward}), url, token, think=think
+        )
         try:
             return await client.score(group, {"generate": (1.0, 2.0)}), client.counters()
         finally:
@@ -150,17 +153,17 @@ def test_a_group_is_one_request_with_token_variant_and_truth() -> None:
 
 def test_the_request_says_what_to_compute_and_how_long_the_caller_waits() -> None:
     weights = {"temporal_grounding": {"length_bonus": 0.2}}
-    settings = {"length_window_tokens": [1, 5]}
+    settings, limit_s = {"length_window_tokens": [1, 5]}, patience(5.0)
 
     def bonus(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
         scores = {"format": 1.0, "iou": 0.5, "length_bonus": 1.0}
         return 200, {}, json.dumps([{**reply(row["rollout_id"]), "scores": scores} for row in rows]).encode()
 
     with server(bonus) as faulty:
-        scored, _ = score(faulty.url, weights=weights, settings=settings)
+        scored, _ = score(faulty.url, weights=weights, settings=settings, timeout_s=limit_s)
     (request,) = faulty.requests
     assert request["settings"]["length_window_tokens"] == [1, 5]
-    assert 2.5 <= request["timeout_s"] <= 3.0  # of 5, with room for the answer to arrive
+    assert limit_s / 4 <= request["timeout_s"] <= limit_s - 2.0  # with room for the answer to arrive
     row = request["rows"][0]
     assert (row["scores"], row["num_tokens"], row["question"]) == (["format", "iou", "length_bonus"], 3, "When?")
     np.testing.assert_allclose(scored.rewards, 1.7)
@@ -269,7 +272,7 @@ def test_one_failed_score_is_missing_and_does_not_move_the_others() -> None:
 )
 def test_passing_trouble_is_retried(fault: Answer) -> None:
     with server(fault, fault, good) as faulty:
-        scored, counters = score(faulty.url, timeout_s=20.0)
+        scored, counters = score(faulty.url, timeout_s=patience(20.0))
     assert scored.is_valid.all()
     assert counters == {
         "reward/requests": 3,
@@ -288,32 +291,33 @@ def test_retry_after_is_honoured() -> None:
 
 def test_a_retry_after_beyond_the_deadline_gives_up_at_once() -> None:
     with server(fails(503, **{"retry-after": "600"})) as faulty:
-        started = time.monotonic()
-        scored, counters = score(faulty.url, timeout_s=30.0)
-        assert time.monotonic() - started < 10
+        limit_s, started = patience(30.0), time.monotonic()
+        scored, counters = score(faulty.url, timeout_s=limit_s)
+        assert time.monotonic() - started < limit_s  # which waiting would take
     assert_all_missing(scored, faulty.url, "HTTP 503")
     assert counters["reward/unanswered_groups"] == 1
 
 
 def test_after_the_deadline_the_group_is_missing_with_the_last_failure() -> None:
     with server(fails(500)) as faulty:
-        scored, counters = score(faulty.url, timeout_s=0.8)
+        scored, counters = score(faulty.url, timeout_s=patience(0.8))
     assert_all_missing(scored, faulty.url, "HTTP 500")
     assert counters["reward/requests"] >= 2
 
 
 def test_a_server_that_hangs_costs_the_deadline_and_no_more() -> None:
-    with server(slow(2.0)) as faulty:
+    limit_s = patience(0.5)
+    with server(slow(4 * limit_s)) as faulty:
         started = time.monotonic()
-        scored, _ = score(faulty.url, timeout_s=0.5)
-        assert time.monotonic() - started < 1.8
+        scored, _ = score(faulty.url, timeout_s=limit_s)
+        assert time.monotonic() - started < 4 * limit_s  # which the answer takes
     assert_all_missing(scored, faulty.url)
 
 
 def test_a_server_that_is_gone_is_missing_data() -> None:
     with server(good) as faulty:
         pass
-    scored, _ = score(faulty.url, timeout_s=0.6)
+    scored, _ = score(faulty.url, timeout_s=patience(0.6))
     assert_all_missing(scored, faulty.url, "ConnectError")
 
 
@@ -341,7 +345,7 @@ def test_a_404_of_servers_that_have_answered_is_a_restarting_proxy(
     was_healthy: bool, replies: tuple[Answer, ...]
 ) -> None:
     async def ask(url: str) -> list[ScoredGroup]:
-        client = RewardClient(RewardConfig(timeout_s=5.0), url, was_healthy=was_healthy)
+        client = RewardClient(RewardConfig(timeout_s=patience(5.0)), url, was_healthy=was_healthy)
         found = [await client.score(GROUP, {}) for _ in range(len(replies) - 1)]
         await client.close()
         return found
@@ -359,15 +363,16 @@ def test_scores_of_another_version_are_refused() -> None:
 
 def test_groups_are_scored_at_the_same_time() -> None:
     async def ask(url: str) -> list[ScoredGroup]:
-        client = RewardClient(RewardConfig(timeout_s=10.0), url)
+        client = RewardClient(RewardConfig(timeout_s=patience(10.0)), url)
         found = await asyncio.gather(*(client.score(make_group(f"file:{index}"), {}) for index in range(8)))
         await client.close()
         return found
 
-    with server(slow(0.4)) as faulty:
+    answer_s = patience(0.4)
+    with server(slow(answer_s)) as faulty:
         started = time.monotonic()
         scored = asyncio.run(ask(faulty.url))
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 8 * answer_s  # which one after another would take
     assert [group.group.item.prompt_id for group in scored] == [f"file:{index}" for index in range(8)]
 
 
@@ -397,10 +402,10 @@ def test_weights_and_urls_that_cannot_work_fail_at_construction() -> None:
 
 def test_waiting_for_health_ends_with_url_and_remedy() -> None:
     with server(good) as faulty, pytest.raises(RewardServerError, match="reward.url") as error:
-        wait_until_healthy(faulty.url, 0.3)  # it answers GET with 501
+        wait_until_healthy(faulty.url, patience(0.3))  # it answers GET with 501
     assert faulty.url in str(error.value) and "501" in str(error.value)
     with pytest.raises(RewardServerError, match="ConnectError"):
-        wait_until_healthy(faulty.url, 0.3)
+        wait_until_healthy(faulty.url, patience(0.3))
 
 
 @pytest.mark.parametrize("name", ["x" * 513, "é" * 100_000, "", "\ud800"])

@@ -17,6 +17,7 @@ from reward_servers.judging.embedding import MAX_EVENTS, EmbeddingJudge, Sentenc
 from reward_servers.judging.judge import JudgeTask, build_judge
 from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.types import Score
+from tests.support.pace import patience
 from tests.support.paths import TEST_DATA
 
 PAIRS = TEST_DATA / "caption_pairs.jsonl"
@@ -35,7 +36,7 @@ def task(prediction: str, want: frozenset[str] = frozenset({"recall"}), **others
 
 
 def scored(judge: EmbeddingJudge, *tasks: JudgeTask, seconds: float = 60.0) -> list[Score]:
-    return asyncio.run(judge.score(tasks, time.monotonic() + seconds))
+    return asyncio.run(judge.score(tasks, time.monotonic() + patience(seconds)))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_equal_rows_are_judged_once_and_sentences_embedded_once(judge: Embedding
 def test_the_event_loop_stays_free_while_sentences_are_embedded(judge: EmbeddingJudge) -> None:
     async def ticks() -> int:
         rows = [task(f"Number {number} opens the door of house {number}.") for number in range(300)]
-        work = asyncio.create_task(judge.score(rows, time.monotonic() + 60))
+        work = asyncio.create_task(judge.score(rows, time.monotonic() + patience(60.0)))
         count = 0
         while not work.done():
             await asyncio.sleep(0.001)

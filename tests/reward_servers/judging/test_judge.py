@@ -16,6 +16,7 @@ from reward_servers.judging.judge import EventJudge, JudgeTask
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json, Score
 from tests.support.judge_oracles import URL, Oracle, between, quoted_texts, refused
+from tests.support.pace import patience
 
 REFERENCE = "A red square appears. It moves left. A dog barks."
 HALF = "A red square appears. A cat sleeps."
@@ -36,7 +37,7 @@ def judge(oracle: Oracle, tmp_path: Path) -> EventJudge:
 
 
 def scored(judge: EventJudge, *tasks: JudgeTask, deadline_s: float = 10.0) -> list[Score]:
-    return asyncio.run(judge.score(tasks, time.monotonic() + deadline_s))
+    return asyncio.run(judge.score(tasks, time.monotonic() + patience(deadline_s)))
 
 
 def test_recall_is_the_share_of_reference_events_that_the_prediction_tells(judge: EventJudge) -> None:
@@ -183,7 +184,7 @@ def test_another_model_does_not_take_its_verdicts(judge: EventJudge, oracle: Ora
 
 def test_requests_at_the_same_time_share_a_call(judge: EventJudge, oracle: Oracle) -> None:
     async def both() -> list[list[Score]]:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + patience(10.0)
         return await asyncio.gather(*(judge.score([task(HALF)], deadline_s) for _ in range(2)))
 
     first, second = asyncio.run(both())
@@ -199,13 +200,13 @@ async def hanging(judge: EventJudge, oracle: Oracle) -> tuple[asyncio.Future[Non
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 20))
+    asyncio.run(asyncio.wait_for(work, patience(20.0)))
 
 
 def test_a_caller_who_leaves_does_not_end_the_call_that_another_waits_for(judge: EventJudge, oracle: Oracle) -> None:
     async def scenario() -> None:
         gate, row = await hanging(judge, oracle)
-        leaves, stays = (asyncio.create_task(judge.score([row], time.monotonic() + 10)) for _ in range(2))
+        leaves, stays = (asyncio.create_task(judge.score([row], time.monotonic() + patience(10.0))) for _ in range(2))
         while not oracle.num_running or judge.counters()["shared_calls"] < 3:
             await asyncio.sleep(0.01)
         leaves.cancel()
@@ -220,7 +221,7 @@ def test_a_caller_who_leaves_does_not_end_the_call_that_another_waits_for(judge:
 def test_a_call_that_nobody_waits_for_ends(judge: EventJudge, oracle: Oracle) -> None:
     async def scenario() -> None:
         _, row = await hanging(judge, oracle)
-        alone = asyncio.create_task(judge.score([row], time.monotonic() + 10))
+        alone = asyncio.create_task(judge.score([row], time.monotonic() + patience(10.0)))
         while not oracle.calls["entailment"]:
             await asyncio.sleep(0.01)
         alone.cancel()
@@ -228,7 +229,7 @@ def test_a_call_that_nobody_waits_for_ends(judge: EventJudge, oracle: Oracle) ->
         await asyncio.sleep(0)
         assert oracle.num_running == 0
         oracle.wait = lambda _: None
-        assert (await judge.score([row], time.monotonic() + 10))[0].status == "ok"
+        assert (await judge.score([row], time.monotonic() + patience(10.0)))[0].status == "ok"
 
     run(scenario())
 
@@ -239,8 +240,8 @@ def test_whoever_has_more_time_tries_again_when_the_shared_call_ran_out_of_it(
     async def scenario() -> None:
         gate, row = await hanging(judge, oracle)
         now = time.monotonic()
-        hurried = asyncio.create_task(judge.score([row], now + 0.2))
-        patient = asyncio.create_task(judge.score([row], now + 10))
+        hurried = asyncio.create_task(judge.score([row], now + patience(0.2)))
+        patient = asyncio.create_task(judge.score([row], now + patience(10.0)))
         (late,) = await hurried
         assert (late.status, late.scores) == ("infra", {})
         assert "deadline" in late.reason
@@ -255,7 +256,7 @@ def test_a_failure_that_is_not_for_want_of_time_is_everybodys(judge: EventJudge,
         oracle.answers["entailment"] = [JudgeFailure("infra", "no connection"), AssertionError("asked again")]
         gate, row = await hanging(judge, oracle)
         now = time.monotonic()
-        waiting = [asyncio.create_task(judge.score([row], now + seconds)) for seconds in (10, 20, 30)]
+        waiting = [asyncio.create_task(judge.score([row], now + patience(seconds))) for seconds in (10, 20, 30)]
         while not oracle.calls["entailment"]:
             await asyncio.sleep(0.01)
         gate.set_result(None)

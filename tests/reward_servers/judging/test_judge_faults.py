@@ -28,6 +28,7 @@ from tests.support.judge_fault_server import (
     error,
     too_many,
 )
+from tests.support.pace import patience
 
 REFERENCE = "A dog runs away. The man waves back. A cat sleeps here."
 FIRST = "A dog runs away."
@@ -43,13 +44,13 @@ def scored(
     server: FaultServer, tmp_path: Path, *predictions: str, seconds: float = 20.0, **others: Any
 ) -> tuple[list[Score], dict[str, Any]]:
     config = JudgeConfig(
-        urls=(server.url,), model="m", cache_path=tmp_path / "cache.sqlite", call_timeout_s=1.5, **others
+        urls=(server.url,), model="m", cache_path=tmp_path / "cache.sqlite", call_timeout_s=patience(1.5), **others
     )
 
     async def all_of_them() -> tuple[list[Score], dict[str, Any]]:
         tasks = [JudgeTask(kind="events", reference=REFERENCE, prediction=text) for text in predictions]
         async with open_judge(config) as judge:
-            return await judge.score(tasks, time.monotonic() + seconds), judge.counters()
+            return await judge.score(tasks, time.monotonic() + patience(seconds)), judge.counters()
 
     return asyncio.run(all_of_them())
 

@@ -13,6 +13,7 @@ from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
+from tests.support.pace import patience
 
 if TYPE_CHECKING:
     from tests.support.judge import JudgeServer
@@ -35,7 +36,7 @@ def config(server: JudgeServer, tmp_path: Path, **others: Any) -> JudgeConfig:
 def scored(judge: JudgeConfig, tasks: list[JudgeTask], seconds: float = 200.0) -> tuple[list[Score], dict[str, Any]]:
     async def all_of_them() -> tuple[list[Score], dict[str, Any]]:
         async with open_judge(judge) as opened:
-            return await opened.score(tasks, time.monotonic() + seconds), opened.counters()
+            return await opened.score(tasks, time.monotonic() + patience(seconds)), opened.counters()
 
     return asyncio.run(all_of_them())
 

@@ -11,6 +11,7 @@ import pytest
 from reward_servers.judging.served_model import model_arguments
 from reward_servers.server import app
 from rlsys.config.run import JudgeConfig, RewardConfig
+from tests.support.pace import patience
 from tests.support.rewards import NO_TOKEN, captions, score_groups
 
 
@@ -36,7 +37,7 @@ def test_a_model_served_beside_the_judge_gives_typed_verdicts_behind_a_key(
     }
     judge["cache_path"] = tmp_path / "verdicts.sqlite"
     url = app.launch(RewardConfig.model_validate({"token_env": NO_TOKEN, "judge": judge}), "served")
-    (scored,) = score_groups(url, [captions("A dog runs.", "A dog runs.", "It rains.")], timeout_s=200.0)
+    (scored,) = score_groups(url, [captions("A dog runs.", "A dog runs.", "It rains.")], timeout_s=patience(200.0))
     for is_valid, reason, evidence in zip(scored.is_valid, scored.reasons, scored.evidence, strict=True):
         assert is_valid or reason.startswith(("abstain", "malformed")), reason  # it may write nonsense, never nothing
         if is_valid:

@@ -17,6 +17,7 @@ from reward_servers.server import app
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 from tests.support.factories import make_group
+from tests.support.pace import patience
 from tests.support.rewards import score_groups
 
 TOKEN = "a-token-for-this-test-only"
@@ -127,8 +128,8 @@ def test_after_shutdown_groups_are_missing_and_servers_can_be_started_again(url:
 def test_servers_start_although_another_process_has_just_ended_serve(url: str) -> None:
     settings = RewardConfig(token_env="RLSYS_TEST_NO_TOKEN")
     app.launch(settings, with_judge=False)
-    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=60)
+    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=patience(60.0))
     again = app.launch(settings, with_judge=False)  # with what this process knows of the Serve that was ended
     assert score_groups(again, [group_of(TEXTS)])[0].is_valid.all()
-    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=60)
+    ray.get(ray.remote(num_cpus=0)(serve.shutdown).remote(), timeout=patience(60.0))
     app.shutdown()

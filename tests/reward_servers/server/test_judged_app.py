@@ -19,11 +19,17 @@ from reward_servers.server.status import status_lines
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 from tests.support.judge_fault_server import FaultServer, error, too_many
+from tests.support.pace import patience
 from tests.support.rewards import NO_TOKEN, captions, score_groups
 
 
 def judged(server: FaultServer, folder: Path, **judge: Any) -> RewardConfig:
-    settings = {"urls": [server.url], "cache_path": folder / "verdicts.sqlite", "call_timeout_s": 5.0, **judge}
+    settings = {
+        "urls": [server.url],
+        "cache_path": folder / "verdicts.sqlite",
+        "call_timeout_s": patience(5.0),
+        **judge,
+    }
     return RewardConfig.model_validate({"token_env": NO_TOKEN, "judge": settings})
 
 
@@ -120,8 +126,8 @@ def test_an_endpoint_that_is_gone_pauses_the_run_until_it_is_back(
     comes_back = threading.Thread(target=start_when_paused, daemon=True)
     comes_back.start()
     # a row in four is more than may be missing, so not one may be
-    scored = score_groups(url, many("gone", 4), failure_window=4, max_failure_frac=0.1, timeout_s=3.0)
-    comes_back.join(timeout=10)
+    scored = score_groups(url, many("gone", 4), failure_window=4, max_failure_frac=0.1, timeout_s=patience(3.0))
+    comes_back.join(timeout=patience(10.0))
     for group in scored:
         assert group.is_valid.all() and recalls(group).tolist() == [0, 1, 2, 3]
     assert endpoint.url in paused()[0] and "onnect" in paused()[0]
@@ -167,13 +173,13 @@ def test_too_many_waiting_requests_are_429_with_retry_after(
         judged(endpoint, folder, max_concurrency=3, target_ongoing_requests=1, max_queued_requests=1, max_replicas=1),
         "narrow",
     )
-    endpoint.delay_s = 0.5
+    endpoint.delay_s = patience(0.5)  # so long that the requests meet
     answers: list[httpx.Response] = []
 
     def ask(number: int) -> None:
         row = {"rollout_id": "a", "task": "captioning", "truth": {"caption": "A dog runs."}}
         row["text"] = f"<think>a</think><answer>A dog runs. Nr {number}.</answer>"
-        answers.append(httpx.post(f"{narrow}/v1/score", json={"rows": [row]}, timeout=60.0, trust_env=False))
+        answers.append(httpx.post(f"{narrow}/v1/score", json={"rows": [row]}, timeout=patience(60.0), trust_env=False))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for thread in threads:
@@ -239,7 +245,7 @@ def test_a_rolling_update_loses_no_request(url: str, endpoint: FaultServer, fold
 
 def test_killed_judge_replicas_and_proxy_cost_time_and_no_row(url: str, endpoint: FaultServer) -> None:
     endpoint.delay_s = 0.05
-    with SteadyLoad(url, "killed", timeout_s=60.0) as load:
+    with SteadyLoad(url, "killed", timeout_s=patience(60.0)) as load:
         time.sleep(1.0)
         ray.kill(replicas("judged#JudgeServer#")[0])
         time.sleep(2.0)
@@ -254,7 +260,7 @@ def test_when_the_owner_of_the_limits_dies_calls_wait_until_the_old_ones_are_ove
     url: str, endpoint: FaultServer
 ) -> None:
     endpoint.delay_s = 0.5
-    with SteadyLoad(url, "owner", timeout_s=60.0) as load:
+    with SteadyLoad(url, "owner", timeout_s=patience(60.0)) as load:
         time.sleep(1.5)
         ray.kill(replicas("judge-limits-")[0], no_restart=False)
         time.sleep(1.0)
@@ -263,13 +269,15 @@ def test_when_the_owner_of_the_limits_dies_calls_wait_until_the_old_ones_are_ove
 
 
 def test_callers_that_hang_up_leave_no_lease_behind(url: str, endpoint: FaultServer) -> None:
-    endpoint.delay_s = 1.5
+    endpoint.delay_s = patience(1.5)
     row = {"rollout_id": "a", "task": "captioning", "truth": {"caption": "A dog runs."}}
     for number in range(3):
         row["text"] = f"<think>a</think><answer>It hangs up, nr {number}.</answer>"
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/score", json={"rows": [row]}, timeout=0.4, trust_env=False)
-    deadline = time.monotonic() + 4.0  # a lease that nobody ends would stay for 15 s
+            httpx.post(f"{url}/v1/score", json={"rows": [row]}, timeout=patience(0.4), trust_env=False)
+    deadline = time.monotonic() + patience(
+        4.0
+    )  # a lease that nobody ends would stay for three times as long as a call may take
     while time.monotonic() < deadline:
         (state, *_) = [replica["endpoints"][endpoint.url] for replica in fetch_status(url, None)["judge"]]
         if state["in_flight"] == 0:
@@ -281,7 +289,7 @@ def test_callers_that_hang_up_leave_no_lease_behind(url: str, endpoint: FaultSer
 def test_prometheus_sees_what_the_dashboard_asks_for(url: str) -> None:
     port = ray.nodes()[0]["MetricsExportPort"]
     expected = {f"ray_rlsys_{name}" for name in ("reward_rows_ok_total", "judge_calls_total", "judge_seconds_bucket")}
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + patience(40.0)
     while time.monotonic() < deadline:
         exported = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
         missing = {name for name in expected if f"{name}{{" not in exported}

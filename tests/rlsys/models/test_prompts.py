@@ -15,6 +15,7 @@ from rlsys.models.chat import ChatTokenizer
 from rlsys.models.model_config import ModelFolderError
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
 from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
+from tests.support.pace import patience
 from tests.support.paths import REPO
 
 # the wording that published Qwen2.5-VL checkpoints carry
@@ -131,7 +132,7 @@ def vllm_says(published_dir: Path) -> dict[str, Any]:
     asked = {"model": str(published_dir), "prompts": prompts, "generate": True}
     script = REPO / "tests" / "support" / "vllm_prompt_probe.py"
     done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=240
+        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=patience(240.0)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

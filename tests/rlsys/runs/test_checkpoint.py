@@ -19,6 +19,7 @@ from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
 from rlsys.runs import checkpoint
 from rlsys.runs.checkpoint import Checkpoints, find, load_state
+from tests.support.pace import patience
 
 STATE = RunState(step=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 
@@ -140,7 +141,7 @@ def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -
         "state = RunState(step=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"
         f"Checkpoints(Path({str(tmp_path)!r}), keep=1).save(state, write)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=patience(60.0))
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(CheckpointError, match=r"only unfinished ones \(\.tmp-step_000001\)"):
         find(tmp_path)

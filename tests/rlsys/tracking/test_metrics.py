@@ -18,6 +18,7 @@ from rlsys.tracking import metrics
 from rlsys.tracking.metrics import MetricNames, step_metrics, summarise
 from rlsys.types import ScoredGroup
 from tests.support.factories import batch_of, make_group, make_scored
+from tests.support.pace import patience
 
 STATE = RunState(step=7, drawn=14, seed=0, mlflow_run_id="", weights_digest="")
 
@@ -165,5 +166,7 @@ def test_a_score_named_total_is_refused() -> None:
 
 def test_metrics_import_neither_mlflow_nor_torch() -> None:
     code = "import sys, rlsys.tracking.metrics; print(sorted({'mlflow', 'torch', 'ray', 'vllm'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=patience(60.0)
+    )
     assert done.stdout.strip() == "[]"

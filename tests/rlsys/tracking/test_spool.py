@@ -11,6 +11,7 @@ import pytest
 from rlsys.tracking.row_blocks import RowBlocks
 from rlsys.tracking.spool import Spool, SpoolInUseError, encode, read_records
 from rlsys.tracking.uploader import first_group
+from tests.support.pace import patience
 
 
 def metrics(step: int, num: int = 1) -> dict[str, object]:
@@ -117,7 +118,7 @@ def test_a_writer_and_a_reader_may_be_two_threads(tmp_path: Path) -> None:
         spool.append(metrics(step))
         if step % 100 == 0:
             spool.sync()
-    reader.join(timeout=60)
+    reader.join(timeout=patience(60.0))
     assert steps == list(range(2000))
     assert spool.num_waiting == 0
 

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rlsys.tracking.mlflow_store import MlflowRun, TrackingError, flatten, table
 from rlsys.tracking.samples import choose_samples
 from rlsys.tracking.tracker import Tracker, status_of
 from tests.support.factories import make_group, make_scored
+from tests.support.pace import patience
 from tests.support.tracking_server import TrackingServer
 
 
@@ -128,13 +129,13 @@ def test_sigterm_ends_the_run_as_killed(folder: Path) -> None:
         f"tree = {{'output_dir': {str(folder / 'endings')!r}, 'model': {{'path': 'model'}}}}\n"
         "with Tracker(parse(tree, source='test')) as tracker:\n"
         "    tracker.log_step(1, {'loss/policy': 1.0}); sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush()\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         run_id = process.stdout.readline().strip()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=patience(60.0)) == 143
     run = MlflowClient(f"sqlite:///{folder / 'endings' / 'mlflow.db'}").get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss/policy": 1.0})
 
@@ -209,18 +210,21 @@ def test_long_config_values_fit_mlflows_limit(folder: Path) -> None:
     assert "m" * 7000 in artifact(tracker, "config.yaml")
 
 
-def test_a_step_costs_under_thirty_milliseconds(folder: Path) -> None:
+def test_recording_a_step_makes_no_call_to_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step costs what writing its records to the disk costs: the calls are made by the uploader's thread."""
+    callers: list[str] = []
+    client_of = MlflowRun._client.fget
+    assert client_of is not None
+    counted = property(lambda store: callers.append(threading.current_thread().name) or client_of(store))
     metrics = {f"perf/quantity_{index}/mean": float(index) for index in range(70)}
     groups = [make_scored(make_group(f"clips:{index}", num_rollouts=8), [0.5] * 8) for index in range(16)]
     with Tracker(make_config(folder / "endings")) as tracker:
-        seconds = []
+        monkeypatch.setattr(MlflowRun, "_client", counted)
         for step in range(1, 31):
-            started = time.perf_counter()
             tracker.log_step(step, metrics)
             tracker.log_samples(step, groups)
-            seconds.append(time.perf_counter() - started)
-            time.sleep(0.05)
-    assert sorted(seconds)[len(seconds) // 2] < 0.030
+        assert threading.current_thread().name not in callers
+    assert any(name.startswith("tracking") for name in callers)
 
 
 def test_samples_show_every_prompt_before_a_second_answer_to_one() -> None:

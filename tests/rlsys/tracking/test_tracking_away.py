@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -25,10 +26,14 @@ from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.unsent import UnsentError, require_sent
 from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
+from tests.support.pace import patience
 from tests.support.paths import REPO
 from tests.support.tracking_server import TrackingServer
 
-QUICK = Patience(close_s=20.0, max_pause_s=0.3, together_s=0.1)
+
+def quick() -> Patience:
+    """Short pauses between attempts, and time enough at the end."""
+    return Patience(close_s=patience(20.0), max_pause_s=0.3, together_s=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def table(client: MlflowClient, run_id: str, path: str) -> list[dict[str, Any]]:
 
 
 def wait_until_sent(tracker: Tracker) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20.0)
     while tracker.num_unsent and time.monotonic() < deadline:
         time.sleep(0.05)
     assert tracker.num_unsent == 0
@@ -84,17 +89,18 @@ def wait_until_sent(tracker: Tracker) -> None:
 def test_a_hanging_server_costs_a_step_nothing_and_gets_all_once(
     tmp_path: Path, server: TrackingServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # calls give up before the server goes on, which then carries out both them and their repetition
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    # calls give up before the server continues, which then carries out both them and their repetition
+    call_s = math.ceil(patience(1.0))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(call_s))
     caplog.set_level(logging.INFO)
-    with Tracker(make_config(tmp_path / "run", server.uri), patience=QUICK) as tracker:
+    with Tracker(make_config(tmp_path / "run", server.uri), patience=quick()) as tracker:
         say(tracker, range(1, 6))
         wait_until_sent(tracker)
         server.send_signal(signal.SIGSTOP)
         try:
-            assert say(tracker, range(6, 36)) < 0.1
+            assert say(tracker, range(6, 36)) < call_s  # a step that waited for the server would take that long
             tracker.log_table("held_out", [{"miou": 0.5}])
-            time.sleep(3.5)
+            time.sleep(3.5 * call_s)
             assert tracker.num_unsent == 61
         finally:
             server.send_signal(signal.SIGCONT)
@@ -144,7 +150,7 @@ def test_records_whose_receipt_was_lost_are_sent_again_and_are_there_once(
     tmp_path: Path, server: TrackingServer
 ) -> None:
     folder = tmp_path / "run"
-    with Tracker(make_config(folder, server.uri), patience=QUICK) as tracker:
+    with Tracker(make_config(folder, server.uri), patience=quick()) as tracker:
         say(tracker, range(1, 25))
     (folder / "tracking" / tracker.run_id / "position").unlink()
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder)])
@@ -156,10 +162,10 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
     config = make_config(tmp_path / "run", server.uri)
     code = (
         "import sys, time; from tests.rlsys.tracking.test_tracking_away import *\n"
-        f"with Tracker(make_config(Path({str(config.output_dir)!r}), {server.uri!r}), patience=QUICK) as tracker:\n"
+        f"with Tracker(make_config(Path({str(config.output_dir)!r}), {server.uri!r}), patience=quick()) as tracker:\n"
         "    say(tracker, range(1, 6)); wait_until_sent(tracker)\n"
         "    sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush(); sys.stdin.readline()\n"
-        "    say(tracker, range(6, 26)); sys.stdout.write('said\\n'); sys.stdout.flush(); time.sleep(60)\n"
+        "    say(tracker, range(6, 26)); sys.stdout.write('said\\n'); sys.stdout.flush(); time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     with subprocess.Popen(
@@ -172,7 +178,7 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
     ) as driver:
         assert driver.stdin is not None and driver.stdout is not None
         run_id = driver.stdout.readline().strip()
-        with pytest.raises(SpoolInUseError, match="still going"), Tracker(config, run_id=run_id, patience=QUICK):
+        with pytest.raises(SpoolInUseError, match="still going"), Tracker(config, run_id=run_id, patience=quick()):
             pass
         server.send_signal(signal.SIGSTOP)
         try:
@@ -183,7 +189,7 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
         finally:
             server.send_signal(signal.SIGCONT)
     # the newest checkpoint is of step 20: five steps are run again, and their record stays as it is
-    with Tracker(config, run_id=run_id, patience=QUICK) as tracker:
+    with Tracker(config, run_id=run_id, patience=quick()) as tracker:
         say(tracker, range(21, 31))
     check_once_and_whole(server.uri, run_id, 30)
     assert MlflowClient(server.uri).get_run(run_id).info.status == "FINISHED"
@@ -192,16 +198,16 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
 def test_a_run_that_goes_on_without_its_folder_asks_the_server_for_its_last_step(
     tmp_path: Path, server: TrackingServer
 ) -> None:
-    with Tracker(make_config(tmp_path / "run", server.uri), patience=QUICK) as tracker:
+    with Tracker(make_config(tmp_path / "run", server.uri), patience=quick()) as tracker:
         say(tracker, range(1, 10))
-    with Tracker(make_config(tmp_path / "copy", server.uri), run_id=tracker.run_id, patience=QUICK) as copy:
+    with Tracker(make_config(tmp_path / "copy", server.uri), run_id=tracker.run_id, patience=quick()) as copy:
         say(copy, range(5, 13))
     check_once_and_whole(server.uri, tracker.run_id, 12)
 
 
 def test_a_refused_record_is_set_aside_and_the_rest_is_sent(tmp_path: Path, server: TrackingServer) -> None:
     folder = tmp_path / "run"
-    with Tracker(make_config(folder, server.uri), patience=QUICK) as tracker:
+    with Tracker(make_config(folder, server.uri), patience=quick()) as tracker:
         say(tracker, range(1, 3))
         tracker._names.add = lambda names: None  # type: ignore[method-assign]
         tracker.log_step(3, {"reward/total/mean": 3 / 7, "loss/policy": -3, "loss/*": 1.0})
@@ -214,7 +220,7 @@ def test_a_refused_record_is_set_aside_and_the_rest_is_sent(tmp_path: Path, serv
 
 def test_a_run_that_is_deleted_and_restored_has_all_of_its_record(tmp_path: Path, server: TrackingServer) -> None:
     client = MlflowClient(server.uri)
-    with Tracker(make_config(tmp_path / "run", server.uri), patience=QUICK) as tracker:
+    with Tracker(make_config(tmp_path / "run", server.uri), patience=quick()) as tracker:
         say(tracker, range(1, 3))
         wait_until_sent(tracker)
         client.delete_run(tracker.run_id)

@@ -1,0 +1,41 @@
+"""How long to wait on this machine: deadlines of tests scale with one measured number.
+
+A deadline in a test is written in seconds of an idle reference machine (two cores). `patience` turns it into seconds
+of this machine under its present load. A deadline that is never reached costs no time, so it may be generous.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import cache
+
+import pytest
+
+REFERENCE_S = 0.5
+"""Seconds that the probe takes on the reference machine."""
+PROBE = "import numpy; numpy.linalg.svd(numpy.random.default_rng(0).random((200, 200)))"
+"""What tests wait for, in small: a process starts, imports a library, and computes."""
+MEASURE_EVERY_S = 60.0
+"""The load of a machine changes while a test suite runs."""
+
+
+def patience(seconds: float) -> float:
+    """Return `seconds` of the reference machine in seconds of this one; never fewer."""
+    return round(seconds * _pace(int(time.monotonic() / MEASURE_EVERY_S)), 1)
+
+
+@cache
+def _pace(_minute: int) -> float:
+    """How many times slower than the reference machine this one is; at least 1."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", PROBE], check=True)
+    return max(1.0, (time.monotonic() - start) / REFERENCE_S)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Scale the time limit of a test that names none by the machine's pace, as its own deadlines are."""
+    is_given = item.config.getoption("timeout", None) is not None or item.get_closest_marker("timeout") is not None
+    if not is_given and not item.config.option.collectonly:
+        item.add_marker(pytest.mark.timeout(patience(float(item.config.getini("timeout")))))
