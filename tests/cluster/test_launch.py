@@ -19,9 +19,6 @@ from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_
 from rlsys.config.run import ClusterConfig, ConfigError, parse
 from tests.support.cluster import RayHead
 from tests.support.pace import patience
-from tests.support.paths import REPO
-
-SCRIPT = REPO / "tests" / "support" / "cluster_probe.py"
 
 
 def probe(config: Mapping[str, Any], cwd: Path, **variables: str) -> tuple[int, dict[str, Any], str]:
@@ -29,7 +26,7 @@ def probe(config: Mapping[str, Any], cwd: Path, **variables: str) -> tuple[int, 
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
     tree = {"output_dir": "out", "model": {"path": "m"}, **config}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), json.dumps(tree)],
+        [sys.executable, "-m", "tests.support.cluster_probe", json.dumps(tree)],
         cwd=cwd,
         env={**clean, "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,

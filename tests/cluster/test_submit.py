@@ -52,7 +52,7 @@ def test_this_repository_packs_small_and_with_what_a_job_runs(config_file: Path,
     folder = tmp_path / "packed"
     pack(ROOT, config_file, folder)
     assert (folder / "cluster" / "job_python.sh").exists()
-    assert (folder / "rlsys" / "config.py").exists()
+    assert (folder / "rlsys" / "config" / "run.py").exists()
     assert (folder / "submitted" / "my run.yaml").exists()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 20 << 20
 
@@ -101,7 +101,6 @@ def test_the_jobs_python_can_be_named() -> None:
 WHAT_THE_JOB_SEES = """
 import json, os, pathlib, sys
 import rlsys.config.run
-from tests.support.pace import patience
 config = rlsys.config.run.load(next(pathlib.Path("submitted").iterdir()))
 found = {"python": sys.executable, "code": rlsys.config.run.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
 found |= {"output_dir": str(config.output_dir), "address": os.environ["RAY_ADDRESS"]}
