@@ -16,6 +16,7 @@ from benchmarks.chaos.kills import KILL, STOP, Kill, plan_kills
 from benchmarks.chaos.main import config, prepare
 from benchmarks.chaos.rewards import RewardServers
 from benchmarks.chaos.run import ChaosRun, Run, check_run, finish
+from tests.support.pace import patience
 
 NUM_STEPS = 8
 SILENCE_S = 400.0
@@ -43,8 +44,8 @@ def cluster(folder: Path) -> Iterator[TwoNodes]:
 @pytest.fixture(scope="module")
 def quiet(folder: Path, cluster: TwoNodes) -> Run:
     """The run that nothing happens to, with one actor: what is sampled does not depend on how many there are."""
-    settings = config(folder, "quiet", NUM_STEPS, patience=PATIENCE, rollout={"num_actors": 1})
-    return ChaosRun(cluster, settings, (), SILENCE_S).run()
+    settings = config(folder, "quiet", NUM_STEPS, patience=patience(PATIENCE), rollout={"num_actors": 1})
+    return ChaosRun(cluster, settings, (), patience(SILENCE_S)).run()
 
 
 def test_killed_and_stopped_processes_change_nothing_in_a_synchronous_run(
@@ -53,7 +54,9 @@ def test_killed_and_stopped_processes_change_nothing_in_a_synchronous_run(
     victims = (("actor", KILL), ("rank", KILL), ("driver", KILL), ("actor", STOP), ("rules", KILL))
     kills = plan_kills(11, victims, spread_s=1.0)
     kills = [Kill(victim=k.victim, signal=k.signal, after_step=min(k.after_step, 6), delay_s=k.delay_s) for k in kills]
-    run = ChaosRun(cluster, config(folder, "killed", NUM_STEPS, patience=PATIENCE), kills, SILENCE_S).run()
+    run = ChaosRun(
+        cluster, config(folder, "killed", NUM_STEPS, patience=patience(PATIENCE)), kills, patience(SILENCE_S)
+    ).run()
     done = [deed.kill.victim for deed in run.deeds if deed.pid]
     assert len(done) >= len(victims) - 1 and "driver" in done, run.deeds  # the last may come too late
     assert check_run(finish(run, cluster, 1.0), quiet, NUM_STEPS) == []
@@ -79,13 +82,13 @@ def test_a_run_waits_for_reward_servers_that_are_away(folder: Path, cluster: Two
             folder,
             "away",
             NUM_STEPS,
-            patience=PATIENCE,
+            patience=patience(PATIENCE),
             reward={"url": servers.url},
             rollout={"num_actors": 1},
             pipeline={"max_lag": 1},
         )
-        run = ChaosRun(cluster, settings, (), SILENCE_S).run()
-        thread.join(timeout=60)
+        run = ChaosRun(cluster, settings, (), patience(SILENCE_S)).run()
+        thread.join(timeout=patience(60.0))
     finally:
         servers.kill()
     assert away.is_set()

@@ -1,15 +1,17 @@
-"""The whole real stack through the command line, on real clips: two steps, checks, resume."""
+"""The whole real stack through the command line, on video files: two steps, checks, resume."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,53 @@ from safetensors.numpy import load_file
 
 from rlsys.weights.manifest import NamedTensor, TensorSpec, digest
 from tests.support.cluster import RayHead
-from tests.support.paths import REPO
+from tests.support.pace import patience
+from tests.support.paths import REPO, TEST_DATA
+from tests.support.video_files import SHARED_DATA, make_video
 
-CLIPS = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data")) / "clips"
-needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason=f"real clips are not in {CLIPS}")
+NUM_ROWS = 8  # what two steps train on, so that every clip has its turn
 
 
-def rlsys(
-    *arguments: str, timeout_s: float = 300, environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """annotations: in the shape of Charades-STA, one row a clip.  videos: the folder of the clips."""
+
+    annotations: Path
+    videos: Path
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """Numbered clips of 6 s, and in place of half of them the real ones where the shared data are there."""
+    folder = tmp_path_factory.mktemp("clips")
+    annotations, videos = folder / "annotations.json", folder / "videos"
+    videos.mkdir()
+    rows: dict[str, dict[str, Any]] = {}
+    real = SHARED_DATA / "clips"
+    if real.is_dir():
+        for name, row in json.loads((TEST_DATA / "real_clips.json").read_text()).items():
+            (source,) = real.glob(f"{name.removesuffix('.mp4')}.*")
+            shutil.copy(source, videos)
+            rows[name] = {key: value[:1] if isinstance(value, list) else value for key, value in row.items()}
+    for index in range(NUM_ROWS - len(rows)):
+        make_video(videos / f"numbered{index}.mp4")
+        rows[f"numbered{index}"] = {"duration": 6.0, "timestamps": [[index / 2, 4.0]], "sentences": ["bars appear."]}
+    annotations.write_text(json.dumps(rows))
+    return Clips(annotations=annotations, videos=videos)
+
+
+def rlsys(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rlsys.commands.app", *arguments]
     variables = {**os.environ, **(environment or {})}
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=timeout_s, env=variables)
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=patience(300.0), env=variables)
 
 
-def on_real_clips(out: Path, **more: object) -> list[str]:
+def on_clips(clips: Clips, out: Path, **more: object) -> list[str]:
     settings = {
         "output_dir": out,
         "model.path": out.parent / "tiny",
-        "data.annotations": REPO / "tests" / "data" / "real_clips.json",
-        "data.videos": CLIPS,
+        "data.annotations": clips.annotations,
+        "data.videos": clips.videos,
         "train.num_steps": 2,
         "train.prompts_per_step": 4,
         "rollout.group_size": 4,
@@ -62,16 +91,14 @@ def weights_on_disk(folder: Path) -> Mapping[str, NamedTensor]:
 
 
 @pytest.fixture(scope="module")
-def two_steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    if not CLIPS.is_dir():
-        pytest.skip(f"real clips are not in {CLIPS}")
+def two_steps(tmp_path_factory: pytest.TempPathFactory, clips: Clips) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("end_to_end") / "run"
-    result = rlsys("train", *on_real_clips(out))
+    result = rlsys("train", *on_clips(clips, out))
     assert result.returncode == 0, result.stdout + result.stderr
     return out, json.loads((out / "summary.json").read_text())
 
 
-def test_two_steps_on_real_clips_leave_everything_a_person_needs(two_steps: tuple[Path, dict[str, Any]]) -> None:
+def test_two_steps_leave_everything_a_person_needs(two_steps: tuple[Path, dict[str, Any]]) -> None:
     out, summary = two_steps
     assert summary["num_steps"] == 2
     assert {"collect", "update", "sync"} <= summary["seconds"].keys()
@@ -100,7 +127,7 @@ def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, di
 
 
 def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_mlflow_run(
-    two_steps: tuple[Path, dict[str, Any]],
+    two_steps: tuple[Path, dict[str, Any]], clips: Clips
 ) -> None:
     out, summary = two_steps
     changes = {
@@ -120,7 +147,7 @@ def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_ml
         "algorithm.max_extra_groups": 2,
         "algorithm.overlong_buffer_tokens": 8,
     }
-    result = rlsys("train", *on_real_clips(out, **changes), "--resume", str(out))
+    result = rlsys("train", *on_clips(clips, out, **changes), "--resume", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     resumed = json.loads((out / "summary.json").read_text())
     assert (resumed["num_steps"], resumed["mlflow_run_id"]) == (3, summary["mlflow_run_id"])
@@ -134,33 +161,32 @@ def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_ml
     assert abs(metrics["reward/kl_penalty/mean"]) > 0  # two updates away from the reference
 
 
-@needs_clips
-def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(tmp_path: Path) -> None:
-    result = rlsys("check-config", *on_real_clips(tmp_path / "run", **{"model.max_model_len": 64}))
+def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(clips: Clips, tmp_path: Path) -> None:
+    result = rlsys("check-config", *on_clips(clips, tmp_path / "run", **{"model.max_model_len": 64}))
     assert result.returncode == 2
     assert "max_model_len=64" in result.stderr and "visual" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_config_error_is_one_clear_message_and_exit_code_2(tmp_path: Path) -> None:
-    result = rlsys("train", *on_real_clips(tmp_path / "run", **{"train.num_step": 3}))
+def test_a_config_error_is_one_clear_message_and_exit_code_2(clips: Clips, tmp_path: Path) -> None:
+    result = rlsys("train", *on_clips(clips, tmp_path / "run", **{"train.num_step": 3}))
     assert result.returncode == 2
     assert "train.num_step: unknown key" in result.stderr and "Traceback" not in result.stderr
 
 
-@needs_clips
-def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dict[str, Any]]) -> None:
+def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dict[str, Any]], clips: Clips) -> None:
     out, _ = two_steps
-    result = rlsys("train", *on_real_clips(out))
+    result = rlsys("train", *on_clips(clips, out))
     assert result.returncode == 2
     assert "--resume" in result.stderr
 
 
-@needs_clips
-def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(ray_head: RayHead, tmp_path: Path) -> None:
+def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(
+    ray_head: RayHead, clips: Clips, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     small = {"rollout.num_actors": 1, "learner.num_ranks": 1}
-    command = [*on_real_clips(out, **small), "--address", ray_head.dashboard, "--follow"]
+    command = [*on_clips(clips, out, **small), "--address", ray_head.dashboard, "--follow"]
     result = rlsys("submit", *command, environment=ray_head.environment)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 2/2" in result.stdout
@@ -175,16 +201,16 @@ def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tm
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120.0)
         while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.3)
         row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
         rows = [{**row, "truth": [1.0, 3.0]}]
-        reply = httpx.post(f"{found[1]}/v1/score", json={"rows": rows}, timeout=30)
+        reply = httpx.post(f"{found[1]}/v1/score", json={"rows": rows}, timeout=patience(30.0))
         assert reply.status_code == 200, reply.text
         assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
+        server.wait(timeout=patience(60.0))
     assert "Traceback" not in log.read_text()

@@ -15,6 +15,7 @@ from rlsys.config.run import RunConfig, load
 from rlsys.models.prompts import PromptContractError
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
+from tests.support.pace import patience
 from tests.support.paths import CONFIGS
 
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
@@ -138,5 +139,5 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
     monkeypatch.setattr(stack.clips, "get", get)
     future = stack.producer.start(item, Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0))
     with pytest.raises(PromptContractError, match="file:7") as error:
-        future.result(timeout=60)
+        future.result(timeout=patience(60.0))
     assert "<|video_pad|>" in str(error.value)

@@ -210,7 +210,6 @@ def make_config(folder: Path, model: Path, **more: object) -> RunConfig:
         },
         "rollout": {"max_tokens": 24},
         "train": {"num_steps": 4, "prompts_per_step": 3, "learning_rate": 1e-3, "schedule": "cosine"},
-        "learner": {"timeout_s": 120.0},
         "checkpoint": {"every_steps": 2},
     }
     return parse({**tree, **more}, source="test")

@@ -35,7 +35,9 @@ def _pace(_minute: int) -> float:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Scale the time limit of a test that names none by the machine's pace, as its own deadlines are."""
-    is_given = item.config.getoption("timeout", None) is not None or item.get_closest_marker("timeout") is not None
-    if not is_given and not item.config.option.collectonly:
-        item.add_marker(pytest.mark.timeout(patience(float(item.config.getini("timeout")))))
+    """Scale the time limit of every test by the machine's pace, as the deadlines inside it are."""
+    if item.config.getoption("timeout", None) is not None or item.config.option.collectonly:
+        return
+    marker = item.get_closest_marker("timeout")
+    limit_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    item.add_marker(pytest.mark.timeout(patience(limit_s)), append=False)

@@ -15,11 +15,13 @@ from rlsys.demo.synthetic import encode
 from rlsys.types import VideoSpec
 from tests.support.paths import REPO
 
+SHARED_DATA = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data"))
+"""Real data that are not in the repository, and may be absent."""
+
 
 def shared_data(*parts: str) -> Path:
     """A file or folder of the shared real data; skips the test where it is absent."""
-    root = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data"))
-    path = root.joinpath(*parts)
+    path = SHARED_DATA.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"{path} is not there; RLSYS_SHARED_DATA names the folder of real data")
     return path
