@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Literal
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, video_spec
-from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem
+from rlsys.data.annotations.published import PUBLISHED, RepeatedKeys, parse_json
+from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem, short
 from rlsys.data.annotations.vtts import with_size
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import task_named
@@ -21,6 +23,9 @@ from rlsys.types import Json, PromptItem
 __all__ = ["AnnotationError", "Annotations", "DirtyRow", "load_annotations", "report_lines", "video_spec"]
 
 SHOWN = 10
+_PLACEHOLDERS = re.compile(r"\A(?:\s*<(?:video|image)>)+|(?:<(?:video|image)>\s*)+\Z")
+_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:video|image|s|pad|bos|eos|unk|start_of_turn|end_of_turn)>")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ class DirtyRow:
     """A row that is not as it should be.
 
     row: its place in the file.  field, problem: what is wrong, several joined by "; ".
-    action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is left out,
+    action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is skipped,
     "refused" when it contradicts itself, which refuses the file.
     """
 
@@ -59,7 +64,9 @@ def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotatio
     task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row.
     """
     path = Path(path)
-    rows = _read(path, data.format)
+    rows, repeated = _read(path, data.format)
+    if repeated:
+        _log.warning("%s: %s", path, _repeated_text(repeated))
     _refuse_contradictions(path, rows)
     root = _folder(Path(videos))
     items: list[PromptItem] = []
@@ -70,7 +77,7 @@ def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotatio
             dirty.append(_report(row, may_clip=data.on_dirty_row == "clip"))
             if data.on_dirty_row == "stop":
                 raise AnnotationError(
-                    f"{path}: row {dirty[-1]}; mend the file, or set data.on_dirty_row to drop or clip."
+                    f"{path}: row {dirty[-1]}; fix the file, or set data.on_dirty_row to drop or clip."
                 )
         if medium is not None and (not row.problems or dirty[-1].action == "clipped"):
             items.append(_item(path, row, medium, data))
@@ -86,59 +93,108 @@ def report_lines(path: Path, format: str, videos: Path | None) -> Iterator[str]:
     """
     path = Path(path)
     root = None if videos is None else _folder(Path(videos))
-    rows = [_complete(row, root)[0] for row in _read(path, format)]
+    found, repeated = _read(path, format)
+    rows = [_complete(row, root)[0] for row in found]
     dirty = [_report(row, may_clip=True) for row in rows if row.problems]
     clipped = sum(row.action == "clipped" for row in dirty)
     refused = sum(row.action == "refused" for row in dirty)
     yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
+    if repeated:
+        yield _printable(_repeated_text(repeated))
     if FORMATS[format].task is None:
         tasks = sorted({row.task for row in rows if row.task})
         yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
     if any(row.task == "tracking" for row in rows):
         yield (
-            f"each tracked sequence is shown by {NUM_TRACKED_FRAMES} evenly spaced frames, one per box; "
+            f"each tracked sequence is shown by {_tracked_counts(rows)} evenly spaced frames, one per box; "
             "of a folder of frames the first and the last are among them"
         )
     if dirty:
         yield (
-            f"data.on_dirty_row=drop leaves out {len(dirty) - refused}; clip mends {clipped}, leaves out "
+            f"data.on_dirty_row=drop skips {len(dirty) - refused}; clip fixes {clipped}, skips "
             f"{len(dirty) - clipped - refused}" + (f"; {refused} contradictions refuse the file" if refused else "")
         )
     for row in dirty:
-        yield f"{row} [{'clip mends it' if row.action == 'clipped' else row.action}]"
+        yield _printable(f"{row} [{'clip fixes it' if row.action == 'clipped' else row.action}]")
 
 
-def _read(path: Path, format: str) -> list[AnnotationRow]:
+def _tracked_counts(rows: Sequence[AnnotationRow]) -> str:
+    counts = {len(row.truth) for row in rows if row.task == "tracking" and isinstance(row.truth, list)}
+    return " or ".join(map(str, sorted(counts))) or str(NUM_TRACKED_FRAMES)
+
+
+def _repeated_text(repeated: RepeatedKeys) -> str:
+    names = ", ".join(dict.fromkeys(repeated[:SHOWN])) + (", …" if len(repeated) > SHOWN else "")
+    return f"{len(repeated)} keys are there twice in one object, and their queries are joined: {names}"
+
+
+def _read(path: Path, format: str) -> tuple[list[AnnotationRow], RepeatedKeys]:
     if format not in FORMATS:
         raise AnnotationError(f"format {format!r} is not known; the formats are {', '.join(FORMATS)}.")
     shape = FORMATS[format]
+    published = PUBLISHED.get((format, path.suffix.lower()))
+    repeated: RepeatedKeys = []
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = _lines(text) if shape.is_lines else json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check data.annotations.") from error
-    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors
-        raise AnnotationError(f"{path}: not JSON: {error}; download it again, or check data.annotations.") from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8.") from error
     try:
-        return list(shape.read(tree))
+        if published is not None:
+            return [_plain(row) for row in published(path, text)], repeated
+        tree = _lines(text, repeated) if shape.is_lines else parse_json(text, repeated)
+        return [_plain(row) for row in shape.read(tree)], repeated
+    except (ValueError, RecursionError) as error:
+        expected = "one JSON object per line" if shape.is_lines else "a JSON file"
+        raise AnnotationError(
+            f"{_printable(str(path))}: not JSON, and data.format={format} reads {expected} ({error}); "
+            "check data.format, or the file where the error is."
+        ) from error
     except TypeError as error:
         raise AnnotationError(f"{path}: not in the shape of {format}: {error}; check data.format.") from error
 
 
-def _lines(text: str) -> list[tuple[str, Json]]:
+def _lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
     """(line number from 1, what it holds) of the lines that are not blank. Raises ValueError when none is JSON."""
     # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
-    entries = [(str(number), _line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if entries and all(isinstance(entry, BadLine) for _, entry in entries):
-        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {entries[0][1]}")
+    lines = enumerate(text.split("\n"), start=1)
+    entries = [(str(number), _line(line, repeated)) for number, line in lines if line.strip()]
+    bad = [entry.problem for _, entry in entries if isinstance(entry, BadLine)]
+    if entries and len(bad) == len(entries):
+        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {bad[0]}")
     return entries
 
 
-def _line(line: str) -> Json:
+def _line(line: str, repeated: RepeatedKeys) -> Json:
     try:
-        return json.loads(line)
+        return parse_json(line, repeated)
     except (ValueError, RecursionError) as error:
         return BadLine(problem=f"not JSON: {error}")
+
+
+def _plain(row: AnnotationRow) -> AnnotationRow:
+    """The row without placeholders of media around its question, and with a problem for text that cannot be shown.
+
+    A control token in a question would act as one in the prompt, and a lone surrogate cannot be written as UTF-8.
+    """
+    question = _PLACEHOLDERS.sub("", row.question).strip()
+    problems = list(row.problems)
+    texts = {"question": question, "options": "\n".join(row.options), "video": row.video, "(row)": row.label}
+    for field, text in texts.items():
+        control = _CONTROL.search(text) if field in ("question", "options") else None
+        if control is not None:
+            problems.append(Problem(field=field, text=f"holds the control token {control.group()}"))
+        if _printable(text) != text:
+            problems.append(Problem(field=field, text=f"{_printable(short(text))} is not valid Unicode"))
+    if question == row.question and len(problems) == len(row.problems):
+        return row
+    return replace(row, question=question, problems=tuple(problems))
+
+
+def _printable(text: str) -> str:
+    """`text` with lone surrogates, which no file or terminal takes, written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _folder(videos: Path) -> Path:
@@ -154,12 +210,14 @@ def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
     lines = [f"{path}: row {label}: {problem.field}: {problem.text}" for label, problem in found[:SHOWN]]
     if len(found) > SHOWN:
         lines.append(f"… and {len(found) - SHOWN} more")
-    lines.append("These rows contradict themselves or their task, and nobody can guess what they mean; mend the file.")
-    raise AnnotationError("\n".join(lines))
+    lines.append(
+        "These rows contradict themselves or their task, and guessing what they mean is not safe; fix the file."
+    )
+    raise AnnotationError(_printable("\n".join(lines)))
 
 
 def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Path | None]:
-    """The row with everything that its medium tells, all its problems, and where the medium is."""
+    """The row with everything that its medium shows, all its problems, and where the medium is."""
     if root is None or not row.video:
         return row if row.needs_size else _checked(row), None
     medium = find_medium(row, root)
@@ -174,7 +232,7 @@ def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Pat
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
     size = picture_size(medium)
     if size is None:
-        text = f"boxes in pixels need the size of the picture, which the header of {medium} does not tell; give both"
+        text = f"boxes in pixels need the size of the picture, which the header of {medium} does not show; give both"
         return replace(row, problems=(*row.problems, Problem(field="width, height", text=text)))
     return with_size(row, size)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from rlsys.data.annotations.rows import Problem, is_number, read_span, short
-from rlsys.tasks.truths import NUM_TRACKED_FRAMES
+from rlsys.tasks.truths import MAX_TRACKED_FRAMES, is_tracked_count
 from rlsys.types import Json
 
 Size = tuple[float, float]
@@ -33,7 +33,7 @@ def read_clue(value: Json, duration_s: float | None, size: Size | None) -> Clue:
     `{"temporal": …, "spatial": …}` for both.
 
     A list of one box is a box. Corners all within 0..1 are fractions of width and height, others are pixels.
-    Periods past the duration and boxes past the frame, where those are known, are clipped and reported as mended.
+    Periods past the duration and boxes past the frame, where those are known, are clipped and reported as fixed.
     """
     clue = Clue()
     if isinstance(value, dict):
@@ -79,8 +79,9 @@ def _add_boxes(clue: Clue, rows: list[list[float]], size: Size | None) -> None:
         clue.box = boxes[0] if boxes else None
         return
     clue.boxes = boxes
-    if len(rows) != NUM_TRACKED_FRAMES:
-        text = f"{len(rows)} boxes, {NUM_TRACKED_FRAMES} are expected, one for each evenly spaced frame"
+    if not is_tracked_count(len(rows)):
+        rule = f"an even number of at most {MAX_TRACKED_FRAMES} is expected, one box for each evenly spaced frame"
+        text = f"{len(rows)} boxes: {rule}"
         clue.problems.append(Problem(field="clue", text=text))
 
 

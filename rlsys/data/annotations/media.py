@@ -44,7 +44,8 @@ def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
     if row.medium == "image":
         return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
     if row.task == "tracking":
-        return tracking_spec(str(path), data, fps=GOT10K_FPS if path.is_dir() else data.fps)
+        fps = GOT10K_FPS if path.is_dir() else data.fps
+        return tracking_spec(str(path), data, fps, num_frames=len(row.truth))
     return video_spec(str(path), data)
 
 
@@ -61,13 +62,13 @@ def video_spec(uri: str, data: DataConfig) -> VideoSpec:
     )
 
 
-def tracking_spec(uri: str, data: DataConfig, fps: float) -> VideoSpec:
-    """Eight evenly spaced frames, one for each box of the row. VideoChat-R1's code picks seven for eight boxes."""
+def tracking_spec(uri: str, data: DataConfig, fps: float, num_frames: int = NUM_TRACKED_FRAMES) -> VideoSpec:
+    """Evenly spaced frames, one for each box of the row. VideoChat-R1's code picks seven for eight boxes."""
     return VideoSpec(
         uri=uri,
         fps=fps,
-        min_frames=NUM_TRACKED_FRAMES,
-        max_frames=NUM_TRACKED_FRAMES,
+        min_frames=num_frames,
+        max_frames=num_frames,
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
         total_pixels=data.total_pixels,

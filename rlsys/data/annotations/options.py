@@ -10,6 +10,7 @@ from rlsys.data.annotations.rows import Problem, is_number, short
 from rlsys.types import Json
 
 _LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:])\s*(\S.*)", re.DOTALL)
+_IN_STRING = re.compile(r"(?<![A-Za-z0-9(])(?:\(([A-Z])\)|([A-Z])[).:])(?=\s*\S)")
 _ANSWER = re.compile(r"\(?([A-Za-z])(?:(?:\)[.:]?|[.:])\s*(.*))?", re.DOTALL)
 
 
@@ -25,7 +26,12 @@ class Option:
 
 
 def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
-    """Options written `(A) …`, `A. …`, `A) …` or bare, which then get letters in order; or what is wrong with them."""
+    """Options written `(A) …`, `A. …`, `A) …` or bare, which then get letters in order; or what is wrong with them.
+
+    One string with all of them is split at its letters.
+    """
+    if isinstance(values, str):
+        values = _split(values)
     if not isinstance(values, list) or not 2 <= len(values) <= 26:
         return (), Problem(field="options", text=f"{short(values)} is not a list of 2 to 26 options")
     texts = [str(value) if is_number(value) else value for value in values]
@@ -42,6 +48,18 @@ def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
     if any(match and (match.group(1) or match.group(2) == _letter(index)) for index, match in enumerate(found)):
         return (), Problem(field="options", text=f"{short(values)}: some have a letter and some have none")
     return tuple(Option(letter=_letter(index), text=text) for index, text in enumerate(texts)), None
+
+
+def _split(text: str) -> Json:
+    """Return the options in one string, `A. x, B. y` or `(A) x (B) y`, one by one; `text` itself when it has none."""
+    starts: list[int] = []
+    for match in _IN_STRING.finditer(text):
+        if (match.group(1) or match.group(2)) == _letter(len(starts)):
+            starts.append(match.start())
+    if len(starts) < 2 or text[: starts[0]].strip():
+        return text
+    ends = [*starts[1:], len(text)]
+    return [text[start:end].strip().rstrip(",;").strip() for start, end in zip(starts, ends, strict=True)]
 
 
 def right_letter(answer: Json, options: Sequence[Option]) -> tuple[str | None, Problem | None]:

@@ -61,7 +61,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] | None, Problem | None]:
-    """[start, end] in seconds inside the clip, and what was wrong with it; None when it cannot be mended.
+    """[start, end] in seconds inside the clip, and what was wrong with it; None when it cannot be fixed.
 
     duration_s: infinite when it is not known.
     """
@@ -74,7 +74,8 @@ def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] |
         return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s")
     if start_s < 0 or end_s > duration_s:
         span = [max(start_s, 0.0), min(end_s, duration_s)]
-        return span, Problem(field=field, text=f"{value} goes past the clip of {duration_s:g} s", is_fixed=True)
+        what = "starts before the clip" if end_s <= duration_s else f"goes past the clip of {duration_s:g} s"
+        return span, Problem(field=field, text=f"{value} {what}", is_fixed=True)
     return [start_s, end_s], None
 
 

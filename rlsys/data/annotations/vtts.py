@@ -13,6 +13,7 @@ from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
 from rlsys.data.annotations.rows import AnnotationRow, Problem, Seconds, Text, broken_row, is_number, short
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
+from rlsys.tasks.table import task_name
 from rlsys.types import Json
 
 CAPTION_QUESTION = "Describe what happens in the video."
@@ -56,6 +57,11 @@ class _VttsRow(BaseModel):
     def _nothing_is_none(cls, value: Json) -> Json:
         """Merged data sets write what a row does not have as "", [] or {}."""
         return None if value in ("", [], {}) else value
+
+    @field_validator("task", mode="after")
+    @classmethod
+    def _one_name(cls, value: str | None) -> str | None:
+        return None if value is None else task_name(value)
 
     @field_validator("question", mode="before")
     @classmethod

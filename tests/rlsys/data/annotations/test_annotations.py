@@ -73,7 +73,7 @@ def test_stopping_names_file_row_field_value_and_remedy(tmp_path: Path) -> None:
         load_charades(tmp_path, DIRTY, on_dirty_row="stop")
     assert str(caught.value) == (
         f"{tmp_path / 'rows.json'}: row clip/1: timestamps: [8.0, 10.5] goes past the clip of 10 s; "
-        "mend the file, or set data.on_dirty_row to drop or clip."
+        "fix the file, or set data.on_dirty_row to drop or clip."
     )
 
 
@@ -202,7 +202,7 @@ def test_the_whole_of_charades_sta_is_counted_and_every_dirty_row_reported() -> 
     assert len(dirty) == 1790
     assert sum("goes past the clip" in line for line in dirty) == 1786
     assert sum("does not end after it starts" in line for line in dirty) == 4
-    assert "Y6R7T/0: timestamps: [20.8, 30.0] goes past the clip of 29.46 s [clip mends it]" in dirty
+    assert "Y6R7T/0: timestamps: [20.8, 30.0] goes past the clip of 29.46 s [clip fixes it]" in dirty
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_options_are_shown_with_their_letters(values: list[object], shown: list[
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ("A. wind B. cat", "not a list"),
+        ("wind or cat", "not a list"),
         (["only one"], "2 to 26"),
         (["x"] * 27, "2 to 26"),
         (["wind", None], "needs a text"),

@@ -177,7 +177,7 @@ def test_a_contradiction_refuses_the_file_and_names_row_and_field(
         load_rows(tmp_path, good, {"video": "clip.mp4", "question": "why?", **row}, on_dirty_row=on_dirty_row)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'rows.jsonl'}: row 2: {field}: ")
-    assert text in message and message.endswith("mend the file.")
+    assert text in message and message.endswith("fix the file.")
 
 
 def test_many_contradictions_are_listed_and_cut_short(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_dirt_follows_the_setting_row_by_row(tmp_path: Path) -> None:
         row(clue=None),
         row(video="gone.mp4"),
         row(clue=[[1, 2], [3, 4]]),
-        row(clue=[BOX] * 4),
+        row(clue=[BOX] * 3),
         row(clue=[0.9, 0.25, 0.1, 0.5]),
         row(clue=[-8, 8, 48, 24], width=64, height=32),
         row(clue=PIXELS, width=64),

@@ -1,0 +1,140 @@
+"""Annotation files that data sets publish in a form of their own: text lines and tables beside JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rlsys.data.annotations.rows import AnnotationRow, Problem, is_number, read_span, short
+from rlsys.types import Json
+
+RepeatedKeys = list[str]
+"""Keys that occur twice in one object of a JSON file."""
+
+
+def parse_json(text: str, repeated: RepeatedKeys) -> Json:
+    """Return the JSON value in `text`. Keys that occur twice in one object are added to `repeated`.
+
+    Of the values of such a key, objects with equal lists as members are joined (two entries of one video keep all
+    their queries); of other values the last one counts.
+    """
+
+    def collected(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        entries: dict[str, Json] = {}
+        for key, value in pairs:
+            if key in entries:
+                repeated.append(key)
+                value = _joined(entries[key], value)
+            entries[key] = value
+        return entries
+
+    return json.loads(text, object_pairs_hook=collected)
+
+
+def _joined(first: Json, second: Json) -> Json:
+    if not (isinstance(first, dict) and isinstance(second, dict) and set(first) == set(second)):
+        return second
+    return {
+        key: first[key] + value if isinstance(value, list) and isinstance(first[key], list) else value
+        for key, value in second.items()
+    }
+
+
+def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
+    """Lines of `ID start end##sentence`, as Charades-STA is published. The clips' durations are not in the file."""
+    seen: set[tuple[str, ...]] = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        head, _, sentence = line.partition("##")
+        video, *times = head.split()[:3] or [""]
+        sentence = sentence.strip()
+        span, problem = read_span([_number(time) for time in times], math.inf, "line")
+        problems = [problem] if problem else []
+        if not sentence:
+            problems.append(Problem(field="line", text=f"{short(line)} is not ID start end##sentence"))
+        key = (video, *times, sentence.lower())
+        if key in seen:
+            problems.append(Problem(field="line", text=f"{short(line)} is there twice"))
+        seen.add(key)
+        yield AnnotationRow(
+            label=str(number),
+            video=video,
+            task="temporal_grounding",
+            question=sentence,
+            truth=span,
+            problems=tuple(problems),
+        )
+
+
+def nextgqa_table(path: Path, text: str) -> Iterator[AnnotationRow]:
+    """Rows of `val.csv` with the periods of `gsub_val.json` beside it, as NExT-GQA is published.
+
+    Raises TypeError when a column or the file of periods is missing.
+    """
+    located = _located(path)
+    reader = csv.DictReader(io.StringIO(text))
+    columns = {"question", "answer", "qid"} | {f"a{index}" for index in range(5)}
+    missing = sorted(columns - set(reader.fieldnames or ()))
+    if missing:
+        raise TypeError(f"the columns {', '.join(missing)} are missing")
+    for number, row in enumerate(reader, start=2):
+        video = row.get("video_id") or row.get("video") or ""
+        yield _table_row(str(number), video, row, located.get(video, {}))
+
+
+def _located(path: Path) -> Mapping[str, Mapping[str, Json]]:
+    beside = path.with_name(f"gsub_{path.stem}.json")
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise TypeError(f"its periods are expected in {beside} ({error.strerror})") from error
+    except ValueError as error:
+        raise TypeError(f"{beside} is not JSON: {error}") from error
+    return {video: entry for video, entry in found.items() if isinstance(entry, dict)}
+
+
+def _table_row(label: str, video: str, row: Mapping[str, str], located: Mapping[str, Json]) -> AnnotationRow:
+    texts = [(row[f"a{index}"] or "").strip() for index in range(5)]
+    letters = [letter for letter, text in zip("ABCDE", texts, strict=True) if text == (row["answer"] or "").strip()]
+    problems: list[Problem] = []
+    if len(letters) != 1:
+        problems.append(Problem(field="answer", text=f"{short(row['answer'])} is not the text of one option"))
+    duration = located.get("duration")
+    duration_s = float(duration) if is_number(duration) and duration > 0 else math.inf
+    location = located.get("location")
+    values = location.get(row["qid"], []) if isinstance(location, dict) else []
+    if not values:
+        problems.append(Problem(field="qid", text=f"{short(row['qid'])} has no period for this video"))
+    spans = []
+    for value in values:
+        span, problem = read_span(value, duration_s, "location")
+        spans += [span] if span else []
+        problems += [problem] if problem else []
+    return AnnotationRow(
+        label=label,
+        video=video,
+        task="grounded_qa",
+        question=(row["question"] or "").strip(),
+        options=tuple(f"({letter}) {text}" for letter, text in zip("ABCDE", texts, strict=True)),
+        truth={"answer": f"({letters[0]})" if letters else None, "glue": spans},
+        problems=tuple(problems),
+    )
+
+
+def _number(text: str) -> Json:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+PUBLISHED: Mapping[tuple[str, str], Callable[[Path, str], Iterator[AnnotationRow]]] = {
+    ("charades_sta", ".txt"): charades_lines,
+    ("nextgqa", ".csv"): nextgqa_table,
+}
+"""(format, suffix of the file) -> its reader, beside the JSON form of the format."""
