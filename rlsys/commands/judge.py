@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rlsys.commands.errors import clear_errors
+from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 
 judge_app = typer.Typer(no_args_is_help=True, help="Check a judge of captions, and score its verdicts again.")
@@ -42,6 +43,9 @@ def score(
     threshold: Threshold = None,
     tiers: Tiers = None,
     timeout: Timeout = 300.0,
+    reading: Annotated[
+        Reading, typer.Option(help="How answers are read, as answers.reading of a config: paper, lenient or strict.")
+    ] = "paper",
 ) -> None:
     """Score rows offline with the functions that the reward servers use; captions by the judge.
 
@@ -53,7 +57,7 @@ def score(
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
         asked = judge if judge_url or threshold is not None else None
         with jsonl.open(encoding="utf-8", errors="replace") as lines:
-            for row in score_lines(lines, asked, _settings(tiers), timeout_s=timeout):
+            for row in score_lines(lines, asked, _settings(tiers), timeout_s=timeout, reading=reading):
                 typer.echo(json.dumps(row))
 
 
