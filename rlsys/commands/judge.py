@@ -34,7 +34,7 @@ Tiers = Annotated[
 ]
 
 
-def score(
+def score(  # noqa: PLR0913 - a parameter for each option
     jsonl: Annotated[Path, typer.Option(help="One object per line: task, text, truth.", exists=True, dir_okay=False)],
     judge_url: Urls = None,
     judge_model: Model = None,
