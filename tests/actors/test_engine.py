@@ -26,6 +26,7 @@ from rlsys.weights.broadcast import BroadcastSender
 from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, TensorSpec, WeightTransfer
 from rlsys.weights.tensors import HEAD
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
+from tests.support.pace import patience
 from tests.support.transfers import bucket_of, transfer_of, version_of
 
 NamedTensors = Mapping[str, NamedTensor]
@@ -213,7 +214,7 @@ def test_wrong_tensors_are_refused_and_the_engine_keeps_its_weights(engines: Eng
 
 def in_parts(*parts: NamedTensors, rendezvous: Rendezvous | None = None) -> WeightTransfer:
     """Each part in a bucket of its own."""
-    return WeightTransfer(buckets=tuple(map(bucket_of, parts)), timeout_s=30.0, rendezvous=rendezvous)
+    return WeightTransfer(buckets=tuple(map(bucket_of, parts)), timeout_s=patience(30.0), rendezvous=rendezvous)
 
 
 def split(tensors: NamedTensors) -> tuple[NamedTensors, NamedTensors]:
@@ -325,7 +326,10 @@ def test_a_pool_of_real_engines_survives_a_killed_and_a_hung_one(engines: Engine
     first, second = ray.get([engines.old.ping.remote(), engines.new.ping.remote()])
     spec = engine_spec(engines.folders[0])
     pool = RolloutPool(
-        lambda place: handles.pop(place, None) or start_probe(spec), 2, timeout_s=60, start_timeout_s=200
+        lambda place: handles.pop(place, None) or start_probe(spec),
+        2,
+        timeout_s=patience(60.0),
+        start_timeout_s=patience(200.0),
     )
     pool.load_weights(transfer_of(engines.old_tensors), version_of(engines.old_tensors, 5))
 
@@ -337,12 +341,12 @@ def test_a_pool_of_real_engines_survives_a_killed_and_a_hung_one(engines: Engine
         assert _as_ids(await under_way) == _as_ids(wanted)
         assert pool.counters()["rollout/lost_actors"] == 1
         os.kill(second, signal.SIGSTOP)
-        pool._timeout_s = 3.0  # for the hung one alone: a new engine on a busy machine may take longer
+        pool._timeout_s = patience(3.0)  # for the hung one alone: a new engine on a busy machine may take longer
         # enough groups for both, whether or not the first one's replacement is up already
         under_way = asyncio.create_task(_groups(pool, engines.ask, 4))
         while pool.counters()["rollout/lost_actors"] < 2:
             await asyncio.sleep(0.1)
-        pool._timeout_s = 60.0
+        pool._timeout_s = patience(60.0)
         assert _as_ids(await under_way) == _as_ids(wanted[:4])
 
     try:

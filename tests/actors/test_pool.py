@@ -27,6 +27,7 @@ from rlsys.errors import LearnerLost, RowUnusable
 from rlsys.types import Prompt, Rollout, Sampling
 from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
+from tests.support.pace import patience
 from tests.support.stub_actors import start_stub
 
 pytestmark = pytest.mark.usefixtures("actor_cluster")
@@ -44,13 +45,13 @@ def pool_of(
     start_timeout_s: float = 60.0,
     max_num_seqs: int | None = None,
 ) -> Iterator[RolloutPool]:
-    """A pool of stubs; replacements behave as `later`."""
+    """A pool of stubs; replacements behave as `later`. Times are those of the reference machine."""
     to_come = dict(enumerate(behaviours))
     pool = RolloutPool(
         lambda slot: start_stub(to_come.pop(slot, later)),
         len(behaviours),
-        timeout_s=timeout_s,
-        start_timeout_s=start_timeout_s,
+        timeout_s=patience(timeout_s),
+        start_timeout_s=patience(start_timeout_s),
         max_num_seqs=max_num_seqs,
     )
     try:
@@ -67,7 +68,7 @@ def background() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Future[Any]]]:
     thread.start()
     yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, events)
     events.call_soon_threadsafe(events.stop)
-    thread.join(timeout=10)
+    thread.join(timeout=patience(10.0))
     events.close()
 
 
@@ -88,7 +89,7 @@ class Sender:
 
 def object_of_a_dead_sender() -> ray.ObjectRef:
     sender = ray.remote(num_cpus=0)(Sender).remote()
-    (stored,) = ray.get(sender.put.remote(), timeout=60)
+    (stored,) = ray.get(sender.put.remote(), timeout=patience(60.0))
     kill_sender(sender, stored)
     return stored
 
@@ -96,10 +97,10 @@ def object_of_a_dead_sender() -> ray.ObjectRef:
 def kill_sender(sender: Any, stored: ray.ObjectRef) -> None:
     """Returns when what it had put is gone."""
     ray.kill(sender)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60.0)
     while time.monotonic() < deadline:  # its node lets go of what it owned when it hears of its death
         try:
-            ray.get(stored, timeout=60)
+            ray.get(stored, timeout=patience(60.0))
             time.sleep(0.1)
         except ObjectLostError:
             return
@@ -125,7 +126,7 @@ async def gather(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
 def test_groups_are_shared_out_and_come_back_in_sample_order(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound", "sound") as pool:
         assert publish(pool, 3) == 2
-        groups = background(gather(*(group(pool, f"slow:0.5{index}") for index in range(6)))).result(60)
+        groups = background(gather(*(group(pool, f"slow:0.5{index}") for index in range(6)))).result(patience(60.0))
         assert len(pids(groups)) == 2
         assert all(ids(rollouts) == [[10, 3], [11, 3]] for rollouts in groups)
         assert pool.counters()["rollout/groups"] == 6
@@ -133,7 +134,7 @@ def test_groups_are_shared_out_and_come_back_in_sample_order(background: Callabl
 
 def test_generating_before_any_weights_is_refused(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound") as pool, pytest.raises(NoWeights, match="load_weights comes before"):
-        background(group(pool, "p")).result(60)
+        background(group(pool, "p")).result(patience(60.0))
 
 
 def test_a_group_whose_actor_dies_is_sampled_again_and_the_replacement_has_the_weights(
@@ -145,11 +146,11 @@ def test_a_group_whose_actor_dies_is_sampled_again_and_the_replacement_has_the_w
         time.sleep(0.5)
         victim = psutil.Process(_pids_now(pool)[0])
         victim.kill()
-        results = groups.result(60)
+        results = groups.result(patience(60.0))
         assert [ids(rollouts) for rollouts in results] == [[[10, 5], [11, 5]]] * 2
         assert victim.pid not in pids(results)
         _wait_until(lambda: pool.counters()["rollout/ready_actors"] == 2)
-        after = background(gather(*(group(pool, f"slow:0.3{index}") for index in range(4)))).result(60)
+        after = background(gather(*(group(pool, f"slow:0.3{index}") for index in range(4)))).result(patience(60.0))
         assert len(pids(after)) == 2
         assert all(ids(rollouts) == [[10, 5], [11, 5]] for rollouts in after)
         counters = pool.counters()
@@ -162,7 +163,7 @@ def test_an_actor_that_hangs_is_replaced_after_its_deadline(background: Callable
         [hung] = _pids_now(pool)
         os.kill(hung, signal.SIGSTOP)
         start = time.monotonic()
-        assert ids(background(group(pool, "p")).result(60)) == [[10, 0], [11, 0]]
+        assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 0], [11, 0]]
         assert time.monotonic() - start >= 2.0
         _wait_until(lambda: not psutil.pid_exists(hung) or psutil.Process(hung).status() == psutil.STATUS_ZOMBIE)
         assert pool.counters()["rollout/lost_actors"] == 1
@@ -171,7 +172,7 @@ def test_an_actor_that_hangs_is_replaced_after_its_deadline(background: Callable
 def test_a_queue_is_not_a_hang(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound", timeout_s=2.0) as pool:
         publish(pool, 0)
-        background(gather(*(group(pool, f"slow:{seconds}") for seconds in (1.0, 2.0, 3.0, 4.0)))).result(60)
+        background(gather(*(group(pool, f"slow:{seconds}") for seconds in (1.0, 2.0, 3.0, 4.0)))).result(patience(60.0))
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
@@ -181,7 +182,7 @@ def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
     with pool_of("sound", "sound") as pool:
         publish(pool, 0)
         names = ["killer:0", "slow:0.5", "slow:1.0", "slow:1.5", "slow:2.0"]
-        killer, *others = background(gather(*(group(pool, name) for name in names))).result(90)
+        killer, *others = background(gather(*(group(pool, name) for name in names))).result(patience(90.0))
         assert isinstance(killer, PromptQuarantined)
         assert isinstance(killer, RowUnusable)  # the run leaves the row out and goes on
         again = pickle.loads(pickle.dumps(killer))
@@ -189,7 +190,7 @@ def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
         assert re.match(r"killer:0: \d actors died .*remove the row.*(\nactor \d: .*died.*){2}", str(again), re.DOTALL)
         assert [ids(rollouts) for rollouts in others] == [[[10, 0], [11, 0]]] * 4
         assert pool.counters()["rollout/quarantined_prompts"] == 1
-        assert ids(background(group(pool, "next")).result(60)) == [[10, 0], [11, 0]]
+        assert ids(background(group(pool, "next")).result(patience(60.0))) == [[10, 0], [11, 0]]
 
 
 def test_a_killer_on_the_only_actor_takes_neither_its_company_nor_the_place_with_it(
@@ -197,10 +198,10 @@ def test_a_killer_on_the_only_actor_takes_neither_its_company_nor_the_place_with
 ) -> None:
     with pool_of("sound") as pool:
         publish(pool, 0)
-        killer, other = background(gather(group(pool, "killer:0"), group(pool, "slow:0.5"))).result(120)
+        killer, other = background(gather(group(pool, "killer:0"), group(pool, "slow:0.5"))).result(patience(120.0))
         assert isinstance(killer, PromptQuarantined)
         assert ids(other) == [[10, 0], [11, 0]]
-        assert ids(background(group(pool, "next")).result(60)) == [[10, 0], [11, 0]]
+        assert ids(background(group(pool, "next")).result(patience(60.0))) == [[10, 0], [11, 0]]
         assert pool.counters()["rollout/dead_actors"] == 0
 
 
@@ -213,7 +214,7 @@ def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_
         names = [f"slow:{seconds}" for seconds in (1.5, 2.0, 2.5, 1.51, 1.52, 1.53, 1.54, 1.55)]
         groups = background(gather(*(group(pool, name) for name in names)))
         _wait_until(lambda: pool.counters()["rollout/waiting_groups"] == 5)
-        groups.result(60)
+        groups.result(patience(60.0))
         [actor] = pool._replicas.ready()
         most_running, started = ray.get([actor.handle.most_running.remote(), actor.handle.started.remote()])
         assert (most_running, sorted(started[:3]), started[3:]) == (3, names[:3], names[3:])
@@ -233,9 +234,9 @@ def test_health_is_told_by_counts(background: Callable[..., Future[Any]]) -> Non
         groups = background(gather(group(pool, "a"), group(pool, "b")))
         _wait_until(lambda: health()["suspect"] == 1)  # overdue by half
         _wait_until(lambda: health()["stale"] == 1)  # given up, and its successor on the way
-        assert [ids(rollouts) for rollouts in groups.result(60)] == [[[10, 0], [11, 0]]] * 2
+        assert [ids(rollouts) for rollouts in groups.result(patience(60.0))] == [[[10, 0], [11, 0]]] * 2
         _wait_until(lambda: health()["suspect"] == 1)  # up, and yet to show that it is sound
-        background(gather(*(group(pool, f"slow:0.2{index}") for index in range(4)))).result(60)
+        background(gather(*(group(pool, f"slow:0.2{index}") for index in range(4)))).result(patience(60.0))
         assert health() == {"healthy": 2, "suspect": 0, "stale": 0, "dead": 0}
 
 
@@ -245,8 +246,8 @@ def test_actors_that_hang_over_an_update_are_replaced_together(background: Calla
         hung = [psutil.Process(pid) for pid in _pids_now(pool)]
         assert publish(pool, 1) >= 1
         assert pool.counters()["rollout/lost_actors"] == 3
-        assert psutil.wait_procs(hung, timeout=60)[1] == []
-        assert ids(background(group(pool, "p")).result(60)) == [[10, 1], [11, 1]]
+        assert psutil.wait_procs(hung, timeout=patience(60.0))[1] == []
+        assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 1], [11, 1]]
 
 
 def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[..., Future[Any]]) -> None:
@@ -257,7 +258,7 @@ def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[.
         replicas.limits = ReplicaLimits(timeout_s=0.5, start_timeout_s=0.5, max_num_seqs=None)
         replicas.weights = PublishedWeights(None, version(1))  # as if the learner had died halfway
         with pytest.raises(PoolFailed, match=r"'stale': 1"):
-            background(group(pool, "p")).result(60)
+            background(group(pool, "p")).result(patience(60.0))
 
 
 def test_actors_that_cannot_start_end_the_wait_with_their_own_error(background: Callable[..., Future[Any]]) -> None:
@@ -265,14 +266,16 @@ def test_actors_that_cannot_start_end_the_wait_with_their_own_error(background: 
         with pytest.raises(PoolFailed, match="no checkpoint at /nowhere"):
             publish(pool, 0)
         with pytest.raises(PoolFailed, match="3 times in a row"):
-            background(group(pool, "p")).result(60)
+            background(group(pool, "p")).result(patience(60.0))
 
 
 def test_one_place_that_cannot_start_leaves_the_work_to_the_others(background: Callable[..., Future[Any]]) -> None:
     behaviours = iter(["sound", *["stillborn"] * 3])
-    pool = RolloutPool(lambda place: start_stub(next(behaviours)), 2, timeout_s=60, start_timeout_s=60)
+    pool = RolloutPool(
+        lambda place: start_stub(next(behaviours)), 2, timeout_s=patience(60.0), start_timeout_s=patience(60.0)
+    )
     assert publish(pool, 0) == 1
-    assert ids(background(group(pool, "p")).result(60)) == [[10, 0], [11, 0]]
+    assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 0], [11, 0]]
     pool.shutdown()
 
 
@@ -283,14 +286,14 @@ def test_weights_that_every_actor_refuses_are_the_callers_error_and_the_old_ones
         publish(pool, 1)
         with pytest.raises(WeightsRefused, match="not a weight of this model"):
             pool.load_weights(ray.put({"wrong": 0}), version(2))
-        assert ids(background(group(pool, "p")).result(60)) == [[10, 1], [11, 1]]
+        assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 1], [11, 1]]
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
 def test_an_actor_that_acknowledges_something_else_is_replaced(background: Callable[..., Future[Any]]) -> None:
     with pool_of("forgetful") as pool:
         assert publish(pool, 1) == 1
-        assert ids(background(group(pool, "p")).result(60)) == [[10, 1], [11, 1]]
+        assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 1], [11, 1]]
         assert pool.counters()["rollout/lost_actors"] == 1
 
 
@@ -302,7 +305,7 @@ def test_an_actor_that_dies_between_updates_is_replaced_by_the_next_update(
         psutil.Process(_pids_now(pool)[0]).kill()
         assert publish(pool, 2) >= 1
         _wait_until(lambda: pool.counters()["rollout/ready_actors"] == 2)
-        groups = background(gather(*(group(pool, f"slow:0.3{index}") for index in range(4)))).result(60)
+        groups = background(gather(*(group(pool, f"slow:0.3{index}") for index in range(4)))).result(patience(60.0))
         assert all(ids(rollouts) == [[10, 2], [11, 2]] for rollouts in groups)
 
 
@@ -314,8 +317,8 @@ def test_shutting_down_ends_the_processes_and_fails_what_runs(background: Callab
         time.sleep(0.5)
         pool.shutdown()
         with pytest.raises(PoolFailed, match="shut down"):
-            running.result(60)
-        assert psutil.wait_procs(processes, timeout=20)[1] == []
+            running.result(patience(60.0))
+        assert psutil.wait_procs(processes, timeout=patience(20.0))[1] == []
 
 
 def _pids_now(pool: RolloutPool) -> list[int]:
@@ -323,7 +326,7 @@ def _pids_now(pool: RolloutPool) -> list[int]:
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
@@ -334,11 +337,11 @@ def test_weights_that_went_with_their_sender_cost_no_actor(
 ) -> None:
     with pool_of("sound", "sound") as pool:
         publish(pool, 0)
-        before = pids([background(group(pool, f"a:{i}")).result(timeout=60) for i in range(4)])
+        before = pids([background(group(pool, f"a:{i}")).result(timeout=patience(60.0)) for i in range(4)])
         with pytest.raises(LearnerLost, match="version 1"):
             pool.load_weights(object_of_a_dead_sender(), version(1))
         assert publish(pool, 2) == 2
-        assert pids([background(group(pool, f"b:{i}")).result(timeout=60) for i in range(4)]) <= before
+        assert pids([background(group(pool, f"b:{i}")).result(timeout=patience(60.0)) for i in range(4)]) <= before
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
@@ -355,7 +358,7 @@ def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wai
 ) -> None:
     with pool_of("sound") as pool:
         sender = ray.remote(num_cpus=0)(Sender).remote()
-        (stored,) = ray.get(sender.put.remote(), timeout=60)
+        (stored,) = ray.get(sender.put.remote(), timeout=patience(60.0))
         assert pool.load_weights(stored, version(1)) == 1
         kill_sender(sender, stored)
         pool.raise_if_weights_gone()  # the actor has them
@@ -374,6 +377,6 @@ def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wai
         _wait_until(is_told)
         assert not waiting.done()
         assert publish(pool, 2) == 1
-        assert ids(waiting.result(60)) == [[10, 2], [11, 2]]
+        assert ids(waiting.result(patience(60.0))) == [[10, 2], [11, 2]]
         pool.raise_if_weights_gone()
         assert pool.counters()["rollout/lost_actors"] == 1

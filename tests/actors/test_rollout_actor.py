@@ -19,8 +19,9 @@ from actors.rollout_actor import EngineLoop
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import NamedTensor
 from rlsys.weights.version import WeightVersion
+from tests.support.pace import patience
 
-WAIT_S = 10.0
+WAIT_S = 10.0  # on the reference machine, see `tests.support.pace`
 HALF_TAKEN = 99  # a version that is refused when a part of it is loaded
 
 
@@ -59,7 +60,7 @@ class CountingEngine:
 
     def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]:
         self.threads.add(threading.get_ident())
-        assert self.may_step.wait(WAIT_S)
+        assert self.may_step.wait(patience(WAIT_S))
         if self.step_error:
             raise self.step_error
         self.steps_left = {name: left - 1 for name, left in self.steps_left.items()}
@@ -91,10 +92,10 @@ def engine() -> CountingEngine:
 @contextmanager
 def _loop(engine: CountingEngine, weight_update: WeightUpdate) -> Iterator[EngineLoop]:
     loop = EngineLoop(lambda: engine, weight_update)
-    loop.wait_started(WAIT_S)
+    loop.wait_started(patience(WAIT_S))
     yield loop
     engine.may_step.set()
-    loop.stop().exception(WAIT_S)
+    loop.stop().exception(patience(WAIT_S))
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def loop(engine: CountingEngine) -> Iterator[EngineLoop]:
 
 
 def _until_told(engine: CountingEngine, what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + patience(WAIT_S)
     while what not in engine.told:
         assert time.monotonic() < deadline, engine.told
         time.sleep(0.01)
@@ -127,7 +128,7 @@ def test_a_short_group_comes_out_before_a_long_one_that_came_first(engine: Count
     engine.may_step.clear()
     groups = [loop.generate(request("long", 5), ()), loop.generate(request("short", 1), ())]
     engine.may_step.set()
-    assert [group.result(WAIT_S) for group in groups] == [(), ()]
+    assert [group.result(patience(WAIT_S)) for group in groups] == [(), ()]
     assert engine.told.index("end short") < engine.told.index("end long")
 
 
@@ -141,8 +142,8 @@ def test_an_update_waits_for_what_runs_and_goes_before_what_has_not_begun(
     update = loop.load_weights({}, version(4))
     groups.append(loop.generate(request("after"), ()))
     engine.may_step.set()
-    assert update.result(WAIT_S).version == 4
-    assert [group.result(WAIT_S) for group in groups] == [(), (), ()]
+    assert update.result(patience(WAIT_S)).version == 4
+    assert [group.result(patience(WAIT_S)) for group in groups] == [(), (), ()]
     assert engine.told == ["add before", "end before", "load 4", *_both("no room"), *_both("after")]
 
 
@@ -153,8 +154,8 @@ def test_keep_loads_while_groups_run_and_they_go_on(engine: CountingEngine) -> N
         _until_told(engine, "add running")
         updates = [loop.load_weights({}, version(number)) for number in (1, 2)]
         engine.may_step.set()
-        assert [update.result(WAIT_S).version for update in updates] == [1, 2]
-        assert running.result(WAIT_S) == ()
+        assert [update.result(patience(WAIT_S)).version for update in updates] == [1, 2]
+        assert running.result(patience(WAIT_S)) == ()
         assert engine.told == ["add running", "load 1", "load 2", "end running"]
 
 
@@ -169,9 +170,9 @@ def test_groups_that_may_not_go_on_are_ended_by_an_update(
         update = loop.load_weights({}, replace(version(7), kind=kind))
         engine.may_step.set()
         with pytest.raises(GroupAborted, match="version 7"):
-            running.result(WAIT_S)
-        update.result(WAIT_S)
-        assert loop.generate(request("again"), ()).result(WAIT_S) == ()
+            running.result(patience(WAIT_S))
+        update.result(patience(WAIT_S))
+        assert loop.generate(request("again"), ()).result(patience(WAIT_S)) == ()
         assert engine.told == ["add running", "abort running", "load 7", *_both("again")]
 
 
@@ -183,9 +184,9 @@ def test_nothing_goes_on_with_weights_of_which_only_a_part_came(engine: Counting
         update = loop.load_weights({}, version(HALF_TAKEN))
         engine.may_step.set()
         with pytest.raises(WeightsRefused, match="broke off"):
-            update.result(WAIT_S)
+            update.result(patience(WAIT_S))
         with pytest.raises(GroupAborted, match="broke off"):
-            running.result(WAIT_S)
+            running.result(patience(WAIT_S))
 
 
 def test_a_running_group_that_nobody_awaits_any_more_is_taken_out(engine: CountingEngine, loop: EngineLoop) -> None:
@@ -194,30 +195,32 @@ def test_a_running_group_that_nobody_awaits_any_more_is_taken_out(engine: Counti
     _until_told(engine, "add running")
     loop.forget(running)
     engine.may_step.set()
-    assert loop.load_weights({}, version(1)).result(WAIT_S).version == 1
+    assert loop.load_weights({}, version(1)).result(patience(WAIT_S)).version == 1
     assert engine.told == ["add running", "abort running", "load 1"]
     assert not running.done()
 
 
 def test_the_engine_is_only_ever_called_in_one_thread(engine: CountingEngine, loop: EngineLoop) -> None:
-    callers = [threading.Thread(target=lambda: loop.generate(request("p", 2), ()).result(WAIT_S)) for _ in range(8)]
+    callers = [
+        threading.Thread(target=lambda: loop.generate(request("p", 2), ()).result(patience(WAIT_S))) for _ in range(8)
+    ]
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(WAIT_S)
-    loop.load_weights({}, version(1)).result(WAIT_S)
+        caller.join(patience(WAIT_S))
+    loop.load_weights({}, version(1)).result(patience(WAIT_S))
     assert len(engine.threads) == 1
     assert threading.get_ident() not in engine.threads
 
 
 def test_a_refused_prompt_or_update_affects_no_other_group(engine: CountingEngine, loop: EngineLoop) -> None:
     with pytest.raises(PromptRefused, match="too long"):
-        loop.generate(request("refused"), ()).result(WAIT_S)
+        loop.generate(request("refused"), ()).result(patience(WAIT_S))
     with pytest.raises(WeightsRefused, match="below zero"):
-        loop.load_weights({}, version(-1)).result(WAIT_S)
+        loop.load_weights({}, version(-1)).result(patience(WAIT_S))
     with pytest.raises(BadOutput, match="nan"):
-        loop.generate(request("bad"), ()).result(WAIT_S)
-    assert loop.generate(request("good"), ()).result(WAIT_S) == ()
+        loop.generate(request("bad"), ()).result(patience(WAIT_S))
+    assert loop.generate(request("good"), ()).result(patience(WAIT_S)) == ()
 
 
 def test_when_the_engine_fails_everything_pending_and_later_fails_with_its_error(
@@ -231,7 +234,7 @@ def test_when_the_engine_fails_everything_pending_and_later_fails_with_its_error
     engine.may_step.set()
     for future in [*pending, loop.generate(request("later"), ())]:
         with pytest.raises(EngineDied, match="RuntimeError: out of memory"):
-            future.result(WAIT_S)
+            future.result(patience(WAIT_S))
 
 
 def test_a_group_that_nobody_awaits_any_more_never_reaches_the_engine(engine: CountingEngine, loop: EngineLoop) -> None:
@@ -242,11 +245,11 @@ def test_a_group_that_nobody_awaits_any_more_never_reaches_the_engine(engine: Co
     cancelled = loop.generate(request("cancelled"), ())
     assert cancelled.cancel()
     engine.may_step.set()
-    update.result(WAIT_S)
-    assert running.result(WAIT_S) == ()
-    assert loop.generate(request("next"), ()).result(WAIT_S) == ()
+    update.result(patience(WAIT_S))
+    assert running.result(patience(WAIT_S)) == ()
+    assert loop.generate(request("next"), ()).result(patience(WAIT_S)) == ()
     with pytest.raises(CancelledError):
-        cancelled.result(WAIT_S)
+        cancelled.result(patience(WAIT_S))
     assert "add cancelled" not in engine.told
 
 
@@ -255,9 +258,9 @@ def test_stopping_ends_the_engine_and_fails_what_still_runs(engine: CountingEngi
     running = loop.generate(request("endless", 1000), ())
     stopped = loop.stop()
     engine.may_step.set()
-    stopped.result(WAIT_S)
+    stopped.result(patience(WAIT_S))
     with pytest.raises(EngineDied, match="shut down"):
-        running.result(WAIT_S)
+        running.result(patience(WAIT_S))
     assert engine.told[-1] == "shutdown"
 
 
@@ -267,6 +270,6 @@ def test_an_engine_that_cannot_load_says_why() -> None:
 
     loop = EngineLoop(make)
     with pytest.raises(NoWeights, match="no such folder"):
-        loop.wait_started(WAIT_S)
+        loop.wait_started(patience(WAIT_S))
     with pytest.raises(EngineDied, match="no such folder"):
-        loop.generate(request("p"), ()).result(WAIT_S)
+        loop.generate(request("p"), ()).result(patience(WAIT_S))

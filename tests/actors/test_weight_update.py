@@ -22,6 +22,8 @@ from rlsys.weights.manifest import NamedTensor, WeightTransfer
 from rlsys.weights.version import WeightVersion
 from tests.actors.test_engine import as_tensors
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
+from tests.support.pace import patience
+from tests.support.rounding import LOGPROB
 from tests.support.transfers import transfer_of, version_of
 
 NamedTensors = Mapping[str, NamedTensor]
@@ -133,7 +135,7 @@ def check_switch(setting: Setting, index: int, undisturbed: Rollout, changed: Ro
     if size > SWITCH:
         request, frames = setting.ask.request(index, LONG)
         forced = ray.get(setting.engine.forced_logprobs.remote(request, frames, changed.response_ids))
-        np.testing.assert_allclose(changed.response_logprobs[SWITCH:], forced[SWITCH:], atol=2e-6)
+        np.testing.assert_allclose(changed.response_logprobs[SWITCH:], forced[SWITCH:], atol=LOGPROB)
         assert np.abs(changed.response_logprobs[:SWITCH] - forced[:SWITCH]).max() > 0.01
 
 
@@ -142,7 +144,9 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     weights = models(setting.model)
     ray.get(setting.engine.set_weight_update.remote(weight_update))
     handles = [setting.engine]
-    pool = RolloutPool(lambda place: handles.pop(), 1, timeout_s=120, start_timeout_s=120, max_num_seqs=8)
+    pool = RolloutPool(
+        lambda place: handles.pop(), 1, timeout_s=patience(120.0), start_timeout_s=patience(120.0), max_num_seqs=8
+    )
     pool.load_weights(transfer_of(weights.old), version_of(weights.old, 10))
     transfer, version = transfer_of(weights.new), version_of(weights.new, 11)
     # neighbours end at different times, so that something runs whenever a group has ended

@@ -12,6 +12,7 @@ from benchmarks.learner_plots import slope, unique_tokens
 from benchmarks.learner_step import Setting, SwitchedPolicy, alone, make_row, write_model
 from learner.model.policy import load_model, read_layout
 from learner.packing.packing import pack
+from tests.support.rounding import LOGPROB
 
 SHAPE = SHAPES["tiny"]
 
@@ -29,9 +30,9 @@ def test_the_padded_form_has_the_packed_forms_log_probs(tmp_path: Path) -> None:
         padded, _ = policy(pack(rows, layout, dtype=torch.float32))
         policy.num_rows = 1
         floor, _ = policy(pack([row], layout, dtype=torch.float32))
-    assert (packed - padded).abs().max() < 1e-5
+    assert (packed - padded).abs().max() < LOGPROB
     # the floor lets later responses see earlier ones; only the first is as it should be
-    assert (packed - floor)[:9].abs().max() < 1e-5 < (packed - floor).abs().max()
+    assert (packed - floor)[:9].abs().max() < LOGPROB < (packed - floor).abs().max()
 
 
 def test_every_padded_row_brings_a_clip_of_its_own() -> None:

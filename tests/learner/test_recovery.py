@@ -23,13 +23,14 @@ from rlsys.config.run import ModelConfig, RolloutConfig
 from rlsys.errors import FramesLost, LearnerLost, NotWritten
 from rlsys.types import TrainBatch
 from tests.support.learner import learner_config, make_batch, make_group, train_config
+from tests.support.pace import patience
 
 PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 
 
 def launch(tiny_model_dir: Path) -> LearnerGroup:
     group = LearnerGroup.launch(
-        num_ranks=2, device="cpu", threads=1, timeout_s=300.0, options=[{"num_cpus": 0}, {"num_cpus": 0}]
+        num_ranks=2, device="cpu", threads=1, timeout_s=patience(300.0), options=[{"num_cpus": 0}, {"num_cpus": 0}]
     )
     group.load(
         LearnerSpec(
@@ -72,10 +73,10 @@ def of_a_dead_process() -> ray.ObjectRef:
     holder = ray.remote(num_cpus=0)(Holder).remote()
     (reference,) = ray.get(holder.put.remote())
     ray.kill(holder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60.0)
     while time.monotonic() < deadline:
         try:
-            ray.get(reference, timeout=60)
+            ray.get(reference, timeout=patience(60.0))
         except ray.exceptions.ObjectLostError:
             return reference
         time.sleep(0.2)
@@ -155,7 +156,7 @@ def test_a_rank_that_is_stopped_is_a_loss_at_its_deadline_and_is_really_killed(
     group._timeout_s = 2.0
     with pytest.raises(LearnerLost, match=r"ranks \[0, 1\] took over learner.timeout_s=2.0 s"):
         group.update(batch_of(4))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60.0)
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         assert time.monotonic() < deadline, "a stopped rank outlives its group"
         time.sleep(0.1)

@@ -11,6 +11,7 @@ from learner.packing.rows import Row
 from learner.packing.shards import group_row
 from rlsys.config.run import LearnerConfig, TrainConfig
 from rlsys.types import ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
+from tests.support.pace import patience
 
 TEXT_IDS = 256  # ids below are ordinary bytes in the tiny tokenizer
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = 375, 376, 378, 379
@@ -115,7 +116,7 @@ def train_config(**changes: object) -> TrainConfig:
 
 
 def learner_config(**changes: object) -> LearnerConfig:
-    return LearnerConfig(**{"num_ranks": 1, "timeout_s": 120.0, **changes})
+    return LearnerConfig(**{"num_ranks": 1, "timeout_s": patience(120.0), **changes})
 
 
 def cost_model(**changes: object) -> CostModel:

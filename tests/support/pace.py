@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from functools import cache
 
 import pytest
 
@@ -23,15 +22,39 @@ MEASURE_EVERY_S = 60.0
 
 def patience(seconds: float) -> float:
     """Return `seconds` of the reference machine in seconds of this one; never fewer."""
-    return round(seconds * _pace(int(time.monotonic() / MEASURE_EVERY_S)), 1)
+    return round(seconds * _pace.value, 1)
 
 
-@cache
-def _pace(_minute: int) -> float:
+class _Pace:
     """How many times slower than the reference machine this one is; at least 1."""
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", PROBE], check=True)
-    return max(1.0, (time.monotonic() - start) / REFERENCE_S)
+
+    def __init__(self) -> None:
+        self._value: float | None = None
+        self._measured_at = 0.0
+
+    @property
+    def value(self) -> float:
+        if self._value is None:
+            self.measure()
+        return self._value or 1.0
+
+    def measure(self) -> None:
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", PROBE], check=True)
+        self._measured_at = time.monotonic()
+        self._value = max(1.0, (self._measured_at - start) / REFERENCE_S)
+
+    def measure_if_old(self) -> None:
+        if self._value is not None and time.monotonic() - self._measured_at > MEASURE_EVERY_S:
+            self.measure()
+
+
+_pace = _Pace()
+
+
+def pytest_runtest_setup() -> None:
+    """Measure anew between tests, never inside one, where it would hold up an event loop."""
+    _pace.measure_if_old()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

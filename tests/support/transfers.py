@@ -10,6 +10,7 @@ import ray
 
 from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer, digest_of, manifest_of, plan_buckets
 from rlsys.weights.version import WeightVersion
+from tests.support.pace import patience
 
 NamedTensors = Mapping[str, NamedTensor]
 
@@ -37,7 +38,7 @@ def transfer_of(tensors: NamedTensors, max_bytes: int = 1 << 20) -> WeightTransf
     """The tensors in the object store, in several buckets."""
     buckets = plan_buckets({name: tensor.data.nbytes for name, tensor in tensors.items()}, max_bytes)
     return WeightTransfer(
-        buckets=tuple(bucket_of({name: tensors[name] for name in names}) for names in buckets), timeout_s=30
+        buckets=tuple(bucket_of({name: tensors[name] for name in names}) for names in buckets), timeout_s=patience(30.0)
     )
 
 

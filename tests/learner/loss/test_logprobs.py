@@ -37,7 +37,7 @@ def test_chunks_change_neither_values_nor_gradients() -> None:
         (logprobs * torch.arange(23)).sum().backward()
         results.append((logprobs.detach(), entropy, hidden.grad, head.weight.grad))
     for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(chunked, whole)  # to rounding: a product of fewer rows is summed in another order
 
 
 def test_chunks_never_hold_more_logits_than_they_may() -> None:

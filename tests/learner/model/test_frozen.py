@@ -14,6 +14,7 @@ from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from tests.support.learner import make_group, make_row
+from tests.support.rounding import LOGPROB
 
 BOTH = ("vision_tower", "projector")
 BLANK = 4
@@ -104,8 +105,8 @@ def test_rows_with_the_same_clip_share_its_features(
     alone, _ = policy(packed(policy, tiny_model_dir, video))
     together, _ = policy(packed(policy, tiny_model_dir, video, image, video))
     assert seen == [96, 112]
-    torch.testing.assert_close(together[:8], alone, rtol=0, atol=2e-6)
-    torch.testing.assert_close(together[16:], alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[:8], alone, rtol=0, atol=LOGPROB)
+    torch.testing.assert_close(together[16:], alone, rtol=0, atol=LOGPROB)
 
 
 @pytest.mark.parametrize("frozen_parts", [("vision_tower",), ("projector",), BOTH])

@@ -17,6 +17,7 @@ from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from tests.support.learner import IMAGE_PAD, VIDEO_PAD, make_clip, make_group, make_prompt, make_row
 from tests.support.plain_policy import gradient, plain_logprobs, vision_arguments
+from tests.support.rounding import GRADIENT, LOGPROB
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,10 @@ def test_packed_rows_equal_the_plain_model(
     batch = pack_rows(policy, tiny_model_dir, rows)
     packed, _ = policy(batch)
     plain = torch.cat([one for row in rows for one in plain_logprobs(plain_model, row, tiny_model_dir)])
-    assert (packed - plain).abs().max() <= 1e-5
+    assert (packed - plain).abs().max() <= LOGPROB
     packed_gradient = gradient(policy, (packed * batch.advantages).sum())
     plain_gradient = gradient(plain_model, (plain * batch.advantages).sum())
-    assert (packed_gradient - plain_gradient).norm() <= 1e-4 * plain_gradient.norm()
+    assert (packed_gradient - plain_gradient).norm() <= GRADIENT * plain_gradient.norm()
 
 
 def test_windowed_attention_of_uneven_windows_equals_the_plain_model(bench_model_dir: Path) -> None:
@@ -75,7 +76,7 @@ def test_windowed_attention_of_uneven_windows_equals_the_plain_model(bench_model
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(bench_model_dir, dtype=torch.float32)
     found, _ = policy(pack_rows(policy, bench_model_dir, [row]))
     expected = torch.cat(plain_logprobs(plain, row, bench_model_dir))
-    assert (found - expected).abs().max() <= 1e-5
+    assert (found - expected).abs().max() <= LOGPROB
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -87,7 +88,7 @@ def test_recomputed_activations_and_eager_attention_give_the_same_gradient(
     expected = gradient(policy, policy(batch)[0].sum())
     other = PackedPolicy(load_model(tiny_model_dir, dtype="float32", attention=attention)).train()
     other.model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert (gradient(other, other(batch)[0].sum()) - expected).norm() <= 1e-5 * expected.norm()
+    assert (gradient(other, other(batch)[0].sum()) - expected).norm() <= GRADIENT * expected.norm()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -97,7 +98,7 @@ def test_flex_attention_gives_the_same_logprobs(policy: PackedPolicy, tiny_model
     other = PackedPolicy(load_model(tiny_model_dir, dtype="float32", attention="flex_attention"))
     assert other.model.model.visual.config._attn_implementation == "sdpa"
     with torch.no_grad():  # FlexAttention has no backward pass on CPUs
-        torch.testing.assert_close(other(batch)[0], policy(batch)[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(other(batch)[0], policy(batch)[0], rtol=0, atol=LOGPROB)
 
 
 def test_a_row_by_hand(policy: PackedPolicy, tiny_model_dir: Path) -> None:
@@ -122,7 +123,7 @@ def test_neighbours_change_nothing(policy: PackedPolicy, tiny_model_dir: Path) -
     long = make_row(make_group(rng, "long", ("video",), [30, 30, 30]))
     alone, _ = policy(pack_rows(policy, tiny_model_dir, [short]))
     together, _ = policy(pack_rows(policy, tiny_model_dir, [long, short]))
-    torch.testing.assert_close(together[90:], alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(together[90:], alone, rtol=0, atol=LOGPROB)
 
 
 def test_order_of_responses_only_reorders_logprobs(policy: PackedPolicy, tiny_model_dir: Path) -> None:
@@ -130,7 +131,7 @@ def test_order_of_responses_only_reorders_logprobs(policy: PackedPolicy, tiny_mo
     turned = replace(row, responses=row.responses[::-1])
     parts = policy(pack_rows(policy, tiny_model_dir, [row]))[0].split([4, 6, 2])
     turned_parts = policy(pack_rows(policy, tiny_model_dir, [turned]))[0].split([2, 6, 4])
-    torch.testing.assert_close(torch.cat(parts[::-1]), torch.cat(turned_parts), rtol=0, atol=2e-6)
+    torch.testing.assert_close(torch.cat(parts[::-1]), torch.cat(turned_parts), rtol=0, atol=LOGPROB)
 
 
 def test_an_empty_pass_reaches_every_parameter_with_gradient_zero(policy: PackedPolicy, tiny_model_dir: Path) -> None:

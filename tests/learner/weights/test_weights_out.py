@@ -30,6 +30,7 @@ from rlsys.config.run import ConfigError, LoraConfig
 from rlsys.weights.manifest import digest
 from rlsys.weights.tensors import HEAD
 from tests.support.learner import make_group, make_row
+from tests.support.rounding import LOGPROB
 
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 
@@ -96,7 +97,7 @@ def test_a_folder_in_several_files_is_the_same_model(tiny_model_dir: Path, tmp_p
     exported, gather = exported_model(model, names), CountingGather()
     write_folder(exported, stream(exported, gather), tiny_model_dir, tmp_path / "model", max_file_bytes=1 << 20)
     merged = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    torch.testing.assert_close(logprobs(merged, batch), logprobs(model, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logprobs(merged, batch), logprobs(model, batch), atol=LOGPROB, rtol=0)
     largest = max(sum(parameter.nbytes for parameter in tensor.parameters) for tensor in exported.values())
     assert gather.most_bytes == largest
 
@@ -106,7 +107,7 @@ def test_the_adapter_s_folder_is_read_by_peft(tiny_model_dir: Path, tmp_path: Pa
     write_adapter(collect(exported_adapter(model), everything_at_hand), LORA, tiny_model_dir, tmp_path)
     base = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_model_dir, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path)
-    torch.testing.assert_close(logprobs(loaded.get_base_model(), batch), logprobs(model, batch), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logprobs(loaded.get_base_model(), batch), logprobs(model, batch), atol=LOGPROB, rtol=0)
 
 
 def test_without_its_adapters_the_model_is_the_one_that_it_started_from(
@@ -116,7 +117,7 @@ def test_without_its_adapters_the_model_is_the_one_that_it_started_from(
     base = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
     with adapters_off(model):
         off = logprobs(model, batch)
-    torch.testing.assert_close(off, logprobs(base, batch), atol=1e-6, rtol=0)
+    torch.testing.assert_close(off, logprobs(base, batch), atol=LOGPROB, rtol=0)
     assert (logprobs(model, batch) - off).abs().max() > 0.01
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {name for name in dict(model.named_parameters()) if ".lora_" in name}

@@ -13,6 +13,7 @@ import pytest
 
 from rlsys.weights.broadcast import BroadcastFailed, BroadcastSender, pack, receive_broadcast, unpack
 from rlsys.weights.manifest import Bucket, NamedTensor, WeightTransfer, manifest_of
+from tests.support.pace import patience
 from tests.support.transfers import named
 
 RNG = np.random.default_rng(0)
@@ -31,6 +32,7 @@ def get(bucket: Bucket) -> dict[str, NamedTensor]:
 
 
 def opened(num_receivers: int, timeout_s: float = 20.0) -> tuple[BroadcastSender, WeightTransfer]:
+    timeout_s = patience(timeout_s)
     sender = BroadcastSender("127.0.0.1", num_receivers, timeout_s)
     return sender, WeightTransfer(buckets=BUCKETS, timeout_s=timeout_s, rendezvous=sender.rendezvous)
 
@@ -104,7 +106,7 @@ def test_a_receiver_that_dies_midway_ends_it_for_all_within_the_deadline() -> No
     # the last bucket may have reached it before the connection to the other one was missed
     assert survivor.result() == "a tied small b c" or "the broadcast was lost" in survivor.result()
     assert "lost a receiver" in sent.problem
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 6 * transfer.timeout_s  # to meet, and every further step, may take that long
 
 
 def victim_gone(bucket: Bucket, join: Callable[[], None]) -> dict[str, NamedTensor]:
