@@ -53,7 +53,7 @@ class RewardClient:
         self._reading: Reading = reading
         self._think = think
         self._transport = Transport(reward, url, token, was_healthy=was_healthy)
-        self._window = FailureWindow(reward.failure_window, reward.max_failure_frac)
+        self._windows: dict[str, FailureWindow] = {}  # by task: a task whose judge fails must not hide in the others
         self._num_unanswered = 0
         self.num_waiting = 0
         """Groups that are at the servers now, or on their way."""
@@ -72,9 +72,12 @@ class RewardClient:
         self.num_waiting += 1
         try:
             replies = await self._replies(request, tuple(weights))
-            self._window.add(is_lost(reply) for reply in replies)
-            if self._window.is_over and self._lost_too_much(replies):
-                replies = await self._paused_until_scored(request, tuple(weights), replies)
+            window = self._windows.setdefault(
+                group.item.task, FailureWindow(self._reward.failure_window, self._reward.max_failure_frac)
+            )
+            window.add(is_lost(reply) for reply in replies)
+            if window.is_over and self._lost_too_much(replies):
+                replies = await self._paused_until_scored(request, tuple(weights), replies, window)
         finally:
             self.num_waiting -= 1
         return scored_group(group, weights, replies, {**spans, "score": (started_s, time.monotonic())})
@@ -139,7 +142,7 @@ class RewardClient:
         return [by_id[name] for name in ids]
 
     async def _paused_until_scored(
-        self, request: Mapping[str, Any], names: tuple[str, ...], replies: list[ScoreReply]
+        self, request: Mapping[str, Any], names: tuple[str, ...], replies: list[ScoreReply], window: FailureWindow
     ) -> list[ScoreReply]:
         """The lost rows asked again and again: a group that is held back holds back the update that needs it."""
         since_s = time.monotonic()
@@ -150,16 +153,17 @@ class RewardClient:
         try:
             while lost := self._lost_too_much(replies):
                 now_s = time.monotonic()
-                last = replies[lost[0]].reason
+                last = f"{replies[lost[0]].status}: {replies[lost[0]].reason}"
+                task = request["rows"][0]["task"]
                 if self._reward.max_pause_s and now_s - since_s > self._reward.max_pause_s:
                     raise RewardServerError(
                         f"the run was paused for {now_s - since_s:.0f} s (reward.max_pause_s), as its reward servers "
-                        f"{self._transport.url} could not score; last error: {last}. "
+                        f"{self._transport.url} could not score {task}; last error: {last}. "
                         "Nothing was lost: fix them and resume with --resume."
                     )
                 if now_s >= self._say_at_s:
                     self._say_at_s = now_s + _SAY_EVERY_S
-                    _log.warning("%s", self._window.message(self._transport.url, last))
+                    _log.warning("%s", window.message(task, self._transport.url, last))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
                 again = await self._replies({**request, "rows": [request["rows"][index] for index in lost]}, names)
@@ -169,8 +173,8 @@ class RewardClient:
             self._paused -= 1
             paused_s = time.monotonic() - self._paused_since_s
             self._paused_s += 0.0 if self._paused else paused_s
-        if self._window.is_over:
-            self._window.clear()
+        if window.is_over:
+            window.clear()
             _log.warning("%s scores again after %.0f s; the run continues", self._transport.url, paused_s)
         return replies
 
@@ -191,8 +195,11 @@ def short_id(rollout_id: str) -> str:
 
 
 def is_lost(reply: ScoreReply) -> bool:
-    """Whether the score is missing through trouble that may pass: the servers', not the response's or the judge's."""
-    return reply.status == "infra"
+    """Whether the score is missing: the servers failed, the judge's answer was no answer, or it would not judge.
+
+    All three are missing data, and training without a task's scores would go unnoticed otherwise.
+    """
+    return reply.status != "ok"
 
 
 def scored_group(

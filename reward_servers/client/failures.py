@@ -25,9 +25,9 @@ class FailureWindow:
         is_full = len(self._lost) == self._lost.maxlen
         return is_full and sum(self._lost) > self._max_frac * len(self._lost)
 
-    def message(self, url: str, last: str) -> str:
+    def message(self, task: str, url: str, last: str) -> str:
         """Return the warning for the run's log; `last` names the endpoint that failed and its error."""
         return (
-            f"paused: {sum(self._lost)} of the last {len(self._lost)} rollouts could not be scored by {url} "
+            f"paused: {sum(self._lost)} of the last {len(self._lost)} rollouts of {task} could not be scored by {url} "
             f"(reward.max_failure_frac={self._max_frac:g}); last error: {last}. Retrying until it works."
         )

@@ -199,6 +199,41 @@ def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
     assert any("the run continues" in record.message for record in caplog.records)
 
 
+@pytest.mark.parametrize("status", ["infra", "abstain", "malformed"])
+def test_every_kind_of_missing_score_pauses_with_the_task_and_the_judges_own_words(
+    status: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        reason = "http://judge:1/v1: I have no json_schema"
+        return 200, {}, json.dumps([reply(row["rollout_id"], status=status, reason=reason) for row in rows]).encode()
+
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(missing, good) as faulty:
+        scored, _ = score(faulty.url, failure_window=4)
+    assert scored.is_valid.all()
+    paused = next(record.message for record in caplog.records if "paused" in record.message)
+    assert f"rollouts of {GROUP.item.task}" in paused and f"{status}: http://judge:1/v1: I have no" in paused
+
+
+def test_the_share_of_missing_scores_is_taken_task_by_task() -> None:
+    client_window = RewardConfig(failure_window=8, max_failure_frac=0.5)
+
+    async def ask(url: str) -> dict[str, bool]:
+        client = RewardClient(client_window, url, None)
+        other = dataclasses.replace(
+            GROUP, item=dataclasses.replace(GROUP.item, task="captioning", truth={"caption": "a"})
+        )
+        try:
+            await client.score(GROUP, {})
+            await client.score(other, {})
+            return {task: window.is_over for task, window in client._windows.items()}
+        finally:
+            await client.close()
+
+    with server(lost, lost) as faulty:
+        assert asyncio.run(ask(faulty.url)) == {GROUP.item.task: False, "captioning": False}  # half a window each
+
+
 def test_a_group_whose_scores_came_is_not_paused_for_those_that_others_lost() -> None:
     async def ask_twice(url: str) -> list[ScoredGroup]:
         client = RewardClient(RewardConfig(failure_window=8, max_failure_frac=0.25), url, None)
