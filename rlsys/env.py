@@ -60,6 +60,21 @@ READ = {
             why="Seconds of a call to the tracking server; unset: as `TRACKING_CALLS` says, and more for a file.",
         ),
         Variable(
+            name="MLFLOW_TRACKING_URI",
+            default=None,
+            why="MLflow's own variable: the store of a run whose `tracking.uri` is null; unset: a file of the run.",
+        ),
+        Variable(
+            name="no_proxy",
+            default=None,
+            why="Hosts that are reached without `http_proxy`; an MLflow server on loopback is added to them.",
+        ),
+        Variable(
+            name="NO_PROXY",
+            default=None,
+            why="The same, as other programs spell it.",
+        ),
+        Variable(
             name="XDG_CACHE_HOME",
             default=None,
             why="The user's cache folder, where verdicts of the judge are kept by default; unset: ~/.cache.",

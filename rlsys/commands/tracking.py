@@ -21,12 +21,15 @@ def _is_a_group() -> None:
 def send(
     run_folder: Annotated[Path, typer.Argument(help="The run's output_dir.")],
     uri: Annotated[str | None, typer.Option(help="The tracking server, if it has moved.")] = None,
+    send_all: Annotated[
+        bool, typer.Option("--all", help="Also what the server took already, for one that lost a part of it.")
+    ] = False,
     wait_s: Annotated[float, typer.Option(help="Seconds to try while the server takes nothing.")] = 60.0,
 ) -> None:
-    """Send what a run that has ended could not send to MLflow; what is sent already stays as it is."""
-    from rlsys.tracking.unsent import send as send_all
+    """Send what a run that has ended could not send to MLflow, or make the run anew where MLflow has lost it."""
+    from rlsys.tracking.unsent import send as send_waiting
     from rlsys.tracking.uploader import Patience
 
     with clear_errors():
-        for line in send_all(run_folder, Patience(close_s=wait_s), uri):
+        for line in send_waiting(run_folder, Patience(close_s=wait_s), uri, is_all_sent_again=send_all):
             typer.echo(line)

@@ -211,7 +211,7 @@ class EvaluationConfig(Part):
 
 class TrackingConfig(Part):
     uri: str | None = None
-    """MLflow tracking URI; null is an SQLite file in `output_dir`."""
+    """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` where it is unset."""
     experiment: str = "rlsys"
     """MLflow experiment."""
     run_name: str | None = None

@@ -18,6 +18,7 @@ from rlsys.runs.assemble import judge_of, needs_judge, prompt_builder
 from rlsys.runs.items import held_out_items, training_items
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
+from rlsys.tracking.store_address import TrackingError, require_driver, store_uri
 from rlsys.types import PromptItem
 
 SHOWN = 10
@@ -44,6 +45,7 @@ def check(config: RunConfig) -> Report:
         check_weights(config.reward)
     except UserError as error:
         problems.append(str(error))
+    problems += _tracking_problems(config)
     loaded: list[tuple[PromptItem, ...]] = []
     for name, load in (("training", training_items), ("held-out", held_out_items)):
         try:
@@ -80,7 +82,7 @@ def check_sft(
     config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
 ) -> Report:
     """Check what `rlsys sft` needs: the demonstrations' tokens, and what evaluation needs where it is asked for."""
-    problems = [*problems_of_folder(config.model.path), *_memory_problems(config)]
+    problems = [*problems_of_folder(config.model.path), *_memory_problems(config), *_tracking_problems(config)]
     if held_out:
         try:
             check_weights(config.reward)
@@ -102,6 +104,13 @@ def check_sft(
         *budget.facts,
     )
     return Report(facts=facts, problems=(*problems, *budget.problems))
+
+
+def _tracking_problems(config: RunConfig) -> Iterator[str]:
+    try:
+        require_driver(store_uri(config))
+    except TrackingError as error:
+        yield str(error)
 
 
 def _unfit_responses(demonstrations: Sequence[Demonstration], prompts: PromptBuilder) -> Iterator[str]:

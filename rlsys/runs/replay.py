@@ -26,7 +26,9 @@ from rlsys.runs.items import training_items
 from rlsys.runs.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
 from rlsys.runs.run_file import RunFile, read_run_file
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
-from rlsys.tracking.mlflow_store import SQLITE, MlflowRun
+from rlsys.tracking.mlflow_store import MlflowRun
+from rlsys.tracking.store_address import store_uri
+from rlsys.tracking.unsent import current_id
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)
@@ -218,8 +220,8 @@ def _digest(stack: LearnerStack) -> str:
 
 
 def _recorded(run: RunFile, run_folder: Path, step: int) -> Mapping[str, float]:
-    uri = run.config.tracking.uri or f"{SQLITE}{Path(run_folder).resolve() / 'mlflow.db'}"
-    return MlflowRun(uri, run.mlflow_run_id).metrics_of(step)
+    uri = store_uri(run.config.model_copy(update={"output_dir": Path(run_folder)}))  # the folder may have moved
+    return MlflowRun(uri, current_id(run_folder, run.mlflow_run_id)).metrics_of(step)
 
 
 def _texts(group: SavedGroup, item: PromptItem) -> RolloutGroup:

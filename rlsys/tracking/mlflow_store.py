@@ -6,6 +6,7 @@ value, and the timestamp comes from the record; files and tags replace those of 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
@@ -21,11 +22,13 @@ import yaml
 
 from rlsys import env
 from rlsys.config.run import RunConfig
-from rlsys.errors import UserError
+from rlsys.files import aside
 from rlsys.tracking.provenance import git_commit, version_tags
 from rlsys.tracking.row_blocks import RowBlock, steps_name
 from rlsys.tracking.spool import Record
+from rlsys.tracking.store_address import SQLITE, TrackingError, bypass_proxy
 from rlsys.tracking.uploader import MAX_METRICS_PER_CALL, StoreError
+from rlsys.urls import masked_tree, masked_url
 
 env.be_quiet()  # mlflow reads its telemetry switch when it is imported
 
@@ -34,13 +37,14 @@ from mlflow.entities import Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NAME  # noqa: E402
 
-SQLITE = "sqlite:///"
 MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
 MAX_PARAM_LENGTH = 6000  # MLflow's own limit
 MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
 UPLOAD_TIMEOUT_S = 120  # MLflow's own default: a server may have to bring a large file elsewhere before it answers
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 START_TAG = "rlsys.opened_by"
+STARTS_TAG = "rlsys.starts"
+NOT_FOUND = 404
 EVERY_STEP_HAS = "time/step_s"
 _OTHER_ERRORS = {  # of stores that a client sends files to directly
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
@@ -52,20 +56,17 @@ _OTHER_ERRORS = {  # of stores that a client sends files to directly
 log = logging.getLogger(__name__)
 
 
-class TrackingError(UserError):
-    """The store cannot be used as the config says; the message names it and the remedy."""
-
-
 class MlflowRun:
-    """One run of one store. `create` or `go_on` comes first, but for a run whose id is given."""
+    """One run of one store. `create` or `resume` comes first, but for a run whose id is given."""
 
     def __init__(self, uri: str, run_id: str = "") -> None:
-        self.uri, self.run_id = uri, run_id
-        self.num_starts = 0
+        self._uri, self.run_id = uri, run_id
+        self.uri = masked_url(uri)  # for messages
         self._tables: list[str] | None = None
         self._opened_by = uuid.uuid4().hex
         self._tried_to_create = False
         env.bound_tracking_calls()
+        bypass_proxy(uri)
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self._cached_client: MlflowClient | None = None
@@ -73,7 +74,9 @@ class MlflowRun:
     @property
     def _client(self) -> MlflowClient:
         if self._cached_client is None:
-            self._cached_client = MlflowClient(self.uri)
+            if self._uri.startswith(SQLITE):
+                _make_database(Path(self._uri.removeprefix(SQLITE).partition("?")[0]))
+            self._cached_client = MlflowClient(self._uri)
         return self._cached_client
 
     # --- opening: may be repeated after a failure, without a second run or a second start coming of it
@@ -89,26 +92,27 @@ class MlflowRun:
             tags = {MLFLOW_RUN_NAME: name, START_TAG: self._opened_by}
             self.run_id = self._client.create_run(experiment_id, tags=tags).info.run_id
 
-    def go_on(self) -> None:
-        """The run of this id is running again."""
+    def resume(self) -> None:
+        """Set the run of this id to running again."""
         with _told():
             self._client.get_run(self.run_id)
             self._client.update_run(self.run_id, status="RUNNING")
 
-    def describe(self, config: RunConfig) -> None:
-        """Config, versions and commit. What a resumed run was started with stays; only new facts are added."""
+    def is_lost(self) -> bool:
+        """Return whether the store answers and has no such run, not even a deleted one. Raises StoreError."""
+        try:
+            with _told():
+                self._client.get_run(self.run_id)
+        except StoreError as error:
+            if error.status == NOT_FOUND:
+                return True
+            raise
+        return False
+
+    def next_start(self) -> int:
+        """Return the number of the start of the run that begins now, from 1."""
         with _told():
-            run = self._client.get_run(self.run_id)
-            tree = config.model_dump(mode="json")
-            params = {key: value for key, value in flatten(tree).items() if key not in run.data.params}
-            batch = [Param(key, value[:MAX_PARAM_LENGTH]) for key, value in params.items()]
-            for start in range(0, len(batch), MAX_PARAMS_PER_CALL):
-                self._client.log_batch(self.run_id, params=batch[start : start + MAX_PARAMS_PER_CALL])
-            self.num_starts = self.num_starts or int(run.data.tags.get("rlsys.starts", 0)) + 1
-            tags = {"rlsys.starts": str(self.num_starts), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
-            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-            file = "config.yaml" if self.num_starts == 1 else f"config_start_{self.num_starts}.yaml"
-            self._client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), file)
+            return int(self._client.get_run(self.run_id).data.tags.get(STARTS_TAG, 0)) + 1
 
     def last_step(self) -> int:
         """The newest step whose metrics the store has; 0 without any."""
@@ -158,6 +162,18 @@ class MlflowRun:
         except StoreError:
             return False
 
+    def _log_start(self, record: Record) -> None:
+        # what a resumed run was started with stays; only new facts are added
+        tree, number = record["config"], record["number"]
+        with _told():
+            known = self._client.get_run(self.run_id).data.params
+            batch = [Param(key, text[:MAX_PARAM_LENGTH]) for key, text in flatten(tree).items() if key not in known]
+            for start in range(0, len(batch), MAX_PARAMS_PER_CALL):
+                self._client.log_batch(self.run_id, params=batch[start : start + MAX_PARAMS_PER_CALL])
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in record["tags"].items()])
+            file = "config.yaml" if number == 1 else f"config_start_{number}.yaml"
+            self._client.log_text(self.run_id, yaml.safe_dump(tree, sort_keys=False), file)
+
     def _log_table(self, record: Record) -> None:
         self._put_table(record["name"], record["text"])
 
@@ -202,7 +218,7 @@ class MlflowRun:
                 )
             return found.experiment_id
         # a database on this machine keeps its files beside it; elsewhere the server says where files go
-        database = Path(self.uri.removeprefix(SQLITE)).resolve() if self.uri.startswith(SQLITE) else None
+        database = Path(self._uri.removeprefix(SQLITE)).resolve() if self._uri.startswith(SQLITE) else None
         artifacts = (database.parent / "artifacts").as_uri() if database else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)
@@ -218,6 +234,7 @@ class MlflowRun:
 
 
 _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
+    "start": MlflowRun._log_start,
     "table": MlflowRun._log_table,
     "file": MlflowRun._log_file,
     "folder": MlflowRun._log_folder,
@@ -225,6 +242,30 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
     "running": MlflowRun._log_running,
     "end": MlflowRun._log_end,
 }
+
+
+def start_record(config: RunConfig, number: int) -> Record:
+    """Return what a run is described by at its number-th start: config, versions and commit, without secrets."""
+    tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
+    return {"kind": "start", "number": number, "config": masked_tree(config.model_dump(mode="json")), "tags": tags}
+
+
+def _make_database(path: Path) -> None:
+    """Make a store's SQLite file, whole or not at all, by one process where several open it together.
+
+    MLflow's migrations fail when two processes run them on one file, and leave it half made.
+    """
+    if not path.name:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_size:
+            return
+        new = aside(path)
+        new.unlink(missing_ok=True)
+        MlflowClient(f"{SQLITE}{new.resolve()}").search_experiments(max_results=1)  # the first call makes the tables
+        os.replace(new, path)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -274,7 +315,7 @@ def _status(error: BaseException) -> int:
 
 
 def _in_short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = masked_url(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 240 else f"{text[:120]} … {text[-119:]}"
 
 

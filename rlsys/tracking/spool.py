@@ -1,9 +1,13 @@
-"""Records that wait on disk until someone has acknowledged them, in the order in which they came.
+"""Records of a run on disk, in the order in which they came, and how far an uploader has acknowledged them.
 
-A folder holds segments `000001.jsonl`, …, of lines `CRC32 JSON`, and `position`, up to where all is
-acknowledged. A record is whole or not there: what a dying writer left half-written is cut off at the
-next opening. The position is written after the fact, so a record may be taken twice after a crash and
-never not at all: whoever takes records must be able to take one again.
+A folder holds segments `000001.jsonl`, …, of lines `CRC32 JSON`, and `position`, up to where all is acknowledged. A
+record is whole or not there: a half-written last line is cut off at the next opening. The position is written after the
+fact, so a record may be taken twice after a crash and is never skipped: the receiver must be able to take one again.
+Acknowledged records stay, so that a run can be made anew where its store is lost.
+
+Why no SQLite table, which would take about half the lines: `output_dir` often lies on NFS or Lustre, where SQLite's
+locks and write-ahead log are not safe, and a page that is lost with a machine can cost the whole table, where it
+costs the lines on it here.
 """
 
 from __future__ import annotations
@@ -24,8 +28,11 @@ from rlsys.files import sync, write_whole
 
 log = logging.getLogger(__name__)
 
-SEGMENT_BYTES = 1 << 20  # a segment that is this long is followed by another, and removed when all of it is done
+SEGMENT_BYTES = (
+    1 << 20
+)  # a segment that is this long is followed by another: the newest alone is read when a run resumes
 READ_AHEAD = 64  # records held in memory by the reader
+POSITION_FILE = "position"
 HEAD = "head"  # first record of a segment: the newest step of each kind until then
 Record = Mapping[str, Any]
 
@@ -96,8 +103,6 @@ class Spool:
                 if end is not None:
                     return ()
                 self._read_to = (segment + 1, 0)
-                self._put_position(self._read_to)
-                self._path(segment).unlink()
         return [record for record, _ in self._ahead]
 
     def acknowledge(self, number: int) -> None:
@@ -121,7 +126,7 @@ class Spool:
         if not segments or position[0] < segments[0]:
             position = (segments[0] if segments else 1, 0)
         self._segment, self._size = (segments or [1])[-1], 0
-        for segment in segments:
+        for segment in segments[segments.index(position[0]) if position[0] in segments else 0 :]:
             after = 0
             for record, after in read_records(self._path(segment)):
                 if record is not None:
@@ -153,13 +158,13 @@ class Spool:
 
     def _position(self) -> tuple[int, int]:
         try:
-            segment, offset = map(int, (self._folder / "position").read_text().split())
+            segment, offset = map(int, (self._folder / POSITION_FILE).read_text().split())
         except (OSError, ValueError):  # none yet, or the machine died while it was written: all is taken again
             return (0, 0)
         return (segment, offset)
 
     def _put_position(self, position: tuple[int, int]) -> None:
-        write_whole(self._folder / "position", f"{position[0]} {position[1]}\n", synced=False)
+        write_whole(self._folder / POSITION_FILE, f"{position[0]} {position[1]}\n")
 
     def _path(self, segment: int) -> Path:
         return self._folder / f"{segment:06d}.jsonl"

@@ -25,12 +25,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 from rlsys.config.run import RunConfig
 from rlsys.end_signals import end_on_signals, rearm
 from rlsys.tracking.metrics import MetricNames
-from rlsys.tracking.mlflow_store import SQLITE, MlflowRun, TrackingError, table_json
+from rlsys.tracking.mlflow_store import MlflowRun, start_record, table_json
 from rlsys.tracking.samples import choose_samples, verdict_rows
 from rlsys.tracking.spool import Record, Spool
-from rlsys.tracking.unsent import FILES_FOLDER, put_address, send_command, spool_folder
-from rlsys.tracking.uploader import Patience, Sender, StoreError
+from rlsys.tracking.store_address import TrackingError, require_driver, store_uri
+from rlsys.tracking.unsent import FILES_FOLDER, Address, current_id, send_command, spool_folder
+from rlsys.tracking.uploader import Patience, StoreError, Uploader
 from rlsys.types import ScoredGroup
+from rlsys.urls import masked_url
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,9 @@ class Tracker:
     """
 
     def __init__(self, config: RunConfig, *, run_id: str | None = None, patience: Patience | None = None) -> None:
-        self._config, self._resumed_id = config, run_id
-        self._folder = Path(config.output_dir)
-        self.uri = config.tracking.uri or f"{SQLITE}{self._folder.resolve() / 'mlflow.db'}"
+        self._config, self._folder = config, Path(config.output_dir)
+        self._resumed_id = current_id(self._folder, run_id) if run_id else None
+        self.uri = store_uri(config)
         self._patience = patience or Patience(close_s=config.tracking.wait_s)
         self._names = MetricNames()
         self._warned: set[str] = set()
@@ -59,37 +61,47 @@ class Tracker:
         self._num_files = 0
         self._signals = ExitStack()
         self._spool: Spool
-        self._sender: Sender
+        self._uploader: Uploader
         self.run_id: str
 
     def __enter__(self) -> Tracker:
+        require_driver(self.uri)
         store = MlflowRun(self.uri, self._resumed_id or "")
         self._insist(lambda: self._open(store))
+        start = start_record(self._config, self._insist(store.next_start))
         self.run_id = store.run_id
         folder = spool_folder(self._folder, self.run_id)
         is_known_here = folder.exists()
         self._spool = Spool(folder)
-        put_address(folder, self.uri)
+        Address(uri=self.uri, experiment=self._config.tracking.experiment, run_name=self._run_name).write(folder)
         if self._resumed_id and not is_known_here:
             self._spool.last_steps["metrics"] = self._insist(store.last_step)
             self._spool.last_steps["rows"] = self._spool.last_steps["metrics"]
         if waiting := self._spool.num_waiting:
             log.info("%d records of this run were not sent yet and go first", waiting)
-            self._spool.append({"kind": "running"})  # behind what an earlier process said of its end
-        self._sender = Sender(self._spool, store, folder, self._patience)
-        self._sender.wake()
+            self._spool.append({"kind": "running"})  # after the end that an earlier process recorded
+        self._spool.append(start)
+        self._uploader = Uploader(self._spool, store, folder, self._patience)
+        self._uploader.wake()
         self._signals.enter_context(end_on_signals())
         rearm()
-        log.info("MLflow run %s in %s", self.run_id, self.uri)
+        log.info("MLflow run %s in %s", self.run_id, masked_url(self.uri))
         log.info("look at it: %s", self.how_to_open)
         return self
 
     @property
     def how_to_open(self) -> str:
         """What a person does to see the runs of this store."""
-        if self.uri.startswith("http"):
-            return self.uri
-        return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {self.uri}"
+        uri = masked_url(self.uri)
+        return (
+            uri
+            if uri.startswith("http")
+            else f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+        )
+
+    @property
+    def _run_name(self) -> str:
+        return self._config.tracking.run_name or self._folder.resolve().name
 
     @property
     def num_unsent(self) -> int:
@@ -165,11 +177,9 @@ class Tracker:
     def _open(self, store: MlflowRun) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._resumed_id:
-            store.go_on()
+            store.resume()
         elif not store.run_id:
-            tracking = self._config.tracking
-            store.create(tracking.experiment, tracking.run_name or self._folder.resolve().name)
-        store.describe(self._config)
+            store.create(self._config.tracking.experiment, self._run_name)
 
     def _insist(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401
         wait_s = self._patience.close_s if self.uri.startswith("http") else 0.0
@@ -182,13 +192,16 @@ class Tracker:
                 reraise=True,
             )(call)
         except StoreError as error:
-            raise TrackingError(f"MLflow store {self.uri}: {error}") from error
+            remedy = ""
+            if self._resumed_id and error.status == 404 and spool_folder(self._folder, self._resumed_id).exists():
+                remedy = f"; make the run anew from its record: {send_command(self._folder)}"
+            raise TrackingError(f"MLflow store {masked_url(self.uri)}: {error}{remedy}") from error
 
     def _say_waiting(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome:
             log.warning(
                 "MLflow %s does not answer (%s); tried again for %.0f s (tracking.wait_s)",
-                self.uri,
+                masked_url(self.uri),
                 state.outcome.exception(),
                 self._patience.close_s,
             )
@@ -215,26 +228,25 @@ class Tracker:
                 self._warned.add("disk")
                 log.warning("the record cannot be written and is kept in memory for now: %s", error)
         if record["kind"] != "end":
-            self._sender.check()
-        self._sender.wake()
+            self._uploader.check()
+        self._uploader.wake()
 
     def _close(self, close_s: float | None) -> None:
         folder = spool_folder(self._folder, self.run_id)
-        if self._sender.close(close_s) and not self._sender.num_refused:
-            shutil.rmtree(folder / FILES_FOLDER, ignore_errors=True)
+        self._uploader.close(close_s)
         if self._unwritten:
             raise OSError(f"{len(self._unwritten)} records of the run could not be written to {folder}")
         if self._spool.num_waiting:
             log.warning(
                 "MLflow %s did not take %d records of this run (%s). They wait in %s; send them with: %s",
-                self.uri,
+                masked_url(self.uri),
                 self._spool.num_waiting,
-                self._sender.last_error,
+                self._uploader.last_error,
                 folder,
                 send_command(self._folder),
             )
-        elif self._sender.num_refused:
-            log.warning("%d refused records are in %s", self._sender.num_refused, folder)
+        elif self._uploader.num_refused:
+            log.warning("%d refused records are in %s", self._uploader.num_refused, folder)
 
     def _file_place(self) -> Path:
         """A new folder for a copy that waits to be sent."""

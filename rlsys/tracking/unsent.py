@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rlsys import env
 from rlsys.errors import UserError
-from rlsys.files import write_whole
+from rlsys.files import rename_synced, write_whole
 from rlsys.tracking.mlflow_store import MlflowRun
-from rlsys.tracking.spool import Spool, read_records
-from rlsys.tracking.uploader import REFUSED_FILE, Patience, Sender
+from rlsys.tracking.spool import POSITION_FILE, Spool, read_records
+from rlsys.tracking.uploader import REFUSED_FILE, ROWS_FOLDER, Patience, StoreError, Uploader
+from rlsys.urls import MASK, masked_url
 
 FOLDER = "tracking"
 FILES_FOLDER = "files"
 ADDRESS_FILE = "address.json"
+MOVED = ".moved"
+"""Suffix of the file that names the run which stands for another one."""
 
 
 class UnsentError(UserError):
@@ -27,9 +32,36 @@ def spool_folder(run_folder: Path, run_id: str) -> Path:
     return Path(run_folder) / FOLDER / run_id
 
 
-def put_address(folder: Path, uri: str) -> None:
-    """Note where the records in a spool's folder go."""
-    write_whole(folder / ADDRESS_FILE, json.dumps({"uri": uri}) + "\n")
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where the records in a spool's folder go: a store, and what a run is opened with there."""
+
+    uri: str
+    experiment: str
+    run_name: str
+
+    def write(self, folder: Path) -> None:
+        """Keep the address in a spool's folder, without secrets."""
+        write_whole(folder / ADDRESS_FILE, json.dumps(asdict(self) | {"uri": masked_url(self.uri)}) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path, uri: str | None) -> Address:
+        """Read it back. uri: replaces the one that is kept, which lacks its secrets; see `store_uri` for the others."""
+        kept = {"experiment": "rlsys", "run_name": folder.name, **json.loads((folder / ADDRESS_FILE).read_text())}
+        uri = uri or (env.read("MLFLOW_TRACKING_URI") if MASK in kept["uri"] else None) or kept["uri"]
+        if MASK in uri:
+            raise UnsentError(
+                f"{folder}: goes to {uri}, whose password is not kept on disk; give the address in full with --uri or "
+                "in MLFLOW_TRACKING_URI."
+            )
+        return cls(**kept | {"uri": uri})
+
+
+def current_id(run_folder: Path, run_id: str) -> str:
+    """Return the id of the MLflow run that stands for `run_id`: another one where it had to be made anew."""
+    while (moved := spool_folder(run_folder, f"{run_id}{MOVED}")).exists():
+        run_id = moved.read_text().strip()
+    return run_id
 
 
 def send_command(run_folder: Path) -> str:
@@ -37,10 +69,14 @@ def send_command(run_folder: Path) -> str:
     return f"rlsys tracking send {run_folder}"
 
 
-def send(run_folder: Path, patience: Patience, uri: str | None = None) -> Iterator[str]:
-    """Send what waits in a run's folder, refused records too; a line for each MLflow run.
+def send(
+    run_folder: Path, patience: Patience, uri: str | None = None, *, is_all_sent_again: bool = False
+) -> Iterator[str]:
+    """Send what waits in a run's folder, refused records too; yield a line for each MLflow run.
 
-    uri: where to, when the server has moved. Raises UnsentError when something is left.
+    A run that its store does not have any more is made anew, whole and with another id.
+    uri: where to, when the server has moved.  is_all_sent_again: what the store took already as well, for one that was
+    restored from an older copy. Raises UnsentError when something is left.
     """
     addresses = sorted(Path(run_folder).glob(f"{FOLDER}/*/{ADDRESS_FILE}"), key=lambda path: path.stat().st_mtime)
     if not addresses:
@@ -48,13 +84,37 @@ def send(run_folder: Path, patience: Patience, uri: str | None = None) -> Iterat
             f"{run_folder}: no records of a run in {Path(run_folder) / FOLDER}; give a run's output folder."
         )
     left = []
-    for address in addresses:
-        number, unsent, problem = _send_run(address.parent, uri or json.loads(address.read_text())["uri"], patience)
-        yield f"MLflow run {address.parent.name}: sent {number} records"
+    for file in addresses:
+        address = Address.read(file.parent, uri)
+        folder, is_new = _with_run(file.parent, address)
+        if is_new:
+            yield f"MLflow run {file.parent.name} is not in {masked_url(address.uri)}; made anew as {folder.name}"
+        if is_new or is_all_sent_again:
+            (folder / POSITION_FILE).unlink(missing_ok=True)
+            shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)  # gathered again from the spool
+        number, unsent, problem = _send_run(folder, address.uri, patience)
+        yield f"MLflow run {folder.name}: sent {number} records"
         if unsent or problem:
-            left.append(f"{address.parent}: {unsent} records are left ({problem})")
+            left.append(f"{folder}: {unsent} records are left ({problem})")
     if left:
         raise UnsentError("\n".join(left))
+
+
+def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
+    """The spool's folder, under the id of a new run where the store has lost the old one; whether it did."""
+    Spool(folder).close()  # refuses while the run is in progress
+    try:
+        if not MlflowRun(address.uri, folder.name).is_lost():
+            return folder, False
+        run = MlflowRun(address.uri)
+        run.create(address.experiment, address.run_name)
+    except StoreError:  # away or broken: sending says so, after some attempts
+        return folder, False
+    write_whole(folder.with_name(f"{folder.name}{MOVED}"), f"{run.run_id}\n")
+    new = folder.with_name(run.run_id)
+    rename_synced(folder, new)
+    (new / REFUSED_FILE).unlink(missing_ok=True)  # they are in the spool too, and are sent again with the rest
+    return new, True
 
 
 def _send_run(folder: Path, uri: str, patience: Patience) -> tuple[int, int, str]:
@@ -63,16 +123,14 @@ def _send_run(folder: Path, uri: str, patience: Patience) -> tuple[int, int, str
     try:
         _readmit(spool, folder / REFUSED_FILE)
         number = spool.num_waiting
-        if not number and not any((folder / "rows").glob("*")):
+        if not number and not any((folder / ROWS_FOLDER).glob("*")):
             return 0, 0, ""
         spool.append({"kind": "flush"})
-        sender = Sender(spool, MlflowRun(uri, folder.name), folder, patience)
-        is_done = sender.close()
-        if is_done and not sender.num_refused:
-            shutil.rmtree(folder / FILES_FOLDER, ignore_errors=True)
+        uploader = Uploader(spool, MlflowRun(uri, folder.name), folder, patience)
+        if uploader.close() and not uploader.num_refused:
             return number, 0, ""
-        left = spool.num_waiting + sender.num_refused
-        return max(0, number + 1 - left), left, sender.last_error
+        left = spool.num_waiting + uploader.num_refused
+        return max(0, number + 1 - left), left, uploader.last_error
     finally:
         spool.close()
 

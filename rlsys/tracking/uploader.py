@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_METRICS_PER_CALL = 1000  # MLflow's own limit
 REFUSED_FILE = "refused.jsonl"
+ROWS_FOLDER = "rows"
 STEP_KINDS = ("metrics", "rows")
 
 
@@ -29,6 +30,7 @@ class StoreError(Exception):
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
+        self.status = status
         self.is_refusal = status in (400, 413, 422)
         """This very thing is at fault; it would not be taken later."""
         self.is_away = status >= 500 or status in (408, 429)
@@ -67,12 +69,12 @@ class _StoppedTrying(Exception):
     """The time for closing is over."""
 
 
-class Sender:
+class Uploader:
     """Sends what is appended to `spool` until it is closed. An error that is not the store's surfaces at `check`."""
 
     def __init__(self, spool: Spool, store: Store, folder: Path, patience: Patience) -> None:
         self._spool, self._store, self._folder, self._patience = spool, store, Path(folder), patience
-        self._blocks = RowBlocks(self._folder / "rows")
+        self._blocks = RowBlocks(self._folder / ROWS_FOLDER)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._close_s = patience.close_s
         self._took_at = time.monotonic()  # when the store last took something, or closing began

@@ -83,16 +83,27 @@ def test_a_damaged_line_in_the_middle_costs_no_other(tmp_path: Path, caplog: pyt
     assert "damaged" in caplog.text
 
 
-def test_segments_are_removed_when_all_of_them_is_acknowledged(tmp_path: Path) -> None:
+def test_segments_that_are_acknowledged_stay_and_are_not_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spool = Spool(tmp_path, segment_bytes=2000)
     for step in range(1, 201):
         spool.append(metrics(step))
-    assert len(list(tmp_path.glob("*.jsonl"))) > 5
+    segments = sorted(tmp_path.glob("*.jsonl"))
+    assert len(segments) > 5
     assert taken(spool) == list(range(1, 201))
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1
     spool = reopened(spool, segment_bytes=2000)
-    # steps of removed segments are still known, so none is recorded twice
+    # steps of earlier segments are known from the head of the newest, so none is recorded twice
     assert (spool.num_waiting, spool.last_steps) == (0, {"metrics": 200})
+    first = segments[0].read_bytes()
+    segments[0].write_bytes(b"not read\n")
+    spool = reopened(spool, segment_bytes=2000)
+    assert (spool.num_waiting, spool.last_steps) == (0, {"metrics": 200})
+    assert "damaged" not in caplog.text
+    segments[0].write_bytes(first)
+    spool.close()
+    (tmp_path / "position").unlink()
+    assert taken(Spool(tmp_path)) == list(range(1, 201))
 
 
 def test_a_lost_position_makes_records_come_twice_and_never_not_at_all(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from mlflow import MlflowClient
 
 from rlsys.config.run import RunConfig, parse
-from rlsys.tracking.mlflow_store import MlflowRun, TrackingError, flatten, table_json
+from rlsys.tracking.mlflow_store import MlflowRun, flatten, table_json
 from rlsys.tracking.samples import choose_samples
+from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker, status_of
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from rlsys.commands.app import app
 from rlsys.config.run import RunConfig, parse
-from rlsys.tracking.mlflow_store import TrackingError
 from rlsys.tracking.spool import SpoolInUseError
+from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.unsent import UnsentError, require_sent
 from rlsys.tracking.uploader import Patience
@@ -142,7 +142,6 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert Path(client.download_artifacts(tracker.run_id, "curve.txt")).read_text() == "as it was"
     assert Path(client.download_artifacts(tracker.run_id, "model/config.json")).read_text() == "{}"
-    assert not (folder / "tracking" / tracker.run_id / "files").exists()
     assert "sent 0 records" in CliRunner().invoke(app, ["tracking", "send", str(folder)]).output
 
 
@@ -154,7 +153,7 @@ def test_records_whose_receipt_was_lost_are_sent_again_and_are_there_once(
         say(tracker, range(1, 25))
     (folder / "tracking" / tracker.run_id / "position").unlink()
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder)])
-    assert "sent 49 records" in sent.output  # metrics and rows of 24 steps, and the end
+    assert "sent 50 records" in sent.output  # the start, metrics and rows of 24 steps, and the end
     check_once_and_whole(server.uri, tracker.run_id, 24)
 
 

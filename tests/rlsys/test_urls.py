@@ -1,0 +1,34 @@
+"""Secrets in addresses are never shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlsys.urls import has_secret, masked_tree, masked_url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////runs/a@b:c/mlflow.db", "sqlite:////runs/a@b:c/mlflow.db"),
+        ("https://me:hunter2@host:5000/path", "https://me:***@host:5000/path"),
+        ("postgresql+psycopg2://me:p@ss:w@rd@host/db", "postgresql+psycopg2://me:***@host/db"),
+        ("https://glpat-abc@host/", "https://***@host/"),
+        ("https://:hunter2@host/", "https://***@host/"),
+        ("mysql://me:@host/db", "mysql://me:***@host/db"),
+        ("https://host/v1?api-version=3&api_key=abc&x=1", "https://host/v1?api-version=3&api_key=***&x=1"),
+        ("postgresql://host/db?user=me&password=hunter2", "postgresql://host/db?user=me&password=***"),
+        ("no answer from http://me:pw@h/a, tried http://me:pw@h/b", "no answer from http://me:***@h/a, tried http://me:***@h/b"),
+        ("not a URL: a@b:c", "not a URL: a@b:c"),
+    ],
+)  # fmt: skip
+def test_what_is_secret_in_a_url_is_masked(url: str, shown: str) -> None:
+    assert masked_url(url) == shown
+    assert has_secret(url) == (url != shown)
+    assert masked_url(shown) == shown
+
+
+def test_a_config_is_masked_wherever_an_address_is_in_it() -> None:
+    tree = {"tracking": {"uri": "http://a:b@c"}, "urls": ["http://a:b@d", 1], "none": None}
+    assert masked_tree(tree) == {"tracking": {"uri": "http://a:***@c"}, "urls": ["http://a:***@d", 1], "none": None}
