@@ -1,6 +1,6 @@
 """Where a verifiable reward should beat supervision: demonstrations whose boundaries are off by up to half a second.
 
-All arms of a seed start from one cold start and see the same clips: supervised ones go on imitating the noisy
+All arms of a seed start from one cold start and see the same clips: supervised ones continue imitating the noisy
 demonstrations, GRPO is rewarded by the exact spans. Numbers of steps are fixed, so that results do not depend on the
 machine, and chosen so that both kinds take about the same time; what they took is reported.
     python -m benchmarks.noisy_demonstrations --seed 0 --seed 1 --json FILE [--arm grpo --arm sft ...]
@@ -196,7 +196,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 def main(
     seed: Annotated[list[int], typer.Option(help="Seed; may be given several times.")],
     json_file: Annotated[Path, typer.Option("--json", help="Results; arms that are in it are not run again.")],
-    arm: Annotated[list[str] | None, typer.Option(help="An arm; all of them when left out.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="An arm; all of them by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for clips and runs.")] = Path("runs/noisy_demonstrations"),
     cold_start_steps: Annotated[int, typer.Option(help="Supervised steps before the arms part.")] = COLD_START_STEPS,
 ) -> None:

@@ -304,7 +304,7 @@ def main(
     weight_update: Annotated[str, typer.Option(help="Of --curves.")] = "keep",
     cold_start_steps: Annotated[int, typer.Option(help="Of --curves; 0: as many as the demo.")] = 0,
 ) -> None:
-    """Measure, print a table, write numbers and a plot where asked."""
+    """Measure, print a table, write numbers and a plot on request."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     env.be_quiet()
     with tempfile.TemporaryDirectory(prefix="rlsys-pipeline-") as name:

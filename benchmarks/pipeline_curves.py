@@ -61,7 +61,7 @@ class Curve(Recorded):
 def run_curves(
     folder: Path, json_file: Path | None, plot_dir: Path | None, *, num_steps: int, way: str, lessons: int
 ) -> None:
-    """Train with each lag from one cold start; print a table, write numbers and a plot where asked.
+    """Train with each lag from one cold start; print a table, write numbers and a plot on request.
 
     num_steps: of each; 0 takes the demo's.  way: `pipeline.weight_update`.  lessons: supervised steps, 0: the demo's.
     """

@@ -3,7 +3,7 @@
 Parts and their work:
 - rules: one well-formed response of temporal grounding, tracking and grounded QA, scored in this process and over HTTP
   with 1, 8 and 64 rows a request, 8 requests open, one replica.
-- judge: captions that nobody has judged, one row a request, two calls a row (split it, judge it), an endpoint that
+- judge: captions that were not judged before, one row a request, two calls a row (split it, judge it), an endpoint that
   takes 0.5 s for a call and has no limit of its own; 1, 2, 4 and 8 replicas of the judge with four requests open in
   each, twice as many offered. Linear is the rate of one replica times their number.
 - load: seconds of a request with 4 replicas at 70 % of the rate they just had, arrivals evenly spaced.

@@ -3,7 +3,7 @@
 Workload: synthetic clips of 8 frames of 112 px, a randomly initialised Qwen2.5-VL of 1.5 M
 parameters, G = 8, up to 32 response tokens, 4 and 16 prompts a step, one reward server,
 two rollout actors and two learner ranks of one thread each. The first steps warm up and
-are left out. Every prompt of the run is a clip that was not seen before, so each is decoded.
+are skipped. Every prompt of the run is a clip that was not seen before, so each is decoded.
 """
 
 from __future__ import annotations

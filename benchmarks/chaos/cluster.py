@@ -176,8 +176,8 @@ class TwoNodes:
             process
             for node in (self.head, self.second)
             for process in sorted(node.tree(), key=lambda one: one.pid)
-            if (said := title(process)).startswith(start)
-            and all(part in said for part in parts)
+            if (name := title(process)).startswith(start)
+            and all(part in name for part in parts)
             and not is_stopped(process)
         ]
 
@@ -225,7 +225,7 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Those that have ended meanwhile are left out; psutil makes sure that an id was not taken by another."""
+    """Those that have ended meanwhile are skipped; psutil makes sure that an id was not taken by another."""
     for process in processes:
         try:
             process.send_signal(number)

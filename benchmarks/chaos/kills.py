@@ -114,7 +114,7 @@ def spread_losses(deeds: Sequence[Deed], step_times_s: Mapping[int, float], medi
 
 
 def median_step_s(step_times_s: Mapping[int, float]) -> float:
-    """Of the times between steps, the first of which are left out where there are enough: they warm up."""
+    """Of the times between steps, the first of which are skipped where there are enough: they warm up."""
     times = [at_s for _, at_s in sorted(step_times_s.items())]
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     return statistics.median(gaps[2:] or gaps)

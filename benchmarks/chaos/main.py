@@ -98,7 +98,7 @@ def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
 
 
 def teach(folder: Path, sections: dict[str, dict[str, Any]], cluster: TwoNodes, patience: float) -> Path:
-    """The folder of a model that mostly answers in form, as the judge is not asked about anything else."""
+    """The folder of a model that mostly answers in the correct format, as the judge sees nothing else."""
     lessons = {"train": LESSONS, "rollout": {"max_tokens": 40}, "data": sections["data"]}
     settings = config(folder, "taught", LESSONS["num_steps"], patience=patience, **lessons)
     clips = SyntheticSet(annotations=Path(settings["data"]["annotations"]), videos=Path(settings["data"]["videos"]))
@@ -181,9 +181,9 @@ def main() -> None:
     parser.add_argument("--lag-kills", type=int, default=10, help="in the run with max_lag 1; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0, help="of victims and instants")
     parser.add_argument("--patience", type=float, default=1.0, help="times the deadlines, for slow machines")
-    parser.add_argument("--only", nargs="*", help="victims, such as actor:SIGKILL; every kind when left out")
+    parser.add_argument("--only", nargs="*", help="victims, such as actor:SIGKILL; every kind by default")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--folder", type=Path, help="for runs and logs, which stay; a temporary one when left out")
+    parser.add_argument("--folder", type=Path, help="for runs and logs, which stay; a temporary one by default")
     given = parser.parse_args()
     victims = [one for one in ALL if not given.only or f"{one[0]}:{one[1].name}" in given.only]
     kills = plan_kills(given.seed, list(islice(cycle(victims), given.kills)))

@@ -1,7 +1,7 @@
 """One node of a Ray cluster on loopback, for as long as this process lives.
 
 `ray start` refuses a second node where the first is on 127.0.0.1, so this starts what `ray start` starts.
-It writes `HOST:PORT` of the cluster into a file once the node is up, and ends when told to or when its
+It writes `HOST:PORT` of the cluster into a file once the node is up, and ends on request or when its
 raylet is gone, as the service of a node does.
 """
 
@@ -43,7 +43,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Serve a node until told to end, or until its raylet has died: exit code 0 or 1."""
+    """Serve a node until asked to end, or until its raylet has died: exit code 0 or 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
     parser.add_argument("--cluster")

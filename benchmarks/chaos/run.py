@@ -39,7 +39,7 @@ COMPARED = ("reward/total", "reward/iou", "reward/format", "advantage", "loss", 
 
 
 class ChaosFailed(AssertionError):
-    """The run did not go on, or not as it should have; the message has the log's end."""
+    """The run did not continue, or not as it should have; the message has the log's end."""
 
 
 @dataclass(kw_only=True)

@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(eq=False)
 class _Actor:
-    """version: of its weights.  is_behind: it is to load newer ones.  is_hung: it does nothing, which nobody sees."""
+    """version: of its weights.  is_behind: it is to load newer ones.  is_hung: it does nothing, unnoticed."""
 
     version: int = -1
     is_behind: bool = False
@@ -72,7 +72,7 @@ class SimulatedActors:
                 actor.running.remove(job)
                 if not (actor.is_loading or actor.is_hung):
                     self.busy.change(-1)
-                self._go_on(actor)
+                self._advance(actor)
 
     def publish(self, version: int) -> None:
         """Bring all actors to `version`; returns, after some time, once those that live hold it."""
@@ -80,7 +80,7 @@ class SimulatedActors:
         for actor in self._actors:
             actor.is_behind = not actor.is_down
         for actor in self._actors:
-            self._go_on(actor)
+            self._advance(actor)
         self._events.run_until(
             lambda: (
                 any(not actor.is_down for actor in self._actors)
@@ -90,9 +90,9 @@ class SimulatedActors:
 
     def _share_out(self) -> None:
         for actor in sorted(self._actors, key=lambda one: len(one.running)):
-            self._go_on(actor)
+            self._advance(actor)
 
-    def _go_on(self, actor: _Actor) -> None:
+    def _advance(self, actor: _Actor) -> None:
         while not (actor.is_loading or actor.is_down):
             if actor.is_behind:
                 if not (actor.is_hung or (actor.running and self._weight_update == "pause")):
@@ -115,7 +115,7 @@ class SimulatedActors:
             for job in actor.running:
                 job.versions = (*job.versions[:1], version)
                 self._resume(actor, job)
-            self._go_on(actor)
+            self._advance(actor)
 
         self._events.after(self._sync_s, loaded)
 
@@ -147,10 +147,10 @@ class SimulatedActors:
         actor.running.remove(job)
         self.busy.change(-1)
         job.on_done()
-        self._go_on(actor)
+        self._advance(actor)
 
     def _stop(self, actor: _Actor) -> None:
-        """Nothing of what it runs goes on."""
+        """Stop everything that it runs."""
         self.busy.change(-len(actor.running))
         for job in actor.running:
             job.left_s -= self._events.now - job.since_s
@@ -181,4 +181,4 @@ class SimulatedActors:
 
     def _come_back(self, actor: _Actor) -> None:
         actor.is_down, actor.is_behind, actor.version = False, False, self._version
-        self._go_on(actor)
+        self._advance(actor)

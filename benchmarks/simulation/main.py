@@ -97,7 +97,7 @@ def under_faults() -> Iterator[dict[str, Any]]:
 
 
 def under_learner_faults() -> Iterator[dict[str, Any]]:
-    """The same, and a learner that is lost under one update in twenty and goes on from the last of every 5 steps."""
+    """The same, and a learner that is lost in one update of twenty and resumes from the last of every 5 steps."""
     for lag in LAGS:
         for judge_s in (0.1, 3.0, 30.0):
             yield _under(LEARNER_FAULTS, "learner_faults", lag, judge_s)
@@ -118,7 +118,7 @@ def ways_of_updating() -> Iterator[dict[str, Any]]:
 
 
 def of_divisions() -> Iterator[dict[str, Any]]:
-    """72 devices, divided."""
+    """72 devices, split between actors and learner."""
     found = list(divisions(replace(LARGE, max_lag=1), EVEN, num_devices=72, num_steps=8))
     best = balanced(found)
     for one in found:
@@ -169,7 +169,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
     plot_dir: Annotated[Path | None, typer.Option(help="Folder of the plots.")] = None,
 ) -> None:
-    """Print tables; write numbers and plots where asked."""
+    """Print tables; write numbers and plots on request."""
     rows: Rows = []
     parts = (against_judge, against_actors, against_decoding, under_faults, under_learner_faults, ways_of_updating)
     for part in (*parts, of_divisions):

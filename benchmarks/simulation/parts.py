@@ -90,12 +90,12 @@ class SimulatedParts:
     def check(self) -> None:
         """Simulated weights are never out of reach."""
 
-    def _when_decoded(self, draw: int, go_on: Callable[[], None]) -> None:
+    def _when_decoded(self, draw: int, proceed: Callable[[], None]) -> None:
         waiting = self._clips.get(draw, [])
         if waiting is None:
-            go_on()
+            proceed()
             return
-        waiting.append(go_on)
+        waiting.append(proceed)
         if draw in self._clips:
             return
         self._clips[draw] = waiting

@@ -20,7 +20,7 @@ START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a run came to, start and end left out, where the pipeline fills and empties. Times in seconds.
+    """Results of a run without its start and end, where the pipeline fills and empties. Times in seconds.
 
     step_s, step_p95_s: of a step, mean and 95th percentile.
     generate_s, score_s, learn_s: what the phases take when each has a step's groups to itself, mean.
@@ -74,11 +74,11 @@ def simulate(
 def run(
     system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
 ) -> tuple[SimulatedParts, System, Phases]:
-    """The parts at the end of a run, for `report` and for whoever looks closer."""
+    """The parts at the end of a run, for `report` and for a closer look."""
     start = replace(START, seed=seed)
     parts = SimulatedParts(system, phases, faults, seed, start, num_steps)
     level = collect.log.level
-    collect.log.setLevel(logging.ERROR)  # it warns of every clip that it leaves out
+    collect.log.setLevel(logging.ERROR)  # it warns of every clip that it skips
     try:
         loop.run(parts, parts.config)
     finally:

@@ -64,7 +64,7 @@ class System:
     judge_slots, decode_workers: 0 bounds nothing.
     Groups wait in one queue until an actor has room.
     weight_update, decode_ahead: as in the config, sections `pipeline` and `data`.
-    checkpoint_every: steps; where a learner that is lost goes on.
+    checkpoint_every: steps; where a lost learner resumes.
     """
 
     num_actors: int
@@ -80,7 +80,7 @@ class System:
     checkpoint_every: int = 1
 
     def config(self, num_steps: int, seed: int) -> RunConfig:
-        """What the loop is told."""
+        """The config that the loop runs with."""
         tree = {
             "seed": seed,
             "output_dir": "simulated",

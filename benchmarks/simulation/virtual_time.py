@@ -1,4 +1,4 @@
-"""Time that passes only when somebody waits: events in order, futures that run them until they are done."""
+"""Virtual time, which passes only when a result is awaited: events in order, and futures that run them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Events:
         """Let time pass until `is_done`. Raises RuntimeError when nothing is planned that could bring it about."""
         while not is_done():
             if not self._planned:
-                raise RuntimeError(f"at {self.now:g} s somebody waits for what nothing will bring about.")
+                raise RuntimeError(f"at {self.now:g} s a result is awaited that no event will produce.")
             self._next()
 
     def advance(self, seconds: float) -> None:
@@ -46,8 +46,8 @@ class Events:
 class VirtualFuture(Future[ScoredGroup]):
     """A group that is on its way. Asking for the result lets time pass until it is there.
 
-    arrive: called with the future when its result is asked for; it is done when that returns.
-    on_cancel: called when nobody wants it any more.
+    arrive: called with the future when its result is requested; it is done when that returns.
+    on_cancel: called when the group is no longer wanted.
     """
 
     def __init__(self, arrive: Callable[[VirtualFuture], None], on_cancel: Callable[[], None]) -> None:
@@ -92,7 +92,7 @@ class _Task:
 
 
 class Servers:
-    """Equal servers with one queue, first come first served. count: 0 serves everybody at once."""
+    """Equal servers with one queue, first come first served. count: 0 serves all at once."""
 
     def __init__(self, events: Events, count: int) -> None:
         self._events, self._count, self._num_busy = events, count, 0
@@ -102,9 +102,9 @@ class Servers:
     def submit(self, seconds: float, on_done: Callable[[], None]) -> None:
         """Serve something that takes so long, then call `on_done`."""
         self._waiting.append(_Task(seconds, on_done))
-        self._go_on()
+        self._advance()
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         while self._waiting and (self._count == 0 or self._num_busy < self._count):
             task = self._waiting.popleft()
             self._num_busy += 1
@@ -115,4 +115,4 @@ class Servers:
         self._num_busy -= 1
         self.busy.change(-1)
         task.on_done()
-        self._go_on()
+        self._advance()

@@ -213,7 +213,7 @@ class Run(ABC, Generic[AnyStack]):
     def _end_rows(self, summary: Summary, curve: Path) -> list[tuple[str, str]]:
         unsent = f"; {self._tracker.num_unsent} records are not there yet" if self._tracker.num_unsent else ""
         return [
-            *self.progress.story.rows(summary.seconds),
+            *self.progress.summary.rows(summary.seconds),
             *_ledger_rows(summary),
             ("model", summary.model),
             ("curve", str(curve)),

@@ -48,7 +48,7 @@ Span = tuple[float, float]
 def summarise(name: str, values: Iterable[float] | np.ndarray, *stats: str) -> dict[str, float]:
     """`name/stat` -> value for each of `stats` (mean, std, min, max, sum, p50, p95).
 
-    NaN stands for a missing value and is left out; with none left every statistic is NaN.
+    NaN stands for a missing value and is skipped; with none left every statistic is NaN.
     """
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
     present = array[~np.isnan(array)]

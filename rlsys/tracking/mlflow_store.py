@@ -46,7 +46,8 @@ START_TAG = "rlsys.opened_by"
 STARTS_TAG = "rlsys.starts"
 NOT_FOUND = 404
 EVERY_STEP_HAS = "time/step_s"
-_OTHER_ERRORS = {  # of stores that a client sends files to directly
+_OTHER_ERRORS = {  # of databases, and of stores that a client sends files to directly
+    "sqlalchemy.exc": ("SQLAlchemyError",),
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "boto3.exceptions": ("Boto3Error",),
     "azure.core.exceptions": ("AzureError",),
@@ -83,7 +84,7 @@ class MlflowRun:
 
     def create(self, experiment: str, name: str) -> None:
         """Open a new run."""
-        with _told():
+        with _store_errors():
             experiment_id = self._experiment(experiment)
             if self._tried_to_create and (found := self._created_already(experiment_id)):
                 self.run_id = found
@@ -94,14 +95,14 @@ class MlflowRun:
 
     def resume(self) -> None:
         """Set the run of this id to running again."""
-        with _told():
+        with _store_errors():
             self._client.get_run(self.run_id)
             self._client.update_run(self.run_id, status="RUNNING")
 
     def is_lost(self) -> bool:
         """Return whether the store answers and has no such run, not even a deleted one. Raises StoreError."""
         try:
-            with _told():
+            with _store_errors():
                 self._client.get_run(self.run_id)
         except StoreError as error:
             if error.status == NOT_FOUND:
@@ -111,19 +112,19 @@ class MlflowRun:
 
     def next_start(self) -> int:
         """Return the number of the start of the run that begins now, from 1."""
-        with _told():
+        with _store_errors():
             return int(self._client.get_run(self.run_id).data.tags.get(STARTS_TAG, 0)) + 1
 
     def last_step(self) -> int:
         """The newest step whose metrics the store has; 0 without any."""
-        with _told():
+        with _store_errors():
             return max(
                 (point.step for point in self._client.get_metric_history(self.run_id, EVERY_STEP_HAS)), default=0
             )
 
     def metrics_of(self, step: int) -> dict[str, float]:
         """What the store has of one step, by name."""
-        with _told():
+        with _store_errors():
             names = self._client.get_run(self.run_id).data.metrics
             return {
                 name: point.value
@@ -140,7 +141,7 @@ class MlflowRun:
             for record in records
             for name, value in record["values"].items()
         ]
-        with _told():
+        with _store_errors():
             for start in range(0, len(points), MAX_METRICS_PER_CALL):
                 self._client.log_batch(self.run_id, metrics=points[start : start + MAX_METRICS_PER_CALL])
 
@@ -149,7 +150,7 @@ class MlflowRun:
             self._put_table(f"samples/{steps_name(block.samples)}.json", table_json(block.samples))
         if block.verdicts:
             text = "".join(f"{json.dumps(row)}\n" for row in block.verdicts)
-            with _told():
+            with _store_errors():
                 self._client.log_text(self.run_id, text, f"verdicts/{steps_name(block.verdicts)}.jsonl")
 
     def log_other(self, record: Record) -> None:
@@ -157,7 +158,7 @@ class MlflowRun:
 
     def is_there(self) -> bool:
         try:
-            with _told():
+            with _store_errors():
                 return bool(self._client.get_run(self.run_id).info.lifecycle_stage == "active")
         except StoreError:
             return False
@@ -165,7 +166,7 @@ class MlflowRun:
     def _log_start(self, record: Record) -> None:
         # what a resumed run was started with stays; only new facts are added
         tree, number = record["config"], record["number"]
-        with _told():
+        with _store_errors():
             known = self._client.get_run(self.run_id).data.params
             batch = [Param(key, text[:MAX_PARAM_LENGTH]) for key, text in flatten(tree).items() if key not in known]
             for start in range(0, len(batch), MAX_PARAMS_PER_CALL):
@@ -178,29 +179,29 @@ class MlflowRun:
         self._put_table(record["name"], record["text"])
 
     def _log_file(self, record: Record) -> None:
-        with _told(), _time_for_an_upload():
+        with _store_errors(), _time_for_an_upload():
             self._client.log_artifact(self.run_id, record["path"], record["folder"])
 
     def _log_folder(self, record: Record) -> None:
-        with _told(), _time_for_an_upload():
+        with _store_errors(), _time_for_an_upload():
             self._client.log_artifacts(self.run_id, record["path"], record["folder"])
 
     def _log_block(self, record: Record) -> None:
         self.log_rows(RowBlock(path=Path(), samples=record["samples"], verdicts=record["verdicts"]))
 
     def _log_running(self, record: Record) -> None:
-        with _told():
+        with _store_errors():
             self._client.update_run(self.run_id, status="RUNNING")
 
     def _log_end(self, record: Record) -> None:
-        with _told():
+        with _store_errors():
             if record["error"]:
                 self._client.set_tag(self.run_id, "error", record["error"])
             self._client.set_terminated(self.run_id, record["status"], record["time_ms"])
 
     def _put_table(self, file: str, text: str) -> None:
         # the format of mlflow.log_table, whose own list of tables overflows its tag after some eighty files
-        with _told():
+        with _store_errors():
             if self._tables is None:
                 listed = self._client.get_run(self.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")
                 self._tables = [entry["path"] for entry in json.loads(listed)]
@@ -228,7 +229,7 @@ class MlflowRun:
             raise
 
     def _created_already(self, experiment_id: str) -> str | None:
-        """The run that an attempt made whose answer was lost."""
+        """The run that an earlier attempt created whose answer was lost."""
         found = self._client.search_runs([experiment_id], f"tags.`{START_TAG}` = '{self._opened_by}'", max_results=1)
         return found[0].info.run_id if found else None
 
@@ -293,15 +294,15 @@ def _cell(value: Any) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     """Errors of the store, the network and file stores as StoreError."""
     try:
         yield
-    except (MlflowException, OSError, *_errors_of_file_stores()) as error:
+    except (MlflowException, OSError, *_other_errors()) as error:
         raise StoreError(_in_short(error), status=_status(error)) from error
 
 
-def _errors_of_file_stores() -> tuple[type[Exception], ...]:
+def _other_errors() -> tuple[type[Exception], ...]:
     loaded = ((sys.modules[name], classes) for name, classes in _OTHER_ERRORS.items() if name in sys.modules)
     return tuple(getattr(module, name) for module, classes in loaded for name in classes)
 

@@ -1,4 +1,4 @@
-"""How a run is getting on, for people: a live line on a terminal or lines of the log, and a table at the end."""
+"""Progress of a run, for people: a live line on a terminal or lines of the log, and a table at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
-PACE_STEPS = 20  # the time that is left is judged by the newest steps, as lengths and loads change
+PACE_STEPS = 20  # the remaining time is estimated from the newest steps, as lengths and loads change
 LINES_PER_RUN = 20
 LONGEST_SILENCE_S = 60.0
 BAR_FROM_COLUMNS = 110  # narrower terminals have no room for a bar
@@ -37,7 +37,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is told of one kind of run.
+    """What is shown of one kind of run.
 
     headline: what is to rise or fall.  others: in the line as well.  counted: what a step has a number of.
     means, maxima: over all steps, in the table.
@@ -94,8 +94,8 @@ class Pace:
         return num_steps * sum(self._seconds) / len(self._seconds) if self._seconds else math.nan
 
 
-class Story:
-    """What all steps of a run come to."""
+class RunSummary:
+    """Totals and means over all steps of a run."""
 
     def __init__(self, kind: Kind, first_step: int) -> None:
         self.kind, self.first_step, self.count = kind, first_step, 0
@@ -140,7 +140,7 @@ class Story:
 
 
 class Progress:
-    """Tells of each step of a run, open inside `with`.
+    """Reports each step of a run, open inside `with`.
 
     On a terminal the newest step stays in a line at the bottom, with `gauges` (by label) read twice a second.
     Elsewhere, and in the logs of jobs, steps are lines: the first three, some twenty more, and one a minute.
@@ -149,14 +149,14 @@ class Progress:
     def __init__(self, kind: Kind, steps_done: int, num_steps: int, gauges: Mapping[str, Callable[[], float]]) -> None:
         self._kind, self._step, self._num_steps, self._gauges = kind, steps_done, num_steps, gauges
         self._first_step = steps_done + 1
-        self.story = Story(kind, self._first_step)
+        self.summary = RunSummary(kind, self._first_step)
         self._pace = Pace()
         self._metrics: Mapping[str, float] = {}
         self._live: Live | None = None
-        self._step_at = self._said_at = time.monotonic()
+        self._step_at = self._logged_at = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._step_at = self._said_at = time.monotonic()
+        self._step_at = self._logged_at = time.monotonic()
         console = get_console()  # the one that log lines go to, so that they appear above
         if _is_watched(console):
             self._live = Live(get_renderable=self._renderable, console=console, refresh_per_second=2, transient=True)
@@ -171,21 +171,21 @@ class Progress:
             log.info("%s", self._line())
 
     def step(self, step: int, metrics: Mapping[str, float], count: int) -> None:
-        """A step is over. count: its rollouts, or what else the kind counts."""
+        """Report a finished step. count: its rollouts, or what else the kind counts."""
         now = time.monotonic()
         self._pace.add(now - self._step_at)
         self._step, self._metrics, self._step_at = step, metrics, now
-        self.story.add(metrics, count)
-        if self._live is None and self._is_told(step, now):
-            self._said_at = now
+        self.summary.add(metrics, count)
+        if self._live is None and self._is_logged(step, now):
+            self._logged_at = now
             log.info("%s  %s", self._line(), phases(metrics))
 
-    def _is_told(self, step: int, now: float) -> bool:
+    def _is_logged(self, step: int, now: float) -> bool:
         return (
             step < self._first_step + 3
             or step % max(10, self._num_steps // LINES_PER_RUN) == 0
             or step == self._num_steps
-            or now - self._said_at > LONGEST_SILENCE_S
+            or now - self._logged_at > LONGEST_SILENCE_S
         )
 
     def _line(self) -> str:
@@ -195,12 +195,12 @@ class Progress:
         return line(self._kind, self._step, self._num_steps, self._metrics, left_s=left_s, gauges=gauges)
 
     def _renderable(self) -> Table:
-        grid, said = Table.grid(padding=(0, 1)), self._line()
+        grid, text = Table.grid(padding=(0, 1)), self._line()
         if get_console().width < BAR_FROM_COLUMNS:
-            grid.add_row(Text(said.removeprefix("step "), no_wrap=True, overflow="ellipsis"))
+            grid.add_row(Text(text.removeprefix("step "), no_wrap=True, overflow="ellipsis"))
         else:
             bar = ProgressBar(total=self._num_steps, completed=self._step, width=BAR_COLUMNS)
-            grid.add_row(bar, Text(said, no_wrap=True, overflow="ellipsis"))
+            grid.add_row(bar, Text(text, no_wrap=True, overflow="ellipsis"))
         return grid
 
 
@@ -213,7 +213,7 @@ def line(
     left_s: float,
     gauges: Mapping[str, float],
 ) -> str:
-    """`step 10/100  ETA 3:20  reward 0.512  …`; what is not known is left out. What matters most comes first."""
+    """`step 10/100  ETA 3:20  reward 0.512  …`; unknown values are omitted. What matters most comes first."""
     parts = [f"step {step}/{num_steps}"]
     if step < num_steps and not math.isnan(left_s):
         parts.append(f"ETA {clock_time(left_s)}")

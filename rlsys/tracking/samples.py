@@ -10,14 +10,14 @@ from rlsys.types import ScoredGroup
 
 
 def choose_samples(step: int, groups: Sequence[ScoredGroup], num_samples: int) -> list[dict[str, Any]]:
-    """Rows for `num_samples` responses: the first of every group, then the second of every group, and so on."""
+    """Return rows for `num_samples` responses: the first of every group, then the second of every group, and so on."""
     largest = max((len(scored.group.rollouts) for scored in groups), default=0)
     order = [(scored, index) for index in range(largest) for scored in groups if index < len(scored.group.rollouts)]
     return [sample_row(step, scored, index) for scored, index in order[:num_samples]]
 
 
 def verdict_rows(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any]]:
-    """Everything that the judge said in a step, a row per judged response; `rlsys judge rescore` reads them."""
+    """Return every verdict of the judge in a step, a row per judged response; `rlsys judge rescore` reads them."""
     return [
         {
             "step": step,
@@ -43,7 +43,7 @@ def _scores(scored: ScoredGroup, index: int) -> dict[str, float]:
 
 
 def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
-    """What was asked, answered and scored; `reward` and scores are None where scoring failed."""
+    """Return one response with its question and scores as a row; `reward` and scores are None where scoring failed."""
     item, rollout = scored.group.item, scored.group.rollouts[index]
     is_valid = bool(scored.is_valid[index])
     values = _scores(scored, index)

@@ -171,15 +171,15 @@ class Spool:
 
 
 def encode(record: Record) -> bytes:
-    """A record as a line whose damage can be told."""
+    """Return a record as a line with a checksum."""
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def read_records(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Records of a file from the byte `start` to `end`, each with the position behind it.
+    """Yield records of a file from the byte `start` to `end`, each with the position behind it.
 
-    A last line without its end is left out. None stands for a damaged line in the middle, which is said.
+    A last line without its end is skipped. None stands for a damaged line in the middle, which is logged.
     """
     with path.open("rb") as file:
         file.seek(start)
@@ -191,7 +191,7 @@ def read_records(path: Path, start: int = 0, end: int | None = None) -> Iterator
             position += len(line)
             record = _decoded(line)
             if record is None:
-                log.error("%s: the line that ends at byte %d is damaged and left out", path, position)
+                log.error("%s: the line that ends at byte %d is damaged and skipped", path, position)
             yield record, position
 
 
@@ -234,6 +234,6 @@ def _locked(path: Path) -> int:
     except BlockingIOError as error:
         os.close(file)
         raise SpoolInUseError(
-            f"{path.parent}: another process keeps the record of this run, so the run is still going; end it first."
+            f"{path.parent}: another process holds the record of this run, so it is still in progress; end it first."
         ) from error
     return file

@@ -1,8 +1,8 @@
 """The record of a run in MLflow: config, versions, metrics, samples, tables, the model.
 
-What a run says goes to a spool in its folder, and from there to MLflow on a thread of its own. A step
-pays for writing a line to a file and never for the store's disk or network; while a tracking server is
-away the run goes on, and what it said is sent when the server is back, in order and once.
+A run's records go to a spool in its folder, and from there to MLflow on a thread of their own. A step pays
+for writing a line to a file and never for the store's disk or network; while a tracking server is away the
+run continues, and its records are sent when the server is back, in order and once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rlsys.urls import masked_url
 log = logging.getLogger(__name__)
 
 MAX_UNWRITTEN = 1000  # records that are kept in memory while the disk takes none
-KILLED_CLOSE_S = 5.0  # whoever ends a run by a signal does not wait long
+KILLED_CLOSE_S = 5.0  # a scheduler that ends a run by a signal does not wait long
 
 
 class Tracker:
@@ -45,7 +45,7 @@ class Tracker:
 
     It ends FINISHED, FAILED on an error, and KILLED on Ctrl-C or a signal of `rlsys.end_signals`.
 
-    run_id: go on with this run instead of opening one. What an earlier process could not send goes first, and
+    run_id: continue this run instead of opening one. What an earlier process could not send goes first, and
     steps that are recorded already are not recorded again. Raises TrackingError when the store does not have it,
     or does not answer for `tracking.wait_s`.
     """
@@ -91,7 +91,7 @@ class Tracker:
 
     @property
     def how_to_open(self) -> str:
-        """What a person does to see the runs of this store."""
+        """The address or command that shows the runs of this store."""
         uri = masked_url(self.uri)
         return (
             uri
@@ -113,9 +113,9 @@ class Tracker:
     ) -> None:
         self._signals.close()
         status = status_of(error)
-        said = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
+        message = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
         try:
-            self._put({"kind": "end", "status": status, "error": said, "time_ms": _now_ms()})
+            self._put({"kind": "end", "status": status, "error": message, "time_ms": _now_ms()})
             self._close(KILLED_CLOSE_S if status == "KILLED" else None)
         except OSError:
             if error is None:
@@ -127,7 +127,7 @@ class Tracker:
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one step, all or none; a step that is recorded already is left as it is.
 
-        NaN and infinities are left out and counted in `perf/nonfinite_metrics`.
+        NaN and infinities are skipped and counted in `perf/nonfinite_metrics`.
         """
         self._names.add(metrics)
         if self._is_recorded("metrics", step):
@@ -138,7 +138,7 @@ class Tracker:
             finite["perf/nonfinite_metrics"] = float(len(missing))
             if new := [name for name in missing if name not in self._warned]:
                 self._warned.update(new)
-                log.warning("step %d: not a finite number and left out of MLflow: %s", step, ", ".join(new))
+                log.warning("step %d: not a finite number and not sent to MLflow: %s", step, ", ".join(new))
         # the time is part of what tells a point from its repetition, so it is set here once and for all
         self._put({"kind": "metrics", "step": step, "time_ms": _now_ms(), "values": finite})
 
@@ -171,7 +171,7 @@ class Tracker:
         self._put({"kind": "folder", "path": self._relative(target), "folder": "model"})
 
     def sync(self) -> None:
-        """Bring what was said so far to the disk: for a checkpoint, after which those steps are not run again."""
+        """Bring all records to the disk: for a checkpoint, after which their steps are not run again."""
         self._spool.sync()
 
     def _open(self, store: MlflowRun) -> None:

@@ -1,4 +1,4 @@
-"""What runs could not send to their tracking server: where it waits, and sending it later."""
+"""Records that runs could not send to their tracking server: where they wait, and sending them later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnsentError(UserError):
 
 
 def spool_folder(run_folder: Path, run_id: str) -> Path:
-    """Where records of a run wait."""
+    """Return the folder of a run's spool."""
     return Path(run_folder) / FOLDER / run_id
 
 
@@ -65,7 +65,7 @@ def current_id(run_folder: Path, run_id: str) -> str:
 
 
 def send_command(run_folder: Path) -> str:
-    """What a person types to have them sent."""
+    """Return the command that sends them."""
     return f"rlsys tracking send {run_folder}"
 
 
@@ -144,9 +144,9 @@ def _readmit(spool: Spool, refused: Path) -> None:
 
 
 def require_sent(run_folder: Path, output_dir: Path) -> None:
-    """Raises UnsentError when a run that goes on in another folder left records in its own.
+    """Raise UnsentError when a run that is resumed in another folder left records in its own.
 
-    They would come behind those of the steps that it repeats, and be there twice.
+    They would come after those of the steps that it repeats, and be recorded twice.
     """
     if Path(run_folder).resolve() == Path(output_dir).resolve():
         return

@@ -1,4 +1,4 @@
-"""Bring what waits in a spool to the tracking server, for as long as that takes, on a thread of its own."""
+"""Send a spool's records to the tracking server on a thread of its own, for as long as that takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoreError(Exception):
         super().__init__(message)
         self.status = status
         self.is_refusal = status in (400, 413, 422)
-        """This very thing is at fault; it would not be taken later."""
+        """The record itself is at fault; it would not be taken later either."""
         self.is_away = status >= 500 or status in (408, 429)
         """The store may well take it later. Neither: it is for a person to put right, a token or a deleted run."""
 
@@ -85,11 +85,11 @@ class Uploader:
         self._work: Future[None] = self._thread.submit(self._run)
 
     def wake(self) -> None:
-        """Something was appended."""
+        """Look for new records."""
         self._wake.set()
 
     def check(self) -> None:
-        """Raise what ended the sending, if something did."""
+        """Raise the error that ended the uploader, if there was one."""
         if self._work.done():
             self._work.result()
 
@@ -174,7 +174,7 @@ class Uploader:
             retry=retry_if_exception(self._is_worth_another_try),
             wait=wait_random_exponential(multiplier=0.5, max=self._patience.max_pause_s),
             sleep=self._sleep,
-            before_sleep=self._say_away,
+            before_sleep=self._log_away,
             stop=self._is_blocked,
             reraise=True,
         )(call, argument)
@@ -194,12 +194,12 @@ class Uploader:
         blocked_s = state.seconds_since_start or 0.0
         return blocked_s > self._patience.blocked_s and self._store.is_there()
 
-    def _say_away(self, state: RetryCallState) -> None:
+    def _log_away(self, state: RetryCallState) -> None:
         self._keep_error(state)
         if self._away_since is None:
             self._away_since = time.monotonic()
             log.warning(
-                "MLflow %s does not take the run's record (%s); the run goes on, what is to be sent waits in %s",
+                "MLflow %s does not take the run's record (%s); the run continues, its records wait in %s",
                 self._store.uri,
                 self.last_error,
                 self._folder,

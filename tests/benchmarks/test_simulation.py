@@ -209,7 +209,7 @@ def test_servers_serve_in_order_and_their_time_is_measured() -> None:
 
 
 def test_waiting_for_what_nothing_brings_about_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="at 2 s somebody waits"):
+    with pytest.raises(RuntimeError, match="at 2 s a result is awaited"):
         events = Events()
         events.after(2, lambda: None)
         events.run_until(lambda: False)

@@ -11,7 +11,17 @@ import rich
 from rich.console import Console
 
 from rlsys.tracking import progress
-from rlsys.tracking.progress import FINE_TUNING, TRAINING, Pace, Progress, Story, clock_time, duration, line, phases
+from rlsys.tracking.progress import (
+    FINE_TUNING,
+    TRAINING,
+    Pace,
+    Progress,
+    RunSummary,
+    clock_time,
+    duration,
+    line,
+    phases,
+)
 
 
 class Screen(io.StringIO):
@@ -69,10 +79,10 @@ def test_the_line_says_what_matters_most_first_and_leaves_out_what_is_not_known(
 
 
 def test_the_table_at_the_end_tells_both_ends_and_the_shares_of_time() -> None:
-    story = Story(TRAINING, first_step=51)
+    summary = RunSummary(TRAINING, first_step=51)
     for step in range(20):
-        story.add(metrics(step / 20, lag=step % 3, failed=0.25 if step < 4 else math.nan), count=16)
-    assert story.rows({"collect": 30.0, "update": 9.0, "sync": 1.0, "load": 0.0}) == [
+        summary.add(metrics(step / 20, lag=step % 3, failed=0.25 if step < 4 else math.nan), count=16)
+    assert summary.rows({"collect": 30.0, "update": 9.0, "sync": 1.0, "load": 0.0}) == [
         ("steps", "20 (51 to 70)"),
         ("reward", "0.025 in the first 10 %, 0.925 in the last"),
         ("rollouts", "320"),
@@ -84,11 +94,11 @@ def test_the_table_at_the_end_tells_both_ends_and_the_shares_of_time() -> None:
         ("  update", "9.0 s  22%"),
         ("  sync", "1.0 s  2%"),
     ]
-    assert Story(TRAINING, first_step=1).rows({}) == [("steps", "none")]
+    assert RunSummary(TRAINING, first_step=1).rows({}) == [("steps", "none")]
 
 
 def test_the_table_at_the_end_counts_what_went_wrong_where_anything_did() -> None:
-    story = Story(TRAINING, first_step=1)
+    summary = RunSummary(TRAINING, first_step=1)
     for step in range(4):
         troubles = {
             "rollout/stale_groups": float(step == 2),
@@ -96,8 +106,8 @@ def test_the_table_at_the_end_counts_what_went_wrong_where_anything_did() -> Non
             "cluster/learner_restarts": 0.0,
             "data/bad_draws": 2.0,
         }
-        story.add({**metrics(0.5), **troubles}, count=8)
-    rows = dict(story.rows({"collect": 1.0}))
+        summary.add({**metrics(0.5), **troubles}, count=8)
+    rows = dict(summary.rows({"collect": 1.0}))
     assert (rows["stale groups"], rows["bad clips"], rows["lost actors"]) == ("1", "8", "3")
     assert not {"learner restarts", "quarantined rows"} & rows.keys()
 

@@ -158,7 +158,7 @@ def test_a_record_for_which_the_disk_has_no_room_leaves_nothing_behind(
 
 def test_two_processes_cannot_have_one_spool(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    with pytest.raises(SpoolInUseError, match="still going"):
+    with pytest.raises(SpoolInUseError, match="still in progress"):
         Spool(tmp_path)
     spool.close()
     Spool(tmp_path).close()

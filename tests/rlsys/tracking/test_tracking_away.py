@@ -108,7 +108,7 @@ def test_a_hanging_server_costs_a_step_nothing_and_gets_all_once(
     assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
     said = [record.getMessage() for record in caplog.records if record.name == "rlsys.tracking.uploader"]
     assert len(said) == 2, said
-    assert server.uri in said[0] and "timed out" in said[0] and "the run goes on" in said[0]
+    assert server.uri in said[0] and "timed out" in said[0] and "the run continues" in said[0]
     assert "is back after" in said[1]
 
 
@@ -177,7 +177,10 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
     ) as driver:
         assert driver.stdin is not None and driver.stdout is not None
         run_id = driver.stdout.readline().strip()
-        with pytest.raises(SpoolInUseError, match="still going"), Tracker(config, run_id=run_id, patience=quick()):
+        with (
+            pytest.raises(SpoolInUseError, match="still in progress"),
+            Tracker(config, run_id=run_id, patience=quick()),
+        ):
             pass
         server.send_signal(signal.SIGSTOP)
         try:
