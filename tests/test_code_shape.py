@@ -27,7 +27,8 @@ LEAVES = {
     "peft": {"learner/model/lora.py"},
     "ray.serve": {"reward_servers/server/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/tracking/mlflow_store.py"},
-    "decord": {"rlsys/data/video/decode.py"},
+    "decord": {"rlsys/data/video/decord_reader.py"},
+    "av": {"rlsys/data/video/av_reader.py"},
 }
 LIGHT = (
     "rlsys.loop.loop",
@@ -38,7 +39,7 @@ LIGHT = (
     "rlsys.planning.plan_times",
     "cluster.placement",
 )
-HEAVY = ("ray", "torch", "vllm", "deepspeed", "transformers", "mlflow", "decord")
+HEAVY = ("ray", "torch", "vllm", "deepspeed", "transformers", "mlflow", "decord", "av")
 
 
 def name_of(path: Path) -> str:

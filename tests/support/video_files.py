@@ -13,6 +13,7 @@ import pytest
 
 from rlsys.demo.synthetic import encode
 from rlsys.types import VideoSpec
+from tests.support.encoding import Encoding, write_video
 from tests.support.paths import REPO
 
 SHARED_DATA = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data"))
@@ -38,8 +39,11 @@ def make_video(
     path: Path, *, num_frames: int = 60, fps: float = 10.0, size: tuple[int, int] = (48, 64), codec: str = "mp4v"
 ) -> Path:
     """Frame i of the video is `numbered_frame(i)`. size: (height, width)."""
-    frames = [numbered_frame(index, size) for index in range(num_frames)]
-    encode(path, np.array(frames, np.uint8).reshape(-1, *size, 3), fps, codec)
+    frames = np.array([numbered_frame(index, size) for index in range(num_frames)], np.uint8).reshape(-1, *size, 3)
+    if codec == "VP80":  # opencv cannot write it beside decord, whose libvpx takes the place of its own
+        write_video(path, frames, Encoding(codec="libvpx", fps=int(fps), format="webm"))
+    else:
+        encode(path, frames, fps, codec)
     return path
 
 

@@ -24,7 +24,7 @@ def shortfall(path: Path) -> str | None:
         file.seek(0)
         if head[4:8] in _MP4_BOXES:
             return _mp4_shortfall(file, size)
-        if head[:4] == b"RIFF":
+        if head[:4] == b"RIFF" and len(head) >= 8:
             # writers pad chunks to even lengths, with or without counting the pad byte
             return _missing("the RIFF chunk", 8 + struct.unpack("<I", head[4:8])[0] - 1, size)
         if head[:4] == _EBML_HEADER.to_bytes(4, "big"):

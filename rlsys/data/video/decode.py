@@ -1,19 +1,19 @@
-"""From a file to frames at the model's resolution: the only module that imports decord."""
+"""From a file to frames at the model's resolution. Which decoder reads a file is decided here."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-import re
 import stat
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import decord
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from rlsys.data.video import av_reader, decord_reader, images
 from rlsys.data.video.containers import shortfall
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
@@ -26,37 +26,25 @@ from rlsys.data.video.frames import (
 )
 from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec
 
-__all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "plan_grid"]
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
-FRAMES_AT_ONCE = 16  # full-size frames held while resizing: 100 MB of 1080p
+__all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "plan_grid", "reads_fast"]
 
 PROCESSOR_VERSION = "/".join(
-    ("rlsys-1", *(f"{name}-{importlib.metadata.version(name)}" for name in ("decord", "pillow")))
+    ("rlsys-2", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
 )
 """Part of every digest: raise its first item when the same file and spec would give other frames."""
 
-_DECORD_PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
-
-decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's complaints come back as ClipErrors
-
 
 def decode(spec: MediaSpec) -> Clip:
-    """The frames that `spec` asks for, decoded, resized once, with their true presentation times.
+    """Return the frames that `spec` asks for, decoded, resized once, with their true presentation times.
 
     Raises ClipError naming the file and what is wrong with it.
     """
     path = Path(spec.uri)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise ClipError(spec.uri, "missing", "no such file or folder") from None
-    except OSError as error:
-        raise ClipError(spec.uri, "unreadable", str(error)) from error
+    is_folder = _require_there(path, spec)
     try:
         if isinstance(spec, ImageSpec):
             return _decode_image(path, spec)
-        if stat.S_ISDIR(mode):
+        if is_folder:
             return _decode_folder(path, spec)
         return _decode_video(path, spec)
     except (PermissionError, IsADirectoryError) as error:
@@ -64,99 +52,84 @@ def decode(spec: MediaSpec) -> Clip:
 
 
 def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
-    """The patches (time, height, width) that `decode` will give, from the file's header and first frame alone.
+    """Return the patches (time, height, width) that `decode` will give, from headers and the first frame alone.
 
     Raises ClipError as `decode` does, except for faults that only decoding shows.
     """
     path = Path(spec.uri)
-    if isinstance(spec, ImageSpec) or path.is_dir():
+    is_folder = _require_there(path, spec)
+    if isinstance(spec, ImageSpec) or is_folder:
         return decode(spec).info.grid_thw
-    if not path.exists():
-        raise ClipError(spec.uri, "missing", "no such file or folder")
-    _check_whole(path, spec.uri)
-    reader = _open(path, spec.uri)
-    indices, _ = select_frames(*_frame_times(reader, spec.uri), spec)
-    try:
-        first = reader[0]
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(spec.uri, "corrupt", f"decoding failed: {_first_line(error)}") from error
+    times_s, end_s, read = _opened(path, spec)
+    indices, _ = select_frames(times_s, end_s, spec)
+    (first,) = read(indices[:1].tolist())
     height, width = _size_of(spec, first.shape[0], first.shape[1], indices.size)
     return indices.size // TEMPORAL_PATCH, height // PATCH, width // PATCH
 
 
-def _decode_video(path: Path, spec: VideoSpec) -> Clip:
+def reads_fast(path: Path) -> str:
+    """Return why a video file is not left to decord, "" when it is."""
+    return "an animated image" if images.is_animation(path) else av_reader.probe(path, str(path)).why_not_fast
+
+
+def _require_there(path: Path, spec: MediaSpec) -> bool:
+    """Whether it is a folder. Raises ClipError for what is neither a folder nor an ordinary file, which may block."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ClipError(spec.uri, "missing", "no such file or folder") from None
+    except (OSError, ValueError) as error:
+        raise ClipError(spec.uri, "unreadable", str(error)) from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise ClipError(spec.uri, "unreadable", "neither a file nor a folder, but a pipe, socket or device")
+    return stat.S_ISDIR(mode)
+
+
+Read = Callable[[Sequence[int]], Iterable[np.ndarray]]
+"""Frames of ascending indices, u8 [H, W, 3]."""
+
+
+def _opened(path: Path, spec: VideoSpec) -> tuple[np.ndarray, float, Read]:
+    """(f64 [N] when each frame is shown, when the last one ends, how to read frames)."""
     _check_whole(path, spec.uri)
+    if images.is_animation(path):
+        times_s, end_s = images.animation_times(path)
+        return times_s, end_s, lambda indices: images.animation_frames(path, indices)
+    found = av_reader.probe(path, spec.uri)
+
+    def read(indices: Sequence[int]) -> Iterable[np.ndarray]:
+        fast = None if found.why_not_fast else decord_reader.read(path, spec.uri, found.times_s, indices)
+        frames = av_reader.read(path, spec.uri, found, indices) if fast is None else fast
+        return frames if found.aspect == 1.0 else (_square(frame, found.aspect) for frame in frames)
+
+    return found.times_s, found.end_s, read
+
+
+def _decode_video(path: Path, spec: VideoSpec) -> Clip:
+    times_s, end_s, read = _opened(path, spec)
     file_digest = _digest_file(path)
-    reader = _open(path, spec.uri)
-    times_s, end_s = _frame_times(reader, spec.uri)
     indices, spacing_s = select_frames(times_s, end_s, spec)
-    try:
-        frames = _read_resized(reader, indices, spec)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise ClipError(spec.uri, "corrupt", f"decoding failed: {_first_line(error)}") from error
-    return _clip("video", spec, file_digest, frames, times_s[indices], spacing_s, end_s)
-
-
-def _check_whole(path: Path, uri: str) -> None:
-    """Raises ClipError for a file that ends early; pipes and devices cannot be checked."""
-    if not path.is_file():
-        return
-    if path.stat().st_size == 0:
-        raise ClipError(uri, "empty", "the file has 0 bytes")
-    problem = shortfall(path)
-    if problem:
-        raise ClipError(uri, "truncated", problem)
-
-
-def _open(path: Path, uri: str) -> decord.VideoReader:
-    try:
-        return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    except (decord.DECORDError, RuntimeError) as error:
-        message = _first_line(error)
-        if "cannot find video stream" not in str(error):
-            raise ClipError(uri, "corrupt", f"no decoder can open it: {message}") from error
-        if _has_sound(path):
-            raise ClipError(uri, "audio_only", "the file has sound and no video stream") from error
-        raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound") from error
-
-
-def _has_sound(path: Path) -> bool:
-    try:
-        decord.AudioReader(str(path))
-    except (decord.DECORDError, RuntimeError):
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    """decord's message without its clock times, source lines and stack trace."""
-    lines = [line for line in _DECORD_PREFIX.sub("", str(error)).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
-
-
-def _frame_times(reader: decord.VideoReader, uri: str) -> tuple[np.ndarray, float]:
-    """(f64 [N] presentation times, end of the last frame), seconds, as the file says: never index / fps."""
-    if len(reader) == 0:
-        raise ClipError(uri, "zero_length", "the video stream has no frames")
-    spans = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)
-    # decord hands out float32: without rounding, 6 s of video can be 5.9999998 s and lose a frame
-    times_s, end_s = np.round(spans[:, 0], 6), round(float(spans[-1, 1]), 6)
-    backwards = np.flatnonzero(~(np.diff(times_s) >= 0))
-    if backwards.size or not np.isfinite(end_s):
-        at = int(backwards[0]) + 1 if backwards.size else len(times_s) - 1
-        raise ClipError(uri, "corrupt", f"presentation times do not ascend at frame {at}")
-    return times_s, max(end_s, float(times_s[-1]))
-
-
-def _read_resized(reader: decord.VideoReader, indices: np.ndarray, spec: VideoSpec) -> np.ndarray:
     distinct, places = np.unique(indices, return_inverse=True)
     resized: list[np.ndarray] = []
     size: tuple[int, int] | None = None
-    for start in range(0, distinct.size, FRAMES_AT_ONCE):
-        batch = reader.get_batch(distinct[start : start + FRAMES_AT_ONCE].tolist()).asnumpy()
-        size = size or _size_of(spec, batch.shape[1], batch.shape[2], indices.size)
-        resized += [_resize(Image.fromarray(frame), size) for frame in batch]
-    return np.stack(resized)[places]
+    for frame in read(distinct.tolist()):
+        size = size or _size_of(spec, frame.shape[0], frame.shape[1], indices.size)
+        resized.append(_resize(Image.fromarray(frame), size))
+    return _clip("video", spec, file_digest, np.stack(resized)[places], times_s[indices], spacing_s, end_s)
+
+
+def _check_whole(path: Path, uri: str) -> None:
+    """Raises ClipError for a file that ends early."""
+    if path.stat().st_size == 0:
+        raise ClipError(uri, "empty", "the file has 0 bytes")
+    if problem := shortfall(path):
+        raise ClipError(uri, "truncated", problem)
+
+
+def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
+    """The frame as a player shows it, whose pixels are `aspect` times as wide as high."""
+    height, width, _ = frame.shape
+    return _resize(Image.fromarray(frame), (height, max(1, round(width * aspect))))
 
 
 def _size_of(spec: VideoSpec, height: int, width: int, num_frames: int) -> tuple[int, int]:
@@ -175,17 +148,25 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
-    """A folder of frame images, in the order of their names, `spec.fps` of them a second."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    """A folder of frame images, in the order of the numbers in their names, `spec.fps` of them a second."""
+    files = images.files_of_folder(folder)
     if not files:
-        raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
     indices, spacing_s = select_from_folder(len(files), spec)
     chosen = [files[index] for index in indices]
     digest = _digest_text(*(f"{path.name}:{_digest_file(path)}" for path in chosen))
-    images = [_open_image(path) for path in chosen]
-    size = _size_of(spec, images[0].height, images[0].width, len(images))
-    frames = np.stack([_resize(image, size) for image in images])
-    return _clip("video", spec, digest, frames, indices / spec.fps, spacing_s, len(files) / spec.fps)
+    resized: list[np.ndarray] = []
+    size: tuple[int, int] | None = None
+    for path in chosen:  # one at a time: a folder of small files may hold large pictures
+        image = _open_image(path)
+        size = size or _size_of(spec, image.height, image.width, len(chosen))
+        resized.append(_resize(image, size))
+    return _clip("video", spec, digest, np.stack(resized), indices / spec.fps, spacing_s, len(files) / spec.fps)
+
+
+def _open_image(path: Path) -> Image.Image:
+    _check_whole(path, str(path))
+    return images.open_image(path)
 
 
 def _decode_image(path: Path, spec: ImageSpec) -> Clip:
@@ -195,18 +176,6 @@ def _decode_image(path: Path, spec: ImageSpec) -> Clip:
     except ValueError as error:
         raise ClipError(spec.uri, "corrupt", str(error)) from error
     return _clip("image", spec, _digest_file(path), _resize(image, size)[None], np.zeros(1), 0.0, 0.0)
-
-
-def _open_image(path: Path) -> Image.Image:
-    _check_whole(path, str(path))
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ClipError(str(path), "corrupt", "not an image that Pillow knows") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        is_cut = "truncated" in str(error)
-        raise ClipError(str(path), "truncated" if is_cut else "corrupt", _first_line(error)) from error
 
 
 def _clip(

@@ -1,0 +1,222 @@
+"""Video files through FFmpeg's libraries: when each frame is shown, and the frames. Only here is av imported.
+
+Times are a player's: presentation time minus the container's start, edit lists applied. Every frame that is handed out
+has the presentation time that was asked for.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from rlsys.data.video.errors import ClipError
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
+    "h264,hevc,m4v,av1,obu,wav,mp3,aac,flac"
+)
+"""Containers that are opened. Playlists (hls, concat, dash) are not: they make the reader open other files."""
+OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+INDEXED = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"))
+"""Containers whose packets carry presentation times and which are searched by them reliably."""
+FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
+FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
+DECODERS = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}
+MAX_PIXELS = 64_000_000
+"""Of a frame or image, more than 8K video has; one of them takes 192 MB as RGB."""
+MAX_SECONDS = 1e7
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Probe:
+    """When a file's frames are shown, from its headers and packets alone.
+
+    times_s: f64 [N], increasing, seconds.  end_s: when the last frame ends.  pts: i64 [N], the same in the stream's
+    units.  keys: i64 [K], pts of the frames that decoding can start from; empty where that is not to be relied on.
+    aspect: width of a pixel divided by its height.  why_not_fast: why decord is not to be trusted with the file, or "".
+    """
+
+    times_s: np.ndarray
+    end_s: float
+    pts: np.ndarray
+    keys: np.ndarray
+    height: int
+    width: int
+    aspect: float
+    why_not_fast: str
+
+
+@contextmanager
+def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
+    """Open a file as (container, video stream). Raises ClipError, also for what FFmpeg reports while it is open."""
+    try:
+        with av.open(str(path), options=OPTIONS, metadata_errors="ignore") as container:
+            streams = [one for one in container.streams.video if not one.disposition & _attached()]
+            if not streams:
+                if container.streams.audio:
+                    raise ClipError(uri, "audio_only", "the file has sound and no video stream")
+                raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
+            stream = streams[0]
+            stream.codec_context.thread_count = 1  # decoders run side by side, one core each
+            _require_size(stream.codec_context.height, stream.codec_context.width, uri)
+            yield container, stream
+    except FFmpegError as error:
+        raise ClipError(uri, "corrupt", f"decoding failed: {_said(error)}") from error
+
+
+def _attached() -> Any:
+    return av.stream.Disposition.attached_pic
+
+
+def _require_size(height: int, width: int, uri: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise ClipError(uri, "too_large", f"{width} x {height} pixels, the most is {MAX_PIXELS}")
+
+
+def probe(path: Path, uri: str) -> Probe:
+    """Read when the frames of a file are shown; frames are decoded only where packets do not say it."""
+    with opened(path, uri) as (container, stream):
+        every = [one for one in container.demux(stream) if one.size]
+        packets = [one for one in every if not one.is_discard]
+        is_indexed = container.format.name in INDEXED and all(one.pts is not None for one in packets)
+        if is_indexed and packets:
+            keys = [one.pts for one in packets if one.is_keyframe]
+            shown = [(one.pts, one.duration or 0) for one in packets]
+            why = _why_not_fast(container, stream, packets, len(every) - len(packets))
+        else:
+            keys, why = [], f"{container.format.name} is not searched reliably"
+            shown = _decoded_times(path, uri)
+        return _probed(container, stream, uri, shown, keys, why)
+
+
+def _why_not_fast(container: Any, stream: Any, packets: Sequence[Any], num_discarded: int) -> str:
+    """Why decord, which counts frames and seeks by keyframes, may show others than those asked for."""
+    codec = DECODERS.get(stream.codec_context.name, stream.codec_context.name)
+    pts = [one.pts for one in packets]
+    if codec not in FAST_CODECS:
+        return f"codec {codec}"
+    if stream.codec_context.pix_fmt not in FAST_PIXELS:
+        return f"pixel format {stream.codec_context.pix_fmt}"
+    if num_discarded:
+        return "an edit list"
+    if len(set(pts)) != len(pts):
+        return "frames of one time"
+    if abs(min(pts) * stream.time_base - _start_s(container)) > Fraction(1, 1000):
+        return "pictures that start behind the sound"
+    if codec == "mpeg4" and pts != sorted(pts):
+        return "MPEG-4 with B-frames"
+    if not packets[0].is_keyframe or not _are_groups_closed(packets):
+        return "open groups of pictures"
+    if _aspect(stream) != 1.0:
+        return "pixels that are not square"
+    return ""
+
+
+def _are_groups_closed(packets: Sequence[Any]) -> bool:
+    """Whether no frame that is decoded behind a keyframe is shown before it, so that decoding can start there."""
+    earliest = None
+    for one in reversed(packets):
+        earliest = one.pts if earliest is None else min(earliest, one.pts)
+        if one.is_keyframe and earliest < one.pts:
+            return False
+    return True
+
+
+def _decoded_times(path: Path, uri: str) -> list[tuple[int, int]]:
+    with opened(path, uri) as (container, stream):
+        shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
+        if any(pts is None for pts, _ in shown):
+            rate = stream.average_rate or stream.guessed_rate
+            if not rate:
+                raise ClipError(uri, "corrupt", "its frames carry no times and the file names no frame rate")
+            step = int(1 / (rate * stream.time_base))
+            return [(index * step, step) for index in range(len(shown))]
+        return shown
+
+
+def _probed(
+    container: Any, stream: Any, uri: str, shown: Sequence[tuple[int, int]], keys: Sequence[int], why: str
+) -> Probe:
+    if not shown:
+        raise ClipError(uri, "zero_length", "the video stream has no frames")
+    durations = dict(shown)
+    pts = np.array(sorted(durations), dtype=np.int64)
+    unit = stream.time_base
+    # AVI counts frames: the first is shown at the start, whatever number the decoder's delay gave it
+    start = pts[0] * unit if container.format.name == "avi" else _start_s(container)
+    times_s = np.array([float(int(one) * unit - start) for one in pts])
+    last_s = float((durations[int(pts[-1])] or _usual_step(pts)) * unit)
+    end_s = float(times_s[-1]) + (last_s or (1 / float(stream.average_rate) if stream.average_rate else 0.0))
+    if not (np.isfinite(times_s).all() and times_s[0] >= -0.001 and end_s < MAX_SECONDS):
+        raise ClipError(uri, "corrupt", f"its frames have times from {times_s[0]:g} to {end_s:g} s")
+    context = stream.codec_context
+    return Probe(
+        times_s=np.round(np.maximum(times_s, 0.0), 6),
+        end_s=round(end_s, 6),
+        pts=pts,
+        keys=np.array(sorted(keys), dtype=np.int64),
+        height=context.height,
+        width=context.width,
+        aspect=_aspect(stream),
+        why_not_fast=why,
+    )
+
+
+def _usual_step(pts: np.ndarray) -> int:
+    return int(np.median(np.diff(pts))) if pts.size > 1 else 0
+
+
+def _start_s(container: Any) -> Fraction:
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def _aspect(stream: Any) -> float:
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    return float(ratio) if ratio else 1.0
+
+
+def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the frames of these ascending indices, u8 [H, W, 3] as they are shown: turned upright.
+
+    Raises ClipError where the file does not have a frame of the time that its headers say.
+    """
+    wanted = [int(found.pts[index]) for index in indices]
+    with opened(path, uri) as (container, stream):
+        frames: Iterator[Any] = container.decode(stream)
+        at = -1 << 62
+        for pts in wanted:
+            key = bisect_right(found.keys, pts) - 1
+            if key >= 0 and found.keys[key] > at:  # the frames up to there need not be decoded
+                container.seek(int(found.keys[key]), stream=stream)
+                frames = container.decode(stream)
+            for frame in frames:
+                at = frame.pts if frame.pts is not None else at + 1
+                if at >= pts:
+                    break
+            if at != pts:
+                raise ClipError(uri, "corrupt", f"no frame of {float(pts * stream.time_base):.3f} s can be decoded")
+            yield upright(frame)
+
+
+def upright(frame: Any) -> np.ndarray:
+    """Return a decoded frame as u8 [H, W, 3] RGB, turned as its display matrix says; what is transparent is white."""
+    if frame.format.name in ("rgba", "bgra", "argb", "abgr", "pal8", "ya8") or frame.format.name.startswith("yuva"):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
+
+
+def _said(error: FFmpegError) -> str:
+    return (error.strerror or type(error).__name__).strip()

@@ -1,0 +1,280 @@
+"""Every container and codec shows the frames that a player shows, at a player's times: files of numbered frames."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from rlsys.data.video.av_reader import FORMATS
+from rlsys.data.video.decode import decode, plan_grid, reads_fast
+from rlsys.data.video.errors import ClipError
+from tests.support.encoding import Encoding, cut_by_edit_list, write_video
+from tests.support.video_files import cut, frames_shown, make_spec, numbered_frame, shared_data
+
+FPS, NUM = 10, 60
+B_FRAMES = {"bf": "2", "g": "12"}
+ENCODINGS: dict[str, tuple[str, Encoding]] = {
+    "h264 in mp4": ("mp4", Encoding(options={"bf": "0"})),
+    "h264 with B-frames in mp4": ("mp4", Encoding(options=B_FRAMES)),
+    "h264 with open groups in mp4": ("mp4", Encoding(options=B_FRAMES | {"x264-params": "open-gop=1:scenecut=0"})),
+    "h264 in mkv": ("mkv", Encoding(options=B_FRAMES)),
+    "h264 in mov": ("mov", Encoding(options=B_FRAMES)),
+    "h264 in ts": ("ts", Encoding(options=B_FRAMES)),
+    "h264 in flv": ("flv", Encoding(options=B_FRAMES)),
+    "h264 in avi": ("avi", Encoding(options={"bf": "0"})),
+    "h264 in 3gp": ("3gp", Encoding(options=B_FRAMES)),
+    "h264 of 10 bits": ("mp4", Encoding(pixels="yuv420p10le", options=B_FRAMES)),
+    "h264 of full chroma": ("mp4", Encoding(pixels="yuv444p", options=B_FRAMES)),
+    "hevc in mp4": ("mp4", Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=1"})),
+    "hevc in mkv": (
+        "mkv",
+        Encoding(codec="libx265", options={"x265-params": "log-level=none:open-gop=1:keyint=12:pools=1"}),
+    ),
+    "hevc of 10 bits": (
+        "mp4",
+        Encoding(codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-level=none:pools=1"}),
+    ),
+    "vp8 in webm": ("webm", Encoding(codec="libvpx", options={"g": "12"})),
+    "vp8 with hidden frames": ("webm", Encoding(codec="libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "16"})),
+    "vp9 in webm": ("webm", Encoding(codec="libvpx-vp9", options={"g": "12", "cpu-used": "8", "deadline": "realtime"})),
+    "vp9 with hidden frames": (
+        "webm",
+        Encoding(codec="libvpx-vp9", options={"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}),
+    ),
+    "av1 in mp4": ("mp4", Encoding(codec="libsvtav1", options={"preset": "12", "g": "12"})),
+    "av1 in webm": ("webm", Encoding(codec="libsvtav1", options={"preset": "12"})),
+    "mpeg2 in mpg": ("mpg", Encoding(codec="mpeg2video", fps=25, options=B_FRAMES)),
+    "mpeg2 in ts": ("ts", Encoding(codec="mpeg2video", fps=25, options=B_FRAMES)),
+    "mpeg1 in mpg": ("mpg", Encoding(codec="mpeg1video", fps=25, options=B_FRAMES)),
+    "mpeg4 in mp4": ("mp4", Encoding(codec="mpeg4", options={"g": "12"})),
+    "mpeg4 with B-frames in mp4": ("mp4", Encoding(codec="mpeg4", options=B_FRAMES)),
+    "mpeg4 with B-frames in avi": ("avi", Encoding(codec="mpeg4", options=B_FRAMES)),
+    "mpeg4 with B-frames in mkv": ("mkv", Encoding(codec="mpeg4", options=B_FRAMES)),
+    "prores in mov": ("mov", Encoding(codec="prores_ks", pixels="yuv422p10le")),
+    "prores with transparency": ("mov", Encoding(codec="prores_ks", pixels="yuva444p10le", options={"profile": "4"})),
+    "wmv2 in wmv": ("wmv", Encoding(codec="wmv2")),
+    "sorenson in flv": ("flv", Encoding(codec="flv")),
+    "msmpeg4 in avi": ("avi", Encoding(codec="msmpeg4v2")),
+    "mjpeg in avi": ("avi", Encoding(codec="mjpeg", pixels="yuvj420p")),
+    "ffv1 in mkv": ("mkv", Encoding(codec="ffv1")),
+    "png in mov": ("mov", Encoding(codec="png", pixels="rgb24")),
+    "gif": ("gif", Encoding(codec="gif", pixels="rgb8")),
+    "apng": ("apng", Encoding(codec="apng", pixels="rgb24")),
+    "webp": ("webp", Encoding(codec="libwebp_anim", pixels="yuv420p")),
+    "odd sizes": ("mp4", Encoding(options=B_FRAMES, pixels="yuv444p")),
+    "wide pixels": ("mp4", Encoding(options=B_FRAMES, aspect=Fraction(7, 4))),
+}
+
+
+def numbered(num: int = NUM, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    return np.array([numbered_frame(index, size) for index in range(num)])
+
+
+def written(tmp_path: Path, name: str, num: int = NUM) -> tuple[Path, Encoding]:
+    suffix, how = ENCODINGS[name]
+    frames = numbered(num)[:, :47, :63] if name == "odd sizes" else numbered(num)
+    return write_video(tmp_path / f"clip.{suffix}", frames, how), how
+
+
+def shown(path: Path, **changes: object) -> tuple[list[int], list[float]]:
+    clip = decode(make_spec(path, **({"fps": 2.0} | changes)))
+    return frames_shown(clip.frames), clip.info.times_s.tolist()
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_frames_shown_are_those_of_their_times(tmp_path: Path, name: str) -> None:
+    path, how = written(tmp_path, name)
+    numbers, times_s = shown(path, fps=how.fps / 5)
+    assert numbers == [5 * index for index in range(12)]
+    assert np.allclose(times_s, np.array(numbers) / how.fps, atol=2e-3)
+    spec = make_spec(path, fps=how.fps / 5)
+    assert plan_grid(spec) == decode(spec).info.grid_thw
+    # a part from the middle, which is searched for where the file allows it
+    start_s = 40 / how.fps
+    part, _ = shown(path, fps=how.fps / 2, window_s=(start_s, start_s + 16 / how.fps))
+    assert part == list(range(40, 56, 2))
+
+
+@pytest.mark.parametrize("name", ["h264 in mp4", "h264 with B-frames in mp4", "hevc in mp4", "mpeg4 in mp4"])
+@pytest.mark.parametrize("first", [7, 25])
+def test_a_file_that_an_edit_list_cuts_starts_with_its_first_visible_frame(
+    tmp_path: Path, name: str, first: int
+) -> None:
+    path, how = written(tmp_path, name)
+    numbers, times_s = shown(cut_by_edit_list(path, tmp_path / "cut.mp4", first / FPS))
+    assert times_s[0] == 0.0 and numbers[0] == first
+    assert np.allclose(np.array(numbers) - first, np.array(times_s) * how.fps, atol=0.02)
+
+
+def test_pictures_that_start_behind_the_sound_keep_their_times(tmp_path: Path) -> None:
+    late = Encoding(options=B_FRAMES, has_sound=True, times=[15 + index for index in range(NUM)])
+    numbers, times_s = shown(write_video(tmp_path / "late.mp4", numbered(), late))
+    assert times_s[0] == pytest.approx(1.5, abs=0.03) and numbers[0] == 0
+    assert np.allclose(np.array(numbers) / FPS + 1.5, times_s, atol=0.03)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
+def test_variable_rates_and_gaps_show_a_frame_for_as_long_as_it_is_on_screen(tmp_path: Path, suffix: str) -> None:
+    times = [0, 1, 2, 30, 31, 32, 33, 58, 59, 60]
+    how = Encoding(codec="libvpx" if suffix == "webm" else "libx264", options={"g": "4"}, times=times)
+    clip = decode(make_spec(write_video(tmp_path / f"vfr.{suffix}", numbered(len(times)), how)))
+    numbers, spacing_s = frames_shown(clip.frames), clip.info.second_per_grid_s / 2
+    starts_s = np.arange(len(numbers)) * spacing_s + 0.049
+    assert numbers == [max(index for index, at in enumerate(times) if at / FPS <= start) for start in starts_s]
+    assert np.allclose(clip.info.times_s, np.array(times)[numbers] / FPS, atol=2e-3)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_turned_picture_is_upright(tmp_path: Path, rotation: int) -> None:
+    frames = np.zeros((20, 64, 96, 3), np.uint8)
+    frames[:, :32, :32] = 255  # a bright corner, top left as it is stored
+    path = write_video(tmp_path / "turned.mp4", frames, Encoding(rotation=rotation))
+    picture = decode(make_spec(path)).frames[0].mean(axis=2)
+    upright = np.rot90(frames[0].mean(axis=2), rotation // 90)
+    assert (picture.shape[0] > picture.shape[1]) == (upright.shape[0] > upright.shape[1])
+    rows, columns = (upright.shape[0] // 2, upright.shape[1] // 2)
+    corner = np.unravel_index(
+        np.argmax([[upright[r * rows :, c * columns :][:8, :8].mean() for c in (0, 1)] for r in (0, 1)]), (2, 2)
+    )
+    half = (picture.shape[0] // 2, picture.shape[1] // 2)
+    quarters = [[picture[r * half[0] :, c * half[1] :][: half[0], : half[1]].mean() for c in (0, 1)] for r in (0, 1)]
+    found = [
+        [upright[r * rows : (r + 1) * rows, c * columns : (c + 1) * columns].mean() for c in (0, 1)] for r in (0, 1)
+    ]
+    assert np.argmax(quarters) == np.argmax(found), corner
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    frames = np.zeros((20, 56, 56, 4), np.uint8)
+    frames[:, 10:46, 10:46, 3] = 255  # a black square on nothing
+    path = write_video(tmp_path / "alpha.mov", frames, Encoding(codec="png", pixels="rgba"))
+    picture = decode(make_spec(path)).frames[0]
+    assert picture[28, 28].max() < 10 and picture[2, 2].min() > 245
+
+
+@pytest.mark.parametrize("name", ["h264 in mp4", "vp8 in webm", "gif", "hevc in mp4", "mpeg2 in ts"])
+def test_one_frame_is_too_few_and_says_so(tmp_path: Path, name: str) -> None:
+    path, _ = written(tmp_path, name, num=1)
+    with pytest.raises(ClipError, match="at least 2 are needed"):
+        decode(make_spec(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["h264 with B-frames in mp4", "hevc in mkv", "vp9 in webm", "h264 in ts", "mpeg2 in mpg", "wmv2 in wmv"]
+)
+def test_a_truncated_file_is_refused_or_shows_what_is_there_at_its_times(tmp_path: Path, name: str) -> None:
+    path, how = written(tmp_path, name)
+    for tenth in range(1, 10):
+        part = cut(path, tmp_path / f"cut{tenth}{path.suffix}", tenth / 10)
+        try:
+            clip = decode(make_spec(part, fps=how.fps / 5))
+        except ClipError:
+            continue
+        numbers = frames_shown(clip.frames)
+        assert np.allclose(np.array(numbers) / how.fps, clip.info.times_s, atol=2e-3), tenth
+
+
+def test_decord_reads_what_it_reads_right_and_nothing_else(tmp_path: Path) -> None:
+    fast = {name for name in ENCODINGS if not reads_fast(written(tmp_path, name)[0])}
+    assert {
+        "h264 in mp4",
+        "h264 with B-frames in mp4",
+        "h264 in mkv",
+        "vp8 in webm",
+        "vp9 in webm",
+        "mpeg4 in mp4",
+    } <= fast
+    for never in ("hevc", "ts", "avi", "av1", "open groups", "10 bits", "wide", "gif", "wmv", "mpg", "mpeg4 with B"):
+        assert not [name for name in fast if never in name], never
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{other}\n#EXT-X-ENDLIST\n", "corrupt"),
+        ("ffconcat version 1.0\nfile {other}\n", "corrupt"),
+        ("<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static'></MPD>", "corrupt"),
+    ],
+)
+def test_a_playlist_never_opens_another_file(tmp_path: Path, text: str, kind: str) -> None:
+    other = write_video(tmp_path / "secret.ts", numbered(20), Encoding())
+    (tmp_path / "list.mp4").write_text(text.format(other=other))
+    with pytest.raises(ClipError) as caught:
+        decode(make_spec(tmp_path / "list.mp4"))
+    assert caught.value.kind == kind
+    assert not {"hls", "concat", "dash", "image2", "lavfi"} & set(FORMATS.split(","))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for look in (decode, plan_grid):
+        with pytest.raises(ClipError, match="pipe"):
+            look(make_spec(tmp_path / "pipe.mp4"))
+
+
+def test_more_pixels_than_8k_are_refused_before_a_frame_is_decoded(tmp_path: Path) -> None:
+    frames = np.zeros((1, 8192, 8192, 3), np.uint8)
+    path = write_video(
+        tmp_path / "huge.mp4", frames, Encoding(codec="mjpeg", pixels="yuvj420p", options={"qmin": "31", "qmax": "31"})
+    )
+    with pytest.raises(ClipError, match="8192 x 8192 pixels"):
+        decode(make_spec(path))
+
+
+@pytest.mark.parametrize("size", range(12))
+def test_files_of_a_few_bytes_are_bad_clips(tmp_path: Path, size: int) -> None:
+    for start in (b"RIFF\x10\0\0\0AVI ", b"\0\0\0\x18ftypmp42", b"\x1aE\xdf\xa3\x01\0\0\0\0\0\0\0"):
+        (tmp_path / "few.mp4").write_bytes(start[:size])
+        with pytest.raises(ClipError):
+            decode(make_spec(tmp_path / "few.mp4"))
+
+
+# --- files that were reported, where the shared data are; the same kinds are above ---
+
+REPORTED = {
+    "cut.mp4": (175, 25, 20.08),
+    "hang.mp4": (175, 25, 3.08),
+    "xvid.avi": (0, 25, 40.0),
+    "h264.avi": (0, 25, 40.0),
+    "ps.mpg": (0, 25, 40.0),
+    "hevc.mkv": (0, 25, 40.0),
+    "h264.ts": (0, 25, 40.0),
+    "av1.mp4": (0, 25, 12.0),
+}
+
+
+def block_number(frame: np.ndarray) -> int:
+    """The number that a 4 x 4 grid of bright and dark blocks shows, bit k in block k."""
+    side = frame.shape[0] // 4
+    blocks = frame[: side * 4, : side * 4].mean(axis=2).reshape(4, side, 4, side).mean(axis=(1, 3)).ravel()
+    return int(((blocks > 125) << np.arange(16)).sum())
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_reported_files_show_the_frames_of_their_times(name: str) -> None:
+    first, fps, end_s = REPORTED[name]
+    path = shared_data("cases", "video", name)
+    clip = decode(make_spec(path, fps=1.0, max_frames=16, max_pixels=224 * 224))
+    numbers = np.array([block_number(frame) for frame in clip.frames])
+    assert np.allclose((numbers - first) / fps, clip.info.times_s, atol=1e-3)
+    assert clip.info.times_s[0] == 0.0 and clip.info.duration_s == pytest.approx(end_s, abs=0.05)
+
+
+def test_the_reported_late_picture_starts_when_a_player_shows_it() -> None:
+    clip = decode(make_spec(shared_data("cases", "video", "delay.mp4")))
+    numbers = np.array([block_number(frame) for frame in clip.frames])
+    assert clip.info.times_s[0] == 1.5 and numbers[0] == 0
+    assert np.allclose(numbers / 25 + 1.5, clip.info.times_s, atol=1e-3)
+
+
+def test_the_reported_animation_is_a_video() -> None:
+    assert decode(make_spec(shared_data("cases", "video", "animated.gif"), fps=10.0)).frames.shape[0] == 4
+
+
+def test_the_encoders_of_this_test_are_there() -> None:
+    assert {how.codec for _, how in ENCODINGS.values()} <= av.codecs_available
