@@ -9,12 +9,13 @@ TASKS ?=
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
+.PHONY: help setup demo test test-fast lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
 	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
 	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
+	@echo "make test-fast   the tests that start no real processes: under two minutes on two cores"
 	@echo "make lint     formatting, lint rules, import contracts, types"
 	@echo "make wheel    the installable package, in dist/"
 	@echo "make format   apply formatting and the lint fixes that are safe"
@@ -33,8 +34,13 @@ demo: setup
 	$(if $(filter grounding,$(TASKS)),,$(BIN)/rlsys demo --tasks all \
 		$(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT)_all_tasks) $(ARGS))
 
+PYTEST = $(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+
 test: setup
-	$(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
+	$(PYTEST) -m "not gpu" $(ARGS)
+
+test-fast: setup
+	$(PYTEST) -m "not stack and not slow and not gpu" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,4 +1,10 @@
-"""Fixtures of all parts. Each part keeps its own in a file of `tests/support`."""
+"""Fixtures of all parts, each in a file of `tests/support`, and the marks that follow from what a test uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 
 pytest_plugins = [
     "tests.support.pace",
@@ -9,3 +15,17 @@ pytest_plugins = [
     "tests.support.rewards",
     "tests.support.judge",
 ]
+
+STARTING_FIXTURES = frozenset({"actor_cluster", "serve_cluster", "ray_head", "cluster", "judge_server", "vllm_says"})
+"""Fixtures that start Ray, engines, learner ranks or servers in processes of their own."""
+STARTING_FOLDERS = frozenset({"stack", "chaos"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start real processes, before `-m` selects."""
+    tests = Path(__file__).parent
+    for item in items:
+        fixtures = STARTING_FIXTURES & set(getattr(item, "fixturenames", ()))
+        if fixtures or item.path.relative_to(tests).parts[0] in STARTING_FOLDERS:
+            item.add_marker("stack")

@@ -148,6 +148,7 @@ def test_ruff_has_nothing_to_say(command: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_the_pure_modules_pass_the_type_checker() -> None:
     done = run("mypy")
     assert done.returncode == 0, done.stdout

@@ -41,6 +41,7 @@ def still_there(pids: Sequence[int]) -> list[psutil.Process]:
     return [process for process in running if process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.stack
 def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path: Path) -> None:
     config = {"rollout": {"num_actors": 2}, "learner": {"num_ranks": 2}, "cluster": {"object_store_mib": 100}}
     status, found, errors = probe(config, tmp_path)
@@ -56,6 +57,7 @@ def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path
     assert not still_there([process.pid for process in alive])
 
 
+@pytest.mark.stack
 def test_a_failure_keeps_the_logs_and_says_where(tmp_path: Path) -> None:
     status, found, errors = probe({"cluster": {"object_store_mib": 100}}, tmp_path, PROBE_FAILS="1")
     assert status == 1
@@ -64,6 +66,7 @@ def test_a_failure_keeps_the_logs_and_says_where(tmp_path: Path) -> None:
     shutil.rmtree(found["folder"])
 
 
+@pytest.mark.stack
 def test_attaching_sends_the_code_and_leaves_the_cluster_as_it_was(ray_head: RayHead, tmp_path: Path) -> None:
     status, found, errors = probe({"cluster": {"address": ray_head.address}}, tmp_path, **ray_head.environment)
     assert status == 0, errors
@@ -75,6 +78,7 @@ def test_attaching_sends_the_code_and_leaves_the_cluster_as_it_was(ray_head: Ray
     assert found["left_reserved"] == 0
 
 
+@pytest.mark.stack
 def test_a_run_too_big_for_the_cluster_is_refused_with_the_arithmetic(ray_head: RayHead, tmp_path: Path) -> None:
     status, _, errors = probe(
         {"rollout": {"num_actors": 20}}, tmp_path, RAY_ADDRESS=ray_head.address, **ray_head.environment

@@ -52,6 +52,7 @@ def test_other_threads_are_left_alone() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.stack
 def test_sigterm_during_rays_start_ends_with_143_and_no_stack_trace() -> None:
     code = (
         "import os, signal, threading\n"

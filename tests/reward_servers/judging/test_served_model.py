@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import httpx
@@ -25,7 +24,7 @@ def test_a_72b_model_is_spread_over_gpus_and_a_tiny_one_runs_on_cpu() -> None:
     assert model_arguments(judge, has_gpus=False)["accelerator_config"] == {"kind": "cpu"}
 
 
-@pytest.mark.skipif("RLSYS_SLOW_TESTS" not in os.environ, reason="takes minutes; RLSYS_SLOW_TESTS=1 runs it")
+@pytest.mark.slow
 def test_a_model_served_beside_the_judge_gives_typed_verdicts_behind_a_key(
     serve_cluster: Path, bench_model_dir: Path, tmp_path: Path
 ) -> None:

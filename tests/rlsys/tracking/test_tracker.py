@@ -105,6 +105,7 @@ def test_a_run_is_kept_in_the_sqlite_file_of_its_folder(folder: Path) -> None:
     assert MlflowClient(tracker.uri).get_run(tracker.run_id).info.run_name == "small"
 
 
+@pytest.mark.stack
 def test_a_run_is_kept_on_a_real_server(folder: Path, server: str) -> None:
     config = make_config(folder / "remote", uri=server, experiment="remote", run_name="first")
     check_a_small_run(record_a_small_run(config))

@@ -30,6 +30,8 @@ from tests.support.pace import patience
 from tests.support.paths import REPO
 from tests.support.tracking_server import TrackingServer
 
+pytestmark = pytest.mark.stack
+
 
 def quick() -> Patience:
     """Short pauses between attempts, and time enough at the end."""
