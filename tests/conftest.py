@@ -18,7 +18,7 @@ pytest_plugins = [
 
 STARTING_FIXTURES = frozenset({"actor_cluster", "serve_cluster", "ray_head", "cluster", "judge_server", "vllm_says"})
 """Fixtures that start Ray, engines, learner ranks or servers in processes of their own."""
-STARTING_FOLDERS = frozenset({"stack", "chaos"})
+STARTING_FOLDERS = frozenset({"stack", "chaos", "examples"})
 
 
 @pytest.hookimpl(tryfirst=True)
