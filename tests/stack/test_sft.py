@@ -27,7 +27,7 @@ from rlsys.runs.demonstrations import read_lessons
 from rlsys.runs.sft import sft
 from rlsys.runs.supervised import Demonstration, demonstration_group
 from rlsys.tasks.canonical import canonical_response
-from rlsys.tasks.table import TASKS, task_named
+from rlsys.tasks.table import TASKS, expected_answer, task_named
 from rlsys.types import Prompt, PromptItem, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
@@ -37,14 +37,13 @@ ITEMS = tuple(make_item(f"file:{row}") for row in range(3))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_true_answer_in_the_asked_form_is_read_back_as_the_truth(task: str) -> None:
+def test_a_true_answer_in_the_requested_format_is_read_back_as_the_truth(task: str) -> None:
     item = replace(make_item(truth=TRUTHS[task]), task=task)
-    text = canonical_response(item)
-    assert task_named(task).is_well_formed(text, think=False)
-    truth = task_named(task).read_truth(TRUTHS[task])
-    assert {name: repr(answer) for name, answer in task_named(task).parse(text).items()} == {
-        name: repr(answer) for name, answer in truth.items()
-    }
+    text, row = canonical_response(item), task_named(task)
+    truth = row.read_truth(TRUTHS[task])
+    expected = expected_answer(TRUTHS[task], item.options, truth)
+    assert row.is_well_formed(text, think=False, reading="strict", expected=expected)
+    assert row.parse(text, "strict", expected) == truth
 
 
 def test_rounding_leaves_something_of_the_thinnest_box_and_no_exponent_in_a_number() -> None:

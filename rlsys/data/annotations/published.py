@@ -105,7 +105,9 @@ def _table_row(label: str, video: str, row: Mapping[str, str], located: Mapping[
     if len(letters) != 1:
         problems.append(Problem(field="answer", text=f"{short(row['answer'])} is not the text of one option"))
     duration = located.get("duration")
-    duration_s = float(duration) if is_number(duration) and duration > 0 else math.inf
+    duration_s = (
+        float(duration) if isinstance(duration, int | float) and is_number(duration) and duration > 0 else math.inf
+    )
     location = located.get("location")
     values = location.get(row["qid"], []) if isinstance(location, dict) else []
     if not values:

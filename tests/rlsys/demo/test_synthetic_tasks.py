@@ -20,7 +20,7 @@ from rlsys.demo.synthetic import demonstration_text as grounding_demonstration
 from rlsys.demo.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.tasks.answers import Caption
 from rlsys.tasks.geometry import mean_box_iou
-from rlsys.tasks.table import TASKS, default_names, judged_scores
+from rlsys.tasks.table import TASKS, default_names, expected_answer, judged_scores
 from rlsys.types import PromptItem
 
 DATA = DataConfig(fps=2.0, min_frames=8, max_frames=8, min_pixels=784, max_pixels=7056)
@@ -186,7 +186,8 @@ def test_right_demonstrations_are_in_the_asked_form_and_score_full_marks(rows: l
     for task in ROWS:
         for row, item in zip(by_task(rows, task), items(rows, task), strict=True):
             text = demonstration_text(item, rng, 0.0)
-            assert TASKS[task].is_well_formed(text, think=True), text
+            expected = expected_answer(item.truth, item.options, TASKS[task].read_truth(item.truth))
+            assert TASKS[task].is_well_formed(text, think=True, reading="strict", expected=expected), text
             names = tuple(name for name in default_names(task) if name not in judged_scores(task))
             scored = rule_scores(
                 ScoreRow(rollout_id="0", task=task, text=text, truth=item.truth),
