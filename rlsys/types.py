@@ -18,12 +18,13 @@ Json = Any  # what json.loads returns; task truths have a shape of their own per
 class VideoSpec:
     """Which frames of which video a prompt shows, before anything is decoded.
 
-    uri: a video file, or a folder of frame images read in sorted order at `fps`.
+    uri: a video file, or a folder of frame images read in the order of the numbers in their names.
     fps: sampling rate in frames per second of video time.
     min_frames, max_frames: bounds on the number of frames; both even (Qwen2.5-VL merges two).
     min_pixels, max_pixels: bounds on height x width of one resized frame.
     total_pixels: bound on height x width x frames of the resized clip.
-    window_s: (start, end) in seconds of the part to read; None reads all of it.
+    window_s: (start, end) in seconds of the part to read; None reads all of it. A model sees its times from its start.
+    folder_fps: images per second of a frame folder; None takes them to be at `fps`.
     """
 
     uri: str
@@ -34,6 +35,7 @@ class VideoSpec:
     max_pixels: int
     total_pixels: int
     window_s: tuple[float, float] | None = None
+    folder_fps: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.formats import FORMATS
-from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, video_spec
+from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, rate_problems, video_spec
 from rlsys.data.annotations.published import PUBLISHED, RepeatedKeys, parse_json
 from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem, short
 from rlsys.data.annotations.vtts import with_size
@@ -224,6 +224,8 @@ def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Pat
     if medium is None:
         text = f"{row.video!r} is not in {root}; looked for {', '.join(places(row))}"
         return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
+    if medium.is_dir():
+        row = replace(row, problems=(*row.problems, *rate_problems(row, medium)))
     if row.needs_size:
         row = _sized(row, medium)
     return _checked(row), medium

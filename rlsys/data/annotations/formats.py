@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rlsys.data.annotations.rows import (
     AnnotationRow,
+    PartFields,
     Problem,
     Seconds,
     Text,
@@ -65,11 +66,12 @@ class _VidtabRow(BaseModel):
     answer: Text
 
 
-class _CaptionRow(BaseModel):
+class _CaptionRow(PartFields):
     video: Text
     caption: Text
     events: list[Text] | None = Field(default=None, min_length=1)
     question: Text = CAPTION_QUESTION
+    duration: Seconds | None = None
 
 
 def read_charades(tree: Json) -> Iterator[AnnotationRow]:
@@ -225,6 +227,7 @@ def read_captions(lines: Json) -> Iterator[AnnotationRow]:
         if (row.video, row.question) in seen:
             problems.append(Problem(field="video", text=f"{row.video!r} with the same question is there twice"))
         seen.add((row.video, row.question))
+        problems += row.part_problems()
         events = {"events": row.events} if row.events else {}
         yield AnnotationRow(
             label=label,
@@ -233,6 +236,9 @@ def read_captions(lines: Json) -> Iterator[AnnotationRow]:
             task="captioning",
             question=row.question,
             truth={"caption": row.caption, **events},
+            window_s=row.window_s,
+            fps=row.fps,
+            duration_s=row.duration,
             problems=tuple(problems),
         )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.rows import AnnotationRow
+from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec
 
+RATE_TOLERANCE = 0.05  # share by which two statements of one rate may differ
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
 IMAGE_MIN_PIXELS = 4 * 28 * 28  # VTTS, table 2: images may be smaller than frames of a video
 
@@ -45,8 +47,10 @@ def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
         return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
     if row.task == "tracking":
         fps = GOT10K_FPS if path.is_dir() else data.fps
-        return tracking_spec(str(path), data, fps, num_frames=len(row.truth))
-    return video_spec(str(path), data)
+        spec = tracking_spec(str(path), data, fps, num_frames=len(row.truth))
+        return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
+    spec = video_spec(str(path), data)
+    return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
 
 
 def video_spec(uri: str, data: DataConfig) -> VideoSpec:
@@ -73,6 +77,53 @@ def tracking_spec(uri: str, data: DataConfig, fps: float, num_frames: int = NUM_
         max_pixels=data.max_pixels,
         total_pixels=data.total_pixels,
     )
+
+
+def folder_fps(row: AnnotationRow, folder: Path) -> float | None:
+    """Return a frame folder's images per second: the row's, the folder's own, or its images over the row's duration.
+
+    None where nothing says it. A part of a folder says nothing about the whole folder's duration.
+    """
+    stated = row.fps or _own_fps(folder)
+    if stated is not None or row.duration_s is None or row.window_s is not None:
+        return stated
+    return num_images(folder) / row.duration_s or None
+
+
+def rate_problems(row: AnnotationRow, folder: Path) -> tuple[Problem, ...]:
+    """Return how the rates that a row and its frame folder give contradict each other."""
+    own, rate = _own_fps(folder), row.fps or _own_fps(folder)
+    if row.fps and own and abs(row.fps - own) > RATE_TOLERANCE * own:
+        return (Problem(field="fps", text=f"the row gives {row.fps:g}, its folder {own:g} images per second"),)
+    if rate is None or row.duration_s is None or row.window_s is not None:
+        return ()
+    count = num_images(folder)
+    # durations are rounded, and some end at the last image, others one image later
+    if abs(count - rate * row.duration_s) > max(2.0, rate, RATE_TOLERANCE * count):
+        text = f"{count} images at {rate:g} per second are {count / rate:g} s, the row gives {row.duration_s:g} s"
+        return (Problem(field="fps, duration", text=text),)
+    return ()
+
+
+def num_images(folder: Path) -> int:
+    """Return the number of images in a frame folder."""
+    from rlsys.data.video.images import files_of_folder
+
+    return len(files_of_folder(folder))
+
+
+def _own_fps(folder: Path) -> float | None:
+    """Return the number in the file `fps` or `fps.txt` of a frame folder, None where there is none."""
+    for name in ("fps", "fps.txt"):
+        file = folder / name
+        if file.is_file() and file.stat().st_size < 100:
+            try:
+                rate = float(file.read_text(encoding="utf-8"))
+            except ValueError:
+                continue
+            if 0 < rate < 1e6:
+                return rate
+    return None
 
 
 def picture_size(path: Path) -> tuple[float, float] | None:

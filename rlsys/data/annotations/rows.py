@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationError
 
 from rlsys.types import Json
 
@@ -35,7 +35,9 @@ class AnnotationRow:
 
     label: its place in the file.  video: video, frame folder or image as the file names it.  task: "" when the
     row has problems that leave it open.  needs_size: the truth's boxes are pixels of an image whose size the file
-    does not give; see `rlsys.data.annotations.vtts.with_size`.
+    does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
+    longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
+    folder.  duration_s: length that the row gives for what it is about.
     """
 
     label: str
@@ -46,6 +48,9 @@ class AnnotationRow:
     options: tuple[str, ...] = ()
     truth: Json = None
     needs_size: bool = False
+    window_s: tuple[float, float] | None = None
+    fps: float | None = None
+    duration_s: float | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -58,6 +63,38 @@ class BadLine:
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _part_names(side: str) -> tuple[str, ...]:
+    """Return the names that data sets give the start or the end of a part of a video, in seconds."""
+    bases = tuple(f"{what}_{side}" for what in ("video", "clip", "segment"))
+    return (*bases, *(f"{base}{unit}" for base in bases for unit in ("_s", "_sec", "_time")))
+
+
+class PartFields(BaseModel):
+    """Fields of a row that is about a part of a longer file, or about a folder of frames."""
+
+    video_start: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False, validation_alias=AliasChoices(*_part_names("start"))
+    )
+    video_end: Seconds | None = Field(default=None, validation_alias=AliasChoices(*_part_names("end")))
+    fps: Seconds | None = Field(default=None, validation_alias=AliasChoices("fps", "sample_fps", "frame_rate"))
+
+    @property
+    def window_s(self) -> tuple[float, float] | None:
+        """The part in seconds of the file, None for all of it or where the row contradicts itself."""
+        if self.video_end is None or self.video_end <= (self.video_start or 0.0):
+            return None
+        return self.video_start or 0.0, self.video_end
+
+    def part_problems(self) -> tuple[Problem, ...]:
+        """Return what is wrong with the part that the row names."""
+        if self.video_end is None and self.video_start:
+            return (Problem(field="video_end", text=f"video_start is {self.video_start:g} and there is no end"),)
+        if self.video_end is not None and self.window_s is None:
+            text = f"the part from {self.video_start:g} to {self.video_end:g} s does not end after it starts"
+            return (Problem(field="video_end", text=text),)
+        return ()
 
 
 def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] | None, Problem | None]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
-from rlsys.data.annotations.rows import AnnotationRow, Problem, Seconds, Text, broken_row, is_number, short
+from rlsys.data.annotations.rows import AnnotationRow, PartFields, Problem, Seconds, Text, broken_row, is_number, short
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.tasks.table import task_name
 from rlsys.types import Json
@@ -36,7 +36,7 @@ _NEEDS = {task: kinds for kinds, task in ROUTES.items()}
 _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": "answer", "caption": "caption"}
 
 
-class _VttsRow(BaseModel):
+class _VttsRow(PartFields):
     """Keys of other names, `think` among them, are left alone: no score reads them."""
 
     video: Text | None = None
@@ -81,7 +81,7 @@ class _RowAnswer:
 
 def read_vtts(lines: Json) -> Iterator[AnnotationRow]:
     """Lines of `{video or image, question, options?, think?, clue?, answer?, caption?, events?, task?, duration?,
-    width?, height?}`.
+    width?, height?, video_start?, video_end?, fps?}`.
 
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
@@ -115,11 +115,15 @@ def with_size(row: AnnotationRow, size: Size) -> AnnotationRow:
 
 def _routed(label: str, row: _VttsRow) -> AnnotationRow:
     size = (row.width, row.height) if row.width and row.height else None
-    clue = Clue() if row.clue is None else read_clue(row.clue, row.duration, size)
+    duration_s = row.duration
+    if row.window_s is not None:
+        length_s = row.window_s[1] - row.window_s[0]
+        duration_s = min(row.duration or length_s, length_s)  # it may be the whole file's
+    clue = Clue() if row.clue is None else read_clue(row.clue, duration_s, size)
     answer = _read_answer(row)
     kinds = frozenset({answer.kind, *clue.kinds, "caption" if row.caption else ""} - {""})
     task, routing = _task(row, kinds)
-    problems = [*_medium_problems(row, clue), *clue.problems, *answer.problems, *routing]
+    problems = [*_medium_problems(row, clue), *row.part_problems(), *clue.problems, *answer.problems, *routing]
     if not row.question.strip() and task != "captioning":
         problems.append(Problem(field="question", text="a question is expected"))
     if task in ("temporal_grounding", "spatiotemporal_grounding") and len(clue.periods) > 1:
@@ -135,6 +139,9 @@ def _routed(label: str, row: _VttsRow) -> AnnotationRow:
         options=tuple(option.text if answer.kind == "phrase" else str(option) for option in answer.options),
         truth=_truth(task, row, answer, clue, size) if is_whole else None,
         needs_size=is_whole and not clue.is_normalised and size is None,
+        window_s=row.window_s,
+        fps=row.fps,
+        duration_s=row.duration,
         problems=tuple(problems),
     )
 

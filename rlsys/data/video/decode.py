@@ -19,6 +19,7 @@ from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
     PATCH,
     TEMPORAL_PATCH,
+    folder_rate,
     frame_size,
     select_frames,
     select_from_folder,
@@ -148,7 +149,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
-    """A folder of frame images, in the order of the numbers in their names, `spec.fps` of them a second."""
+    """A folder of frame images, in the order of the numbers in their names."""
     files = images.files_of_folder(folder)
     if not files:
         raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
@@ -161,7 +162,8 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
         image = _open_image(path)
         size = size or _size_of(spec, image.height, image.width, len(chosen))
         resized.append(_resize(image, size))
-    return _clip("video", spec, digest, np.stack(resized), indices / spec.fps, spacing_s, len(files) / spec.fps)
+    rate = folder_rate(spec)
+    return _clip("video", spec, digest, np.stack(resized), indices / rate, spacing_s, len(files) / rate)
 
 
 def _open_image(path: Path) -> Image.Image:

@@ -61,19 +61,25 @@ def select_from_folder(num_images: int, spec: VideoSpec) -> tuple[np.ndarray, fl
     """The images to show of a frame folder, evenly spaced with the first and the last among them.
 
     Both ends belong to it because tracking annotations give boxes at both ends. The folder's frames follow
-    each other at `spec.fps`; all are shown unless that is more than the spec's bounds allow.
+    each other at `spec.folder_fps`; without one all are shown unless that is more than the spec's bounds allow.
     Returns (indices i64 [n], mean spacing of the chosen images in seconds).
     """
+    rate = folder_rate(spec)
     first, stop = 0, num_images
     if spec.window_s is not None:
-        first = max(0, math.ceil(spec.window_s[0] * spec.fps - 1e-6))
-        stop = min(num_images, math.ceil(spec.window_s[1] * spec.fps - 1e-6))
+        first = max(0, math.ceil(spec.window_s[0] * rate - 1e-6))
+        stop = min(num_images, math.ceil(spec.window_s[1] * rate - 1e-6))
     available = stop - first
     if available < TEMPORAL_PATCH:
         raise _too_few(spec, f"{max(available, 0)} image(s) to show")
-    num_frames = count_frames(available, available, spec)
+    num_frames = count_frames(math.floor(available / rate * spec.fps + 1e-6), available, spec)
     indices = first + np.round(np.linspace(0, available - 1, num_frames)).astype(np.int64)
-    return indices, float(indices[-1] - indices[0]) / (num_frames - 1) / spec.fps
+    return indices, float(indices[-1] - indices[0]) / (num_frames - 1) / rate
+
+
+def folder_rate(spec: VideoSpec) -> float:
+    """Return the images per second of a frame folder."""
+    return spec.folder_fps or spec.fps
 
 
 def _too_few(spec: VideoSpec, found: str) -> ClipError:

@@ -1,0 +1,105 @@
+"""Rows about a part of a longer file, and the rate of a folder of frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rlsys.config.run import DataConfig
+from rlsys.data.annotations.annotations import Annotations, load_annotations
+from rlsys.data.video.decode import decode
+from rlsys.types import Json, VideoSpec
+from tests.support.video_files import frames_shown, make_video, numbered_frame
+
+BUDGETS = dict(fps=2.0, min_pixels=28 * 28, max_pixels=112 * 112)
+
+
+def load(folder: Path, row: dict[str, Json], format: str = "vtts") -> Annotations:
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    return load_annotations(path, videos=folder, data=DataConfig(format=format, **BUDGETS))
+
+
+def frame_folder(folder: Path, num: int) -> Path:
+    folder.mkdir()
+    for index in range(num):
+        Image.fromarray(numbered_frame(index)).save(folder / f"{index}.png")
+    return folder
+
+
+def spec_of(loaded: Annotations) -> VideoSpec:
+    assert loaded.dirty == ()
+    spec = loaded.items[0].media[0]
+    assert isinstance(spec, VideoSpec)
+    return spec
+
+
+@pytest.mark.parametrize(
+    "names", [("video_start", "video_end"), ("clip_start_s", "clip_end_s"), ("segment_start",) * 2]
+)
+def test_a_part_is_shown_alone_and_the_truth_counts_from_its_start(tmp_path: Path, names: tuple[str, str]) -> None:
+    make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
+    start, end = names[0], names[1].replace("start", "end")
+    loaded = load(tmp_path, {"video": "long.mp4", start: 2.0, end: 5.0, "question": "when?", "clue": [0.5, 2.5]})
+    clip = decode(spec_of(loaded))
+    assert frames_shown(clip.frames) == [20, 25, 30, 35, 40, 45]
+    # step k of the grid is shown to the model at k times this, from 0: 0.5 s of the truth is the part's second frame
+    assert clip.info.second_per_grid_s == 1.0
+    assert loaded.items[0].truth == [0.5, 2.5]
+
+
+def test_a_truth_in_the_time_of_the_whole_file_is_outside_its_part(tmp_path: Path) -> None:
+    make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
+    row = {"video": "long.mp4", "video_start": 3.0, "video_end": 5.0, "duration": 6.0, "question": "?", "clue": [3, 4]}
+    assert "outside the clip of 2 s" in load(tmp_path, row).dirty[0].problem
+
+
+@pytest.mark.parametrize("part", [{"video_start": 3.0}, {"video_start": 3.0, "video_end": 3.0}, {"video_start": -1.0}])
+def test_a_part_without_an_end_or_that_ends_before_it_starts_is_a_dirty_row(tmp_path: Path, part: dict) -> None:
+    make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
+    loaded = load(tmp_path, {"video": "long.mp4", "question": "?", "clue": [0, 1], **part})
+    assert loaded.items == () and "video_" in loaded.dirty[0].field
+
+
+def test_captions_may_be_about_a_part(tmp_path: Path) -> None:
+    make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
+    row = {"video": "long.mp4", "caption": "bars", "video_start": 1, "video_end": 4}
+    assert spec_of(load(tmp_path, row, "captions")).window_s == (1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "own", "rate"),
+    [
+        ({"duration": 24.0}, None, 1.0),
+        ({"fps": 4.0}, None, 4.0),
+        ({}, "8", 8.0),
+        ({"fps": 4.0, "duration": 6.0}, "4.0\n", 4.0),
+        ({}, None, 2.0),  # nothing says it: data.fps
+    ],
+)
+def test_a_folders_rate_is_the_rows_or_its_own(tmp_path: Path, row: dict, own: str | None, rate: float) -> None:
+    folder = frame_folder(tmp_path / "frames", 24)
+    if own is not None:
+        (folder / "fps.txt").write_text(own)
+    spec = spec_of(load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], **row}))
+    clip = decode(spec)
+    assert clip.info.duration_s == pytest.approx(24 / rate)
+    # no more than data.fps of them a second are shown, at the times of the folder
+    numbers = frames_shown(clip.frames)
+    assert len(numbers) == min(24, round(24 / rate * 2))
+    assert clip.info.times_s == pytest.approx([number / rate for number in numbers])
+    assert numbers[0] == 0 and numbers[-1] == 23
+
+
+@pytest.mark.parametrize(
+    ("row", "own"), [({"fps": 4.0, "duration": 24.0}, None), ({"fps": 4.0}, "8"), ({"duration": 24.0}, "8")]
+)
+def test_rates_that_contradict_each_other_are_a_dirty_row(tmp_path: Path, row: dict, own: str | None) -> None:
+    folder = frame_folder(tmp_path / "frames", 24)
+    if own is not None:
+        (folder / "fps").write_text(own)
+    loaded = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], **row})
+    assert loaded.items == () and loaded.dirty[0].field.startswith("fps")
