@@ -52,7 +52,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
             shutil.copy(source, videos)
             rows[name] = {key: value[:1] if isinstance(value, list) else value for key, value in row.items()}
     for index in range(NUM_ROWS - len(rows)):
-        make_video(videos / f"numbered{index}.mp4")
+        make_video(videos / f"numbered{index}.mp4", size=(112, 112))
         rows[f"numbered{index}"] = {"duration": 6.0, "timestamps": [[index / 2, 4.0]], "sentences": ["bars appear."]}
     annotations.write_text(json.dumps(rows))
     return Clips(annotations=annotations, videos=videos)
