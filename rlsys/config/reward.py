@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from rlsys.config.part import Part
+from rlsys.config.part import Part, expanded
+from rlsys.config.urls import check_url
 
 
 class ScoreSettings(Part):
-    """Numbers that scorers are told; they travel with every request, so one service can serve many jobs."""
+    """Numbers that scorers use; they travel with every request, so one service can serve many jobs."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # .inf is the edge of a last tier that always holds
 
     length_window_tokens: tuple[int, int] = (320, 512)
     """Fewest and most response tokens that earn `length_bonus` (Video-R1's values)."""
@@ -83,6 +86,11 @@ class JudgeConfig(Part):
     embedding_threshold: float = Field(default=0.8, gt=0, le=1)
     """Cosine similarity from which the embedding judge calls an event recalled."""
 
+    @field_validator("serve_model")
+    @classmethod
+    def _folder_is_expanded(cls, model: str | None) -> str | None:
+        return expanded(model) if model is not None and model.startswith(("~", "$")) else model
+
     @model_validator(mode="after")
     def _one_source(self) -> JudgeConfig:
         if self.urls and self.serve_model:
@@ -120,7 +128,7 @@ class RewardConfig(Part):
     scorers: dict[str, str] = {}
     """Score name -> `module:function` of your own, importable where the servers run; turn it on in `weights`."""
     settings: ScoreSettings = ScoreSettings()
-    """Numbers that scorers are told."""
+    """Numbers that scorers use."""
     judge: JudgeConfig = JudgeConfig()
     """The judge of captions and reasoning."""
     min_valid: int = Field(default=2, ge=2)
@@ -133,6 +141,13 @@ class RewardConfig(Part):
     """Share of rollouts in the window lost to trouble of the servers above which the run pauses; 1 never pauses."""
     max_pause_s: float = Field(default=3600.0, ge=0)
     """Seconds a pause may last before the run ends with an error; 0 waits for ever."""
+
+    @field_validator("url")
+    @classmethod
+    def _shows_no_secret(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_url(url, "give the token in the environment variable that reward.token_env names")
+        return url
 
     @model_validator(mode="after")
     def _replicas_agree(self) -> RewardConfig:

@@ -1,4 +1,4 @@
-"""RunConfig: everything a run can be told, checked before anything is started.
+"""RunConfig: every setting of a run, checked before anything is started.
 
 One YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
 by its meaning, its unit and what 0 or null does. Contradictions inside the config
@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rlsys.config import bundled
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
-from rlsys.config.part import Part
+from rlsys.config.part import ConfigError, Part
+from rlsys.config.reading import lay_over, read_tree
 from rlsys.config.reward import JudgeConfig, RewardConfig, ScoreSettings
+from rlsys.config.rollout import RolloutConfig
 from rlsys.config.sft import SftConfig
+from rlsys.config.tracking import TrackingConfig
+from rlsys.config.train import TrainConfig
+from rlsys.config.urls import masked
 from rlsys.config.weights import WeightsConfig, check_transport
-from rlsys.errors import UserError
 
 __all__ = [
     "AlgorithmConfig",
@@ -32,9 +36,12 @@ __all__ = [
     "LoraConfig",
     "Part",
     "RewardConfig",
+    "RolloutConfig",
     "RunConfig",
     "ScoreSettings",
     "SftConfig",
+    "TrackingConfig",
+    "TrainConfig",
     "WeightsConfig",
     "load",
     "parse",
@@ -115,70 +122,6 @@ class DataConfig(Part):
         return self
 
 
-class RolloutConfig(Part):
-    num_actors: int = Field(default=1, ge=1)
-    """Rollout actors, each with an engine of its own."""
-    group_size: int = Field(default=8, ge=1)
-    """G, responses per prompt."""
-    shuffled_group_size: int = Field(default=0, ge=0)
-    """Responses per prompt to the same frames in another order, for the score `order_contrast`; half of group_size."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling; 1 leaves it off."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """Most tokens of a response."""
-    max_num_seqs: int = Field(default=256, ge=1)
-    """Responses that one engine generates at once."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs that share one engine's weights."""
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of the GPU's memory that the engine takes; ignored on CPU."""
-    kv_cache_mib: int = Field(default=64, ge=1)
-    """Key/value cache of an engine on CPU, MiB; ignored on GPU."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of an engine on CPU."""
-    timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds one group may take before its actor counts as dead."""
-    start_timeout_s: float = Field(default=900.0, gt=0)
-    """Seconds an actor may take to load its model."""
-
-    @model_validator(mode="after")
-    def _a_group_fits_its_engine(self) -> RolloutConfig:
-        if self.group_size < 2:
-            raise ValueError(
-                f"rollout.group_size={self.group_size}: advantages need at least 2 rollouts per prompt; "
-                "set it to 2 or more (8 is usual)."
-            )
-        if self.group_size > self.max_num_seqs:
-            raise ValueError(
-                f"rollout.group_size={self.group_size} is above rollout.max_num_seqs={self.max_num_seqs}; "
-                "raise max_num_seqs."
-            )
-        if self.temperature == 0:
-            raise ValueError("rollout.temperature=0: a group of equal responses has no advantages; use 1.0.")
-        return self
-
-
-class TrainConfig(Part):
-    num_steps: int = Field(default=100, ge=1)
-    """Steps: batches learned from, each with one optimiser update unless `algorithm` says more."""
-    prompts_per_step: int = Field(default=16, ge=1)
-    """Groups per step."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """After the warm-up: stay, fall to 0 linearly, or fall to a tenth along a cosine."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay of first and second moments."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-
-
 class PipelineConfig(Part):
     max_lag: int = Field(default=0, ge=0)
     """Most steps between a rollout's weights and the step that trains on it; 0 is synchronous."""
@@ -209,21 +152,6 @@ class EvaluationConfig(Part):
     """Responses per prompt when sampling at temperature 1."""
 
 
-class TrackingConfig(Part):
-    uri: str | None = None
-    """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` where it is unset."""
-    experiment: str = "rlsys"
-    """MLflow experiment."""
-    run_name: str | None = None
-    """Name of the MLflow run; null takes the output folder's name."""
-    samples_per_step: int = Field(default=8, ge=0)
-    """Responses per step that are stored with their texts and scores; 0 stores none."""
-    log_model: bool = True
-    """Store the final model folder as an artifact."""
-    wait_s: float = Field(default=60.0, ge=0)
-    """Seconds that start and end of a run wait for a tracking server that takes nothing; a step never waits."""
-
-
 class ClusterConfig(Part):
     address: str | None = None
     """Ray address to attach to; null attaches to the cluster the process is in, else starts one on loopback."""
@@ -240,7 +168,7 @@ class ClusterConfig(Part):
 class RunConfig(Part):
     """A whole run. See `configs/` for examples."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of sampling order, generation and initialisation."""
     output_dir: Path
     """Folder for checkpoints, summary, plots and the local MLflow store; relative to the working directory."""
@@ -305,76 +233,76 @@ def _next_multiple(value: int, of: int) -> int:
     return -(-value // of) * of
 
 
-class ConfigError(UserError, ValueError):
-    """A config that cannot run; the message says which field of which file, and the remedy."""
-
-
+MAX_SHOWN = 200
+"""Characters of a wrong value that an error repeats."""
 Override = Annotated[str, "a.b=value, the value in YAML"]
 
 
 def load_services(path: Path | None, overrides: Sequence[Override] = ()) -> RunConfig:
     """A config of which only `reward` and `cluster` count: model and output folder may be missing, the file too."""
     tree = {"output_dir": ".", "model": {"path": "."}, **(_read(path) if path else {})}
-    for override in overrides:
-        _lay_over(tree, override)
-    return parse(tree, source=str(path or "overrides"))
+    return _with(tree, overrides, source=str(path or "overrides"))
 
 
 def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
-    """The config in `path` with `overrides` laid over it.
+    """The config in `path`, or the bundled one of that name, with `overrides` laid over it.
 
     Raises ConfigError naming the file and each offending field.
     """
-    tree = _read(path)
+    return _with(_read(path), overrides, source=str(path))
+
+
+def is_for_services(path: Path) -> bool:
+    """Whether the file has only the sections that reward servers read, as `configs/judge_72b.yaml` has."""
+    return set(_read(path)) <= {"reward", "cluster"}
+
+
+def _with(tree: dict[str, Any], overrides: Sequence[Override], source: str) -> RunConfig:
     for override in overrides:
-        _lay_over(tree, override)
-    return parse(tree, source=str(path))
+        lay_over(tree, override)
+    return parse(tree, source)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such config file; `configs/` has examples.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}.")
-    return tree
+    found = bundled.find(Path(path))
+    if not found.exists():
+        raise ConfigError(f"{path}: no such config file. Those that come with rlsys: {', '.join(bundled.names())}.")
+    return read_tree(found)
 
 
 def parse(tree: dict[str, Any], source: str) -> RunConfig:
     """The config that a plain mapping describes; `source` is named in errors."""
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(_without_empty_sections(tree, RunConfig))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole config)'}: {_plain(e)}" for e in error.errors()]
         raise ConfigError(f"{source}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
 
 
+def _without_empty_sections(tree: dict[str, Any], part: type[BaseModel]) -> dict[str, Any]:
+    """The tree with {} for every section of which only the name is written: comments alone are null in YAML."""
+    filled = dict(tree)
+    for name, field in part.model_fields.items():
+        kind, value = field.annotation, tree.get(name, ())
+        if isinstance(kind, type) and issubclass(kind, Part) and (value is None or isinstance(value, dict)):
+            filled[name] = _without_empty_sections(value or {}, kind)
+    return filled
+
+
 def _plain(error: Any) -> str:
+    given = _shown(error["input"])
     if error["type"] == "extra_forbidden":
-        return (
-            f"unknown key (value {error['input']!r}); check the spelling, `rlsys check-config --fields` lists all keys."
-        )
+        return f"unknown key (value {given}); check the spelling, `rlsys check-config --fields` lists all keys."
     message = error["msg"].removeprefix("Value error, ")
-    return message if error["type"] == "value_error" else f"{message} (value {error['input']!r})"
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        message += '; put it in quotes: "…"'
+    return message if error["type"] == "value_error" else f"{message} (value {given})"
 
 
-def _lay_over(tree: dict[str, Any], override: str) -> None:
-    name, separator, text = override.partition("=")
-    if not separator or not name:
-        raise ConfigError(f"override {override!r}: write it as section.key=value.")
-    *sections, key = name.split(".")
-    for section in sections:
-        child = tree.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {section} is a value, not a section.")
-        tree = child
-    try:
-        tree[key] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+def _shown(value: object) -> str:
+    """At most a line of the value, without passwords."""
+    text = masked(repr(value))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def field_lines() -> list[str]:

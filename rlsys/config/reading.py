@@ -1,0 +1,160 @@
+"""Config files and `a.b=value` overrides as plain mappings, without the traps of YAML 1.1.
+
+A key given twice, aliases that unfold without bound, and None are errors. `010` and `1:30` are text and not octal or
+sexagesimal numbers, dates are text, and a `#` on the command line begins no comment.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlsys.config.part import ConfigError
+
+MAX_BYTES = 256 << 10
+MAX_NODES = 100_000
+"""Values of a config with its aliases written out; the largest of the bundled ones has about 100."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose plain numbers are those of YAML 1.2 (with `_` between digits), and which has no dates."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("bool", "null", "merge")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        if isinstance(node, yaml.MappingNode):
+            seen: dict[str, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    if key.value in seen:
+                        raise _Refused(f"{key.value} is given twice, in lines {seen[key.value]} and {line}; keep one.")
+                    seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)\Z"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))\Z|\.(?:nan|NaN|NAN)\Z"
+    ),
+    list("-+0123456789."),
+)
+
+
+class _Refused(Exception):
+    """YAML that is well-formed and not accepted; the message is the end of a ConfigError's."""
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The mapping that a config file holds. Raises ConfigError, which names the file, for anything else."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: the config file cannot be read ({error.strerror}).") from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: more than {MAX_BYTES >> 10} KiB; this is no config file.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: not UTF-8 (line {line}, byte {error.start}); save the file as UTF-8.") from error
+    try:
+        tree = _construct(text)[0]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except _Refused as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if tree is None:
+        raise ConfigError(f"{path}: the file is empty; a config is a mapping of sections.")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}.")
+    return tree
+
+
+def lay_over(tree: dict[str, Any], override: str) -> None:
+    """Set in `tree` what `a.b=value` says. Raises ConfigError for what is no override."""
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"override {override!r}: write it as section.key=value.")
+    *sections, key = name.split(".")
+    for section in sections:
+        if tree.get(section) is None:  # missing, or a section of which the file has only the name
+            tree[section] = {}
+        if not isinstance(tree[section], dict):
+            raise ConfigError(f"override {override!r}: {section} is a value, not a section.")
+        tree = tree[section]
+    tree[key] = _value(override, text)
+
+
+def _value(override: str, text: str) -> Any:
+    try:
+        value, length = _construct(text)
+    except yaml.YAMLError as error:
+        remedy = f"to give it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}\n{remedy}") from error
+    except _Refused as error:
+        raise ConfigError(f"override {override!r}: {error}") from error
+    if not text[length:].strip():
+        return value
+    if value is None or isinstance(value, dict | list):
+        if text.lstrip().startswith("#"):
+            return text.strip()
+        raise ConfigError(f"override {override!r}: what follows # would be lost; quote the values that hold it.")
+    return text.strip()
+
+
+def _construct(text: str) -> tuple[Any, int]:
+    """What the text holds, and how many of its characters that takes up: comments at its end are not counted."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, 0
+        _check_nodes(node)
+        return loader.construct_document(node), node.end_mark.index
+    except RecursionError as error:
+        raise _Refused("values are nested too deeply for a config.") from error
+    except ValueError as error:  # "0x_", or more digits than Python converts
+        raise _Refused(f"a number cannot be read: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Raises _Refused for a plain None, and for aliases that hold themselves or unfold to too much."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise _Refused(f"the alias in line {node.start_mark.line + 1} holds itself.")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            sizes[id(node)] = 1 + sum(map(size, _children(node)))
+            open_nodes.remove(id(node))
+        if sizes[id(node)] > MAX_NODES:
+            raise _Refused(f"more than {MAX_NODES} values, aliases written out; this is no config.")
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "None":
+        raise _Refused('None is a word in YAML; write null for no value, or "None" in quotes for the text.')
+    return []
