@@ -6,12 +6,13 @@ import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
 
 from rlsys import env
+from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors
@@ -19,6 +20,11 @@ from rlsys.commands.judge import judge_app, score
 from rlsys.commands.plan import plan
 from rlsys.commands.rewards import rewards_app
 from rlsys.commands.tracking import tracking_app
+from rlsys.config import bundled
+
+if TYPE_CHECKING:
+    from rlsys.config.run import RunConfig
+    from rlsys.runs.check import Report
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
@@ -32,8 +38,8 @@ app.command()(plan)
 app.command("ledger")(show_ledger)
 app.command()(replay)
 
-Config = Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")]
+Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
+Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)]
 
 
 def _show_version(is_asked: bool) -> None:
@@ -109,17 +115,18 @@ def sft(
         run_sft(load(config, overrides or ()), resume=resume)
 
 
-@app.command("check-config")
+@app.command("check-config", epilog=f"Bundled configs: {', '.join(bundled.names())}.")
 def check_config(
-    config: Annotated[Path | None, typer.Argument(help="A YAML file.")] = None,
+    config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
     fields: Annotated[bool, typer.Option("--fields", help="List every key with its default and meaning.")] = False,
     for_sft: Annotated[bool, typer.Option("--sft", help="Check it for `rlsys sft`.")] = False,
 ) -> None:
-    """Run every check that needs no actor, and say what the run will need."""
-    from rlsys.config.run import ConfigError, field_lines, load
-    from rlsys.runs.check import check
-    from rlsys.runs.demonstrations import read_lessons
+    """Run every check that needs no actor, and report what the run will need. Starts and writes nothing.
+
+    A file with no sections but `reward` and `cluster` is checked as what `rlsys rewards serve` reads.
+    """
+    from rlsys.config.run import ConfigError, field_lines, is_for_services, load, load_services
 
     with clear_errors():
         if fields:
@@ -127,11 +134,24 @@ def check_config(
             return
         if config is None:
             raise ConfigError("give a config file, or --fields.")
-        loaded = load(config, overrides or ())
-        report = read_lessons(loaded).report if for_sft else check(loaded)
+        if is_for_services(config):
+            from rlsys.runs.check import check_services
+
+            report = check_services(load_services(config, overrides or ()))
+        else:
+            report = _checked(load(config, overrides or ()), for_sft)
         typer.echo("\n".join(report.facts))
         report.raise_problems()
         typer.echo(f"{config}: ok")
+
+
+def _checked(config: RunConfig, for_sft: bool) -> Report:
+    from rlsys.runs.assemble import with_model
+    from rlsys.runs.check import check
+    from rlsys.runs.demonstrations import read_lessons
+
+    with with_model(config) as complete:
+        return read_lessons(complete).report if for_sft else check(complete)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
 from rlsys.commands.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def _group() -> None:
 
 @debug_app.command()
 def weights(
-    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")] = None,
+    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A run's checkpoint, which the learner then takes up, or a model folder.")
     ] = None,

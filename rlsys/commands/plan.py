@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
 from rlsys.commands.errors import clear_errors
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="A YAML file; `configs/` has examples.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value, laid over the file.")] = None,
+    config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
     generate_s: Annotated[float | None, typer.Option(help="Measured seconds of a group in a full engine.")] = None,
     score_s: Annotated[float | None, typer.Option(help="Measured seconds from a group's end to its score.")] = None,
     update_s: Annotated[float | None, typer.Option(help="Measured seconds of a step's update.")] = None,

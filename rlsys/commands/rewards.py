@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.commands.errors import clear_errors
+from rlsys.commands.errors import clear_errors, refuse_secrets
 from rlsys.config.run import ConfigError, load_services
 
 log = logging.getLogger(__name__)
@@ -80,5 +80,6 @@ def status(
     from reward_servers.server.status import status_lines
 
     with clear_errors():
+        refuse_secrets("URL", url)
         for line in status_lines(fetch_status(url, token_from_environment(token_env))):
             typer.echo(line)

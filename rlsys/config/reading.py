@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from rlsys.config.part import ConfigError
+from rlsys.urls import masked_url
 
 MAX_BYTES = 256 << 10
 MAX_NODES = 100_000
@@ -86,13 +87,13 @@ def lay_over(tree: dict[str, Any], override: str) -> None:
     """Set in `tree` what `a.b=value` says. Raises ConfigError for what is no override."""
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise ConfigError(f"override {override!r}: write it as section.key=value.")
+        raise ConfigError(f"override {masked_url(override)!r}: write it as section.key=value.")
     *sections, key = name.split(".")
     for section in sections:
         if tree.get(section) is None:  # missing, or a section of which the file has only the name
             tree[section] = {}
         if not isinstance(tree[section], dict):
-            raise ConfigError(f"override {override!r}: {section} is a value, not a section.")
+            raise ConfigError(f"override {masked_url(override)!r}: {section} is a value, not a section.")
         tree = tree[section]
     tree[key] = _value(override, text)
 
@@ -102,15 +103,17 @@ def _value(override: str, text: str) -> Any:
         value, length = _construct(text)
     except yaml.YAMLError as error:
         remedy = f"to give it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}\n{remedy}") from error
+        raise ConfigError(f"override {masked_url(override)!r}: the value is not YAML: {error}\n{remedy}") from error
     except _Refused as error:
-        raise ConfigError(f"override {override!r}: {error}") from error
+        raise ConfigError(f"override {masked_url(override)!r}: {error}") from error
     if not text[length:].strip():
         return value
     if value is None or isinstance(value, dict | list):
         if text.lstrip().startswith("#"):
             return text.strip()
-        raise ConfigError(f"override {override!r}: what follows # would be lost; quote the values that hold it.")
+        raise ConfigError(
+            f"override {masked_url(override)!r}: what follows # would be lost; quote the values that hold it."
+        )
     return text.strip()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rlsys.config.part import Part, expanded
-from rlsys.config.urls import check_url
+from rlsys.urls import has_secret, masked_url
 
 
 class ScoreSettings(Part):
@@ -123,7 +124,9 @@ class RewardConfig(Part):
     """Requests that may wait for a replica; more are refused with 429 and Retry-After."""
     token_env: str = "RLSYS_REWARD_TOKEN"
     """Environment variable that holds the bearer token; unset means no token."""
-    weights: dict[str, dict[str, float]] = {}
+    weights: dict[
+        str, dict[str, Annotated[float, Field(allow_inf_nan=True)]]
+    ] = {}  # check_weights lists all wrong ones
     """Task -> score -> weight, in place of the task table's weights (1 each); naming an optional score turns it on."""
     scorers: dict[str, str] = {}
     """Score name -> `module:function` of your own, importable where the servers run; turn it on in `weights`."""
@@ -145,8 +148,11 @@ class RewardConfig(Part):
     @field_validator("url")
     @classmethod
     def _shows_no_secret(cls, url: str | None) -> str | None:
-        if url is not None:
-            check_url(url, "give the token in the environment variable that reward.token_env names")
+        if url is not None and has_secret(url):
+            raise ValueError(
+                f"reward.url={masked_url(url)} holds a secret, and URLs are stored and logged; give the token in the "
+                "environment variable that reward.token_env names."
+            )
         return url
 
     @model_validator(mode="after")

@@ -24,8 +24,8 @@ from rlsys.config.rollout import RolloutConfig
 from rlsys.config.sft import SftConfig
 from rlsys.config.tracking import TrackingConfig
 from rlsys.config.train import TrainConfig
-from rlsys.config.urls import masked
 from rlsys.config.weights import WeightsConfig, check_transport
+from rlsys.urls import masked_url
 
 __all__ = [
     "AlgorithmConfig",
@@ -301,7 +301,7 @@ def _plain(error: Any) -> str:
 
 def _shown(value: object) -> str:
     """At most a line of the value, without passwords."""
-    text = masked(repr(value))
+    text = masked_url(repr(value))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 

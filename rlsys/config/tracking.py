@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from rlsys.config.part import Part, expanded
-from rlsys.config.urls import check_url
 
 
 class TrackingConfig(Part):
@@ -24,9 +23,8 @@ class TrackingConfig(Part):
 
     @field_validator("uri")
     @classmethod
-    def _shows_no_secret(cls, uri: str | None) -> str | None:
+    def _path_is_expanded(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
-        check_url(uri, "give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or in PGPASSWORD")
         scheme, separator, path = uri.partition(":///")
         return f"{scheme}{separator}{expanded(path)}" if scheme == "sqlite" and path else uri

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from rlsys.config.run import (
@@ -50,6 +52,21 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
         max_tokens=config.rollout.max_tokens,
         dtype=model.dtype,
     )
+
+
+@contextmanager
+def with_model(config: RunConfig) -> Iterator[RunConfig]:
+    """The config with a model that is there; one that a run would make is made in a temporary folder meanwhile."""
+    model = config.model
+    if not model.make_tiny or model.path.exists():
+        yield config
+        return
+    from rlsys.models.tiny import make_tiny
+
+    with TemporaryDirectory(prefix="rlsys-check-") as scratch:
+        folder = Path(scratch) / model.path.name
+        make_tiny(folder, seed=config.seed)
+        yield config.model_copy(update={"model": model.model_copy(update={"path": folder})})
 
 
 class LearnerStack:

@@ -78,6 +78,23 @@ def check(config: RunConfig) -> Report:
     return Report(facts=tuple(facts), problems=tuple(problems))
 
 
+def check_services(config: RunConfig) -> Report:
+    """Check what `rlsys rewards serve` reads: sections `reward` and `cluster`."""
+    problems: list[str] = []
+    judge = ""
+    for find in (lambda: check_weights(config.reward), lambda: judge_of(config.reward)):
+        try:
+            judge = find() or ""
+        except UserError as error:
+            problems.append(str(error))
+    facts = (
+        f"reward servers: {config.reward.min_replicas} to {config.reward.max_replicas} replicas",
+        f"judge: {judge or 'none'}, {config.reward.judge.min_replicas} to {config.reward.judge.max_replicas} replicas"
+        + (f", model {config.reward.judge.serve_model}" if config.reward.judge.serve_model else ""),
+    )
+    return Report(facts=facts, problems=tuple(problems))
+
+
 def check_sft(
     config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
 ) -> Report:

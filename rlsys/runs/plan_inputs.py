@@ -25,7 +25,7 @@ from rlsys.planning.plan import (
 from rlsys.planning.plan_learner import learner_section
 from rlsys.planning.plan_store import clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
-from rlsys.runs.assemble import multiply_adds, needs_judge, prompt_builder
+from rlsys.runs.assemble import multiply_adds, needs_judge, prompt_builder, with_model
 from rlsys.runs.items import training_items
 from rlsys.types import PromptItem
 
@@ -37,8 +37,11 @@ HEADERS = 32  # clips whose header is read for the mean: opening thousands takes
 
 def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
     """The plan of a run. Raises UserError where the model's config.json or the annotations cannot be read."""
-    if config.model.make_tiny:
-        prompt_builder(config)  # makes the model where it is not there
+    with with_model(config) as complete:
+        return _plan(complete, given, measured)
+
+
+def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
     sizes, responses = read_model_sizes(config.model.path), mean_response(config, given)
     items = training_items(config) if config.data.annotations else ()
     prompts = prompts_of_items(config, items, responses) if items else prompts_of_budget(config, given, responses)

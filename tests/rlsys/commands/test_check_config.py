@@ -1,0 +1,70 @@
+"""`rlsys check-config`: what it accepts, and that it leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rlsys.commands.app import app
+from rlsys.config import bundled
+from rlsys.demo.synthetic import draw_dataset
+
+
+def files_in(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_tiny_model_that_a_run_would_make_is_checked_and_not_left_behind(empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    before = files_in(empty_folder)
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
+    assert done.exit_code == 0, done.output
+    assert "training rows: " in done.output
+    planned = CliRunner().invoke(app, ["plan", "demo.yaml", *given])
+    assert planned.exit_code == 0, planned.output
+    assert files_in(empty_folder) == before
+
+
+@pytest.mark.parametrize("name", ["judge_72b.yaml", "judge_tiny_cpu.yaml"])
+def test_a_config_of_reward_servers_alone_can_be_checked(name: str, empty_folder: Path) -> None:
+    done = CliRunner().invoke(app, ["check-config", name])
+    assert done.exit_code == 0, done.output
+    assert f"{name}: ok" in done.output
+    assert "judge: " in done.output
+
+
+def test_problems_of_reward_servers_are_found(empty_folder: Path) -> None:
+    done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml", "reward.weights={captoning: {format: 1}}"])
+    assert done.exit_code == 2
+    assert "reward.weights.captoning: no such task" in done.output
+
+
+def test_help_and_the_error_list_the_bundled_configs(empty_folder: Path) -> None:
+    shown = " ".join(CliRunner().invoke(app, ["check-config", "--help"]).output.split())
+    assert all(name in shown for name in bundled.names())
+    done = CliRunner().invoke(app, ["check-config", "none.yaml"])
+    assert done.exit_code == 2
+    assert all(name in done.output for name in bundled.names())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rewards", "status", "http://me:hunter2@host:8000"],
+        ["check-config", "demo.yaml", "reward.url=http://me:hunter2@host"],
+        ["check-config", "demo.yaml", "http://me:hunter2@host"],
+    ],
+)
+def test_no_command_shows_the_secret_of_a_url(command: list[str], empty_folder: Path) -> None:
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "hunter2" not in done.output
