@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: E402
 log = logging.getLogger(__name__)
 
 MAX_PACKED_BYTES = 64 << 20
-LEFT_OUT = {"runs", "mlruns", "build", "node_modules", "__pycache__"}
+OUTPUTS = {"runs", "mlruns", "build", "dist"}
+"""Folders of the checkout that no job needs; a package may have a room of that name."""
+SECRETS = ("id_rsa*", "id_ed25519*", "id_ecdsa*", "*.pem", "*.key", "*.p12", "secret*.*", "credentials*", "core.[0-9]*")
+"""Names of files that nobody means to send; hidden ones, such as .env and .netrc, are never sent."""
 SUBMITTED = "submitted"
 """Folder of the packed tree that holds the config."""
 
@@ -92,6 +96,9 @@ def pack(root: Path, config_path: Path, folder: Path) -> None:
     Raises SubmitError when it is more than a job should carry, naming what is big.
     """
     files = list(files_to_pack(root))
+    secrets = [file for file in files if any(fnmatch(file.name.lower(), pattern) for pattern in SECRETS)]
+    if secrets:
+        raise SubmitError(f"{secrets[0]} looks like a secret, and a job's files are read on the cluster; move it away.")
     sizes = {file: file.stat().st_size for file in files}
     if sum(sizes.values()) > MAX_PACKED_BYTES:
         biggest = sorted(files, key=lambda file: sizes[file], reverse=True)[:5]
@@ -109,17 +116,18 @@ def pack(root: Path, config_path: Path, folder: Path) -> None:
 
 
 def files_to_pack(root: Path) -> Iterable[Path]:
-    """The files of the working tree that a job needs: no hidden folders, environments, outputs or links."""
+    """The files of the working tree that a job needs: nothing hidden, no environments, outputs or links."""
     for parent, folders, names in os.walk(root):
         here = Path(parent)
-        folders[:] = sorted(name for name in folders if _is_packed(here / name))
-        yield from (here / name for name in sorted(names) if not (here / name).is_symlink())
+        folders[:] = sorted(name for name in folders if _is_packed(here / name, is_top=here == root))
+        yield from (here / name for name in sorted(names) if name[0] != "." and not (here / name).is_symlink())
 
 
-def _is_packed(folder: Path) -> bool:
+def _is_packed(folder: Path, *, is_top: bool) -> bool:
     name = folder.name
     is_environment = (folder / "pyvenv.cfg").exists()
-    return not (name.startswith(".") or name in LEFT_OUT or name.endswith(".egg-info") or is_environment)
+    is_output = (is_top and name in OUTPUTS) or name in ("__pycache__", "node_modules")
+    return not (name.startswith(".") or is_output or name.endswith(".egg-info") or is_environment)
 
 
 def _send(command: str, folder: Path, address: str) -> tuple[JobSubmissionClient, str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rlsys.clock import Clock
+from rlsys.config import bundled
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
 from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
@@ -35,7 +36,6 @@ from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
 MALFORMED_FRAC = 0.25
 SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")
@@ -92,7 +92,7 @@ def _stages(
 def demo_config(name: str, out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
     """The config of that name in `configs/`, on drawn clips ("grpo" to train on, "held_out") and in folder `out`."""
     return load(
-        CONFIGS / name,
+        bundled.FOLDER / name,
         (
             f"seed={seed}",
             f"output_dir={out}",
@@ -109,7 +109,7 @@ def sft_config(name: str, demo: RunConfig, clips: SyntheticSet, responses: Path,
     """The supervised stage of that name in `configs/`, in a folder of its own and in the demo's MLflow store."""
     folder = demo.output_dir / Path(name).stem
     return load(
-        CONFIGS / name,
+        bundled.FOLDER / name,
         (
             f"seed={demo.seed}",
             f"output_dir={folder}",

@@ -25,6 +25,9 @@ def make_tree(root: Path) -> None:
         "configs/demo.yaml",
         ".git/config",
         "runs/demo/mlflow.db",
+        "rlsys/runs/train.py",
+        ".env",
+        "rlsys/.netrc",
         "rlsys/__pycache__/cli.pyc",
         "rlsys.egg-info/PKG-INFO",
         "myenv/pyvenv.cfg",
@@ -45,14 +48,24 @@ def config_file(tmp_path: Path) -> Path:
 def test_code_is_packed_and_environments_outputs_and_links_are_not(tmp_path: Path) -> None:
     make_tree(tmp_path)
     packed = {str(file.relative_to(tmp_path)) for file in files_to_pack(tmp_path)}
-    assert packed == {"rlsys/commands/app.py", "configs/demo.yaml"}
+    assert packed == {"rlsys/commands/app.py", "rlsys/runs/train.py", "configs/demo.yaml"}
+
+
+@pytest.mark.parametrize("name", ["id_rsa", "secrets.yaml", "tls.key", "cluster/credentials.json", "core.4711"])
+def test_what_looks_like_a_secret_is_refused_by_name(tmp_path: Path, config_file: Path, name: str) -> None:
+    root = tmp_path / "tree"
+    make_tree(root)
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text("")
+    with pytest.raises(SubmitError, match=name):
+        pack(root, config_file, tmp_path / "packed")
 
 
 def test_this_repository_packs_small_and_with_what_a_job_runs(config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     pack(ROOT, config_file, folder)
     assert (folder / "cluster" / "job_python.sh").exists()
-    assert (folder / "rlsys" / "config" / "run.py").exists()
+    assert (folder / "rlsys" / "config" / "run.py").exists() and (folder / "rlsys" / "runs" / "train.py").exists()
     assert (folder / "submitted" / "my run.yaml").exists()
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 20 << 20
 
