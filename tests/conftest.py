@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# an example takes longer on a busy machine, which says nothing of the code
+hypothesis.settings.register_profile("rlsys", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("rlsys")
 
 pytest_plugins = [
     "tests.support.pace",
