@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.step import Recorded
+from rlsys.config import bundled
 from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
-from rlsys.demo.grounding import CONFIGS, with_model, write_demonstrations
+from rlsys.demo.grounding import with_model, write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet
 from rlsys.demo.synthetic_tasks import demonstration_text, draw_mixture
 from rlsys.loop import loop
@@ -53,7 +54,7 @@ def judged_config(folder: Path, clips: SyntheticSet, *overrides: str) -> RunConf
         "checkpoint.every_steps": 0,
         "tracking.log_model": False,
     }
-    return load(CONFIGS / "demo.yaml", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
+    return load(bundled.FOLDER / "demo.yaml", [*(f"{key}={value}" for key, value in settings.items()), *overrides])
 
 
 def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) -> RunConfig:

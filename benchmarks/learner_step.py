@@ -126,8 +126,8 @@ class Setting:
 
     shape: Shape
     device: str
-    dtype: str
-    attention: str
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
     threads: int
     padded_rows: int = 0
     gradient_checkpointing: bool = False

@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rlsys import env
+from rlsys.config import bundled
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
-from rlsys.demo.grounding import CONFIGS, demo_config, with_model
+from rlsys.demo.grounding import demo_config, with_model
 from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
@@ -106,7 +107,7 @@ class Seed:
     def supervise(self, stack: Stack, name: str, config_name: str, model: Path, overrides: tuple[str, ...]) -> str:
         """Folder of the model after a supervised stage from `model`."""
         config = load(
-            CONFIGS / config_name,
+            bundled.FOLDER / config_name,
             (
                 *self._common(name),
                 f"model.path={model}",
@@ -143,7 +144,9 @@ class Seed:
                 "evaluation.annotations=null",
                 "checkpoint.every_steps=0",
             )
-            config = load(CONFIGS / "demo.yaml", (*overrides, *self._training_rows(), f"model.path={cold_start}"))
+            config = load(
+                bundled.FOLDER / "demo.yaml", (*overrides, *self._training_rows(), f"model.path={cold_start}")
+            )
             train(config, stack=stack)
             seconds = time.monotonic() - started
         return {**self._evaluated(stack, self.config), "seconds": seconds}

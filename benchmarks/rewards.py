@@ -46,7 +46,7 @@ CALL_S = 0.5
 REPLICAS = (1, 2, 4, 8)
 OPEN_PER_REPLICA = 4
 NO_TOKEN = "RLSYS_BENCHMARK_NO_TOKEN"
-RULE_ROWS = {
+RULE_ROWS: dict[str, dict[str, Any]] = {
     "temporal_grounding": {"text": "<think>a</think><answer>1.5 to 3.0</answer>", "truth": [1.0, 3.0]},
     "tracking": {
         "text": f"<think>a</think><answer>{[[0.1, 0.2, 0.5, 0.6]] * 8}</answer>",

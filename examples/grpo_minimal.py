@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -99,7 +100,9 @@ def group_rewards(group: RolloutGroup) -> np.ndarray:
     return np.array([by_name["format"] + by_name["iou"] for by_name in scores], np.float32)
 
 
-def batch(objective: str, groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]) -> TrainBatch:
+def batch(
+    objective: Literal["grpo", "nll"], groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]
+) -> TrainBatch:
     """What the learner takes: a group's responses are packed behind one copy of their prompt."""
     return TrainBatch(
         objective=objective,

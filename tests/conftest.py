@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -34,3 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = STARTING_FIXTURES & set(getattr(item, "fixturenames", ()))
         if fixtures or item.path.relative_to(tests).parts[0] in STARTING_FOLDERS:
             item.add_marker("stack")
+
+
+@pytest.fixture(autouse=True)
+def the_store_stays_the_tests_own() -> Iterator[None]:
+    """MLflow's `set_tracking_uri` writes the environment, which the commands of later tests would inherit."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before

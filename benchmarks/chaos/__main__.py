@@ -1,7 +1,5 @@
 """`python -m benchmarks.chaos`."""
 
-import sys
-
 from benchmarks.chaos.main import main
 
-sys.exit(main())
+main()

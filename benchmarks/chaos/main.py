@@ -36,7 +36,14 @@ from rlsys.runs.checkpoint import find
 from tests.support.judge_fault_server import FaultServer
 
 SILENCE_S = 300.0  # for patience 1
-LESSONS = {"num_steps": 120, "prompts_per_step": 16, "learning_rate": 2e-3, "warmup_steps": 10, "schedule": "cosine"}
+NUM_LESSONS = 120
+LESSONS = {
+    "num_steps": NUM_LESSONS,
+    "prompts_per_step": 16,
+    "learning_rate": 2e-3,
+    "warmup_steps": 10,
+    "schedule": "cosine",
+}
 TASKS = ("temporal_grounding", "captioning", "multiple_choice")
 
 
@@ -99,8 +106,8 @@ def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
 
 def teach(folder: Path, sections: dict[str, dict[str, Any]], cluster: TwoNodes, patience: float) -> Path:
     """The folder of a model that mostly answers in the correct format, as the judge sees nothing else."""
-    lessons = {"train": LESSONS, "rollout": {"max_tokens": 40}, "data": sections["data"]}
-    settings = config(folder, "taught", LESSONS["num_steps"], patience=patience, **lessons)
+    lessons: dict[str, Any] = {"train": LESSONS, "rollout": {"max_tokens": 40}, "data": sections["data"]}
+    settings = config(folder, "taught", NUM_LESSONS, patience=patience, **lessons)
     clips = SyntheticSet(annotations=Path(settings["data"]["annotations"]), videos=Path(settings["data"]["videos"]))
     settings["sft"] = {
         "responses": str(write_demonstrations(RunConfig.model_validate(settings), clips, demonstration_text))
