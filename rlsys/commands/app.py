@@ -1,4 +1,4 @@
-"""The `rlsys` command: every command is a few lines over a function that can be called without it."""
+"""The `rlsys` command line: each command is a thin wrapper over a function that can be called from Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 
 from rlsys import env
-from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
+from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP, RESUME_HELP
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from rlsys.config.run import RunConfig
     from rlsys.runs.check import Report
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video MLLMs.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at annotation files.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video language models."
+)
+data_app = typer.Typer(no_args_is_help=True, help="Inspect annotation files.")
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
@@ -42,8 +44,8 @@ Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)]
 
 
-def _show_version(is_asked: bool) -> None:
-    if is_asked:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"rlsys {version('rlsys')}")
         raise typer.Exit
 
@@ -67,16 +69,17 @@ def _set_up_process(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of clips, model and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the clips, the model and the sampling.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of everything the demo writes; runs/demo, or runs/demo_all_tasks.")
+        Path | None,
+        typer.Option(help="Output folder; default: runs/demo, or runs/demo_all_tasks with --tasks all."),
     ] = None,
     tasks: Annotated[
         Literal["grounding", "all"],
-        typer.Option(help="grounding: one task and its controls; all: five tasks at once through the reward service."),
+        typer.Option(help="grounding: one task with its controls; all: five tasks at once, scored by reward servers."),
     ] = "grounding",
 ) -> None:
-    """Draw clips, train a tiny video model on them, and show what GRPO bought."""
+    """Generate clips, train a tiny video model on them, and show what GRPO improved."""
     from rlsys.demo.all_tasks import run_demo_all_tasks
     from rlsys.demo.grounding import run_demo
 
@@ -91,9 +94,9 @@ def demo(
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
+    resume: Annotated[Path | None, typer.Option(help=RESUME_HELP)] = None,
 ) -> None:
-    """Train with GRPO as CONFIG says."""
+    """Train with GRPO as configured in CONFIG."""
     from rlsys.config.run import load
     from rlsys.runs.train import train as run_train
 
@@ -105,9 +108,9 @@ def train(
 def sft(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="A checkpoint, or a run folder whose newest is taken.")] = None,
+    resume: Annotated[Path | None, typer.Option(help=RESUME_HELP)] = None,
 ) -> None:
-    """Fine-tune on demonstrations (sft.responses, or the annotations' own answers) as CONFIG says."""
+    """Fine-tune on demonstrations: the responses in sft.responses, or the answers in the annotations."""
     from rlsys.config.run import load
     from rlsys.runs.sft import sft as run_sft
 
@@ -119,12 +122,17 @@ def sft(
 def check_config(
     config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP)] = None,
     overrides: Overrides = None,
-    fields: Annotated[bool, typer.Option("--fields", help="List every key with its default and meaning.")] = False,
-    for_sft: Annotated[bool, typer.Option("--sft", help="Check it for `rlsys sft`.")] = False,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="List every config key with its default and meaning.")
+    ] = False,
+    for_sft: Annotated[
+        bool, typer.Option("--sft", help="Check CONFIG for `rlsys sft` instead of `rlsys train`.")
+    ] = False,
 ) -> None:
-    """Run every check that needs no actor, and report what the run will need. Starts and writes nothing.
+    """Check a config, its data and its model without starting or writing anything.
 
-    A file with no sections but `reward` and `cluster` is checked as what `rlsys rewards serve` reads.
+    Reports what the run will use and every problem found. A file that has only the sections `reward` and `cluster` is
+    checked as a config of `rlsys rewards serve`.
     """
     from rlsys.config.run import ConfigError, field_lines, is_for_services, load, load_services
 
@@ -158,11 +166,11 @@ def _checked(config: RunConfig, for_sft: bool) -> Report:
 def submit(
     config: Config,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option(help="Ray dashboard.")] = "http://127.0.0.1:8265",
+    address: Annotated[str, typer.Option(help="URL of the Ray dashboard.")] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option("--follow", help="Print the job's log until it ends.")] = False,
-    is_sft: Annotated[bool, typer.Option("--sft", help="Run `rlsys sft` and not `rlsys train`.")] = False,
+    is_sft: Annotated[bool, typer.Option("--sft", help="Run `rlsys sft` instead of `rlsys train`.")] = False,
 ) -> None:
-    """Send `rlsys train CONFIG` to a Ray cluster as a job."""
+    """Submit `rlsys train CONFIG` to a Ray cluster as a job."""
     from cluster.submit import submit as submit_job
 
     with clear_errors():
@@ -172,13 +180,15 @@ def submit(
 
 @data_app.command("check")
 def data_check(
-    format: Annotated[str, typer.Option(help="charades_sta, nextgqa, got10k, vtts, captions or vidtab.")],
+    format: Annotated[
+        str, typer.Option(help="Format of the file: charades_sta, nextgqa, got10k, vtts, captions or vidtab.")
+    ],
     annotations: Annotated[Path, typer.Option(help="The annotation file.")],
     videos: Annotated[
-        Path | None, typer.Option(help="Folder of its videos; without it files are not looked for.")
+        Path | None, typer.Option(help="Folder of its videos; without it, missing files are not reported.")
     ] = None,
 ) -> None:
-    """Count videos and queries, then list every dirty row."""
+    """Count the videos and queries of an annotation file, and list every dirty row with its defect."""
     from rlsys.data.annotations.annotations import report_lines
 
     with clear_errors():

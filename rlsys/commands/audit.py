@@ -1,4 +1,4 @@
-"""`rlsys ledger` and `rlsys replay`: looking at what a run did."""
+"""`rlsys ledger` and `rlsys replay`: audit what a run has done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rlsys.commands.errors import clear_errors
 
 
 def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
-    """Check that every draw of the sampler was used once: trained on, replaced or left out. Exit code 1 if not."""
+    """Check that each sampled prompt was consumed exactly once: trained on, replaced or skipped.
+
+    Exits with code 1 if one was lost or used twice.
+    """
     from rlsys.runs import ledger
 
     with clear_errors():
@@ -25,11 +28,13 @@ def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or 
 
 def replay(
     run_folder: Annotated[Path, typer.Argument(help="The run's output_dir.")],
-    step: Annotated[int, typer.Argument(help="The step to do again.")],
-    scores: Annotated[bool, typer.Option("--scores", help="Score the saved texts again instead.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the result there too, as JSON.")] = None,
+    step: Annotated[int, typer.Argument(help="The step to replay.")],
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Score the saved responses again instead of repeating the update.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the result to this file, as JSON.")] = None,
 ) -> None:
-    """Do a recorded step again from its saved rollouts, without actors, and compare with the record."""
+    """Repeat a recorded step from its saved rollouts, without actors, and compare the result with the record."""
     from rlsys.runs.replay import replay as replay_step
     from rlsys.runs.replay import rescore
 
@@ -38,10 +43,11 @@ def replay(
             count, changed = rescore(run_folder, step)
             tree: object = {"step": step, "responses": count, "changed": [asdict(one) for one in changed]}
             lines = [
-                f"draw {one.draw} {one.prompt_id} response {one.sample_index}: {dict(one.before)} -> {dict(one.after)}"
+                f"prompt {one.draw} ({one.prompt_id}), response {one.sample_index}: "
+                f"{dict(one.before)} -> {dict(one.after)}"
                 for one in changed
             ]
-            lines.append(f"{count} responses of step {step} were scored again, {len(changed)} have other scores")
+            lines.append(f"{count} responses of step {step} were rescored; {len(changed)} changed")
         else:
             result = replay_step(run_folder, step)
             tree, lines = result.tree(), result.lines()

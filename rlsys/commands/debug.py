@@ -1,4 +1,4 @@
-"""`rlsys debug`: look at what the parts of a run really hold."""
+"""`rlsys debug`: inspect the state that the components of a run hold."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rlsys.config.run import RunConfig
     from rlsys.weights.check import TensorComparison
 
-debug_app = typer.Typer(no_args_is_help=True, help="Look at what the parts of a run really hold.")
+debug_app = typer.Typer(no_args_is_help=True, help="Inspect the state that the components of a run hold.")
 
 
 @debug_app.callback()
 def _group() -> None:
-    """A command of its own name, even while there is one."""
+    """Keep `debug` a group: typer would make its only command the group itself."""
 
 
 @debug_app.command()
@@ -29,12 +29,13 @@ def weights(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A run's checkpoint, which the learner then takes up, or a model folder.")
+        Path | None,
+        typer.Option(help="A run's checkpoint, which the learner loads first, or a model folder to compare with."),
     ] = None,
 ) -> None:
-    """Send the learner's weights to the actors and compare what everybody holds, tensor by tensor.
+    """Send the learner's weights to the actors and compare all copies, tensor by tensor.
 
-    Ends with exit code 1 where something differs.
+    Exits with code 1 if any tensor differs.
     """
     from rich.console import Console
 
@@ -50,9 +51,9 @@ def weights(
 
 
 def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]:
-    """Open the parts of a run, send the weights once, and compare who holds what.
+    """Start the components of a run, send the weights once, and compare each holder's tensors.
 
-    checkpoint: of a run, whose state the learner takes up first, or a model folder to compare with.
+    checkpoint: a run's checkpoint, which the learner loads first, or a model folder to compare with.
     """
     from rlsys.runs.assemble import open_stack
     from rlsys.weights.check import compare

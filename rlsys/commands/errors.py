@@ -1,4 +1,4 @@
-"""How the command line shows errors that a person can fix."""
+"""How the command line reports errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlsys.urls import has_secret, masked_url
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Show a UserError as its message on stderr with exit code 2 and no traceback; end in order on signals."""
+    """Report a UserError on stderr with exit code 2 and no traceback; shut down cleanly on signals."""
     try:
         with end_on_signals():
             yield
@@ -25,6 +25,6 @@ def clear_errors() -> Iterator[None]:
 
 
 def refuse_secrets(option: str, url: str) -> None:
-    """Raises ConfigError, which does not repeat it, for a URL with a secret in it."""
+    """Raise ConfigError for a URL that contains a secret; the message does not repeat the secret."""
     if has_secret(url):
-        raise ConfigError(f"{option} {masked_url(url)} holds a secret; give it in an environment variable.")
+        raise ConfigError(f"{option} {masked_url(url)} contains a secret; pass it in an environment variable instead.")

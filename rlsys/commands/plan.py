@@ -1,4 +1,4 @@
-"""`rlsys plan`: what a run will need, as tables."""
+"""`rlsys plan`: estimate the resources of a run and print them as tables."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 def plan(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
-    generate_s: Annotated[float | None, typer.Option(help="Measured seconds of a group in a full engine.")] = None,
-    score_s: Annotated[float | None, typer.Option(help="Measured seconds from a group's end to its score.")] = None,
-    update_s: Annotated[float | None, typer.Option(help="Measured seconds of a step's update.")] = None,
-    sync_s: Annotated[float | None, typer.Option(help="Measured seconds of bringing weights to the actors.")] = None,
+    generate_s: Annotated[
+        float | None, typer.Option(help="Measured seconds to generate one group in a full engine.")
+    ] = None,
+    score_s: Annotated[float | None, typer.Option(help="Measured seconds to score one group.")] = None,
+    update_s: Annotated[float | None, typer.Option(help="Measured seconds of one step's update.")] = None,
+    sync_s: Annotated[float | None, typer.Option(help="Measured seconds to send the weights to the actors.")] = None,
     assume: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER in place of an assumption, for example memory_gib=141.")
+        list[str] | None, typer.Option(help="Override an assumption with NAME=NUMBER, for example memory_gib=141.")
     ] = None,
 ) -> None:
-    """Say what CONFIG will need: tokens, memory of engines, ranks and object store, and step times. Starts nothing."""
+    """Estimate what CONFIG will need, without starting anything.
+
+    Covers tokens, the memory of engines, learner ranks and object store, and the time of a step.
+    """
     from rich.console import Console
 
     from rlsys.config.run import ConfigError, load

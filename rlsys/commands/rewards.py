@@ -1,4 +1,4 @@
-"""`rlsys rewards …`: reward servers that stand apart from training."""
+"""`rlsys rewards …`: run reward servers separately from training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from rlsys.config.run import ConfigError, load_services
 
 log = logging.getLogger(__name__)
 
-rewards_app = typer.Typer(no_args_is_help=True, help="Run, end and look at reward servers.")
+rewards_app = typer.Typer(no_args_is_help=True, help="Start, stop and inspect reward servers.")
 
 Services = Annotated[
     list[str] | None,
-    typer.Argument(help="A YAML file whose `reward` and `cluster` sections are read, if any, and a.b=value overrides."),
+    typer.Argument(
+        help="Optionally a YAML file, of which the sections `reward` and `cluster` are read, then section.key=value "
+        "overrides."
+    ),
 ]
 
 
@@ -28,11 +31,13 @@ def serve(
     settings: Services = None,
     name: Annotated[
         str | None,
-        typer.Option(help="Name on the cluster, part of the URL; servers of that name are replaced."),
+        typer.Option(help="Name of the servers on the cluster, part of their URL; replaces servers of that name."),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Leave them on the cluster and return.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Leave the servers running on the cluster and return.")
+    ] = False,
 ) -> None:
-    """Run the reward servers apart from training, until interrupted."""
+    """Run reward servers separately from training, until interrupted."""
     from cluster.launch import open_cluster
     from reward_servers.server.app import launch
     from rlsys.runs.assemble import launch_rewards
@@ -44,7 +49,7 @@ def serve(
         cluster = resources.enter_context(open_cluster(run, parts="rewards"))
         if not detach:
             url = launch_rewards(run.reward, cluster, resources, with_judge=True, name=name)
-            log.info("reward.url=%s  (interrupt to end)", url)
+            log.info("reward.url=%s  (interrupt to stop)", url)
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         elif cluster.is_local:
@@ -54,14 +59,17 @@ def serve(
             )
         else:
             url = launch(run.reward, name)
-            log.info("reward.url=%s  (end it with `rlsys rewards stop %s`)", url, url.rsplit("/", 1)[-1])
+            log.info("reward.url=%s  (stop it with `rlsys rewards stop %s`)", url, url.rsplit("/", 1)[-1])
 
 
 @rewards_app.command("stop")
 def stop(
-    name: str, overrides: Annotated[list[str] | None, typer.Argument(help="a.b=value, such as cluster.address.")] = None
+    name: Annotated[str, typer.Argument(help="Name of the servers on the cluster.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides as section.key=value; cluster.address names the cluster.")
+    ] = None,
 ) -> None:
-    """End reward servers that were left on a cluster; name it with cluster.address=HOST:PORT."""
+    """Stop reward servers that run detached on a cluster; name it with cluster.address=HOST:PORT."""
     from cluster.launch import open_cluster
     from reward_servers.server.app import stop as stop_servers
 
@@ -71,10 +79,12 @@ def stop(
 
 @rewards_app.command("status")
 def status(
-    url: Annotated[str, typer.Argument(help="As `rlsys rewards serve` prints it.")],
-    token_env: Annotated[str, typer.Option(help="Variable that holds the bearer token.")] = "RLSYS_REWARD_TOKEN",
+    url: Annotated[str, typer.Argument(help="URL of the servers, as `rlsys rewards serve` prints it.")],
+    token_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the bearer token.")
+    ] = "RLSYS_REWARD_TOKEN",
 ) -> None:
-    """Show replicas, queues, rates, failures and cache hits of running reward servers."""
+    """Show the replicas, queues, rates, failures and cache hits of running reward servers."""
     from reward_servers.client.transport import fetch_status
     from reward_servers.server.auth import token_from_environment
     from reward_servers.server.status import status_lines

@@ -1,4 +1,4 @@
-"""`rlsys tracking …`: the part of a run's record that its tracking server has not got."""
+"""`rlsys tracking …`: upload the part of a run's record that its tracking server has not received."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import typer
 
 from rlsys.commands.errors import clear_errors
 
-tracking_app = typer.Typer(no_args_is_help=True, help="Records that wait for a tracking server.")
+tracking_app = typer.Typer(no_args_is_help=True, help="Upload records that a tracking server has not received.")
 
 
 @tracking_app.callback()
 def _is_a_group() -> None:
-    """Without it, typer makes the only command the group itself."""
+    """Keep `tracking` a group: typer would make its only command the group itself."""
 
 
 @tracking_app.command("send")
 def send(
     run_folder: Annotated[Path, typer.Argument(help="The run's output_dir.")],
-    uri: Annotated[str | None, typer.Option(help="The tracking server, if it has moved.")] = None,
+    uri: Annotated[str | None, typer.Option(help="URI of the tracking server; default: the one the run used.")] = None,
     send_all: Annotated[
-        bool, typer.Option("--all", help="Also what the server took already, for one that lost a part of it.")
+        bool, typer.Option("--all", help="Upload everything again, for a server that has lost data.")
     ] = False,
-    wait_s: Annotated[float, typer.Option(help="Seconds to try while the server takes nothing.")] = 60.0,
+    wait_s: Annotated[float, typer.Option(help="Seconds to keep trying while the server does not respond.")] = 60.0,
 ) -> None:
-    """Send what a run that has ended could not send to MLflow, or make the run anew where MLflow has lost it."""
+    """Upload what an ended run could not send to MLflow; a run that MLflow has lost is created again."""
     from rlsys.tracking.unsent import send as send_waiting
     from rlsys.tracking.uploader import Patience
 

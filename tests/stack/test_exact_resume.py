@@ -292,7 +292,7 @@ def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_
     assert {"optim/grad_norm", "reward/checksum/mean", "advantage/abs/mean"} <= found["metrics"].keys()
     scored = rlsys(str(NUM_STEPS), "--scores")
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    assert f"8 responses of step {NUM_STEPS} were scored again, 0 have other scores" in scored.stdout
+    assert f"8 responses of step {NUM_STEPS} were rescored; 0 changed" in scored.stdout
     gone = rlsys("2")
     assert gone.returncode == 2
     assert f"Possible: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr
