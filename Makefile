@@ -9,7 +9,7 @@ TASKS ?=
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos locks clean
+.PHONY: help setup demo test test-fast lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos docs locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-learner   a learner step: packed against padded and its floor, time and memory (ARGS=--quick)"
 	@echo "make bench-pipeline  steps of the real stack at several lags and latencies of the judge (ARGS=--quick)"
 	@echo "make bench-chaos   real runs whose processes are killed and stopped (ARGS='--kills 30 --seed 0')"
+	@echo "make docs     the documentation site, in site/"
 	@echo "make locks    resolve the GPU lock again (the CPU lock is edited by hand)"
 
 setup:
@@ -71,10 +72,14 @@ bench-pipeline: setup
 bench-chaos: setup
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean --site-dir site
+	@echo "open site/index.html"
+
 locks: setup
 	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --constraint cluster/install/shared-pins.txt \
 		--no-header --no-annotate --upgrade --output-file cluster/install/gpu.lock
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) site *.egg-info .pytest_cache .ruff_cache .mypy_cache
