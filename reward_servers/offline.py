@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +19,7 @@ from reward_servers.scorers.user_scorers import UserScorer
 from reward_servers.server.service import RewardService
 from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
+from rlsys.tasks.table import TASKS, default_names, task_name
 from rlsys.types import Json, Score
 
 _ROWS_AT_ONCE = 8
@@ -27,7 +29,7 @@ class OfflineRow(BaseModel):
     """One line: a response, its truth, and whether reasoning was asked for. Other keys are ignored.
 
     The truth of a caption may be the reference caption itself. scores: null computes the task's default
-    scores. question, num_tokens, duration_s, options: see `schema.ScoreRow`.
+    scores, or those that the caller gives the task. question, num_tokens, duration_s, options: see `schema.ScoreRow`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -68,32 +70,42 @@ def score_lines(
     user_scorers: Mapping[str, UserScorer] | None = None,
     timeout_s: float = 300.0,
     reading: Reading = "paper",
+    names_of: Callable[[str], Sequence[str]] = default_names,
 ) -> Iterator[dict[str, Json]]:
     """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
     `evidence` where a judge was asked.
 
     A line that cannot be read is "malformed" with a reason that names the line, and the next one is scored. Up to
     `judge.max_concurrency` judged rows run at once, each for `timeout_s` at most. judge None: its defaults, which are
-    sentence embeddings; where those are not installed, rows that need a judge are "infra". Raises ConfigError for a
-    judge that cannot be used.
+    sentence embeddings; where those are not installed, rows that need a judge are "infra". names_of: task -> the scores
+    of a row that names none. Raises ConfigError for a judge that cannot be used.
     """
     numbers = RequestSettings(**(settings or ScoreSettings()).model_dump(), reading=reading)
-    return pumped(_scored_lines(lines, judge, numbers, user_scorers, timeout_s))
+    scoring = _Scoring(settings=numbers, timeout_s=timeout_s, names_of=names_of)
+    return pumped(_scored_lines(lines, judge, user_scorers, scoring))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """What holds for every row of a file."""
+
+    settings: RequestSettings
+    timeout_s: float
+    names_of: Callable[[str], Sequence[str]]
 
 
 async def _scored_lines(
     lines: Iterable[str],
     config: JudgeConfig | None,
-    settings: RequestSettings,
     user_scorers: Mapping[str, UserScorer] | None,
-    timeout_s: float,
+    scoring: _Scoring,
 ) -> AsyncIterator[dict[str, Json]]:
     async with AsyncExitStack() as resources:
         service = RewardService(_judge(config, resources), user_scorers)
 
         async def scored(numbered: tuple[int, str]) -> dict[str, Json]:
             number, line = numbered
-            return {"line": number, **await _scored(service, number, line, settings, timeout_s)}
+            return {"line": number, **await _scored(service, number, line, scoring)}
 
         todo = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
         at_once = config.max_concurrency if config is not None and config.urls else _ROWS_AT_ONCE
@@ -110,9 +122,7 @@ def _judge(config: JudgeConfig | None, resources: AsyncExitStack) -> OfflineJudg
         return None  # nothing was asked for and nothing is installed: most files need no judge
 
 
-async def _scored(
-    service: RewardService, number: int, line: str, settings: RequestSettings, timeout_s: float
-) -> dict[str, Json]:
+async def _scored(service: RewardService, number: int, line: str, scoring: _Scoring) -> dict[str, Json]:
     try:
         row = OfflineRow.model_validate_json(line)
     except ValidationError as error:
@@ -123,9 +133,12 @@ async def _scored(
     if row.task == "captioning" and isinstance(truth, str):
         truth = {"caption": truth}
     # not validated: the limits of a request over HTTP are none of a file's
-    fields = row.model_dump() | {"truth": truth, "rollout_id": str(number)}
+    names = row.scores
+    if names is None and task_name(row.task) in TASKS:  # the service names the known tasks
+        names = list(scoring.names_of(row.task))
+    fields = row.model_dump() | {"truth": truth, "rollout_id": str(number), "scores": names}
     request = ScoreRequest.model_construct(
-        rows=[ScoreRow.model_construct(**fields)], settings=settings, timeout_s=timeout_s
+        rows=[ScoreRow.model_construct(**fields)], settings=scoring.settings, timeout_s=scoring.timeout_s
     )
     (reply,) = await service.score(request)
     result = {

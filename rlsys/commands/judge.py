@@ -45,6 +45,10 @@ Tiers = Annotated[
 
 def score(  # noqa: PLR0913 - a parameter for each option
     jsonl: Annotated[Path, typer.Option(help="One object per line: task, text, truth.", exists=True, dir_okay=False)],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file whose `reward` section is used: weights, custom scorers, settings, judge."),
+    ] = None,
     judge_url: Urls = None,
     judge_model: Model = None,
     judge_concurrency: AtOnce = 32,
@@ -53,20 +57,35 @@ def score(  # noqa: PLR0913 - a parameter for each option
     tiers: Tiers = None,
     timeout: Timeout = 300.0,
     reading: Annotated[
-        Reading, typer.Option(help="How answers are parsed, as answers.reading in a config: paper, lenient or strict.")
-    ] = "paper",
+        Reading | None,
+        typer.Option(help="How answers are parsed: paper, lenient or strict. Default: answers.reading of --config."),
+    ] = None,
 ) -> None:
     """Score rows offline with the scorers of the reward servers; captions are scored by a judge.
 
     Without --judge-url, captions are judged by sentence embeddings if these are installed.
     """
     from reward_servers.offline import score_lines
+    from reward_servers.scorers.user_scorers import load_user_scorers
+    from rlsys.config.run import load_services
+    from rlsys.tasks.table import check_weights, score_weights
 
     with clear_errors():
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, threshold)
         chosen = judge if judge_url or threshold is not None else None
+        run = load_services(config)
+        reward = run.reward
+        check_weights(reward)
         with jsonl.open(encoding="utf-8", errors="replace") as lines:
-            for row in score_lines(lines, chosen, _settings(tiers), timeout_s=timeout, reading=reading):
+            for row in score_lines(
+                lines,
+                chosen or (reward.judge if reward.judge != JudgeConfig() else None),
+                reward.settings if tiers is None else _settings(tiers),
+                load_user_scorers(reward.scorers),
+                timeout_s=timeout,
+                reading=reading or run.answers.reading,
+                names_of=lambda task: list(score_weights(task, reward)),
+            ):
                 typer.echo(json.dumps(row))
 
 

@@ -266,6 +266,14 @@ def judge_of(reward: RewardConfig) -> str:
     return judge_kind(reward.judge)
 
 
+def import_scorers(reward: RewardConfig) -> None:
+    """Import the custom scorers as the run's own servers would. Raises ConfigError for one that cannot be used."""
+    if reward.scorers:
+        from reward_servers.scorers.user_scorers import load_user_scorers
+
+        load_user_scorers(reward.scorers)
+
+
 def _check_served(health: ServiceInfo, tasks: Collection[str], reward: RewardConfig, url: str) -> None:
     """What the servers do not know would only be missing data, step after step."""
     if unknown := set(tasks) - set(health.tasks):

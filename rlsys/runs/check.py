@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rlsys.config.run import ConfigError, RunConfig
+from rlsys.config.run import ConfigError, RewardConfig, RunConfig
 from rlsys.data.video.budgets import largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
@@ -14,7 +14,7 @@ from rlsys.errors import UserError
 from rlsys.models.folder import problems_of_folder
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
-from rlsys.runs.assemble import judge_of, needs_judge, prompt_builder
+from rlsys.runs.assemble import import_scorers, judge_of, needs_judge, prompt_builder
 from rlsys.runs.items import held_out_items, training_items
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
@@ -41,10 +41,7 @@ def check(config: RunConfig) -> Report:
     """Check data, model folder, reward weights and the token budget of each clip."""
     facts: list[str] = []
     problems: list[str] = []
-    try:
-        check_weights(config.reward)
-    except UserError as error:
-        problems.append(str(error))
+    problems += _reward_problems(config.reward)
     problems += _tracking_problems(config)
     loaded: list[tuple[PromptItem, ...]] = []
     for name, load in (("training", training_items), ("held-out", held_out_items)):
@@ -53,7 +50,7 @@ def check(config: RunConfig) -> Report:
         except UserError as error:
             problems.append(str(error))
             continue
-        facts.append(f"{name} rows: {len(rows)} ({_by_task(rows)})")
+        facts.append(f"{name} rows: {len(rows)}" + (f" ({_by_task(rows)})" if rows else ""))
     items = tuple(item for rows in loaded for item in rows)
     if len(loaded) == 2:
         payload = weights_bytes(config)
@@ -80,13 +77,12 @@ def check(config: RunConfig) -> Report:
 
 def check_services(config: RunConfig) -> Report:
     """Check what `rlsys rewards serve` reads: sections `reward` and `cluster`."""
-    problems: list[str] = []
+    problems = _reward_problems(config.reward)
     judge = ""
-    for find in (lambda: check_weights(config.reward), lambda: judge_of(config.reward)):
-        try:
-            judge = find() or ""
-        except UserError as error:
-            problems.append(str(error))
+    try:
+        judge = judge_of(config.reward)
+    except UserError as error:
+        problems.append(str(error))
     facts = (
         f"reward servers: {config.reward.min_replicas} to {config.reward.max_replicas} replicas",
         f"judge: {judge or 'none'}, {config.reward.judge.min_replicas} to {config.reward.judge.max_replicas} replicas"
@@ -101,10 +97,7 @@ def check_sft(
     """Check what `rlsys sft` needs: the demonstrations' tokens, and what evaluation needs where it is asked for."""
     problems = [*problems_of_folder(config.model.path), *_memory_problems(config), *_tracking_problems(config)]
     if held_out:
-        try:
-            check_weights(config.reward)
-        except UserError as error:
-            problems.append(str(error))
+        problems += _reward_problems(config.reward)
         problems += _judge_problems(config, held_out)
     problems += _unfit_responses(demonstrations, prompts)
     longest: dict[str, Demonstration] = {}
@@ -143,6 +136,18 @@ def _unfit_responses(demonstrations: Sequence[Demonstration], prompts: PromptBui
 
 def _by_task(items: Sequence[PromptItem]) -> str:
     return ", ".join(f"{count} {task}" for task, count in Counter(item.task for item in items).most_common())
+
+
+def _reward_problems(reward: RewardConfig) -> list[str]:
+    """Return what is wrong with weights and custom scorers; servers that run elsewhere import their own scorers."""
+    problems: list[str] = []
+    for find in (check_weights, *(() if reward.url else (import_scorers,))):
+        try:
+            find(reward)
+        except UserError as error:
+            problems.append(str(error))
+            break  # a scorer that is named wrongly cannot be imported either
+    return problems
 
 
 def _judge_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[str]:

@@ -180,6 +180,20 @@ def test_the_commands_on_a_file(command: typer.Typer, tmp_path: Path) -> None:
     assert code == 0 and "kappa       0.51" in output
 
 
+def test_a_config_decides_which_scores_a_file_gets(command: typer.Typer, tmp_path: Path) -> None:
+    rows, config = tmp_path / "rows.jsonl", tmp_path / "config.yaml"
+    rows.write_text(json.dumps(GROUNDING) + "\n" + json.dumps({**GROUNDING, "scores": ["iou"]}))
+    config.write_text(
+        "reward:\n"
+        "  scorers: {polite: tests.reward_servers.scorers.test_user_scorers:polite}\n"
+        "  weights: {temporal_grounding: {polite: 0.5}}\n"
+    )
+    code, output = called(command, "score", "--jsonl", str(rows), "--config", str(config))
+    assert code == 0
+    found = [list(json.loads(line)["scores"]) for line in output.splitlines()]
+    assert found == [["format", "iou", "polite"], ["iou"]]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

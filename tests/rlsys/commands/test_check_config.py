@@ -48,6 +48,19 @@ def test_problems_of_reward_servers_are_found(empty_folder: Path) -> None:
     assert "reward.weights.captoning: no such task" in done.output
 
 
+def test_a_custom_scorer_that_cannot_be_imported_is_a_problem(empty_folder: Path) -> None:
+    scorer = "reward.scorers={polite: no_such_module:polite}"
+    done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml", scorer])
+    assert done.exit_code == 2
+    assert "module 'no_such_module' cannot be imported" in done.output
+
+
+def test_custom_scorers_of_servers_that_run_elsewhere_are_not_imported(empty_folder: Path) -> None:
+    given = ["reward.scorers={polite: no_such_module:polite}", "reward.url=http://rewards:8000/rewards"]
+    done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml", *given])
+    assert done.exit_code == 0, done.output
+
+
 def test_help_and_the_error_list_the_bundled_configs(empty_folder: Path) -> None:
     shown = " ".join(CliRunner().invoke(app, ["check-config", "--help"]).output.split())
     assert all(name in shown for name in bundled.names())
