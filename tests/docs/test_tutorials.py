@@ -92,7 +92,7 @@ def variables() -> dict[str, str]:
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("name", ["add_a_reward"])
+@pytest.mark.parametrize("name", ["add_a_reward", "bring_your_own_data"])
 def test_a_tutorial_works_in_an_empty_folder(name: str, tmp_path: Path, variables: dict[str, str]) -> None:
     run_page((TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), tmp_path, variables)
 
