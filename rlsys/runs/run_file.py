@@ -13,6 +13,7 @@ from typing import Any
 from rlsys.config.run import RunConfig, parse
 from rlsys.errors import CheckpointError
 from rlsys.files import write_whole
+from rlsys.urls import masked_tree
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -31,8 +32,8 @@ class RunFile:
 
 
 def write_run_file(config: RunConfig, mlflow_run_id: str) -> None:
-    """Into the run's folder, whole or not at all."""
-    tree = {"mlflow_run_id": mlflow_run_id, "config": config.model_dump(mode="json")}
+    """Write `run.json` into the run's folder, whole or not at all, with the secrets in URLs masked."""
+    tree = {"mlflow_run_id": mlflow_run_id, "config": masked_tree(config.model_dump(mode="json"))}
     write_json(Path(config.output_dir) / RUN_FILE, tree)
 
 
