@@ -87,7 +87,7 @@ def _measured(stack: Stack, config: RunConfig, max_lag: int) -> dict[str, Any]:
     stack.load_learner(config)
     parts = Recorded(stack, config.model_copy(update={"seed": max_lag}))
     lagged = config.model_copy(update={"pipeline": config.pipeline.model_copy(update={"max_lag": max_lag})})
-    loop.train(parts, lagged, RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    loop.train(parts, lagged, RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest=""))
     groups = [scored for step in parts.steps[WARM_UP:] for scored in step.groups]
     seconds = [sum(step.seconds.values()) for step in parts.steps[WARM_UP:]]
     judging = sum(end - start for start, end in union([scored.spans["score"] for scored in groups])) / len(seconds)

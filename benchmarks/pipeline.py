@@ -47,7 +47,7 @@ from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, ScoredGroup
 
-START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest="")
 LAGS, JUDGE_S = (0, 1, 2), (0.0, 1.0, 3.0)
 WAYS: tuple[Literal["pause", "keep"], ...] = ("pause", "keep")
 GROUPS, GROUP_SIZE, AT_ONCE = 8, 8, 1
@@ -119,9 +119,9 @@ def workload(folder: Path, max_tokens: int, max_lag: int = 0, weight_update: str
 def generate_alone(stack: Stack, config: RunConfig) -> list[ScoredGroup]:
     """A step's groups, their clips decoded before and nothing else going on."""
     parts = Recorded(stack, config)
-    for draw in range(GROUPS):
-        parts.start(draw).result()
-    groups = [parts.start(draw) for draw in range(GROUPS)]
+    for prompt_index in range(GROUPS):
+        parts.start(prompt_index).result()
+    groups = [parts.start(prompt_index) for prompt_index in range(GROUPS)]
     return [group.result() for group in groups]
 
 

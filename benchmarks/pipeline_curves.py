@@ -43,11 +43,11 @@ class Curve(Recorded):
         self.seconds: list[float] = []
         self.lags: list[float] = []
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        return self.start_item(draw, self._items[self._sampler.index_at(draw)])
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        return self.start_item(prompt_index, self._items[self._sampler.index_at(prompt_index)])
 
-    def prefetch(self, draw: int) -> None:
-        self._stack.producer.prefetch(self._items[self._sampler.index_at(draw)])
+    def prefetch(self, prompt_index: int) -> None:
+        self._stack.producer.prefetch(self._items[self._sampler.index_at(prompt_index)])
 
     def record(self, step: Step) -> None:
         # not the step itself, which would keep its clips in memory
@@ -98,7 +98,7 @@ def with_lag(config: RunConfig, max_lag: int, way: str) -> RunConfig:
 def _curve(stack: Stack, config: RunConfig) -> dict[str, Any]:
     stack.load_learner(config)
     parts = Curve(stack, config)
-    loop.train(parts, config, RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    loop.train(parts, config, RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest=""))
     typer.echo(f"max_lag {config.pipeline.max_lag}: {parts.seconds[-1]:.0f} s", err=True)
     return {
         "max_lag": config.pipeline.max_lag,

@@ -48,22 +48,22 @@ class Recorded:
         self.steps: list[Step] = []
         self.weights: WeightVersion | None = None
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        return self.start_item(draw, self._items[draw % len(self._items)])
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        return self.start_item(prompt_index, self._items[prompt_index % len(self._items)])
 
-    def start_item(self, draw: int, item: PromptItem) -> Future[ScoredGroup]:
+    def start_item(self, prompt_index: int, item: PromptItem) -> Future[ScoredGroup]:
         rollout = self._config.rollout
         sampling = Sampling(
             num_samples=rollout.group_size,
             temperature=1.0,
             top_p=1.0,
             max_tokens=rollout.max_tokens,
-            seed=sampling_seed(self._config.seed, draw, item.prompt_id),
+            seed=sampling_seed(self._config.seed, prompt_index, item.prompt_id),
         )
         return self._stack.producer.start(item, sampling)
 
-    def prefetch(self, draw: int) -> None:
-        self._stack.producer.prefetch(self._items[draw % len(self._items)])
+    def prefetch(self, prompt_index: int) -> None:
+        self._stack.producer.prefetch(self._items[prompt_index % len(self._items)])
 
     def check(self) -> None:
         self._stack.pool.raise_if_weights_gone()
@@ -89,7 +89,7 @@ class Recorded:
 
 
 def workload(folder: Path, prompts_per_step: int, num_steps: int) -> RunConfig:
-    """The config of one measured run; draws its clips and model into `folder`."""
+    """Return the config of one measured run, whose clips and model are made in `folder`."""
     clips = draw_dataset(
         folder / f"clips{prompts_per_step}",
         num_clips=prompts_per_step * num_steps,
@@ -125,7 +125,7 @@ def measure(stack: Stack, config: RunConfig) -> dict[str, Any]:
     before = stack.clips.counters()
     stack.load_learner(config)
     run = Recorded(stack, config)
-    loop.train(run, config, RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest=""))
+    loop.train(run, config, RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest=""))
     after = stack.clips.counters()
     steps = run.steps[WARM_UP:]
     rows = [_phases(step) for step in steps]

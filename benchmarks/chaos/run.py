@@ -249,7 +249,7 @@ def check_run(run: Run, reference: Run | None, num_steps: int) -> list[str]:
     state = load_state(final)
     entries = ledger.read(final)
     found = [f"left over: {process}" for process in run.left_over]
-    found += [f"ledger: {problem}" for problem in ledger.problems(entries, state.drawn)]
+    found += [f"ledger: {problem}" for problem in ledger.problems(entries, state.prompts_consumed)]
     if [entry.step for entry in entries] != list(range(1, num_steps + 1)):
         found.append(f"ledger: steps {[entry.step for entry in entries]}")
     values = tracked(run.folder, state.mlflow_run_id)
@@ -262,7 +262,7 @@ def check_run(run: Run, reference: Run | None, num_steps: int) -> list[str]:
     if run.digest != reference.digest:
         found.append(f"weights: digest {run.digest}, not {reference.digest}")
     wanted = find(reference.folder)
-    if [(one.trained, one.left_out) for one in entries] != [(o.trained, o.left_out) for o in ledger.read(wanted)]:
+    if [(one.trained, one.skipped) for one in entries] != [(o.trained, o.skipped) for o in ledger.read(wanted)]:
         found.append("ledger: other prompts than without kills")
     expected = tracked(reference.folder, load_state(wanted).mlflow_run_id)
     return found + [

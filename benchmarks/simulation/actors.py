@@ -21,7 +21,7 @@ class Job:
     left_s: until it ends, or until its actor dies or hangs under it (`fate`).  since_s: start of the stretch that runs.
     """
 
-    draw: int
+    prompt_index: int
     seconds: float
     on_done: Callable[[], None]
     versions: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ class SimulatedActors:
 
     def _begin(self, actor: _Actor, job: Job) -> None:
         job.versions, job.since_s = (actor.version,), self._events.now
-        rng = np.random.default_rng([self._seed, job.draw, job.attempts])
+        rng = np.random.default_rng([self._seed, job.prompt_index, job.attempts])
         kills, hangs = self._faults.lost_frac, self._faults.hung_frac
         drawn, when = rng.random(2).tolist()
         job.fate = "kills" if drawn < kills else "hangs" if drawn < kills + hangs else "ends"

@@ -22,7 +22,7 @@ from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, 
 from rlsys.weights.version import WeightVersion
 
 RESPONSES = 2  # the fewest that have advantages: the simulation counts groups, not responses
-LEARNER = 1 << 40  # keeps the draws of the learner's fate apart from those of groups
+LEARNER = 1 << 40  # keeps the random numbers of the learner's fate apart from those of groups
 
 
 @dataclass(eq=False)
@@ -43,7 +43,7 @@ class Moment:
     actors_s: float
     learner_s: float
     judge_s: float
-    draws: tuple[int, ...] = ()
+    prompt_indices: tuple[int, ...] = ()
     lags: tuple[int, ...] = ()
     num_unscored: int = 0
     num_replaced: int = 0
@@ -66,42 +66,44 @@ class SimulatedParts:
         self._judge = Servers(self.events, system.judge_slots)
         self.actors = SimulatedActors(self.events, system, phases, faults, seed)
         self._learner = Meter(self.events)
-        self._clips: dict[int, list[Callable[[], None]] | None] = {}  # by draw, who waits for it; None: it is there
+        self._clips: dict[
+            int, list[Callable[[], None]] | None
+        ] = {}  # by prompt_index, who waits for it; None: it is there
         self._saved, self._num_updates = start, 0
         self.num_learners_lost = 0
         self.moments: list[Moment] = []
         self.entries: list[Entry] = []
 
-    def plan(self, draw: int) -> Draw:
-        """What the draw-th group takes."""
-        return draw_group(draw, self._phases, self._faults, self._seed)
+    def plan(self, prompt_index: int) -> Draw:
+        """Return the times and faults of the group of this prompt index."""
+        return draw_group(prompt_index, self._phases, self._faults, self._seed)
 
-    def start(self, draw: int) -> VirtualFuture:
+    def start(self, prompt_index: int) -> VirtualFuture:
         """Decode, generate and judge one group, in time."""
-        group = _Group(self.plan(draw))
-        self._when_decoded(draw, lambda: self._generate(group))
+        group = _Group(self.plan(prompt_index))
+        self._when_decoded(prompt_index, lambda: self._generate(group))
         return VirtualFuture(lambda future: self._arrive(future, group), lambda: self._cancel(group))
 
-    def prefetch(self, draw: int) -> None:
+    def prefetch(self, prompt_index: int) -> None:
         """Decode a clip that a group will ask for."""
-        if draw not in self._clips:
-            self._when_decoded(draw, lambda: None)
+        if prompt_index not in self._clips:
+            self._when_decoded(prompt_index, lambda: None)
 
     def check(self) -> None:
         """Simulated weights are never out of reach."""
 
-    def _when_decoded(self, draw: int, proceed: Callable[[], None]) -> None:
-        waiting = self._clips.get(draw, [])
+    def _when_decoded(self, prompt_index: int, proceed: Callable[[], None]) -> None:
+        waiting = self._clips.get(prompt_index, [])
         if waiting is None:
             proceed()
             return
         waiting.append(proceed)
-        if draw in self._clips:
+        if prompt_index in self._clips:
             return
-        self._clips[draw] = waiting
+        self._clips[prompt_index] = waiting
 
         def decoded() -> None:
-            self._clips[draw] = None
+            self._clips[prompt_index] = None
             for waits in waiting:
                 waits()
 
@@ -112,9 +114,9 @@ class SimulatedParts:
         if group.is_cancelled:
             return
         if plan.has_bad_clip:
-            group.outcome = ClipError(f"simulated:{plan.draw}", "corrupt", "simulated")
+            group.outcome = ClipError(f"simulated:{plan.prompt_index}", "corrupt", "simulated")
             return
-        job = group.job = Job(plan.draw, plan.generate_s, lambda: self._judge.submit(plan.score_s, scored))
+        job = group.job = Job(plan.prompt_index, plan.generate_s, lambda: self._judge.submit(plan.score_s, scored))
 
         def scored() -> None:
             group.outcome = _scored(plan, job.versions)
@@ -183,7 +185,7 @@ class SimulatedParts:
         return WeightVersion(version=version, transport="simulated", num_tensors=0, num_bytes=0, digest=f"{version}")
 
     def record(self, step: Step) -> None:
-        """Keep the moment and the draws, and a checkpoint when one is due."""
+        """Keep the moment and the prompt_indices, and a checkpoint when one is due."""
         version = step.state.step - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
         self.entries.append(
@@ -197,11 +199,11 @@ class SimulatedParts:
                 actors_s=self.actors.busy.total_s,
                 learner_s=self._learner.total_s,
                 judge_s=self._judge.busy.total_s,
-                draws=tuple(_draw_of(scored.group) for scored in step.groups),
+                prompt_indices=tuple(_draw_of(scored.group) for scored in step.groups),
                 lags=tuple(version - int(rollout.token_versions.min()) for rollout in rollouts),
                 num_unscored=sum(not scored.is_valid.any() for scored in (*step.groups, *step.replaced)),
                 num_replaced=len(step.replaced),
-                num_bad_clips=len(step.collected.left_out),
+                num_bad_clips=len(step.collected.skipped),
                 num_stale=step.collected.num_stale,
             )
         )
@@ -220,7 +222,7 @@ def _draw_of(group: RolloutGroup) -> int:
 
 
 def _scored(plan: Draw, versions: tuple[int, ...]) -> ScoredGroup:
-    name = f"simulated:{plan.draw}"
+    name = f"simulated:{plan.prompt_index}"
     ids = np.zeros(len(versions), np.int32)
     item = PromptItem(prompt_id=name, task="temporal_grounding", question="", options=(), media=(), truth=[[0.0, 1.0]])
     rollouts = tuple(

@@ -15,7 +15,7 @@ from rlsys.loop import collect, loop
 from rlsys.loop.state import RunState
 
 NO_FAULTS = Faults()
-START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
         steady = moments
     length = steady[-1].at_s - steady[0].at_s
     steps = np.diff([moment.at_s for moment in steady])
-    alone = np.array([_alone(parts, moment.draws) for moment in steady[1:]]).mean(axis=0)
+    alone = np.array([_alone(parts, moment.prompt_indices) for moment in steady[1:]]).mean(axis=0)
     lags = [lag for moment in parts.moments for lag in moment.lags]
 
     def busy(name: str, count: int) -> float:
@@ -127,10 +127,10 @@ def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
     )
 
 
-def _alone(parts: SimulatedParts, draws: Sequence[int]) -> tuple[float, ...]:
+def _alone(parts: SimulatedParts, prompt_indices: Sequence[int]) -> tuple[float, ...]:
     """What generating, scoring and learning take when a step's groups are there at once; their work per server."""
     system = parts.system
-    plans = [parts.plan(draw) for draw in draws]
+    plans = [parts.plan(prompt_index) for prompt_index in prompt_indices]
     generate = [plan.generate_s for plan in plans]
     score = [plan.score_s for plan in plans]
     update = [plan.update_s for plan in plans]

@@ -97,7 +97,7 @@ class System:
 class Draw:
     """What one group will take, in seconds, and what will go wrong with it."""
 
-    draw: int
+    prompt_index: int
     generate_s: float
     score_s: float
     update_s: float
@@ -106,9 +106,9 @@ class Draw:
     is_flat: bool
 
 
-def draw_group(draw: int, phases: Phases, faults: Faults, seed: int) -> Draw:
-    """The draw-th group: a function of seed and draw alone, whatever else happens in the run."""
-    rng = np.random.default_rng([seed, draw])
+def draw_group(prompt_index: int, phases: Phases, faults: Faults, seed: int) -> Draw:
+    """Draw the group of a prompt index: a function of seed and index alone, whatever else happens in the run."""
+    rng = np.random.default_rng([seed, prompt_index])
     generate, score, update = (
         float(np.exp(spread * normal - spread**2 / 2))
         for spread, normal in zip(
@@ -117,7 +117,7 @@ def draw_group(draw: int, phases: Phases, faults: Faults, seed: int) -> Draw:
     )
     straggles, bad, unscored, flat = (rng.random(4) < _shares(phases, faults)).tolist()
     return Draw(
-        draw=draw,
+        prompt_index=prompt_index,
         generate_s=phases.generate_s * generate * (phases.straggler_times if straggles else 1.0),
         score_s=phases.score_s * score,
         update_s=phases.update_s * update,

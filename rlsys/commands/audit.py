@@ -43,7 +43,7 @@ def replay(
             count, changed = rescore(run_folder, step)
             tree: object = {"step": step, "responses": count, "changed": [asdict(one) for one in changed]}
             lines = [
-                f"prompt {one.draw} ({one.prompt_id}), response {one.sample_index}: "
+                f"prompt {one.prompt_index} ({one.prompt_id}), response {one.sample_index}: "
                 f"{dict(one.before)} -> {dict(one.after)}"
                 for one in changed
             ]

@@ -12,7 +12,7 @@ from typing import Protocol
 from rlsys.config.run import RunConfig
 from rlsys.errors import RowUnusable
 from rlsys.evaluation.metrics import answer_metrics, by_task
-from rlsys.loop.collect import awaited, why_left_out
+from rlsys.loop.collect import awaited, skip_reason
 from rlsys.loop.producer import sampling_seed
 from rlsys.loop.staleness import evaluated_at_once
 from rlsys.types import PromptItem, Sampling, ScoredGroup
@@ -83,7 +83,7 @@ def _answer(
             try:
                 answered.append(_without_clips(awaited(in_flight[0], check)))
             except RowUnusable as error:
-                why_left_out(error, config)
+                skip_reason(error, config)
                 if not answered and len(in_flight) == 1:
                     raise
             in_flight.popleft()

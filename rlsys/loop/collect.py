@@ -1,4 +1,4 @@
-"""The groups of the next step: started ahead as far as staleness allows, taken in the order of their draws."""
+"""Collect the groups of the next step: started ahead as far as staleness allows, taken in prompt order."""
 
 from __future__ import annotations
 
@@ -19,54 +19,56 @@ from rlsys.types import ScoredGroup
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""Between two looks at whether waiting for a group is in vain."""
-MAX_LEFT_OUT = 100
-"""Unusable rows of a step, in steps' sizes, at which it is not the rows any more."""
+"""Seconds between two checks whether the group that is waited for can still arrive."""
+MAX_SKIPPED_PER_GROUP = 100
+"""Unusable rows in one step, per group of the step, above which the run ends: the cause is then not single rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A draw that nothing came of."""
+    """A prompt that was consumed without yielding a group."""
 
-    draw: int
+    prompt_index: int
     reason: Literal["bad_clip", "quarantined"]
     detail: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """groups: to train on, in the order of their draws.  replaced: without spread, others were drawn in their place.
-    num_stale: groups that were too old to be trained on, and were sampled again.
+    """The groups of one step, and what became of the other prompts that it consumed.
+
+    groups: to train on, in prompt order.  replaced: groups without reward spread, in whose place others were taken.
+    skipped: prompts without a group.  num_stale: groups that had become too old and were sampled again.
     """
 
-    draws: tuple[int, ...]
+    prompt_indices: tuple[int, ...]
     groups: tuple[ScoredGroup, ...]
-    replaced_draws: tuple[int, ...]
+    replaced_indices: tuple[int, ...]
     replaced: tuple[ScoredGroup, ...]
-    left_out: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
     num_stale: int
 
     @property
-    def num_drawn(self) -> int:
-        """Draws that are used up."""
-        return len(self.groups) + len(self.replaced) + len(self.left_out)
+    def num_consumed(self) -> int:
+        """Prompts that the step consumed."""
+        return len(self.groups) + len(self.replaced) + len(self.skipped)
 
 
 class GroupSource(Protocol):
-    """Where the groups of a run come from."""
+    """Supplies the groups of a run by prompt index."""
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        """Begin the run's draw-th prompt: decode, build the prompt, generate, score."""
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        """Start the group of a prompt index: decode, build the prompt, generate, score."""
 
-    def prefetch(self, draw: int) -> None:
-        """Decode the clips of a prompt that will be started soon. Returns at once; errors come up at its start."""
+    def prefetch(self, prompt_index: int) -> None:
+        """Decode the clips of a prompt that will start soon. Returns at once; errors surface when it starts."""
 
     def check(self) -> None:
-        """Raise LearnerLost when groups wait for weights that went with it. Called while a group is waited for."""
+        """Raise LearnerLost if groups wait for weights that were lost with the learner. Called while waiting."""
 
 
 def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGroup:
-    """The group; waits for it. Raises what went wrong with it, or what `check`, asked meanwhile, raises."""
+    """Wait for a group and return it. Raises the group's own error, or what `check`, polled meanwhile, raises."""
     while True:
         try:
             return future.result(timeout=POLL_S)
@@ -77,9 +79,9 @@ def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGro
 
 
 class InFlightGroups:
-    """Groups by draw, from their start until the step that used them is over.
+    """Groups by prompt index, from their start until the step that uses them is done.
 
-    They stay that long because a step whose update fails is done again, with the same groups.
+    They are kept that long because a step whose update fails is repeated with the same groups.
     """
 
     def __init__(self, source: GroupSource) -> None:
@@ -87,84 +89,84 @@ class InFlightGroups:
         self._groups: dict[int, Future[ScoredGroup]] = {}
         self._prefetched = -1
 
-    def admit(self, draws: range) -> None:
-        """Start those of the draws that have not been started."""
-        for draw in draws:
-            if draw not in self._groups:
-                self._groups[draw] = self._source.start(draw)
+    def admit(self, prompt_indices: range) -> None:
+        """Start the groups of these prompts that have not been started."""
+        for prompt_index in prompt_indices:
+            if prompt_index not in self._groups:
+                self._groups[prompt_index] = self._source.start(prompt_index)
 
-    def prefetch(self, draws: range) -> None:
-        """Decode ahead for those of the draws that it was not done for."""
-        for draw in draws:
-            if draw > self._prefetched and draw not in self._groups:
-                self._source.prefetch(draw)
-                self._prefetched = draw
+    def prefetch(self, prompt_indices: range) -> None:
+        """Decode ahead for the prompts that have been neither started nor decoded."""
+        for prompt_index in prompt_indices:
+            if prompt_index > self._prefetched and prompt_index not in self._groups:
+                self._source.prefetch(prompt_index)
+                self._prefetched = prompt_index
 
-    def result(self, draw: int) -> ScoredGroup:
-        """See `awaited`."""
-        return awaited(self._groups[draw], self._source.check)
+    def result(self, prompt_index: int) -> ScoredGroup:
+        """Wait for the group of a prompt and return it, see `awaited`."""
+        return awaited(self._groups[prompt_index], self._source.check)
 
-    def start_again(self, draw: int) -> None:
-        """Sample the draw's group anew."""
-        self._groups[draw].cancel()
-        self._groups[draw] = self._source.start(draw)
+    def start_again(self, prompt_index: int) -> None:
+        """Discard the group of a prompt and sample it again."""
+        self._groups[prompt_index].cancel()
+        self._groups[prompt_index] = self._source.start(prompt_index)
 
-    def forget_before(self, draw: int) -> None:
-        """The steps that used the draws before this one are over."""
-        for done in [number for number in self._groups if number < draw]:
+    def forget_before(self, prompt_index: int) -> None:
+        """Release the groups of all prompts before this index; their steps are done."""
+        for done in [number for number in self._groups if number < prompt_index]:
             del self._groups[done]
 
 
-def collect(flight: InFlightGroups, objective: Objective, config: RunConfig, state: RunState) -> Collected:
-    """The groups of the next step. `flight` may hold groups of later ones, started now or before.
+def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, state: RunState) -> Collected:
+    """Return the groups of the next step; `in_flight` may also hold groups of later steps.
 
-    A group that is left out, for its row or for want of spread, makes room for one more at the end of the
-    line. Those behind it move up, so none becomes older than admission allowed for.
+    A prompt that is skipped, or a group replaced for lack of reward spread, admits one more group at the end of the
+    queue. The groups behind it move up, so none becomes older than admission allowed for.
     """
     wanted, max_lag = config.train.prompts_per_step, objective.max_lag
     still_needed = (config.train.num_steps - state.step) * wanted
     taken: dict[int, ScoredGroup] = {}
     replaced: dict[int, ScoredGroup] = {}
-    left_out: list[Skipped] = []
+    skipped: list[Skipped] = []
     again: set[int] = set()
     while len(taken) < wanted:
-        draw = state.drawn + len(taken) + len(replaced) + len(left_out)
+        prompt_index = state.prompts_consumed + len(taken) + len(replaced) + len(skipped)
         room = groups_under_way(collected=len(taken), prompts_per_step=wanted, max_lag=max_lag)
-        end = draw + min(room, still_needed - len(taken))
-        flight.admit(range(draw, end))
-        flight.prefetch(range(end, min(end + config.data.decode_ahead, draw + still_needed - len(taken))))
+        end = prompt_index + min(room, still_needed - len(taken))
+        in_flight.admit(range(prompt_index, end))
+        in_flight.prefetch(range(end, min(end + config.data.decode_ahead, prompt_index + still_needed - len(taken))))
         try:
-            scored = flight.result(draw)
+            scored = in_flight.result(prompt_index)
         except RowUnusable as error:
-            left_out.append(Skipped(draw=draw, reason=why_left_out(error, config), detail=str(error)))
-            if len(left_out) > MAX_LEFT_OUT * wanted:
-                raise RuntimeError(f"{len(left_out)} rows of one step were unusable; last: {error}") from error
+            skipped.append(Skipped(prompt_index=prompt_index, reason=skip_reason(error, config), detail=str(error)))
+            if len(skipped) > MAX_SKIPPED_PER_GROUP * wanted:
+                raise RuntimeError(f"{len(skipped)} rows of one step were unusable; last: {error}") from error
             continue
         if problem := objective.staleness_problem(scored, state.step):
-            if draw in again:
+            if prompt_index in again:
                 raise RuntimeError(problem)
             log.warning("sampled again: %s", problem)
-            again.add(draw)
-            flight.start_again(draw)
+            again.add(prompt_index)
+            in_flight.start_again(prompt_index)
         elif len(replaced) < config.algorithm.max_extra_groups and not objective.teaches(scored):
-            # dynamic sampling, DAPO, arXiv:2503.14476, section 3.2, with a bound on the groups sampled for nothing
-            replaced[draw] = scored
+            # dynamic sampling, DAPO, arXiv:2503.14476, section 3.2, with a bound on the groups that are discarded
+            replaced[prompt_index] = scored
         else:
-            taken[draw] = scored
+            taken[prompt_index] = scored
     return Collected(
-        draws=tuple(taken),
+        prompt_indices=tuple(taken),
         groups=tuple(taken.values()),
-        replaced_draws=tuple(replaced),
+        replaced_indices=tuple(replaced),
         replaced=tuple(replaced.values()),
-        left_out=tuple(left_out),
+        skipped=tuple(skipped),
         num_stale=len(again),
     )
 
 
-def why_left_out(error: RowUnusable, config: RunConfig) -> Literal["bad_clip", "quarantined"]:
-    """Says that a row is left out, and returns why. Raises `error` where `data.on_bad_clip` says so."""
+def skip_reason(error: RowUnusable, config: RunConfig) -> Literal["bad_clip", "quarantined"]:
+    """Log that a row is skipped and return why. Raises `error` for a bad clip if data.on_bad_clip is "stop"."""
     is_clip = isinstance(error, ClipError)
     if is_clip and config.data.on_bad_clip == "stop":
         raise error
-    log.warning("left out a row: %s", error)
+    log.warning("skipped a row: %s", error)
     return "bad_clip" if is_clip else "quarantined"

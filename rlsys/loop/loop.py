@@ -1,8 +1,8 @@
 """The main loop: sample groups, score them, compute advantages, update, publish the weights, record.
 
-`train` is the figure of the paper; `run` is the same with what surrounds it, and the one place where a lost learner
-is handled. Both know nothing but the Protocols of `rlsys.loop.parts`. Groups are trained on in the order of their
-prompts, so a synchronous run (`pipeline.max_lag=0`) is deterministic whichever actor finishes first.
+`train` is the training loop itself; `run` adds loading, finishing, and recovery from a lost learner. Both depend only
+on the Protocols of `rlsys.loop.parts`. Groups are trained on in prompt order, so a synchronous run
+(`pipeline.max_lag=0`) is deterministic whichever actor finishes first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Outcome = TypeVar("Outcome")
 
 
 def run(whole: WholeRun[Outcome], config: RunConfig) -> Outcome:
-    """Load the learner, train to the last step and finish, however often the learner is lost on the way.
+    """Load the learner, train to the last step and finish, recovering whenever the learner is lost.
 
-    A lost learner goes back to its newest checkpoint. What was sampled meanwhile is kept, and used where it is not
-    too old then. Raises LearnerLost when `whole.learner_lost` gives up.
+    A lost learner restarts from its newest checkpoint. Groups that were sampled meanwhile are kept and used unless
+    they are too old by then. Raises LearnerLost when `whole.learner_lost` gives up.
     """
     groups = InFlightGroups(whole)
     while True:
@@ -48,22 +48,22 @@ def train(
     objective: Objective | None = None,
     groups: InFlightGroups | None = None,
 ) -> RunState:
-    """Train from `state` to `train.num_steps` steps and return the state then.
+    """Train from `state` until `train.num_steps` steps are done and return the final state.
 
-    objective: None stands for the policy gradient that `config.algorithm` says.
-    groups: with those that are under way already; None stands for none.
+    objective: None means the policy gradient configured in `config.algorithm`.
+    groups: the groups already in flight; None means none.
     """
     objective, groups = objective or PolicyGradient(config), groups or InFlightGroups(parts)
     published = parts.publish(state.step)
     if state.weights_digest and published.kind == "full" and published.digest not in ("", state.weights_digest):
         raise WeightsDiffer(
-            f"the learner's weights are not those of the checkpoint: their digest is {published.digest}, step "
+            f"the learner's weights are not those of the checkpoint: their digest is {published.digest}, but step "
             f"{state.step} was saved with {state.weights_digest}. Resume from another checkpoint."
         )
     state = replace(state, weights_digest=published.digest)
     while state.step < config.train.num_steps:
         clock = Clock()
-        with clock("collect"):  # of every prompt G responses, generated and scored
+        with clock("collect"):  # generate and score G responses per prompt
             collected = collect(groups, objective, config, state)
             parts.keep(state.step + 1, collected)
         shaped = _shape_rewards(parts, objective, collected.groups, clock)
@@ -76,7 +76,7 @@ def train(
         state = replace(
             state,
             step=state.step + 1,
-            drawn=state.drawn + collected.num_drawn,
+            prompts_consumed=state.prompts_consumed + collected.num_consumed,
             weights_digest=published.digest,
         )
         parts.record(
@@ -89,7 +89,7 @@ def train(
                 seconds=clock.seconds,
             )
         )
-        groups.forget_before(state.drawn)
+        groups.forget_before(state.prompts_consumed)
     return state
 
 

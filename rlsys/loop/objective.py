@@ -1,4 +1,4 @@
-"""What the loop optimises: GRPO on scored groups, or imitation of demonstrations."""
+"""The objectives of the loop: policy gradient on scored groups, or imitation of demonstrations."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ Reference = Sequence[Sequence[np.ndarray]]
 
 
 class Objective(Protocol):
-    """The decisions in which the objectives differ; all of them are pure."""
+    """The decisions in which the objectives differ; all methods are pure."""
 
     max_lag: int
-    """Steps that groups may be started ahead of the one that trains on them."""
+    """Number of steps by which a group may start before the step that trains on it."""
     needs_reference: bool
     """Whether rewards are shaped by the reference policy's log-probs."""
 
     def teaches(self, scored: ScoredGroup) -> bool:
-        """Return whether a group is worth a place in the batch where others could be sampled for it."""
+        """Return whether a group gives a learning signal; one that does not may be replaced."""
 
     def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
-        """Return why a group cannot be trained on after `step` steps, "" when it can."""
+        """Return why a group is too stale to be trained on after `step` steps, or "" if it is not."""
 
     def shape(self, groups: tuple[ScoredGroup, ...], reference: Reference | None) -> Shaped:
         """Return the groups with the rewards that advantages are computed from."""
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
-        """Return how much each response is to be reinforced, f32 [G] for each group."""
+        """Return the advantage of each response, f32 [G] for each group."""
 
     def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
-        """Return what one update learns from. Raises ScoringFailed where nothing of it was scored."""
+        """Return the batch of one step. Raises ScoringFailed if no response of it was scored."""
 
 
 class PolicyGradient:
@@ -55,7 +55,7 @@ class PolicyGradient:
     def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
         for rollout in scored.group.rollouts:
             versions = rollout.token_versions
-            # both ends: what is generated while the run goes back has tokens of weights that will never have been
+            # both ends: a response generated while the learner rolls back can have tokens of discarded weights
             for weight_version in (int(versions.min()), int(versions.max())):
                 if not is_fresh(version=step, weight_version=weight_version, max_lag=self.max_lag):
                     lag = step - weight_version
@@ -77,9 +77,9 @@ class PolicyGradient:
 
 
 class Imitation:
-    """Supervised training: the loss is the negative log-likelihood of demonstrations, whatever weights there are."""
+    """Supervised training: the loss is the negative log-likelihood of demonstrations, which never become stale."""
 
-    max_lag = 1  # the clips of the next step are decoded while the learner is busy with this one
+    max_lag = 1  # decode the clips of the next step while the learner trains on this one
     needs_reference = False
 
     def teaches(self, scored: ScoredGroup) -> bool:

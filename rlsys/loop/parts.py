@@ -1,4 +1,4 @@
-"""What the main loop drives, and what it tells of each update."""
+"""The Protocols that the main loop drives, and the record of each step that it passes on."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rlsys.weights.version import WeightVersion
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What happened in one step, for the record.
+    """The record of one step.
 
-    state: after it.  collected: the prompts that it used, with the scorers' own rewards.
-    shaping_metrics: the penalties taken off rewards.  seconds: wall time by phase.
+    state: after the step.  collected: its groups, with rewards as scored, before shaping.
+    shaping_metrics: the penalties subtracted from rewards.  seconds: wall time by phase.
     """
 
     state: RunState
@@ -34,56 +34,56 @@ class Step:
 
     @property
     def groups(self) -> tuple[ScoredGroup, ...]:
-        """Trained on."""
+        """The groups that were trained on."""
         return self.collected.groups
 
     @property
     def replaced(self) -> tuple[ScoredGroup, ...]:
-        """Without spread: others came in their place."""
+        """The groups without reward spread, in whose place others were taken."""
         return self.collected.replaced
 
 
 class Parts(GroupSource, Protocol):
-    """What the loop drives."""
+    """The operations of one training step."""
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Keep what was sampled for a step that is about to be done."""
+        """Save the rollouts of a step before its update."""
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """Return log-probs of every response under the starting policy, f32 [R], as [group][sample]."""
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """Do all optimizer updates on one batch."""
+        """Run all optimizer updates of one batch and return the learner's metrics."""
 
     def publish(self, version: int) -> WeightVersion:
-        """Bring the learner's weights, under this number, to every actor."""
+        """Send the learner's weights to every actor as this version."""
 
     def record(self, step: Step) -> None:
-        """Keep what happened; save a checkpoint when one is due."""
+        """Record the step, and save a checkpoint when one is due."""
 
 
 Outcome = TypeVar("Outcome", covariant=True)
 
 
 class WholeRun(Parts, Protocol[Outcome]):
-    """A run from the learner's start to its outcome; each part may raise LearnerLost."""
+    """A run from the learner's start to its outcome; each method may raise LearnerLost."""
 
     @property
     def objective(self) -> Objective:
-        """What is optimised."""
+        """The objective that is optimised."""
 
     @property
     def progress(self) -> AbstractContextManager[object]:
-        """Open while steps are done."""
+        """A progress display, open while steps are running."""
 
     def load_learner(self) -> RunState:
-        """Give the learner, started again where it was lost, the weights to train from; return their state."""
+        """Load the weights to train from into the learner, restarting it if it was lost, and return their state."""
 
     def begin(self, state: RunState) -> None:
-        """Do what comes before the steps. Called again after every recovery."""
+        """Prepare for the first step. Called again after every recovery."""
 
     def finish(self, state: RunState) -> Outcome:
-        """Do what comes behind the last step."""
+        """Conclude the run after its last step and return the outcome."""
 
     def learner_lost(self, error: LearnerLost) -> None:
         """Count the loss. Raises LearnerLost to give up."""

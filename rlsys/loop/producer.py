@@ -1,7 +1,7 @@
-"""From a prompt item to a scored group: decode, prompt, generate, check, score.
+"""Turn a prompt item into a scored group: decode, build the prompt, generate, check, score.
 
-Each group is one coroutine on a background event loop, so groups flow one by one:
-a group is scored the moment its last rollout ends, while others still generate.
+Each group is one coroutine on a background event loop, so groups are independent:
+a group is scored as soon as its last rollout ends, while others still generate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOST_FRAMES: Mapping[str, Any] = {
     "stop": stop_after_attempt(4),
     "reraise": True,
 }
-"""What is done where the frames of clips are not in the cluster's memory any more: decode, and try again."""
+"""The retry policy when frames of clips are no longer in the object store: decode them and try again."""
 
 
 class Clips(Protocol):
@@ -61,24 +61,24 @@ class Scorer(Protocol):
     async def close(self) -> None: ...
 
 
-def sampling_seed(run_seed: int, draw: int, prompt_id: str) -> int:
-    """Seed of a group's first response, 48 bits: a function of the run, the draw and the prompt alone.
+def sampling_seed(run_seed: int, prompt_index: int, prompt_id: str) -> int:
+    """Return the 48-bit seed of a group's first response: a function of run seed, prompt index and prompt id.
 
-    Response i uses seed + i, so the same prompt drawn again in a later epoch samples anew.
+    Response i uses seed + i. The same prompt gets another seed in a later epoch, because its index differs.
     """
-    key = f"{run_seed}|{draw}|{prompt_id}".encode()
+    key = f"{run_seed}|{prompt_index}|{prompt_id}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
 
 
 class Preparer:
-    """Decodes the clips of an item and builds its prompt, on an event loop of its own.
+    """Decodes the clips of items and builds their prompts, on an event loop of its own.
 
     Only `with_frames` blocks.
     """
 
     def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
         self._clips, self._prompts = clips, prompts
-        self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may let go of a clip before its prompt's turn
+        self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may evict a clip before its prompt starts
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="group-producer", daemon=True)
         self._thread.start()
@@ -89,9 +89,9 @@ class Preparer:
         make: Callable[[Prompt, tuple[ClipRef, ...]], ScoredGroup],
         response_tokens: int | None = None,
     ) -> Future[ScoredGroup]:
-        """Begin what `make` makes of the item's prompt and clips. The future raises ClipError for an unusable clip.
+        """Prepare the item and apply `make` to its prompt and clips. The future raises ClipError for a bad clip.
 
-        response_tokens: of the longest response that comes behind the prompt; None stands for rollout.max_tokens.
+        response_tokens: length of the longest response that will follow the prompt; None means rollout.max_tokens.
         """
 
         async def put() -> ScoredGroup:
@@ -102,7 +102,7 @@ class Preparer:
     def with_frames(
         self, groups: Sequence[RolloutGroup], compute: Callable[[tuple[RolloutGroup, ...]], Computed]
     ) -> Computed:
-        """Return what `compute` makes of the groups, whose clips are decoded again where their frames were lost."""
+        """Return `compute(groups)`; clips whose frames were lost are decoded again, and `compute` is retried."""
         present = list(groups)
 
         def decode_again(attempt: RetryCallState) -> None:
@@ -123,9 +123,9 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(make_again(), self._events).result()
 
     def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until it is prepared. What is wrong with them comes up then.
+        """Decode the item's clips now and hold them until it is prepared; errors surface then.
 
-        Nothing is decoded ahead while the clips that are alive leave no room (`data.cache_bytes`).
+        Nothing is decoded ahead while the live clips fill `data.cache_bytes`.
         """
         asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
 
@@ -146,7 +146,7 @@ class Preparer:
         return prompt, clips
 
     def close(self) -> None:
-        """Cancel what runs, end the decoding processes and the event loop."""
+        """Cancel running groups and stop the decoding processes and the event loop."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
         self._events.call_soon_threadsafe(self._events.stop)
         self._thread.join(timeout=30)
@@ -160,7 +160,7 @@ class Preparer:
 
 
 class GroupProducer(Preparer):
-    """Makes scored groups. `start` returns at once; the future holds the group or the error."""
+    """Produces scored groups. `start` returns at once; the future holds the group or the error."""
 
     def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
         super().__init__(clips, prompts)
@@ -168,11 +168,11 @@ class GroupProducer(Preparer):
         self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
 
     def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-        """Begin one group. Its future raises ClipError when the clip is unusable."""
+        """Start one group. Its future raises ClipError if a clip is unusable."""
         return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
 
     def use_scorer(self, scorer: Scorer) -> None:
-        """Have groups that start from now on scored by another."""
+        """Use another scorer for the groups that start from now on."""
         self._scorer = scorer
 
     async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
@@ -186,7 +186,7 @@ class GroupProducer(Preparer):
         prompt, clips = await self._prepare(item, spans)
         if not wants_contrast(item.task, self._reward):
             return await self._scored(item, prompt, clips, sampling, spans)
-        # both at once, so that the second group costs no waiting
+        # concurrently, so that the second group adds no waiting time
         scored, shuffled = await asyncio.gather(
             self._scored(item, prompt, clips, sampling, spans),
             self._with_shuffled_frames(item, prompt, clips, sampling),
@@ -196,7 +196,7 @@ class GroupProducer(Preparer):
     async def _with_shuffled_frames(
         self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
     ) -> ScoredGroup:
-        """A second group of the same prompt, whose frames are in another order. Source: T-GRPO of Video-R1."""
+        """Return a second group of the same prompt with shuffled frames. Source: T-GRPO of Video-R1."""
         shuffled = tuple(await asyncio.gather(*(self._clips.shuffled(clip, sampling.seed) for clip in clips)))
         second = replace(sampling, num_samples=self._shuffled_group_size, seed=sampling.seed + sampling.num_samples)
         return await self._scored(item, prompt, shuffled, second, {})
@@ -227,8 +227,8 @@ class GroupProducer(Preparer):
 def _lost_in(attempt: RetryCallState) -> tuple[str, ...]:
     error = attempt.outcome.exception() if attempt.outcome else None
     if not isinstance(error, FramesLost):
-        raise TypeError(f"tried again because of {error!r}, which is no loss of frames.")
-    log.warning("%s; decoded again", error)
+        raise TypeError(f"retried after {error!r}, which is not a FramesLost error.")
+    log.warning("%s; decoding them again", error)
     return error.references
 
 

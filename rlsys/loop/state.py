@@ -1,4 +1,4 @@
-"""Where a run stands."""
+"""The state of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands, apart from the weights and the optimizer.
+    """The state of a run, apart from the weights and the optimizer.
 
-    step: steps done, which is the version of the published weights as well.  drawn: prompts consumed, those that were
-    skipped or replaced included.  seed: the run's seed.  mlflow_run_id: the run to continue, "" before there is one.
+    step: number of steps done, which is also the version of the published weights.
+    prompts_consumed: number of prompts consumed, including those that were skipped or replaced.
+    seed: the run's seed.  mlflow_run_id: the MLflow run to continue, "" before there is one.
     weights_digest: see `rlsys.weights.manifest.digest`, "" before the first update.
     """
 
     step: int
-    drawn: int
+    prompts_consumed: int
     seed: int
     mlflow_run_id: str
     weights_digest: str

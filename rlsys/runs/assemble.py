@@ -1,7 +1,7 @@
-"""The one place that turns a config into running parts.
+"""Turn a config into running components; the only place that does.
 
-The packages of the parts (`actors`, `learner`, `reward_servers`, `cluster`) are imported inside functions, so that
-importing `rlsys` never loads Ray, torch or vLLM. Commands import the part that they drive by themselves.
+The packages of the components (`actors`, `learner`, `reward_servers`, `cluster`) are imported inside functions, so that
+importing `rlsys` never loads Ray, torch or vLLM. Commands that drive a single component import it themselves.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 
 def prompt_builder(config: RunConfig) -> PromptBuilder:
-    """The builder of the config's model; a tiny model is made first where the config asks for one and none is there."""
+    """Return the prompt builder of the config's model, creating the tiny model first if `model.make_tiny` is set."""
     model = config.model
     if model.make_tiny and not model.path.exists():
         from rlsys.models.tiny import make_tiny
 
-        log.info("making a tiny Qwen2.5-VL in %s", model.path)
+        log.info("creating a tiny Qwen2.5-VL in %s", model.path)
         make_tiny(model.path, seed=config.seed)
     return PromptBuilder(
         model.path,
@@ -56,7 +56,7 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
 
 @contextmanager
 def with_model(config: RunConfig) -> Iterator[RunConfig]:
-    """The config with a model that is there; one that a run would make is made in a temporary folder meanwhile."""
+    """Yield the config with a model that exists; a tiny model that a run would create lies in a temporary folder."""
     model = config.model
     if not model.make_tiny or model.path.exists():
         yield config
@@ -70,7 +70,7 @@ def with_model(config: RunConfig) -> Iterator[RunConfig]:
 
 
 class LearnerStack:
-    """A cluster with learner ranks and decoding, up and idle: all that supervised training needs."""
+    """A cluster with idle learner ranks and decoding processes: all that supervised training needs."""
 
     def __init__(
         self, prompts: PromptBuilder, clips: ClipStore, learner: LearnerGroup, preparer: Preparer, cluster: Cluster
@@ -79,13 +79,13 @@ class LearnerStack:
         self._cluster = cluster
 
     def relaunch_learner(self, config: RunConfig) -> None:
-        """New ranks in the places of the old ones, which are ended if they live, with the config's model loaded."""
+        """Replace the learner's ranks by new ones, stopping the old, and load the config's model."""
         self.learner.shutdown()
         self.learner = _launch_learner(config, self._cluster)
         self.load_learner(config)
 
     def load_learner(self, config: RunConfig) -> None:
-        """Give the learner the config's model and a fresh optimiser and schedule."""
+        """Load the config's model into the learner, with a new optimiser and schedule."""
         from learner.spec import LearnerSpec
 
         self.learner.load(
@@ -103,12 +103,12 @@ class LearnerStack:
         )
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
-        """What the learner is to publish; see `LearnerSpec.sync`."""
+        """Return what the learner publishes, see `LearnerSpec.sync`."""
         return "full"
 
 
 class Stack(LearnerStack):
-    """The same with rollout actors and reward servers. Made by `open_stack`."""
+    """A learner stack with rollout actors and reward servers, made by `open_stack`."""
 
     def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
         from actors.pool import RolloutPool
@@ -128,7 +128,7 @@ class Stack(LearnerStack):
         )
         resources.callback(self.pool.shutdown)
         self.learner = _launch_learner(config, cluster)
-        resources.callback(lambda: self.learner.shutdown())  # whichever it is by then
+        resources.callback(lambda: self.learner.shutdown())  # the current one: a relaunch replaces it
         self.reward_url = config.reward.url or launch_rewards(
             config.reward,
             cluster,
@@ -152,13 +152,13 @@ class Stack(LearnerStack):
         super().__init__(prompts, clips, self.learner, self.producer, cluster)
 
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
-        # an adapter changes the model that the engines were started with, and no other
+        # an adapter fits only the base model that the engines were started with
         wanted = (config.model.path, config.learner.lora)
         fits = self._hold_their_own and wanted == (self._engines.model.path, self._engines.lora)
         return "adapter" if config.learner.lora.rank and fits else "full"
 
     def publish(self, version: int) -> WeightVersion:
-        """Bring the learner's weights to every actor; returns once each has acknowledged them."""
+        """Send the learner's weights to every actor and return once each has acknowledged them."""
         receivers = int(self.pool.counters()["rollout/ready_actors"])
         transfer, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
@@ -168,9 +168,9 @@ class Stack(LearnerStack):
 
 @contextmanager
 def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
-    """Everything a run needs, started on the cluster that the config or the environment names.
+    """Start everything that a run needs, on the cluster that the config or the environment names.
 
-    tasks: of the rows that will be scored; the judge is started when one of them needs it.
+    tasks: the tasks of the rows that will be scored; a judge is started only if one of them needs it.
     """
     from cluster.launch import open_cluster
 
@@ -181,7 +181,7 @@ def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
 
 @contextmanager
 def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
-    """Learner ranks and decoding alone: no room is reserved for actors, and none for reward servers."""
+    """Start learner ranks and decoding alone; no resources are reserved for actors or reward servers."""
     from cluster.launch import open_cluster
     from rlsys.data.video.clips import ClipStore
 
@@ -197,7 +197,7 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
 
 @contextmanager
 def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardClient]:
-    """A client of the config's reward servers, which are started where it names none."""
+    """Yield a client of the config's reward servers; without `reward.url` they are started."""
     from cluster.launch import open_cluster
     from reward_servers.client.client import RewardClient
     from reward_servers.client.transport import wait_until_healthy
@@ -228,7 +228,7 @@ def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:
 
 
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
-    """How the actors build their engines."""
+    """Return the spec from which the actors build their engines."""
     from actors.requests import EngineSpec
 
     return EngineSpec(
@@ -246,21 +246,21 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
 def launch_rewards(
     reward: RewardConfig, cluster: Cluster, resources: ExitStack, *, with_judge: bool, name: str | None = None
 ) -> str:
-    """Start the config's reward servers, which end with `resources`, and return their URL."""
+    """Start the config's reward servers, register their shutdown with `resources`, and return their URL."""
     from reward_servers.server.app import forget, launch, shutdown
 
-    # registered before the launch, which may fail half-way and leave something behind
+    # registered before the launch, because a launch that fails half-way leaves processes behind
     resources.callback(forget if cluster.is_local else shutdown)
     return launch(reward, name, with_judge=with_judge)
 
 
 def needs_judge(tasks: Iterable[str], reward: RewardConfig) -> bool:
-    """Whether a score that is asked for is the judge's."""
+    """Return whether a score with a weight in these tasks comes from the judge."""
     return any(judged_scores(task) & set(score_weights(task, reward)) for task in tasks)
 
 
 def judge_of(reward: RewardConfig) -> str:
-    """Kind of judge that the run's own servers would have. ConfigError when they cannot have one."""
+    """Return the kind of judge that the run's own servers would use. Raises ConfigError if none is available."""
     from reward_servers.judging.which_judge import judge_kind
 
     return judge_kind(reward.judge)
@@ -275,27 +275,33 @@ def import_scorers(reward: RewardConfig) -> None:
 
 
 def _check_served(health: ServiceInfo, tasks: Collection[str], reward: RewardConfig, url: str) -> None:
-    """What the servers do not know would only be missing data, step after step."""
+    """Raise ConfigError for tasks, judged scores or user scorers that the servers lack.
+
+    Without this check they would only show up as missing scores, step after step.
+    """
     if unknown := set(tasks) - set(health.tasks):
         raise ConfigError(
-            f"reward.url={url}: these servers score {', '.join(health.tasks)} (judge: {health.judge or 'none'}), and "
-            f"the data have {', '.join(sorted(unknown))}; run the same version of rlsys in the job and in its reward "
-            "servers, and give them a judge for captions (reward.judge.urls)."
+            f"reward.url={url}: these servers score {', '.join(health.tasks)} (judge: {health.judge or 'none'}), but "
+            f"the data contain {', '.join(sorted(unknown))}; run the same version of rlsys in the job and in its "
+            "reward servers, and give them a judge for captions (reward.judge.urls)."
         )
     if health.judge is None and needs_judge(tasks, reward):
-        raise ConfigError(f"reward.url={url}: reward.weights asks for a judged score, and these servers have no judge.")
+        raise ConfigError(
+            f"reward.url={url}: reward.weights has a judged score, but these servers have no judge; start them with "
+            "reward.judge.urls or reward.judge.serve_model, or remove the score."
+        )
     own = {name for task in tasks for name in score_weights(task, reward) if name in reward.scorers}
     if missing := own - set(health.scorers):
         raise ConfigError(
-            f"reward.url={url}: these servers have no score {', '.join(sorted(missing))}; start them with the same "
-            "reward.scorers."
+            f"reward.url={url}: these servers do not provide the score {', '.join(sorted(missing))}; start them with "
+            "the same reward.scorers."
         )
 
 
 def multiply_adds(
     config: RunConfig, prompt_tokens: int, grids: Sequence[tuple[int, int, int]], response_tokens: int
 ) -> float:
-    """Of a forward and backward pass over a group of this size, as `learner.cost` counts them."""
+    """Return the multiply-adds of a forward and backward pass over a group, see `learner.packing.cost`."""
     from learner.packing.cost import read_cost_model
 
     cost = read_cost_model(config.model.path, config.learner.frozen_parts)

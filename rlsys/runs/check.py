@@ -1,4 +1,4 @@
-"""`rlsys check-config`: everything that can be known of a run before an actor starts."""
+"""`rlsys check-config`: everything that can be checked before an actor starts."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """facts: what the run will use.  problems: why it cannot start; () when it can."""
+    """The result of a check. facts: what the run will use.  problems: why it cannot start, () if it can."""
 
     facts: tuple[str, ...]
     problems: tuple[str, ...]
 
     def raise_problems(self) -> None:
-        """Raises ConfigError that lists the problems, if there are any."""
+        """Raise ConfigError listing the problems, if there are any."""
         if self.problems:
             raise ConfigError(f"{len(self.problems)} problem(s)\n  " + "\n  ".join(self.problems))
 
 
 def check(config: RunConfig) -> Report:
-    """Check data, model folder, reward weights and the token budget of each clip."""
+    """Check the data, the model folder, the reward weights and the token budget of each row."""
     facts: list[str] = []
     problems: list[str] = []
     problems += _reward_problems(config.reward)
@@ -55,13 +55,13 @@ def check(config: RunConfig) -> Report:
     if len(loaded) == 2:
         payload = weights_bytes(config)
         store = store_section(config, clip_bytes(config, loaded[0], payload, loaded[1]), payload)
-        facts.append(f"most in the object store: {store.lines[-1].value} {store.lines[-1].how}")
+        facts.append(f"peak use of the object store: {store.lines[-1].value} {store.lines[-1].how}")
         problems += store.problems
     problems += _judge_problems(config, items)
     try:
         prompts = prompt_builder(config)
         problems += problems_of_folder(config.model.path)
-        budget = _token_budget([_Asked(item=item) for item in items], prompts)
+        budget = _token_budget([_RowTokens(item=item) for item in items], prompts)
     except UserError as error:
         problems.append(str(error))
     else:
@@ -76,7 +76,7 @@ def check(config: RunConfig) -> Report:
 
 
 def check_services(config: RunConfig) -> Report:
-    """Check what `rlsys rewards serve` reads: sections `reward` and `cluster`."""
+    """Check the sections `reward` and `cluster`, which are what `rlsys rewards serve` reads."""
     problems = _reward_problems(config.reward)
     judge = ""
     try:
@@ -94,7 +94,7 @@ def check_services(config: RunConfig) -> Report:
 def check_sft(
     config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
 ) -> Report:
-    """Check what `rlsys sft` needs: the demonstrations' tokens, and what evaluation needs where it is asked for."""
+    """Check what `rlsys sft` needs: the tokens of the demonstrations, and what a configured evaluation needs."""
     problems = [*problems_of_folder(config.model.path), *_memory_problems(config), *_tracking_problems(config)]
     if held_out:
         problems += _reward_problems(config.reward)
@@ -105,8 +105,10 @@ def check_sft(
         known = longest.setdefault(one.item.prompt_id, one)
         if one.response_ids.size > known.response_ids.size:
             longest[one.item.prompt_id] = one
-    asked = [_Asked(item=one.item, response_tokens=one.response_ids.size, where=one.where) for one in longest.values()]
-    budget = _token_budget([*asked, *(_Asked(item=item) for item in held_out)], prompts)
+    rows = [
+        _RowTokens(item=one.item, response_tokens=one.response_ids.size, where=one.where) for one in longest.values()
+    ]
+    budget = _token_budget([*rows, *(_RowTokens(item=item) for item in held_out)], prompts)
     seen = config.train.num_steps * config.train.prompts_per_step
     facts = (
         f"{len(demonstrations)} demonstrations of {len(longest)} rows; {config.train.num_steps} steps of "
@@ -124,12 +126,12 @@ def _tracking_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _unfit_responses(demonstrations: Sequence[Demonstration], prompts: PromptBuilder) -> Iterator[str]:
-    """Tokens that a response must not hold: the engine never samples them, or ends at them."""
+    """Yield the responses with tokens that the engine never samples, or with an end token in the middle."""
     banned = {*prompts.banned_token_ids, prompts.end_token_id}
     found = [one for one in demonstrations if banned.intersection(one.response_ids[:-1].tolist())]
     for one in found[:SHOWN]:
         unfit = sorted(banned.intersection(one.response_ids[:-1].tolist()))
-        yield f"{one.where}: the response holds {prompts.decode(unfit)}, which no response may; take it out."
+        yield f"{one.where}: the response contains {prompts.decode(unfit)}, which the model never samples; remove it."
     if len(found) > SHOWN:
         yield f"… and {len(found) - SHOWN} more responses"
 
@@ -139,35 +141,35 @@ def _by_task(items: Sequence[PromptItem]) -> str:
 
 
 def _reward_problems(reward: RewardConfig) -> list[str]:
-    """Return what is wrong with weights and custom scorers; servers that run elsewhere import their own scorers."""
+    """Return the problems of weights and custom scorers; servers at `reward.url` import their own scorers."""
     problems: list[str] = []
     for find in (check_weights, *(() if reward.url else (import_scorers,))):
         try:
             find(reward)
         except UserError as error:
             problems.append(str(error))
-            break  # a scorer that is named wrongly cannot be imported either
+            break  # a scorer whose name is wrong cannot be imported either
     return problems
 
 
 def _judge_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[str]:
-    """The run's own servers need a judge that can work; those at `reward.url` say for themselves what they have."""
+    """Yield why the run's own servers cannot judge; servers at `reward.url` are checked once they are reached."""
     if config.reward.url is None and needs_judge({item.task for item in items}, config.reward):
         try:
             kind = judge_of(config.reward)
         except UserError as error:
             yield str(error)
             return
-        asked = sorted(task for task, weights in config.reward.weights.items() if "consistency" in weights)
-        if kind == "embedding" and asked:
+        judged = sorted(task for task, weights in config.reward.weights.items() if "consistency" in weights)
+        if kind == "embedding" and judged:
             yield (
-                f"reward.weights.{asked[0]}.consistency: sentence embeddings cannot judge reasoning: every row would "
-                "be missing; set reward.judge.urls or reward.judge.serve_model, or leave the score out."
+                f"reward.weights.{judged[0]}.consistency: sentence embeddings cannot judge reasoning, so the score "
+                "would always be missing; set reward.judge.urls or reward.judge.serve_model, or remove the weight."
             )
 
 
 def _memory_problems(config: RunConfig) -> Iterator[str]:
-    """Of supervised training. A cluster started here has the memory that the config gives it, others their own."""
+    """Yield problems of the object store in supervised training; its size is known only for a cluster started here."""
     store_bytes = config.cluster.object_store_mib << 20
     if not is_attached(config) and config.data.cache_bytes > store_bytes * 3 // 4:
         yield (
@@ -178,8 +180,11 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """An item, the tokens of the longest response behind it (None: rollout.max_tokens), and where that is written."""
+class _RowTokens:
+    """A row with its longest response, whose tokens are to be counted.
+
+    response_tokens: None means rollout.max_tokens.  where: location of the response for messages.
+    """
 
     item: PromptItem
     response_tokens: int | None = None
@@ -189,38 +194,38 @@ class _Asked:
         return prompts.count_tokens(self.item, grids, self.response_tokens)
 
 
-def _token_budget(asked: Sequence[_Asked], prompts: PromptBuilder) -> Report:
-    """Prompt plus response of each item against `max_model_len`.
+def _token_budget(rows: Sequence[_RowTokens], prompts: PromptBuilder) -> Report:
+    """Compare prompt plus response of each row with `model.max_model_len`.
 
-    The bound that the config's pixel budgets give is tried first; only where it does not fit are
-    clip headers read, because opening thousands of files takes minutes.
+    The upper bound from the config's pixel budgets is tried first; clip headers are read only for rows
+    that exceed it, because opening thousands of files takes minutes.
     """
-    over = [one for one in asked if not _fits(one, prompts)]
+    over = [one for one in rows if not _fits(one, prompts)]
     if not over:
-        counts = (one.count(prompts, largest_grids(one.item)) for one in asked)
+        counts = (one.count(prompts, largest_grids(one.item)) for one in rows)
         longest = max(counts, key=lambda count: count.total, default=None)
         return Report(facts=(f"longest possible prompt: {longest}",) if longest else (), problems=())
     problems = list(_too_long(over, prompts))
     hidden = len(problems) - SHOWN
     if hidden > 0:
         problems[SHOWN:] = [f"… and {hidden} more clips"]
-    return Report(facts=(f"clips whose header was read: {len(over)}",), problems=tuple(problems))
+    return Report(facts=(f"rows whose clip headers were read: {len(over)}",), problems=tuple(problems))
 
 
-def _fits(asked: _Asked, prompts: PromptBuilder) -> bool:
+def _fits(row: _RowTokens, prompts: PromptBuilder) -> bool:
     try:
-        asked.count(prompts, largest_grids(asked.item)).check()
+        row.count(prompts, largest_grids(row.item)).check()
     except PromptTooLong:
         return False
     return True
 
 
-def _too_long(asked: Sequence[_Asked], prompts: PromptBuilder) -> Iterator[str]:
-    for one in asked:
+def _too_long(rows: Sequence[_RowTokens], prompts: PromptBuilder) -> Iterator[str]:
+    for one in rows:
         try:
             grids = [plan_grid(spec) for spec in one.item.media]
         except ClipError:
-            continue  # not a matter of tokens: `data.on_bad_clip` decides when the run meets it
+            continue  # not a token problem: data.on_bad_clip decides when the run reaches the row
         try:
             one.count(prompts, grids).check()
         except PromptTooLong as error:

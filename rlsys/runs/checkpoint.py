@@ -1,8 +1,8 @@
-"""Checkpoints that exist completely or not at all.
+"""Checkpoints that are written atomically.
 
-A checkpoint is written aside in `.tmp-…`, flushed to disk, and renamed to `step_000050`;
-only then does the file `latest` name it and only then are older ones removed. Whatever
-moment the process dies at, `find` yields a whole one: the new or the one before.
+A checkpoint is written to a temporary folder `.tmp-…`, flushed to disk, and renamed to `step_000050`;
+only then is the file `latest` updated, and only then are older checkpoints removed. Whenever the
+process dies, `find` returns a complete checkpoint: the new one or the one before.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ FORMAT = 2
 class Checkpoints:
     """The checkpoints of one run. One writer at a time.
 
-    folder: must be seen by all learner ranks under the same path when `write` has them write.
-    keep: how many of the most recently saved stay.
+    folder: must be visible to all learner ranks under the same path if `write` has them write.
+    keep: number of the most recent checkpoints to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         if keep < 1:
-            raise ValueError(f"checkpoint.keep={keep}: at least the newest has to stay; use 1 or more.")
+            raise ValueError(f"checkpoint.keep={keep}: the newest checkpoint must be kept; use 1 or more.")
         self._folder, self._keep = Path(folder), keep
 
     def save(self, state: RunState, write: Callable[[Path], str | None], *, num_bytes: int = 0) -> Path:
-        """The folder of the new checkpoint. `write` puts its files into the (empty) folder it is given.
+        """Write a checkpoint and return its folder. `write` puts its files into the empty folder it is given.
 
-        It may return the digest of the weights that it wrote; it counts where the state has none.
-        num_bytes: how large it will be about; where there is an earlier one, its size is taken instead.
-        Raises OSError at once where the disk has no room for it. When that comes up later, or when `write` fails
-        otherwise, what was written goes, earlier checkpoints are untouched, and the error goes through.
+        `write` may return the digest of the weights that it wrote, which is used if the state has none.
+        num_bytes: estimated size, used only if there is no earlier checkpoint to estimate from.
+        Raises OSError at once if the disk lacks the space. If writing fails later, the partial checkpoint is
+        removed, earlier checkpoints are untouched, and the error propagates.
         """
         name = f"step_{state.step:06d}"
         final = self._folder / name
@@ -60,7 +60,7 @@ class Checkpoints:
             digest = write(new)
             state = replace(state, weights_digest=state.weights_digest or digest or "")
             if (new / STATE_FILE).exists():
-                raise ValueError(f"`write` made a file of its own named {STATE_FILE}; that name is taken.")
+                raise ValueError(f"`write` created {STATE_FILE}, a name that is reserved for the run's state.")
             (new / STATE_FILE).write_text(json.dumps({"format": FORMAT, **asdict(state)}, indent=2) + "\n")
             write_manifest(new, step=state.step, run_id=state.mlflow_run_id)
             sync_tree(new)
@@ -68,7 +68,7 @@ class Checkpoints:
             with suppress(OSError):
                 self._remove_unfinished()
             raise
-        if final.exists():  # a run that went back to an earlier step comes by this one again
+        if final.exists():  # a run that rolled back reaches the same step again
             old = self._folder / f".old-{name}"
             if old.exists():
                 self._discard(old)
@@ -79,7 +79,7 @@ class Checkpoints:
         return final
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, in order."""
+        """Return the steps of the existing checkpoints, in order."""
         return sorted(int(path.name.removeprefix("step_")) for path in complete_checkpoints(self._folder))
 
     def _require_room(self, num_bytes: int) -> None:
@@ -89,7 +89,7 @@ class Checkpoints:
             num_bytes = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
         free = shutil.disk_usage(self._folder).free
         if free < num_bytes:
-            problem = f"a checkpoint takes about {num_bytes >> 20} MiB, and {free >> 20} MiB are free"
+            problem = f"a checkpoint needs about {num_bytes >> 20} MiB and only {free >> 20} MiB are free"
             raise OSError(errno.ENOSPC, problem, str(self._folder))
 
     def _remove_unfinished(self) -> None:
@@ -106,16 +106,16 @@ class Checkpoints:
                 self._discard(path)
 
     def _discard(self, path: Path) -> None:
-        # renamed first: a folder that is half removed must not pass for a checkpoint
+        # renamed first: a partly removed folder must not be mistaken for a checkpoint
         doomed = self._folder / f"{UNFINISHED}removed-{path.name}"
         os.rename(path, doomed)
         shutil.rmtree(doomed)
 
 
 def find(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest complete one of a run folder or its `checkpoints`.
+    """Return the checkpoint at `path`: itself, or the newest complete one of a run folder or of its `checkpoints`.
 
-    Raises CheckpointError when there is none.
+    Raises CheckpointError if there is none.
     """
     path = Path(path)
     if (path / STATE_FILE).exists() and not path.name.startswith(UNFINISHED):
@@ -126,10 +126,10 @@ def find(path: Path) -> Path:
 
 
 def find_whole(path: Path) -> Path:
-    """Return the checkpoint that `path` means, as `find` does, with each of its files compared with its manifest.
+    """Return the checkpoint at `path`, as `find` does, after verifying each of its files against its manifest.
 
-    In a run's folder a damaged checkpoint is reported and the newest whole one is taken. Raises CheckpointDamaged for
-    a damaged checkpoint that `path` itself is and where none is whole, CheckpointError where there is none.
+    In a run's folder, damaged checkpoints are logged and the newest intact one is returned. Raises CheckpointDamaged if
+    `path` is itself a damaged checkpoint or none is intact, CheckpointError if there is none.
     """
     first = find(path)
     candidates = [first] if first == Path(path) else _newest_first(Path(path))
@@ -140,13 +140,13 @@ def find_whole(path: Path) -> Path:
         except CheckpointDamaged as error:
             if first == Path(path):
                 raise
-            log.warning("damaged checkpoint skipped: %s", error)
+            log.warning("skipped a damaged checkpoint: %s", error)
             problems.append(str(error))
             continue
         if problems:
-            log.warning("%s: taken instead, the newest checkpoint that is whole", folder)
+            log.warning("using %s instead, the newest intact checkpoint", folder)
         return folder
-    raise CheckpointDamaged(f"{path}: no checkpoint there is whole. " + " ".join(problems))
+    raise CheckpointDamaged(f"{path}: holds no intact checkpoint. " + " ".join(problems))
 
 
 def _newest_first(path: Path) -> list[Path]:
@@ -158,23 +158,25 @@ def _newest_first(path: Path) -> list[Path]:
         raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
     pointer = folder / LATEST_FILE
     named = folder / pointer.read_text().strip() if pointer.exists() else None
-    # without a pointer the writer died between the rename and the pointer, or someone copied a part of the folder
+    # no `latest` file: the writer died after the rename, or the folder was copied only in part
     return sorted(
         complete, key=lambda found: (found == named, not found.name.startswith("."), found.name), reverse=True
     )
 
 
 def load_state(path: Path) -> RunState:
-    """The state in a checkpoint folder. Raises CheckpointError when it cannot be read."""
+    """Read the run state of a checkpoint. Raises CheckpointError if it cannot be read."""
     file = Path(path) / STATE_FILE
     try:
         tree = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not the state of a checkpoint: {error}") from error
     if not isinstance(tree, dict):
-        raise CheckpointError(f"{file}: not the state of a checkpoint, but {type(tree).__name__}.")
+        raise CheckpointError(f"{file}: not the state of a checkpoint, but a JSON {type(tree).__name__}.")
     if tree.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{file}: written by another version of rlsys (this one reads format {FORMAT}).")
+        raise CheckpointError(
+            f"{file}: written by another version of rlsys (this one reads format {FORMAT}); resume with that version."
+        )
     expected = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(RunState)}
     if set(tree) != set(expected):
         raise CheckpointError(f"{file}: has the keys {sorted(tree)}, expected {sorted(expected)}.")
@@ -188,7 +190,7 @@ def load_state(path: Path) -> RunState:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder `checkpoints` that can be resumed from, by step."""
+    """Return the complete checkpoints in a run's folder `checkpoints`, by step."""
     return [path for path in _complete_in(Path(folder)) if not path.name.startswith(".")]
 
 

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: which files belong to it, how long they are, and what their bytes hash to.
+"""The manifest of a checkpoint: the name, size and SHA-256 of each of its files.
 
-It is the last file that is written into a checkpoint. A checkpoint is resumed, replayed or used as a model only when
-each of its files is what the manifest says, because a flipped bit or a file of another step trains on without a word.
+It is the last file that is written into a checkpoint. A checkpoint is resumed, replayed or used as a model only if
+every file matches the manifest, because a flipped bit or a file of another step would corrupt training silently.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 REMEDY = "Use another checkpoint, or copy this one again from where it came."
 MADE_BY_RESHARDING = (".resharded", "latest_universal")
-"""What a resume on other ranks that was killed leaves in `deepspeed/`; it is made anew before it is read."""
+"""What a killed resume with another number of ranks leaves in `deepspeed/`; it is rebuilt before it is read."""
 
 
 class CheckpointDamaged(CheckpointError):
-    """A file of a checkpoint is not what was written; the message names it."""
+    """A file of a checkpoint is missing or changed; the message names it."""
 
 
 def write_manifest(folder: Path, *, step: int, run_id: str) -> None:
-    """Describe every file that `folder` holds. step, run_id: of the run, see `RunState`."""
+    """Write the manifest of all files in `folder`. step, run_id: of the run, see `RunState`."""
     names = _files_in(folder)
     files = dict(zip(names, _described(folder / name for name in names), strict=True))
     tree = {"format": FORMAT, "step": step, "run_id": run_id, "files": files}
@@ -38,33 +38,35 @@ def write_manifest(folder: Path, *, step: int, run_id: str) -> None:
 def verify(folder: Path, *, part: str = "") -> None:
     """Compare every file of a checkpoint with its manifest.
 
-    part: a folder of the checkpoint, such as "model", where that alone is used; "" for all of it.
-    Raises CheckpointDamaged, which names the first file that is missing, of another length, changed or not its own.
-    Reads all bytes: about a second per gigabyte and thread.
+    part: a subfolder, such as "model", if only that is used; "" for the whole checkpoint.
+    Raises CheckpointDamaged, naming the first file that is missing, changed, or not part of the checkpoint.
+    Reads every byte: about one second per gigabyte and thread.
     """
     expected = {name: entry for name, entry in _read(folder).items() if name.startswith(part)}
     found = {name for name in _files_in(folder) if name.startswith(part)}
     for name, entry in sorted(expected.items()):
         if name not in found:
-            raise CheckpointDamaged(f"{folder / name}: missing, and the checkpoint's manifest lists it. {REMEDY}")
+            raise CheckpointDamaged(f"{folder / name}: missing, although the checkpoint's manifest lists it. {REMEDY}")
         if (size := (folder / name).stat().st_size) != entry["bytes"]:
-            raise CheckpointDamaged(f"{folder / name}: has {size} bytes, was written with {entry['bytes']}. {REMEDY}")
+            raise CheckpointDamaged(
+                f"{folder / name}: has {size} bytes, but was written with {entry['bytes']}. {REMEDY}"
+            )
     if strangers := sorted(found - set(expected)):
         raise CheckpointDamaged(
-            f"{folder / strangers[0]}: not in the checkpoint's {MANIFEST_FILE}, so it came later; move it away."
+            f"{folder / strangers[0]}: not in the checkpoint's {MANIFEST_FILE}, so it was added later; move it away."
         )
     for name, actual in zip(expected, _described(folder / name for name in expected), strict=True):
         if actual["sha256"] != expected[name]["sha256"]:
             raise CheckpointDamaged(
-                f"{folder / name}: its SHA-256 is {actual['sha256'][:16]}…, it was written with "
-                f"{expected[name]['sha256'][:16]}…: the file was changed or the disk damaged it. {REMEDY}"
+                f"{folder / name}: its SHA-256 is {actual['sha256'][:16]}…, but it was written with "
+                f"{expected[name]['sha256'][:16]}…: the file was modified or corrupted. {REMEDY}"
             )
 
 
 def verify_model(path: Path) -> None:
-    """Verify a model folder that lies in a checkpoint; any other folder has no manifest and passes.
+    """Verify a model folder that is part of a checkpoint; any other folder has no manifest and passes.
 
-    Raises CheckpointDamaged as `verify`.
+    Raises CheckpointDamaged as `verify` does.
     """
     path = Path(path)
     if (path.parent / MANIFEST_FILE).exists():
@@ -82,12 +84,12 @@ def _read(folder: Path) -> Mapping[str, Mapping[str, Any]]:
         )
     except FileNotFoundError as error:
         raise CheckpointDamaged(
-            f"{error.filename}: missing, and every checkpoint of this version of rlsys has that file. {REMEDY}"
+            f"{error.filename}: missing, although every checkpoint of this version of rlsys has that file. {REMEDY}"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointDamaged(f"{file}: cannot be read as a manifest: {error!r}. {REMEDY}") from error
     if not is_sound or not isinstance(state, dict) or state.get("step") != step:
-        raise CheckpointDamaged(f"{file}: is not the manifest of this checkpoint (it is of step {step}). {REMEDY}")
+        raise CheckpointDamaged(f"{file}: not the manifest of this checkpoint (it belongs to step {step}). {REMEDY}")
     return files
 
 

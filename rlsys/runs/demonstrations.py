@@ -1,4 +1,4 @@
-"""What supervised training imitates: read and checked."""
+"""Read and check the demonstrations of supervised training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """demonstrations: to imitate.  held_out: rows to answer before and after.  report: what is to be known of both."""
+    """The inputs of a supervised run.
+
+    demonstrations: to imitate.  held_out: rows to evaluate before and after.  report: facts and problems of both.
+    """
 
     demonstrations: tuple[Demonstration, ...]
     held_out: tuple[PromptItem, ...]
@@ -31,7 +34,7 @@ class Lessons:
 
 
 def read_lessons(config: RunConfig) -> Lessons:
-    """All that the config's files give `rlsys sft`, checked. Raises UserError for a file that cannot be used."""
+    """Read and check all inputs of `rlsys sft`. Raises UserError for a file that cannot be used."""
     prompts = prompt_builder(config)
     demonstrations = load_demonstrations(config, training_items(config), prompts)
     held_out = held_out_items(config)
@@ -42,19 +45,19 @@ def read_lessons(config: RunConfig) -> Lessons:
 def load_demonstrations(
     config: RunConfig, items: Sequence[PromptItem], prompts: PromptBuilder
 ) -> tuple[Demonstration, ...]:
-    """What `sft.responses` says to imitate, or the rows' true answers, as token ids.
+    """Return the responses in `sft.responses`, or else the rows' true answers, as token ids.
 
-    Raises ConfigError where reasoning would have to be made up, AnnotationError for a file that is not as it should be.
+    Raises ConfigError if reasoning is wanted and there is none to imitate, AnnotationError for a malformed file.
     """
     path = config.sft.responses
     if path is not None:
         written = read_responses(path, items)
-        if left_out := len({item.prompt_id for item in items} - {one.item.prompt_id for one in written}):
-            log.info("%d of %d rows have no response in %s and are skipped", left_out, len(items), path)
+        if skipped := len({item.prompt_id for item in items} - {one.item.prompt_id for one in written}):
+            log.info("%d of %d rows have no response in %s and are skipped", skipped, len(items), path)
     elif config.data.think:
         raise ConfigError(
-            "sft.responses is not set and data.think=true: annotations hold answers and no reasoning to imitate; "
-            "set data.think=false to imitate the answers alone, or give sft.responses=FILE.jsonl with whole responses."
+            "sft.responses is not set and data.think=true: annotations hold answers but no reasoning to imitate; "
+            "set data.think=false to imitate the answers alone, or give sft.responses=FILE.jsonl with full responses."
         )
     else:
         written = tuple(
@@ -67,5 +70,5 @@ def load_demonstrations(
 
 def _with_one_end(prompts: PromptBuilder, text: str) -> np.ndarray:
     ids = prompts.encode_response(text)
-    # a file made of sampled responses may have the end token written out
+    # a file of sampled responses may contain the end token as text
     return ids[:-1] if ids.size > 1 and ids[-2] == prompts.end_token_id else ids

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is, so that a resume with something else is noticed."""
+"""The identity of a run: what must not change on a resume, and how a change is detected."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rlsys.models.folder import companions
 from rlsys.types import PromptItem
 
 EDGE_BYTES = 1 << 16
-"""Read at either end of a weight file: its header and its last tensor. All of 16 GB would take minutes."""
+"""Bytes read at either end of a weight file (header and last tensor); reading all of 16 GB would take minutes."""
 
 Identity = Mapping[str, str]
-"""What each part of a run is, by name: a value, or a digest of what is too long to show."""
+"""The parts of a run's identity by name: a value, or a digest of a value that is too long to show."""
 
 
 def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
-    """Return what must not change while a run is resumed, because its record would then be of another run.
+    """Return what must not change when a run is resumed; with a change its record would mix two different runs.
 
     items: the rows that are trained on, with their media, questions and truths.
     """
@@ -39,7 +39,7 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
 
 
 def changes(before: Identity, now: Identity) -> list[str]:
-    """Return one line for each part that is not what it was."""
+    """Return one line for each part that has changed."""
     return [
         f"{name}: was {before[name]}, is {now[name]}" for name in now if name in before and before[name] != now[name]
     ]
@@ -50,8 +50,8 @@ def require_same(before: Identity, now: Identity, *, allow_changes: bool) -> lis
     found = changes(before, now)
     if found and not allow_changes:
         raise ConfigError(
-            "this is not the run that is resumed:\n  " + "\n  ".join(found) + "\nRestore what it was, start a new run "
-            "from the checkpoint with --from, or resume with --allow-changes, which is recorded in MLflow."
+            "the config does not match the run to be resumed:\n  " + "\n  ".join(found) + "\nUndo the changes, start a "
+            "new run from the checkpoint with --from, or resume with --allow-changes, which is recorded in MLflow."
         )
     return found
 
@@ -67,7 +67,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], prefix: 
 
 
 def model_digest(folder: Path) -> str:
-    """Return a digest of a checkpoint folder: its companions whole, of each weight file the size and both ends."""
+    """Return a digest of a model folder: of its small files in full, and of each weight file's size and both ends."""
     sha = hashlib.sha256()
     for file in companions(folder):
         sha.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())

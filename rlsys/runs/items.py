@@ -1,4 +1,4 @@
-"""The rows that a run trains on and is evaluated on."""
+"""Load the rows that a run trains on and is evaluated on."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ log = logging.getLogger(__name__)
 
 
 def load_items(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
-    """The usable rows of an annotation file. Raises ConfigError when none is left."""
+    """Return the usable rows of an annotation file. Raises ConfigError if there is none."""
     loaded = load_annotations(annotations, videos=videos, data=data)
     if loaded.dirty:
         log.warning("%s: %d dirty rows; `rlsys data check` lists them", annotations, len(loaded.dirty))
     if not loaded.items:
-        raise ConfigError(f"{annotations}: no usable row; `rlsys data check --format {data.format}` says why.")
+        raise ConfigError(f"{annotations}: no usable row; `rlsys data check --format {data.format}` lists the reasons.")
     return loaded.items
 
 
 def training_items(config: RunConfig) -> tuple[PromptItem, ...]:
-    """The rows to train on."""
+    """Return the rows to train on. Raises ConfigError if the config names none."""
     if config.data.annotations is None or config.data.videos is None:
         raise ConfigError(
-            "data.annotations and data.videos say what to train on and are not set; give both, "
+            "data.annotations or data.videos is not set, so there is nothing to train on; set both, "
             "for example data.annotations=FILE.json data.videos=FOLDER."
         )
     return load_items(config.data, config.data.annotations, config.data.videos)
 
 
 def held_out_items(config: RunConfig) -> tuple[PromptItem, ...]:
-    """The rows to evaluate on; () when the config names none."""
+    """Return the rows to evaluate on, () if the config names none."""
     if config.evaluation.annotations is None:
         return ()
     videos = config.evaluation.videos or config.data.videos
     if videos is None:
-        raise ConfigError("evaluation.annotations is set, but neither evaluation.videos nor data.videos is.")
+        raise ConfigError(
+            "evaluation.annotations is set, but neither evaluation.videos nor data.videos is; set one of the two."
+        )
     items = load_items(config.data, config.evaluation.annotations, videos)
     return items[: config.evaluation.num_prompts or None]

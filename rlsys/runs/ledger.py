@@ -1,6 +1,6 @@
-"""What became of every draw of the sampler: trained on once, replaced, or left out.
+"""The ledger: what became of every prompt that the sampler issued - trained on once, replaced, or skipped.
 
-It is in every checkpoint, and in the run's folder up to the newest step.
+A copy is in every checkpoint; the one in the run's folder is complete up to the newest step.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ LEDGER_FILE = "ledger.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """The draws that one step used up, and what came of it.
+    """The prompts that one step consumed, and its outcome.
 
-    trained, replaced: by draw, the prompt's id.  left_out: by draw, why.
-    versions: of the oldest and newest weights that sampled a token which was trained on.
-    reward: mean of the valid ones.  weights_digest: of the weights after the step, see `rlsys.weights.manifest.digest`.
+    trained, replaced: prompt index -> prompt id.  skipped: prompt index -> reason.
+    versions: the oldest and the newest weights that sampled a token which was trained on.
+    reward: mean over valid responses.  weights_digest: of the weights after the step, see
+    `rlsys.weights.manifest.digest`.
     """
 
     step: int
     trained: dict[int, str]
     replaced: dict[int, str]
-    left_out: dict[int, str]
+    skipped: dict[int, str]
     versions: tuple[int, int]
     reward: float
     weights_digest: str
 
     @property
-    def draws(self) -> list[int]:
-        """All that the step used up."""
-        return [*self.trained, *self.replaced, *self.left_out]
+    def prompt_indices(self) -> list[int]:
+        """All prompts that the step consumed."""
+        return [*self.trained, *self.replaced, *self.skipped]
 
 
 class Ledger:
-    """The entries of a run, which are in a file of its folder as soon as they are added.
+    """The entries of a run, each appended to a file in the run's folder when it is added.
 
-    entries: those of the steps that are done already. A disk that takes nothing does not stop the run: the
-    checkpoint's copy is the one that counts.
+    entries: those of the steps that are already done. A failed write does not stop the run: the copy in the checkpoint
+    is the authoritative one, and the file is rewritten as soon as the disk allows.
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry]) -> None:
@@ -59,7 +60,7 @@ class Ledger:
         self._write_all()
 
     def add(self, one: Entry) -> None:
-        """The next step's."""
+        """Append the entry of the next step."""
         self.entries.append(one)
         if self._is_behind:
             self._write_all()
@@ -71,7 +72,7 @@ class Ledger:
             self._lags(error)
 
     def go_back(self, step: int) -> None:
-        """Forget what came after `step`."""
+        """Remove the entries of all steps after `step`."""
         self.entries = [one for one in self.entries if one.step <= step]
         self._write_all()
 
@@ -84,57 +85,68 @@ class Ledger:
 
     def _lags(self, error: OSError) -> None:
         if not self._is_behind:
-            log.warning("%s cannot be written for now: %s", self._folder / LEDGER_FILE, error)
+            log.warning("%s cannot be written, will retry at the next step: %s", self._folder / LEDGER_FILE, error)
         self._is_behind = True
 
 
 def entry(step: int, collected: Collected, *, reward: float, weights_digest: str) -> Entry:
-    """What a step did."""
+    """Return the ledger entry of a step."""
     versions = [rollout.token_versions for scored in collected.groups for rollout in scored.group.rollouts]
     return Entry(
         step=step,
-        trained={d: g.group.item.prompt_id for d, g in zip(collected.draws, collected.groups, strict=True)},
-        replaced={d: g.group.item.prompt_id for d, g in zip(collected.replaced_draws, collected.replaced, strict=True)},
-        left_out={one.draw: f"{one.reason}: {one.detail}" for one in collected.left_out},
+        trained={d: g.group.item.prompt_id for d, g in zip(collected.prompt_indices, collected.groups, strict=True)},
+        replaced={
+            d: g.group.item.prompt_id for d, g in zip(collected.replaced_indices, collected.replaced, strict=True)
+        },
+        skipped={one.prompt_index: f"{one.reason}: {one.detail}" for one in collected.skipped},
         versions=(min(int(found.min()) for found in versions), max(int(found.max()) for found in versions)),
         reward=reward,
         weights_digest=weights_digest,
     )
 
 
-def problems(entries: Sequence[Entry], drawn: int) -> list[str]:
-    """What contradicts that each of the first `drawn` draws was used up by one step, in order; [] when nothing does."""
+def problems(entries: Sequence[Entry], prompts_consumed: int) -> list[str]:
+    """Return every violation of the invariant that each of the first `prompts_consumed` prompts was used exactly once.
+
+    Steps must also follow each other without gaps. [] means that the ledger is consistent.
+    """
     found = [
         f"step {after.step} follows step {before.step}"
         for before, after in zip(entries, entries[1:], strict=False)
         if after.step != before.step + 1
     ]
-    uses = Counter(draw for one in entries for draw in one.draws)
-    found += [f"draw {draw} was used {count} times" for draw, count in sorted(uses.items()) if count > 1]
-    found += [f"draw {draw} was lost" for draw in range(drawn) if draw not in uses]
-    return found + [f"draw {draw} is ahead of the sampler at {drawn}" for draw in sorted(uses) if draw >= drawn]
+    uses = Counter(prompt_index for one in entries for prompt_index in one.prompt_indices)
+    found += [
+        f"prompt {prompt_index} was used {count} times" for prompt_index, count in sorted(uses.items()) if count > 1
+    ]
+    found += [f"prompt {prompt_index} was lost" for prompt_index in range(prompts_consumed) if prompt_index not in uses]
+    return found + [
+        f"prompt {prompt_index} is ahead of the sampler at {prompts_consumed}"
+        for prompt_index in sorted(uses)
+        if prompt_index >= prompts_consumed
+    ]
 
 
 def count(entries: Sequence[Entry]) -> str:
-    """How many draws the entries used up, and what for, in words."""
+    """Return a one-line summary: prompts consumed, trained on, replaced and skipped."""
     trained = sum(len(one.trained) for one in entries)
     replaced = sum(len(one.replaced) for one in entries)
-    left_out = sum(len(one.left_out) for one in entries)
+    skipped = sum(len(one.skipped) for one in entries)
     return (
-        f"{trained + replaced + left_out} draws in {len(entries)} steps: {trained} trained on, "
-        f"{replaced} replaced, {left_out} left out"
+        f"{trained + replaced + skipped} prompts in {len(entries)} steps: {trained} trained on, "
+        f"{replaced} replaced, {skipped} skipped"
     )
 
 
 def write(folder: Path, entries: Iterable[Entry]) -> None:
-    """Into a checkpoint's folder."""
+    """Write the ledger into a checkpoint's folder."""
     (folder / LEDGER_FILE).write_text("".join(map(_line, entries)))
 
 
 def read(folder: Path) -> list[Entry]:
-    """From a checkpoint's or a run's folder. Raises CheckpointError when it has none.
+    """Read the ledger of a checkpoint or a run. Raises CheckpointError if the folder has none.
 
-    A last line without its end, as a run leaves that is killed while it writes, is left out.
+    An incomplete last line, left by a run that was killed while writing, is ignored.
     """
     file = folder / LEDGER_FILE
     try:
@@ -142,17 +154,17 @@ def read(folder: Path) -> list[Entry]:
         trees = [json.loads(line) for line in lines if line.endswith("\n")]
         return [_entry(tree) for tree in trees]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not a ledger: {error}") from error
+        raise CheckpointError(f"{file}: cannot be read as a ledger of this version of rlsys: {error!r}") from error
 
 
 def report(folder: Path) -> tuple[str, list[str]]:
-    """What the ledger of a run's or checkpoint's folder comes to, and what is wrong with it."""
+    """Return the summary line and the problems of the ledger of a run or a checkpoint."""
     entries = read(folder)
     if (folder / STATE_FILE).exists():
-        drawn = load_state(folder).drawn
+        prompts_consumed = load_state(folder).prompts_consumed
     else:
-        drawn = 1 + max((draw for one in entries for draw in one.draws), default=-1)
-    return count(entries), problems(entries, drawn)
+        prompts_consumed = 1 + max((prompt_index for one in entries for prompt_index in one.prompt_indices), default=-1)
+    return count(entries), problems(entries, prompts_consumed)
 
 
 def _line(one: Entry) -> str:
@@ -160,9 +172,10 @@ def _line(one: Entry) -> str:
 
 
 def _entry(tree: dict[str, Any]) -> Entry:
-    # JSON's keys are strings
+    # JSON object keys are strings
     parts = {
-        name: {int(draw): value for draw, value in tree[name].items()} for name in ("trained", "replaced", "left_out")
+        name: {int(prompt_index): value for prompt_index, value in tree[name].items()}
+        for name in ("trained", "replaced", "skipped")
     }
     return Entry(
         step=tree["step"],

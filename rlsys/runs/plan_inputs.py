@@ -1,4 +1,4 @@
-"""What a plan is made from: the model's sizes, and the shapes of prompts from annotations or from pixel budgets."""
+"""The inputs of a plan: model sizes, and prompt shapes from the annotations or from the pixel budgets."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from rlsys.types import PromptItem
 log = logging.getLogger(__name__)
 
 Grid = tuple[int, int, int]
-HEADERS = 32  # clips whose header is read for the mean: opening thousands takes minutes
+HEADERS = 32  # rows whose clip headers are read for the mean; opening thousands would take minutes
 
 
 def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
-    """The plan of a run. Raises UserError where the model's config.json or the annotations cannot be read."""
+    """Return the plan of a run. Raises UserError if the model's config.json or the annotations cannot be read."""
     with with_model(config) as complete:
         return _plan(complete, given, measured)
 
@@ -59,7 +59,7 @@ def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Se
 
 
 def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -> Prompts:
-    """Every clip as long and as large as section `data` allows."""
+    """Return prompt shapes for clips as long and as large as section `data` allows."""
     data = config.data
     grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
     visual = math.prod(grid) // 4
@@ -70,19 +70,19 @@ def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -
         longest_text=text,
         longest_visual=visual,
         multiply_adds=multiply_adds(config, text + visual, (grid,), round(responses)),
-        source="the budgets of section data, for want of data.annotations",
+        source="budgets of section data, because data.annotations is not set",
     )
 
 
 def prompts_of_items(config: RunConfig, items: Sequence[PromptItem], responses: float) -> Prompts:
-    """Means of some rows whose clips' headers were read, and the longest that the budgets allow any row."""
+    """Return the mean prompt shape over some rows whose clip headers are read, and the longest that budgets allow."""
     builder = prompt_builder(config)
     bounds = [builder.count_tokens(item, largest_grids(item), 0) for item in items]
     longest = max(bounds, key=lambda count: count.total)
     read = [(item, grids) for item in items[:: max(1, len(items) // HEADERS)] if (grids := _grids(item))]
     source = f"headers of {len(read)} clips; longest: budgets of section data"
     if not read:
-        log.warning("no clip of the first rows could be read; the budgets of section data are taken instead.")
+        log.warning("none of the %d sampled rows has readable clips; using the budgets of section data", HEADERS)
         chosen = items[:: max(1, len(items) // HEADERS)]
         read, source = [(item, largest_grids(item)) for item in chosen], "budgets of section data: no clip was readable"
     counts = [builder.count_tokens(item, grids, 0) for item, grids in read]
@@ -105,4 +105,4 @@ def _grids(item: PromptItem) -> list[Grid]:
     try:
         return [plan_grid(spec) for spec in item.media]
     except ClipError:
-        return []  # the run leaves such a row out, or stops at it: not for a plan to decide
+        return []  # data.on_bad_clip decides what a run does with such a row

@@ -1,4 +1,4 @@
-"""Where a run starts from, its checkpoints, and the way back to them when the learner is lost."""
+"""Where a run starts from, its checkpoints, and recovery from them when the learner is lost."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from rlsys.types import PromptItem
 log = logging.getLogger(__name__)
 
 BYTES_OF_ADAMW = 12
-"""Of a trained number in a checkpoint: the float32 weight and both moments."""
+"""Bytes per trained parameter in a checkpoint: the float32 weight and both moments."""
 
 PAUSE_S = 5.0
-"""Before a restart that follows another in vain, longer each time: a cluster needs a while to notice a dead node."""
+"""Pause before a restart that follows a failed one, growing linearly: a cluster needs time to notice a dead node."""
 
 
 class NotSavedError(UserError):
-    """The last checkpoint of a run could not be written; the message says how to get it."""
+    """The last checkpoint of a run could not be written; the message gives the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
-    """Where a process starts or continues a run.
+    """The point from which a process starts or continues a run.
 
-    checkpoint: None where there is none, and the run starts from its model.  is_new: nothing in its folder is its own.
+    checkpoint: None if there is none, so that the run starts from its model.
+    is_new: whether this is a fresh start, so that any rollouts in its folder belong to another run.
     """
 
     state: RunState
@@ -47,11 +48,11 @@ class ResumePoint:
 
 
 def find_resume_point(config: RunConfig, resume: Path | None) -> ResumePoint:
-    """Return where the run starts: what `--resume` means, or a fresh start without it.
+    """Return where the run starts: the point that `--resume` names, or a fresh start.
 
-    The config's own `output_dir` may be resumed at any moment of its life: where no checkpoint was written yet, the
-    run starts from the beginning, in the MLflow run that it had; behind its last step it is ended, or has ended (see
-    `has_ended`). Any other path must hold a checkpoint of fewer steps than the config's.
+    The config's own `output_dir` can be resumed at any time: before the first checkpoint, the run starts from the
+    beginning within the same MLflow run; after its last step, it is only concluded, or is complete already (see
+    `has_ended`). Any other path must hold a checkpoint of fewer steps than `train.num_steps`.
     """
     verify_model(config.model.path)
     if resume is None:
@@ -60,40 +61,44 @@ def find_resume_point(config: RunConfig, resume: Path | None) -> ResumePoint:
     try:
         checkpoint = find_whole(resume)
     except CheckpointDamaged:
-        raise  # there are checkpoints: starting from the beginning would throw their steps away
+        raise  # there are checkpoints: starting from the beginning would discard their steps
     except CheckpointError:
         if Path(resume).resolve() != Path(config.output_dir).resolve():
             raise
         mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
-        log.warning("%s: no checkpoint was written yet; the run starts from the beginning", resume)
+        log.warning("%s has no checkpoint yet; the run starts from the beginning", resume)
         return ResumePoint(state=_first_state(config, mlflow_run_id), checkpoint=None)
     state = load_state(checkpoint)
     require_sent(checkpoint.parent.parent, config.output_dir)
     if state.seed != config.seed:
-        raise ConfigError(f"--resume {resume}: it was run with seed={state.seed}, the config says seed={config.seed}.")
+        raise ConfigError(
+            f"--resume {resume}: the run used seed={state.seed}, but the config has seed={config.seed}; "
+            f"set seed={state.seed}."
+        )
     num_steps, is_own = config.train.num_steps, checkpoint.parent.parent.resolve() == Path(config.output_dir).resolve()
     if state.step > num_steps or (state.step == num_steps and not is_own):
         raise ConfigError(
-            f"--resume {resume}: it holds {state.step} steps, train.num_steps={num_steps}; raise num_steps."
+            f"--resume {resume}: the run has done {state.step} steps already, train.num_steps={num_steps}; "
+            "raise train.num_steps."
         )
     if state.step < num_steps:
-        log.info("continuing from step %d of %s", state.step, resume)
+        log.info("resuming from step %d of %s", state.step, resume)
     return ResumePoint(state=state, checkpoint=checkpoint)
 
 
 def has_ended(config: RunConfig, point: ResumePoint) -> bool:
-    """Return whether the run of `output_dir` was resumed behind its end: all of it is recorded and cleared away."""
+    """Return whether the run in `output_dir` is complete: it has done all steps and written its summary."""
     if point.checkpoint is None or point.state.step < config.train.num_steps:
         return False
     try:
-        told = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
+        num_steps = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
     except (OSError, ValueError, KeyError):
         return False
-    return bool(told == config.train.num_steps)
+    return bool(num_steps == config.train.num_steps)
 
 
 def _first_state(config: RunConfig, mlflow_run_id: str) -> RunState:
-    return RunState(step=0, drawn=0, seed=config.seed, mlflow_run_id=mlflow_run_id, weights_digest="")
+    return RunState(step=0, prompts_consumed=0, seed=config.seed, mlflow_run_id=mlflow_run_id, weights_digest="")
 
 
 def _refuse_used_folder(config: RunConfig) -> None:
@@ -105,9 +110,9 @@ def _refuse_used_folder(config: RunConfig) -> None:
 
 
 class Recovery:
-    """Saves a run's checkpoints and brings a lost learner back to the newest of them.
+    """Saves a run's checkpoints and restores a lost learner from the newest one.
 
-    point: with the MLflow run that is open.
+    point: where the run starts, with the id of the open MLflow run.
     """
 
     def __init__(self, stack: LearnerStack, config: RunConfig, point: ResumePoint) -> None:
@@ -121,13 +126,13 @@ class Recovery:
 
     @property
     def is_learner_lost(self) -> bool:
-        """Whether the learner has to be started again."""
+        """Whether the learner must be restarted."""
         return self._lost_at is not None
 
     def load_learner(self) -> RunState:
-        """Give the learner weights and optimizer to train from, started again where it was lost; return their state.
+        """Load weights and optimizer into the learner, restarting it if it was lost, and return their state.
 
-        Those are the newest checkpoint's, or what the run starts from.
+        They come from the newest checkpoint, or else from where the run starts.
         """
         if self._lost_at is None:
             self._stack.load_learner(self._config)
@@ -141,7 +146,7 @@ class Recovery:
         self._lost_s += seconds
         state = self.newest_state
         log.warning(
-            "the learner is back after %.1f s, with the weights of step %d; the run had done %d steps",
+            "the learner recovered after %.1f s from the checkpoint of step %d; the run had reached step %d",
             seconds,
             state.step,
             self.furthest_step,
@@ -149,28 +154,28 @@ class Recovery:
         return state
 
     def learner_lost(self, error: LearnerLost) -> None:
-        """Count a loss. Raises LearnerLost when `learner.max_restarts` in a row brought no further step."""
+        """Count a loss. Raises LearnerLost after `learner.max_restarts` restarts in a row without a new step."""
         if self._restarts_in_a_row >= self._config.learner.max_restarts:
             raise LearnerLost(
-                f"the learner was lost, and {self._restarts_in_a_row} restarts brought no further step "
+                f"the learner was lost, and {self._restarts_in_a_row} restarts in a row completed no new step "
                 f"(learner.max_restarts={self._config.learner.max_restarts}): {error}"
             ) from error
         self._restarts_in_a_row += 1
         self._num_restarts += 1
         self._lost_at = self._lost_at or time.monotonic()
-        log.warning("the learner is lost and starts again: %s", error)
+        log.warning("lost the learner, restarting it: %s", error)
 
     def step_done(self, step: int) -> bool:
-        """Whether a step that was just recorded is one that the run had not done before."""
+        """Note that a step was recorded; return whether the run reached it for the first time."""
         if step <= self.furthest_step:
             return False
         self.furthest_step, self._restarts_in_a_row = step, 0
         return True
 
     def save(self, state: RunState, extra: Callable[[Path], None] | None = None) -> Path:
-        """A checkpoint: DeepSpeed's state, RunState, a Hugging Face folder, and what `extra` puts there.
+        """Save a checkpoint: DeepSpeed's state, the RunState, a Hugging Face folder, and the files of `extra`.
 
-        Raises OSError or NotWritten when the disk does not take it; the earlier ones are as they were then.
+        Raises OSError or NotWritten if it cannot be written; earlier checkpoints are then unchanged.
         """
 
         def write(folder: Path) -> str:
@@ -181,20 +186,20 @@ class Recovery:
             return digest
 
         self._newest = self.checkpoints.save(state, write, num_bytes=self._estimate)
-        log.info("checkpoint of step %d in %s", state.step, self._newest)
+        log.info("saved the checkpoint of step %d in %s", state.step, self._newest)
         return self._newest
 
     def save_if_possible(self, state: RunState, extra: Callable[[Path], None] | None = None) -> Path | None:
-        """The same; None, a warning and a count where the disk does not take it. The next one may fit."""
+        """Save a checkpoint and return it; if it cannot be written, log and count that and return None."""
         try:
             return self.save(state, extra)
         except (OSError, NotWritten) as error:
             self._num_failed += 1
-            log.warning("no checkpoint of step %d, the run goes on without: %s", state.step, error)
+            log.warning("could not save the checkpoint of step %d; the run continues: %s", state.step, error)
             return None
 
     def metrics(self) -> dict[str, float]:
-        """Totals of this process."""
+        """Return the totals of this process."""
         return {
             "cluster/learner_restarts": float(self._num_restarts),
             "cluster/recovery_s": self._lost_s,
@@ -207,34 +212,34 @@ class Recovery:
 
     @property
     def newest_state(self) -> RunState:
-        """The state that a lost learner goes back to."""
+        """The state from which a lost learner recovers."""
         if self._newest is None:
             return self._point.state
-        # a checkpoint that was made elsewhere may be continued under another MLflow run
+        # a checkpoint of another run is continued under this run's MLflow id
         return replace(load_state(self._newest), mlflow_run_id=self._point.state.mlflow_run_id)
 
     def newest_of(self, step: int) -> Path | None:
-        """Return the checkpoint of `step`, if the newest is that, else None."""
+        """Return the newest checkpoint if it is of `step`, else None."""
         return self._newest if self._newest and self.newest_state.step == step else None
 
     @property
     def _estimate(self) -> int:
-        """Bytes of a checkpoint, for the first one."""
+        """Estimated bytes of a checkpoint, used for the first one."""
         sizes, learner = read_model_sizes(self._config.model.path), self._config.learner
         number = 2 if self._config.model.dtype == "bfloat16" else 4
         return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number
 
 
 def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedError:
-    """Return what to say of a run whose last checkpoint failed. step: of the newest that there is."""
+    """Return the error of a run whose last checkpoint failed. step: of the newest existing checkpoint."""
     return NotSavedError(
-        f"the checkpoint at the end of the run could not be written to {config.output_dir}: {error}\n"
-        f"Make room there and run the same command with --resume {config.output_dir}: it continues from step {step}. "
-        "All else of the run is recorded."
+        f"the final checkpoint could not be written to {config.output_dir}: {error}\n"
+        f"Free space there and run the same command with --resume {config.output_dir}: it continues from step {step}. "
+        "Everything else of the run is recorded."
     )
 
 
 def evaluate_held_out(stack: Stack, held_out: Sequence[PromptItem], config: RunConfig) -> HeldOut:
-    """Return what the weights that the actors have answer to the held-out rows, see `evaluate`."""
+    """Evaluate the actors' current weights on the held-out rows, see `evaluate`."""
     log.info("evaluating on %d held-out rows", len(held_out))
     return evaluate(stack.producer, held_out, config, stack.pool.raise_if_weights_gone)

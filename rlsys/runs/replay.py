@@ -1,4 +1,4 @@
-"""`rlsys replay`: a recorded step once more, from its saved rollouts: the learner's part, or the scoring."""
+"""`rlsys replay`: repeat a recorded step from its saved rollouts, either the learner's update or the scoring."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 
 
 class ReplayError(UserError):
-    """The step cannot be done again; the message says which ones can."""
+    """The step cannot be replayed; the message says which steps can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A value of the record and of the replay, NaN where one is missing."""
+    """A metric as recorded and as replayed, NaN where one is missing."""
 
     recorded: float
     replayed: float
@@ -52,8 +52,10 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """from_step: of the checkpoint that the learner started from, 0 for the model.  digests: recorded and replayed,
-    of the weights after the step; "" where unknown.  metrics: of the step, by name.
+    """The result of a replay.
+
+    from_step: step of the checkpoint that the learner started from, 0 for the model.
+    digests: of the weights after the step, recorded and replayed; "" if unknown.  metrics: of the step, by name.
     """
 
     step: int
@@ -62,7 +64,7 @@ class Replayed:
     metrics: Mapping[str, Compared]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the result as a table for people."""
         width = max(map(len, self.metrics), default=0)
         rows = [
             f"{name:{width}}  {one.recorded:>14.7g}  {one.replayed:>14.7g}  {'' if one.is_same else 'differs'}".rstrip()
@@ -78,16 +80,16 @@ class Replayed:
         ]
 
     def tree(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return the result for a JSON file."""
         metrics = {name: [one.recorded, one.replayed] for name, one in self.metrics.items()}
         return {"step": self.step, "from_step": self.from_step, "digests": self.digests, "metrics": metrics}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rescored:
-    """A response of a step whose scores are not what they were. before, after: by the score's name."""
+    """A response whose scores changed. before, after: by score name."""
 
-    draw: int
+    prompt_index: int
     prompt_id: str
     sample_index: int
     text: str
@@ -96,7 +98,7 @@ class Rescored:
 
 
 def possible_steps(run_folder: Path) -> dict[int, Path | None]:
-    """The steps that can be done again, each with the checkpoint to start from; None for the model."""
+    """Return the steps that can be replayed, each with the checkpoint to start from (None for the model)."""
     saved = {int(file.stem.removeprefix("step_")) for file in (Path(run_folder) / FOLDER).glob("step_*.npz")}
     starts: dict[int, Path | None] = {0: None}
     starts |= {load_state(path).step: path for path in complete_checkpoints(Path(run_folder) / "checkpoints")}
@@ -110,7 +112,7 @@ def possible_steps(run_folder: Path) -> dict[int, Path | None]:
 
 
 def replay(run_folder: Path, step: int) -> Replayed:
-    """Train from the newest checkpoint before `step` through the saved rollouts, on learner ranks alone."""
+    """Repeat all updates from the newest checkpoint before `step` up to `step`, on learner ranks alone."""
     run, start = _read(run_folder, step)
     if start:
         verify(start)
@@ -141,15 +143,18 @@ def replay(run_folder: Path, step: int) -> Replayed:
 
 
 def rescore(run_folder: Path, step: int) -> tuple[int, list[Rescored]]:
-    """How many responses of a step were scored again, and those whose scores changed.
+    """Score the saved responses of a step again; return their number and those whose scores changed.
 
-    A score that compares with responses to shuffled frames is left as it is: those are not saved.
+    A score that compares with responses to shuffled frames is not recomputed, because those responses are not saved.
     """
     run = _read_run(run_folder)
     _require(step, {int(file.stem.removeprefix("step_")): None for file in (run_folder / FOLDER).glob("step_*.npz")})
     saved = read_step(step_file(run_folder / FOLDER, step))
     items = training_items(run.config)
-    groups = [(saved.groups[draw], _item(run.config, items, saved.groups[draw])) for draw in saved.groups]
+    groups = [
+        (saved.groups[prompt_index], _item(run.config, items, saved.groups[prompt_index]))
+        for prompt_index in saved.groups
+    ]
     with open_scorer(run.config, {item.task for _, item in groups}) as scorer:
 
         async def score_all() -> list[ScoredGroup]:
@@ -181,17 +186,17 @@ def _require(step: int, possible: Mapping[int, Path | None]) -> None:
     if step not in possible:
         steps = ", ".join(map(str, sorted(possible))) or "none"
         raise ReplayError(
-            f"step {step} cannot be done again: it takes the saved rollouts of all steps since a checkpoint "
-            f"(checkpoint.save_rollouts, checkpoint.keep). Possible: {steps}."
+            f"step {step} cannot be replayed: that needs the saved rollouts of all steps since a checkpoint "
+            f"(checkpoint.save_rollouts, checkpoint.keep). Possible steps: {steps}."
         )
 
 
 def _item(config: RunConfig, items: Sequence[PromptItem], group: SavedGroup) -> PromptItem:
-    item = items[Sampler(len(items), config.seed).index_at(group.draw)]
+    item = items[Sampler(len(items), config.seed).index_at(group.prompt_index)]
     if item.prompt_id != group.prompt_id:
         raise ReplayError(
-            f"draw {group.draw} was {group.prompt_id} and is {item.prompt_id} in the data as they are now; "
-            "replay needs the annotations that the run had."
+            f"prompt {group.prompt_index} was {group.prompt_id} in the run, but is {item.prompt_id} now; "
+            "restore the annotations that the run used."
         )
     return item
 
@@ -199,7 +204,7 @@ def _item(config: RunConfig, items: Sequence[PromptItem], group: SavedGroup) -> 
 def _update(
     stack: LearnerStack, config: RunConfig, items: Sequence[PromptItem], saved: SavedStep
 ) -> Mapping[str, float]:
-    found = [saved.groups[draw] for draw in saved.draws]
+    found = [saved.groups[prompt_index] for prompt_index in saved.prompt_indices]
     futures = [
         stack.preparer.put_together(item, partial(group.put_together, item))
         for group, item in ((group, _item(config, items, group)) for group in found)
@@ -225,7 +230,7 @@ def _recorded(run: RunFile, run_folder: Path, step: int) -> Mapping[str, float]:
 
 
 def _texts(group: SavedGroup, item: PromptItem) -> RolloutGroup:
-    """What reward servers are asked about: a question, a truth and texts."""
+    """Return what reward servers need of a group: a question, a truth and texts."""
     none = np.zeros(0, np.int32)
     prompt = Prompt(engine_ids=none, prompt_ids=none, position_ids=np.zeros((3, 0), np.int32), next_position=0)
     return RolloutGroup(item=item, prompt=prompt, clips=(), rollouts=group.rollouts)
@@ -240,7 +245,7 @@ def _changes(group: SavedGroup, now: ScoredGroup) -> list[Rescored]:
         if not np.array_equal(list(before.values()), list(after.values()), equal_nan=True):
             found.append(
                 Rescored(
-                    draw=group.draw,
+                    prompt_index=group.prompt_index,
                     prompt_id=group.prompt_id,
                     sample_index=index,
                     text=rollout.text,

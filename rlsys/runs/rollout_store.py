@@ -1,7 +1,7 @@
-"""The rollouts of each step on disk: what a run that goes back, is resumed or is replayed need not sample again.
+"""The rollouts of each step on disk, so that a rollback, a resume or a replay need not sample them again.
 
-A step is one file: tokens, log-probabilities, versions, texts, scores. Frames and prompts are made again from the
-data, and compared with digests that the file holds.
+Each step is one file: tokens, log-probabilities, versions, texts, scores. Frames and prompts are rebuilt from the
+data and compared with digests in the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, Scor
 log = logging.getLogger(__name__)
 
 FOLDER = "rollouts"
-FORMAT = 1
+FORMAT = 2
 _CHANGES_NOTHING = {
     "": ("output_dir", "tracking", "evaluation", "checkpoint", "cluster", "weights", "sft"),
     "data": ("decode_timeout_s", "decode_workers", "decode_ahead", "cache_bytes"),
@@ -35,18 +35,18 @@ _CHANGES_NOTHING = {
     "reward": ("url", "host", "port", "token_env", "timeout_s", "max_pause_s", "min_replicas", "max_replicas"),
     "learner": ("timeout_s", "max_restarts"),
 }
-"""Settings by section that neither rollouts nor weights depend on."""
+"""Config keys, by section, that influence neither rollouts nor weights."""
 
 
 class RolloutsDiffer(UserError, ValueError):
-    """Saved rollouts are not of the prompt or the clip that the data have now."""
+    """Saved rollouts do not belong to the prompt or the clips that the data yield now."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedGroup:
-    """A scored group but for prompt and clips, of which it holds digests."""
+    """A scored group without its prompt and clips, of which it holds digests."""
 
-    draw: int
+    prompt_index: int
     prompt_id: str
     prompt_digest: str
     clip_digests: tuple[str, ...]
@@ -59,15 +59,16 @@ class SavedGroup:
     evidence: tuple[Any, ...]
 
     def put_together(self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...]) -> ScoredGroup:
-        """The group as it was, without times. Raises RolloutsDiffer where it is not of this prompt and these clips."""
+        """Return the group as it was, without spans. Raises RolloutsDiffer if prompt or clips do not match."""
         found = (item.prompt_id, prompt_digest(prompt), tuple(clip.info.digest for clip in clips))
         for what, saved, now in zip(
             ("row", "prompt", "clips"), (self.prompt_id, self.prompt_digest, self.clip_digests), found, strict=True
         ):
             if saved != now:
                 raise RolloutsDiffer(
-                    f"draw {self.draw}, {item.prompt_id}: its {what} differ from what was saved ({saved}, now {now}); "
-                    f"the data or the processor have changed. Remove the run's folder `{FOLDER}` to sample again."
+                    f"prompt {self.prompt_index} ({item.prompt_id}): {what} changed since the rollouts were saved "
+                    f"(was {saved}, is {now}), so the data or the processor have changed. "
+                    f"Remove the run's folder `{FOLDER}` to sample again."
                 )
         rollouts = tuple(_with_prompt(rollout, prompt) for rollout in self.rollouts)
         return ScoredGroup(
@@ -84,20 +85,24 @@ class SavedGroup:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedStep:
-    """What was collected for a step. draws, replaced_draws: in their order.  settings: see `settings_digest`."""
+    """What was collected for a step.
+
+    prompt_indices: of the groups that were trained on, in order.  replaced_indices: of the replaced groups.
+    settings: see `settings_digest`.
+    """
 
     step: int
     settings: str
-    draws: tuple[int, ...]
-    replaced_draws: tuple[int, ...]
+    prompt_indices: tuple[int, ...]
+    replaced_indices: tuple[int, ...]
     groups: Mapping[int, SavedGroup]
-    left_out: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
 
 
 class SavedRollouts:
-    """The files of one run, and which draws can be answered from them. A draw is answered once, until `look`.
+    """The saved rollouts of one run. `look` finds what can be reused; `take` hands each prompt's group out once.
 
-    A disk that takes no file, and a file that cannot be read, cost the saving and nothing else.
+    Failures to write or read a file are logged; the prompts concerned are then sampled again.
     """
 
     def __init__(self, run_folder: Path, settings: str) -> None:
@@ -107,40 +112,46 @@ class SavedRollouts:
         self._has_warned = False
 
     def look(self, after_step: int) -> int:
-        """Find the draws of the steps after this one, to be answered by `take`; how many there are."""
+        """Index the saved prompts of all steps after this one for `take`, and return how many there are."""
         self._files = {}
         for step in self.steps():
             saved = self._read(step_file(self._folder, step)) if step > after_step else None
             if saved is not None and saved.settings == self._settings:
-                draws = (*saved.draws, *saved.replaced_draws, *(one.draw for one in saved.left_out))
-                self._files |= dict.fromkeys(draws, step_file(self._folder, step))
+                prompt_indices = (
+                    *saved.prompt_indices,
+                    *saved.replaced_indices,
+                    *(one.prompt_index for one in saved.skipped),
+                )
+                self._files |= dict.fromkeys(prompt_indices, step_file(self._folder, step))
         return len(self._files)
 
     def steps(self) -> list[int]:
-        """Of the files that are there, in order."""
+        """Return the steps that have a file, in order."""
         return sorted(int(path.stem.removeprefix("step_")) for path in self._folder.glob("step_*.npz"))
 
-    def take(self, draw: int) -> SavedGroup | Skipped | None:
-        """What became of the draw, or None where it is to be sampled."""
-        file = self._files.pop(draw, None)
+    def take(self, prompt_index: int) -> SavedGroup | Skipped | None:
+        """Return the saved outcome of a prompt, or None if it must be sampled."""
+        file = self._files.pop(prompt_index, None)
         saved = self._read(file) if file else None
         if saved is None:
             return None
-        return saved.groups.get(draw) or next((one for one in saved.left_out if one.draw == draw), None)
+        return saved.groups.get(prompt_index) or next(
+            (one for one in saved.skipped if one.prompt_index == prompt_index), None
+        )
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Write a step's file."""
+        """Write the file of a step. A failure is logged once, not raised."""
         try:
             write_whole(step_file(self._folder, step), encode(step, collected, self._settings), synced=False)
         except OSError as error:
             if not self._has_warned:
-                log.warning("rollouts are not saved: %s", error)
+                log.warning("the rollouts of step %d could not be saved: %s", step, error)
             self._has_warned = True
         else:
             self._has_warned = False
 
     def forget_through(self, step: int) -> None:
-        """Remove the files of this step and those before it."""
+        """Remove the files of this step and of all earlier ones."""
         for old in self.steps():
             if old <= step:
                 step_file(self._folder, old).unlink(missing_ok=True)
@@ -151,19 +162,19 @@ class SavedRollouts:
         try:
             saved = read_step(file)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be read, its rollouts are sampled again: %s", file, error)
+            log.warning("%s cannot be read; its rollouts will be sampled again: %s", file, error)
             return None
         self._newest_read = (file, saved)
         return saved
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """The file of a step in a run's folder of rollouts."""
+    """Return the path of a step's file in a run's folder of rollouts."""
     return folder / f"step_{step:06d}.npz"
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """Of tokens and positions."""
+    """Return a digest of a prompt's tokens and positions."""
     running = hashlib.sha256(str(prompt.next_position).encode())
     for array in (prompt.engine_ids, prompt.prompt_ids, prompt.position_ids):
         running.update(f"{array.dtype}{array.shape}".encode())
@@ -172,7 +183,7 @@ def prompt_digest(prompt: Prompt) -> str:
 
 
 def settings_digest(config: RunConfig) -> str:
-    """Of all settings that rollouts or weights depend on: those of another digest are of another run."""
+    """Return a digest of all settings that influence rollouts or weights; rollouts are reused only if it matches."""
     tree = config.model_dump(mode="json")
     for section, keys in _CHANGES_NOTHING.items():
         for key in keys:
@@ -183,20 +194,22 @@ def settings_digest(config: RunConfig) -> str:
 
 
 def encode(step: int, collected: Collected, settings: str) -> bytes:
-    """The file of a step: a zip of arrays, of which `head` is JSON; the others are those of all rollouts in a row."""
+    """Encode a step as a zip of arrays: `head` is JSON; each other array concatenates the values of all rollouts."""
     pairs = [
-        *zip(collected.draws, collected.groups, strict=True),
-        *zip(collected.replaced_draws, collected.replaced, strict=True),
+        *zip(collected.prompt_indices, collected.groups, strict=True),
+        *zip(collected.replaced_indices, collected.replaced, strict=True),
     ]
     rollouts = [rollout for _, scored in pairs for rollout in scored.group.rollouts]
     head = {
         "format": FORMAT,
         "step": step,
         "settings": settings,
-        "draws": collected.draws,
-        "replaced_draws": collected.replaced_draws,
-        "left_out": [{"draw": one.draw, "reason": one.reason, "detail": one.detail} for one in collected.left_out],
-        "groups": [_head_of_group(draw, scored) for draw, scored in pairs],
+        "prompt_indices": collected.prompt_indices,
+        "replaced_indices": collected.replaced_indices,
+        "skipped": [
+            {"prompt_index": one.prompt_index, "reason": one.reason, "detail": one.detail} for one in collected.skipped
+        ],
+        "groups": [_head_of_group(prompt_index, scored) for prompt_index, scored in pairs],
     }
     buffer = io.BytesIO()
     np.savez(
@@ -216,10 +229,10 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype, copy=False)
 
 
-def _head_of_group(draw: int, scored: ScoredGroup) -> dict[str, Any]:
+def _head_of_group(prompt_index: int, scored: ScoredGroup) -> dict[str, Any]:
     group = scored.group
     return {
-        "draw": draw,
+        "prompt_index": prompt_index,
         "prompt_id": group.item.prompt_id,
         "prompt_digest": prompt_digest(group.prompt),
         "clip_digests": [clip.info.digest for clip in group.clips],
@@ -240,26 +253,26 @@ def _head_of_group(draw: int, scored: ScoredGroup) -> dict[str, Any]:
 
 
 def read_step(file: Path) -> SavedStep:
-    """What `encode` wrote. Raises OSError, ValueError, KeyError or BadZipFile when it is not that."""
+    """Read a file that `encode` made. Raises OSError, ValueError, KeyError or BadZipFile for any other file."""
     with np.load(file) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     head = json.loads(found.pop("head").tobytes())
     if head["format"] != FORMAT:
-        raise ValueError(f"format {head['format']}, and this version reads {FORMAT}")
-    parts = _Parts(found)
-    groups = {tree["draw"]: _group(tree, parts) for tree in head["groups"]}
+        raise ValueError(f"the file has format {head['format']}; this version of rlsys reads format {FORMAT}")
+    parts = _ArrayReader(found)
+    groups = {tree["prompt_index"]: _group(tree, parts) for tree in head["groups"]}
     return SavedStep(
         step=head["step"],
         settings=head["settings"],
-        draws=tuple(head["draws"]),
-        replaced_draws=tuple(head["replaced_draws"]),
+        prompt_indices=tuple(head["prompt_indices"]),
+        replaced_indices=tuple(head["replaced_indices"]),
         groups=groups,
-        left_out=tuple(Skipped(**one) for one in head["left_out"]),
+        skipped=tuple(Skipped(**one) for one in head["skipped"]),
     )
 
 
-class _Parts:
-    """Cuts joined arrays up again, in the order in which they were joined."""
+class _ArrayReader:
+    """Splits concatenated arrays again, in the order in which they were joined."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays, self._at = arrays, dict.fromkeys(arrays, 0)
@@ -269,11 +282,11 @@ class _Parts:
         self._at[name] = start + size
         part = self._arrays[name][start : start + size]
         if part.size != size:
-            raise ValueError(f"{name} ends after {start + part.size} values")
+            raise ValueError(f"{name} ends after {start + part.size} values; {start + size} are needed")
         return part
 
 
-def _group(tree: Mapping[str, Any], parts: _Parts) -> SavedGroup:
+def _group(tree: Mapping[str, Any], parts: _ArrayReader) -> SavedGroup:
     rollouts = tuple(
         Rollout(
             rollout_id=one["rollout_id"],
@@ -291,7 +304,7 @@ def _group(tree: Mapping[str, Any], parts: _Parts) -> SavedGroup:
     )
     size, names = len(rollouts), tuple(tree["score_names"])
     return SavedGroup(
-        draw=tree["draw"],
+        prompt_index=tree["prompt_index"],
         prompt_id=tree["prompt_id"],
         prompt_digest=tree["prompt_digest"],
         clip_digests=tuple(tree["clip_digests"]),
@@ -306,5 +319,5 @@ def _group(tree: Mapping[str, Any], parts: _Parts) -> SavedGroup:
 
 
 def _with_prompt(rollout: Rollout, prompt: Prompt) -> Rollout:
-    # the engine reported the prompt's own tokens, else the group would have been refused
+    # the engine reported exactly the prompt's tokens; other groups are rejected by `check_contract`
     return replace(rollout, prompt_ids=prompt.prompt_ids)

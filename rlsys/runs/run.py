@@ -1,4 +1,4 @@
-"""What every run has around its steps: the learner, checkpoints, evaluations, the record, the summary."""
+"""What every kind of run shares around its steps: learner, checkpoints, evaluation, tracking and summary."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ AnyStack = TypeVar("AnyStack", bound=LearnerStack)
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What `summary.json` says of a run.
+    """The content of `summary.json`.
 
-    held_out: {} when no held-out rows were given.  model: "" where the last checkpoint could not be written.
+    held_out: {} if no held-out rows were given.  model: "" if the last checkpoint could not be written.
     ledger: {} after supervised training.
     """
 
@@ -63,7 +63,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting(Generic[AnyStack]):
-    """What a run is made of. point: where it starts, with the MLflow run that `tracker` has open."""
+    """The components of a run. point: where it starts, with the MLflow run that `tracker` has open."""
 
     config: RunConfig
     stack: AnyStack
@@ -73,13 +73,13 @@ class Setting(Generic[AnyStack]):
 
 
 class Run(ABC, Generic[AnyStack]):
-    """A run as `rlsys.loop.parts.WholeRun`, but for where its groups come from and what it records."""
+    """Base of all runs; implements `rlsys.loop.parts.WholeRun` except the source of groups and the metrics."""
 
     objective: Objective
     progress: Progress
     title: str
     publishes: bool
-    """Whether the actors have the learner's weights after every step."""
+    """Whether the learner's weights are sent to the actors after every step."""
 
     def __init__(self, setting: Setting[AnyStack]) -> None:
         self._config, self._stack, self._tracker = setting.config, setting.stack, setting.tracker
@@ -88,14 +88,14 @@ class Run(ABC, Generic[AnyStack]):
         self.clock = Clock()
         self._results: dict[str, HeldOut] = {}
 
-    # --- what the loop drives
+    # --- called by the loop at every step
 
     @abstractmethod
-    def start(self, draw: int) -> Future[ScoredGroup]:
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
         """See `GroupSource`."""
 
     @abstractmethod
-    def prefetch(self, draw: int) -> None:
+    def prefetch(self, prompt_index: int) -> None:
         """See `GroupSource`."""
 
     @abstractmethod
@@ -144,7 +144,7 @@ class Run(ABC, Generic[AnyStack]):
         self.recovery.learner_lost(error)
 
     def begin(self, state: RunState) -> None:
-        """Evaluate the weights that the run begins with, once in its life."""
+        """Evaluate the weights that the run starts with, once in the run's lifetime."""
         with self.clock("evaluate"):
             if self._held_out and "before" not in self._results:
                 self._results["before"] = self._before(state)
@@ -158,13 +158,13 @@ class Run(ABC, Generic[AnyStack]):
         try:
             write_before(self._config, state.mlflow_run_id, results)
         except OSError as error:
-            log.warning("the evaluation of the weights that the run began with is not kept for a resume: %s", error)
+            log.warning("the initial evaluation could not be saved; a resume will repeat it: %s", error)
         return results
 
     def finish(self, state: RunState) -> Summary:
-        """Save the last checkpoint, evaluate, and record what the run leaves behind.
+        """Save the last checkpoint, evaluate, and record the outputs of the run.
 
-        Raises NotSavedError, when all else is recorded, where the disk did not take the checkpoint.
+        Raises NotSavedError if the checkpoint could not be written, after everything else is recorded.
         """
         folder, problem = self.recovery.newest_of(state.step), None
         if folder is None:
@@ -211,17 +211,17 @@ class Run(ABC, Generic[AnyStack]):
         return curve
 
     def _end_rows(self, summary: Summary, curve: Path) -> list[tuple[str, str]]:
-        unsent = f"; {self._tracker.num_unsent} records are not there yet" if self._tracker.num_unsent else ""
+        unsent = f"; {self._tracker.num_unsent} records are not uploaded yet" if self._tracker.num_unsent else ""
         return [
             *self.progress.summary.rows(summary.seconds),
             *_ledger_rows(summary),
             ("model", summary.model),
             ("curve", str(curve)),
             ("MLflow run", f"{self._tracker.run_id}{unsent}"),
-            ("look at it", self._tracker.how_to_open),
+            ("open it with", self._tracker.how_to_open),
         ]
 
-    # --- what the kinds of runs differ in
+    # --- implemented by each kind of run
 
     @abstractmethod
     def _record(self, step: Step) -> None:
@@ -229,20 +229,20 @@ class Run(ABC, Generic[AnyStack]):
 
     @abstractmethod
     def write_extras(self, folder: Path) -> None:
-        """Put into a checkpoint what this kind of run has of its own."""
+        """Write the files that this kind of run adds to a checkpoint."""
 
     @abstractmethod
     def _write_curve(self) -> Path:
-        """Plot the run so far."""
+        """Plot the training curve so far and return the file."""
 
     def _went_back(self, state: RunState) -> None:
-        """Act on the learner having the weights of `state`."""
+        """React to the learner having loaded the weights of `state`."""
 
     def _saved(self) -> None:
-        """Act on a new checkpoint."""
+        """React to a new checkpoint."""
 
     def _ledger_result(self, state: RunState) -> Mapping[str, Any]:
-        """Return what `summary.json` says of the prompts' use."""
+        """Return the ledger's part of `summary.json`."""
         return {}
 
 
@@ -253,7 +253,7 @@ def carry_out(
     held_out: tuple[PromptItem, ...],
     make: Callable[[Setting[AnyStack]], Run[AnyStack]],
 ) -> Summary:
-    """Do a run on the stack that `opened` opens, and write `summary.json` when all that it started has ended."""
+    """Carry out a run on the stack that `opened` opens, and write `summary.json` once the stack is closed again."""
     with opened as stack:
         forget_summary(config)
         with Tracker(config, run_id=point.state.mlflow_run_id or None) as tracker:
@@ -267,7 +267,9 @@ def carry_out(
 
 def _with_actors(stack: LearnerStack) -> Stack:
     if not isinstance(stack, Stack):
-        raise TypeError("held-out rows are to be answered, and the stack has no actors; open it with open_stack.")
+        raise TypeError(
+            "evaluating held-out rows needs rollout actors and this stack has none; open it with open_stack."
+        )
     return stack
 
 
@@ -275,12 +277,12 @@ def _ledger_rows(summary: Summary) -> list[tuple[str, str]]:
     if not summary.ledger:
         return []
     problems = summary.ledger["problems"]
-    verdict = f"{len(problems)} PROBLEMS, {problems[0]}" if problems else "each prompt was used once"
+    verdict = f"{len(problems)} PROBLEMS, {problems[0]}" if problems else "each prompt was used exactly once"
     return [("ledger", f"{summary.ledger['counts']}; {verdict}")]
 
 
 def held_out_rows(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Return one row per (stage, decoding, task) for the before/after table; task "all" is over every row."""
+    """Return one row per (stage, decoding, task) for the before/after table; task "all" covers every row."""
     return [
         {"stage": stage, "decoding": decoding, "task": task or "all", **metrics}
         for stage, by_decoding in results.items()
@@ -295,10 +297,8 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(config: RunConfig) -> Summary:
-    """Return the summary of a run that has ended."""
+    """Read the summary of a run that has ended."""
     file = config.output_dir / SUMMARY_FILE
     tree = json.loads(file.read_text())
-    log.info(
-        "the run has ended, with all of its %d steps: %s; raise train.num_steps to continue it", tree["num_steps"], file
-    )
+    log.info("the run is complete with %d steps, see %s; raise train.num_steps to continue it", tree["num_steps"], file)
     return Summary(**{one.name: tree[one.name] for one in fields(Summary)})

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: `run.json`, there before the first step, and what it began with."""
+"""The files that describe a run in its folder: `run.json`, written before the first step, and the first evaluation."""
 
 from __future__ import annotations
 
@@ -25,55 +25,60 @@ HeldOut = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """mlflow_run_id: the run that `--resume` goes on with where there is no checkpoint.  config: as it ran last."""
+    """The content of `run.json`.
+
+    mlflow_run_id: the MLflow run that `--resume` continues if there is no checkpoint.  config: of the latest start.
+    """
 
     mlflow_run_id: str
     config: RunConfig
 
 
 def write_run_file(config: RunConfig, mlflow_run_id: str) -> None:
-    """Write `run.json` into the run's folder, whole or not at all, with the secrets in URLs masked."""
+    """Write `run.json` atomically into the run's folder, with the secrets in URLs masked."""
     tree = {"mlflow_run_id": mlflow_run_id, "config": masked_tree(config.model_dump(mode="json"))}
     write_json(Path(config.output_dir) / RUN_FILE, tree)
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """The file with its folder, whole or not at all."""
+    """Write a JSON file atomically, creating its folder."""
     write_whole(path, json.dumps(tree, indent=2) + "\n")
 
 
 def read_run_file(folder: Path) -> RunFile:
-    """Raises CheckpointError where a folder is not one of a run, ConfigError when the config is not one any more."""
+    """Read `run.json`. Raises CheckpointError if the folder is not a run's, ConfigError if its config is invalid."""
     file = Path(folder) / RUN_FILE
     try:
         tree = json.loads(file.read_text())
         mlflow_run_id, config = tree["mlflow_run_id"], tree["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: a run's folder has this file, and it cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{file}: cannot be read as the description of a run: {error!r}; give the output_dir of a run."
+        ) from error
     return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
 
 
 def forget_summary(config: RunConfig) -> None:
-    """Before anything is done again: the summary of a run says that it is over."""
+    """Remove the summary before the run continues, because a summary marks a run as complete."""
     (config.output_dir / SUMMARY_FILE).unlink(missing_ok=True)
 
 
 def write_before(config: RunConfig, mlflow_run_id: str, held_out: HeldOut) -> None:
-    """What the weights answered that the run began with."""
-    tree = {"asked": _asked(config, mlflow_run_id), "held_out": held_out}
+    """Save the evaluation of the weights that the run started with."""
+    tree = {"conditions": _conditions(config, mlflow_run_id), "held_out": held_out}
     write_json(config.output_dir / BEFORE_FILE, tree)
 
 
 def read_before(config: RunConfig, mlflow_run_id: str) -> HeldOut | None:
-    """The same; None where it was not asked in this run, or not in this way."""
+    """Return the saved initial evaluation, or None if there is none of this run under the same conditions."""
     try:
         tree = json.loads((config.output_dir / BEFORE_FILE).read_text())
-        return tree["held_out"] if tree["asked"] == _asked(config, mlflow_run_id) else None
+        return tree["held_out"] if tree["conditions"] == _conditions(config, mlflow_run_id) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _asked(config: RunConfig, mlflow_run_id: str) -> dict[str, Any]:
+def _conditions(config: RunConfig, mlflow_run_id: str) -> dict[str, Any]:
     return {
         "mlflow_run_id": mlflow_run_id,
         "evaluation": config.evaluation.model_dump(mode="json"),
@@ -82,10 +87,10 @@ def _asked(config: RunConfig, mlflow_run_id: str) -> dict[str, Any]:
 
 
 def name_on_cluster(config: RunConfig) -> str:
-    """Of what serves a run on a cluster that outlives it, the same for every start of the run.
+    """Return the name of a run's reward servers on a cluster that outlives the run, the same for every start.
 
-    So what a killed driver left there is replaced by the next start, and ends with it. All else that a driver has on a
-    cluster ends with its process, by Ray's own doing.
+    Servers that a killed driver left behind are therefore replaced by the next start, and stop with it. Everything
+    else that a driver starts on a cluster is ended by Ray together with the driver.
     """
     whose = f"{socket.gethostname()}:{Path(config.output_dir).resolve()}"
     return f"rewards-{hashlib.sha256(whose.encode()).hexdigest()[:12]}"

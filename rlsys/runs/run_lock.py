@@ -1,4 +1,4 @@
-"""One process at a time works in a run's folder."""
+"""A lock that lets only one process at a time work in a run's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWNER_FILE = ".run.owner.json"
 
 
 class RunInUse(UserError):
-    """Another process works in the run's folder; the message names it."""
+    """Another process is using the run's folder; the message names it."""
 
 
 class OutputDirUnusable(UserError):
@@ -31,11 +31,11 @@ class OutputDirUnusable(UserError):
 
 @contextmanager
 def run_lock(output_dir: Path) -> Iterator[None]:
-    """Hold `output_dir` for this process: two runs would delete each other's checkpoints and use prompts twice.
+    """Lock `output_dir` for this process: two runs would delete each other's checkpoints and use prompts twice.
 
-    The operating system releases the lock when the process ends, however it ends. Raises RunInUse, which names host,
-    process and start of the holder. A file system that does not lock across hosts is no protection against another
-    host; what that host left behind is reported then. Raises OutputDirUnusable where nothing can be written.
+    The operating system releases the lock when the process ends, however it ends. Raises RunInUse with the host,
+    process and start time of the holder. On a file system without locks across hosts, a run on another host cannot be
+    excluded; its owner file is reported instead. Raises OutputDirUnusable if the folder cannot be written to.
     """
     output_dir = Path(output_dir)
     owner_file = output_dir / OWNER_FILE
@@ -50,17 +50,21 @@ def run_lock(output_dir: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise OutputDirUnusable(
-            f"output_dir={output_dir} cannot be written to: {error}; choose another one."
+            f"output_dir={output_dir} cannot be written to: {error}; choose another folder."
         ) from error
     try:
         if (left := _owner(owner_file)) and f"on {socket.gethostname()}," not in left:
-            log.warning("output_dir=%s was left by %s; if that is still running, stop one of the two", output_dir, left)
+            log.warning(
+                "output_dir=%s was last used by %s; if that is still running, stop one of the two", output_dir, left
+            )
         started = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         try:
             owner_file.write_text(json.dumps(owner) + "\n")
         except OSError as error:
-            raise OutputDirUnusable(f"output_dir={output_dir} takes no file: {error}; make room there.") from error
+            raise OutputDirUnusable(
+                f"no file can be written to output_dir={output_dir}: {error}; free space there."
+            ) from error
         yield
         owner_file.unlink(missing_ok=True)
     finally:
@@ -68,7 +72,7 @@ def run_lock(output_dir: Path) -> Iterator[None]:
 
 
 def _owner(file: Path) -> str:
-    """Whom the file names, "" where there is none or it cannot be read."""
+    """Describe the owner that the file names; "" if there is no such file or it cannot be read."""
     try:
         tree = json.loads(file.read_text())
         return f"process {tree['pid']} on {tree['host']}, started {tree['started']}"

@@ -31,15 +31,15 @@ from rlsys.weights.version import WeightVersion
 log = logging.getLogger(__name__)
 
 LOSSES_FILE = "losses.json"
-"""In a checkpoint: the loss of each step of the run."""
+"""File in a checkpoint with the loss of each step of the run."""
 
 
 def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | None = None) -> Summary:
-    """Fine-tune on demonstrations as `config` says and write `summary.json`.
+    """Fine-tune on demonstrations as configured and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken.
-    stack: one that is open already, for the same clips and prompts; else only what is needed is started, which is
-    the learner, and actors and reward servers where held-out rows are to be answered.
+    resume: a checkpoint folder, or a run folder, which resumes from its newest checkpoint.
+    stack: an open stack for the same clips and prompts; None starts only what is needed: the learner, plus actors and
+    reward servers if there are held-out rows to evaluate.
     """
     with run_lock(config.output_dir):
         point = find_resume_point(config, resume)
@@ -63,7 +63,7 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
 
 
 class SftRun(Run[LearnerStack]):
-    """A run whose groups are demonstrations. Nothing is sampled or scored, and no actor needs the weights."""
+    """A run whose groups are demonstrations: nothing is sampled or scored, and no actor needs the weights."""
 
     title = "Fine-tuned in"
     publishes = False
@@ -76,18 +76,18 @@ class SftRun(Run[LearnerStack]):
         self._demonstrations, self._sampler = demonstrations, Sampler(len(demonstrations), config.seed)
         self.losses = _read_losses(point.checkpoint) if point.checkpoint else {}
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        one = self._demonstrations[self._sampler.index_at(draw)]
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        one = self._demonstrations[self._sampler.index_at(prompt_index)]
         return self._stack.preparer.put_together(one.item, partial(demonstration_group, one), one.response_ids.size)
 
-    def prefetch(self, draw: int) -> None:
-        self._stack.preparer.prefetch(self._demonstrations[self._sampler.index_at(draw)].item)
+    def prefetch(self, prompt_index: int) -> None:
+        self._stack.preparer.prefetch(self._demonstrations[self._sampler.index_at(prompt_index)].item)
 
     def check(self) -> None:
-        """Nothing: no group waits for weights."""
+        """Do nothing: no group waits for weights."""
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Nothing: demonstrations are in their file."""
+        """Do nothing: demonstrations are read from their file."""
 
     def publish(self, version: int) -> WeightVersion:
         return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest="")
@@ -97,7 +97,9 @@ class SftRun(Run[LearnerStack]):
         seconds = {"prepare": step.seconds["collect"], "update": step.seconds["update"]}
         metrics = merge(
             step.learner_metrics,
-            data_metrics(demonstrations, len(step.collected.left_out), step.state.drawn, len(self._demonstrations)),
+            data_metrics(
+                demonstrations, len(step.collected.skipped), step.state.prompts_consumed, len(self._demonstrations)
+            ),
             speed_metrics(demonstrations, step.learner_metrics, seconds),
             {name if "/" in name else f"data/{name}": n for name, n in self._stack.clips.counters().items()},
             self.recovery.metrics(),
@@ -117,19 +119,21 @@ class SftRun(Run[LearnerStack]):
 
 
 def _read_losses(checkpoint: Path) -> dict[int, float]:
-    """Return the losses by step; {} where the checkpoint is not one of a supervised run."""
+    """Return the losses by step, {} if the checkpoint is not from a supervised run."""
     file = checkpoint / LOSSES_FILE
     return {int(step): loss for step, loss in json.loads(file.read_text()).items()} if file.exists() else {}
 
 
-def data_metrics(demonstrations: Sequence[Rollout], bad_draws: int, drawn: int, num_rows: int) -> dict[str, float]:
-    """Return lengths of a batch's demonstrations, and how far through them the run is. num_rows: of demonstrations."""
+def data_metrics(
+    demonstrations: Sequence[Rollout], num_skipped: int, prompts_consumed: int, num_rows: int
+) -> dict[str, float]:
+    """Return the lengths of a batch's demonstrations and the progress through them. num_rows: of all demonstrations."""
     return {
         **summarise("data/prompt_tokens", [one.prompt_ids.size for one in demonstrations], "mean", "max"),
         **summarise("data/response_tokens", [one.response_ids.size for one in demonstrations], "mean", "max"),
-        "data/bad_draws": float(bad_draws),
-        "data/drawn": float(drawn),
-        "data/epochs": drawn / num_rows,
+        "data/bad_draws": float(num_skipped),
+        "data/drawn": float(prompts_consumed),
+        "data/epochs": prompts_consumed / num_rows,
     }
 
 

@@ -11,7 +11,7 @@ from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, Scor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Demonstration:
-    """A row and the response to imitate. response_ids: i32 [R], end token included.  where: its name in messages."""
+    """A row and the response to imitate. response_ids: i32 [R], end token included.  where: location for messages."""
 
     item: PromptItem
     response_ids: np.ndarray
@@ -19,7 +19,7 @@ class Demonstration:
 
 
 def demonstration_group(one: Demonstration, prompt: Prompt, clips: tuple[ClipRef, ...]) -> ScoredGroup:
-    """Return a demonstration as a group of one response, which nobody sampled and nobody scores."""
+    """Return a demonstration as a group of one response that was not sampled and is not scored."""
     size = one.response_ids.size
     rollout = Rollout(
         rollout_id=f"{one.item.prompt_id}/demonstration",

@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None = None) -> Summary:
-    """Run GRPO as `config` says, on `stack` when one is open already, and write `summary.json`.
+    """Train with GRPO as configured, on `stack` if one is open already, and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder whose newest checkpoint is taken; see `recovery.find_resume_point`.
-    Returns the summary that is there where the run has ended already.
+    resume: a checkpoint folder, or a run folder, which resumes from its newest; see `recovery.find_resume_point`.
+    If the run is complete already, its existing summary is returned.
     """
     with run_lock(config.output_dir):
         point = find_resume_point(config, resume)
@@ -53,7 +53,7 @@ def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None 
 
 
 class GrpoRun(Run[Stack]):
-    """A run whose groups are sampled, scored, saved until they are trained on, and kept in a ledger."""
+    """A run whose groups are sampled, scored, saved to disk and accounted for in a ledger."""
 
     title = "Trained in"
     publishes = True
@@ -71,15 +71,15 @@ class GrpoRun(Run[Stack]):
         if point.is_new:
             self._rollouts.forget_through(max(self._rollouts.steps(), default=0))
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        """Have the prompt's group sampled and scored, or take it from those that were saved."""
-        item = self._items[self._sampler.index_at(draw)]
-        match self._rollouts.take(draw):
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        """Start sampling and scoring the prompt's group, or reuse the saved one."""
+        item = self._items[self._sampler.index_at(prompt_index)]
+        match self._rollouts.take(prompt_index):
             case SavedGroup() as saved:
                 return self._stack.producer.put_together(
                     item, lambda prompt, clips: saved.put_together(item, prompt, clips)
                 )
-            case Skipped(reason="quarantined", detail=detail):  # to find it out again would cost two actors
+            case Skipped(reason="quarantined", detail=detail):  # sampling it again would kill two actors again
                 return _failed(RowUnusable(detail))
         rollout = self._config.rollout
         return self._stack.producer.start(
@@ -89,12 +89,12 @@ class GrpoRun(Run[Stack]):
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
                 max_tokens=rollout.max_tokens,
-                seed=sampling_seed(self._config.seed, draw, item.prompt_id),
+                seed=sampling_seed(self._config.seed, prompt_index, item.prompt_id),
             ),
         )
 
-    def prefetch(self, draw: int) -> None:
-        self._stack.producer.prefetch(self._items[self._sampler.index_at(draw)])
+    def prefetch(self, prompt_index: int) -> None:
+        self._stack.producer.prefetch(self._items[self._sampler.index_at(prompt_index)])
 
     def check(self) -> None:
         self._stack.pool.raise_if_weights_gone()
@@ -130,10 +130,10 @@ class GrpoRun(Run[Stack]):
     def _went_back(self, state: RunState) -> None:
         self.ledger.go_back(state.step)
         if self._config.checkpoint.save_rollouts and (found := self._rollouts.look(after_step=state.step)):
-            log.info("the rollouts of %d prompts after step %d are saved and not sampled again", found, state.step)
+            log.info("reusing the saved rollouts of %d prompts after step %d", found, state.step)
 
     def _ledger_result(self, state: RunState) -> Mapping[str, Any]:
-        found = ledger.problems(self.ledger.entries, state.drawn)
+        found = ledger.problems(self.ledger.entries, state.prompts_consumed)
         for problem in found:
             log.error("ledger: %s", problem)
         return {"counts": ledger.count(self.ledger.entries), "problems": found}

@@ -1,4 +1,4 @@
-"""The real loop in virtual time: staleness, every draw once, times worked out by hand, faults counted."""
+"""The real loop in virtual time: staleness, every prompt once, times worked out by hand, faults counted."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_whatever_happens_no_group_is_too_old_and_every_draw_is_used_once(
     parts, *_ = run(system, phases, faults, num_steps=5, seed=seed)
     lags = [lag for moment in parts.moments for lag in moment.lags]
     assert min(lags) >= 0 and max(lags) <= system.max_lag
-    assert ledger.problems(parts.entries, sum(len(one.draws) for one in parts.entries)) == []
-    trained = [draw for one in parts.entries for draw in one.trained]
+    assert ledger.problems(parts.entries, sum(len(one.prompt_indices) for one in parts.entries)) == []
+    trained = [prompt_index for one in parts.entries for prompt_index in one.trained]
     assert trained == sorted(trained) and len(trained) == 5 * system.prompts_per_step
     for one in parts.entries:
         oldest, newest = one.versions
         assert one.step - 1 - system.max_lag <= oldest <= newest <= one.step - 1
-        assert {parts.plan(draw).has_bad_clip for draw in one.left_out} <= {True}
-        assert not any(parts.plan(draw).has_bad_clip for draw in (*one.trained, *one.replaced))
+        assert {parts.plan(prompt_index).has_bad_clip for prompt_index in one.skipped} <= {True}
+        assert not any(parts.plan(prompt_index).has_bad_clip for prompt_index in (*one.trained, *one.replaced))
 
 
 def test_synchronous_steps_take_the_sum_of_their_phases() -> None:
@@ -152,7 +152,10 @@ def test_64_actors_and_8_ranks_under_faults_stay_within_the_bound(judge_s: float
     assert found.groups_trained == 6 * 128
     assert found.actors_lost > 0 and found.wasted_s > 0
     assert 0 < found.learner_busy < 1 and 0 < found.actors_busy < 1
-    plans = [parts.plan(draw) for draw in range(found.groups_trained + found.groups_replaced + found.bad_clips)]
+    plans = [
+        parts.plan(prompt_index)
+        for prompt_index in range(found.groups_trained + found.groups_replaced + found.bad_clips)
+    ]
     assert found.bad_clips == sum(plan.has_bad_clip for plan in plans)
     assert found.groups_unscored == sum(plan.is_unscored and not plan.has_bad_clip for plan in plans)
 
@@ -187,7 +190,7 @@ def test_engines_over_several_devices_leave_the_remainder_unused() -> None:
 
 def test_groups_differ_by_draw_and_seed_alone_and_keep_their_mean() -> None:
     uneven = Phases(generate_s=10, update_s=1, generate_spread=0.5, straggler_frac=0.0)
-    times = [draw_group(draw, uneven, Faults(), seed=3).generate_s for draw in range(2000)]
+    times = [draw_group(prompt_index, uneven, Faults(), seed=3).generate_s for prompt_index in range(2000)]
     assert sum(times) / len(times) == pytest.approx(10, rel=0.05)
     assert draw_group(7, uneven, Faults(), seed=3) == draw_group(7, uneven, Faults(), seed=3)
 

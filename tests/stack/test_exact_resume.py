@@ -229,7 +229,7 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
         wait_until(driver, out, has_steps(out, 1))
         kill(driver, out, "LearnerWorker")  # there is no checkpoint yet
         wait_until(driver, out, is_saving(out, 4))
-    assert "are saved and not sampled again" in said(out)
+    assert "reusing the saved rollouts" in said(out)
     assert (out / "checkpoints" / "step_000002").exists()
     shutil.rmtree(out / FOLDER)  # what was sampled is sampled again then
     with running(inputs, out, *command) as driver:
@@ -239,12 +239,12 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
         kill_all_holders_of_weights(driver, out)
         assert driver.wait(patience(DEADLINE_S)) == 0, said(out)
     assert said(out).count("were lost with the learner") == 2
-    assert said(out).count("the learner is back after") == 4
+    assert said(out).count("the learner recovered after") == 4
     assert json.loads((out / "summary.json").read_text())["mlflow_run_id"] == run_id
     assert_as_if_nothing_had_happened(out, whole)
     with running(inputs, out, *command) as driver:
         assert driver.wait(patience(DEADLINE_S)) == 0, said(out)
-    assert f"the run has ended, with all of its {NUM_STEPS} steps" in said(out)
+    assert f"the run is complete with {NUM_STEPS} steps" in said(out)
 
 
 def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_rollouts_it_had(
@@ -257,10 +257,10 @@ def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_r
     before = ledger.read(out)
     with running(inputs, out, *settings, "--resume", str(out)) as driver:
         assert driver.wait(patience(DEADLINE_S)) == 0, said(out)
-    assert "are saved and not sampled again" in said(out)
+    assert "reusing the saved rollouts" in said(out)
     after = ledger.read(out)
     assert after[: len(before)] == before, "the same rollouts and weights, bit for bit"
-    drawn = json.loads((out / "checkpoints" / f"step_{NUM_STEPS:06d}" / "state.json").read_text())["drawn"]
+    drawn = json.loads((out / "checkpoints" / f"step_{NUM_STEPS:06d}" / "state.json").read_text())["prompts_consumed"]
     assert (len(after), ledger.problems(after, drawn)) == (NUM_STEPS, [])
     lags = [one.step - 1 - one.versions[0] for one in after]
     assert (min(lags), max(lags)) == (0, 1), "no rollout is older than the bound, and there are such of the last update"
@@ -295,4 +295,4 @@ def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_
     assert f"8 responses of step {NUM_STEPS} were rescored; 0 changed" in scored.stdout
     gone = rlsys("2")
     assert gone.returncode == 2
-    assert f"Possible: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr
+    assert f"Possible steps: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr

@@ -118,9 +118,9 @@ class Imitating:
         self.num_started, self.trained, self.num_bad = 0, [], 0
         self.num_started_at: list[int] = []
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
         self.num_started += 1
-        one = self._lessons[self._sampler.index_at(draw)]
+        one = self._lessons[self._sampler.index_at(prompt_index)]
         future: Future[ScoredGroup] = Future()
         if one.item.prompt_id == self._bad:
             future.set_exception(ClipError("clip.mp4", "corrupt", "made so"))
@@ -134,12 +134,12 @@ class Imitating:
 
     def record(self, step: Step) -> None:
         self.trained += [scored.group.item.prompt_id for scored in step.groups]
-        self.num_bad += len(step.collected.left_out)
+        self.num_bad += len(step.collected.skipped)
 
     def publish(self, version: int) -> WeightVersion:
         return WeightVersion(version=version, transport="none", num_tensors=0, num_bytes=0, digest="")
 
-    def prefetch(self, draw: int) -> None: ...
+    def prefetch(self, prompt_index: int) -> None: ...
 
     def check(self) -> None: ...
 
@@ -156,7 +156,7 @@ def pure_config(num_steps: int, per_step: int, **data: object) -> RunConfig:
 
 
 def imitate(parts: Imitating, settings: RunConfig, state: RunState | None = None) -> RunState:
-    state = state or RunState(step=0, drawn=0, seed=3, mlflow_run_id="", weights_digest="")
+    state = state or RunState(step=0, prompts_consumed=0, seed=3, mlflow_run_id="", weights_digest="")
     return loop.train(parts, settings, state, Imitation())
 
 
@@ -177,7 +177,7 @@ def test_an_unusable_clip_is_skipped_and_counted_or_stops_the_run() -> None:
     parts = Imitating(lessons, pure_config(1, 4), bad="file:1")
     end = imitate(parts, pure_config(1, 4))
     assert len(parts.trained) == 4 and "file:1" not in parts.trained
-    assert end.drawn == 4 + parts.num_bad and parts.num_bad >= 1
+    assert end.prompts_consumed == 4 + parts.num_bad and parts.num_bad >= 1
     stops = pure_config(1, 3, on_bad_clip="stop")
     with pytest.raises(ClipError, match="made so"):
         imitate(Imitating(lessons, stops, bad="file:1"), stops)
@@ -270,7 +270,7 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     whole = sft(config, stack=stack)
     run = config.output_dir
     assert whole.model == str(run / "checkpoints" / "step_000004" / "model")
-    assert json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["drawn"] == 12
+    assert json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["prompts_consumed"] == 12
     resumed = sft(config, stack=stack, resume=run / "checkpoints" / "step_000002")
     assert resumed.weights_digest == whole.weights_digest and resumed.num_steps == 4
     in_the_curve = json.loads((run / "checkpoints" / "step_000004" / "losses.json").read_text())

@@ -25,7 +25,7 @@ from rlsys.weights.version import WeightVersion
 from tests.support.factories import batch_of, make_group, make_scored
 from tests.support.paths import REPO
 
-START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="", weights_digest="")
+START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest="")
 
 
 def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5, **algorithm: object) -> RunConfig:
@@ -42,9 +42,9 @@ def config(*, max_lag: int = 0, on_bad_clip: str = "skip", num_steps: int = 5, *
 
 
 class InMemoryParts:
-    def __init__(self, bad_draws: frozenset[int] = frozenset(), flat_draws: frozenset[int] = frozenset()) -> None:
+    def __init__(self, bad_prompts: frozenset[int] = frozenset(), flat_prompts: frozenset[int] = frozenset()) -> None:
         self.version = -1
-        self.bad_draws, self.flat_draws = bad_draws, flat_draws
+        self.bad_prompts, self.flat_prompts = bad_prompts, flat_prompts
         self.started: list[int] = []
         self.trained: list[list[str]] = []
         self.steps: list[Step] = []
@@ -52,24 +52,24 @@ class InMemoryParts:
         self.prefetched: list[int] = []
         self.kept: list[tuple[int, tuple[int, ...]]] = []
 
-    def start(self, draw: int) -> Future[ScoredGroup]:
-        self.started.append(draw)
+    def start(self, prompt_index: int) -> Future[ScoredGroup]:
+        self.started.append(prompt_index)
         future: Future[ScoredGroup] = Future()
-        if draw in self.bad_draws:
-            future.set_exception(ClipError(f"{draw}.mp4", "corrupt", "test"))
+        if prompt_index in self.bad_prompts:
+            future.set_exception(ClipError(f"{prompt_index}.mp4", "corrupt", "test"))
         else:
-            group = make_group(f"file:{draw}", weight_version=self.version)
-            future.set_result(make_scored(group, [1, 1, 1, 1] if draw in self.flat_draws else [0, 0, 1, 1]))
+            group = make_group(f"file:{prompt_index}", weight_version=self.version)
+            future.set_result(make_scored(group, [1, 1, 1, 1] if prompt_index in self.flat_prompts else [0, 0, 1, 1]))
         return future
 
-    def prefetch(self, draw: int) -> None:
-        self.prefetched.append(draw)
+    def prefetch(self, prompt_index: int) -> None:
+        self.prefetched.append(prompt_index)
 
     def check(self) -> None:
         """Nothing."""
 
     def keep(self, step: int, collected: Collected) -> None:
-        self.kept.append((step, collected.draws))
+        self.kept.append((step, collected.prompt_indices))
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
         """The sampler's own, which are -1, but for the first response of each group, which is less likely by 0.1."""
@@ -92,9 +92,9 @@ class InMemoryParts:
 def test_every_draw_is_trained_on_once_and_in_order_whatever_the_lag(max_lag: int) -> None:
     parts = InMemoryParts()
     end = loop.train(parts, config(max_lag=max_lag), START)
-    assert [name for step in parts.trained for name in step] == [f"file:{draw}" for draw in range(20)]
+    assert [name for step in parts.trained for name in step] == [f"file:{prompt_index}" for prompt_index in range(20)]
     assert parts.started == list(range(20))
-    assert (end.step, end.drawn, end.weights_digest) == (5, 20, "d5")
+    assert (end.step, end.prompts_consumed, end.weights_digest) == (5, 20, "d5")
 
 
 def test_rollouts_are_at_most_max_lag_updates_old_when_trained_on() -> None:
@@ -120,16 +120,16 @@ def test_a_rollout_that_is_too_old_stops_the_run() -> None:
 
 
 def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
-    parts = InMemoryParts(bad_draws=frozenset({1, 2, 7}))
+    parts = InMemoryParts(bad_prompts=frozenset({1, 2, 7}))
     end = loop.train(parts, config(num_steps=2), START)
     assert parts.trained == [["file:0", "file:3", "file:4", "file:5"], ["file:6", "file:8", "file:9", "file:10"]]
-    assert [len(step.collected.left_out) for step in parts.steps] == [2, 1]
-    assert end.drawn == 11
+    assert [len(step.collected.skipped) for step in parts.steps] == [2, 1]
+    assert end.prompts_consumed == 11
 
 
 def test_an_unusable_clip_stops_the_run_when_the_config_says_so() -> None:
     with pytest.raises(ClipError, match="1.mp4"):
-        loop.train(InMemoryParts(bad_draws=frozenset({1})), config(on_bad_clip="stop"), START)
+        loop.train(InMemoryParts(bad_prompts=frozenset({1})), config(on_bad_clip="stop"), START)
 
 
 def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
@@ -143,7 +143,7 @@ def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
 
 
 def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> None:
-    parts = InMemoryParts(flat_draws=frozenset({1, 4, 9}))
+    parts = InMemoryParts(flat_prompts=frozenset({1, 4, 9}))
     end = loop.train(parts, config(num_steps=2, max_extra_groups=3), START)
     assert parts.trained == [["file:0", "file:2", "file:3", "file:5"], ["file:6", "file:7", "file:8", "file:10"]]
     assert [[g.group.item.prompt_id for g in step.replaced] for step in parts.steps] == [
@@ -151,19 +151,19 @@ def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> N
         ["file:9"],
     ]
     assert parts.started == list(range(11))
-    assert end.drawn == 11
+    assert end.prompts_consumed == 11
 
 
 def test_at_the_bound_groups_without_spread_stay_in_the_batch() -> None:
-    parts = InMemoryParts(flat_draws=frozenset(range(100)))
+    parts = InMemoryParts(flat_prompts=frozenset(range(100)))
     end = loop.train(parts, config(num_steps=2, max_extra_groups=3), START)
     assert parts.trained == [["file:3", "file:4", "file:5", "file:6"], ["file:10", "file:11", "file:12", "file:13"]]
-    assert end.drawn == 14
+    assert end.prompts_consumed == 14
     assert not any(advantages.any() for advantages in parts.steps[0].batch.advantages)
 
 
 def test_without_dynamic_sampling_no_group_is_replaced() -> None:
-    parts = InMemoryParts(flat_draws=frozenset({1}))
+    parts = InMemoryParts(flat_prompts=frozenset({1}))
     loop.train(parts, config(num_steps=1), START)
     assert parts.trained == [["file:0", "file:1", "file:2", "file:3"]]
 
@@ -172,7 +172,7 @@ def test_without_dynamic_sampling_no_group_is_replaced() -> None:
 def test_replacing_groups_and_leaving_out_clips_admits_no_rollout_that_is_too_old(max_lag: int) -> None:
     rng = np.random.default_rng(max_lag)
     flat, bad = (frozenset(rng.choice(60, 12, replace=False).tolist()) for _ in range(2))
-    parts = InMemoryParts(bad_draws=bad, flat_draws=flat)
+    parts = InMemoryParts(bad_prompts=bad, flat_prompts=flat)
     end = loop.train(parts, config(max_lag=max_lag, max_extra_groups=2), START)
     lags = [
         step.state.step - 1 - rollout.weight_version
@@ -184,7 +184,9 @@ def test_replacing_groups_and_leaving_out_clips_admits_no_rollout_that_is_too_ol
     trained = [int(name.removeprefix("file:")) for step in parts.trained for name in step]
     replaced = [int(g.group.item.prompt_id.removeprefix("file:")) for step in parts.steps for g in step.replaced]
     assert trained == sorted(trained)
-    assert sorted([*trained, *replaced, *(draw for draw in bad if draw < end.drawn)]) == list(range(end.drawn))
+    assert sorted(
+        [*trained, *replaced, *(prompt_index for prompt_index in bad if prompt_index < end.prompts_consumed)]
+    ) == list(range(end.prompts_consumed))
     assert all(len(step.replaced) <= 2 for step in parts.steps)
 
 
@@ -219,7 +221,7 @@ def test_the_reference_is_asked_only_for_a_kl_in_the_reward() -> None:
 
 
 def test_a_penalty_alone_does_not_make_spread() -> None:
-    parts = InMemoryParts(flat_draws=frozenset({0}))
+    parts = InMemoryParts(flat_prompts=frozenset({0}))
     loop.train(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", max_extra_groups=1), START)
     assert parts.trained == [["file:1", "file:2", "file:3", "file:4"]]
 
@@ -242,9 +244,9 @@ def test_a_group_with_too_few_scores_is_not_trained_on() -> None:
 
 def test_a_step_without_a_single_score_stops_the_run_and_says_why() -> None:
     class Unscored(InMemoryParts):
-        def start(self, draw: int) -> Future[ScoredGroup]:
+        def start(self, prompt_index: int) -> Future[ScoredGroup]:
             future: Future[ScoredGroup] = Future()
-            group = make_group(f"file:{draw}", weight_version=self.version)
+            group = make_group(f"file:{prompt_index}", weight_version=self.version)
             future.set_result(make_scored(group, [0, 0, 0, 0], [False] * 4))
             return future
 
@@ -351,9 +353,9 @@ def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_the
             super().__init__([], config())
             self.waiting: list[tuple[Future[ScoredGroup], Future[ScoredGroup]]] = []
 
-        def start(self, draw: int) -> Future[ScoredGroup]:
-            future = super().start(draw)
-            if draw != 2:
+        def start(self, prompt_index: int) -> Future[ScoredGroup]:
+            future = super().start(prompt_index)
+            if prompt_index != 2:
                 return future
             self.waiting.append((Future(), future))
             return self.waiting[0][0]
@@ -385,24 +387,24 @@ def test_a_learner_that_cannot_be_started_again_ends_the_run() -> None:
 
 
 def test_weights_that_are_not_those_of_the_checkpoint_stop_the_run() -> None:
-    state = RunState(step=2, drawn=8, seed=0, mlflow_run_id="", weights_digest="of the checkpoint")
-    with pytest.raises(WeightsDiffer, match="digest is d2, step 2 was saved with of the checkpoint"):
+    state = RunState(step=2, prompts_consumed=8, seed=0, mlflow_run_id="", weights_digest="of the checkpoint")
+    with pytest.raises(WeightsDiffer, match="digest is d2, but step 2 was saved with of the checkpoint"):
         loop.train(InMemoryParts(), config(), state)
 
 
 def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -> None:
     class Quarantining(InMemoryParts):
-        def start(self, draw: int) -> Future[ScoredGroup]:
-            future = super().start(draw)
-            if draw == 2:
+        def start(self, prompt_index: int) -> Future[ScoredGroup]:
+            future = super().start(prompt_index)
+            if prompt_index == 2:
                 future = Future()
                 future.set_exception(RowUnusable("file:2: 2 actors died while they generated it"))
             return future
 
-    parts = Quarantining(bad_draws=frozenset({0}))
+    parts = Quarantining(bad_prompts=frozenset({0}))
     loop.train(parts, config(num_steps=1, on_bad_clip="skip"), START)
     assert parts.trained == [["file:1", "file:3", "file:4", "file:5"]]
-    assert [(one.draw, one.reason) for one in parts.steps[0].collected.left_out] == [
+    assert [(one.prompt_index, one.reason) for one in parts.steps[0].collected.skipped] == [
         (0, "bad_clip"),
         (2, "quarantined"),
     ]

@@ -21,11 +21,11 @@ from rlsys.runs import checkpoint
 from rlsys.runs.checkpoint import Checkpoints, find, load_state
 from tests.support.pace import patience
 
-STATE = RunState(step=50, drawn=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
+STATE = RunState(step=50, prompts_consumed=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 
 
 def at_step(step: int) -> RunState:
-    return replace(STATE, step=step, drawn=16 * step, weights_digest=f"d{step}")
+    return replace(STATE, step=step, prompts_consumed=16 * step, weights_digest=f"d{step}")
 
 
 def weights_of(text: str) -> Callable[[Path], None]:
@@ -138,7 +138,7 @@ def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -
         "import os, signal; from pathlib import Path; from rlsys.runs.checkpoint import *\n"
         "def write(folder):\n"
         "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "state = RunState(step=1, drawn=1, seed=0, mlflow_run_id='', weights_digest='')\n"
+        "state = RunState(step=1, prompts_consumed=1, seed=0, mlflow_run_id='', weights_digest='')\n"
         f"Checkpoints(Path({str(tmp_path)!r}), keep=1).save(state, write)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=patience(60.0))
@@ -161,7 +161,7 @@ def test_errors_say_what_was_found_instead(tmp_path: Path) -> None:
     (saved / checkpoint.STATE_FILE).write_text(json.dumps({**tree, "format": 99}))
     with pytest.raises(CheckpointError, match="another version"):
         load_state(saved)
-    del tree["drawn"]
+    del tree["prompts_consumed"]
     (saved / checkpoint.STATE_FILE).write_text(json.dumps(tree))
     with pytest.raises(CheckpointError, match="has the keys"):
         load_state(saved)

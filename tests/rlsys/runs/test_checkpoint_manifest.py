@@ -16,7 +16,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify, verify_model
 
-STATE = RunState(step=2, drawn=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
+STATE = RunState(step=2, prompts_consumed=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
 WEIGHTS = "deepspeed/learner/zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
@@ -84,12 +84,12 @@ def test_damage_is_noticed_named_and_survived(damage: str, tmp_path: Path, caplo
         find_whole(newer)
     assert find_whole(tmp_path) == older
     assert named in caplog.text
-    assert f"{older}: taken instead" in caplog.text
+    assert f"using {older} instead" in caplog.text
 
 
 def test_where_no_checkpoint_is_whole_nothing_starts_from_the_beginning(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path / "checkpoints", 1))
-    with pytest.raises(CheckpointDamaged, match="no checkpoint there is whole"):
+    with pytest.raises(CheckpointDamaged, match="holds no intact checkpoint"):
         find_whole(tmp_path)
 
 
@@ -113,7 +113,15 @@ def test_what_an_interrupted_resharding_left_is_no_damage(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("step", "2"), ("step", True), ("step", -1), ("step", None), ("drawn", 1.5), ("mlflow_run_id", 3), ("seed", [0])],
+    [
+        ("step", "2"),
+        ("step", True),
+        ("step", -1),
+        ("step", None),
+        ("prompts_consumed", 1.5),
+        ("mlflow_run_id", 3),
+        ("seed", [0]),
+    ],
 )
 def test_a_state_of_other_types_is_refused(key: str, value: object, tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 1)

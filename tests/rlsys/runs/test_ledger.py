@@ -9,12 +9,12 @@ from rlsys.runs.ledger import Entry
 from tests.support.factories import make_group, make_scored
 
 
-def used(step: int, *draws: int) -> Entry:
+def used(step: int, *prompt_indices: int) -> Entry:
     return Entry(
         step=step,
-        trained={draw: f"file:{draw}" for draw in draws},
+        trained={prompt_index: f"file:{prompt_index}" for prompt_index in prompt_indices},
         replaced={},
-        left_out={},
+        skipped={},
         versions=(0, 0),
         reward=0.1,
         weights_digest=f"d{step}",
@@ -22,20 +22,23 @@ def used(step: int, *draws: int) -> Entry:
 
 
 def test_an_entry_says_what_became_of_each_draw_and_which_weights_sampled_it() -> None:
-    groups = [make_scored(make_group(f"file:{draw}", weight_version=draw), [0, 0, 1, 1]) for draw in (3, 5, 6)]
+    groups = [
+        make_scored(make_group(f"file:{prompt_index}", weight_version=prompt_index), [0, 0, 1, 1])
+        for prompt_index in (3, 5, 6)
+    ]
     collected = Collected(
-        draws=(3, 6),
+        prompt_indices=(3, 6),
         groups=(groups[0], groups[2]),
-        replaced_draws=(5,),
+        replaced_indices=(5,),
         replaced=(groups[1],),
-        left_out=(Skipped(draw=4, reason="bad_clip", detail="4.mp4: corrupt"),),
+        skipped=(Skipped(prompt_index=4, reason="bad_clip", detail="4.mp4: corrupt"),),
         num_stale=0,
     )
     assert ledger.entry(7, collected, reward=0.5, weights_digest="d7") == Entry(
         step=7,
         trained={3: "file:3", 6: "file:6"},
         replaced={5: "file:5"},
-        left_out={4: "bad_clip: 4.mp4: corrupt"},
+        skipped={4: "bad_clip: 4.mp4: corrupt"},
         versions=(3, 6),
         reward=0.5,
         weights_digest="d7",
@@ -52,15 +55,15 @@ def test_a_whole_ledger_has_no_problems_and_survives_its_file(tmp_path: Path) ->
 def test_a_draw_that_is_lost_or_used_twice_and_a_step_that_is_missing_are_problems() -> None:
     assert ledger.problems([used(1, 0, 1), used(3, 1, 3, 9)], 5) == [
         "step 3 follows step 1",
-        "draw 1 was used 2 times",
-        "draw 2 was lost",
-        "draw 4 was lost",
-        "draw 9 is ahead of the sampler at 5",
+        "prompt 1 was used 2 times",
+        "prompt 2 was lost",
+        "prompt 4 was lost",
+        "prompt 9 is ahead of the sampler at 5",
     ]
 
 
 def test_a_checkpoint_without_a_ledger_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a ledger"):
+    with pytest.raises(CheckpointError, match="cannot be read as a ledger"):
         ledger.read(tmp_path)
 
 
@@ -73,7 +76,7 @@ def test_the_run_s_ledger_is_in_its_folder_at_every_step_and_goes_back_with_the_
     kept.add(used(2, 2, 3))
     assert ledger.read(tmp_path) == [used(1, 0, 1), used(2, 2, 3)]
     assert ledger.report(tmp_path) == (
-        "4 draws in 2 steps: 4 trained on, 0 replaced, 0 left out",
+        "4 prompts in 2 steps: 4 trained on, 0 replaced, 0 skipped",
         [],
     )
 

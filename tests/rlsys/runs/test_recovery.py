@@ -24,7 +24,7 @@ from rlsys.runs.train import train
 from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
 
-START = RunState(step=0, drawn=0, seed=0, mlflow_run_id="abc", weights_digest="")
+START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="abc", weights_digest="")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def config(tmp_path: Path, **sections: object) -> RunConfig:
 
 
 def at(step: int) -> RunState:
-    return replace(START, step=step, drawn=4 * step, weights_digest=f"d{step}")
+    return replace(START, step=step, prompts_consumed=4 * step, weights_digest=f"d{step}")
 
 
 class StubStack:
@@ -78,7 +78,7 @@ def lost(back: Recovery, error: str = "dead") -> RunState:
         back.learner_lost(LearnerLost(error))
         return back.load_learner()
     except LearnerLost as again:
-        if "restarts brought" in str(again):
+        if "restarts in a row" in str(again):
             raise
         return lost(back, str(again))
 
@@ -135,7 +135,9 @@ def test_restarts_in_vain_are_bounded_and_a_further_step_starts_the_count_again(
     lost(back)
     assert not back.step_done(1)  # done again is not further
     lost(back)
-    with pytest.raises(LearnerLost, match=r"2 restarts brought no further step \(learner.max_restarts=2\): dead"):
+    with pytest.raises(
+        LearnerLost, match=r"2 restarts in a row completed no new step \(learner.max_restarts=2\): dead"
+    ):
         lost(back)
 
 
@@ -168,7 +170,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_and_the_next_may_
 
 def test_a_lack_of_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    with pytest.raises(OSError, match=r"a checkpoint takes about \d+ MiB, and \d+ MiB are free"):
+    with pytest.raises(OSError, match=r"a checkpoint needs about \d+ MiB and only \d+ MiB are free"):
         checkpoints.save(at(1), lambda folder: pytest.fail("written"), num_bytes=1 << 60)
     checkpoints.save(at(1), lambda folder: None, num_bytes=1 << 10)
     checkpoints.save(at(2), lambda folder: None, num_bytes=1 << 60)  # the earlier one says how large they are
@@ -192,9 +194,9 @@ def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -
     assert (origin.checkpoint, origin.state) == (saved, load_state(saved))
     with pytest.raises(ConfigError, match="--resume"):
         find_resume_point(settings, None)
-    with pytest.raises(ConfigError, match="seed=0, the config says seed=1"):
+    with pytest.raises(ConfigError, match="seed=0, but the config has seed=1"):
         find_resume_point(config(tmp_path, seed=1), saved)
-    with pytest.raises(ConfigError, match="raise num_steps"):
+    with pytest.raises(ConfigError, match="raise train.num_steps"):
         find_resume_point(config(tmp_path, train={"num_steps": 1}), saved)
 
 
@@ -212,7 +214,7 @@ def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_
     assert train(settings, resume=settings.output_dir) == sft(settings, resume=settings.output_dir) == summary
     longer = config(tmp_path, train={"num_steps": 3})
     assert not has_ended(longer, find_resume_point(longer, settings.output_dir))
-    with pytest.raises(ConfigError, match="raise num_steps"):
+    with pytest.raises(ConfigError, match="raise train.num_steps"):
         elsewhere = settings.model_copy(update={"output_dir": tmp_path / "other"})
         find_resume_point(elsewhere, settings.output_dir)
 
@@ -261,4 +263,4 @@ def test_what_a_run_began_with_is_evaluated_once_in_its_life(
     unwritable = config(tmp_path, output_dir=tmp_path / "file" / "run")
     process = Evaluating(unwritable)
     assert before(unwritable, START, process) == before(unwritable, at(2), process) == 4 / 8
-    assert "is not kept" in caplog.text
+    assert "could not be saved" in caplog.text

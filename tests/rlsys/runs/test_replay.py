@@ -20,7 +20,7 @@ def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> P
         step_file(tmp_path / FOLDER, step).touch()
     keeper = Checkpoints(tmp_path / "checkpoints", keep=9)
     for step in checkpoints:
-        state = RunState(step=step, drawn=step, seed=0, mlflow_run_id="", weights_digest="")
+        state = RunState(step=step, prompts_consumed=step, seed=0, mlflow_run_id="", weights_digest="")
         keeper.save(state, lambda folder: None)
     write_run_file(parse({"output_dir": tmp_path, "model": {"path": "model"}}, source="test"), "abc")
     return tmp_path
@@ -38,7 +38,7 @@ def test_before_the_first_checkpoint_the_model_is_where_to_start(tmp_path: Path)
 
 def test_a_step_that_is_gone_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, saved=[3, 4], checkpoints=[2])
-    with pytest.raises(ReplayError, match=r"step 2 cannot be done again: .* Possible: 3, 4\."):
+    with pytest.raises(ReplayError, match=r"step 2 cannot be replayed: .* Possible steps: 3, 4\."):
         replay(folder, 2)
 
 

@@ -29,34 +29,34 @@ def clip(digest: str) -> ClipRef:
     return ClipRef(info=info, frames=None)
 
 
-def scored_group(draw: int, lengths: tuple[int, ...] = (3, 1, 7)) -> ScoredGroup:
+def scored_group(prompt_index: int, lengths: tuple[int, ...] = (3, 1, 7)) -> ScoredGroup:
     """Rollouts of several lengths, tokens and numbers, one of which could not be scored."""
-    rng = np.random.default_rng(draw)
-    group = make_group(f"file:{draw}", num_rollouts=len(lengths))
+    rng = np.random.default_rng(prompt_index)
+    group = make_group(f"file:{prompt_index}", num_rollouts=len(lengths))
     rollouts = tuple(
         replace(
             rollout,
             response_ids=rng.integers(0, 300, size).astype(np.int32),
             response_logprobs=rng.normal(size=size).astype(np.float32),
             token_versions=np.sort(rng.integers(0, 5, size)).astype(np.int32),
-            text=f"ü {draw}",
+            text=f"ü {prompt_index}",
             finish_reason="length",
         )
         for rollout, size in zip(group.rollouts, lengths, strict=True)
     )
     scored = make_scored(
-        replace(group, rollouts=rollouts, clips=(clip(f"c{draw}"),)), rng.random(3), [True, False, True]
+        replace(group, rollouts=rollouts, clips=(clip(f"c{prompt_index}"),)), rng.random(3), [True, False, True]
     )
     return replace(scored, evidence=({"verdict": [1.5, None]}, None, None))
 
 
-def collected(*draws: int, replaced: int = 5) -> Collected:
+def collected(*prompt_indices: int, replaced: int = 5) -> Collected:
     return Collected(
-        draws=draws,
-        groups=tuple(map(scored_group, draws)),
-        replaced_draws=(replaced,),
+        prompt_indices=prompt_indices,
+        groups=tuple(map(scored_group, prompt_indices)),
+        replaced_indices=(replaced,),
         replaced=(scored_group(replaced, lengths=(2, 2, 2)),),
-        left_out=(Skipped(draw=90, reason="quarantined", detail="2 actors died"),),
+        skipped=(Skipped(prompt_index=90, reason="quarantined", detail="2 actors died"),),
         num_stale=0,
     )
 
@@ -88,10 +88,10 @@ def test_what_was_sampled_comes_back_bit_for_bit_and_once(tmp_path: Path) -> Non
     saved.keep(2, collected(3, 4, replaced=5))
     assert saved.take(0) is None  # not asked to look yet
     assert saved.look(after_step=0) == 7
-    for draw in (3, 0, 4, 2):
-        assert_same(again(saved.take(draw), scored_group(draw)), scored_group(draw))
+    for prompt_index in (3, 0, 4, 2):
+        assert_same(again(saved.take(prompt_index), scored_group(prompt_index)), scored_group(prompt_index))
     assert_same(again(saved.take(5), scored_group(5, (2, 2, 2))), scored_group(5, (2, 2, 2)))
-    assert saved.take(90) == Skipped(draw=90, reason="quarantined", detail="2 actors died")
+    assert saved.take(90) == Skipped(prompt_index=90, reason="quarantined", detail="2 actors died")
     assert saved.take(0) is saved.take(6) is None
     saved.look(after_step=1)
     assert saved.take(0) is None
@@ -110,7 +110,7 @@ def test_rollouts_of_another_prompt_clip_or_row_are_an_error(tmp_path: Path) -> 
         "prompt": (group.item, longer, group.clips),
         "clips": (group.item, group.prompt, (clip("other"),)),
     }.items():
-        with pytest.raises(RolloutsDiffer, match=f"its {what} differ .* Remove the run's folder `rollouts`"):
+        with pytest.raises(RolloutsDiffer, match=f"{what} changed since .* Remove the run's folder `rollouts`"):
             found.put_together(item, prompt, clips)
     assert prompt_digest(longer) != prompt_digest(group.prompt)
 

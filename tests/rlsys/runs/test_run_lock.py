@@ -55,7 +55,7 @@ def test_what_another_host_left_behind_is_reported(tmp_path: Path, caplog: pytes
         json.dumps({"host": "node-7", "pid": 12, "started": "2026-11-01T00:00:00+00:00"})
     )
     with run_lock(tmp_path):
-        assert "left by process 12 on node-7, started 2026-11-01" in caplog.text
+        assert "last used by process 12 on node-7, started 2026-11-01" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
@@ -68,7 +68,7 @@ def test_an_owner_file_that_cannot_be_read_stops_nobody(tmp_path: Path, text: st
 def test_a_folder_that_takes_no_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputDirUnusable, match="cannot be written to: .*choose another one"),
+        pytest.raises(OutputDirUnusable, match="cannot be written to: .*choose another folder"),
         run_lock(tmp_path / "file"),
     ):
         pass

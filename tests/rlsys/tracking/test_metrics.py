@@ -20,18 +20,18 @@ from rlsys.types import ScoredGroup
 from tests.support.factories import batch_of, make_group, make_scored
 from tests.support.pace import patience
 
-STATE = RunState(step=7, drawn=14, seed=0, mlflow_run_id="", weights_digest="")
+STATE = RunState(step=7, prompts_consumed=14, seed=0, mlflow_run_id="", weights_digest="")
 
 
 def make_step(groups: tuple[ScoredGroup, ...], replaced: tuple[ScoredGroup, ...] = ()) -> Step:
     return Step(
         state=STATE,
         collected=Collected(
-            draws=tuple(range(len(groups))),
+            prompt_indices=tuple(range(len(groups))),
             groups=groups,
-            replaced_draws=tuple(range(10, 10 + len(replaced))),
+            replaced_indices=tuple(range(10, 10 + len(replaced))),
             replaced=replaced,
-            left_out=(Skipped(draw=20, reason="bad_clip", detail="gone"),),
+            skipped=(Skipped(prompt_index=20, reason="bad_clip", detail="gone"),),
             num_stale=0,
         ),
         batch=batch_of(groups, RewardConfig(min_valid=2)),
