@@ -22,6 +22,7 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 
 from learner.agreement import united
+from learner.checkpoint_files import data_only
 from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
 from rlsys.errors import NotWritten
@@ -79,16 +80,18 @@ def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> I
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
-    """Go on from what `save` wrote, with the same ranks and stage bit for bit.
+    """Continue from what `save` wrote, with the same ranks and stage bit for bit.
 
-    Raises CheckpointError where there is nothing, or what is there is for another model or cannot be cut as wanted.
+    Nothing that a file names is called, see `learner.checkpoint_files`. Raises CheckpointError where there is nothing,
+    or what is there is for another model or cannot be cut as wanted.
     """
     saved = read_layout(folder)
-    if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
-        _restore_resharded(engine, spec, folder)
-    else:
-        # frozen weights are not in it
-        engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+    with data_only():
+        if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
+            _restore_resharded(engine, spec, folder)
+        else:
+            # frozen weights are not in it
+            engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     engine.lr_scheduler.apply_settings(spec.train)  # in the end: the optimizer's state is loaded after the schedule's
 
 
@@ -144,5 +147,4 @@ def _fit_to_stage(folder: Path, zero_stage: int) -> None:
 
 
 def _read(path: Path) -> Any:
-    # DeepSpeed's own objects are in it: a checkpoint is as trusted as the code
-    return torch.load(path, map_location="cpu", weights_only=False)
+    return torch.load(path, map_location="cpu", weights_only=True)

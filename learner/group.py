@@ -193,11 +193,12 @@ class LearnerGroup:
         self._call("save", Path(folder))
 
     def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote, after a `load` with the same spec; ranks and ZeRO stage may differ.
+        """Continue from what `save` wrote, after a `load` with the same spec; ranks and ZeRO stage may differ.
 
-        Raises CheckpointError, and leaves the ranks alone, where there is nothing or it does not fit.
+        Raises CheckpointError, and leaves the ranks alone, where there is nothing, it does not fit or holds code.
         """
         must_reshard(read_layout(Path(folder)), layout_of(self._loaded, self.num_ranks), Path(folder))
+        self._call("require_data", Path(folder))
         self._call("restore", Path(folder))
 
     def export(self, folder: Path) -> str:

@@ -146,6 +146,12 @@ class LearnerWorker:
         """See `LearnerEngine.save`."""
         self._loaded.save(folder)
 
+    def require_data(self, folder: Path) -> None:
+        """See `learner.checkpoint_files.require_data`."""
+        from learner.checkpoint_files import require_data
+
+        require_data(folder)
+
     def restore(self, folder: Path) -> None:
         """See `LearnerEngine.restore`."""
         self._loaded.restore(folder)

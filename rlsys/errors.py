@@ -28,6 +28,10 @@ class NotWritten(LearnerIntact):
     """The disk did not take a checkpoint."""
 
 
+class CheckpointUnsafe(LearnerIntact, CheckpointError):
+    """A file of a checkpoint would run code when it is read."""
+
+
 class WeightsDiffer(UserError):
     """The learner does not have the weights that its checkpoint was saved with."""
 
