@@ -1,4 +1,4 @@
-"""The section of a config about how answers are read."""
+"""Section `answers`: how answers are parsed from responses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal
 from rlsys.config.part import Part
 
 Reading = Literal["paper", "lenient", "strict"]
-"""How a block of a response becomes an answer. See `rlsys.tasks.readings`."""
+"""How strictly an answer is parsed. See `rlsys.tasks.readings`."""
 
 
 class AnswersConfig(Part):
-    """How the answers in responses are read, in training and in evaluation."""
+    """How the answers in responses are parsed, in training and in evaluation."""
 
     reading: Reading = "paper"
-    """"paper" reads as the code cited for each task does, "lenient" takes the spellings that evaluation suites take
-    and no ambiguous one, "strict" takes only the format that the prompt asks for. docs/answers.md compares them."""
+    """"paper" parses as the code cited for each task does, "lenient" accepts the spellings that evaluation suites
+    accept unless they are ambiguous, "strict" only the format that the prompt requests. See docs/answers.md."""

@@ -1,4 +1,4 @@
-"""Section `learner`: ranks, what they share, what they train, and what DeepSpeed is told beyond our own fields."""
+"""Section `learner`: ranks, partitioning, what is trained, and further DeepSpeed settings."""
 
 from __future__ import annotations
 
@@ -35,51 +35,53 @@ OWNED_KEYS = {
 
 class LoraConfig(Part):
     rank: int = Field(default=0, ge=0, le=MAX_LORA_RANK)
-    """Rank of the low-rank adapters on the language model's linear layers (arXiv:2106.09685), which alone are trained
-    then, and alone are sent to the engines; 0 trains all weights."""
+    """Rank of the low-rank adapters (LoRA, arXiv:2106.09685) on the language model's linear layers. Only adapters are
+    then trained and sent to the engines; 0 trains all weights."""
     alpha: float = Field(default=16.0, gt=0)
-    """Adapters are scaled by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers of the language model that get an adapter."""
+    """Names of the language model's linear layers that get an adapter."""
 
     @model_validator(mode="after")
     def _targets_are_names(self) -> LoraConfig:
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(
-                f"learner.lora.targets={list(self.targets)}: name each kind of layer once, and at least one; "
-                "q_proj and v_proj are the least that is usual."
+                f"learner.lora.targets={list(self.targets)}: name at least one kind of layer, each once; "
+                "q_proj and v_proj are the usual minimum."
             )
         return self
 
 
 class LearnerConfig(Part):
     num_ranks: int = Field(default=1, ge=1)
-    """DeepSpeed ranks, one process each."""
+    """Number of DeepSpeed ranks, one process each."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 gradients, 3 weights)."""
+    """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 also gradients, 3 also weights)."""
     micro_batch_tokens: int = Field(default=16384, ge=64)
-    """Most tokens of one forward pass of a rank; a longer group is split over passes that repeat its prompt."""
+    """Largest number of tokens in one forward pass of a rank; a longer group is split over passes that repeat its
+    prompt."""
     threads: int = Field(default=1, ge=1)
-    """Torch threads of a rank on CPU."""
+    """Number of torch threads of a rank on CPU."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     frozen_parts: tuple[Literal["vision_tower", "projector"], ...] = ()
-    """Parts that are not trained. A frozen tower runs without a graph, once per clip and step."""
+    """Parts of the model that are not trained. A frozen vision tower runs once per clip and step, without gradients."""
     lora: LoraConfig = LoraConfig()
     offload: tuple[Literal["optimizer", "parameters"], ...] = ()
-    """What is kept in the host's memory between its uses: "optimizer" needs zero_stage 1 or more, "parameters" 3.
-    With cluster.device=cpu everything is there anyway, and nothing is saved."""
+    """What is offloaded to host memory between uses: "optimizer" needs zero_stage 1 or higher, "parameters" 3.
+    Has no benefit with cluster.device=cpu."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Further DeepSpeed settings as in its JSON, merged into ours; a key that our own fields decide is an error."""
+    """Further DeepSpeed settings, in its JSON format, merged into the generated ones; a key that another field
+    decides is an error."""
     timeout_s: float = Field(default=1800.0, gt=0)
-    """Seconds one update may take."""
+    """Time limit for one update, in seconds."""
     max_restarts: int = Field(default=3, ge=0)
-    """Times that ranks which died or hung are started again from the last checkpoint before a further step is done;
-    0 ends the run at once."""
+    """Largest number of restarts in a row, from the newest checkpoint after ranks died or hung, without a new step
+    being completed; 0 ends the run at the first failure."""
 
     @property
     def untrained_parts(self) -> tuple[str, ...]:
-        """`frozen_parts`, or with adapters all of them."""
+        """The parts whose own weights are not trained: `frozen_parts`, or with adapters all of them."""
         return ("vision_tower", "projector") if self.lora.rank else self.frozen_parts
 
     @model_validator(mode="after")
@@ -88,7 +90,7 @@ class LearnerConfig(Part):
             if part in self.offload and self.zero_stage < least:
                 raise ValueError(
                     f"learner.offload has {part!r}, which DeepSpeed moves at learner.zero_stage {least} and above; "
-                    f"zero_stage is {self.zero_stage}: raise it to {least}, or take {part!r} out."
+                    f"zero_stage is {self.zero_stage}: raise it to {least}, or remove {part!r}."
                 )
         return self
 
@@ -99,13 +101,13 @@ class LearnerConfig(Part):
                 if f"{key}.".startswith(f"{owned}.") or f"{owned}.".startswith(f"{key}."):
                     raise ValueError(
                         f"learner.deepspeed has {key}={value!r}, which is decided by {field}; "
-                        "set it there and take it out here."
+                        "set it there and remove it here."
                     )
         return self
 
 
 def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings as (dotted key, value); an empty mapping has none."""
+    """Yield the leaves of nested mappings as (dotted key, value)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat_items(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What all sections of a config have in common."""
+"""The base of all sections of a config."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
 class ConfigError(UserError, ValueError):
-    """A config that cannot run; the message says which field of which file, and the remedy."""
+    """An invalid config; the message names the file, the field and the remedy."""
 
 
 class Part(BaseModel):
-    """A section: unknown keys and infinite numbers are errors, and nothing changes after loading."""
+    """A section of a config: unknown keys and infinite numbers are errors, and instances are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_riddles(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic takes true, and with it YAML's yes, as the number 1, and "" as the current folder."""
+    def _no_surprising_conversions(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject surprising conversions of pydantic: true (or YAML's yes) to 1, and "" to the current folder."""
         kind = cls.model_fields[str(info.field_name)].annotation
         kinds = {kind, *get_args(kind)}
         if value == "" and Path in kinds:
             raise ValueError("an empty path; write . for the current folder")
         if isinstance(value, bool) and {int, float} & kinds:
-            raise ValueError(f"a number belongs here, not {str(value).lower()}")
+            raise ValueError(f"expected a number, not {str(value).lower()}")
         return value
 
     @field_validator("*", mode="after")
@@ -42,13 +42,13 @@ class Part(BaseModel):
 
 
 def expanded(path: str) -> str:
-    """The path with `~`, `~user`, `$NAME` and `${NAME}` filled in. Raises ValueError where there is no such value."""
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path. Raises ValueError if there is no such user or variable."""
     if "\0" in path:
-        raise ValueError(f"{path!r} holds a NUL character, which no path can")
+        raise ValueError(f"{path!r} contains a NUL character, which is not allowed in a path")
     for braced, plain in _VARIABLE.findall(path):
         if (name := braced or plain) not in os.environ:
-            raise ValueError(f"{path}: the environment variable {name} is not set; set it, or write the path out")
+            raise ValueError(f"{path}: the environment variable {name} is not set; set it, or write the full path")
     try:
         return str(Path(_VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], path)).expanduser())
     except RuntimeError as error:
-        raise ValueError(f"{path}: {error}; write the path out") from error
+        raise ValueError(f"{path}: {error}; write the full path") from error

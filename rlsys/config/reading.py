@@ -1,7 +1,7 @@
-"""Config files and `a.b=value` overrides as plain mappings, without the traps of YAML 1.1.
+"""Read config files and `section.key=value` overrides into plain mappings, without the pitfalls of YAML 1.1.
 
-A key given twice, aliases that unfold without bound, and None are errors. `010` and `1:30` are text and not octal or
-sexagesimal numbers, dates are text, and a `#` on the command line begins no comment.
+Duplicate keys, aliases that expand without bound, and None are errors. `010` and `1:30` are text, not octal or
+sexagesimal numbers; dates are text; and a `#` on the command line does not start a comment.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from rlsys.urls import masked_url
 
 MAX_BYTES = 256 << 10
 MAX_NODES = 100_000
-"""Values of a config with its aliases written out; the largest of the bundled ones has about 100."""
+"""Largest number of values in a config after expanding aliases; the largest bundled config has about 100."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose plain numbers are those of YAML 1.2 (with `_` between digits), and which has no dates."""
+    """Safe YAML with the numbers of YAML 1.2 (plus `_` between digits) and without dates."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("bool", "null", "merge")]
@@ -53,18 +53,18 @@ _Loader.add_implicit_resolver(
 
 
 class _Refused(Exception):
-    """YAML that is well-formed and not accepted; the message is the end of a ConfigError's."""
+    """Well-formed YAML that is not accepted; the message becomes the end of a ConfigError's."""
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """The mapping that a config file holds. Raises ConfigError, which names the file, for anything else."""
+    """Read the mapping in a config file. Raises ConfigError, which names the file, for anything else."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: the config file cannot be read ({error.strerror}).") from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_BYTES >> 10} KiB; this is no config file.")
+        raise ConfigError(f"{path}: larger than {MAX_BYTES >> 10} KiB, so not a config file; check the path.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,18 +79,18 @@ def read_tree(path: Path) -> dict[str, Any]:
     if tree is None:
         raise ConfigError(f"{path}: the file is empty; a config is a mapping of sections.")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, this is {type(tree).__name__}.")
+        raise ConfigError(f"{path}: a config is a mapping of sections, but this is {type(tree).__name__}.")
     return tree
 
 
-def lay_over(tree: dict[str, Any], override: str) -> None:
-    """Set in `tree` what `a.b=value` says. Raises ConfigError for what is no override."""
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Apply an override `section.key=value` to `tree`. Raises ConfigError for a malformed override."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise ConfigError(f"override {masked_url(override)!r}: write it as section.key=value.")
     *sections, key = name.split(".")
     for section in sections:
-        if tree.get(section) is None:  # missing, or a section of which the file has only the name
+        if tree.get(section) is None:  # missing, or a section with no keys in the file
             tree[section] = {}
         if not isinstance(tree[section], dict):
             raise ConfigError(f"override {masked_url(override)!r}: {section} is a value, not a section.")
@@ -102,7 +102,7 @@ def _value(override: str, text: str) -> Any:
     try:
         value, length = _construct(text)
     except yaml.YAMLError as error:
-        remedy = f"to give it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
+        remedy = f"to pass it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
         raise ConfigError(f"override {masked_url(override)!r}: the value is not YAML: {error}\n{remedy}") from error
     except _Refused as error:
         raise ConfigError(f"override {masked_url(override)!r}: {error}") from error
@@ -112,13 +112,13 @@ def _value(override: str, text: str) -> Any:
         if text.lstrip().startswith("#"):
             return text.strip()
         raise ConfigError(
-            f"override {masked_url(override)!r}: what follows # would be lost; quote the values that hold it."
+            f"override {masked_url(override)!r}: YAML drops everything after #; quote the values that contain it."
         )
     return text.strip()
 
 
 def _construct(text: str) -> tuple[Any, int]:
-    """What the text holds, and how many of its characters that takes up: comments at its end are not counted."""
+    """Return the value of a YAML text, and the length of the value's text without trailing comments."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -135,19 +135,19 @@ def _construct(text: str) -> tuple[Any, int]:
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Raises _Refused for a plain None, and for aliases that hold themselves or unfold to too much."""
+    """Raise _Refused for a plain None, for recursive aliases, and for aliases that expand to too many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if id(node) in open_nodes:
-            raise _Refused(f"the alias in line {node.start_mark.line + 1} holds itself.")
+            raise _Refused(f"the alias in line {node.start_mark.line + 1} contains itself.")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             sizes[id(node)] = 1 + sum(map(size, _children(node)))
             open_nodes.remove(id(node))
         if sizes[id(node)] > MAX_NODES:
-            raise _Refused(f"more than {MAX_NODES} values, aliases written out; this is no config.")
+            raise _Refused(f"more than {MAX_NODES} values after expanding aliases, which is too many for a config.")
         return sizes[id(node)]
 
     size(root)
@@ -159,5 +159,5 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)
     if isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "None":
-        raise _Refused('None is a word in YAML; write null for no value, or "None" in quotes for the text.')
+        raise _Refused('None is plain text in YAML; write null for no value, or "None" in quotes for the text.')
     return []

@@ -1,4 +1,4 @@
-"""How responses are sampled."""
+"""Section `rollout`: actors, engines and sampling."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from pydantic import Field, model_validator
 from rlsys.config.part import Part
 
 MIN_TEMPERATURE = 0.01
-"""vLLM samples at no lower temperature, except 0, which is greedy."""
+"""Lowest temperature at which vLLM samples; 0 is greedy decoding."""
 
 
 class RolloutConfig(Part):
     num_actors: int = Field(default=1, ge=1)
-    """Rollout actors, each with an engine of its own."""
+    """Number of rollout actors, each with its own engine."""
     group_size: int = Field(default=8, ge=1)
-    """G, responses per prompt."""
+    """Number of responses per prompt (G)."""
     shuffled_group_size: int = Field(default=0, ge=0)
-    """Responses per prompt to the same frames in another order, for the score `order_contrast`; half of group_size."""
+    """Number of further responses per prompt to shuffled frames, for the score `order_contrast`; half of group_size is
+    usual, 0 samples none."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling; 1 leaves it off."""
+    """Nucleus sampling; 1 disables it."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Most tokens of a response."""
+    """Largest number of tokens in a response."""
     max_num_seqs: int = Field(default=256, ge=1)
-    """Responses that one engine generates at once."""
+    """Largest number of responses that one engine generates concurrently."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs that share one engine's weights."""
+    """Number of GPUs that share one engine's weights."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of the GPU's memory that the engine takes; ignored on CPU."""
+    """Fraction of the GPU's memory that the engine uses; ignored on CPU."""
     kv_cache_mib: int = Field(default=64, ge=1)
-    """Key/value cache of an engine on CPU, MiB; ignored on GPU."""
+    """Size of the key/value cache of an engine on CPU, in MiB; ignored on GPU."""
     threads: int = Field(default=1, ge=1)
-    """Threads of an engine on CPU."""
+    """Number of threads of an engine on CPU."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds one group may take before its actor counts as dead."""
+    """Time limit for generating one group, in seconds; an actor that exceeds it counts as dead."""
     start_timeout_s: float = Field(default=900.0, gt=0)
-    """Seconds an actor may take to load its model."""
+    """Time limit for an actor to start and load its model, in seconds."""
 
     @model_validator(mode="after")
     def _a_group_fits_its_engine(self) -> RolloutConfig:

@@ -1,8 +1,8 @@
-"""RunConfig: every setting of a run, checked before anything is started.
+"""RunConfig: all settings of a run, checked before anything is started.
 
-One YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
-by its meaning, its unit and what 0 or null does. Contradictions inside the config
-fail here; those that need the data or the model are found by `rlsys.runs.assemble.check`.
+A config is one YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
+by its meaning, its unit and what 0 or null does. Contradictions within the config fail here;
+those that need the data or the model are found by `rlsys.runs.check`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import ConfigError, Part
-from rlsys.config.reading import lay_over, read_tree
+from rlsys.config.reading import apply_override, read_tree
 from rlsys.config.reward import JudgeConfig, RewardConfig, ScoreSettings
 from rlsys.config.rollout import RolloutConfig
 from rlsys.config.sft import SftConfig
@@ -50,16 +50,17 @@ __all__ = [
 
 class ModelConfig(Part):
     path: Path
-    """Checkpoint folder (config, weights, tokenizer, processor) as `save_pretrained` writes it."""
+    """Model folder (config, weights, tokenizer, processor) as `save_pretrained` writes it."""
     make_tiny: bool = False
-    """Build a tiny randomly initialised Qwen2.5-VL at `path` when the folder does not exist."""
+    """Create a tiny randomly initialised Qwen2.5-VL at `path` if the folder does not exist."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of weights and activations, the same in engine and learner."""
+    """Data type of weights and activations, the same in engine and learner."""
     max_model_len: int = Field(default=16384, ge=64)
-    """Tokens of prompt plus response that the engine makes room for."""
+    """Largest number of tokens of prompt plus response."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention of the learner. "flex_attention" is the one to take on GPUs: it skips the blocks of a packed pass that
-    nobody sees; "flash_attention_2" is the same with that library in the vision tower; "sdpa" suits CPUs."""
+    """Attention implementation of the learner. "flex_attention" is recommended on GPUs, because it skips the fully
+    masked blocks of a packed pass; "flash_attention_2" does too and uses that library in the vision tower; "sdpa" suits
+    CPUs."""
 
 
 class DataConfig(Part):
@@ -68,36 +69,37 @@ class DataConfig(Part):
     videos: Path | None = None
     """Folder of the video files (or frame folders) that the annotations name."""
     format: Literal["charades_sta", "nextgqa", "got10k", "vidtab", "captions", "vtts"] = "charades_sta"
-    """Shape of the annotation file; it decides the task, except "vtts", where each row's own annotations do."""
+    """Format of the annotation file. It determines the task, except that "vtts" rows determine their own."""
     think: bool = True
-    """Ask for <think>…</think> before the answer; false asks for the answer alone."""
+    """Request <think>…</think> before the answer; false requests the answer alone."""
     prompt_style: Literal["full", "terse"] = "full"
-    """Wording of the task's template; "terse" suits models of a few thousand words."""
+    """Wording of the prompt template; "terse" suits tiny models with a small vocabulary."""
     fps: float = Field(default=2.0, gt=0)
     """Frames sampled per second of video."""
     min_frames: int = Field(default=4, ge=2)
-    """Fewest frames of a clip; even."""
+    """Smallest number of frames of a clip; even."""
     max_frames: int = Field(default=768, ge=2)
-    """Most frames of a clip; even. A longer clip is sampled more sparsely, evenly over its length."""
+    """Largest number of frames of a clip; even. A longer clip is sampled more sparsely, evenly over its length."""
     min_pixels: int = Field(default=128 * 28 * 28, ge=28 * 28)
-    """Least height x width of a frame, pixels."""
+    """Smallest height x width of a frame, in pixels."""
     max_pixels: int = Field(default=768 * 28 * 28, ge=28 * 28)
-    """Most height x width of a frame, pixels."""
+    """Largest height x width of a frame, in pixels."""
     total_pixels: int = Field(default=115200 * 28 * 28, ge=28 * 28)
-    """Most height x width x frames of a clip, pixels."""
+    """Largest height x width x frames of a clip, in pixels."""
     on_bad_clip: Literal["skip", "stop"] = "skip"
-    """What a clip that cannot be decoded does to the run: its row is left out and counted, or the run stops."""
+    """Whether a clip that cannot be decoded skips its row, with a count in the metrics, or stops the run."""
     on_dirty_row: Literal["drop", "clip", "stop"] = "drop"
-    """What a dirty annotation row does: left out, mended where possible (end past the duration), or an error."""
+    """Whether a dirty annotation row is dropped, repaired if possible (an end past the duration is clipped), or an
+    error."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that one decode may take before it is ended and its clip counts as bad."""
+    """Time limit for decoding one clip, in seconds; a clip that exceeds it counts as bad."""
     decode_workers: int = Field(default=2, ge=1)
-    """Clips decoded at the same time."""
+    """Number of clips decoded in parallel."""
     decode_ahead: int = Field(default=4, ge=0)
-    """Prompts whose clips are decoded before their groups may start; 0 decodes when a group starts."""
+    """Number of prompts whose clips are decoded before their groups start; 0 decodes when a group starts."""
     cache_bytes: int = Field(default=256 << 20, ge=0)
-    """Bytes of decoded frames, in the cluster's shared memory, up to which clips are kept for reuse and decoded ahead;
-    those in use count. 0 does neither."""
+    """Limit of decoded frames in the object store, in bytes, up to which clips are cached for reuse and decoded ahead;
+    clips in use count. 0 does neither."""
 
     @model_validator(mode="after")
     def _budgets_agree(self) -> DataConfig:
@@ -124,52 +126,54 @@ class DataConfig(Part):
 
 class PipelineConfig(Part):
     max_lag: int = Field(default=0, ge=0)
-    """Most steps between a rollout's weights and the step that trains on it; 0 is synchronous."""
+    """Largest staleness: steps between the weights that sampled a rollout and the step that trains on it; 0 is
+    synchronous."""
     weight_update: Literal["pause", "keep", "abort"] = "pause"
-    """What new weights do to groups that are being generated: "pause" lets them end first; "keep" loads between two
-    tokens and goes on, so that a response has tokens of several versions, each with its own; "abort" starts them
-    again. With max_lag 0 nothing is being generated then."""
+    """How new weights affect groups in generation: "pause" lets them finish first; "keep" loads between two tokens and
+    continues, so that a response has tokens of several versions, each recorded; "abort" restarts them. With max_lag 0
+    no group is in generation then."""
 
 
 class CheckpointConfig(Part):
     every_steps: int = Field(default=50, ge=0)
-    """Updates between checkpoints; 0 keeps only the one at the end."""
+    """Number of steps between checkpoints; 0 saves only the final one."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints kept."""
+    """Number of checkpoints to keep, the newest ones."""
     save_rollouts: bool = True
-    """Save the rollouts of every step since the oldest checkpoint kept (tokens, log-probs and scores, no frames), so
-    that a run that goes on from a checkpoint need not sample them again, and `rlsys replay` can use them."""
+    """Save the rollouts of every step since the oldest checkpoint (tokens, log-probs and scores, no frames), so that a
+    resumed run need not sample them again and `rlsys replay` can use them."""
 
 
 class EvaluationConfig(Part):
     annotations: Path | None = None
     """Held-out annotation file in `data.format`; null skips evaluation."""
     videos: Path | None = None
-    """Folder of its videos; null means `data.videos`."""
+    """Folder of the held-out videos; null uses `data.videos`."""
     num_prompts: int = Field(default=0, ge=0)
-    """Rows used, from the first; 0 uses all."""
+    """Number of rows to evaluate, from the first; 0 uses all."""
     num_samples: int = Field(default=1, ge=1)
-    """Responses per prompt when sampling at temperature 1."""
+    """Number of responses per prompt when sampling at temperature 1."""
 
 
 class ClusterConfig(Part):
     address: str | None = None
-    """Ray address to attach to; null attaches to the cluster the process is in, else starts one on loopback."""
+    """Address of the Ray cluster to attach to; null attaches to the cluster that the process runs in, or else starts
+    one on loopback."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
-    """Ray CPUs an actor reserves (on GPU machines it also reserves tensor_parallel_size GPUs)."""
+    """Ray CPUs that an actor reserves (with device cuda, also tensor_parallel_size GPUs)."""
     cpus_per_rank: float = Field(default=1.0, gt=0)
-    """Ray CPUs a learner rank reserves (on GPU machines it also reserves 1 GPU)."""
+    """Ray CPUs that a learner rank reserves (with device cuda, also one GPU)."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where engines and learner compute."""
+    """Device of the engines and the learner."""
     object_store_mib: int = Field(default=512, ge=80)
-    """Shared memory of a cluster started here, MiB; ignored when attaching."""
+    """Size of the object store of a cluster started here, in MiB; ignored when attaching."""
 
 
 class RunConfig(Part):
-    """A whole run. See `configs/` for examples."""
+    """All settings of a run. See `configs/` for examples."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of sampling order, generation and initialisation."""
+    """Seed of the prompt order, of generation and of initialisation."""
     output_dir: Path
     """Folder for checkpoints, summary, plots and the local MLflow store; relative to the working directory."""
     model: ModelConfig
@@ -193,7 +197,7 @@ class RunConfig(Part):
         if self.train.prompts_per_step % self.learner.num_ranks:
             raise ValueError(
                 f"train.prompts_per_step={self.train.prompts_per_step} is not a multiple of "
-                f"learner.num_ranks={self.learner.num_ranks}; every rank takes the same number of groups. "
+                f"learner.num_ranks={self.learner.num_ranks}, but every rank gets the same number of groups. "
                 f"Use {_next_multiple(self.train.prompts_per_step, self.learner.num_ranks)} prompts or fewer ranks."
             )
         check_against_run(
@@ -234,18 +238,18 @@ def _next_multiple(value: int, of: int) -> int:
 
 
 MAX_SHOWN = 200
-"""Characters of a wrong value that an error repeats."""
-Override = Annotated[str, "a.b=value, the value in YAML"]
+"""Number of characters of an invalid value that an error message repeats."""
+Override = Annotated[str, "section.key=value, the value in YAML"]
 
 
 def load_services(path: Path | None, overrides: Sequence[Override] = ()) -> RunConfig:
-    """A config of which only `reward` and `cluster` count: model and output folder may be missing, the file too."""
+    """Load a config of which only `reward` and `cluster` are used; model, output folder and the file are optional."""
     tree = {"output_dir": ".", "model": {"path": "."}, **(_read(path) if path else {})}
     return _with(tree, overrides, source=str(path or "overrides"))
 
 
 def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
-    """The config in `path`, or the bundled one of that name, with `overrides` laid over it.
+    """Load the config in `path`, or the bundled one of that name, and apply `overrides`.
 
     Raises ConfigError naming the file and each offending field.
     """
@@ -253,25 +257,25 @@ def load(path: Path, overrides: Sequence[Override] = ()) -> RunConfig:
 
 
 def is_for_services(path: Path) -> bool:
-    """Whether the file has only the sections that reward servers read, as `configs/judge_72b.yaml` has."""
+    """Return whether the file has only the sections that reward servers read, as `configs/judge_72b.yaml` has."""
     return set(_read(path)) <= {"reward", "cluster"}
 
 
 def _with(tree: dict[str, Any], overrides: Sequence[Override], source: str) -> RunConfig:
     for override in overrides:
-        lay_over(tree, override)
+        apply_override(tree, override)
     return parse(tree, source)
 
 
 def _read(path: Path) -> dict[str, Any]:
     found = bundled.find(Path(path))
     if not found.exists():
-        raise ConfigError(f"{path}: no such config file. Those that come with rlsys: {', '.join(bundled.names())}.")
+        raise ConfigError(f"{path}: no such config file. Bundled configs: {', '.join(bundled.names())}.")
     return read_tree(found)
 
 
 def parse(tree: dict[str, Any], source: str) -> RunConfig:
-    """The config that a plain mapping describes; `source` is named in errors."""
+    """Build the config that a plain mapping describes; `source` is named in errors."""
     try:
         return RunConfig.model_validate(_without_empty_sections(tree, RunConfig))
     except ValidationError as error:
@@ -280,7 +284,7 @@ def parse(tree: dict[str, Any], source: str) -> RunConfig:
 
 
 def _without_empty_sections(tree: dict[str, Any], part: type[BaseModel]) -> dict[str, Any]:
-    """The tree with {} for every section of which only the name is written: comments alone are null in YAML."""
+    """Return the tree with {} for every section without keys, which YAML reads as null."""
     filled = dict(tree)
     for name, field in part.model_fields.items():
         kind, value = field.annotation, tree.get(name, ())
@@ -300,13 +304,13 @@ def _plain(error: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """At most a line of the value, without passwords."""
+    """Return the value on one line, shortened and without secrets."""
     text = masked_url(repr(value))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def field_lines() -> list[str]:
-    """Every key with default and meaning, one per line, for `rlsys check-config --fields`."""
+    """Return every key with its default and meaning, one per line, for `rlsys check-config --fields`."""
     return list(_walk(RunConfig, ""))
 
 

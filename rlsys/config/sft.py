@@ -1,4 +1,4 @@
-"""What supervised fine-tuning imitates."""
+"""Section `sft`: the demonstrations of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rlsys.config.part import Part
 
 
 class SftConfig(Part):
-    """Read by `rlsys sft` alone; batches, steps and optimiser are those of `train`."""
+    """Settings of `rlsys sft` only; steps, batch size and optimiser come from section `train`."""
 
     responses: Path | None = None
-    """JSON lines {"prompt_id": "<annotation file's stem>:<row>", "response": "…"}, as many per prompt as wanted; rows
-    without one are left out. null imitates each row's true answer in the form its task asks (data.think=false)."""
+    """JSON lines {"prompt_id": "<annotation file's stem>:<row>", "response": "…"}, any number per prompt; rows without
+    a response are skipped. null imitates each row's true answer in its task's format (needs data.think=false)."""

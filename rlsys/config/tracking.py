@@ -1,4 +1,4 @@
-"""What MLflow records, and where."""
+"""Section `tracking`: what is recorded in MLflow, and where."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rlsys.config.part import Part, expanded
 
 class TrackingConfig(Part):
     uri: str | None = None
-    """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` where it is unset."""
+    """MLflow tracking URI; null uses `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` if that is unset."""
     experiment: str = "rlsys"
-    """MLflow experiment."""
+    """Name of the MLflow experiment."""
     run_name: str | None = None
-    """Name of the MLflow run; null takes the output folder's name."""
+    """Name of the MLflow run; null uses the name of `output_dir`."""
     samples_per_step: int = Field(default=8, ge=0)
-    """Responses per step that are stored with their texts and scores; 0 stores none."""
+    """Number of responses per step that are logged with their texts and scores; 0 logs none."""
     log_model: bool = True
-    """Store the final model folder as an artifact."""
+    """Upload the final model folder as an artifact."""
     wait_s: float = Field(default=60.0, ge=0)
-    """Seconds that start and end of a run wait for a tracking server that takes nothing; a step never waits."""
+    """Seconds that the start and the end of a run wait for an unreachable tracking server; steps never wait."""
 
     @field_validator("uri")
     @classmethod

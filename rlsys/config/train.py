@@ -1,4 +1,4 @@
-"""Steps, batches and the optimiser."""
+"""Section `train`: steps, batch size and optimiser."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 class TrainConfig(Part):
     num_steps: int = Field(default=100, ge=1)
-    """Steps: batches learned from, each with one optimiser update unless `algorithm` says more."""
+    """Number of training steps; each has one optimiser update per mini-batch and epoch of section `algorithm`."""
     prompts_per_step: int = Field(default=16, ge=1)
-    """Groups per step."""
+    """Number of groups (prompts) per step."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """After the warm-up: stay, fall to 0 linearly, or fall to a tenth along a cosine."""
+    """Learning rate after the warm-up: constant, linear decay to 0, or cosine decay to a tenth of the peak."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly."""
+    """Number of steps over which the learning rate rises linearly to its peak."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """AdamW's decay of first and second moments."""
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's weight decay."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Global gradient norm above which gradients are scaled down to it."""

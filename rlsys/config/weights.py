@@ -1,4 +1,4 @@
-"""How weights reach the actors."""
+"""Section `weights`: how weights are sent to the actors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rlsys.config.part import Part
 
 class WeightsConfig(Part):
     transport: Literal["object_store", "collective", "ipc"] = "object_store"
-    """How weights get from the learner to the actors: through Ray's object store (any hardware), by a broadcast
-    among learner and actors (NCCL on GPUs, gloo on CPU), or by CUDA IPC where both share their GPUs."""
+    """Transport from the learner to the actors: Ray's object store (any hardware), a broadcast among learner and
+    actors (collective: NCCL on GPUs, gloo on CPU), or CUDA IPC if both share their GPUs."""
     bucket_mib: int = Field(default=256, ge=1)
-    """Most weights that are gathered, sent and loaded at a time, MiB; one tensor that is larger goes alone."""
+    """Size of the buckets in which weights are gathered, sent and loaded, in MiB; a larger tensor goes alone."""
     timeout_s: float = Field(default=300.0, gt=0)
-    """Seconds for fetching one bucket; with transport "collective" also for receivers to meet, and for one broadcast.
-    A receiver that missed the meeting or lost the broadcast gets the weights from the object store."""
+    """Time limit for fetching one bucket, in seconds; with transport "collective" also for the rendezvous and for each
+    broadcast. A receiver that misses either fetches the weights from the object store."""
 
 
 def check_transport(transport: str, *, device: str, tensor_parallel_size: int, zero_stage: int) -> None:
-    """Raises ValueError where a run cannot send its weights so.
+    """Raise ValueError if a run cannot use this transport.
 
-    Handles of a GPU's memory need a GPU, one whole copy of each tensor on it, and one engine that opens them.
+    CUDA IPC shares GPU memory by handle, which needs a GPU, one complete copy of each tensor on it, and one engine
+    process that opens the handles.
     """
     if transport != "ipc":
         return

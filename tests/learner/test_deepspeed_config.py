@@ -124,7 +124,7 @@ def test_whatever_we_set_that_is_no_default_is_listed_as_ours() -> None:
         ({"offload": ["optimizer"], "zero_stage": 0}, "zero_stage is 0: raise it to 1"),
         ({"offload": ["parameters"], "zero_stage": 2}, "zero_stage is 2: raise it to 3"),
         ({"lora": {"rank": 8, "targets": []}}, "at least one"),
-        ({"lora": {"rank": 8, "targets": ["q_proj", "q_proj"]}}, "each kind of layer once"),
+        ({"lora": {"rank": 8, "targets": ["q_proj", "q_proj"]}}, "at least one kind of layer, each once"),
         ({"lora": {"rank": 513}}, "learner.lora.rank"),
     ],
 )

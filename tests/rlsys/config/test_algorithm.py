@@ -74,7 +74,7 @@ def check(algorithm: dict[str, object]) -> None:
         parse(run_tree(algorithm), source="test")
     named = [name for name in algorithm if f"algorithm.{name}" in str(error.value)]
     assert named, str(error.value)
-    assert any(word in str(error.value) for word in ("set ", "Change", "lower")), str(error.value)
+    assert any(word in str(error.value) for word in ("set ", "change", "lower")), str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlsys.config.reading import MAX_BYTES, lay_over, read_tree
+from rlsys.config.reading import MAX_BYTES, apply_override, read_tree
 from rlsys.config.run import ConfigError, RunConfig, load, load_services
 
 MINIMAL = "output_dir: out\nmodel: {path: m}\n"
@@ -42,8 +42,8 @@ def tree_of(folder: Path, content: str | bytes) -> dict[str, Any]:
         ("train: {betas: [0.9, 1.5]}\n", "train.betas.1: Input should be less than 1"),
         ("train: {betas: [-0.1, 0.9]}\n", "train.betas.0"),
         ("train: {betas: [0.9, .nan]}\n", "train.betas.1"),
-        ("train: {num_steps: yes}\n", "train.num_steps: a number belongs here, not true"),
-        ("train: {learning_rate: on}\n", "train.learning_rate: a number belongs here, not true"),
+        ("train: {num_steps: yes}\n", "train.num_steps: expected a number, not true"),
+        ("train: {learning_rate: on}\n", "train.learning_rate: expected a number, not true"),
         ("train: {num_steps: 1:30}\n", "train.num_steps"),
         ("rollout: {temperature: .inf}\n", "rollout.temperature: Input should be a finite number"),
         ("rollout: {temperature: 1.0e-9}\n", "no advantages"),
@@ -53,7 +53,7 @@ def tree_of(folder: Path, content: str | bytes) -> dict[str, Any]:
         ("tracking: {run_name: 5}\n", "put it in quotes"),
         ("a: !!python/object/apply:os.system [ls]\n", "not YAML"),
         ("---\nseed: 1\n", "not YAML"),
-        ("a: &a [*a]\n", "holds itself"),
+        ("a: &a [*a]\n", "contains itself"),
         ("1: 2\n", "1: "),
     ],
 )
@@ -141,7 +141,7 @@ def test_deep_nesting_is_refused(tmp_path: Path, text: str) -> None:
         (b"", "the file is empty"),
         (b"# only a comment\n", "the file is empty"),
         (b"- a\n", "this is list"),
-        (b"a: 1\n" * (MAX_BYTES // 5 + 1), "this is no config file"),
+        (b"a: 1\n" * (MAX_BYTES // 5 + 1), "so not a config file"),
         (b"a: " + b"9" * 5000, "a number cannot be read"),
     ],
 )
@@ -192,15 +192,15 @@ def test_a_required_section_with_only_comments_names_what_is_missing(tmp_path: P
 )
 def test_a_number_sign_on_the_command_line_is_no_comment(override: str, value: object) -> None:
     tree: dict[str, Any] = {}
-    lay_over(tree, override)
+    apply_override(tree, override)
     assert tree == {"a": {"b": value}}
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("a.b=[1, 2] # two", "would be lost"),
-        ("a.b={c: 1} #", "would be lost"),
+        ("a.b=[1, 2] # two", "drops everything after #"),
+        ("a.b={c: 1} #", "drops everything after #"),
         ("a.b=@x", "quote it"),
         ("a.b=[", "quote it"),
         ("a.b=None", "write null"),
@@ -209,7 +209,7 @@ def test_a_number_sign_on_the_command_line_is_no_comment(override: str, value: o
 )
 def test_an_override_that_cannot_be_meant_is_refused(override: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
-        lay_over({}, override)
+        apply_override({}, override)
     assert says in str(error.value)
 
 
@@ -235,7 +235,7 @@ def test_home_and_variables_are_filled_into_every_path(tmp_path: Path, monkeypat
     ("path", "says"),
     [
         ("$NO_SUCH_VARIABLE/x", "NO_SUCH_VARIABLE is not set"),
-        ("~no_such_user_here/x", "write the path out"),
+        ("~no_such_user_here/x", "write the full path"),
         ('"a\\0b"', "NUL"),
         ('""', "an empty path"),
     ],
