@@ -75,7 +75,7 @@ bench-chaos: setup
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --site-dir site
 	@echo "open site/index.html"
 
 locks: setup

@@ -203,7 +203,7 @@ class LearnerEngine:
     def logprobs(
         self, micro_batches: Sequence[Sequence[Row]], *, reference: bool = False
     ) -> list[list[list[np.ndarray]]]:
-        """Log-probabilities of every response, f32 [R], as [pass][row][response].
+        """Log-probabilities of every response, f32 [R], as `[pass][row][response]`.
 
         reference: those of the reference policy; `algorithm.kl_coef` must be above 0.
         """

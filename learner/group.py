@@ -169,7 +169,7 @@ class LearnerGroup:
         return manifest_of(held), found
 
     def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
-        """Log-probabilities of every response under the current weights, f32 [R], as [group][sample].
+        """Log-probabilities of every response under the current weights, f32 [R], as `[group][sample]`.
 
         reference: under the reference policy instead; `algorithm.kl_coef` must be above 0.
         """

@@ -9,7 +9,7 @@ from learner.packing.cost import CostModel
 from learner.packing.rows import Row
 
 Plan = list[list[tuple[Row, ...]]]
-"""[rank][pass] -> rows computed together."""
+"""`[rank][pass]` -> rows computed together."""
 
 
 def plan_passes(rows: Sequence[Row], num_ranks: int, micro_batch_tokens: int, cost: CostModel) -> Plan:

@@ -42,7 +42,7 @@ def split_batch(
 ) -> list[RankShard]:
     """The batch's trained rollouts, one shard per rank. Rollouts outside the loss are not computed at all.
 
-    loss_mean, max_tokens: see `weighted`.  old_logprobs: see `Response`, as [group][sample].
+    loss_mean, max_tokens: see `weighted`.  old_logprobs: see `Response`, as `[group][sample]`.
     Raises ValueError where nothing is left.
     """
     olds = [None] * len(batch.groups) if old_logprobs is None else old_logprobs

@@ -39,7 +39,7 @@ def shape_rewards(
 ) -> Shaped:
     """Return the groups with the penalties of `algorithm` subtracted from their rewards; unchanged if it has none.
 
-    reference: log-probs of the reference policy, f32 [R], as [group][sample]; required if `needs_reference`.
+    reference: log-probs of the reference policy, f32 [R], as `[group][sample]`; required if `needs_reference`.
     """
     penalties: dict[str, list[np.ndarray]] = {}
     if algorithm.overlong_buffer_tokens:

@@ -14,7 +14,7 @@ from rlsys.loop.staleness import is_fresh
 from rlsys.types import ScoredGroup, TrainBatch
 
 Reference = Sequence[Sequence[np.ndarray]]
-"""Log-probs of the reference policy, f32 [R], as [group][sample]."""
+"""Log-probs of the reference policy, f32 [R], as `[group][sample]`."""
 
 
 class Objective(Protocol):

@@ -50,7 +50,7 @@ class Parts(GroupSource, Protocol):
         """Save the rollouts of a step before its update."""
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
-        """Return log-probs of every response under the starting policy, f32 [R], as [group][sample]."""
+        """Return log-probs of every response under the starting policy, f32 [R], as `[group][sample]`."""
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         """Run all optimizer updates of one batch and return the learner's metrics."""
