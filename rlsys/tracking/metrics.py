@@ -1,7 +1,7 @@
-"""Names of metrics, and which reduction each one is.
+"""The metrics of a run: their names and their reductions.
 
-`namespace/quantity[/statistic]`, lower case, with a unit suffix unless it is a ratio or nats.
-A statistic is always the last part and is named where the values are handed over.
+Names are `namespace/quantity[/statistic]`, lower case, with a unit suffix unless the metric is a ratio or in nats.
+The statistic is always the last part and is stated where the values are recorded.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ Span = tuple[float, float]
 
 
 def summarise(name: str, values: Iterable[float] | np.ndarray, *stats: str) -> dict[str, float]:
-    """`name/stat` -> value for each of `stats` (mean, std, min, max, sum, p50, p95).
+    """Return `name/stat` -> value for each of `stats` (mean, std, min, max, sum, p50, p95).
 
-    NaN stands for a missing value and is skipped; with none left every statistic is NaN.
+    NaN means a missing value and is skipped; without any value every statistic is NaN.
     """
     array = np.asarray(values if isinstance(values, np.ndarray) else list(values), np.float64)
     present = array[~np.isnan(array)]
@@ -56,9 +56,9 @@ def summarise(name: str, values: Iterable[float] | np.ndarray, *stats: str) -> d
 
 
 class MetricNames:
-    """The names used so far in a run; no name may be a folder of another.
+    """The metric names used so far in a run; no name may be a prefix folder of another.
 
-    MLflow keeps `a/b` and `a/b/mean` apart in a database but not in a file store or its charts.
+    MLflow distinguishes `a/b` and `a/b/mean` in a database, but not in a file store or in its charts.
     """
 
     def __init__(self) -> None:
@@ -66,20 +66,22 @@ class MetricNames:
         self._folders: set[str] = set()
 
     def add(self, names: Iterable[str]) -> None:
-        """Raises ValueError for a name that breaks the rules of this module."""
+        """Add names. Raises ValueError for a name that breaks the rules of this module."""
         for name in names:
             if name in self._names:
                 continue
             if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"metric {name!r}: write namespace/quantity[/statistic] in lower case, "
-                    f"the namespace one of {', '.join(NAMESPACES)}."
+                    f"with one of the namespaces {', '.join(NAMESPACES)}."
                 )
             parts = name.split("/")
             folders = {"/".join(parts[:end]) for end in range(1, len(parts))}
             clash = folders & self._names or {name} & self._folders
             if clash:
-                raise ValueError(f"metric {name!r}: {clash.pop()!r} is a metric and a folder of metrics; rename one.")
+                raise ValueError(
+                    f"metric {name!r}: {clash.pop()!r} is both a metric and a folder of metrics; rename one."
+                )
             self._names.add(name)
             self._folders |= folders
 
@@ -90,9 +92,9 @@ def step_metrics(
     pool_counters: Mapping[str, float],
     reward_counters: Mapping[str, float],
 ) -> dict[str, float]:
-    """Everything that is logged of one step. NaN where there was nothing to measure.
+    """Return all metrics of one step, NaN where there was nothing to measure.
 
-    Counters without a namespace get that of their maker: `data/`, `rollout/` and `reward/`.
+    Counters without a namespace get that of their source: `data/`, `rollout/` or `reward/`.
     """
     rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
     total_s = sum(step.seconds.values())
@@ -125,7 +127,7 @@ def step_metrics(
 
 
 def merge(*parts: Mapping[str, float]) -> dict[str, float]:
-    """All metrics of several sources. Raises ValueError when two of them claim one name."""
+    """Merge the metrics of several sources. Raises ValueError if two sources use the same name."""
     merged: dict[str, float] = {}
     for part in parts:
         if twice := merged.keys() & part.keys():
@@ -135,9 +137,9 @@ def merge(*parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards and scores of the rollouts that could be scored, rewards by task, and the share that could not.
+    """Return statistics of rewards and scores over scored rollouts, rewards by task, and the failed fraction.
 
-    `reward/<status>_frac` says why: the judge could not tell, trouble of the servers, an unusable verdict.
+    `reward/<status>_frac` gives the reasons for failures: the judge abstained, a server error, an unusable verdict.
     """
     rewards = _valid_rewards(groups)
     by_name: dict[str, list[np.ndarray]] = {}
@@ -145,7 +147,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         for index, name in enumerate(scored.score_names):
             by_name.setdefault(name, []).append(np.where(scored.is_valid, scored.scores[:, index], np.nan))
     if "total" in by_name:
-        raise ValueError("a score is named 'total', which is the weighted sum's own name; rename the score.")
+        raise ValueError("a score is named 'total', which is reserved for the weighted sum; rename the score.")
     metrics = summarise("reward/total", rewards, "mean", "std", "min", "max")
     for name, columns in by_name.items():
         metrics |= summarise(f"reward/{name}", np.concatenate(columns), "mean")
@@ -165,12 +167,12 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def _valid_rewards(groups: Sequence[ScoredGroup]) -> np.ndarray:
-    """f64, all rollouts of all groups, NaN where there is no reward."""
+    """Return the rewards of all rollouts of all groups, f64, NaN where there is no reward."""
     return np.concatenate([np.zeros(0), *(np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups)])
 
 
 def advantage_metrics(batch: TrainBatch) -> dict[str, float]:
-    """How much of the batch can teach anything. A group without spread has only zero advantages."""
+    """Return statistics of advantages and the fraction of groups without reward spread, whose advantages are zero."""
     has_none = [not np.any(advantages) for advantages in batch.advantages]
     trained = np.concatenate([adv[mask] for adv, mask in zip(batch.advantages, batch.is_trained, strict=True)])
     return {
@@ -181,9 +183,9 @@ def advantage_metrics(batch: TrainBatch) -> dict[str, float]:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], trained_at: int) -> dict[str, float]:
-    """Lengths, endings, times and ages. trained_at: updates in the weights that the update started from.
+    """Return lengths, finish reasons, times and staleness. trained_at: version of the weights before the update.
 
-    Ages are of tokens: where weights change while a response is generated, it has tokens of several versions.
+    Staleness is per token: if weights change during generation, a response has tokens of several versions.
     """
     versions, counts = np.unique(np.concatenate([rollout.token_versions for rollout in rollouts]), return_counts=True)
     lags = np.repeat([lag_steps(version=trained_at, weight_version=int(one)) for one in versions], counts)
@@ -199,7 +201,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], trained_at: int) -> dict[str, f
 
 
 def span_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Seconds that a group spends in each phase, and the share of scoring time in which others were generating."""
+    """Return seconds per group and phase, and the fraction of scoring time that overlaps with generation."""
     phases = sorted({phase for scored in groups for phase in scored.spans})
     metrics: dict[str, float] = {}
     for phase in phases:
@@ -212,7 +214,7 @@ def span_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """The same stretches of time without overlaps, in order."""
+    """Merge overlapping time spans and return them in order."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -223,7 +225,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def intersection(one: Sequence[Span], other: Sequence[Span]) -> list[Span]:
-    """The stretches that lie in both; each argument must be free of overlaps."""
+    """Return the time spans that lie in both arguments, each of which must be free of overlaps."""
     pairs = ((max(a[0], b[0]), min(a[1], b[1])) for a in one for b in other)
     return [(start, end) for start, end in pairs if start < end]
 

@@ -1,7 +1,7 @@
-"""A run in MLflow: opened, described, and given what a spool holds. The only file that imports MLflow.
+"""A run in MLflow: create or resume it, and write the records of a spool to it. The only file that imports MLflow.
 
-Every call may be repeated. MLflow's databases keep a metric once per run, name, step, timestamp and
-value, and the timestamp comes from the record; files and tags replace those of their name.
+Every call is idempotent: MLflow's databases store a metric once per run, name, step, timestamp and
+value, and the timestamp comes from the record; files and tags replace those of the same name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.files import aside
 from rlsys.tracking.provenance import git_commit, version_tags
-from rlsys.tracking.row_blocks import RowBlock, steps_name
+from rlsys.tracking.sample_buffer import SampleBlock, steps_name
 from rlsys.tracking.spool import Record
 from rlsys.tracking.store_address import SQLITE, TrackingError, bypass_proxy
 from rlsys.tracking.uploader import MAX_METRICS_PER_CALL, StoreError
@@ -40,7 +40,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS,
 MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
 MAX_PARAM_LENGTH = 6000  # MLflow's own limit
 MAX_PARAMS_PER_CALL = 100  # MLflow's own limit
-UPLOAD_TIMEOUT_S = 120  # MLflow's own default: a server may have to bring a large file elsewhere before it answers
+UPLOAD_TIMEOUT_S = 120  # MLflow's own default: a server may have to move a large file before it responds
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 START_TAG = "rlsys.opened_by"
 STARTS_TAG = "rlsys.starts"
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """One run of one store. `create` or `resume` comes first, but for a run whose id is given."""
+    """One run in one store. Call `create` or `resume` first, unless the id of an open run is given."""
 
     def __init__(self, uri: str, run_id: str = "") -> None:
         self._uri, self.run_id = uri, run_id
@@ -80,10 +80,10 @@ class MlflowRun:
             self._cached_client = MlflowClient(self._uri)
         return self._cached_client
 
-    # --- opening: may be repeated after a failure, without a second run or a second start coming of it
+    # --- opening: may be repeated after a failure without creating a second run or start
 
     def create(self, experiment: str, name: str) -> None:
-        """Open a new run."""
+        """Create a new run."""
         with _store_errors():
             experiment_id = self._experiment(experiment)
             if self._tried_to_create and (found := self._created_already(experiment_id)):
@@ -94,13 +94,13 @@ class MlflowRun:
             self.run_id = self._client.create_run(experiment_id, tags=tags).info.run_id
 
     def resume(self) -> None:
-        """Set the run of this id to running again."""
+        """Set the run to running again."""
         with _store_errors():
             self._client.get_run(self.run_id)
             self._client.update_run(self.run_id, status="RUNNING")
 
     def is_lost(self) -> bool:
-        """Return whether the store answers and has no such run, not even a deleted one. Raises StoreError."""
+        """Return whether the store responds and has no such run, not even a deleted one. Raises StoreError."""
         try:
             with _store_errors():
                 self._client.get_run(self.run_id)
@@ -111,19 +111,19 @@ class MlflowRun:
         return False
 
     def next_start(self) -> int:
-        """Return the number of the start of the run that begins now, from 1."""
+        """Return the number of the present start of the run, counted from 1."""
         with _store_errors():
             return int(self._client.get_run(self.run_id).data.tags.get(STARTS_TAG, 0)) + 1
 
     def last_step(self) -> int:
-        """The newest step whose metrics the store has; 0 without any."""
+        """Return the newest step whose metrics the store has, 0 if there is none."""
         with _store_errors():
             return max(
                 (point.step for point in self._client.get_metric_history(self.run_id, EVERY_STEP_HAS)), default=0
             )
 
     def metrics_of(self, step: int) -> dict[str, float]:
-        """What the store has of one step, by name."""
+        """Return the metrics of one step by name."""
         with _store_errors():
             names = self._client.get_run(self.run_id).data.metrics
             return {
@@ -133,7 +133,7 @@ class MlflowRun:
                 if point.step == step
             }
 
-    # --- what a spool holds; see `rlsys.tracking.uploader.Store`
+    # --- writing records of a spool; see `rlsys.tracking.uploader.Store`
 
     def log_metrics(self, records: Sequence[Record]) -> None:
         points = [
@@ -145,7 +145,7 @@ class MlflowRun:
             for start in range(0, len(points), MAX_METRICS_PER_CALL):
                 self._client.log_batch(self.run_id, metrics=points[start : start + MAX_METRICS_PER_CALL])
 
-    def log_rows(self, block: RowBlock) -> None:
+    def log_rows(self, block: SampleBlock) -> None:
         if block.samples:
             self._put_table(f"samples/{steps_name(block.samples)}.json", table_json(block.samples))
         if block.verdicts:
@@ -164,7 +164,7 @@ class MlflowRun:
             return False
 
     def _log_start(self, record: Record) -> None:
-        # what a resumed run was started with stays; only new facts are added
+        # parameters of the first start are kept; only new ones are added
         tree, number = record["config"], record["number"]
         with _store_errors():
             known = self._client.get_run(self.run_id).data.params
@@ -187,7 +187,7 @@ class MlflowRun:
             self._client.log_artifacts(self.run_id, record["path"], record["folder"])
 
     def _log_block(self, record: Record) -> None:
-        self.log_rows(RowBlock(path=Path(), samples=record["samples"], verdicts=record["verdicts"]))
+        self.log_rows(SampleBlock(path=Path(), samples=record["samples"], verdicts=record["verdicts"]))
 
     def _log_running(self, record: Record) -> None:
         with _store_errors():
@@ -224,12 +224,12 @@ class MlflowRun:
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)
         except MlflowException:
-            if found := self._client.get_experiment_by_name(name):  # another run made it meanwhile
+            if found := self._client.get_experiment_by_name(name):  # another run created it meanwhile
                 return found.experiment_id
             raise
 
     def _created_already(self, experiment_id: str) -> str | None:
-        """The run that an earlier attempt created whose answer was lost."""
+        """Return the run of an earlier attempt whose response was lost, or None."""
         found = self._client.search_runs([experiment_id], f"tags.`{START_TAG}` = '{self._opened_by}'", max_results=1)
         return found[0].info.run_id if found else None
 
@@ -246,15 +246,15 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
 
 
 def start_record(config: RunConfig, number: int) -> Record:
-    """Return what a run is described by at its number-th start: config, versions and commit, without secrets."""
+    """Return the record of a run's start with this number: config, versions and commit, without secrets."""
     tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
     return {"kind": "start", "number": number, "config": masked_tree(config.model_dump(mode="json")), "tags": tags}
 
 
 def _make_database(path: Path) -> None:
-    """Make a store's SQLite file, whole or not at all, by one process where several open it together.
+    """Create a store's SQLite file atomically, in one process even if several open it at the same time.
 
-    MLflow's migrations fail when two processes run them on one file, and leave it half made.
+    MLflow's migrations fail if two processes run them on one file, and leave it incomplete.
     """
     if not path.name:
         return
@@ -265,12 +265,12 @@ def _make_database(path: Path) -> None:
             return
         new = aside(path)
         new.unlink(missing_ok=True)
-        MlflowClient(f"{SQLITE}{new.resolve()}").search_experiments(max_results=1)  # the first call makes the tables
+        MlflowClient(f"{SQLITE}{new.resolve()}").search_experiments(max_results=1)  # the first call creates the tables
         os.replace(new, path)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": [1]}}` as `{"a.b": "[1]"}`; empty sections stay as "{}"."""
+    """Flatten `{"a": {"b": [1]}}` to `{"a.b": "[1]"}`; empty sections become "{}"."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -282,7 +282,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def table_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows in the JSON that MLflow shows as a table; missing values and NaN become null."""
+    """Return rows in the JSON that MLflow shows as a table; missing values and NaN become null."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return json.dumps({"columns": columns, "data": [[_cell(row.get(key)) for key in columns] for row in rows]})
 
@@ -295,7 +295,7 @@ def _cell(value: Any) -> Any:  # noqa: ANN401
 
 @contextmanager
 def _store_errors() -> Iterator[None]:
-    """Errors of the store, the network and file stores as StoreError."""
+    """Convert errors of the store, the network and file stores to StoreError."""
     try:
         yield
     except (MlflowException, OSError, *_other_errors()) as error:
@@ -308,10 +308,10 @@ def _other_errors() -> tuple[type[Exception], ...]:
 
 
 def _status(error: BaseException) -> int:
-    """As HTTP has it; 500 for what is no answer at all."""
+    """Return the HTTP status of an error; 500 if there was no response at all."""
     if isinstance(error, MlflowException):
         return error.get_http_status_code()
-    response = getattr(error, "response", None)  # of requests.HTTPError, which files come and go with
+    response = getattr(error, "response", None)  # of requests.HTTPError, raised by file transfers
     return getattr(response, "status_code", 500)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run, for people: a live line on a terminal or lines of the log, and a table at the end."""
+"""Report the progress of a run: a live line on a terminal or log lines elsewhere, and a table at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BAR_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Shown:
-    """A metric as people see it. form: of `format`."""
+    """How a metric is displayed. form: a format specification."""
 
     label: str
     metric: str
@@ -37,11 +37,11 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is shown of one kind of run.
+    """What is displayed for one kind of run.
 
-    headline: what is to rise or fall.  others: in the line as well.  counted: what a step has a number of.
+    headline: the metric to be optimised.  others: further metrics in the line.  counted: the unit of a step's count.
     means, maxima: over all steps, in the table.
-    sums, counters: what went wrong, in the table where it did; of counters, which never fall, the last value counts.
+    sums, counters: faults, shown in the table if nonzero; counters are cumulative, so their last value is shown.
     """
 
     headline: Shown
@@ -81,7 +81,7 @@ FINE_TUNING = Kind(
 
 
 class Pace:
-    """Seconds a step takes, as a mean over the newest `PACE_STEPS`."""
+    """The mean seconds per step over the newest `PACE_STEPS` steps."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=PACE_STEPS)
@@ -90,7 +90,7 @@ class Pace:
         self._seconds.append(seconds)
 
     def seconds_for(self, num_steps: int) -> float:
-        """NaN before the first step is over."""
+        """Return the expected seconds for `num_steps`, NaN before the first step is done."""
         return num_steps * sum(self._seconds) / len(self._seconds) if self._seconds else math.nan
 
 
@@ -102,7 +102,7 @@ class RunSummary:
         self._values: dict[str, list[float]] = {}
 
     def add(self, metrics: Mapping[str, float], count: int) -> None:
-        """count: of what the kind counts, in this step."""
+        """Add a step. count: its number of rollouts, or of what else the kind counts."""
         self.count += count
         kind = self.kind
         shown = (kind.headline, *kind.means, *kind.maxima, *kind.sums, *kind.counters)
@@ -110,7 +110,7 @@ class RunSummary:
             self._values.setdefault(metric, []).append(metrics.get(metric, math.nan))
 
     def rows(self, seconds: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Label and value: steps, headline at both ends, counts, means; then seconds by phase, the longest first."""
+        """Return (label, value) rows: steps, headline, counts and means, then seconds by phase, longest first."""
         headline = self.kind.headline
         values = self._values.get(headline.metric, [])
         if not values:
@@ -140,10 +140,10 @@ class RunSummary:
 
 
 class Progress:
-    """Reports each step of a run, open inside `with`.
+    """Reports each step of a run, inside a `with` block.
 
-    On a terminal the newest step stays in a line at the bottom, with `gauges` (by label) read twice a second.
-    Elsewhere, and in the logs of jobs, steps are lines: the first three, some twenty more, and one a minute.
+    On a terminal, the newest step is a live line at the bottom, with `gauges` (by label) refreshed twice a second.
+    Elsewhere, steps are log lines: the first three, about twenty more, and one per minute.
     """
 
     def __init__(self, kind: Kind, steps_done: int, num_steps: int, gauges: Mapping[str, Callable[[], float]]) -> None:
@@ -157,7 +157,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._step_at = self._logged_at = time.monotonic()
-        console = get_console()  # the one that log lines go to, so that they appear above
+        console = get_console()  # the console of the log handler, so that log lines appear above
         if _is_watched(console):
             self._live = Live(get_renderable=self._renderable, console=console, refresh_per_second=2, transient=True)
             self._live.start()
@@ -171,7 +171,7 @@ class Progress:
             log.info("%s", self._line())
 
     def step(self, step: int, metrics: Mapping[str, float], count: int) -> None:
-        """Report a finished step. count: its rollouts, or what else the kind counts."""
+        """Report a finished step. count: its number of rollouts, or of what else the kind counts."""
         now = time.monotonic()
         self._pace.add(now - self._step_at)
         self._step, self._metrics, self._step_at = step, metrics, now
@@ -213,7 +213,7 @@ def line(
     left_s: float,
     gauges: Mapping[str, float],
 ) -> str:
-    """`step 10/100  ETA 3:20  reward 0.512  …`; unknown values are omitted. What matters most comes first."""
+    """Return `step 10/100  ETA 3:20  reward 0.512  …`, most important first; unknown values are omitted."""
     parts = [f"step {step}/{num_steps}"]
     if step < num_steps and not math.isnan(left_s):
         parts.append(f"ETA {clock_time(left_s)}")
@@ -224,13 +224,13 @@ def line(
 
 
 def phases(metrics: Mapping[str, float]) -> str:
-    """`collect 1.50s update 0.40s`, of the phases of a step in their order."""
+    """Return the phases of a step in order, as `collect 1.50s update 0.40s`."""
     names = [name for name in metrics if name.startswith("time/") and name.count("/") == 1 and name != "time/step_s"]
     return " ".join(f"{name.removeprefix('time/').removesuffix('_s')} {metrics[name]:.2f}s" for name in names)
 
 
 def clock_time(seconds: float) -> str:
-    """`3:20`, `2:05:00`, `1d 4:00:00`."""
+    """Format seconds as `3:20`, `2:05:00` or `1d 4:00:00`."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -240,12 +240,12 @@ def clock_time(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`12.3 s` below two minutes, then as `clock_time` has it."""
+    """Format seconds as `12.3 s` below two minutes, above as `clock_time` does."""
     return f"{seconds:.1f} s" if seconds < 120 else clock_time(seconds)
 
 
 def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A table on a terminal; elsewhere the same as lines of the log."""
+    """Print a table on a terminal, or log its rows elsewhere."""
     console = get_console()
     if not _is_watched(console):
         log.info("%s", title)
@@ -261,7 +261,7 @@ def show_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def _is_watched(console: Console) -> bool:
-    """Whether it is a terminal that can redraw a line; colours alone, which CI asks for, do not make one."""
+    """Return whether the console is a terminal that can redraw a line, not only one with forced colours as in CI."""
     return console.is_interactive and console.file.isatty()
 
 

@@ -1,4 +1,4 @@
-"""What a run was computed with: versions of packages, commit of the code."""
+"""The provenance of a run: package versions and the commit of the code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DESCRIBE = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
 
 
 def version_tags() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+    """Return the versions of Python and of the packages that determine what a run computes."""
     tags = {"version.python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,13 +1,13 @@
-"""Records of a run on disk, in the order in which they came, and how far an uploader has acknowledged them.
+"""The spool: a run's records on disk, in order, and how far an uploader has acknowledged them.
 
-A folder holds segments `000001.jsonl`, …, of lines `CRC32 JSON`, and `position`, up to where all is acknowledged. A
-record is whole or not there: a half-written last line is cut off at the next opening. The position is written after the
-fact, so a record may be taken twice after a crash and is never skipped: the receiver must be able to take one again.
-Acknowledged records stay, so that a run can be made anew where its store is lost.
+A folder holds segments `000001.jsonl`, …, of lines `CRC32 JSON`, and the file `position`, up to which all records are
+acknowledged. Records are atomic: a partly written last line is removed when the spool is opened again. The position is
+written after the acknowledgement, so a record may be delivered twice after a crash but is never skipped; receivers must
+be idempotent. Acknowledged records are kept, so that a run can be recreated if its store is lost.
 
-Why no SQLite table, which would take about half the lines: `output_dir` often lies on NFS or Lustre, where SQLite's
-locks and write-ahead log are not safe, and a page that is lost with a machine can cost the whole table, where it
-costs the lines on it here.
+Why not an SQLite table, which would need about half the code: `output_dir` often lies on NFS or Lustre, where SQLite's
+locks and write-ahead log are not safe, and a lost page can corrupt the whole table, whereas here it costs only the
+lines on it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SpoolInUseError(UserError):
 class Spool:
     """An append-only queue in a folder, for one writer and one reader, which may be two threads.
 
-    A record is a mapping of JSON values with a `kind`, and a `step` where it belongs to one.
-    Raises SpoolInUseError while another process has the folder open; the lock ends with that process.
+    A record is a mapping of JSON values with a `kind`, and a `step` if it belongs to one.
+    Raises SpoolInUseError while another process has the folder open; the lock is released when that process ends.
     """
 
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -54,7 +54,7 @@ class Spool:
         self._lock_file = _locked(self._folder / "lock")
         self._guard = threading.Lock()
         self.last_steps: dict[str, int] = {}
-        """Newest step of each kind that was ever appended, acknowledged or not."""
+        """The newest step of each kind that was ever appended, acknowledged or not."""
         self.num_waiting = 0
         self._segment: int  # that is written to, its descriptor, and its length
         self._file: int
@@ -66,7 +66,7 @@ class Spool:
     def append(self, record: Record) -> None:
         """Add a record; it survives the death of the process at once, that of the machine after `sync`.
 
-        OSError when it cannot be written; then nothing of it is.
+        Raises OSError if it cannot be written; no part of it is written then.
         """
         if self._size >= self._segment_bytes:
             self._next_segment()
@@ -77,7 +77,7 @@ class Spool:
         _note_step(self.last_steps, record)
 
     def sync(self) -> None:
-        """Bring everything appended so far to the disk."""
+        """Flush everything appended so far to disk."""
         with self._guard:
             end, file = (self._segment, self._size), os.dup(self._file)
         try:
@@ -88,7 +88,7 @@ class Spool:
             os.close(file)
 
     def waiting(self) -> Sequence[Record]:
-        """The oldest records that are not acknowledged, `READ_AHEAD` at most; () when there are none."""
+        """Return the oldest unacknowledged records, at most `READ_AHEAD`; () if there are none."""
         while not self._ahead:
             segment, offset = self._read_to
             with self._guard:
@@ -106,7 +106,7 @@ class Spool:
         return [record for record, _ in self._ahead]
 
     def acknowledge(self, number: int) -> None:
-        """The first `number` of `waiting()` are done with."""
+        """Acknowledge the first `number` records of `waiting()`."""
         for _ in range(number):
             _, position = self._ahead.popleft()
         self._put_position(position)
@@ -114,13 +114,13 @@ class Spool:
             self.num_waiting -= number
 
     def close(self) -> None:
-        """Let another process have it. What waits stays."""
+        """Close the spool and release its lock. Unacknowledged records stay."""
         self.sync()
         os.close(self._file)
         os.close(self._lock_file)
 
     def _recover(self) -> tuple[int, int]:
-        """Open the newest segment, whole; the position from which to read."""
+        """Open the newest segment, removing a partial record, and return the position from which to read."""
         segments = sorted(int(path.stem) for path in self._folder.glob("*.jsonl"))
         position = self._position()
         if not segments or position[0] < segments[0]:
@@ -159,7 +159,7 @@ class Spool:
     def _position(self) -> tuple[int, int]:
         try:
             segment, offset = map(int, (self._folder / POSITION_FILE).read_text().split())
-        except (OSError, ValueError):  # none yet, or the machine died while it was written: all is taken again
+        except (OSError, ValueError):  # none yet, or the machine died while writing it: deliver everything again
             return (0, 0)
         return (segment, offset)
 
@@ -177,9 +177,9 @@ def encode(record: Record) -> bytes:
 
 
 def read_records(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[dict[str, Any] | None, int]]:
-    """Yield records of a file from the byte `start` to `end`, each with the position behind it.
+    """Yield the records of a file from byte `start` to `end`, each with the position after it.
 
-    A last line without its end is skipped. None stands for a damaged line in the middle, which is logged.
+    An incomplete last line is skipped. A damaged line in the middle is logged and yields None.
     """
     with path.open("rb") as file:
         file.seek(start)
@@ -211,7 +211,7 @@ def _note_step(last_steps: dict[str, int], record: Record) -> None:
 
 
 def _append(file: int, size: int, record: Record) -> int:
-    """Bytes in the file after it. A write that fails half-way, for want of room, is taken back."""
+    """Append a record and return the new size of the file. A partial write, as on a full disk, is removed again."""
     line = encode(record)
     try:
         written = 0
@@ -234,6 +234,6 @@ def _locked(path: Path) -> int:
     except BlockingIOError as error:
         os.close(file)
         raise SpoolInUseError(
-            f"{path.parent}: another process holds the record of this run, so it is still in progress; end it first."
+            f"{path.parent}: another process is writing the record of this run, so it is still running; stop it first."
         ) from error
     return file

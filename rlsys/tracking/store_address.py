@@ -1,4 +1,4 @@
-"""Where a run's MLflow store is, and whether this installation can reach a store of that kind. MLflow is not loaded."""
+"""The address of a run's MLflow store, and a check for its database driver that does not load MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlsys.urls import masked_url
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
 PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-"""What is installed, by what is imported, where the names differ."""
+"""Package names by the name of the module, where they differ."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -29,7 +29,7 @@ def store_uri(config: RunConfig) -> str:
 
 
 def require_driver(uri: str) -> None:
-    """Raise TrackingError where a database's driver is not installed."""
+    """Raise TrackingError if the driver of a database is not installed."""
     if uri.partition("://")[0].partition("+")[0] not in DATABASES:
         return
     from sqlalchemy.engine import make_url

@@ -1,8 +1,8 @@
-"""The record of a run in MLflow: config, versions, metrics, samples, tables, the model.
+"""Record a run in MLflow: config, versions, metrics, samples, tables and the model.
 
-A run's records go to a spool in its folder, and from there to MLflow on a thread of their own. A step pays
-for writing a line to a file and never for the store's disk or network; while a tracking server is away the
-run continues, and its records are sent when the server is back, in order and once.
+Records are written to a spool in the run's folder and uploaded to MLflow by a separate thread. A step only
+costs appending a line to a file, never the store's disk or network. While a tracking server is unreachable the
+run continues; its records are uploaded when the server is back, in order and exactly once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rlsys.config.run import RunConfig
 from rlsys.end_signals import end_on_signals, rearm
 from rlsys.tracking.metrics import MetricNames
 from rlsys.tracking.mlflow_store import MlflowRun, start_record, table_json
-from rlsys.tracking.samples import choose_samples, verdict_rows
+from rlsys.tracking.sample_rows import choose_samples, verdict_rows
 from rlsys.tracking.spool import Record, Spool
 from rlsys.tracking.store_address import TrackingError, require_driver, store_uri
 from rlsys.tracking.unsent import FILES_FOLDER, Address, current_id, send_command, spool_folder
@@ -36,18 +36,18 @@ from rlsys.urls import masked_url
 
 log = logging.getLogger(__name__)
 
-MAX_UNWRITTEN = 1000  # records that are kept in memory while the disk takes none
-KILLED_CLOSE_S = 5.0  # a scheduler that ends a run by a signal does not wait long
+MAX_UNWRITTEN = 1000  # records kept in memory while the disk cannot be written to
+KILLED_CLOSE_S = 5.0  # a scheduler that stops a run by a signal does not wait long
 
 
 class Tracker:
-    """One MLflow run, open inside `with`.
+    """One MLflow run, open inside a `with` block.
 
-    It ends FINISHED, FAILED on an error, and KILLED on Ctrl-C or a signal of `rlsys.end_signals`.
+    Its final status is FINISHED, FAILED after an error, or KILLED after Ctrl-C or a signal of `rlsys.end_signals`.
 
-    run_id: continue this run instead of opening one. What an earlier process could not send goes first, and
-    steps that are recorded already are not recorded again. Raises TrackingError when the store does not have it,
-    or does not answer for `tracking.wait_s`.
+    run_id: continue this run instead of creating one. Records that an earlier process could not upload go first, and
+    steps that are recorded already are not recorded again. Raises TrackingError if the store does not have the run
+    or does not respond for `tracking.wait_s`.
     """
 
     def __init__(self, config: RunConfig, *, run_id: str | None = None, patience: Patience | None = None) -> None:
@@ -78,20 +78,20 @@ class Tracker:
             self._spool.last_steps["metrics"] = self._insist(store.last_step)
             self._spool.last_steps["rows"] = self._spool.last_steps["metrics"]
         if waiting := self._spool.num_waiting:
-            log.info("%d records of this run were not sent yet and go first", waiting)
-            self._spool.append({"kind": "running"})  # after the end that an earlier process recorded
+            log.info("%d records of this run were not uploaded yet and go first", waiting)
+            self._spool.append({"kind": "running"})  # an earlier process recorded an end
         self._spool.append(start)
         self._uploader = Uploader(self._spool, store, folder, self._patience)
         self._uploader.wake()
         self._signals.enter_context(end_on_signals())
         rearm()
         log.info("MLflow run %s in %s", self.run_id, masked_url(self.uri))
-        log.info("look at it: %s", self.how_to_open)
+        log.info("open it with: %s", self.how_to_open)
         return self
 
     @property
     def how_to_open(self) -> str:
-        """The address or command that shows the runs of this store."""
+        """The URL or the command that shows the runs of this store."""
         uri = masked_url(self.uri)
         return (
             uri
@@ -105,7 +105,7 @@ class Tracker:
 
     @property
     def num_unsent(self) -> int:
-        """Records that the store has not taken yet."""
+        """Number of records that have not been uploaded yet."""
         return self._spool.num_waiting + len(self._unwritten)
 
     def __exit__(
@@ -120,14 +120,14 @@ class Tracker:
         except OSError:
             if error is None:
                 raise
-            log.exception("a part of the run's record is lost")  # the run's own error matters more
+            log.exception("part of the run's record is lost")  # the run's own error matters more
         finally:
             self._spool.close()
 
     def log_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step, all or none; a step that is recorded already is left as it is.
+        """Record the metrics of one step, all or none; a step that is recorded already is not changed.
 
-        NaN and infinities are skipped and counted in `perf/nonfinite_metrics`.
+        NaN and infinite values are skipped and counted in `perf/nonfinite_metrics`.
         """
         self._names.add(metrics)
         if self._is_recorded("metrics", step):
@@ -138,14 +138,14 @@ class Tracker:
             finite["perf/nonfinite_metrics"] = float(len(missing))
             if new := [name for name in missing if name not in self._warned]:
                 self._warned.update(new)
-                log.warning("step %d: not a finite number and not sent to MLflow: %s", step, ", ".join(new))
-        # the time is part of what tells a point from its repetition, so it is set here once and for all
+                log.warning("step %d: skipped metrics that are not finite: %s", step, ", ".join(new))
+        # the timestamp is part of a point's identity, so it is fixed here for all repeated uploads
         self._put({"kind": "metrics", "step": step, "time_ms": _now_ms(), "values": finite})
 
     def log_samples(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Keep `tracking.samples_per_step` responses, and every verdict of the judge.
+        """Record `tracking.samples_per_step` responses, and every verdict of the judge.
 
-        They reach MLflow every ten steps: samples as a table, verdicts as JSON lines under `verdicts/`.
+        They are uploaded every ten steps: samples as a table, verdicts as JSON lines under `verdicts/`.
         """
         if self._is_recorded("rows", step):
             return
@@ -155,23 +155,23 @@ class Tracker:
             self._put({"kind": "rows", "step": step, "samples": samples, "verdicts": verdicts})
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table artifact `tables/NAME.json`; columns are the union of the rows' keys, in order of appearance."""
+        """Record a table as the artifact `tables/NAME.json`; its columns are all keys of the rows, in order."""
         self._put({"kind": "table", "name": f"tables/{name}.json", "text": table_json(rows)})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep the file as it is now among the run's artifacts, under `folder`."""
+        """Record a copy of the file as an artifact of the run, under `folder`."""
         target = self._file_place() / Path(path).name
         shutil.copyfile(path, target)
         self._put({"kind": "file", "path": self._relative(target), "folder": folder})
 
     def log_model_folder(self, path: Path) -> None:
-        """Keep a model folder as the artifact folder `model`. Its files may be removed later, but not rewritten."""
+        """Record a model folder as the artifact folder `model`. Its files may be deleted later but not rewritten."""
         target = self._file_place() / "model"
         shutil.copytree(path, target, copy_function=_link_or_copy)
         self._put({"kind": "folder", "path": self._relative(target), "folder": "model"})
 
     def sync(self) -> None:
-        """Bring all records to the disk: for a checkpoint, after which their steps are not run again."""
+        """Flush all records to disk; needed before a checkpoint, after which their steps are not repeated."""
         self._spool.sync()
 
     def _open(self, store: MlflowRun) -> None:
@@ -194,13 +194,13 @@ class Tracker:
         except StoreError as error:
             remedy = ""
             if self._resumed_id and error.status == 404 and spool_folder(self._folder, self._resumed_id).exists():
-                remedy = f"; make the run anew from its record: {send_command(self._folder)}"
+                remedy = f"; recreate the run from its local record: {send_command(self._folder)}"
             raise TrackingError(f"MLflow store {masked_url(self.uri)}: {error}{remedy}") from error
 
     def _say_waiting(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome:
             log.warning(
-                "MLflow %s does not answer (%s); tried again for %.0f s (tracking.wait_s)",
+                "MLflow %s does not respond (%s); retrying for %.0f s (tracking.wait_s)",
                 masked_url(self.uri),
                 state.outcome.exception(),
                 self._patience.close_s,
@@ -212,7 +212,7 @@ class Tracker:
             return False
         if "repeated" not in self._warned:
             self._warned.add("repeated")
-            log.info("steps %d to %d are in the record already and are not recorded again", step, last)
+            log.info("steps %d to %d are recorded already and are not recorded again", step, last)
         return True
 
     def _put(self, record: Record) -> None:
@@ -226,7 +226,7 @@ class Tracker:
                 raise
             if "disk" not in self._warned:
                 self._warned.add("disk")
-                log.warning("the record cannot be written and is kept in memory for now: %s", error)
+                log.warning("the run's record cannot be written to disk and is kept in memory: %s", error)
         if record["kind"] != "end":
             self._uploader.check()
         self._uploader.wake()
@@ -238,7 +238,7 @@ class Tracker:
             raise OSError(f"{len(self._unwritten)} records of the run could not be written to {folder}")
         if self._spool.num_waiting:
             log.warning(
-                "MLflow %s did not take %d records of this run (%s). They wait in %s; send them with: %s",
+                "MLflow %s did not accept %d records of this run (%s). They are kept in %s; upload them with: %s",
                 masked_url(self.uri),
                 self._spool.num_waiting,
                 self._uploader.last_error,
@@ -246,10 +246,10 @@ class Tracker:
                 send_command(self._folder),
             )
         elif self._uploader.num_refused:
-            log.warning("%d refused records are in %s", self._uploader.num_refused, folder)
+            log.warning("%d rejected records are in %s", self._uploader.num_refused, folder)
 
     def _file_place(self) -> Path:
-        """A new folder for a copy that waits to be sent."""
+        """Return a new folder for a copy that is to be uploaded."""
         folder = spool_folder(self._folder, self.run_id) / FILES_FOLDER
         while (place := folder / f"{self._num_files:06d}").exists():
             self._num_files += 1
@@ -261,14 +261,14 @@ class Tracker:
 
 
 def status_of(error: BaseException | None) -> str:
-    """MLflow's word for how a run ended."""
+    """Return MLflow's status of a run that ended with this error."""
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    # a checkpoint's files are never rewritten, so a second name keeps them without their room on the disk
+    # a checkpoint's files are never rewritten, so a hard link keeps them without using disk space
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

@@ -1,4 +1,4 @@
-"""Records that runs could not send to their tracking server: where they wait, and sending them later."""
+"""Records that runs could not upload to their tracking server: where they are kept, and how to upload them later."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FOLDER = "tracking"
 FILES_FOLDER = "files"
 ADDRESS_FILE = "address.json"
 MOVED = ".moved"
-"""Suffix of the file that names the run which stands for another one."""
+"""Suffix of the file that names the run which replaces another one."""
 
 
 class UnsentError(UserError):
-    """There is nothing to send, or it could not be sent; the message says which."""
+    """There is nothing to upload, or the upload failed; the message says which."""
 
 
 def spool_folder(run_folder: Path, run_id: str) -> Path:
@@ -34,81 +34,79 @@ def spool_folder(run_folder: Path, run_id: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where the records in a spool's folder go: a store, and what a run is opened with there."""
+    """The destination of the records in a spool: a store, and the settings with which a run is created there."""
 
     uri: str
     experiment: str
     run_name: str
 
     def write(self, folder: Path) -> None:
-        """Keep the address in a spool's folder, without secrets."""
+        """Write the address into a spool's folder, without secrets."""
         write_whole(folder / ADDRESS_FILE, json.dumps(asdict(self) | {"uri": masked_url(self.uri)}) + "\n")
 
     @classmethod
     def read(cls, folder: Path, uri: str | None) -> Address:
-        """Read it back. uri: replaces the one that is kept, which lacks its secrets; see `store_uri` for the others."""
+        """Read the address of a spool. uri: replaces the stored one, which lacks its secrets."""
         kept = {"experiment": "rlsys", "run_name": folder.name, **json.loads((folder / ADDRESS_FILE).read_text())}
         uri = uri or (env.read("MLFLOW_TRACKING_URI") if MASK in kept["uri"] else None) or kept["uri"]
         if MASK in uri:
             raise UnsentError(
-                f"{folder}: goes to {uri}, whose password is not kept on disk; give the address in full with --uri or "
+                f"{folder}: belongs to {uri}, whose password is not stored on disk; give the full URI with --uri or "
                 "in MLFLOW_TRACKING_URI."
             )
         return cls(**kept | {"uri": uri})
 
 
 def current_id(run_folder: Path, run_id: str) -> str:
-    """Return the id of the MLflow run that stands for `run_id`: another one where it had to be made anew."""
+    """Return the present id of the MLflow run `run_id`: another one if the run had to be recreated."""
     while (moved := spool_folder(run_folder, f"{run_id}{MOVED}")).exists():
         run_id = moved.read_text().strip()
     return run_id
 
 
 def send_command(run_folder: Path) -> str:
-    """Return the command that sends them."""
+    """Return the command that uploads the records of a run."""
     return f"rlsys tracking send {run_folder}"
 
 
 def send(
     run_folder: Path, patience: Patience, uri: str | None = None, *, is_all_sent_again: bool = False
 ) -> Iterator[str]:
-    """Send what waits in a run's folder, refused records too; yield a line for each MLflow run.
+    """Upload the pending and the rejected records in a run's folder; yield a line for each MLflow run.
 
-    A run that its store does not have any more is made anew, whole and with another id.
-    uri: where to, when the server has moved.  is_all_sent_again: what the store took already as well, for one that was
-    restored from an older copy. Raises UnsentError when something is left.
+    A run that its store has lost is recreated in full, under another id.
+    uri: the server's address if it has moved.  is_all_sent_again: upload acknowledged records as well, for a store that
+    was restored from an older copy. Raises UnsentError if records remain.
     """
     addresses = sorted(Path(run_folder).glob(f"{FOLDER}/*/{ADDRESS_FILE}"), key=lambda path: path.stat().st_mtime)
     if not addresses:
-        raise UnsentError(
-            f"{run_folder}: no records of a run in {Path(run_folder) / FOLDER}; give a run's output folder."
-        )
+        raise UnsentError(f"{run_folder}: no records of a run in {Path(run_folder) / FOLDER}; give a run's output_dir.")
     left = []
     for file in addresses:
         address = Address.read(file.parent, uri)
         folder, is_new = _with_run(file.parent, address)
         if is_new:
-            yield f"MLflow run {file.parent.name} is not in {masked_url(address.uri)}; made anew as {folder.name}"
+            yield f"MLflow run {file.parent.name} is not in {masked_url(address.uri)}; recreated as {folder.name}"
         if is_new or is_all_sent_again:
             (folder / POSITION_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)  # gathered again from the spool
+            shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)  # collected again from the spool
         number, unsent, problem = _send_run(folder, address.uri, patience)
-        yield f"MLflow run {folder.name}: sent {number} records"
+        yield f"MLflow run {folder.name}: uploaded {number} records"
         if unsent or problem:
-            left.append(f"{folder}: {unsent} records are left ({problem})")
+            left.append(f"{folder}: {unsent} records remain ({problem})")
     if left:
         raise UnsentError("\n".join(left))
 
 
 def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
-    """The spool's folder, under the id of a new run where the store has lost the old one; whether it did."""
-    Spool(folder).close()  # refuses while the run is in progress
+    """Return the spool's folder, and whether the store lost the run, so that the folder has a new run's id."""
+    Spool(folder).close()  # raises while the run is in progress
     try:
         if not MlflowRun(address.uri, folder.name).is_lost():
             return folder, False
         run = MlflowRun(address.uri)
         run.create(address.experiment, address.run_name)
-    except StoreError:  # away or broken: sending says so, after some attempts
+    except StoreError:  # unreachable or broken: the upload reports that after some attempts
         return folder, False
     write_whole(folder.with_name(f"{folder.name}{MOVED}"), f"{run.run_id}\n")
     new = folder.with_name(run.run_id)
@@ -118,7 +116,7 @@ def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
 
 
 def _send_run(folder: Path, uri: str, patience: Patience) -> tuple[int, int, str]:
-    """Records sent, records left, and why."""
+    """Upload a run's records; return how many were uploaded, how many remain, and why."""
     spool = Spool(folder)
     try:
         _readmit(spool, folder / REFUSED_FILE)
@@ -144,9 +142,9 @@ def _readmit(spool: Spool, refused: Path) -> None:
 
 
 def require_sent(run_folder: Path, output_dir: Path) -> None:
-    """Raise UnsentError when a run that is resumed in another folder left records in its own.
+    """Raise UnsentError if a run to be resumed in another folder has unsent records in its own.
 
-    They would come after those of the steps that it repeats, and be recorded twice.
+    They would arrive after the records of the repeated steps, and those steps would be recorded twice.
     """
     if Path(run_folder).resolve() == Path(output_dir).resolve():
         return
@@ -156,6 +154,6 @@ def require_sent(run_folder: Path, output_dir: Path) -> None:
         spool.close()
         if num_waiting:
             raise UnsentError(
-                f"{address.parent}: {num_waiting} records of this run wait for its tracking server, and output_dir is "
-                f"another folder; send them first: {send_command(run_folder)}"
+                f"{address.parent}: {num_waiting} records of this run are not uploaded yet, and output_dir is "
+                f"another folder; upload them first: {send_command(run_folder)}"
             )

@@ -1,4 +1,4 @@
-"""Send a spool's records to the tracking server on a thread of its own, for as long as that takes."""
+"""Upload a spool's records to the tracking server on a separate thread, retrying as long as necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from rlsys.tracking.row_blocks import STEPS_PER_FILE, RowBlock, RowBlocks
+from rlsys.tracking.sample_buffer import STEPS_PER_FILE, SampleBlock, SampleBuffer
 from rlsys.tracking.spool import Record, Spool, encode
 
 log = logging.getLogger(__name__)
@@ -26,37 +26,37 @@ STEP_KINDS = ("metrics", "rows")
 
 
 class StoreError(Exception):
-    """The store did not take something. status: as HTTP counts them; 500 where there was no answer at all."""
+    """The store did not accept a call. status: the HTTP status; 500 if there was no response at all."""
 
     def __init__(self, message: str, *, status: int) -> None:
         super().__init__(message)
         self.status = status
         self.is_refusal = status in (400, 413, 422)
-        """The record itself is at fault; it would not be taken later either."""
+        """Whether the record itself is invalid, so that it would not be accepted later either."""
         self.is_away = status >= 500 or status in (408, 429)
-        """The store may well take it later. Neither: it is for a person to put right, a token or a deleted run."""
+        """Whether the store may accept it later. If neither holds, a person must act (a token, a deleted run)."""
 
 
 class Store(Protocol):
-    """Where records go. A call that is repeated with the same argument changes nothing. Raises StoreError."""
+    """The destination of records. Calls are idempotent. Raises StoreError."""
 
     uri: str
 
     def log_metrics(self, records: Sequence[Record]) -> None: ...
-    def log_rows(self, block: RowBlock) -> None: ...
+    def log_rows(self, block: SampleBlock) -> None: ...
     def log_other(self, record: Record) -> None: ...
     def is_there(self) -> bool:
-        """Whether the store answers now and has this run, not deleted."""
+        """Return whether the store responds now and has this run, not deleted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Seconds. A step of the run waits for none of them.
+    """Time limits of the uploader, in seconds. No step of the run waits for any of them.
 
-    close_s: after the end of the run, since the store last took something.
-    max_pause_s: between two attempts while the store is away; pauses are random and grow up to it.
-    blocked_s: after which something that fails is set aside if the store answers otherwise.
-    together_s: between two rounds of sending; short steps share one.
+    close_s: after the end of the run, since the store last accepted a record.
+    max_pause_s: longest pause between attempts while the store is unreachable; pauses are random and growing.
+    blocked_s: time after which a failing record is set aside if the store accepts others.
+    together_s: interval of uploads; short steps share one.
     """
 
     close_s: float = 60.0
@@ -66,18 +66,18 @@ class Patience:
 
 
 class _StoppedTrying(Exception):
-    """The time for closing is over."""
+    """The time limit for closing has passed."""
 
 
 class Uploader:
-    """Sends what is appended to `spool` until it is closed. An error that is not the store's surfaces at `check`."""
+    """Uploads what is appended to `spool` until it is closed. Errors other than the store's surface at `check`."""
 
     def __init__(self, spool: Spool, store: Store, folder: Path, patience: Patience) -> None:
         self._spool, self._store, self._folder, self._patience = spool, store, Path(folder), patience
-        self._blocks = RowBlocks(self._folder / ROWS_FOLDER)
+        self._blocks = SampleBuffer(self._folder / ROWS_FOLDER)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._close_s = patience.close_s
-        self._took_at = time.monotonic()  # when the store last took something, or closing began
+        self._took_at = time.monotonic()  # when the store last accepted a record, or closing began
         self._away_since: float | None = None
         self.last_error = ""
         self.num_refused = 0
@@ -94,9 +94,10 @@ class Uploader:
             self._work.result()
 
     def close(self, close_s: float | None = None) -> bool:
-        """Send what is left, for at most `close_s` (None: the patience's) since something was taken. Whether all went.
+        """Upload the remaining records and return whether all were accepted.
 
-        A call to the store that is under way is waited for, which its own timeout bounds.
+        Gives up `close_s` seconds (None: the patience's) after the store last accepted a record. A call in progress is
+        waited for, within its own timeout.
         """
         self._close_s = self._patience.close_s if close_s is None else close_s
         self._took_at = time.monotonic()
@@ -169,7 +170,7 @@ class Uploader:
         return {**record, "path": str(self._folder / record["path"])} if "path" in record else record
 
     def _patiently(self, call: Callable[[Any], None], argument: Any) -> None:  # noqa: ANN401
-        """StoreError only for what is to be set aside."""
+        """Call until it succeeds. Raises StoreError only for a record that is to be set aside."""
         Retrying(
             retry=retry_if_exception(self._is_worth_another_try),
             wait=wait_random_exponential(multiplier=0.5, max=self._patience.max_pause_s),
@@ -184,7 +185,7 @@ class Uploader:
             self._away_since = None
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
-        # a run that someone has deleted refuses everything until it is restored
+        # a deleted run rejects everything until it is restored
         return isinstance(error, StoreError) and not (error.is_refusal and self._store.is_there())
 
     def _is_blocked(self, state: RetryCallState) -> bool:
@@ -199,7 +200,7 @@ class Uploader:
         if self._away_since is None:
             self._away_since = time.monotonic()
             log.warning(
-                "MLflow %s does not take the run's record (%s); the run continues, its records wait in %s",
+                "MLflow %s does not accept the run's record (%s); the run continues, its records are kept in %s",
                 self._store.uri,
                 self.last_error,
                 self._folder,
@@ -220,12 +221,12 @@ class Uploader:
         with path.open("ab") as file:
             file.write(encode(record))
         log.error(
-            "MLflow %s refused a %s record, which is kept in %s: %s", self._store.uri, record["kind"], path, error
+            "MLflow %s rejected a %s record, which is kept in %s: %s", self._store.uri, record["kind"], path, error
         )
 
 
 def first_group(records: Sequence[Record]) -> Sequence[Record]:
-    """What goes together: the steps at the front, as many as one call's metrics allow, or one other record."""
+    """Return the first records that share a call: as many steps as its limit of metrics allows, or one other record."""
     num_metrics = 0
     for index, record in enumerate(records):
         num_metrics += len(record["values"]) if record["kind"] == "metrics" else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.tracking.row_blocks import RowBlocks
+from rlsys.tracking.sample_buffer import SampleBuffer
 from rlsys.tracking.spool import Spool, SpoolInUseError, encode, read_records
 from rlsys.tracking.uploader import first_group
 from tests.support.pace import patience
@@ -158,7 +158,7 @@ def test_a_record_for_which_the_disk_has_no_room_leaves_nothing_behind(
 
 def test_two_processes_cannot_have_one_spool(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    with pytest.raises(SpoolInUseError, match="still in progress"):
+    with pytest.raises(SpoolInUseError, match="still running"):
         Spool(tmp_path)
     spool.close()
     Spool(tmp_path).close()
@@ -179,7 +179,7 @@ def row(step: int) -> dict[str, object]:
 
 
 def test_rows_wait_for_the_steps_that_share_their_file_and_count_once(tmp_path: Path) -> None:
-    blocks = RowBlocks(tmp_path)
+    blocks = SampleBuffer(tmp_path)
     blocks.add([row(7), row(8)])
     # the process died in the middle of a line, and the records after it come again
     file = next(tmp_path.glob("*.jsonl"))

@@ -144,7 +144,7 @@ def test_a_run_whose_store_is_lost_is_made_anew_from_its_record(
         else:
             database.write_bytes(b"" if change == "emptied" else b"not a database " * 10_000)
         log_steps(tracker, range(13, 16))
-    assert f"send them with: rlsys tracking send {folder}" in caplog.text
+    assert f"upload them with: rlsys tracking send {folder}" in caplog.text
     if change == "overwritten":
         failed = rlsys("tracking", "send", str(folder), "--wait-s", "0")
         assert failed.returncode == 2 and "file is not a database" in failed.stderr, failed
@@ -173,7 +173,7 @@ def test_a_resumed_run_whose_store_is_lost_names_the_remedy_and_continues_after_
         log_steps(tracker, range(1, 4))
     elsewhere = make_config(folder, uri=f"sqlite:///{tmp_path}/two.db")  # as a store that was lost would be
     with (
-        pytest.raises(TrackingError, match=f"make the run anew from its record: rlsys tracking send {folder}"),
+        pytest.raises(TrackingError, match=f"recreate the run from its local record: rlsys tracking send {folder}"),
         Tracker(elsewhere, run_id=tracker.run_id, patience=QUICK),
     ):
         pass
@@ -190,7 +190,7 @@ def test_everything_is_sent_again_where_asked_and_is_there_once(tmp_path: Path) 
     with Tracker(make_config(folder), patience=QUICK) as tracker:
         log_steps(tracker, range(1, 4))
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder), "--all"])
-    assert "sent 8 records" in sent.output, sent.output  # start, metrics and rows of three steps, end
+    assert "uploaded 8 records" in sent.output, sent.output  # start, metrics and rows of three steps, end
     assert steps_in(tracker.uri, tracker.run_id) == [1, 2, 3]
 
 
@@ -265,7 +265,7 @@ def test_a_password_in_the_address_is_neither_shown_nor_kept(
     assert SECRET not in caplog.text and shown in caplog.text and SECRET not in tracker.how_to_open
     # the address that is kept lacks the password, so it is asked for
     failed = CliRunner().invoke(app, ["tracking", "send", str(folder)])
-    assert failed.exit_code == 2 and "password is not kept" in failed.output and "--uri" in failed.output
+    assert failed.exit_code == 2 and "password is not stored" in failed.output and "--uri" in failed.output
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder)], env={"MLFLOW_TRACKING_URI": uri})
     assert sent.exit_code == 0, sent.output
     unreachable = make_config(tmp_path / "other", uri=f"http://me:{SECRET}@127.0.0.1:9")

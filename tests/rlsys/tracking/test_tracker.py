@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.tracking.mlflow_store import MlflowRun, flatten, table_json
-from rlsys.tracking.samples import choose_samples
+from rlsys.tracking.sample_rows import choose_samples
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker, status_of
 from tests.support.factories import make_group, make_scored
@@ -180,13 +180,13 @@ def test_opening_again_after_a_lost_answer_finds_the_run_that_was_made(folder: P
     assert store.run_id == made != another.run_id
 
 
-def test_numbers_that_are_not_finite_are_left_out_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_numbers_that_are_not_finite_are_skipped_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Tracker(make_config(folder / "endings")) as tracker:
         for step in (1, 2):
             tracker.log_step(step, {"loss/policy": float("nan"), "loss/kl": float("inf"), "optim/lr": 0.1})
     metrics = MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics
     assert metrics == {"optim/lr": 0.1, "perf/nonfinite_metrics": 2.0}
-    assert sum("not a finite number" in message for message in caplog.messages) == 1
+    assert sum("metrics that are not finite" in message for message in caplog.messages) == 1
 
 
 def test_a_name_that_mlflow_would_mix_up_is_refused(folder: Path) -> None:

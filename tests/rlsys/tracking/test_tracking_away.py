@@ -131,11 +131,11 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
         curve.write_text("as it is now")
         tracker.log_model_folder(model)
         (model / "config.json").unlink()
-    assert f"send them with: rlsys tracking send {folder}" in caplog.text
-    with pytest.raises(UnsentError, match=f"send them first: rlsys tracking send {folder}"):
+    assert f"upload them with: rlsys tracking send {folder}" in caplog.text
+    with pytest.raises(UnsentError, match=f"upload them first: rlsys tracking send {folder}"):
         require_sent(folder, tmp_path / "another")
     failed = CliRunner().invoke(app, ["tracking", "send", str(folder), "--wait-s", "0"])
-    assert failed.exit_code == 2 and "records are left" in failed.output
+    assert failed.exit_code == 2 and "records remain" in failed.output
     server.start()
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder)])
     assert sent.exit_code == 0, sent.output
@@ -144,7 +144,7 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert Path(client.download_artifacts(tracker.run_id, "curve.txt")).read_text() == "as it was"
     assert Path(client.download_artifacts(tracker.run_id, "model/config.json")).read_text() == "{}"
-    assert "sent 0 records" in CliRunner().invoke(app, ["tracking", "send", str(folder)]).output
+    assert "uploaded 0 records" in CliRunner().invoke(app, ["tracking", "send", str(folder)]).output
 
 
 def test_records_whose_receipt_was_lost_are_sent_again_and_are_there_once(
@@ -155,7 +155,7 @@ def test_records_whose_receipt_was_lost_are_sent_again_and_are_there_once(
         say(tracker, range(1, 25))
     (folder / "tracking" / tracker.run_id / "position").unlink()
     sent = CliRunner().invoke(app, ["tracking", "send", str(folder)])
-    assert "sent 50 records" in sent.output  # the start, metrics and rows of 24 steps, and the end
+    assert "uploaded 50 records" in sent.output  # the start, metrics and rows of 24 steps, and the end
     check_once_and_whole(server.uri, tracker.run_id, 24)
 
 
@@ -180,7 +180,7 @@ def test_a_killed_drivers_records_are_sent_when_it_goes_on(tmp_path: Path, serve
         assert driver.stdin is not None and driver.stdout is not None
         run_id = driver.stdout.readline().strip()
         with (
-            pytest.raises(SpoolInUseError, match="still in progress"),
+            pytest.raises(SpoolInUseError, match="still running"),
             Tracker(config, run_id=run_id, patience=quick()),
         ):
             pass

@@ -1,4 +1,4 @@
-"""Rows of samples and verdicts, gathered on disk until the steps that share a file are together."""
+"""Buffer the rows of samples and verdicts on disk until all steps that share a file are complete."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ STEPS_PER_FILE = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowBlock:
-    """Rows of up to `STEPS_PER_FILE` steps, in order, and the file that keeps them until `forget`."""
+class SampleBlock:
+    """The rows of up to `STEPS_PER_FILE` steps, in order, and the file that buffers them until `forget`."""
 
     path: Path
     samples: Sequence[Mapping[str, Any]]
@@ -25,14 +25,14 @@ class RowBlock:
         self.path.unlink()
 
 
-class RowBlocks:
-    """One file per block in `folder`. A step may be added twice, after a crash; it counts once."""
+class SampleBuffer:
+    """A buffer with one file per block in `folder`. A step that is added again, after a crash, counts once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what each `{"step", "samples", "verdicts"}` holds, of one block; on the disk when this returns."""
+        """Add records `{"step", "samples", "verdicts"}` of one block; they are flushed to disk when this returns."""
         self._folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self._path(records[0]["step"]), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -43,8 +43,8 @@ class RowBlocks:
         finally:
             os.close(file)
 
-    def complete(self, step: int | None) -> list[RowBlock]:
-        """The blocks that `step` is no part of, oldest first; all of them for None."""
+    def complete(self, step: int | None) -> list[SampleBlock]:
+        """Return the blocks that `step` does not belong to, oldest first; all blocks for None."""
         if not self._folder.is_dir():
             return []
         still_open = None if step is None else self._path(step)
@@ -55,12 +55,12 @@ class RowBlocks:
 
 
 def steps_name(rows: Sequence[Mapping[str, Any]]) -> str:
-    """`step_000010_to_000019`, of the first row and the last."""
+    """Return a name such as `step_000010_to_000019` from the first and the last row."""
     return f"step_{rows[0]['step']:06d}_to_{rows[-1]['step']:06d}"
 
 
 def _whole_bytes(file: int) -> int:
-    """Bytes up to the end of the last whole line: a process may have died while it wrote one."""
+    """Return the length up to the end of the last complete line: a process may have died while writing one."""
     size = os.fstat(file).st_size
     for end in range(size, 0, -4096):
         start = max(0, end - 4096)
@@ -70,10 +70,10 @@ def _whole_bytes(file: int) -> int:
     return 0
 
 
-def _read(path: Path) -> RowBlock:
+def _read(path: Path) -> SampleBlock:
     by_step = {record["step"]: record for record, _ in read_records(path) if record is not None}
     records = [by_step[step] for step in sorted(by_step)]
-    return RowBlock(
+    return SampleBlock(
         path=path,
         samples=[row for record in records for row in record["samples"]],
         verdicts=[row for record in records for row in record["verdicts"]],

@@ -1,4 +1,4 @@
-"""Responses as rows of a table that a person reads."""
+"""Build the table rows of sampled responses and of the judge's verdicts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _scores(scored: ScoredGroup, index: int) -> dict[str, float]:
 
 
 def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
-    """Return one response with its question and scores as a row; `reward` and scores are None where scoring failed."""
+    """Return one response with its question and scores as a row; `reward` and scores are None if scoring failed."""
     item, rollout = scored.group.item, scored.group.rollouts[index]
     is_valid = bool(scored.is_valid[index])
     values = _scores(scored, index)
@@ -69,7 +69,7 @@ def sample_row(step: int, scored: ScoredGroup, index: int) -> dict[str, Any]:
 
 
 def _in_words(evidence: Any) -> str:  # noqa: ANN401
-    """The judge's verdicts on the reference's events, as a person reads them in a table."""
+    """Return the judge's verdicts on the reference's events as readable text."""
     if not isinstance(evidence, dict) or not evidence.get("recall"):
         return ""
     lines = [
