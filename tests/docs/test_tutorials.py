@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,7 +88,8 @@ def output_of(command: str, folder: Path, variables: dict[str, str]) -> str:
 def variables() -> dict[str, str]:
     """The environment of a person who has the virtual environment on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    of_the_tests = ("PYTHONPATH", "MLFLOW_TRACKING_URI", "PYTEST_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(of_the_tests)}
     return {**kept, "PATH": path}
 
 
@@ -95,6 +97,18 @@ def variables() -> dict[str, str]:
 @pytest.mark.parametrize("name", ["add_a_reward", "bring_your_own_data"])
 def test_a_tutorial_works_in_an_empty_folder(name: str, tmp_path: Path, variables: dict[str, str]) -> None:
     run_page((TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), tmp_path, variables)
+
+
+@pytest.mark.stack
+def test_a_task_is_added_to_a_copy_of_the_source_tree(tmp_path: Path, variables: dict[str, str]) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (REPO / name).exists() or (REPO / name).is_symlink():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPO / name, tmp_path / name, follow_symlinks=False)
+    page = (TUTORIALS / "add_a_task.md").read_text(encoding="utf-8")
+    # the environment's packages are those of the checkout
+    run_page(page, tmp_path, {**variables, "PYTHONPATH": str(tmp_path)})
 
 
 def test_numbers_and_dots_of_an_expected_line_stand_for_others() -> None:

@@ -246,7 +246,7 @@ def _truth(task: str, row: _VttsRow, answer: _RowAnswer, clue: Clue, size: Size 
         return _as_fractions(clue.boxes or [], size) if in_pixels and size else clue.boxes
     if task == "captioning":
         return {"caption": row.caption, **({"events": row.events} if row.events else {})}
-    if task in ("numeric_qa", "video_quality"):
+    if answer.kind in ("number", "phrase"):
         return answer.value
     if task == "temporal_grounding":
         return clue.periods[0]
