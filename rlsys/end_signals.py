@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, turned into an orderly exit."""
+"""Turn termination signals into an orderly exit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _before: dict[signal.Signals, Any] = {}
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
-    """Within the block a signal of ENDING raises SystemExit(128 + its number), so every `with` on the way out acts.
+    """Within the block, a signal of ENDING raises SystemExit(128 + its number), so that every `with` block cleans up.
 
-    A signal that is ignored, as `nohup` has SIGHUP, stays ignored. Outside of the main thread, where Python takes no
-    signals, and inside another such block nothing changes.
+    Ignored signals (as SIGHUP under `nohup`) stay ignored. Outside the main thread, where Python delivers no signals,
+    and inside another such block nothing changes.
     """
     if _before or threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +36,7 @@ def end_on_signals() -> Iterator[None]:
 
 
 def rearm() -> None:
-    """Take the signals back within `end_on_signals`, after a library has set handlers of its own.
+    """Restore the handlers of `end_on_signals` after a library has set its own.
 
     Ray's C++ code prints stack traces on SIGTERM, and its Python code exits without unwinding.
     """

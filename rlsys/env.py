@@ -1,4 +1,4 @@
-"""Every environment variable that our code reads or sets: name, default, why."""
+"""All environment variables that rlsys reads or sets, with name, default and purpose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Variable:
-    """default: what an unset variable means; None when it has no value of its own."""
+    """An environment variable. default: the value if it is unset; None if there is none."""
 
     name: str
     default: str | None
@@ -72,7 +72,7 @@ READ = {
         Variable(
             name="NO_PROXY",
             default=None,
-            why="The same, as other programs spell it.",
+            why="Lower-case spelling of NO_PROXY, which other programs read.",
         ),
         Variable(
             name="XDG_CACHE_HOME",
@@ -139,17 +139,17 @@ RANKS_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # 
 
 
 def read(name: str) -> str | None:
-    """The variable's value, or its default when it is unset or empty. KeyError for one that is not listed."""
+    """Return a variable's value, or its default if it is unset or empty. Raises KeyError for an unlisted one."""
     return os.environ.get(name) or READ[name].default
 
 
 def be_quiet() -> None:
-    """Set `QUIET` and `PATIENT` in this process where the user has not set otherwise."""
+    """Set `QUIET` and `PATIENT` in this process, except for variables that the user has set."""
     _set_defaults(QUIET | PATIENT)
 
 
 def bound_tracking_calls() -> None:
-    """Set `TRACKING_CALLS` in this process where the user has not set otherwise."""
+    """Set `TRACKING_CALLS` in this process, except for variables that the user has set."""
     _set_defaults(TRACKING_CALLS)
 
 

@@ -1,31 +1,31 @@
-"""The base of errors whose message alone tells a person what to do."""
+"""Errors that several packages raise or handle."""
 
 
 class UserError(Exception):
-    """Bad input or a refused setting: names the thing, the value, the rule and the remedy.
+    """An error that the user can fix; the message names the thing, the value, the rule and the remedy.
 
-    The command line prints it without a traceback and ends with exit code 2.
+    The command line prints the message without a traceback and exits with code 2.
     """
 
 
 class CheckpointError(UserError, ValueError):
-    """There is nothing to resume from; the message says what was found instead."""
+    """There is no usable checkpoint; the message says what was found instead."""
 
 
 class RowUnusable(UserError):
-    """A row of the data cannot be used, whatever is tried. The run can go on without it."""
+    """A row of the data cannot be used, and no retry would help. The run can continue without it."""
 
 
 class LearnerLost(RuntimeError):
-    """Processes of the learner died or hung, through no fault of data or settings. Its last checkpoint is sound."""
+    """Processes of the learner died or hung, not because of data or settings. Its last checkpoint is intact."""
 
 
 class LearnerIntact(RuntimeError):
-    """A call to the learner failed on all of its ranks alike: nothing of it was done, and they can go on."""
+    """A call to the learner failed on all of its ranks alike: it had no effect, and the ranks can continue."""
 
 
 class NotWritten(LearnerIntact):
-    """The disk did not take a checkpoint."""
+    """A checkpoint could not be written to disk."""
 
 
 class CheckpointUnsafe(LearnerIntact, CheckpointError):
@@ -37,7 +37,7 @@ class WeightsDiffer(UserError):
 
 
 class FramesLost(LearnerIntact):
-    """Frames of clips that were asked for are not in the cluster's memory any more, as when their node died.
+    """Frames of requested clips are no longer in the object store, for example because their node died.
 
     references: hex ids of the objects.
     """

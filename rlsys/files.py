@@ -1,6 +1,6 @@
-"""Files that are whole or not there, whatever moment the process or the machine dies at.
+"""Atomic files: complete or absent, whenever the process or the machine dies.
 
-New content is written aside, brought to the disk, and renamed over the old: a reader sees the one or the other.
+New content is written to a temporary name, flushed to disk, and renamed over the old: a reader sees one or the other.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 
 UNFINISHED = ".tmp-"
-"""Start of the name of what is not finished; a process that dies leaves it behind, and readers ignore it."""
+"""Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
 
 
 def aside(path: Path) -> Path:
-    """Where the new content of `path`, a file or folder, is written until it is whole."""
+    """Return the temporary path at which the new content of a file or folder is written until it is complete."""
     return path.with_name(f"{UNFINISHED}{path.name}")
 
 
 def write_whole(path: Path, content: str | bytes, *, synced: bool = True) -> None:
-    """Replace the file `path`, or make it and its folder.
+    """Write the file `path` atomically, creating its folder.
 
-    synced: the content survives the death of the machine too; without it, the file may be empty or cut off then.
-    An OSError leaves the old file as it was, and nothing beside it.
+    synced: whether the content must survive a crash of the machine; if not, the file may be empty or truncated then.
+    An OSError leaves the old file unchanged and no temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,13 +43,13 @@ def write_whole(path: Path, content: str | bytes, *, synced: bool = True) -> Non
 
 
 def rename_synced(source: Path, target: Path) -> None:
-    """Give a file or folder that is whole its name; the name survives the death of the machine when this returns."""
+    """Rename a complete file or folder to its final name; the name survives a crash once this returns."""
     os.rename(source, target)
     sync(target.parent)
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring everything in a folder to the disk."""
+    """Flush everything in a folder to disk."""
     for parent, _, names in os.walk(folder):
         for name in names:
             sync(Path(parent) / name)
@@ -57,7 +57,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or the names in a folder, to the disk."""
+    """Flush a file's content, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Records that cross process borders: frozen, complete when they exist, numpy inside.
+"""Records that cross process boundaries: frozen, always complete, with numpy arrays inside.
 
-Ray hands numpy over zero-copy and read-only; a torch tensor would be copied.
+Ray passes numpy arrays zero-copy and read-only, whereas torch tensors would be copied.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ Json = Any  # what json.loads returns; task truths have a shape of their own per
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpec:
-    """Which frames of which video a prompt shows, before anything is decoded.
+    """The frames of a video that a prompt shows, before anything is decoded.
 
     uri: a video file, or a folder of frame images read in the order of the numbers in their names.
     fps: sampling rate in frames per second of video time.
     min_frames, max_frames: bounds on the number of frames; both even (Qwen2.5-VL merges two).
     min_pixels, max_pixels: bounds on height x width of one resized frame.
     total_pixels: bound on height x width x frames of the resized clip.
-    window_s: (start, end) in seconds of the part to read; None reads all of it. A model sees its times from its start.
-    folder_fps: images per second of a frame folder; None takes them to be at `fps`.
+    window_s: (start, end) in seconds of the part to read; None reads all of it. The model's times count from its start.
+    folder_fps: images per second of a frame folder; None assumes `fps`.
     """
 
     uri: str
@@ -52,7 +52,7 @@ MediaSpec = VideoSpec | ImageSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """What everyone but the vision tower needs to know of a decoded clip.
+    """The metadata of a decoded clip: all that is needed of it besides its frames.
 
     digest: SHA-256 of (file bytes, spec, processor version); equal digests mean equal frames.
     times_s: f64 [T], presentation time of each frame, seconds from the start of the file.
@@ -83,8 +83,8 @@ class Clip:
 class ClipRef:
     """A clip by reference.
 
-    frames: a Ray ObjectRef of u8 [T, H, W, 3] (or the array itself, in one process).
-    Whoever holds the record keeps the frames alive.
+    frames: a Ray ObjectRef of u8 [T, H, W, 3] (or the array itself, within one process).
+    The frames stay in memory as long as any copy of this record exists.
     """
 
     info: ClipInfo
@@ -93,7 +93,7 @@ class ClipRef:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptItem:
-    """One row of an annotation file, ready to be asked.
+    """One row of an annotation file, ready to be turned into a prompt.
 
     prompt_id: "<file stem>:<row>", unique in a run.  task: key of `rlsys.tasks.table.TASKS`.
     question: filled into the task's template.  options: answer options, () when it has none.
@@ -110,10 +110,10 @@ class PromptItem:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """Token ids and positions of one prompt, made once; engine and learner both obey it.
+    """Token ids and positions of one prompt, built once and used by both engine and learner.
 
-    engine_ids: i32 [U], one placeholder per medium, what the engine is given.
-    prompt_ids: i32 [P], placeholders expanded, what the engine must report back.
+    engine_ids: i32 [U], one placeholder per medium, the input of the engine.
+    prompt_ids: i32 [P], placeholders expanded, which the engine must report back.
     position_ids: i32 [3, P], mRoPE (time, height, width) positions.
     next_position: position of the first response token, on all three axes.
     """
@@ -126,7 +126,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to sample. Response i of a group uses seed + i. temperature 0 is greedy."""
+    """Sampling parameters of a group. Response i uses seed + i. temperature 0 is greedy decoding."""
 
     num_samples: int
     temperature: float
@@ -141,7 +141,7 @@ class Rollout:
 
     prompt_ids: i32 [P] as the engine saw them.  response_ids: i32 [R], the end token included.
     response_logprobs: f32 [R], natural log, of the sampling policy at temperature 1.
-    token_versions: i32 [R], of the weights that sampled each token, see `WeightVersion`; never falling.
+    token_versions: i32 [R], version of the weights that sampled each token, see `WeightVersion`; nondecreasing.
     finish_reason: "stop" or "length".
     """
 
@@ -158,7 +158,7 @@ class Rollout:
 
     @property
     def weight_version(self) -> int:
-        """Of the oldest weights that had a part in it."""
+        """Version of the oldest weights that sampled a token of it."""
         return int(self.token_versions[0])
 
 
@@ -175,7 +175,7 @@ class RolloutGroup:
         found = [rollout.sample_index for rollout in self.rollouts]
         if found != list(range(len(found))):
             raise ValueError(
-                f"{self.item.prompt_id}: sample indices {found} are not 0..G-1 in order; a group was split."
+                f"{self.item.prompt_id}: sample indices {found} must be 0..G-1 in order; the group was split."
             )
 
 
@@ -184,12 +184,12 @@ Status = Literal["ok", "abstain", "infra", "malformed"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """What a reward server says of one response.
+    """The result of scoring one response.
 
-    status: "ok" (scores hold), or why there are none: "abstain" (the scorer cannot tell),
-    "infra" (the scorer's own trouble), "malformed" (the scorer's output was unusable).
-    A badly written *response* is not malformed: it is "ok" with format 0.
-    scores: name -> number in [0, 1].  evidence: what a person would want to see.
+    status: "ok" (the scores are valid), or why there are none: "abstain" (the scorer cannot decide),
+    "infra" (a failure of the scorer or the server), "malformed" (the scorer's output was unusable).
+    A badly formatted *response* is not malformed: it is "ok" with format 0.
+    scores: name -> number in [0, 1].  evidence: details for inspection, such as the judge's verdicts.
     """
 
     status: Status
@@ -205,7 +205,7 @@ class ScoredGroup:
 
     score_names: K names.  scores: f32 [G, K], NaN where the response could not be scored.
     rewards: f32 [G], weighted sums; NaN where not valid.  is_valid: bool [G].
-    reasons: G strings, "" or what the scorer said.  evidence: G values, what the judge found, or None.
+    reasons: G strings, "" or the scorer's explanation.  evidence: G values, the judge's verdicts or None.
     spans: phase ("decode", "prompt", "generate", "score") -> (start, end) in seconds of one
     process's monotonic clock.
     """
@@ -224,13 +224,14 @@ class ScoredGroup:
         shapes = (self.scores.shape, self.rewards.shape, self.is_valid.shape)
         if shapes != ((size, len(self.score_names)), (size,), (size,)):
             raise ValueError(
-                f"{self.group.item.prompt_id}: scores, rewards, is_valid have shapes {shapes} for {size} rollouts."
+                f"{self.group.item.prompt_id}: scores, rewards, is_valid have the shapes {shapes}, which do not fit "
+                f"{size} rollouts and {len(self.score_names)} scores."
             )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainBatch:
-    """What one step learns from, in one optimiser update or several.
+    """The batch of one step, for one or several optimiser updates.
 
     objective: "grpo" (clipped policy gradient) or "nll" (supervised: every advantage is 1).
     advantages: per group f32 [G]; 0 for rollouts outside the loss.
@@ -244,7 +245,7 @@ class TrainBatch:
 
     @property
     def num_trained_tokens(self) -> int:
-        """Response tokens that are in the loss."""
+        """Number of response tokens in the loss."""
         return sum(
             rollout.response_ids.size
             for group, mask in zip(self.groups, self.is_trained, strict=True)

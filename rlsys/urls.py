@@ -1,4 +1,4 @@
-"""Addresses as they may be shown: without the secrets in them."""
+"""URLs without their secrets, for messages and records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def masked_url(text: str) -> str:
 
 
 def has_secret(url: str) -> bool:
-    """Whether `masked_url` hides something."""
+    """Return whether the URL contains a secret, which `masked_url` would hide."""
     return masked_url(url) != url
 
 

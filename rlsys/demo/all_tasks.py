@@ -1,7 +1,8 @@
-"""`rlsys demo --tasks all`: one small model learns five tasks at once, scored by the reward service.
+"""`rlsys demo --tasks all`: one small model learns five tasks at once, scored by reward servers.
 
-Drawn clips with a question per task (grounding, tracking, grounded QA, multiple choice, captioning); captions go to
-the embedding judge. As in `rlsys.demo.grounding`, a cold start on partly malformed demonstrations, then GRPO.
+Synthetic clips have one question per task (grounding, tracking, grounded QA, multiple choice, captioning); captions are
+scored by the embedding judge. As in `rlsys.demo.grounding`, GRPO follows a cold start on partly malformed
+demonstrations.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ MEASURES = {
     "grounded_qa": ("miou", "mIoU"),
     "captioning": ("recall", "recall"),
 }
-"""Task -> the held-out metric that says most of it."""
+"""Task -> its main held-out metric."""
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
-    """The whole demonstration in folder `out`; returns what its `summary.json` holds."""
+    """Run the whole demonstration in folder `out` and return the content of its `summary.json`."""
     set_aside(out)
     clock = Clock()
     with clock("total"):
@@ -51,7 +52,7 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
                 name: draw_mixture(out / "data" / name, num_clips=count, seed=1000 * seed + 500 + index)
                 for index, (name, count) in enumerate(NUM_CLIPS.items())
             }
-        log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
+        log.info("generated %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
         make_tiny(out / "models" / "untrained", seed=seed, words="all")
         config = demo_config("demo_all_tasks.yaml", out, seed, clips)
         with clock("start"):
@@ -80,18 +81,18 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
     for line in verdict(results, tuple(ROWS)):
         log.info(line)
     log.info(
-        "%.0f s in all; MLflow run %s; look at it: %s", clock.seconds["total"], tracker.run_id, tracker.how_to_open
+        "%.0f s in all; MLflow run %s; open it with: %s", clock.seconds["total"], tracker.run_id, tracker.how_to_open
     )
     return whole
 
 
 def print_table(title: str, results: Results, tasks: Sequence[str]) -> None:
-    """Task by task, the stages under each other: skill as sampled and as most likely, form, reward."""
+    """Print a table by task and stage: main metric of sampled and greedy answers, format rate, reward."""
     names = {"cold_start": "cold start", "grpo": "GRPO", "shuffled_video": "other video"}
     table = Table(title=title, title_justify="left")
     for heading in ("task", "stage"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("sampled", "most likely", "in form", "reward"):
+    for heading in ("sampled", "greedy", "format", "reward"):
         table.add_column(heading, justify="right")
     for task in tasks:
         key, measure = MEASURES[task]
@@ -109,24 +110,25 @@ def print_table(title: str, results: Results, tasks: Sequence[str]) -> None:
 
 
 def verdict(results: Results, tasks: Sequence[str]) -> list[str]:
-    """What GRPO did to each task's reward, and whether the answers come from the video, in the run's own numbers."""
+    """Return sentences on how GRPO changed each task's reward and whether the answers depend on the video."""
     lines = []
     for task in tasks:
         before, after, shuffled = (
             results[stage][f"sampled/{task}"] for stage in ("cold_start", "grpo", "shuffled_video")
         )
         lines.append(
-            f"{task}: reward {before['reward']:.3f} -> {after['reward']:.3f} as sampled, asked form "
-            f"{before['format']:.0%} -> {after['format']:.0%}; with another clip's video {shuffled['reward']:.3f}"
+            f"{task}: reward {before['reward']:.3f} -> {after['reward']:.3f} (sampled), format rate "
+            f"{before['format']:.0%} -> {after['format']:.0%}; reward with another clip's video "
+            f"{shuffled['reward']:.3f}"
         )
     improved = [
         task
         for task in tasks
         if results["grpo"][f"sampled/{task}"]["reward"] > results["cold_start"][f"sampled/{task}"]["reward"]
     ]
-    left = sorted(set(tasks) - set(improved))
+    others = sorted(set(tasks) - set(improved))
     lines.append(
         f"GRPO raised the reward of {len(improved)} of {len(tasks)} tasks"
-        + (f", not of {', '.join(left)}" if left else "")
+        + (f", but not of {', '.join(others)}" if others else "")
     )
     return lines

@@ -1,8 +1,8 @@
-"""`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO bought.
+"""`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO improved.
 
-Clips are drawn and encoded, a tiny Qwen2.5-VL is made and given a supervised cold start
-with partly malformed demonstrations, GRPO trains it through the whole stack, and the same
-time goes into more supervised steps as a control.
+Clips are generated, a tiny Qwen2.5-VL is created and gets a supervised cold start on partly
+malformed demonstrations, GRPO trains it through the whole stack, and as a control the same
+time is spent on more supervised steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "tracking", "sum
 
 
 def run_demo(out: Path, seed: int) -> dict[str, Any]:
-    """The whole demonstration in folder `out`; returns what its `summary.json` holds."""
+    """Run the whole demonstration in folder `out` and return the content of its `summary.json`."""
     set_aside(out)
     clock = Clock()
     with clock("total"):
@@ -52,7 +52,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
                 name: draw_dataset(out / "data" / name, num_clips=count, seed=1000 * seed + index)
                 for index, (name, count) in enumerate(NUM_CLIPS.items())
             }
-        log.info("drew and encoded %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
+        log.info("generated %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
         make_tiny(out / "models" / "untrained", seed=seed)
         config = demo_config("demo.yaml", out, seed, clips)
         with ExitStack() as resources:
@@ -67,7 +67,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
 def _stages(
     stack: Stack, config: RunConfig, clips: SyntheticSet, clock: Clock
 ) -> tuple[Summary, dict[str, Mapping[str, Mapping[str, float]]]]:
-    """Cold start, GRPO, and both controls that need a policy; held-out metrics by stage."""
+    """Run the cold start, GRPO, and the two controls that need a policy; return held-out metrics by stage."""
     with clock("cold_start"):
         responses = write_demonstrations(config, clips, demonstration_text)
         cold_start = sft(sft_config("demo_cold_start.yaml", config, clips, responses, config.model.path), stack=stack)
@@ -90,7 +90,7 @@ def _stages(
 
 
 def demo_config(name: str, out: Path, seed: int, clips: Mapping[str, SyntheticSet]) -> RunConfig:
-    """The config of that name in `configs/`, on drawn clips ("grpo" to train on, "held_out") and in folder `out`."""
+    """Return a bundled config, set to the generated clips ("grpo" to train on, "held_out") and to folder `out`."""
     return load(
         bundled.FOLDER / name,
         (
@@ -106,7 +106,7 @@ def demo_config(name: str, out: Path, seed: int, clips: Mapping[str, SyntheticSe
 
 
 def sft_config(name: str, demo: RunConfig, clips: SyntheticSet, responses: Path, model: Path) -> RunConfig:
-    """The supervised stage of that name in `configs/`, in a folder of its own and in the demo's MLflow store."""
+    """Return a bundled config of a supervised stage, with its own folder and the demo's MLflow store."""
     folder = demo.output_dir / Path(name).stem
     return load(
         bundled.FOLDER / name,
@@ -123,14 +123,14 @@ def sft_config(name: str, demo: RunConfig, clips: SyntheticSet, responses: Path,
 
 
 def with_model(config: RunConfig, model: str) -> RunConfig:
-    """The config with another checkpoint folder to start from."""
+    """Return the config with another model folder to start from."""
     return config.model_copy(update={"model": config.model.model_copy(update={"path": Path(model)})})
 
 
 def write_demonstrations(
     config: RunConfig, clips: SyntheticSet, text: Callable[[PromptItem, np.random.Generator, float], str]
 ) -> Path:
-    """A file of what `text` answers to each row of `clips`, a share `MALFORMED_FRAC` of it malformed on purpose."""
+    """Write the responses of `text` to each row of `clips`, a share `MALFORMED_FRAC` of them deliberately malformed."""
     rng = np.random.default_rng([config.seed, 1])
     items = load_items(config.data, clips.annotations, clips.videos)
     answers = ((item.prompt_id, text(item, rng, MALFORMED_FRAC)) for item in items)
@@ -138,7 +138,7 @@ def write_demonstrations(
 
 
 def set_aside(out: Path) -> None:
-    """Move what an earlier demo left in `out` to `out/previous/N`; its MLflow store is shared and stays."""
+    """Move the files of an earlier demo in `out` to `out/previous/N`; its MLflow store is shared and stays."""
     earlier = [out / name for name in LEFT_BY_A_DEMO]
     earlier = [path for path in earlier if path.exists()]
     if not earlier:
@@ -177,35 +177,35 @@ def _report(
     for line in verdict(results, whole["seconds"]):
         log.info(line)
     log.info("reward curve: %s", config.output_dir / "reward_curve.png")
-    log.info("MLflow run %s; look at it: %s", tracker.run_id, tracker.how_to_open)
+    log.info("MLflow run %s; open it with: %s", tracker.run_id, tracker.how_to_open)
     return whole
 
 
 def verdict(results: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: Mapping[str, float]) -> list[str]:
-    """What GRPO bought and what it did not, in sentences made of the run's own numbers."""
+    """Return sentences on what GRPO improved and what it did not, from the run's own numbers."""
     before, after, more = (results[stage] for stage in ("cold_start", "grpo", "more_sft"))
     shuffled, constant = results["shuffled_video"]["sampled"]["miou"], results["constant_interval"]["sampled"]["miou"]
     grpo_s = sum(seconds[phase] for phase in ("collect", "update", "sync", "record"))
     sampled_gain = after["sampled"]["miou"] - before["sampled"]["miou"]
     greedy_gain = after["greedy"]["miou"] - before["greedy"]["miou"]
     return [
-        f"GRPO ({grpo_s:.0f} s) took answers sampled at temperature 1 from mIoU {before['sampled']['miou']:.3f} to "
-        f"{after['sampled']['miou']:.3f}, and those in the asked form from {before['sampled']['format']:.0%} to "
-        f"{after['sampled']['format']:.0%}.",
-        f"The most likely answer went from mIoU {before['greedy']['miou']:.3f} to {after['greedy']['miou']:.3f}: "
+        f"GRPO ({grpo_s:.0f} s) raised the mIoU of answers sampled at temperature 1 from "
+        f"{before['sampled']['miou']:.3f} to {after['sampled']['miou']:.3f}, and their format rate from "
+        f"{before['sampled']['format']:.0%} to {after['sampled']['format']:.0%}.",
+        f"The mIoU of greedy answers changed from {before['greedy']['miou']:.3f} to {after['greedy']['miou']:.3f}: "
         + (
-            "GRPO repaired the form and sharpened the policy, it hardly taught it to see more."
+            "GRPO mostly corrected the format and sharpened the policy; it hardly improved localisation."
             if greedy_gain < sampled_gain / 2
-            else "GRPO also taught it to locate better, not only to answer in form."
+            else "GRPO improved localisation as well as the format."
         ),
-        f"As much time in more supervised steps on the same demonstrations ({seconds['more_sft']:.0f} s) gives mIoU "
-        f"{more['sampled']['miou']:.3f} sampled and {more['greedy']['miou']:.3f} greedy, and keeps their flaws: "
-        f"{more['sampled']['format']:.0%} in the asked form, reward {more['sampled']['reward']:.3f} against GRPO's "
-        f"{after['sampled']['reward']:.3f}.",
-        f"Shown another question's video it falls to mIoU {shuffled:.3f}, and the best constant answer has "
+        f"Spending as much time on more supervised steps with the same demonstrations ({seconds['more_sft']:.0f} s) "
+        f"gives mIoU {more['sampled']['miou']:.3f} sampled and {more['greedy']['miou']:.3f} greedy and reproduces "
+        f"their malformed answers: format rate {more['sampled']['format']:.0%}, reward "
+        f"{more['sampled']['reward']:.3f} against GRPO's {after['sampled']['reward']:.3f}.",
+        f"With another question's video the mIoU falls to {shuffled:.3f}; the best constant answer reaches "
         f"{constant:.3f}: "
         + (
-            "its skill comes from the video."
+            "the skill comes from the video."
             if shuffled < constant < after["sampled"]["miou"]
             else "no skill is shown."
         ),

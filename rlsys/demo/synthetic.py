@@ -1,7 +1,7 @@
-"""Video clips that we draw and encode: coloured shapes that come and go, with exact time spans.
+"""Synthetic video clips: coloured shapes that appear and disappear, with exact time spans.
 
-Small enough for a model of a million parameters to learn on two cores, and real files all the same: they are
-encoded, decoded and annotated (in the shape of Charades-STA) as any other data set.
+They are small enough for a model of a million parameters to learn on two cores, yet real files: they are
+encoded, decoded and annotated (in the format of Charades-STA) like any other data set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), 
 SHAPES = ("square", "circle", "triangle")
 TIME_STEP_S = 0.5  # spans begin and end on this grid, which two frames a second resolve exactly
 SHORTEST_S, LONGEST_S = 1.0, 3.0  # how long an object is visible
-NOISE = 8  # grey levels either way
+NOISE = 8  # largest deviation, in grey levels
 SUBPIXEL_BITS = 4
 _SUBJECT = re.compile(r"\b(" + "|".join(COLOURS) + r") (" + "|".join(SHAPES) + r")\b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSet:
-    """annotations: a file in the shape of Charades-STA.  videos: the folder of `<id>.mp4`."""
+    """A synthetic data set. annotations: a file in the format of Charades-STA.  videos: the folder of `<id>.mp4`."""
 
     annotations: Path
     videos: Path
@@ -37,7 +37,7 @@ class SyntheticSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """An object of a clip. span_s: when it is visible. Positions and radius are shares of the frame's side."""
+    """An object of a clip. span_s: when it is visible. Positions and radius are fractions of the frame's side."""
 
     colour: str
     shape: str
@@ -53,7 +53,7 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A clip before it is drawn."""
+    """The description of a clip before rendering."""
 
     duration_s: float
     fps: int
@@ -71,10 +71,10 @@ def draw_dataset(
     size_px: int = 56,
     num_objects: int = 2,
 ) -> SyntheticSet:
-    """Draw and encode `num_clips` clips into `folder`; every object of a clip is a query.
+    """Render and encode `num_clips` clips into `folder`; every object of a clip is a query.
 
     The same arguments give the same files, byte for byte; clip i depends on (seed, i) alone, so a larger
-    set begins with the smaller one. Durations are multiples of 0.5 s, frame rates even, so that every
+    set begins with the smaller one. Durations must be multiples of 0.5 s and frame rates even, so that every
     boundary falls on a frame. Raises ValueError for others.
     """
     _check(num_clips, durations_s, source_fps, num_objects)
@@ -98,19 +98,21 @@ def draw_dataset(
 
 def _check(num_clips: int, durations_s: Sequence[float], source_fps: Sequence[int], num_objects: int) -> None:
     if num_clips < 1:
-        raise ValueError(f"num_clips={num_clips}: draw at least one.")
+        raise ValueError(f"num_clips={num_clips}: use 1 or more.")
     if bad := [d for d in durations_s if d < LONGEST_S or d % TIME_STEP_S]:
-        raise ValueError(f"durations_s={bad}: use multiples of {TIME_STEP_S} s from {LONGEST_S} s on.")
+        raise ValueError(f"durations_s={bad}: use multiples of {TIME_STEP_S} s of at least {LONGEST_S} s.")
     if bad := [f for f in source_fps if f < 2 or f % 2]:
         raise ValueError(f"source_fps={bad}: use even numbers, so that boundaries fall on frames.")
     if not 1 <= num_objects <= len(SHAPES):
-        raise ValueError(f"num_objects={num_objects}: use 1 to {len(SHAPES)}, objects differ in colour and shape.")
+        raise ValueError(
+            f"num_objects={num_objects}: use 1 to {len(SHAPES)}, because the objects differ in colour and shape."
+        )
 
 
 def compose(
     rng: np.random.Generator, durations_s: Sequence[float], source_fps: Sequence[int], num_objects: int
 ) -> Scene:
-    """A random scene: objects of different colours and shapes, side by side, each visible for 1 to 3 s."""
+    """Return a random scene: objects of different colours and shapes, side by side, each visible for 1 to 3 s."""
     duration_s = float(rng.choice(np.asarray(durations_s)))
     colours = rng.choice(list(COLOURS), num_objects, replace=False)
     shapes = rng.choice(SHAPES, num_objects, replace=False)
@@ -183,7 +185,7 @@ def _subpixels(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode(path: Path, frames: np.ndarray, fps: float, codec: str = "mp4v") -> None:
-    """Write u8 [T, H, W, 3] RGB frames as a video file. Raises OSError when opencv cannot write it."""
+    """Write u8 [T, H, W, 3] RGB frames as a video file. Raises OSError if opencv cannot write it."""
     height, width = frames.shape[1:3]
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, (width, height))
     if not writer.isOpened():
@@ -194,16 +196,16 @@ def encode(path: Path, frames: np.ndarray, fps: float, codec: str = "mp4v") -> N
 
 
 def demonstration_text(item: PromptItem, rng: np.random.Generator, malformed_frac: float) -> str:
-    """The right answer to a query of this data set, as a model should write it.
+    """Return the correct answer to a query of this data set, as a model should write it.
 
-    A share `malformed_frac` of them is malformed on purpose, half without the think block and half without
-    the answer's tags, so that there is something left for the format reward to teach.
-    Raises ValueError for an item that is not of this data set.
+    A share `malformed_frac` of the answers is deliberately malformed, half without the think block and half
+    without the answer tags, so that the format reward has something to teach.
+    Raises ValueError for an item that is not from this data set.
     """
     subject = _SUBJECT.search(item.question)
     if subject is None or item.task != "temporal_grounding":
         raise ValueError(
-            f"{item.prompt_id}: {item.question!r} does not ask for a drawn object; no answer can be derived."
+            f"{item.prompt_id}: {item.question!r} does not ask for a synthetic object, so it has no known answer."
         )
     start_s, end_s = item.truth
     think, answer = f"<think>{subject.group()}</think>", f"{start_s:.1f} to {end_s:.1f}"

@@ -1,7 +1,7 @@
-"""Drawn clips with five questions each, one per task, annotated in one file whose rows say which task they are.
+"""Synthetic clips with five questions each, one per task, annotated in one file whose rows name their task.
 
-In every clip one object moves all the time in one half of the frame while another appears in the other half
-for a while, so that a clip can be asked when (temporal grounding), where (tracking), which (multiple choice),
+In every clip one object moves throughout in one half of the frame while another appears for some time in the
+other half, so that questions can ask when (temporal grounding), where (tracking), which (multiple choice),
 which and when (grounded QA) and what (captioning).
 """
 
@@ -45,13 +45,13 @@ MixedRow = dict[str, Json]
 def draw_mixture(
     folder: Path, *, num_clips: int, seed: int, source_fps: Sequence[int] = (4, 6, 8, 10), size_px: int = 56
 ) -> SyntheticSet:
-    """Draw and encode `num_clips` clips of four seconds into `folder`, with five rows each.
+    """Render and encode `num_clips` clips of four seconds into `folder`, with five rows each.
 
     The same arguments give the same files, byte for byte; clip i depends on (seed, i) alone. Rows are JSON
     lines of the format `vtts`, in the order of `ROWS`. Raises ValueError for no clips or an odd frame rate.
     """
     if num_clips < 1:
-        raise ValueError(f"num_clips={num_clips}: draw at least one.")
+        raise ValueError(f"num_clips={num_clips}: use 1 or more.")
     if bad := [fps for fps in source_fps if fps < 2 or fps % 2]:
         raise ValueError(f"source_fps={bad}: use even numbers, so that boundaries fall on frames.")
     videos = folder / "videos"
@@ -70,7 +70,7 @@ def draw_mixture(
 
 
 def compose_pair(rng: np.random.Generator, source_fps: Sequence[int]) -> Scene:
-    """A scene of two objects of different colours and shapes: one that moves throughout, one that comes and goes."""
+    """Return a scene of two objects of different colours and shapes: one moves throughout, one appears for a while."""
     colours = [str(colour) for colour in rng.choice(list(COLOURS), 2, replace=False)]
     shapes = [str(shape) for shape in rng.choice(SHAPES, 2, replace=False)]
     axis, near_side = int(rng.integers(2)), bool(rng.integers(2))
@@ -86,7 +86,7 @@ def compose_pair(rng: np.random.Generator, source_fps: Sequence[int]) -> Scene:
 
 
 def _moving(rng: np.random.Generator, colour: str, shape: str, axis: int, near_side: bool) -> Shown:
-    """It moves along `axis`, in the near (left or upper) or far half across it."""
+    """Return an object that moves along `axis`, in the near (left or upper) or the far half of the other axis."""
     radius = float(rng.uniform(SMALLEST_RADIUS, LARGEST_RADIUS))
     length = float(rng.uniform(SHORTEST_PATH, 1 - 2 * radius))
     first = float(rng.uniform(radius, 1 - radius - length))
@@ -112,7 +112,7 @@ def _across(rng: np.random.Generator, radius: float, near_side: bool) -> float:
 
 
 def tracked_boxes(shown: Shown) -> list[list[float]]:
-    """Boxes [x0, y0, x1, y1] of an object on eight evenly spaced frames of its span, to a hundredth of the frame."""
+    """Return the boxes [x0, y0, x1, y1] of an object on eight evenly spaced frames, to a hundredth of the frame."""
     low, high = _extent(shown)
     shares = np.arange(NUM_TRACKED_FRAMES)[:, None] / NUM_TRACKED_FRAMES
     centres = np.array(shown.start) * (1 - shares) + np.array(shown.end) * shares
@@ -143,7 +143,7 @@ def _which_and_when(mover: Shown, guest: Shown, rng: np.random.Generator) -> Mix
 
 
 def _what(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
-    # worded so that sentence embeddings tell colours and verbs apart: another of either is at most 0.80 similar
+    # worded so that sentence embeddings distinguish colours and verbs: with another of either, similarity <= 0.80
     events = [f"Something {mover.colour} moves.", f"Something {guest.colour} appears."]
     return {"question": "What happens?", "caption": " ".join(events), "events": events}
 
@@ -155,21 +155,21 @@ ROWS: Mapping[str, Callable[[Shown, Shown, np.random.Generator], MixedRow]] = {
     "grounded_qa": _which_and_when,
     "captioning": _what,
 }
-"""Task -> what a clip's row for it says beside video and duration."""
+"""Task -> the fields of a clip's row for it, besides video and duration."""
 
 
 def _options(subject: Shown) -> MixedRow:
-    """All colours, always in the same order: a model this small does not learn to refer to shuffled ones."""
+    """Return all colours as options, in a fixed order: a model this small does not learn from shuffled ones."""
     colours = list(COLOURS)
     options = [f"({letter}) {colour}" for letter, colour in zip(LETTERS, colours, strict=True)]
     return {"options": options, "answer": f"({LETTERS[colours.index(subject.colour)]})"}
 
 
 def demonstration_text(item: PromptItem, rng: np.random.Generator, malformed_frac: float) -> str:
-    """The right answer to a row of this data set, as a model should write it; box corners to the nearest 0.05.
+    """Return the correct answer to a row of this data set, as a model should write it; box corners to 0.05.
 
-    A share `malformed_frac` is malformed on purpose, half without the think block and half without the
-    answer's tags. Raises ValueError for an item that is not of this data set.
+    A share `malformed_frac` of the answers is deliberately malformed, half without the think block and half without
+    the answer tags. Raises ValueError for an item that is not from this data set.
     """
     if item.task == "temporal_grounding":
         return grounding_demonstration(item, rng, malformed_frac)
@@ -204,7 +204,7 @@ def _choose_and_locate(item: PromptItem) -> tuple[str, str, str]:
 
 
 def _describe(item: PromptItem) -> tuple[str, str, str]:
-    """The thought names the colours that the caption will be about, in its order."""
+    """Return a caption and a thought that names the colours of the caption, in its order."""
     caption = item.truth["caption"]
     colours = [word for word in caption.split() if word in COLOURS]
     if not colours:
@@ -221,7 +221,7 @@ def _chosen(letter: str, item: PromptItem) -> str:
 
 def _foreign(item: PromptItem) -> ValueError:
     return ValueError(
-        f"{item.prompt_id}: {item.task} {item.question!r} is no question of the drawn mixture: no answer known."
+        f"{item.prompt_id}: {item.task} {item.question!r} is not a question of the synthetic data set: no known answer."
     )
 
 

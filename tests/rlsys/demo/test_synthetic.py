@@ -113,7 +113,7 @@ def test_questions_of_other_data_have_no_demonstration(items: tuple[PromptItem, 
     foreign = PromptItem(
         prompt_id="x:0", task="temporal_grounding", question="a person walks", options=(), media=(), truth=[0.0, 1.0]
     )
-    with pytest.raises(ValueError, match="does not ask for a drawn object"):
+    with pytest.raises(ValueError, match="does not ask for a synthetic object"):
         demonstration_text(foreign, np.random.default_rng(0), 0.0)
 
 

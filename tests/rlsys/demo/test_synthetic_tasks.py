@@ -242,7 +242,7 @@ def test_questions_of_other_data_have_no_demonstration(task: str, question: str,
     foreign = PromptItem(
         prompt_id="x:0", task=task, question=question, options=("(A) a man", "(B) a dog"), media=(), truth=truth
     )
-    with pytest.raises(ValueError, match="x:0: .* no question of the drawn mixture"):
+    with pytest.raises(ValueError, match="x:0: .* not a question of the synthetic data set"):
         demonstration_text(foreign, np.random.default_rng(0), 0.0)
 
 
