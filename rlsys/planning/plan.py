@@ -1,7 +1,7 @@
-"""What a run will need, before anything is started: memory, arithmetic, and step times.
+"""Estimate what a run will need before anything is started: memory, compute and step times.
 
-Everything here is arithmetic on a config, a model's sizes and the shapes of some prompts;
-`rlsys.runs.plan_inputs` reads those. Each number says what it was made of.
+Everything here is arithmetic on a config, a model's sizes and the shapes of some prompts, which
+`rlsys.runs.plan_inputs` reads. Each number states how it was computed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ BYTES = {"float32": 4, "bfloat16": 2}
 FRAME_BYTES_PER_TOKEN = 28 * 28 * 2 * 3
 """u8 RGB of the pixels under one visual token: 28 x 28 of two frames."""
 LOGIT_NUMBERS = 1 << 26
-"""Most logits that the learner holds at once."""
+"""Largest number of logits that the learner holds at once."""
 LIVE_NUMBERS = 10**9
-"""DeepSpeed's stage3_max_live_parameters: weights that ZeRO-3 holds whole at a time."""
+"""DeepSpeed's stage3_max_live_parameters: number of parameters that ZeRO-3 holds gathered at a time."""
 BUCKET_NUMBERS = 5 * 10**8
-"""Gradients that DeepSpeed reduces at a time."""
+"""Number of gradients that DeepSpeed reduces at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What no config says. The defaults are an H100 SXM's data sheet and usual shares of it.
+    """Assumptions about hardware and data that no config states. Defaults: an H100 SXM's data sheet, usual utilisation.
 
-    tflops: of a device, dense, in the model's format.  compute_share, bandwidth_share: reached of it.
+    tflops: of a device, dense, in the model's data type.  compute_share, bandwidth_share: fraction reached in practice.
     memory_gb_per_s: of a device's memory.  link_gb_per_s: from the learner to an actor.  memory_gib: of a device.
     engine_reserve_gib: of a device, what an engine needs beside weights and key/value cache.
-    response_tokens: of a response in the mean; 0 takes half of rollout.max_tokens.  text_tokens: of a prompt, where
-    there are no annotations to count.  rule_s, judge_s: scoring a group by rules, and by a judge.
+    response_tokens: mean length of a response; 0 assumes half of rollout.max_tokens.  text_tokens: of a prompt, if
+    there are no annotations to count.  rule_s, judge_s: seconds to score a group by rules, and by a judge.
     """
 
     tflops: float = 989.0
@@ -50,27 +50,27 @@ class Assumptions:
 
     @property
     def flops(self) -> float:
-        """A second, of a device."""
+        """Operations per second that a device reaches."""
         return self.tflops * 1e12 * self.compute_share
 
     @property
     def bytes_per_s(self) -> float:
-        """From a device's memory."""
+        """Bytes per second that a device reads from its memory."""
         return self.memory_gb_per_s * 1e9 * self.bandwidth_share
 
 
 CPU = Assumptions(tflops=0.05, memory_gb_per_s=10.0, link_gb_per_s=2.0)
-"""A core of a laptop or server, in float32."""
+"""Assumptions for one core of a laptop or server, in float32."""
 
 
 def assumptions(device: str, given: Sequence[str]) -> Assumptions:
-    """The device's defaults with `name=number` laid over them. Raises ConfigError for a name or number it is not."""
+    """Return the device's defaults with overrides `name=number`. Raises ConfigError for an invalid override."""
     base = CPU if device == "cpu" else Assumptions()
     values = {field.name: getattr(base, field.name) for field in fields(Assumptions)}
     for text in given:
         name, _, number = text.partition("=")
         if name not in values:
-            raise ConfigError(f"--assume {text!r}: no assumption of that name; there are {', '.join(values)}.")
+            raise ConfigError(f"--assume {text!r}: unknown assumption; the assumptions are {', '.join(values)}.")
         try:
             values[name] = float(number)
         except ValueError as error:
@@ -80,9 +80,9 @@ def assumptions(device: str, given: Sequence[str]) -> Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The prompts of a run, in tokens. multiply_adds: of a group's forward and backward pass, mean.
+    """Prompt sizes of a run, in tokens. multiply_adds: mean of a group's forward and backward pass.
 
-    mean_*, longest_*: text and visual tokens of a prompt.  source: where they were found.
+    mean_*, longest_*: text and visual tokens of a prompt.  source: how they were determined.
     """
 
     mean_text: float
@@ -103,7 +103,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Line:
-    """A number with its unit, and what it was made of."""
+    """A line of a plan: a number with its unit, and how it was computed."""
 
     name: str
     value: str
@@ -112,7 +112,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Part of a plan. problems: what of it cannot work."""
+    """A section of a plan. problems: why the run would fail, () if it would not."""
 
     title: str
     lines: tuple[Line, ...]
@@ -120,7 +120,7 @@ class Section:
 
 
 def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Section:
-    """Tokens and bytes of clips, prompts and groups."""
+    """Return the section on tokens and bytes of clips, prompts and groups."""
     size = config.rollout.group_size
     return Section(
         title="clips and prompts",
@@ -152,7 +152,7 @@ def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Sect
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRoom:
-    """Bytes for keys and values of one engine, bytes of one token's, and groups of mean length that run at once."""
+    """The key/value cache of one engine: its bytes, bytes per token, and concurrent groups of mean length."""
 
     room: float
     per_token: int
@@ -162,7 +162,7 @@ class EngineRoom:
 def engine_room(
     config: RunConfig, sizes: ModelSizes, prompts: Prompts, responses: float, given: Assumptions
 ) -> EngineRoom:
-    """What one engine holds at once. A group's responses share their prompt's keys and values."""
+    """Return the capacity of one engine. A group's responses share their prompt's keys and values."""
     rollout, width = config.rollout, BYTES[config.model.dtype]
     room = float(rollout.kv_cache_mib << 20)
     if config.cluster.device == "cuda":
@@ -176,7 +176,7 @@ def engine_room(
 
 
 def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given: Assumptions) -> Section:
-    """Memory of an engine, and whether a sequence of the greatest length fits it."""
+    """Return the section on an engine's memory, with a problem if a sequence of the greatest length does not fit."""
     rollout = config.rollout
     how = f"rollout.kv_cache_mib={rollout.kv_cache_mib}"
     if config.cluster.device == "cuda":
@@ -218,13 +218,13 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
 
 
 def payload_bytes(config: RunConfig, sizes: ModelSizes) -> int:
-    """What a publication of the weights sends."""
+    """Return the bytes that one publication of the weights sends."""
     learner = config.learner
     return (sizes.trained(learner) if learner.lora.rank else sizes.parameters) * BYTES[config.model.dtype]
 
 
 def total_flops(config: RunConfig, prompts: Prompts) -> float:
-    """Of a step's learning: two a multiply-add, a third more for each further forward pass."""
+    """Return the FLOP of a step's update: two per multiply-add, and a third more for each further forward pass."""
     passes = 1.0 + (1 / 3 if config.learner.gradient_checkpointing else 0)
     if config.algorithm.kl_coef > 0:
         passes += 1 / 3
@@ -237,13 +237,13 @@ def mean_response(config: RunConfig, given: Assumptions) -> float:
 
 
 def mean_batch_tokens(config: RunConfig, prompts: Prompts, responses: float) -> float:
-    """Packed tokens of one rank's share of a step."""
+    """Return the packed tokens of one rank's share of a step."""
     groups = config.train.prompts_per_step / config.learner.num_ranks
     return groups * (prompts.mean + config.rollout.group_size * responses)
 
 
 def shown(num_bytes: float) -> str:
-    """Bytes for people."""
+    """Format bytes with a binary unit."""
     for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:.2f} {unit}"
@@ -251,5 +251,5 @@ def shown(num_bytes: float) -> str:
 
 
 def average(values: Sequence[float]) -> float:
-    """Mean; 0 of nothing."""
+    """Return the mean, 0 for no values."""
     return fmean(values) if values else 0.0

@@ -1,4 +1,4 @@
-"""Memory of a learner rank, by ZeRO stage: arithmetic on sizes, no DeepSpeed."""
+"""Estimate the memory of a learner rank by ZeRO stage: arithmetic on sizes, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rlsys.planning.plan import (
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes of one rank; `host` lies in the host's memory, the rest on the device.
+    """The memory of one rank in bytes; `host` lies in host memory, the rest on the device.
 
-    gathered: whole layers and reduction buckets of ZeRO.  reference: the second model that a KL needs.
+    gathered: gathered layers and reduction buckets of ZeRO.  reference: the second model that a KL penalty needs.
     """
 
     weights: float
@@ -44,11 +44,11 @@ class RankMemory:
 
 
 def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> RankMemory:
-    """What a rank holds at most.
+    """Return the peak memory of a rank.
 
-    pass_tokens: of a forward pass.  visual_share: of them, visual.
-    Source of 2 + 2 + 12 bytes a number and of the partition: ZeRO, arXiv:1910.02054, figure 1, but for gradients,
-    which add up in float32 here wherever they are partitioned.
+    pass_tokens: tokens of a forward pass.  visual_share: fraction of them that are visual.
+    Source of the 2 + 2 + 12 bytes per parameter and of the partition: ZeRO, arXiv:1910.02054, figure 1, except that
+    partitioned gradients are accumulated in float32 here.
     """
     learner, width = config.learner, BYTES[config.model.dtype]
     stage, ranks, trained = learner.zero_stage, learner.num_ranks, sizes.trained(learner)
@@ -73,7 +73,7 @@ def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual
 
 
 def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> float:
-    """What the backward pass needs of the forward pass, by tensors that a layer keeps.
+    """Return the bytes of activations, counted by the tensors that a layer keeps for its backward pass.
 
     A gated layer keeps, per token: input, normed input, queries, attention's output, its projection's sum, normed sum
     and the output (7 hidden), keys and values (2 kv), gate, its activation, up and their product (4 mlp). Attention's
@@ -98,7 +98,7 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
 def learner_section(
     config: RunConfig, sizes: ModelSizes, prompts: Prompts, responses: float, given: Assumptions
 ) -> Section:
-    """Memory of a rank, line by line, against its device's."""
+    """Return the section on a rank's memory, with a problem if it exceeds its device's."""
     learner = config.learner
     tokens = min(learner.micro_batch_tokens, max(mean_batch_tokens(config, prompts, responses), prompts.longest))
     group = prompts.mean + config.rollout.group_size * responses
@@ -114,13 +114,13 @@ def learner_section(
         Line("reference policy", shown(memory.reference), f"kl_coef={config.algorithm.kl_coef:g}"),
         Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass, {checkpointed}"),
         Line("logits", shown(memory.logits), "three float32 tensors of a chunk"),
-        Line("together, on the device", shown(memory.device), "estimate; kernels need some more"),
-        Line("in the host's memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
+        Line("total on the device", shown(memory.device), "estimate; kernels need some more"),
+        Line("in host memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
     ]
     problems = []
     if config.cluster.device == "cuda" and memory.device > given.memory_gib * GIB:
         problems.append(
-            f"a learner rank needs about {shown(memory.device)}, a device has {given.memory_gib:g} GiB: raise "
+            f"a learner rank needs about {shown(memory.device)}, but a device has {given.memory_gib:g} GiB: raise "
             "learner.num_ranks or learner.zero_stage, lower learner.micro_batch_tokens, or use "
             "learner.gradient_checkpointing, learner.offload or learner.lora.rank."
         )

@@ -1,4 +1,4 @@
-"""The most that lies in the object store: clips and weights, from a config and the sizes of its clips."""
+"""Estimate the peak use of the object store: clips and weights, from a config and the sizes of its clips."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipBytes:
-    """The most that clips in use hold, and whether it comes from their files or from the pixel budgets."""
+    """The peak bytes of clips in use, and whether they come from the files' headers or from the pixel budgets."""
 
     in_use: int
     source: str
@@ -39,9 +39,9 @@ class ClipBytes:
 def clip_bytes(
     config: RunConfig, items: Sequence[PromptItem], payload: int, held_out: Sequence[PromptItem] = ()
 ) -> ClipBytes:
-    """By the pixel budgets, which know no file, where that fits the store; else by the headers of the clips.
+    """Return the peak bytes of clips in use: by the pixel budgets if that fits the store, else by the clips' headers.
 
-    Without items every clip is as large as section `data` allows.  payload: see `weights_bytes`.
+    Without items every clip is assumed to be as large as section `data` allows.  payload: see `weights_bytes`.
     """
     data = config.data
     if not items:
@@ -49,7 +49,7 @@ def clip_bytes(
         return ClipBytes(in_use=prompts_held(config) * _copies(config) * _bytes(grid), source=BY_BUDGET)
 
     def most(prompt_bytes: Callable[[PromptItem], int]) -> int:
-        """Training's largest prompts at once, or those of an evaluation, which comes before or after it."""
+        """Return the largest prompts in flight in training, or in an evaluation, which runs before or after it."""
         training = heapq.nlargest(prompts_held(config), map(prompt_bytes, items))
         evaluated = heapq.nlargest(evaluated_at_once(config, num_samples=1), map(prompt_bytes, held_out))
         return _copies(config) * max(sum(training), sum(evaluated))
@@ -58,20 +58,20 @@ def clip_bytes(
     if is_attached(config) or by_budget + 2 * payload <= config.cluster.object_store_mib << 20:
         return ClipBytes(in_use=by_budget, source=BY_BUDGET)
     specs = {spec for item in (*items, *held_out) for spec in item.media}
-    log.info("reading the headers of %d clips: as large as section data allows, they may not fit", len(specs))
+    log.info("reading the headers of %d clips, because the largest that section data allows may not fit", len(specs))
     sizes = {spec: _header_bytes(spec) for spec in specs}
     read = most(lambda item: sum(sizes[spec] for spec in item.media))
     return ClipBytes(in_use=min(read, by_budget), source="by their headers")
 
 
 def is_attached(config: RunConfig) -> bool:
-    """Whether the run attaches to a cluster, which has a store of its own."""
+    """Return whether the run attaches to a cluster, which has its own object store."""
     return bool(config.cluster.address or env.read("RAY_ADDRESS"))
 
 
 def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:
-    """The most that lies in the object store, against its size where this run starts it. See `weights_bytes`."""
-    # the cache lets go of what is not in use before it lets clips in use and cached ones hold more than it may
+    """Return the section on the object store, with a problem if its peak exceeds a store that the run starts itself."""
+    # the cache evicts unused clips before used and cached ones together exceed its limit
     used = max(config.data.cache_bytes, clips.in_use) + 2 * payload
     store = config.cluster.object_store_mib << 20
     problems = []
@@ -92,11 +92,11 @@ def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:
                 f"(max_lag {config.pipeline.max_lag} + 1) x {config.train.prompts_per_step} groups{extra} + "
                 f"{config.data.decode_ahead} decoded ahead, the largest {clips.source}{has_shuffled}",
             ),
-            Line("clips kept for reuse", shown(config.data.cache_bytes), "data.cache_bytes, those in use among them"),
+            Line("clips kept for reuse", shown(config.data.cache_bytes), "data.cache_bytes, including those in use"),
             Line(
-                "weights on their way",
+                "weights in transfer",
                 shown(2 * payload),
-                f"2 x {shown(payload)}: the new ones, and those that late actors still take",
+                f"2 x {shown(payload)}: the new ones, and those that late actors still fetch",
             ),
             Line(
                 "together",
@@ -111,7 +111,7 @@ def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:
 
 
 def weights_bytes(config: RunConfig) -> int:
-    """What a publication of the weights sends; 0 where the model's sizes cannot be read, which other checks tell."""
+    """Return the bytes that one publication of the weights sends; 0 if the model is unreadable (see other checks)."""
     try:
         return payload_bytes(config, read_model_sizes(config.model.path))
     except ModelFolderError:
@@ -143,4 +143,4 @@ def _header_bytes(spec: MediaSpec) -> int:
     try:
         return _bytes(plan_grid(spec))
     except ClipError:
-        return 0  # it will hold nothing
+        return 0  # it holds nothing

@@ -1,4 +1,4 @@
-"""Step times of a planned run, from phase times that were measured or that arithmetic gives."""
+"""Estimate step times of a planned run from measured or computed phase times."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rlsys.planning.step_bound import StepBound, best_split, splits
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Phase times that are known, seconds; None lets arithmetic decide.
+    """Measured phase times in seconds; None means that the time is to be computed.
 
-    generate, score: of a group.  update, sync: of a step, with the config's ranks.
+    generate, score: per group.  update, sync: per step, with the config's ranks.
     """
 
     generate: float | None = None
@@ -45,7 +45,7 @@ def phase_times(
     *,
     is_judged: bool,
 ) -> PhaseTimes:
-    """What was measured, and what the assumptions give for the rest."""
+    """Return the phase times: measured ones, and computed from the assumptions for the rest."""
     compute = f"at {given.tflops:g} TFLOP/s x {given.compute_share:g}"
     flops, payload = total_flops(config, prompts), payload_bytes(config, sizes)
     generate, how_generate = _generate(config, sizes, prompts, room, given)
@@ -54,7 +54,7 @@ def phase_times(
     sync = payload / (given.link_gb_per_s * 1e9)
     found = (
         (measured.generate, generate, how_generate),
-        (measured.score, score, "assumed of a judge" if is_judged else "assumed of rules"),
+        (measured.score, score, "assumed, by a judge" if is_judged else "assumed, by rules"),
         (measured.update, update, f"{flops:.3g} FLOP of a step on {config.learner.num_ranks} ranks {compute}"),
         (measured.sync, sync, f"{payload / 1e9:.3g} GB at {given.link_gb_per_s:g} GB/s"),
     )
@@ -68,7 +68,7 @@ def phase_times(
 def _generate(
     config: RunConfig, sizes: ModelSizes, prompts: Prompts, room: EngineRoom, given: Assumptions
 ) -> tuple[float, str]:
-    """A group's seconds in an engine with its share of a step: prompts read once, then a token of each response."""
+    """Return the seconds of a group in an engine with its share of a step: prefill, then decoding token by token."""
     devices, width = config.rollout.tensor_parallel_size, BYTES[config.model.dtype]
     responses = given.response_tokens or config.rollout.max_tokens / 2
     share = math.ceil(config.train.prompts_per_step / config.rollout.num_actors)
@@ -88,7 +88,7 @@ def _generate(
 
 
 def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Section:
-    """Phase times, how short they let a step be at each lag, and the actor:learner split that lets it be shortest."""
+    """Return the section on times: phases, the shortest step at each lag, and the best actor:learner split."""
     bound = StepBound(
         num_groups=config.train.prompts_per_step,
         num_actors=config.rollout.num_actors,

@@ -25,7 +25,7 @@ def results(rewards_after: dict[str, float]) -> dict[str, dict[str, dict[str, fl
 def test_the_verdict_counts_the_tasks_that_gained_and_names_the_others() -> None:
     lines = verdict(results({"captioning": 1.4, "tracking": 0.8}), TASKS)
     assert "captioning: reward 1.000 -> 1.400" in "\n".join(lines)
-    assert lines[-1].startswith("GRPO raised the reward of 1 of 5 tasks, not of ")
+    assert lines[-1].startswith("GRPO raised the reward of 1 of 5 tasks, but not of ")
     assert "tracking" in lines[-1] and "captioning" not in lines[-1]
 
 

@@ -284,7 +284,7 @@ def test_measured_phases_give_the_step_time_and_the_split() -> None:
 
 def test_an_unknown_assumption_lists_those_there_are() -> None:
     assert assumptions("cuda", ["memory_gib=141"]).memory_gib == 141
-    with pytest.raises(ConfigError, match="no assumption of that name; there are tflops"):
+    with pytest.raises(ConfigError, match="unknown assumption; the assumptions are tflops"):
         assumptions("cpu", ["memory=141"])
     with pytest.raises(ConfigError, match="write it as memory_gib=NUMBER"):
         assumptions("cpu", ["memory_gib=much"])
