@@ -1,0 +1,28 @@
+"""What every process of a run shares: records, config, task table, data, the main loop, and the command line.
+
+- `types` (`Clip`, `ClipInfo`, `ClipRef`, `ImageSpec`, `Json`, `MediaSpec`, `Prompt`, `PromptItem`, `Rollout`,
+  `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`, `TrainBatch`, `VideoSpec`): the records that cross
+  process borders
+- `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
+  `RowUnusable`, `UserError`, `WeightsDiffer`): errors that a person can fix, and faults that a run recovers from
+- `clock` (`Clock`): seconds by phase
+- `end_signals` (`end_on_signals`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP and SIGQUIT
+- `env`: every environment variable that is read or set
+- `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`): files that are complete or
+  absent after a crash
+- `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
+- `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`): URLs without their secrets
+- `commands`: the command line
+- `demo`: the demos
+- `planning`: `rlsys plan`
+- `runs`: what one run is made of
+- `evaluation`: held-out metrics
+- `tracking`: MLflow and the record on disk
+- `loop`: the main loop
+- `algorithm`: advantages and batches
+- `data`: annotations and video
+- `models`: prompts, positions and sizes of model families
+- `tasks`: the task table
+- `config`: run configs
+- `weights`: weights in transit
+"""

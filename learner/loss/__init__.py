@@ -1,0 +1,7 @@
+"""Losses of policy optimisation and imitation, over packed rows.
+
+- `logprobs` (`token_logprobs`): log-probabilities of response tokens
+- `objective` (`total_loss`): the loss of a packed batch
+- `metrics` (`REDUCTIONS`, `RankStats`, `combine`): statistics of the loss, combined over ranks
+- `schedule` (`BatchSchedule`): the learning rate of each batch
+"""

@@ -1,0 +1,8 @@
+"""The policy model: loading, frozen parts, LoRA adapters, and its input of pixels.
+
+- `policy` (`PackedPolicy`, `load_model`, `read_layout`): a model that runs on packed rows
+- `frozen` (`freeze`): parts that are not trained
+- `lora` (`LowRank`, `adapters`, `adapters_off`, `add_adapters`, `write_adapter_config`): adapters, and the reference
+  policy without them
+- `pixels` (`PixelFormat`, `cut_patches`, `frame_grid`): frames cut into patches
+"""

@@ -1,0 +1,8 @@
+"""Weights as they leave the learner: gathered from the ranks, named, digested, and sent or written.
+
+- `publishing` (`Publisher`, `Put`): one version to all actors
+- `weights_out` (`ADAPTER_FOLDER`, `MAX_FILE_BYTES`, `ExportedTensor`, `assist`, `checkpoint_names`, `collect`,
+  `exported_adapter`, `exported_model`, `read_folder`, `stream`, `unchanged`, `write_adapter`, `write_folder`): full
+  models and adapters as named tensors, and as checkpoint folders
+- `nccl` (`over_nccl`): a broadcast among GPUs, to engines that receive through vLLM
+"""

@@ -1,0 +1,11 @@
+"""Run configs: one section per module, checked before anything starts.
+
+- `run` (`AlgorithmConfig`, `ClusterConfig`, `ConfigError`, `DataConfig`, `JudgeConfig`, `LearnerConfig`,
+  `LoraConfig`, `ModelConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`, `ScoreSettings`, `SftConfig`,
+  `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`, `load_services`, `parse`): the whole
+  config, loading, and its sections
+- `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
+- `algorithm` (`AlgorithmConfig`): section `algorithm`
+- `answers` (`Reading`): how answers are read
+- `bundled`: the configs that come with the package
+"""

@@ -1,0 +1,14 @@
+"""Runs: their parts assembled and checked, training, checkpoints, recovery, and a look back.
+
+- `assemble` (`Stack`, `launch_rewards`, `open_stack`, `with_model`): a config -> actors, learner, reward servers
+- `check` (`Report`, `check`, `check_services`): every check that needs no actor
+- `items` (`held_out_items`, `load_items`, `training_items`): the rows to train on and to evaluate
+- `train` (`train`): `rlsys train`
+- `sft` (`sft`): `rlsys sft`
+- `demonstrations` (`read_lessons`): the responses that `rlsys sft` imitates
+- `run` (`Summary`, `held_out_rows`, `write_summary`): the course of a run and its summary
+- `checkpoint` (`find`, `load_state`): checkpoints on disk
+- `ledger` (`Entry`, `entry`): what became of every prompt
+- `plan_inputs` (`plan`): a config -> the plan of `rlsys plan`
+- `replay` (`replay`, `rescore`): an earlier step again
+"""

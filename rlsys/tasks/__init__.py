@@ -1,11 +1,12 @@
 """The tasks: what the model is asked, how its answer is read, and which scores it gets.
 
-- `table.TASKS`, `table.Task`, `table.task_named`: the task table
-- `table.prompt_text`, `table.score_weights`: the prompt of an item, the score weights of a task
-- `answers`: answer types, and the blocks and layout of a response
-- `truths`: annotations as true answers
-- `canonical.canonical_response`: the true answer in the requested format
-- `citations.cited_spans`: times that a text mentions
-- `geometry`: IoU of periods and boxes
-- `prompts`: the prompt templates
+- `table` (`CORRECT_ABOVE`, `GROUP_SCORES`, `JUDGED`, `TASKS`, `Scoring`, `Task`, `check_weights`, `default_names`,
+  `expected_answer`, `judged_scores`, `score_weights`, `task_name`, `task_named`): the task table, and the score
+  weights of a task
+- `answers` (`Answer`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`): answer
+  types, and the blocks and layout of a response
+- `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations as true answers
+- `canonical` (`canonical_response`): the true answer in the requested format
+- `citations` (`cited_periods`, `cited_spans`): times that a text mentions
+- `geometry` (`TimeSpan`, `mean_box_iou`, `merge_spans`, `spans_iou`): IoU of periods and boxes
 """
