@@ -1,7 +1,7 @@
-"""Video files through FFmpeg's libraries: when each frame is shown, and the frames. Only here is av imported.
+"""Read video files through FFmpeg's libraries: presentation times and frames. The only file that imports av.
 
-Times are a player's: presentation time minus the container's start, edit lists applied. Every frame that is handed out
-has the presentation time that was asked for.
+Times are those of a player: presentation time minus the container's start, with edit lists applied. Every returned
+frame has the requested presentation time.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
     "h264,hevc,m4v,av1,obu,wav,mp3,aac,flac"
 )
-"""Containers that are opened. Playlists (hls, concat, dash) are not: they make the reader open other files."""
+"""Containers that may be opened. Playlists (hls, concat, dash) are excluded, because they open other files."""
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 INDEXED = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"))
-"""Containers whose packets carry presentation times and which are searched by them reliably."""
+"""Containers whose packets carry presentation times and that seek by them reliably."""
 FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
 FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 DECODERS = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}
 MAX_PIXELS = 64_000_000
-"""Of a frame or image, more than 8K video has; one of them takes 192 MB as RGB."""
+"""Largest number of pixels of a frame or image, above that of 8K video; as RGB it takes 192 MB."""
 MAX_SECONDS = 1e7
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe:
-    """When a file's frames are shown, from its headers and packets alone.
+    """The presentation times of a file's frames, from its headers and packets alone.
 
     times_s: f64 [N], increasing, seconds.  end_s: when the last frame ends.  pts: i64 [N], the same in the stream's
-    units.  keys: i64 [K], pts of the frames that decoding can start from; empty where that is not to be relied on.
-    aspect: width of a pixel divided by its height.  why_not_fast: why decord is not to be trusted with the file, or "".
+    units.  keys: i64 [K], pts of the frames at which decoding can start; empty if that is unreliable.
+    aspect: width of a pixel divided by its height.  why_not_fast: why decord would misread the file, or "".
     """
 
     times_s: np.ndarray
@@ -66,11 +66,11 @@ def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
                     raise ClipError(uri, "audio_only", "the file has sound and no video stream")
                 raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
             stream = streams[0]
-            stream.codec_context.thread_count = 1  # decoders run side by side, one core each
+            stream.codec_context.thread_count = 1  # decoders run in parallel, one core each
             _require_size(stream.codec_context.height, stream.codec_context.width, uri)
             yield container, stream
     except FFmpegError as error:
-        raise ClipError(uri, "corrupt", f"decoding failed: {_said(error)}") from error
+        raise ClipError(uri, "corrupt", f"decoding failed: {_message(error)}") from error
 
 
 def _attached() -> Any:
@@ -79,11 +79,11 @@ def _attached() -> Any:
 
 def _require_size(height: int, width: int, uri: str) -> None:
     if height * width > MAX_PIXELS:
-        raise ClipError(uri, "too_large", f"{width} x {height} pixels, the most is {MAX_PIXELS}")
+        raise ClipError(uri, "too_large", f"{width} x {height} pixels, above the limit of {MAX_PIXELS}")
 
 
 def probe(path: Path, uri: str) -> Probe:
-    """Read when the frames of a file are shown; frames are decoded only where packets do not say it."""
+    """Return the presentation times of a file's frames; frames are decoded only if the packets have no times."""
     with opened(path, uri) as (container, stream):
         every = [one for one in container.demux(stream) if one.size]
         packets = [one for one in every if not one.is_discard]
@@ -93,13 +93,13 @@ def probe(path: Path, uri: str) -> Probe:
             shown = [(one.pts, one.duration or 0) for one in packets]
             why = _why_not_fast(container, stream, packets, len(every) - len(packets))
         else:
-            keys, why = [], f"{container.format.name} is not searched reliably"
+            keys, why = [], f"{container.format.name} does not seek reliably"
             shown = _decoded_times(path, uri)
         return _probed(container, stream, uri, shown, keys, why)
 
 
 def _why_not_fast(container: Any, stream: Any, packets: Sequence[Any], num_discarded: int) -> str:
-    """Why decord, which counts frames and seeks by keyframes, may show others than those asked for."""
+    """Return why decord, which counts frames and seeks by keyframes, may return wrong frames, or ""."""
     codec = DECODERS.get(stream.codec_context.name, stream.codec_context.name)
     pts = [one.pts for one in packets]
     if codec not in FAST_CODECS:
@@ -122,7 +122,7 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[Any], num_disca
 
 
 def _are_groups_closed(packets: Sequence[Any]) -> bool:
-    """Whether no frame that is decoded behind a keyframe is shown before it, so that decoding can start there."""
+    """Return whether no frame that is decoded after a keyframe is shown before it, so that decoding can start there."""
     earliest = None
     for one in reversed(packets):
         earliest = one.pts if earliest is None else min(earliest, one.pts)
@@ -137,7 +137,7 @@ def _decoded_times(path: Path, uri: str) -> list[tuple[int, int]]:
         if any(pts is None for pts, _ in shown):
             rate = stream.average_rate or stream.guessed_rate
             if not rate:
-                raise ClipError(uri, "corrupt", "its frames carry no times and the file names no frame rate")
+                raise ClipError(uri, "corrupt", "its frames have no times and the file has no frame rate")
             step = int(1 / (rate * stream.time_base))
             return [(index * step, step) for index in range(len(shown))]
         return shown
@@ -185,9 +185,9 @@ def _aspect(stream: Any) -> float:
 
 
 def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the frames of these ascending indices, u8 [H, W, 3] as they are shown: turned upright.
+    """Yield the frames at these ascending indices, u8 [H, W, 3], rotated upright.
 
-    Raises ClipError where the file does not have a frame of the time that its headers say.
+    Raises ClipError if the file has no frame at a time that its headers list.
     """
     wanted = [int(found.pts[index]) for index in indices]
     with opened(path, uri) as (container, stream):
@@ -195,7 +195,7 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
         at = -1 << 62
         for pts in wanted:
             key = bisect_right(found.keys, pts) - 1
-            if key >= 0 and found.keys[key] > at:  # the frames up to there need not be decoded
+            if key >= 0 and found.keys[key] > at:  # skip decoding the frames up to there
                 container.seek(int(found.keys[key]), stream=stream)
                 frames = container.decode(stream)
             for frame in frames:
@@ -208,7 +208,7 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
 
 
 def upright(frame: Any) -> np.ndarray:
-    """Return a decoded frame as u8 [H, W, 3] RGB, turned as its display matrix says; what is transparent is white."""
+    """Return a decoded frame as u8 [H, W, 3] RGB, rotated by its display matrix; transparency becomes white."""
     if frame.format.name in ("rgba", "bgra", "argb", "abgr", "pal8", "ya8") or frame.format.name.startswith("yuva"):
         rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
         alpha = rgba[..., 3:]
@@ -218,5 +218,5 @@ def upright(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
 
 
-def _said(error: FFmpegError) -> str:
+def _message(error: FFmpegError) -> str:
     return (error.strerror or type(error).__name__).strip()

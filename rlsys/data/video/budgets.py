@@ -1,4 +1,4 @@
-"""How large a clip the pixel budgets allow, without a look at its file."""
+"""The largest clip that the pixel budgets allow, without opening any file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MERGED = 2  # patches per side that one visual token covers
 
 
 def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
-    """The most patches that each medium's budgets allow, as (time, height, width)."""
+    """Return the largest grid of patches that each medium's budgets allow, as (time, height, width)."""
     return [
         largest_grid(spec.max_frames, spec.min_pixels, spec.max_pixels, spec.total_pixels)
         if isinstance(spec, VideoSpec)
@@ -23,7 +23,7 @@ def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
 
 @lru_cache
 def largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels: int) -> tuple[int, int, int]:
-    """The most patches that these budgets allow a video, as (time, height, width)."""
+    """Return the largest grid of patches that these budgets allow a video, as (time, height, width)."""
 
     def grid(num_frames: int) -> tuple[int, int, int]:
         most = max(min(max_pixels, total_pixels // num_frames), min_pixels)
@@ -33,5 +33,5 @@ def largest_grid(max_frames: int, min_pixels: int, max_pixels: int, total_pixels
 
 
 def _cells(pixels: int) -> int:
-    """Visual tokens of a frame of at most `pixels`; at least one."""
+    """Return the number of visual tokens of a frame of at most `pixels`; at least one."""
     return max(1, pixels // SIZE_FACTOR**2)

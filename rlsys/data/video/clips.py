@@ -1,4 +1,4 @@
-"""The clip store: each clip is decoded once, in a process apart, and handed on by reference."""
+"""The clip store: decodes each clip once, in a separate process, and passes it on by reference."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rlsys.types import ClipRef, MediaSpec
 
 
 class ClipStore:
-    """Clips by reference: u8 frames lie in Ray's object store and never pass through this process.
+    """Clips by reference: the u8 frames are in Ray's object store and never pass through this process.
 
-    Least recently used clips are let go while more than `data.cache_bytes` are alive; whoever holds a ClipRef
-    keeps its frames alive, and as long as anyone does nobody decodes the clip again. So no more is alive than the
-    cache may hold or, if that is more, than is in use. A clip that failed fails again at once, without another decode.
-    All methods but `counters` belong to one event loop.
+    Least recently used clips are evicted while more than `data.cache_bytes` are alive. A ClipRef keeps its frames
+    alive, and a clip with a live ClipRef is not decoded again. So the bytes alive never exceed the larger of the cache
+    limit and the bytes in use. A clip that failed fails again at once, without another decode.
+    All methods except `counters` must be called on one event loop.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -30,7 +30,7 @@ class ClipStore:
         self._cached: OrderedDict[MediaSpec, ClipRef] = OrderedDict()
         self._alive: WeakValueDictionary[MediaSpec, ClipRef] = WeakValueDictionary()
         self._born_bytes = self._dead_bytes = 0
-        self._deaths: deque[int] = deque()  # bytes of clips that were let go, by whichever thread
+        self._deaths: deque[int] = deque()  # bytes of clips that were released, on any thread
         self._decoding: dict[MediaSpec, asyncio.Task[ClipRef]] = {}
         self._failed: dict[MediaSpec, ClipError] = {}
         self._asked: set[MediaSpec] = set()
@@ -38,7 +38,7 @@ class ClipStore:
         self._decode_s = 0.0
 
     async def get(self, spec: MediaSpec) -> ClipRef:
-        """The clip; concurrent calls for one spec share one decode. Raises ClipError."""
+        """Return a clip; concurrent calls for one spec share one decode. Raises ClipError."""
         self._asked.add(spec)
         if spec in self._cached:
             self._hits += 1
@@ -57,22 +57,22 @@ class ClipStore:
             self._misses += 1
             self._decoding[spec] = asyncio.create_task(self._fill(spec))
             self._decoding[spec].add_done_callback(_look_at_error)
-        # shielded: a caller that is cancelled must not take the clip from the others
+        # shielded: cancelling one caller must not cancel the decode for the others
         return await asyncio.shield(self._decoding[spec])
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef:
-        """The clip with its frames in a seeded random order, at the times of the ordered ones. Never cached."""
+        """Return the clip with its frames in a seeded random order, at unchanged times. Never cached."""
         info = replace(clip.info, digest=f"{clip.info.digest}~shuffled:{seed}")
         shuffled = ClipRef(info=info, frames=await self._decoders.shuffle(clip.frames, seed))
         self._watch(shuffled)
         return shuffled
 
     def has_room(self) -> bool:
-        """Whether no more bytes of clips are alive than the cache may hold: only then is anything decoded ahead."""
+        """Return whether the live clips are within the cache limit; clips are decoded ahead only then."""
         return self._bytes_alive() <= self._cache_bytes
 
     def forget(self, references: Collection[str]) -> None:
-        """Decode again, when they are next asked for, the clips whose frames are the objects of these hex ids."""
+        """Drop the clips whose frames are the objects of these hex ids, so that they are decoded again on demand."""
         for spec, clip in list(self._alive.items()):
             if clip.frames.hex() in references:
                 del self._alive[spec]
@@ -80,13 +80,14 @@ class ClipStore:
                     self._bytes_cached -= clip.info.num_bytes
 
     def close(self) -> None:
-        """End the decoding processes."""
+        """Stop the decoding processes."""
         self._decoders.close()
 
     def counters(self) -> dict[str, float]:
-        """Since the store was made. decode_s: seconds in decoders, summed. data/decodes_per_clip: 1 is ideal.
+        """Return totals since the store was created.
 
-        bytes_alive: of clips that somebody holds, when the newest one came.
+        decode_s: total seconds in decoders.  data/decodes_per_clip: 1 is ideal.
+        bytes_alive: bytes of clips with a live ClipRef, when the newest clip arrived.
         """
         asked = self._hits + self._misses
         return {
@@ -120,7 +121,7 @@ class ClipStore:
         self._watch(clip)
         self._alive[spec] = self._cached[spec] = clip
         self._bytes_cached += clip.info.num_bytes
-        del clip  # so that what is let go here is no longer alive
+        del clip  # so that clips evicted here are no longer alive
         while self._cached and self._bytes_alive() > self._cache_bytes:
             _, oldest = self._cached.popitem(last=False)
             self._bytes_cached -= oldest.info.num_bytes
@@ -129,7 +130,7 @@ class ClipStore:
 
     def _watch(self, clip: ClipRef) -> None:
         self._born_bytes += clip.info.num_bytes
-        # any thread may let go of it: adding to a deque is the only thing that is safe there
+        # runs on any thread, where appending to a deque is the only safe operation
         weakref.finalize(clip, self._deaths.append, clip.info.num_bytes).atexit = False
 
     def _bytes_alive(self) -> int:
@@ -139,6 +140,6 @@ class ClipStore:
 
 
 def _look_at_error(task: asyncio.Task[ClipRef]) -> None:
-    """Every caller may have gone away; asyncio would complain of an error that nobody read."""
+    """Retrieve the error of a decode whose callers were all cancelled; asyncio would log it as unretrieved."""
     if not task.cancelled():
         task.exception()

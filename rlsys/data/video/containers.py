@@ -1,7 +1,7 @@
-"""Is a video file shorter than its container says? decord opens such files without a word.
+"""Detect truncated video files, which decord opens without an error.
 
-A truncated Matroska, WebM or AVI file decodes as a shorter clip, and a truncated MP4 whose index is in
-front may as well; either would move every boundary of its annotation. The outermost headers tell.
+A truncated Matroska, WebM or AVI file decodes as a shorter clip, and so may a truncated MP4 whose index is in
+front; that would shift every boundary of its annotation. The outermost headers give the expected length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MP4_BOXES = frozenset(
 
 
 def shortfall(path: Path) -> str | None:
-    """What is missing at the end of the file, in words; None when nothing is, or the container is unknown."""
+    """Describe what is missing at the end of the file; None if nothing is, or if the container is unknown."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
@@ -33,13 +33,13 @@ def shortfall(path: Path) -> str | None:
 
 
 def _missing(part: str, end: int, size: int) -> str | None:
-    return f"{part} goes on to byte {end}, the file ends at {size}" if end > size else None
+    return f"{part} extends to byte {end}, but the file ends at {size}" if end > size else None
 
 
 def _mp4_shortfall(file: BinaryIO, size: int) -> str | None:
     """ISO base media: a chain of boxes, each [size u32][type 4][size u64 when the first is 1].
 
-    Junk behind the last box is common and harmless, so only boxes of a known type are believed.
+    Trailing junk after the last box is common and harmless, so only boxes of a known type are considered.
     """
     start = 0
     seen: set[bytes] = set()
@@ -48,11 +48,11 @@ def _mp4_shortfall(file: BinaryIO, size: int) -> str | None:
         header = file.read(16)
         if len(header) < 8:
             is_whole = {b"moov", b"mdat"} <= seen
-            return None if is_whole else f"the box header at byte {start} is cut, the file ends at {size}"
+            return None if is_whole else f"the box header at byte {start} is cut off, the file ends at {size}"
         length, name = struct.unpack(">I4s", header[:8])
         if length == 1 and len(header) == 16:
             length = struct.unpack(">Q", header[8:])[0]
-        if length < 8 or name not in _MP4_BOXES:  # 0 is the last box, as long as the file is
+        if length < 8 or name not in _MP4_BOXES:  # 0 means the last box, up to the end of the file
             return None
         seen.add(name)
         problem = _missing(f"the box {name.decode()!r}", start + length, size)

@@ -1,4 +1,4 @@
-"""From a file to frames at the model's resolution. Which decoder reads a file is decided here."""
+"""Decode a file to frames at the model's resolution, choosing the decoder for it."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "plan_grid", "reads_fast"
 PROCESSOR_VERSION = "/".join(
     ("rlsys-2", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
 )
-"""Part of every digest: raise its first item when the same file and spec would give other frames."""
+"""Part of every digest: change its first item when the same file and spec would yield other frames."""
 
 
 def decode(spec: MediaSpec) -> Clip:
-    """Return the frames that `spec` asks for, decoded, resized once, with their true presentation times.
+    """Return the frames that `spec` selects, decoded, resized once, with their true presentation times.
 
     Raises ClipError naming the file and what is wrong with it.
     """
@@ -53,7 +53,7 @@ def decode(spec: MediaSpec) -> Clip:
 
 
 def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
-    """Return the patches (time, height, width) that `decode` will give, from headers and the first frame alone.
+    """Return the grid of patches (time, height, width) of a decoded clip, from headers and the first frame alone.
 
     Raises ClipError as `decode` does, except for faults that only decoding shows.
     """
@@ -69,12 +69,12 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
 
 
 def reads_fast(path: Path) -> str:
-    """Return why a video file is not left to decord, "" when it is."""
+    """Return why a video file is not read with decord, "" if it is."""
     return "an animated image" if images.is_animation(path) else av_reader.probe(path, str(path)).why_not_fast
 
 
 def _require_there(path: Path, spec: MediaSpec) -> bool:
-    """Whether it is a folder. Raises ClipError for what is neither a folder nor an ordinary file, which may block."""
+    """Return whether a path is a folder. Raises ClipError for anything but a folder or a regular file (may block)."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -91,7 +91,7 @@ Read = Callable[[Sequence[int]], Iterable[np.ndarray]]
 
 
 def _opened(path: Path, spec: VideoSpec) -> tuple[np.ndarray, float, Read]:
-    """(f64 [N] when each frame is shown, when the last one ends, how to read frames)."""
+    """Return the presentation times f64 [N], the end of the last frame, and a function that reads frames."""
     _check_whole(path, spec.uri)
     if images.is_animation(path):
         times_s, end_s = images.animation_times(path)
@@ -120,7 +120,7 @@ def _decode_video(path: Path, spec: VideoSpec) -> Clip:
 
 
 def _check_whole(path: Path, uri: str) -> None:
-    """Raises ClipError for a file that ends early."""
+    """Raise ClipError for an empty or truncated file."""
     if path.stat().st_size == 0:
         raise ClipError(uri, "empty", "the file has 0 bytes")
     if problem := shortfall(path):
@@ -128,7 +128,7 @@ def _check_whole(path: Path, uri: str) -> None:
 
 
 def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
-    """The frame as a player shows it, whose pixels are `aspect` times as wide as high."""
+    """Return the frame with square pixels; its own are `aspect` times as wide as high."""
     height, width, _ = frame.shape
     return _resize(Image.fromarray(frame), (height, max(1, round(width * aspect))))
 
@@ -141,7 +141,7 @@ def _size_of(spec: VideoSpec, height: int, width: int, num_frames: int) -> tuple
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """u8 [H, W, 3]; Pillow's bicubic widens its kernel when shrinking, so nothing aliases."""
+    """Resize to u8 [H, W, 3]; Pillow's bicubic widens its kernel when shrinking, which avoids aliasing."""
     height, width = size
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -149,7 +149,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
-    """A folder of frame images, in the order of the numbers in their names."""
+    """Decode a folder of frame images, in the order of the numbers in their names."""
     files = images.files_of_folder(folder)
     if not files:
         raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
@@ -158,7 +158,7 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
     digest = _digest_text(*(f"{path.name}:{_digest_file(path)}" for path in chosen))
     resized: list[np.ndarray] = []
     size: tuple[int, int] | None = None
-    for path in chosen:  # one at a time: a folder of small files may hold large pictures
+    for path in chosen:  # one at a time: small files may hold large images
         image = _open_image(path)
         size = size or _size_of(spec, image.height, image.width, len(chosen))
         resized.append(_resize(image, size))

@@ -1,4 +1,4 @@
-"""Processes that decode clips, with a deadline for each clip."""
+"""Processes that decode clips, with a time limit for each clip."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 CPUS_PER_DECODE = 0.25  # a decode keeps one core busy, but must find room beside engines and ranks
 PAUSES_S = (1.0, 4.0)
-"""Before a clip's second and third chance: its process may have died of its node, which Ray needs time to give up."""
+"""Seconds before the second and third attempt: the process may have died with its node, which Ray notices late."""
 MAX_TIMEOUTS = 2
 START_TRIES = 10
 
 
 class Decoder:
-    """Decodes one clip at a time. decord is loaded before any deadline runs, and stays out of the driver."""
+    """Decodes one clip at a time. decord is loaded before any time limit starts, and never in the driver."""
 
     def __init__(self) -> None:
         from rlsys.data.video.decode import decode
@@ -32,10 +32,10 @@ class Decoder:
         self._decode = decode
 
     def ready(self) -> None:
-        """Returns when the process is up."""
+        """Return once the process is up."""
 
     def decode(self, spec: MediaSpec) -> tuple[Any, Any]:
-        """((ClipInfo, seconds), frames), or (ClipError, None)."""
+        """Return ((ClipInfo, seconds), frames), or (ClipError, None)."""
         started = time.monotonic()
         try:
             clip = self._decode(spec)
@@ -44,15 +44,15 @@ class Decoder:
         return (clip.info, time.monotonic() - started), clip.frames
 
     def shuffle(self, frames: np.ndarray, seed: int) -> tuple[None, np.ndarray]:
-        """(None, the frames u8 [T, H, W, 3] in another order)."""
+        """Return (None, the frames u8 [T, H, W, 3] in a seeded random order)."""
         return None, frames[np.random.default_rng(seed).permutation(len(frames))]
 
 
 class Decoders:
-    """At most `num_workers` decoding processes, started when first needed and kept.
+    """A pool of at most `num_workers` decoding processes, started on demand and kept.
 
-    They are actors and not plain tasks, because Ray ends the process of a task that has been idle for a second, and
-    starting one takes a hundred times as long as decoding a short clip. `decode` belongs to one event loop.
+    They are actors rather than tasks, because Ray ends a task's process after a second of idling, and starting one
+    takes a hundred times as long as decoding a short clip. `decode` must be called on one event loop.
     """
 
     def __init__(self, num_workers: int, timeout_s: float) -> None:
@@ -62,15 +62,15 @@ class Decoders:
         self._actor = ray.remote(num_cpus=CPUS_PER_DECODE, max_restarts=0)(Decoder)
 
     async def decode(self, spec: MediaSpec) -> tuple[ClipInfo, float, Any]:
-        """(info, seconds in the decoder, reference to the frames u8 [T, H, W, 3]). Raises ClipError.
+        """Return (info, seconds in the decoder, reference to the frames u8 [T, H, W, 3]). Raises ClipError.
 
-        A clip under which three processes die, or two hang, is bad; each time it gets a new one.
+        A clip is bad if three processes die or two time out while decoding it; each attempt uses a new process.
         """
         async with self._slots:
             failures: list[ClipError] = []
             for pause_s in (0.0, *PAUSES_S):
                 await asyncio.sleep(pause_s)
-                # a further chance is with a new process: the idle ones may have gone with the same node
+                # a further attempt uses a new process: the idle ones may have died with the same node
                 worker = self._idle.pop() if self._idle and not failures else await self._start(spec.uri)
                 try:
                     report, frames = await self._decode_on(worker, spec)
@@ -89,7 +89,7 @@ class Decoders:
             raise failures[-1]
 
     async def shuffle(self, frames: Any, seed: int) -> Any:
-        """Reference to the frames in a seeded random order. TimeoutError or RayActorError when that fails."""
+        """Return a reference to the frames in a seeded random order. Raises TimeoutError or RayActorError."""
         async with self._slots:
             worker = self._idle.pop() if self._idle else await self._start("frames to shuffle")
             done, shuffled = worker.shuffle.options(num_returns=2).remote(frames, seed)
@@ -102,7 +102,7 @@ class Decoders:
             return shuffled
 
     def close(self) -> None:
-        """End the idle processes. Those that somebody stopped would not go with the run."""
+        """Stop the idle processes; suspended ones would not end with the run by themselves."""
         while self._idle:
             ray.kill(self._idle.pop())
 
@@ -116,7 +116,7 @@ class Decoders:
             raise
 
     async def _start(self, what: str) -> Any:
-        """A new process. That it does not come up is never held against the clip. Raises RayActorError in the end."""
+        """Start a new process. A failed start does not count against the clip. Raises RayActorError after retries."""
         for left in reversed(range(START_TRIES)):
             worker = self._actor.remote()
             try:
@@ -124,18 +124,18 @@ class Decoders:
             except RayActorError:
                 if not left:
                     raise
-                log.warning("%s: a decoding process died while it started; another one is tried.", what)
+                log.warning("%s: a decoding process died during its start; starting another.", what)
                 await asyncio.sleep(PAUSES_S[0])
             else:
                 return worker
         raise AssertionError("the last try returns or raises")
 
     async def _until_ready(self, worker: Any, what: str) -> None:
-        """As soon as there is a CPU for it; a wait is said in the log."""
+        """Wait until the process is up; waiting for a free CPU is logged."""
         ready = asyncio.ensure_future(worker.ready.remote())
         while not (await asyncio.wait((ready,), timeout=self._timeout_s))[0]:
             log.warning(
-                "%s: its decode has waited %g s more for %g of a CPU; the cluster is full, "
+                "%s: decoding has waited another %g s for %g of a CPU; the cluster is full: "
                 "leave some CPUs free or lower data.decode_workers.",
                 what,
                 self._timeout_s,

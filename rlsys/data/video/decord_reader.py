@@ -1,4 +1,4 @@
-"""The fast path, for files that decord reads right (`av_reader.Probe.why_not_fast`). Only here is decord imported."""
+"""The fast path, for files that decord reads correctly (`Probe.why_not_fast`). The only file that imports decord."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from rlsys.data.video.errors import ClipError
 
 BYTES_AT_ONCE = 100 << 20
-"""Of full-size frames held while they are resized: sixteen of 1080p."""
+"""Bytes of full-size frames held while they are resized: sixteen frames of 1080p."""
 
 _PREFIX = re.compile(r"\[\d\d:\d\d:\d\d\] \S+?:\d+: ")
 
-decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's complaints come back as ClipErrors
+decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's errors are reported as ClipErrors
 
 
 def read(path: Path, uri: str, times_s: np.ndarray, indices: Sequence[int]) -> Iterator[np.ndarray] | None:
-    """Return the frames of these ascending indices, u8 [H, W, 3]; None where decord has other frames than the file.
+    """Return the frames at these ascending indices, u8 [H, W, 3]; None if decord's frames differ from the file's.
 
-    times_s: f64 [N], when each of the file's frames is shown. Raises ClipError, also while the frames are read.
+    times_s: f64 [N], presentation times of the file's frames. Raises ClipError, also while the frames are read.
     """
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
@@ -31,7 +31,7 @@ def read(path: Path, uri: str, times_s: np.ndarray, indices: Sequence[int]) -> I
         starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
     except (decord.DECORDError, RuntimeError) as error:
         raise ClipError(uri, "corrupt", f"no decoder can open it: {_first_line(error)}") from error
-    # decord hands out float32, and some containers round to milliseconds
+    # decord returns float32, and some containers round to milliseconds
     if not np.allclose(starts_s, times_s, atol=2e-3, rtol=1e-6):
         return None
     return _frames(reader, uri, indices)
@@ -50,6 +50,6 @@ def _frames(reader: decord.VideoReader, uri: str, indices: Sequence[int]) -> Ite
 
 
 def _first_line(error: Exception) -> str:
-    """decord's message without its clock times, source lines and stack trace."""
+    """Return decord's message without its clock times, source lines and stack trace."""
     lines = [line for line in _PREFIX.sub("", str(error)).splitlines() if line.strip()]
     return lines[0].strip() if lines else type(error).__name__

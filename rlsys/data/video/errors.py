@@ -1,4 +1,4 @@
-"""What can be wrong with clips and annotations, by kind; importable without any decoder."""
+"""The errors of clips and annotations, by kind; importable without any decoder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ REMEDIES: dict[ClipFault, str] = {
     "unreadable": "check the permissions of the file and its folder",
     "empty": "download or copy it again",
     "truncated": "download or copy it again",
-    "corrupt": "replace it, or encode it anew",
-    "too_large": "scale it down, no model sees that many pixels",
-    "zero_length": "remove its rows, a prompt needs frames",
-    "audio_only": "remove its rows, or find the file that has the picture",
-    "window": "ask for a period inside the clip",
+    "corrupt": "replace it, or encode it again",
+    "too_large": "scale it down; no model uses that many pixels",
+    "zero_length": "remove its rows; a prompt needs frames",
+    "audio_only": "remove its rows, or find the file that has the video stream",
+    "window": "use a period inside the clip",
     "timeout": "raise `data.decode_timeout_s`, or encode it smaller",
     "crashed": "replace it; if other clips crash too, give decoding more memory",
 }
@@ -39,7 +39,7 @@ class ClipError(RowUnusable):
     """A clip that cannot be used.
 
     uri: the file or folder.  kind: a key of `REMEDIES`.  detail: what was found there.
-    Survives pickling, so it can be returned from a Ray task.
+    It can be pickled, so it can be returned from a Ray task.
     """
 
     def __init__(self, uri: str, kind: ClipFault, detail: str) -> None:

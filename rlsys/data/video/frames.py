@@ -1,4 +1,4 @@
-"""Which frames a clip shows, and how large: pure decisions, no decoder."""
+"""Select the frames of a clip and their size: pure decisions, no decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ASPECT_RATIO = 200
 
 
 def select_frames(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[np.ndarray, float]:
-    """The frames to show of a video, and the seconds of video that each stands for.
+    """Return the frames of a video to show, and the seconds of video that each stands for.
 
     times_s: f64 [N], ascending presentation times of the file's frames; end_s: when the last one ends.
     Returns (indices i64 [n], spacing_s). The clip (or `spec.window_s` of it) is cut into n equal parts,
@@ -24,7 +24,7 @@ def select_frames(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[n
     seen exactly, and in a file of variable frame rate a frame is shown for as long as it was on screen.
     n is `fps` x length, within the spec's bounds, never more than the frames there are, and even: an odd
     count loses one, as in Qwen2.5-VL's own sampling.
-    Raises ClipError "zero_length" or "window" when fewer than two frames are there.
+    Raises ClipError "zero_length" or "window" if there are fewer than two frames.
     """
     start_s, stop_s = _part(times_s, end_s, spec)
     # container time stamps are rounded, some to milliseconds; nearly half a frame of slack absorbs that,
@@ -44,7 +44,7 @@ def select_frames(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[n
 
 
 def _part(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[float, float]:
-    """Start and end in seconds of what is to be read."""
+    """Return the start and the end of the part to read, in seconds."""
     if times_s.size == 0:
         raise ClipError(spec.uri, "zero_length", "the video stream has no frames")
     first_s = float(times_s[0])
@@ -58,10 +58,10 @@ def _part(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[float, fl
 
 
 def select_from_folder(num_images: int, spec: VideoSpec) -> tuple[np.ndarray, float]:
-    """The images to show of a frame folder, evenly spaced with the first and the last among them.
+    """Return the images of a frame folder to show, evenly spaced, including the first and the last.
 
-    Both ends belong to it because tracking annotations give boxes at both ends. The folder's frames follow
-    each other at `spec.folder_fps`; without one all are shown unless that is more than the spec's bounds allow.
+    Both ends are included because tracking annotations have boxes at both ends. The folder's frame rate is
+    `spec.folder_fps`; without one, all images are shown unless that exceeds the spec's bounds.
     Returns (indices i64 [n], mean spacing of the chosen images in seconds).
     """
     rate = folder_rate(spec)
@@ -84,12 +84,14 @@ def folder_rate(spec: VideoSpec) -> float:
 
 def _too_few(spec: VideoSpec, found: str) -> ClipError:
     return ClipError(
-        spec.uri, "zero_length" if spec.window_s is None else "window", f"{found}, at least {TEMPORAL_PATCH} are needed"
+        spec.uri,
+        "zero_length" if spec.window_s is None else "window",
+        f"{found}, but at least {TEMPORAL_PATCH} are needed",
     )
 
 
 def count_frames(wanted: int, available: int, spec: VideoSpec) -> int:
-    """The even number of frames, at least 2, nearest below `wanted` that the spec and the clip allow.
+    """Return the largest even number of frames, at least 2 and at most `wanted`, that the spec and the clip allow.
 
     `total_pixels` bounds it too, since no frame may be below `min_pixels`.
     """
@@ -99,11 +101,11 @@ def count_frames(wanted: int, available: int, spec: VideoSpec) -> int:
 
 
 def frame_size(height: int, width: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """(height, width) after resizing: multiples of 28, aspect ratio nearly kept, area within the bounds.
+    """Return (height, width) after resizing: multiples of 28, aspect ratio nearly kept, area within the bounds.
 
-    Raises ValueError when one side is more than 200 times the other.
-    Source: `smart_resize` of Qwen2-VL and Qwen2.5-VL. Like there, a lower and an upper bound that are closer
-    than one multiple of 28 can make the area fall short of the lower one.
+    Raises ValueError if one side is more than 200 times the other.
+    Source: `smart_resize` of Qwen2-VL and Qwen2.5-VL. As there, if the bounds are closer than one multiple of 28,
+    the area can fall below the lower bound.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
@@ -122,6 +124,6 @@ def frame_size(height: int, width: int, *, min_pixels: int, max_pixels: int) -> 
 
 
 def video_frame_size(height: int, width: int, num_frames: int, spec: VideoSpec) -> tuple[int, int]:
-    """`frame_size` of each of `num_frames` frames that share the spec's `total_pixels`."""
+    """Return the `frame_size` of each of `num_frames` frames that share the spec's `total_pixels`."""
     most = max(min(spec.max_pixels, spec.total_pixels // num_frames), spec.min_pixels)
     return frame_size(height, width, min_pixels=spec.min_pixels, max_pixels=most)

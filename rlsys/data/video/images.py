@@ -1,4 +1,4 @@
-"""Images, folders of images and animated images, through Pillow."""
+"""Read images, folders of images and animated images with Pillow."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from rlsys.data.video.errors import ClipError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What is opened. Pillow knows others whose readers start programs (EPS) or fetch files."""
+"""Formats that may be opened. Pillow has others whose readers start programs (EPS) or fetch files."""
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"))
 ANIMATED_SUFFIXES = frozenset((".gif", ".apng", ".webp", ".png"))
 MAX_PIXELS = 64_000_000
-"""Of an image; as RGB it takes 192 MB."""
+"""Largest number of pixels of an image; as RGB it takes 192 MB."""
 DEFAULT_FRAME_S = 0.1
-"""How long browsers show a frame of an animation that says 0."""
+"""Duration for which browsers show a frame of an animation with duration 0."""
 
 
 def files_of_folder(folder: Path) -> list[Path]:
-    """Return the images of a folder, numbers in their names ordered as numbers: 10.jpg behind 9.jpg."""
+    """Return the images of a folder, ordering numbers in their names as numbers: 10.jpg after 9.jpg."""
     return sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), key=_natural)
 
 
@@ -32,7 +32,7 @@ def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return an image as RGB, upright; what is transparent is white. Raises ClipError."""
+    """Return an image as RGB, upright, with transparency on white. Raises ClipError."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
         return flattened(ImageOps.exif_transpose(image))
@@ -50,7 +50,7 @@ def flattened(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """16 bits by their range; wider numbers by what they span. Pillow's own conversion cuts them off at 255."""
+    """Scale 16-bit values by their full range and wider ones by their extremes; Pillow itself clips at 255."""
     grey = np.asarray(image).astype(np.float64)
     if image.mode.startswith("I;16") or (image.mode == "I" and grey.min() >= 0 and grey.max() <= 65535):
         low, high = 0.0, 65535.0 if grey.max() > 255 or image.mode.startswith("I;16") else 255.0
@@ -69,7 +69,7 @@ def is_animation(path: Path) -> bool:
 
 
 def animation_times(path: Path) -> tuple[np.ndarray, float]:
-    """Return (f64 [N] when each frame is shown, when the last one ends), seconds."""
+    """Return the presentation times of an animation, f64 [N], and the end of its last frame, in seconds."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
         durations = []
@@ -81,7 +81,7 @@ def animation_times(path: Path) -> tuple[np.ndarray, float]:
 
 
 def animation_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield frames of an animation, u8 [H, W, 3], as they are shown."""
+    """Yield frames of an animation as rendered, u8 [H, W, 3]."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         for index in indices:
             image.seek(index)
@@ -90,11 +90,13 @@ def animation_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]
 
 def _require_size(image: Image.Image, path: Path) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise ClipError(str(path), "too_large", f"{image.width} x {image.height} pixels, the most is {MAX_PIXELS}")
+        raise ClipError(
+            str(path), "too_large", f"{image.width} x {image.height} pixels, above the limit of {MAX_PIXELS}"
+        )
 
 
 class _errors:
-    """Pillow's errors as ClipErrors."""
+    """A context that converts Pillow's errors to ClipErrors."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
