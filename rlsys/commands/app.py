@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 
 from rlsys import env
-from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP, RESUME_HELP
+from rlsys.commands.arguments import ALLOW_CHANGES_HELP, CONFIG_HELP, FORK_HELP, OVERRIDES_HELP, RESUME_HELP
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors
@@ -42,6 +42,9 @@ app.command()(replay)
 
 Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
 Overrides = Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)]
+Resume = Annotated[Path | None, typer.Option("--resume", help=RESUME_HELP)]
+Fork = Annotated[Path | None, typer.Option("--from", help=FORK_HELP)]
+AllowChanges = Annotated[bool, typer.Option("--allow-changes", help=ALLOW_CHANGES_HELP)]
 
 
 def _show_version(is_requested: bool) -> None:
@@ -94,28 +97,36 @@ def demo(
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help=RESUME_HELP)] = None,
+    resume: Resume = None,
+    fork: Fork = None,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Train with GRPO as configured in CONFIG."""
     from rlsys.config.run import load
+    from rlsys.runs.continuation import StartOptions
     from rlsys.runs.train import train as run_train
 
     with clear_errors():
-        run_train(load(config, overrides or ()), resume=resume)
+        options = StartOptions(resume=resume, fork=fork, allow_changes=allow_changes)
+        run_train(load(config, overrides or ()), options)
 
 
 @app.command()
 def sft(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help=RESUME_HELP)] = None,
+    resume: Resume = None,
+    fork: Fork = None,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Fine-tune on demonstrations: the responses in sft.responses, or the answers in the annotations."""
     from rlsys.config.run import load
+    from rlsys.runs.continuation import StartOptions
     from rlsys.runs.sft import sft as run_sft
 
     with clear_errors():
-        run_sft(load(config, overrides or ()), resume=resume)
+        options = StartOptions(resume=resume, fork=fork, allow_changes=allow_changes)
+        run_sft(load(config, overrides or ()), options)
 
 
 @app.command("check-config", epilog=f"Bundled configs: {', '.join(bundled.names())}.")

@@ -2,4 +2,9 @@
 
 CONFIG_HELP = "A YAML file, or the name of a bundled config (`rlsys check-config --help` lists them)."
 OVERRIDES_HELP = "Overrides of single config keys as section.key=value; the value is parsed as YAML."
-RESUME_HELP = "A checkpoint to resume from, or a run folder, which resumes from its newest checkpoint."
+RESUME_HELP = "Continue the run of output_dir, from its newest checkpoint (give the folder) or from one of them."
+FORK_HELP = "Start a new run from this checkpoint of another run, or from the newest checkpoint of its folder."
+ALLOW_CHANGES_HELP = (
+    "Resume although the base model, the data, the seed, the group size or the trained parts changed; "
+    "MLflow records the changes."
+)

@@ -83,5 +83,8 @@ def model_digest(folder: Path) -> str:
 def _items_digest(items: Sequence[PromptItem]) -> str:
     sha = hashlib.sha256()
     for item in items:
-        sha.update(json.dumps(asdict(item), sort_keys=True, default=str).encode() + b"\n")
+        tree = asdict(item)
+        for one in tree["media"]:
+            one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
+        sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()[:16]

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rlsys.config.run import ConfigError, RunConfig
@@ -17,8 +17,8 @@ from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify_model
+from rlsys.runs.continuation import ResumePoint, StartOptions
 from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
-from rlsys.tracking.unsent import require_sent
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -34,30 +34,26 @@ class NotSavedError(UserError):
     """The last checkpoint of a run could not be written; the message gives the remedy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResumePoint:
-    """The point from which a process starts or continues a run.
-
-    checkpoint: None if there is none, so that the run starts from its model.
-    is_new: whether this is a fresh start, so that any rollouts in its folder belong to another run.
-    """
-
-    state: RunState
-    checkpoint: Path | None
-    is_new: bool = False
-
-
-def find_resume_point(config: RunConfig, resume: Path | None) -> ResumePoint:
-    """Return where the run starts: the point that `--resume` names, or a fresh start.
+def find_resume_point(config: RunConfig, options: StartOptions, command: str = "train") -> ResumePoint:
+    """Return where the run starts: the point that `--resume` or `--from` names, or a fresh start.
 
     The config's own `output_dir` can be resumed at any time: before the first checkpoint, the run starts from the
     beginning within the same MLflow run; after its last step, it is only concluded, or is complete already (see
-    `has_ended`). Any other path must hold a checkpoint of fewer steps than `train.num_steps`.
+    `has_ended`). A checkpoint of another run starts a new run from its weights, optimizer and position in the data.
     """
     verify_model(config.model.path)
-    if resume is None:
+    if options.resume and options.fork:
+        raise ConfigError("--resume continues the run of output_dir, --from starts a new run; give one of them.")
+    if options.fork:
+        return _fork_point(config, options.fork)
+    if options.resume is None:
         _refuse_used_folder(config)
         return ResumePoint(state=_first_state(config, ""), checkpoint=None, is_new=True)
+    _require_command(config, command)
+    return _point_in_run(config, options.resume, options.allow_changes)
+
+
+def _point_in_run(config: RunConfig, resume: Path, allow_changes: bool) -> ResumePoint:
     try:
         checkpoint = find_whole(resume)
     except CheckpointDamaged:
@@ -68,22 +64,60 @@ def find_resume_point(config: RunConfig, resume: Path | None) -> ResumePoint:
         mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
         log.warning("%s has no checkpoint yet; the run starts from the beginning", resume)
         return ResumePoint(state=_first_state(config, mlflow_run_id), checkpoint=None)
+    if not _is_own(config, checkpoint):
+        raise ConfigError(
+            f"--resume {resume}: the checkpoint is not in output_dir={config.output_dir}, so it belongs to another "
+            f"run. Set output_dir to that run's folder to continue it, or start a new run with --from {resume}."
+        )
     state = load_state(checkpoint)
-    require_sent(checkpoint.parent.parent, config.output_dir)
-    if state.seed != config.seed:
+    if state.seed != config.seed and not allow_changes:
         raise ConfigError(
             f"--resume {resume}: the run used seed={state.seed}, but the config has seed={config.seed}; "
-            f"set seed={state.seed}."
+            f"set seed={state.seed}, or start a new run with --from {resume}."
         )
-    num_steps, is_own = config.train.num_steps, checkpoint.parent.parent.resolve() == Path(config.output_dir).resolve()
-    if state.step > num_steps or (state.step == num_steps and not is_own):
-        raise ConfigError(
-            f"--resume {resume}: the run has done {state.step} steps already, train.num_steps={num_steps}; "
-            "raise train.num_steps."
-        )
-    if state.step < num_steps:
+    if state.step > config.train.num_steps:
+        raise ConfigError(_too_many_steps("--resume", resume, state.step, config))
+    if state.step < config.train.num_steps:
         log.info("resuming from step %d of %s", state.step, resume)
-    return ResumePoint(state=state, checkpoint=checkpoint)
+    return ResumePoint(state=replace(state, seed=config.seed), checkpoint=checkpoint)
+
+
+def _fork_point(config: RunConfig, fork: Path) -> ResumePoint:
+    _refuse_used_folder(config)
+    checkpoint = find_whole(fork)
+    state = load_state(checkpoint)
+    if state.step >= config.train.num_steps:
+        raise ConfigError(_too_many_steps("--from", fork, state.step, config))
+    log.info("starting a new run from step %d of %s", state.step, checkpoint)
+    return ResumePoint(
+        state=replace(state, seed=config.seed, mlflow_run_id=""),
+        checkpoint=checkpoint,
+        is_new=True,
+        parent_run_id=state.mlflow_run_id,
+    )
+
+
+def _too_many_steps(option: str, path: Path, step: int, config: RunConfig) -> str:
+    return (
+        f"{option} {path}: the run has done {step} steps already, train.num_steps={config.train.num_steps}; "
+        "raise train.num_steps."
+    )
+
+
+def _is_own(config: RunConfig, checkpoint: Path) -> bool:
+    return checkpoint.resolve().parent.parent == Path(config.output_dir).resolve()
+
+
+def _require_command(config: RunConfig, command: str) -> None:
+    """Raise ConfigError if `output_dir` is that of a run of another command, whose record this one would overwrite."""
+    if not (Path(config.output_dir) / RUN_FILE).exists():
+        return
+    other = read_run_file(config.output_dir).command
+    if other and other != command:
+        raise ConfigError(
+            f"output_dir={config.output_dir} is that of an `rlsys {other}` run; resume it with `rlsys {other}`, or "
+            f"choose another output_dir and set model.path={config.output_dir}/checkpoints/STEP/model."
+        )
 
 
 def has_ended(config: RunConfig, point: ResumePoint) -> bool:

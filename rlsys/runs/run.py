@@ -24,7 +24,8 @@ from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import load_state
-from rlsys.runs.recovery import Recovery, ResumePoint, evaluate_held_out, why_not_saved
+from rlsys.runs.continuation import ResumePoint, Start
+from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_saved
 from rlsys.runs.run_file import (
     SUMMARY_FILE,
     HeldOut,
@@ -252,12 +253,16 @@ def carry_out(
     point: ResumePoint,
     held_out: tuple[PromptItem, ...],
     make: Callable[[Setting[AnyStack]], Run[AnyStack]],
+    start: Start,
 ) -> Summary:
-    """Carry out a run on the stack that `opened` opens, and write `summary.json` once the stack is closed again."""
+    """Carry out a run on the stack that `opened` opens, and write `summary.json` once the stack is closed again.
+
+    start: what is recorded of this start in `run.json` and MLflow.
+    """
     with opened as stack:
         forget_summary(config)
-        with Tracker(config, run_id=point.state.mlflow_run_id or None) as tracker:
-            write_run_file(config, tracker.run_id)
+        with Tracker(config, run_id=point.state.mlflow_run_id or None, tags=start.tags) as tracker:
+            write_run_file(start.run_file(config, tracker.run_id))
             point = replace(point, state=replace(point.state, mlflow_run_id=tracker.run_id))
             setting = Setting(config=config, stack=stack, tracker=tracker, point=point, held_out=held_out)
             summary = loop.run(make(setting), config)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,24 @@ class RunFile:
     """The content of `run.json`.
 
     mlflow_run_id: the MLflow run that `--resume` continues if there is no checkpoint.  config: of the latest start.
+    command: "train" or "sft".  identity: see `rlsys.runs.identity`.
     """
 
     mlflow_run_id: str
     config: RunConfig
+    command: str = ""
+    identity: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_run_file(config: RunConfig, mlflow_run_id: str) -> None:
+def write_run_file(run: RunFile) -> None:
     """Write `run.json` atomically into the run's folder, with the secrets in URLs masked."""
-    tree = {"mlflow_run_id": mlflow_run_id, "config": masked_tree(config.model_dump(mode="json"))}
-    write_json(Path(config.output_dir) / RUN_FILE, tree)
+    tree = {
+        "mlflow_run_id": run.mlflow_run_id,
+        "command": run.command,
+        "identity": dict(run.identity),
+        "config": masked_tree(run.config.model_dump(mode="json")),
+    }
+    write_json(Path(run.config.output_dir) / RUN_FILE, tree)
 
 
 def write_json(path: Path, tree: Mapping[str, Any]) -> None:
@@ -51,11 +59,14 @@ def read_run_file(folder: Path) -> RunFile:
     try:
         tree = json.loads(file.read_text())
         mlflow_run_id, config = tree["mlflow_run_id"], tree["config"]
+        command, identity = str(tree.get("command", "")), dict(tree.get("identity", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as the description of a run: {error!r}; give the output_dir of a run."
         ) from error
-    return RunFile(mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)))
+    return RunFile(
+        mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)), command=command, identity=identity
+    )
 
 
 def forget_summary(config: RunConfig) -> None:

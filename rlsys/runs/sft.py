@@ -17,6 +17,7 @@ from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Imitation
 from rlsys.loop.parts import Step
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack
+from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.demonstrations import Demonstration, read_lessons
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
@@ -34,21 +35,23 @@ LOSSES_FILE = "losses.json"
 """File in a checkpoint with the loss of each step of the run."""
 
 
-def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | None = None) -> Summary:
+def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack | None = None) -> Summary:
     """Fine-tune on demonstrations as configured and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder, which resumes from its newest checkpoint.
+    options: whether to resume or to fork; see `recovery.find_resume_point`.
     stack: an open stack for the same clips and prompts; None starts only what is needed: the learner, plus actors and
     reward servers if there are held-out rows to evaluate.
     """
     with run_lock(config.output_dir):
-        point = find_resume_point(config, resume)
+        point = find_resume_point(config, options, "sft")
         if has_ended(config, point):
             return read_summary(config)
         lessons = read_lessons(config)
         lessons.report.raise_problems()
         for fact in lessons.report.facts:
             log.info("%s", fact)
+        items = [one.item for one in lessons.demonstrations]
+        start = describe_start(config, point, items, command="sft", allow_changes=options.allow_changes)
         tasks = {item.task for item in lessons.held_out}
         opened: AbstractContextManager[LearnerStack]
         if stack is not None:
@@ -56,7 +59,7 @@ def sft(config: RunConfig, *, resume: Path | None = None, stack: LearnerStack | 
         else:
             opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
         summary = carry_out(
-            opened, config, point, lessons.held_out, lambda setting: SftRun(setting, lessons.demonstrations)
+            opened, config, point, lessons.held_out, lambda setting: SftRun(setting, lessons.demonstrations), start
         )
     log.info("the model is in %s; continue with `rlsys train CONFIG model.path=%s`", summary.model, summary.model)
     return summary

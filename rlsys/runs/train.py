@@ -21,6 +21,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.check import check
+from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.items import held_out_items, training_items
 from rlsys.runs.ledger import Ledger
 from rlsys.runs.recovery import find_resume_point, has_ended
@@ -35,21 +36,22 @@ from rlsys.weights.version import WeightVersion
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, resume: Path | None = None, stack: Stack | None = None) -> Summary:
+def train(config: RunConfig, options: StartOptions = FRESH, *, stack: Stack | None = None) -> Summary:
     """Train with GRPO as configured, on `stack` if one is open already, and write `summary.json`.
 
-    resume: a checkpoint folder, or a run folder, which resumes from its newest; see `recovery.find_resume_point`.
+    options: whether to resume or to fork; see `recovery.find_resume_point`.
     If the run is complete already, its existing summary is returned.
     """
     with run_lock(config.output_dir):
-        point = find_resume_point(config, resume)
+        point = find_resume_point(config, options)
         if has_ended(config, point):
             return read_summary(config)
         check(config).raise_problems()
         items, held_out = training_items(config), held_out_items(config)
+        start = describe_start(config, point, items, command="train", allow_changes=options.allow_changes)
         tasks = {item.task for item in (*items, *held_out)}
         opened = open_stack(config, tasks) if stack is None else nullcontext(stack)
-        return carry_out(opened, config, point, held_out, lambda setting: GrpoRun(setting, items))
+        return carry_out(opened, config, point, held_out, lambda setting: GrpoRun(setting, items), start)
 
 
 class GrpoRun(Run[Stack]):

@@ -23,6 +23,7 @@ import yaml
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.files import aside
+from rlsys.tracking.moved_store import ARTIFACTS, follow_move
 from rlsys.tracking.provenance import git_commit, version_tags
 from rlsys.tracking.sample_buffer import SampleBlock, steps_name
 from rlsys.tracking.spool import Record
@@ -76,7 +77,10 @@ class MlflowRun:
     def _client(self) -> MlflowClient:
         if self._cached_client is None:
             if self._uri.startswith(SQLITE):
-                _make_database(Path(self._uri.removeprefix(SQLITE).partition("?")[0]))
+                database = Path(self._uri.removeprefix(SQLITE).partition("?")[0])
+                _make_database(database)
+                if database.name:
+                    follow_move(database)
             self._cached_client = MlflowClient(self._uri)
         return self._cached_client
 
@@ -220,7 +224,7 @@ class MlflowRun:
             return found.experiment_id
         # a database on this machine keeps its files beside it; elsewhere the server says where files go
         database = Path(self._uri.removeprefix(SQLITE)).resolve() if self._uri.startswith(SQLITE) else None
-        artifacts = (database.parent / "artifacts").as_uri() if database else None
+        artifacts = (database.parent / ARTIFACTS).as_uri() if database else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)
         except MlflowException:
@@ -245,9 +249,9 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
 }
 
 
-def start_record(config: RunConfig, number: int) -> Record:
+def start_record(config: RunConfig, number: int, more_tags: Mapping[str, str]) -> Record:
     """Return the record of a run's start with this number: config, versions and commit, without secrets."""
-    tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit()}
+    tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit(), **more_tags}
     return {"kind": "start", "number": number, "config": masked_tree(config.model_dump(mode="json")), "tags": tags}
 
 

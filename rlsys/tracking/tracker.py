@@ -46,15 +46,24 @@ class Tracker:
     Its final status is FINISHED, FAILED after an error, or KILLED after Ctrl-C or a signal of `rlsys.end_signals`.
 
     run_id: continue this run instead of creating one. Records that an earlier process could not upload go first, and
-    steps that are recorded already are not recorded again. Raises TrackingError if the store does not have the run
+    steps that are recorded already are not recorded again. tags: of the MLflow run, set at this start. Raises
+    TrackingError if the store does not have the run
     or does not respond for `tracking.wait_s`.
     """
 
-    def __init__(self, config: RunConfig, *, run_id: str | None = None, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        run_id: str | None = None,
+        patience: Patience | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         self._config, self._folder = config, Path(config.output_dir)
         self._resumed_id = current_id(self._folder, run_id) if run_id else None
         self.uri = store_uri(config)
         self._patience = patience or Patience(close_s=config.tracking.wait_s)
+        self._tags = tags or {}
         self._names = MetricNames()
         self._warned: set[str] = set()
         self._unwritten: deque[Record] = deque()
@@ -68,7 +77,7 @@ class Tracker:
         require_driver(self.uri)
         store = MlflowRun(self.uri, self._resumed_id or "")
         self._insist(lambda: self._open(store))
-        start = start_record(self._config, self._insist(store.next_start))
+        start = start_record(self._config, self._insist(store.next_start), self._tags)
         self.run_id = store.run_id
         folder = spool_folder(self._folder, self.run_id)
         is_known_here = folder.exists()

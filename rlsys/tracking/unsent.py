@@ -13,6 +13,7 @@ from rlsys.errors import UserError
 from rlsys.files import rename_synced, write_whole
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.spool import POSITION_FILE, Spool, read_records
+from rlsys.tracking.store_address import SQLITE
 from rlsys.tracking.uploader import REFUSED_FILE, ROWS_FOLDER, Patience, StoreError, Uploader
 from rlsys.urls import MASK, masked_url
 
@@ -49,6 +50,9 @@ class Address:
         """Read the address of a spool. uri: replaces the stored one, which lacks its secrets."""
         kept = {"experiment": "rlsys", "run_name": folder.name, **json.loads((folder / ADDRESS_FILE).read_text())}
         uri = uri or (env.read("MLFLOW_TRACKING_URI") if MASK in kept["uri"] else None) or kept["uri"]
+        own, path = folder.parents[1] / "mlflow.db", Path(uri.removeprefix(SQLITE))
+        if uri.startswith(SQLITE) and path.name == own.name and own.exists() and not path.exists():
+            uri = f"{SQLITE}{own.resolve()}"  # the run's folder was moved
         if MASK in uri:
             raise UnsentError(
                 f"{folder}: belongs to {uri}, whose password is not stored on disk; give the full URI with --uri or "
@@ -139,21 +143,3 @@ def _readmit(spool: Spool, refused: Path) -> None:
             if record is not None:
                 spool.append(record)
         refused.unlink()
-
-
-def require_sent(run_folder: Path, output_dir: Path) -> None:
-    """Raise UnsentError if a run to be resumed in another folder has unsent records in its own.
-
-    They would arrive after the records of the repeated steps, and those steps would be recorded twice.
-    """
-    if Path(run_folder).resolve() == Path(output_dir).resolve():
-        return
-    for address in Path(run_folder).glob(f"{FOLDER}/*/{ADDRESS_FILE}"):
-        spool = Spool(address.parent)
-        num_waiting = spool.num_waiting
-        spool.close()
-        if num_waiting:
-            raise UnsentError(
-                f"{address.parent}: {num_waiting} records of this run are not uploaded yet, and output_dir is "
-                f"another folder; upload them first: {send_command(run_folder)}"
-            )

@@ -23,6 +23,7 @@ from rlsys.loop.objective import Imitation
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, open_learner_stack
+from rlsys.runs.continuation import StartOptions
 from rlsys.runs.demonstrations import read_lessons
 from rlsys.runs.sft import sft
 from rlsys.runs.supervised import Demonstration, demonstration_group
@@ -271,7 +272,7 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     run = config.output_dir
     assert whole.model == str(run / "checkpoints" / "step_000004" / "model")
     assert json.loads((run / "checkpoints" / "step_000004" / "state.json").read_text())["prompts_consumed"] == 12
-    resumed = sft(config, stack=stack, resume=run / "checkpoints" / "step_000002")
+    resumed = sft(config, StartOptions(resume=run / "checkpoints" / "step_000002"), stack=stack)
     assert resumed.weights_digest == whole.weights_digest and resumed.num_steps == 4
     in_the_curve = json.loads((run / "checkpoints" / "step_000004" / "losses.json").read_text())
     assert list(in_the_curve) == ["1", "2", "3", "4"], "those of the interrupted run too"
@@ -294,13 +295,13 @@ def test_a_run_that_dies_behind_its_last_step_has_no_summary_and_ends_when_it_is
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output_dir / 'mlflow.db'}")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("rlsys.runs.sft.write_loss_curve", dies)
-        sft(config, stack=stack, resume=config.output_dir / "checkpoints" / "step_000002")
+        sft(config, StartOptions(resume=config.output_dir / "checkpoints" / "step_000002"), stack=stack)
     assert not (config.output_dir / "summary.json").exists(), "that of the first life is not of this one"
     assert client.get_run(whole.mlflow_run_id).info.status == "KILLED"
-    ended = sft(config, stack=stack, resume=config.output_dir)
+    ended = sft(config, StartOptions(resume=config.output_dir), stack=stack)
     assert (ended.weights_digest, ended.mlflow_run_id) == (whole.weights_digest, whole.mlflow_run_id)
     assert client.get_run(whole.mlflow_run_id).info.status == "FINISHED"
-    assert sft(config, stack=stack, resume=config.output_dir) == ended
+    assert sft(config, StartOptions(resume=config.output_dir), stack=stack) == ended
 
 
 def test_supervised_training_reserves_no_room_for_actors_or_rewards(folder: Path, tiny_model_dir: Path) -> None:

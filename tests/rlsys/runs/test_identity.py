@@ -56,6 +56,14 @@ def test_other_rows_and_other_truths_are_other_data(model: Path) -> None:
         assert line.startswith("training data")
 
 
+def test_videos_may_lie_in_another_folder_but_not_be_others(model: Path) -> None:
+    before = identity(config(model), ITEMS)
+    (spec,) = ITEMS[0].media
+    moved, other = (replace(ITEMS[0], media=(replace(spec, uri=uri),)) for uri in (f"/mnt/{Path(spec.uri).name}", "x"))
+    assert not changes(before, identity(config(model), [moved, *ITEMS[1:]]))
+    assert changes(before, identity(config(model), [other, *ITEMS[1:]]))
+
+
 def test_learning_rates_and_numbers_of_actors_may_change(model: Path) -> None:
     other = config(model, train={"learning_rate": 5e-6, "num_steps": 99}, rollout={"num_actors": 7})
     assert not changes(identity(config(model), ITEMS), identity(other, ITEMS))

@@ -16,9 +16,10 @@ from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, load_state
-from rlsys.runs.recovery import Recovery, ResumePoint, find_resume_point, has_ended, why_not_saved
+from rlsys.runs.continuation import ResumePoint, StartOptions, describe_start
+from rlsys.runs.recovery import Recovery, find_resume_point, has_ended, why_not_saved
 from rlsys.runs.run import Run, Summary, write_summary
-from rlsys.runs.run_file import read_run_file, write_run_file
+from rlsys.runs.run_file import RunFile, read_run_file, write_run_file
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
 from rlsys.weights.version import WeightVersion
@@ -121,7 +122,7 @@ def test_a_run_resumed_from_an_older_checkpoint_does_not_jump_to_the_one_it_left
     older = checkpoints.save(at(2), lambda folder: None)
     checkpoints.save(at(4), lambda folder: None)
     stack = StubStack()
-    back = recovery(stack, tmp_path, find_resume_point(config(tmp_path), older))
+    back = recovery(stack, tmp_path, find_resume_point(config(tmp_path), StartOptions(resume=older)))
     assert lost(back) == at(2)
     assert stack.said == ["relaunch", "restore step_000002"]
 
@@ -179,31 +180,35 @@ def test_a_lack_of_room_is_found_before_anything_is_written(tmp_path: Path) -> N
 
 def test_a_run_s_own_folder_can_be_resumed_before_there_is_a_checkpoint(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    assert find_resume_point(settings, settings.output_dir).state == replace(START, mlflow_run_id="")
-    write_run_file(settings, "abc")
-    assert find_resume_point(settings, settings.output_dir) == ResumePoint(state=START, checkpoint=None)
+    assert find_resume_point(settings, StartOptions(resume=settings.output_dir)).state == replace(
+        START, mlflow_run_id=""
+    )
+    write_run_file(RunFile(mlflow_run_id="abc", config=settings))
+    assert find_resume_point(settings, StartOptions(resume=settings.output_dir)) == ResumePoint(
+        state=START, checkpoint=None
+    )
     assert read_run_file(settings.output_dir).config == settings
     with pytest.raises(CheckpointError, match="no such folder"):
-        find_resume_point(settings, tmp_path / "elsewhere")
+        find_resume_point(settings, StartOptions(resume=tmp_path / "elsewhere"))
 
 
 def test_a_folder_that_holds_checkpoints_is_resumed_or_refused(tmp_path: Path) -> None:
     settings = config(tmp_path)
     saved = Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
-    origin = find_resume_point(settings, settings.output_dir)
+    origin = find_resume_point(settings, StartOptions(resume=settings.output_dir))
     assert (origin.checkpoint, origin.state) == (saved, load_state(saved))
     with pytest.raises(ConfigError, match="--resume"):
-        find_resume_point(settings, None)
+        find_resume_point(settings, StartOptions())
     with pytest.raises(ConfigError, match="seed=0, but the config has seed=1"):
-        find_resume_point(config(tmp_path, seed=1), saved)
+        find_resume_point(config(tmp_path, seed=1), StartOptions(resume=saved))
     with pytest.raises(ConfigError, match="raise train.num_steps"):
-        find_resume_point(config(tmp_path, train={"num_steps": 1}), saved)
+        find_resume_point(config(tmp_path, train={"num_steps": 1}), StartOptions(resume=saved))
 
 
 def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_then(tmp_path: Path) -> None:
     settings = config(tmp_path, train={"num_steps": 2})
     Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
-    origin = find_resume_point(settings, settings.output_dir)
+    origin = find_resume_point(settings, StartOptions(resume=settings.output_dir))
     assert origin.state.step == 2 and not has_ended(settings, origin)
     summary = Summary(weights_digest="d2", num_steps=1, mlflow_run_id="abc", seconds={}, held_out={}, model="m")
     write_summary(settings.output_dir / "summary.json", asdict(summary))  # of the run before it was made longer
@@ -211,12 +216,67 @@ def test_a_run_that_died_behind_its_last_checkpoint_can_still_end_and_has_ended_
     summary = replace(summary, num_steps=2)
     write_summary(settings.output_dir / "summary.json", {**asdict(summary), "more": "of a demo"})
     assert has_ended(settings, origin)
-    assert train(settings, resume=settings.output_dir) == sft(settings, resume=settings.output_dir) == summary
+    again = StartOptions(resume=settings.output_dir)
+    assert train(settings, again) == sft(settings, again) == summary
     longer = config(tmp_path, train={"num_steps": 3})
-    assert not has_ended(longer, find_resume_point(longer, settings.output_dir))
-    with pytest.raises(ConfigError, match="raise train.num_steps"):
-        elsewhere = settings.model_copy(update={"output_dir": tmp_path / "other"})
-        find_resume_point(elsewhere, settings.output_dir)
+    assert not has_ended(longer, find_resume_point(longer, StartOptions(resume=settings.output_dir)))
+
+
+def test_a_checkpoint_of_another_run_is_forked_and_never_resumed(tmp_path: Path) -> None:
+    parent = config(tmp_path, train={"num_steps": 2})
+    saved = Checkpoints(parent.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    child = parent.model_copy(update={"output_dir": tmp_path / "child", "seed": 5})
+    for path in (saved, parent.output_dir):
+        with pytest.raises(ConfigError, match="belongs to another run.*--from"):
+            find_resume_point(child, StartOptions(resume=path))
+        with pytest.raises(ConfigError, match="--from .*2 steps already.*raise train.num_steps"):
+            find_resume_point(child, StartOptions(fork=path))
+    longer = child.model_copy(update={"train": child.train.model_copy(update={"num_steps": 3})})
+    point = find_resume_point(longer, StartOptions(fork=parent.output_dir))
+    assert (point.checkpoint, point.is_new, point.parent_run_id) == (saved, True, load_state(saved).mlflow_run_id)
+    assert point.state == replace(load_state(saved), seed=5, mlflow_run_id="")
+    with pytest.raises(ConfigError, match="give one of them"):
+        find_resume_point(longer, StartOptions(fork=saved, resume=saved))
+    Checkpoints(longer.output_dir / "checkpoints", keep=1).save(at(3), lambda folder: None)
+    with pytest.raises(ConfigError, match="holds the checkpoints of another run"):
+        find_resume_point(longer, StartOptions(fork=saved))
+
+
+def test_a_run_of_another_command_is_not_continued(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    write_run_file(RunFile(mlflow_run_id="abc", config=settings, command="sft"))
+    again = StartOptions(resume=settings.output_dir)
+    with pytest.raises(ConfigError, match="that of an `rlsys sft` run.*model.path="):
+        find_resume_point(settings, again, "train")
+    assert find_resume_point(settings, again, "sft").state.step == 2
+
+
+def test_a_moved_run_folder_is_its_own_run(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    settings.output_dir.rename(tmp_path / "moved")
+    moved = settings.model_copy(update={"output_dir": tmp_path / "moved"})
+    assert find_resume_point(moved, StartOptions(resume=tmp_path / "moved")).state.step == 2
+
+
+def test_what_a_continued_run_changed_is_refused_or_recorded(tmp_path: Path, tiny_model_dir: Path) -> None:
+    sections = {"model": {"path": str(tiny_model_dir)}}
+    first, items = config(tmp_path, **sections), [make_item("rows:0")]
+    fresh = describe_start(
+        first, ResumePoint(state=START, checkpoint=None, is_new=True), items, command="train", allow_changes=False
+    )
+    assert not fresh.tags
+    write_run_file(fresh.run_file(first, "abc"))
+    point = ResumePoint(state=START, checkpoint=None)
+    faster = config(tmp_path, **sections, train={"learning_rate": 2e-6})
+    told = describe_start(faster, point, items, command="train", allow_changes=False).tags
+    assert list(told) == ["rlsys.changed_settings"] and told["rlsys.changed_settings"].endswith("-> 2e-06")
+    others = [make_item("rows:1")]
+    with pytest.raises(ConfigError, match="training data"):
+        describe_start(first, point, others, command="train", allow_changes=False)
+    (tag,) = describe_start(first, point, others, command="train", allow_changes=True).tags
+    assert tag == "rlsys.allowed_changes"
 
 
 class Evaluating(Run[Stack]):

@@ -11,7 +11,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.checkpoint import Checkpoints
 from rlsys.runs.replay import Compared, Replayed, ReplayError, possible_steps, replay
 from rlsys.runs.rollout_store import FOLDER, step_file
-from rlsys.runs.run_file import write_run_file
+from rlsys.runs.run_file import RunFile, write_run_file
 
 
 def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> Path:
@@ -22,7 +22,9 @@ def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> P
     for step in checkpoints:
         state = RunState(step=step, prompts_consumed=step, seed=0, mlflow_run_id="", weights_digest="")
         keeper.save(state, lambda folder: None)
-    write_run_file(parse({"output_dir": tmp_path, "model": {"path": "model"}}, source="test"), "abc")
+    write_run_file(
+        RunFile(mlflow_run_id="abc", config=parse({"output_dir": tmp_path, "model": {"path": "model"}}, source="test"))
+    )
     return tmp_path
 
 

@@ -20,6 +20,8 @@ from rlsys.tracking.mlflow_store import MlflowRun, flatten, table_json
 from rlsys.tracking.sample_rows import choose_samples
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker, status_of
+from rlsys.tracking.unsent import send
+from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
 from tests.support.tracking_server import TrackingServer
@@ -103,6 +105,27 @@ def test_a_run_is_kept_in_the_sqlite_file_of_its_folder(folder: Path) -> None:
     assert (folder / "small" / "mlflow.db").exists()
     assert (folder / "small" / "artifacts" / tracker.run_id).is_dir()
     assert MlflowClient(tracker.uri).get_run(tracker.run_id).info.run_name == "small"
+
+
+def test_a_moved_run_keeps_its_files_beside_its_store(folder: Path) -> None:
+    before = record_a_small_run(make_config(folder / "old_place"))
+    (folder / "old_place").rename(folder / "new_place")
+    note = folder / "note.txt"
+    note.write_text("after the move")
+    with Tracker(make_config(folder / "new_place"), run_id=before.run_id) as tracker:
+        tracker.log_artifact(note)
+    assert not (folder / "old_place").exists()
+    assert (folder / "new_place" / "artifacts" / before.run_id / "artifacts" / "note.txt").exists()
+    assert artifact(tracker, "note.txt") == "after the move"
+    assert artifact(tracker, "plots/curve.txt") == "curve"
+
+
+def test_records_that_wait_in_a_moved_run_go_to_the_store_that_moved_with_it(folder: Path) -> None:
+    before = record_a_small_run(make_config(folder / "waiting"))
+    (folder / "waiting").rename(folder / "moved_waiting")
+    (line,) = send(folder / "moved_waiting", Patience(), is_all_sent_again=True)
+    assert line.startswith(f"MLflow run {before.run_id}: uploaded ")
+    assert not (folder / "waiting").exists()
 
 
 @pytest.mark.stack

@@ -23,7 +23,6 @@ from rlsys.config.run import RunConfig, parse
 from rlsys.tracking.spool import SpoolInUseError
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker
-from rlsys.tracking.unsent import UnsentError, require_sent
 from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
@@ -132,8 +131,6 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
         tracker.log_model_folder(model)
         (model / "config.json").unlink()
     assert f"upload them with: rlsys tracking send {folder}" in caplog.text
-    with pytest.raises(UnsentError, match=f"upload them first: rlsys tracking send {folder}"):
-        require_sent(folder, tmp_path / "another")
     failed = CliRunner().invoke(app, ["tracking", "send", str(folder), "--wait-s", "0"])
     assert failed.exit_code == 2 and "records remain" in failed.output
     server.start()

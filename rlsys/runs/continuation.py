@@ -1,0 +1,91 @@
+"""How a run starts: the options of its command, what they find, and what a continued run may have changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlsys.config.run import RunConfig
+from rlsys.loop.state import RunState
+from rlsys.runs.identity import changed_settings, identity, require_same
+from rlsys.runs.run_file import RUN_FILE, RunFile, read_run_file
+from rlsys.types import PromptItem
+from rlsys.urls import masked_tree
+
+log = logging.getLogger(__name__)
+
+PARENT_TAG = "rlsys.parent_run_id"
+PARENT_CHECKPOINT_TAG = "rlsys.parent_checkpoint"
+CHANGES_TAG = "rlsys.allowed_changes"
+SETTINGS_TAG = "rlsys.changed_settings"
+MAX_TAG_CHARACTERS = 4000  # MLflow refuses longer tags than 8,000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """The options with which a command starts or continues a run; without any it is a new run from its model.
+
+    resume: the run's own folder or a checkpoint in it.  fork: a checkpoint of another run, or that run's folder.
+    allow_changes: continue although what makes the run the run that it is has changed; it is recorded then.
+    """
+
+    resume: Path | None = None
+    fork: Path | None = None
+    allow_changes: bool = False
+
+
+FRESH = StartOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """The point from which a process starts or continues a run.
+
+    checkpoint: None if there is none, so that the run starts from its model.
+    is_new: whether the run has not started before, so that any rollouts in its folder belong to another run.
+    parent_run_id: MLflow run of the checkpoint that a new run is forked from.
+    """
+
+    state: RunState
+    checkpoint: Path | None
+    is_new: bool = False
+    parent_run_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What is recorded of a start, in `run.json` and as tags of the MLflow run."""
+
+    command: str
+    identity: Mapping[str, str]
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def run_file(self, config: RunConfig, mlflow_run_id: str) -> RunFile:
+        return RunFile(mlflow_run_id=mlflow_run_id, config=config, command=self.command, identity=self.identity)
+
+
+def describe_start(
+    config: RunConfig, point: ResumePoint, items: Sequence[PromptItem], *, command: str, allow_changes: bool
+) -> Start:
+    """Compare a continued run with its latest start and return what is recorded of this one.
+
+    items: the rows that are trained on. Settings that may change take effect and are reported. Raises ConfigError if
+    the base model, the data, the seed, the group size or what is trained differ, unless `allow_changes`.
+    """
+    now = identity(config, items)
+    tags: dict[str, str] = {}
+    if point.is_new and point.checkpoint:
+        tags[PARENT_CHECKPOINT_TAG] = str(point.checkpoint)
+        tags[PARENT_TAG] = point.parent_run_id
+    if not point.is_new and (config.output_dir / RUN_FILE).exists():
+        before = read_run_file(config.output_dir)
+        if allowed := require_same(before.identity, now, allow_changes=allow_changes):
+            log.warning("allowed changes of the resumed run: %s", "; ".join(allowed))
+            tags[CHANGES_TAG] = "\n".join(allowed)[:MAX_TAG_CHARACTERS]
+        old, new = (masked_tree(one.model_dump(mode="json")) for one in (before.config, config))
+        if changed := list(changed_settings(old, new)):
+            log.info("settings that differ from the run's latest start: %s", "; ".join(changed))
+            tags[SETTINGS_TAG] = "\n".join(changed)[:MAX_TAG_CHARACTERS]
+    return Start(command=command, identity=now, tags=tags)
