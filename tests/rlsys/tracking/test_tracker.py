@@ -20,8 +20,6 @@ from rlsys.tracking.mlflow_store import MlflowRun, flatten, table_json
 from rlsys.tracking.sample_rows import choose_samples
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker, status_of
-from rlsys.tracking.unsent import send
-from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
 from tests.support.tracking_server import TrackingServer
@@ -112,19 +110,25 @@ def test_a_moved_run_keeps_its_files_beside_its_store(folder: Path) -> None:
     (folder / "old_place").rename(folder / "new_place")
     note = folder / "note.txt"
     note.write_text("after the move")
-    with Tracker(make_config(folder / "new_place"), run_id=before.run_id) as tracker:
-        tracker.log_artifact(note)
+    code = (  # in another process, as MLflow remembers where a run's files are
+        "from pathlib import Path; from rlsys.config.run import parse; from rlsys.tracking.tracker import Tracker\n"
+        f"tree = {{'output_dir': {str(folder / 'new_place')!r}, 'model': {{'path': 'model'}}}}\n"
+        f"with Tracker(parse(tree, source='test'), run_id={before.run_id!r}) as tracker:\n"
+        f"    tracker.log_artifact(Path({str(note)!r}))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=patience(120.0))
     assert not (folder / "old_place").exists()
-    assert (folder / "new_place" / "artifacts" / before.run_id / "artifacts" / "note.txt").exists()
-    assert artifact(tracker, "note.txt") == "after the move"
-    assert artifact(tracker, "plots/curve.txt") == "curve"
+    files = folder / "new_place" / "artifacts" / before.run_id / "artifacts"
+    assert (files / "note.txt").read_text() == "after the move"
+    assert (files / "plots" / "curve.txt").read_text() == "curve"
 
 
 def test_records_that_wait_in_a_moved_run_go_to_the_store_that_moved_with_it(folder: Path) -> None:
     before = record_a_small_run(make_config(folder / "waiting"))
     (folder / "waiting").rename(folder / "moved_waiting")
-    (line,) = send(folder / "moved_waiting", Patience(), is_all_sent_again=True)
-    assert line.startswith(f"MLflow run {before.run_id}: uploaded ")
+    command = [sys.executable, "-m", "rlsys.commands.app", "tracking", "send", str(folder / "moved_waiting"), "--all"]
+    sent = subprocess.run(command, check=True, timeout=patience(120.0), capture_output=True, text=True)
+    assert f"MLflow run {before.run_id}: uploaded " in sent.stdout + sent.stderr
     assert not (folder / "waiting").exists()
 
 
