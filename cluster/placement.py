@@ -16,6 +16,8 @@ CPUS_PER_REPLICA = 0.1
 """Ray CPUs of one replica of the reward servers; no less than what they ask for."""
 CPUS_PER_MODEL_INGRESS = 1.0
 """Ray CPUs of what Ray Serve LLM puts in front of a judge's model."""
+CPUS_PER_MODEL, CPUS_PER_MODEL_ON_CPU = 1.0, 2.0
+"""Ray CPUs of a replica of a judge's model: one that Ray Serve LLM reserves for itself, and one of an engine on CPU."""
 
 Parts = Literal["all", "learner", "rewards"]
 """Of a run: everything, learner ranks and decoding alone (supervised training), or reward servers alone."""
@@ -99,8 +101,10 @@ def _reward_demand(config: RunConfig) -> tuple[float, tuple[Bundle, ...]]:
     cpus = (reward.min_replicas + reward.judge.min_replicas) * CPUS_PER_REPLICA
     if not reward.judge.serve_model:
         return cpus, ()
-    gpus = float(reward.judge.serve_tensor_parallel_size) if config.cluster.device == "cuda" else 0.0
-    return cpus + CPUS_PER_MODEL_INGRESS, (Bundle(cpus=1.0, gpus=gpus),) * reward.judge.serve_replicas
+    on_gpu = config.cluster.device == "cuda"
+    gpus = float(reward.judge.serve_tensor_parallel_size) if on_gpu else 0.0
+    model = Bundle(cpus=CPUS_PER_MODEL if on_gpu else CPUS_PER_MODEL_ON_CPU, gpus=gpus)
+    return cpus + CPUS_PER_MODEL_INGRESS, (model,) * reward.judge.serve_replicas
 
 
 def logical_cpus(wanted: Demand, machine_cpus: int) -> int:
