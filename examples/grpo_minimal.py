@@ -5,8 +5,8 @@
 Draws short clips of coloured shapes, gives a tiny Qwen2.5-VL a short supervised start, and improves it by
 reinforcement learning: `train` below is the loop that `rlsys train` runs. Every part is the real one: vLLM engines in
 Ray actors (`actors`), DeepSpeed ranks (`learner`), the rule scorers of the reward servers (`reward_servers`).
-What this file leaves to `rlsys train`: configs, reward servers and judges, sampling while the learner updates,
-checkpoints, recovery from lost processes, and MLflow.
+`rlsys train` adds configs, reward servers and judges, sampling while the learner updates, checkpoints, recovery from
+lost processes, and MLflow.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ NUM_CLIPS = 128
 NUM_ACTORS = 2
 NUM_RANKS = 2
 PROMPTS_PER_STEP = 8
-GROUP_SIZE = 8  # G, responses per prompt: each one's advantage is measured against the other seven
+GROUP_SIZE = 8  # G, responses per prompt, which are compared with one another
 MAX_TOKENS = 24
 MAX_MODEL_LEN = 512
 WARM_UP_STEPS = 120
-MALFORMED_FRAC = 0.5  # of the demonstrations, so that the correct format is left for GRPO to teach
+MALFORMED_FRAC = 0.5  # share of demonstrations in a wrong format, so that GRPO has a format to teach
 STEPS = 30
 ROLLOUT = RolloutConfig(max_tokens=MAX_TOKENS, max_num_seqs=PROMPTS_PER_STEP * GROUP_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An annotated clip, ready to be asked: its frames are in Ray's object store, where every process reads them."""
+    """A prompt about a clip, whose frames are in Ray's object store, where every process reads them."""
 
     item: PromptItem
     prompt: Prompt
@@ -73,7 +73,7 @@ def train(questions: Sequence[Question], pool: RolloutPool, learner: LearnerGrou
     for step in range(1, STEPS + 1):
         groups = asyncio.run(sample(pool, list(islice(endless, PROMPTS_PER_STEP)), step))
         rewards = [group_rewards(group) for group in groups]
-        # every reward minus its group's mean, over its deviation: the group stands in for a value network
+        # reward minus the group's mean, divided by its standard deviation: the group replaces a value network
         advantages = [group_advantages(of_group, np.ones(GROUP_SIZE, bool)) for of_group in rewards]
         learner.update(batch("grpo", groups, advantages))
         publish(learner, pool, version=step)
@@ -81,10 +81,10 @@ def train(questions: Sequence[Question], pool: RolloutPool, learner: LearnerGrou
 
 
 async def sample(pool: RolloutPool, questions: Sequence[Question], step: int) -> list[RolloutGroup]:
-    """GROUP_SIZE responses to each question. The pool gives each group to the actor with most room."""
+    """Return GROUP_SIZE responses to each question. The pool sends each group to the least busy actor."""
 
     async def one(index: int, question: Question) -> RolloutGroup:
-        # response i of a group is sampled with seed + i, so the seeds of groups lie GROUP_SIZE apart
+        # response i of a group is sampled with seed + i, so seeds of groups are GROUP_SIZE apart
         seed = SEED + GROUP_SIZE * (PROMPTS_PER_STEP * step + index)
         how = Sampling(num_samples=GROUP_SIZE, temperature=1.0, top_p=1.0, max_tokens=MAX_TOKENS, seed=seed)
         rollouts = await pool.generate(question.item, question.prompt, question.clips, how)
@@ -94,7 +94,7 @@ async def sample(pool: RolloutPool, questions: Sequence[Question], step: int) ->
 
 
 def group_rewards(group: RolloutGroup) -> np.ndarray:
-    """f32 [G]: 1 for the correct format plus the overlap (IoU) of the answered period with the true one."""
+    """Return f32 [G]: 1 for the correct format, plus the IoU of the predicted period with the true one."""
     item = group.item
     scores = [score(item.task, rollout.text, item.truth).scores for rollout in group.rollouts]
     return np.array([by_name["format"] + by_name["iou"] for by_name in scores], np.float32)
@@ -103,7 +103,7 @@ def group_rewards(group: RolloutGroup) -> np.ndarray:
 def batch(
     objective: Literal["grpo", "nll"], groups: Sequence[RolloutGroup], advantages: Sequence[np.ndarray]
 ) -> TrainBatch:
-    """What the learner takes: a group's responses are packed behind one copy of their prompt."""
+    """Return the learner's input, in which the responses of a group share one copy of their prompt."""
     return TrainBatch(
         objective=objective,
         groups=tuple(groups),
@@ -113,20 +113,20 @@ def batch(
 
 
 def publish(learner: LearnerGroup, pool: RolloutPool, version: int) -> None:
-    """Send the learner's weights to all engines; returns once each has acknowledged what its next token comes from."""
+    """Send the learner's weights to all engines, and return once each has acknowledged that it samples with them."""
     transfer, weights = learner.publish(version)
     pool.load_weights(transfer, weights)
 
 
 def report(step: int, rewards: np.ndarray) -> None:
-    """One line of progress. rewards: f32 [prompts, G]; the error is that of the mean over prompts."""
+    """Print the mean of `rewards`, f32 [prompts, G], with its standard error over prompts."""
     by_prompt = rewards.mean(axis=1)
     error = by_prompt.std(ddof=1) / np.sqrt(by_prompt.size)
     print(f"step {step:2d}   reward {by_prompt.mean():.3f} +- {error:.3f} of 2   {'#' * round(20 * by_prompt.mean())}")
 
 
 def warm_up(questions: Sequence[Question], prompts: PromptBuilder, learner: LearnerGroup) -> None:
-    """Imitate demonstrations: random weights never give an answer that earns a reward, and nothing could be learned."""
+    """Imitate demonstrations: random weights never earn a reward, so GRPO would have nothing to learn from."""
     rng = np.random.default_rng(SEED)
     endless = cycle(questions)
     for step in range(1, WARM_UP_STEPS + 1):
@@ -138,7 +138,7 @@ def warm_up(questions: Sequence[Question], prompts: PromptBuilder, learner: Lear
 
 
 def demonstrated(question: Question, prompts: PromptBuilder, rng: np.random.Generator) -> RolloutGroup:
-    """A group of one response, which is the true answer, now and then in a wrong format."""
+    """Return a group of one response: the true answer, in a wrong format for a share MALFORMED_FRAC of them."""
     response_ids = prompts.encode_response(demonstration_text(question.item, rng, MALFORMED_FRAC))
     response = Rollout(
         rollout_id=f"{question.item.prompt_id}/demonstration",
@@ -146,7 +146,7 @@ def demonstrated(question: Question, prompts: PromptBuilder, rng: np.random.Gene
         sample_index=0,
         prompt_ids=question.prompt.prompt_ids,
         response_ids=response_ids,
-        response_logprobs=np.zeros(response_ids.size, np.float32),  # no policy sampled it, and "nll" does not ask
+        response_logprobs=np.zeros(response_ids.size, np.float32),  # no policy sampled it, and "nll" uses none
         text="",
         finish_reason="stop",
         token_versions=np.zeros(response_ids.size, np.int32),
@@ -156,7 +156,7 @@ def demonstrated(question: Question, prompts: PromptBuilder, rng: np.random.Gene
 
 
 def draw_questions(folder: Path, prompts: PromptBuilder) -> list[Question]:
-    """Video files drawn and encoded, then read as any data set is: annotations, frames, prompts."""
+    """Draw and encode videos, then load them like any data set: annotations, frames, prompts."""
     drawn = draw_dataset(folder, num_clips=NUM_CLIPS, seed=SEED, num_objects=1)
     frames = DataConfig(min_frames=4, max_frames=12, min_pixels=28 * 28, max_pixels=56 * 56)
     questions = []
@@ -169,7 +169,7 @@ def draw_questions(folder: Path, prompts: PromptBuilder) -> list[Question]:
 
 
 def learner_spec(model: Path, train: TrainConfig) -> LearnerSpec:
-    """A model with its optimiser, partitioned over the ranks by ZeRO stage 2."""
+    """Describe a model and its optimiser, which ZeRO stage 2 partitions over the ranks."""
     return LearnerSpec(
         model=model_config(model),
         rollout=ROLLOUT,
@@ -186,7 +186,7 @@ def model_config(folder: Path) -> ModelConfig:
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of this machine alone, on loopback, that ends with the program."""
+    """Run a Ray cluster on this machine, on loopback, until the program ends."""
     ray.init(
         address="local",
         num_cpus=NUM_ACTORS + NUM_RANKS,  # logical: on two cores the processes take turns
@@ -203,7 +203,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 def main() -> None:
-    """The whole run; leaves nothing behind."""
+    """Run everything in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="grpo-") as folder, ray_cluster():
         untrained, warmed_up = Path(folder, "untrained"), Path(folder, "warmed_up")
         make_tiny(untrained, seed=SEED)
