@@ -135,9 +135,9 @@ class RolloutEngine:
         del self._running[request_id]
 
     def can_keep(self, version: WeightVersion) -> bool:
-        """Whether what runs may go on under `version`: it must follow the weights that are held, and be of their kind.
+        """Return whether running groups may continue under `version`, which must follow the held weights in kind too.
 
-        A version that does not follow is of a run that went back: the tokens so far are of a course that is void.
+        A version that does not follow belongs to a run that rolled back; the tokens so far are then invalid.
         """
         held = self.version
         return not self._running or (held is not None and held.kind == version.kind and held.version <= version.version)
@@ -145,10 +145,10 @@ class RolloutEngine:
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
         """Take the weights that `version` names and forget what was computed with the old ones.
 
-        Groups that run go on from the token where they are. The next step reads their prompts, clips and tokens
+        Running groups continue from their present token. The next step reads their prompts, clips and tokens
         so far again, so nothing that the old weights computed has a part in it: the log-prob of a later token
         is that of the new weights given all tokens before it, as the learner would compute it with them. That of an
-        earlier one stays what it was when it was sampled. The random numbers go on too.
+        earlier one stays what it was when it was sampled. Random number generators continue as well.
 
         Returns the acknowledged version. Raises WeightsRefused with the engine untouched, or, when a broadcast
         went wrong midway and could not be made good, with an engine that samples nothing until it has taken a
@@ -157,7 +157,8 @@ class RolloutEngine:
         """
         if not self.can_keep(version):
             raise RuntimeError(
-                f"{self.num_running} groups run on version {self.version}; they cannot go on with {version}."
+                f"{self.num_running} groups are running on version {self.version} and cannot continue with "
+                f"{version}; abort them first."
             )
         if version.kind == "adapter":
             self._load_adapter(transfer, version)
@@ -184,7 +185,7 @@ class RolloutEngine:
             with _quiet_about_the_rest():
                 self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
             if iterator.error is not None:
-                if self._running:  # groups that run would go on with parts of two versions
+                if self._running:  # running groups would continue with parts of two versions
                     raise RuntimeError(f"version {version.version} failed midway: {iterator.error}") from iterator.error
                 raise iterator.error
         self._reset_caches()
@@ -192,7 +193,7 @@ class RolloutEngine:
         self._held, self.last_update = version.manifest, stats
 
     def _give_up(self) -> None:
-        """From here on until a version is acknowledged, nobody can say what the engine holds."""
+        """Mark the engine's weights as undefined until a version is acknowledged."""
         self.version, self._held, self._holds_its_own = None, {}, False
         self._remove_adapter()
 

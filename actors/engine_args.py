@@ -1,4 +1,4 @@
-"""How vLLM is told to build an engine. Imports vLLM when it is asked to."""
+"""The arguments from which vLLM builds an engine. vLLM is imported on first use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
     }
     if spec.lora.rank:
-        # one adapter at a time; vLLM gives an adapter to the language model alone unless told otherwise
+        # one adapter at a time; vLLM gives an adapter to the language model alone unless configured otherwise
         room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
         common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
     if spec.device == "cuda":

@@ -14,7 +14,7 @@ class PromptRefused(ValueError):
 class PromptQuarantined(RowUnusable):
     """The prompt's, it seems: actors died while they generated it, the last time nothing else.
 
-    Names the prompt and what each of them died of. A run leaves the row out, counts it and goes on.
+    Names the prompt and what each of them died of. A run skips and counts the row, and continues.
     """
 
 

@@ -1,4 +1,4 @@
-"""What an engine is built from and asked for, and when it refuses. No torch here: the driver imports it.
+"""The spec of an engine, its requests, and the checks that reject them. No torch here: the driver imports it.
 
 Requests are checked before anything reaches vLLM, because vLLM fails a whole batch for one bad prompt,
 and takes some bad prompts without a word.
@@ -77,7 +77,7 @@ def environment(spec: EngineSpec) -> dict[str, str]:
 
 
 def check_request(request: GroupRequest, frames: Sequence[np.ndarray], limits: EngineLimits) -> None:
-    """Raises PromptRefused when this engine cannot generate exactly what is asked for."""
+    """Raise PromptRefused if this engine cannot generate exactly what is requested."""
     for problem in (
         _sampling_problem(request.sampling, limits),
         _ids_problem(request, limits),

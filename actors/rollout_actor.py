@@ -24,7 +24,7 @@ from rlsys.types import Rollout
 from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
-SHUTDOWN_S = 10.0  # for an engine to free what it has; whoever asked ends the process then
+SHUTDOWN_S = 10.0  # for an engine to free its resources; the caller then ends the process
 ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time
 
 
@@ -85,7 +85,7 @@ class EngineLoop:
     Groups begin in the order in which they came, as soon as the engine has room. New weights go before all
     groups that have not begun. Those that run, by `weight_update`:
     "pause": end first, and nothing begins until the weights are there, so no group mixes two versions.
-    "keep": go on from the token where they are; see `actors.engine.RolloutEngine.load_weights`.
+    "keep": continue from the present token; see `actors.engine.RolloutEngine.load_weights`.
     "abort": fail with GroupAborted, as they do under "keep" where the engine cannot keep them.
     When the engine fails, everything pending and everything later fails with EngineDied.
     """
@@ -193,7 +193,7 @@ class EngineLoop:
             _settle(call.done, outcome)
 
     def _make_way(self, engine: Engine, version: WeightVersion) -> None:
-        """End what runs where it must not go on under `version`."""
+        """Abort the running groups if they must not continue under `version`."""
         if self._weight_update == "abort" or (self._weight_update == "keep" and not engine.can_keep(version)):
             self._end_groups(engine, f"version {version.version} of the weights came.")
 
@@ -249,7 +249,7 @@ class EngineLoop:
 
 
 def _settle(future: Future[Any], outcome: object) -> None:
-    # whoever waited may have cancelled, and a failing thread may have settled it already
+    # the caller may have cancelled, and a failing thread may have set the result already
     with suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

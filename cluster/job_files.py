@@ -24,7 +24,7 @@ SECRETS = (
     *("secret*.*", "credentials*", "*.env", "netrc", "_netrc", "htpasswd", "kubeconfig*", "*.token"),
     *("core", "core.[0-9]*", "*.core"),
 )
-"""Names of files that nobody means to send; hidden ones, such as .env and .netrc, are never sent."""
+"""Names of files that should never be sent by accident; hidden ones, such as .env and .netrc, are never sent."""
 MAX_LISTED = 5
 
 Files = dict[PurePosixPath, Path]

@@ -35,7 +35,7 @@ class Bundle:
     gpus: float
 
     def resources(self) -> dict[str, float]:
-        """The bundle in Ray's words; resources of 0 are left out, as Ray wants."""
+        """Return the bundle in Ray's format, without resources of 0, which Ray rejects."""
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def united(found: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
-    """What any rank found, sorted, on every rank; all of them must ask. Costs one number a rank where nobody did."""
+    """Return on every rank what any rank found, sorted. Collective; costs one number per rank if none did."""
     flag = torch.tensor([len(found)], dtype=torch.int64, device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if not flag.item():

@@ -41,7 +41,7 @@ def read_layout(folder: Path) -> Layout:
 
 
 def must_reshard(saved: Layout, wanted: Layout, folder: Path) -> bool:
-    """Whether a checkpoint has to be cut anew. Raises CheckpointError where that is not possible."""
+    """Return whether a checkpoint must be resharded. Raises CheckpointError if that is not possible."""
     for field, ours in (("dtype", "model.dtype"), ("trained", "learner.lora and learner.frozen_parts")):
         if getattr(saved, field) != getattr(wanted, field):
             raise CheckpointError(

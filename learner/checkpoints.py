@@ -56,7 +56,7 @@ def raise_not_written(problems: Sequence[str], device: torch.device) -> None:
 
 @contextmanager
 def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> Iterator[None]:
-    """Inside, a rank that cannot write a file goes on: DeepSpeed lets all ranks wait for each other after it."""
+    """Within the block, a rank that cannot write a file continues: DeepSpeed synchronises all ranks after it."""
 
     def noted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

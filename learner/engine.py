@@ -148,7 +148,7 @@ class LearnerEngine:
             self._policy.forget_features()
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                f"gradient norm {grad_norm}: the update has spoilt the weights; go on from the last checkpoint."
+                f"gradient norm {grad_norm}: the update has corrupted the weights; resume from the last checkpoint."
             )
         stats.add("perf/learner_passes", len(shard.micro_batches))
         stats.add("optim/grad_norm", grad_norm)

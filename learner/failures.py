@@ -35,13 +35,13 @@ BROKEN_COLLECTIVE = re.compile(
 
 
 class LearnerError(RuntimeError):
-    """A rank ran into an error. All ranks have been ended, because the others would wait for it for ever."""
+    """A rank raised an error. All ranks have been stopped, because the others would wait for it indefinitely."""
 
 
 def verdict(method: str, errors: Mapping[int, RayError], silent: Sequence[int], timeout_s: float) -> Exception:
-    """What to raise when `errors` came from some ranks, by number, and the `silent` ones said nothing in time.
+    """Return the exception for `errors` of some ranks, by number, while the `silent` ones did not respond in time.
 
-    LearnerIntact where all ranks failed alike and can go on.
+    LearnerIntact if all ranks failed alike and can continue.
     LearnerLost where a process died or hangs: an error of the code has a rank that tells of it, and what the others
     say of their broken collectives is only a consequence.
     LearnerError otherwise.
@@ -52,13 +52,13 @@ def verdict(method: str, errors: Mapping[int, RayError], silent: Sequence[int], 
         return intact[0]
     if not causes:
         return LearnerLost(f"learner.{method}: ranks {list(silent)} took over learner.timeout_s={timeout_s} s.")
-    told = "; ".join(f"rank {rank}: {_in_short(cause)}" for rank, cause in causes.items())
-    said = f"learner.{method}: all ranks ended, because {told}"
+    reported = "; ".join(f"rank {rank}: {_in_short(cause)}" for rank, cause in causes.items())
+    message = f"learner.{method}: all ranks were stopped, because {reported}"
     if any(isinstance(cause, LOST) for cause in causes.values()):
-        return LearnerLost(said)
+        return LearnerLost(message)
     if all(BROKEN_COLLECTIVE.search(_in_short(cause)) for cause in causes.values()):
-        return LearnerLost(f"{said}; ranks {list(silent)} said nothing" if silent else said)
-    return LearnerError(said)
+        return LearnerLost(f"{message}; ranks {list(silent)} did not respond" if silent else message)
+    return LearnerError(message)
 
 
 def cause_of(error: RayError) -> BaseException:

@@ -189,7 +189,7 @@ class LearnerGroup:
         return [[found[response] for response in row.responses] for row in rows]
 
     def save(self, folder: Path) -> None:
-        """Everything needed to go on bit for bit, into `folder`, which all ranks must see."""
+        """Save everything needed to resume bit for bit into `folder`, which all ranks must see."""
         self._call("save", Path(folder))
 
     def restore(self, folder: Path) -> None:

@@ -49,7 +49,7 @@ class LearnerWorker:
         """Import what a rank needs, all ranks at once; again it costs nothing.
 
         Not above, for the driver imports this module too, and needs neither torch nor DeepSpeed; not in `__init__`,
-        for what fails there is told as a process that was lost.
+        because a failure there is reported as a lost process.
         """
         with lean_imports():
             import torch
@@ -81,7 +81,7 @@ class LearnerWorker:
         join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
 
     def load(self, spec: LearnerSpec) -> None:
-        """Build model and optimiser anew; what was there is freed first."""
+        """Build the model and the optimiser; earlier ones are freed first."""
         from learner.engine import LearnerEngine
 
         if self._engine is not None:

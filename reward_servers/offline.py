@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 8
 
 
 class OfflineRow(BaseModel):
-    """One line: a response, its truth, and whether reasoning was asked for. Other keys are ignored.
+    """One line: a response, its truth, and whether reasoning was requested. Other keys are ignored.
 
     The truth of a caption may be the reference caption itself. scores: null computes the task's default
     scores, or those that the caller gives the task. question, num_tokens, duration_s, options: see `schema.ScoreRow`.
@@ -73,7 +73,7 @@ def score_lines(
     names_of: Callable[[str], Sequence[str]] = default_names,
 ) -> Iterator[dict[str, Json]]:
     """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
-    `evidence` where a judge was asked.
+    `evidence` if a judge was called.
 
     A line that cannot be read is "malformed" with a reason that names the line, and the next one is scored. Up to
     `judge.max_concurrency` judged rows run at once, each for `timeout_s` at most. judge None: its defaults, which are
@@ -87,7 +87,7 @@ def score_lines(
 
 @dataclass(frozen=True, kw_only=True)
 class _Scoring:
-    """What holds for every row of a file."""
+    """The settings that apply to every row of a file."""
 
     settings: RequestSettings
     timeout_s: float
@@ -119,7 +119,7 @@ def _judge(config: JudgeConfig | None, resources: AsyncExitStack) -> OfflineJudg
     except ConfigError:
         if config is not None:
             raise
-        return None  # nothing was asked for and nothing is installed: most files need no judge
+        return None  # no judge was requested and none is installed: most files need no judge
 
 
 async def _scored(service: RewardService, number: int, line: str, scoring: _Scoring) -> dict[str, Json]:

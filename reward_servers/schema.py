@@ -31,7 +31,7 @@ class ScoreRow(Wire):
     """One response to score.
 
     rollout_id comes back in the reply.  truth: the annotation, in the task's own shape.
-    think: whether the prompt asked for <think>…</think>, which the format score then demands.
+    think: whether the prompt requested <think>…</think>, which the format score then requires.
     scores: names of the scores to compute; null computes the task's default scores.
     question, num_tokens (of the response), duration_s (of the clip): for the scores that need them.
     options: of a multiple-choice prompt, as "(A) …"; the lenient reading of an answer needs them.

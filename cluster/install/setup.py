@@ -119,7 +119,7 @@ def install(venv: Path, lock: Path, started: float) -> None:
         log.info("[%3.0f s] torchvision does not match this torch: shim placed", time.monotonic() - started)
     step("rlsys itself, editable", [*uv, "--no-build-isolation", "--editable", str(ROOT)])
     if sys.dont_write_bytecode:
-        # else each of a run's dozen processes would compile everything that it imports anew: a minute a run
+        # else each of a run's dozen processes would recompile everything that it imports: a minute per run
         log.info("[%3.0f s] bytecode, which Python may not keep by itself here", time.monotonic() - started)
         compile_all(python, venv)
 
@@ -165,8 +165,8 @@ def uv_options(pip_config: str) -> tuple[list[str], dict[str, str]]:
 
 
 def first_that_works(attempts: Sequence[Sequence[str]], environment: Mapping[str, str]) -> int:
-    """Index of the first command that succeeds. Raises SetupError with what each one said when none does."""
-    said = []
+    """Return the index of the first command that succeeds. Raises SetupError with the output of each if none does."""
+    outputs = []
     for index, command in enumerate(attempts):
         done = subprocess.run(
             command,
@@ -178,8 +178,8 @@ def first_that_works(attempts: Sequence[Sequence[str]], environment: Mapping[str
         )
         if done.returncode == 0:
             return index
-        said.append(f"{' '.join(command[:6])} …\n{done.stdout[-3000:]}")
-    raise SetupError("could not install; every way was tried:\n" + "\n".join(said))
+        outputs.append(f"{' '.join(command[:6])} …\n{done.stdout[-3000:]}")
+    raise SetupError("installation failed; all alternatives were tried:\n" + "\n".join(outputs))
 
 
 def place_shim(python: str) -> bool:

@@ -2,7 +2,7 @@
 
 The engine that samples computes the same weights with other kernels, and perhaps older weights. Its tokens are
 then drawn from another policy than the learner's. A correction multiplies a token's policy loss by a constant, or
-leaves it out; what is left out stays in the loss's denominator, so that nothing else gains weight by it.
+masks it; masked tokens stay in the loss's denominator, so that no other token gains weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from learner.loss.kl import MAX_LOG_RATIO, kl_estimate
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Correction:
-    """Per token, [T]: what its policy loss is multiplied with, and whether it was cut off or left out."""
+    """Return for each token, [T], the factor of its policy loss, and whether it was truncated or masked."""
 
     factor: torch.Tensor
     is_capped: torch.Tensor

@@ -44,7 +44,7 @@ class ClipFeatures:
 
     The tower is called in every pass, with a blank image where all clips are kept or there is none.
     Ranks hold different clips, and at ZeRO-3 every call of the tower is one in which all of them
-    take part: a rank that skipped it would leave the others waiting for ever. Four patches cost
+    take part: a rank that skipped it would leave the others waiting indefinitely. Four patches cost
     nothing beside a pass of thousands of tokens.
     """
 

@@ -4,7 +4,7 @@ Three forms with one result, chosen by `model.attention` and by where the tensor
 - "sdpa" on a CPU: PyTorch's flash kernel once over every segment (a prompt or a response) with itself and once over
   a row's responses with its prompt, joined by their log-sum-exps. No mask and no key is ever copied.
 - "sdpa" elsewhere, and "eager": row by row, the prompt causally, then the responses with a mask of [responses, row].
-- "flex_attention": one compiled kernel that skips the blocks nobody sees; what to take on GPUs.
+- "flex_attention": one compiled kernel that skips the fully masked blocks; recommended on GPUs.
 """
 
 from __future__ import annotations

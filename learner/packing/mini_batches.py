@@ -15,7 +15,7 @@ def plan_updates(batch: TrainBatch, algorithm: AlgorithmConfig, seed: int) -> li
     """Indices of each update's groups: `mini_batches` parts of near equal size, `epochs_per_batch` times.
 
     The first epoch takes groups in their order; each later one shuffles them, by `seed` and the epoch's number and
-    so alike in every batch, which are different groups each time. A part without a trained token is left out.
+    so alike in every batch, which are different groups each time. A part without a trained token is skipped.
     A supervised batch is one update.
     """
     everything = np.arange(len(batch.groups))

@@ -73,7 +73,7 @@ def pack(
     """Inputs for one forward pass over `rows`; none gives a dummy pass of one token.
 
     Every batch has vision input, a blank one where no row has media: ranks must make the same
-    calls, or those that share gradients (or, at ZeRO-3, weights) wait for each other for ever.
+    calls, or those that share gradients (or, at ZeRO-3, weights) wait for each other indefinitely.
     Raises ValueError where a prompt's media tokens and its clips do not match.
     """
     is_dummy = not rows

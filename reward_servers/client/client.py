@@ -144,7 +144,7 @@ class RewardClient:
     async def _paused_until_scored(
         self, request: Mapping[str, Any], names: tuple[str, ...], replies: list[ScoreReply], window: FailureWindow
     ) -> list[ScoreReply]:
-        """The lost rows asked again and again: a group that is held back holds back the update that needs it."""
+        """Retry the lost rows until they are scored, because the update that needs their group has to wait for it."""
         since_s = time.monotonic()
         if not self._paused:
             self._paused_since_s = self._say_at_s = since_s

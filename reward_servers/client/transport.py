@@ -36,7 +36,7 @@ class RewardServerError(UserError, RuntimeError):
 
 
 class Unanswered(Exception):
-    """One attempt failed in a way that another may not. retry_after_s: what the server asked for, or 0."""
+    """An attempt failed, but a retry may succeed. retry_after_s: the pause that the server requested, or 0."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)

@@ -1,4 +1,4 @@
-"""The calls a judge's model gets: what is asked, the schema of the answer, and whether an answer can be used."""
+"""The calls to a judge's model: the prompts, the schema of the answers, and the validation of an answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reward_servers.judging.texts import judge_prompt, numbered, quoted
 from rlsys.types import Json
 
 MAX_EVENTS = 32
-"""Most events of one text. More of them would not fit one answer; the splitter is asked to stay below."""
+"""Largest number of events of one text. More would not fit one answer; the splitter's prompt states the limit."""
 _EVENT_CHARS, _REASON_CHARS = 200, 100
 _PLAIN = r'[^"\\\x00-\x1f]'
 _ENTAILED = {"entailed": True, "not_entailed": False, "cannot_tell": None}
@@ -29,7 +29,7 @@ _PROMPTS: dict[CallName, str] = {
 
 
 class Unusable(ValueError):
-    """An answer that does not say what was asked for; the message says why, in our words."""
+    """An answer without the requested content; the message says why, without quoting the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

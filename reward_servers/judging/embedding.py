@@ -6,8 +6,8 @@ reaches a threshold. That measures what a sentence is about, and little more. On
 person, the opposite action, a negation, another order), which also served to choose the default:
 
     threshold                        0.70  0.75  0.80  0.85  0.90
-    paraphrases taken as told         98%   96%   80%   60%   30%
-    contradictions taken as told      61%   44%   28%   18%    8%
+    paraphrases judged entailed       98%   96%   80%   60%   30%
+    contradictions judged entailed    61%   44%   28%   18%    8%
     Cohen's kappa with the labels    0.35  0.50  0.51  0.43  0.23
 
 Sentences about different things are far below (median 0.06, 99th percentile 0.51, "A red square appears." and "A blue
@@ -210,7 +210,7 @@ class EmbeddingJudge:
         self, events: Sequence[str], others: Sequence[str], vectors: dict[str, np.ndarray]
     ) -> list[EventVerdict]:
         if not events or not others:
-            return [EventVerdict(event=event, entailed=False, reason="nothing was told") for event in events]
+            return [EventVerdict(event=event, entailed=False, reason="the prediction has no event") for event in events]
         similarity = np.stack([vectors[event] for event in events]) @ np.stack([vectors[other] for other in others]).T
         nearest = similarity.argmax(axis=1)
         return [

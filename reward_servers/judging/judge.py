@@ -207,7 +207,9 @@ class EventJudge:
 
     async def _verdicts(self, events: Sequence[str], premise: Sequence[str], deadline_s: float) -> _JudgeAnswer:
         if not events or not premise:
-            missed = [EventVerdict(event=event, entailed=False, reason="nothing was told") for event in events]
+            missed = [
+                EventVerdict(event=event, entailed=False, reason="the prediction has no event") for event in events
+            ]
             return _JudgeAnswer(value=[verdict.as_json() for verdict in missed], url="", is_cached=False)
         # an annotation may list more events than one answer has room for
         parts = [events[at : at + MAX_EVENTS] for at in range(0, len(events), MAX_EVENTS)]

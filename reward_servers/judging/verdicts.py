@@ -74,7 +74,7 @@ class VerdictCache:
     nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while no process has it open.
     Trouble after opening, such as a full disk, costs look-ups and not verdicts: it is counted and logged once.
     Every row carries a checksum over its key and its answer. A damaged row, or one of an earlier version without a
-    checksum, is a miss: the judge is asked again and the row is replaced.
+    checksum, is a miss: the judge is called again and the row is replaced.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -95,7 +95,7 @@ class VerdictCache:
                 self._misses += 1
                 if row is not None:
                     self._damaged.add(digest)
-                    log.warning("%s: a stored answer is damaged; the judge is asked again", self.path)
+                    log.warning("%s: a cached answer is damaged; calling the judge again", self.path)
                 return None
             self._hits += 1
             self._hit_age_s += found.age_s

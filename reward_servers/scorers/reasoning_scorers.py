@@ -76,7 +76,10 @@ def anchor_progress(response: Response, how: Scoring, _settings: ScoreSettings) 
 
 def _reasoning(response: Response, score: str) -> str:
     if not response.asks_for_think:
-        raise MissingInput(f"{score} reads the reasoning, and the prompt asked for none (think=false).")
+        raise MissingInput(
+            f"{score} reads the reasoning, but the prompt requested none (think=false); "
+            "set data.think=true or remove the score."
+        )
     return response.think_text or ""
 
 

@@ -17,7 +17,7 @@ class Response:
     """One response and what is known of its prompt.
 
     task: the task's name.  text: the whole response.  think_text: its reasoning, None when it wrote none.
-    asks_for_think: whether the prompt asked for <think>…</think>.
+    asks_for_think: whether the prompt requested <think>…</think>.
     answers: what could be read in each block ("answer", "glue", "box"), None where nothing could.
     truth: the annotation as given in the row.  expected: the same, read like `answers`.
     question: "" when the caller did not send it.  num_tokens, of the response, and duration_s, of the clip: None

@@ -1,8 +1,8 @@
 """Positions of prompt tokens in time, height and width: the original Qwen2.5-VL rule, in numpy.
 
 Text runs on all three axes at once. A video's time axis advances by seconds, its other axes by
-patches, and the text after it goes on at the largest position so far plus one. (transformers 5.19
-goes on at the larger of height and width alone, so its own positions must not be used after a video.)
+patches, and the text after it continues at the largest position so far plus one. (transformers 5.19
+continues at the larger of height and width alone, so its own positions must not be used after a video.)
 Source: Qwen2.5-VL, arXiv:2502.13923, section 2.1; `get_mrope_input_positions` of vLLM's qwen2_5_vl.py.
 """
 
@@ -79,7 +79,7 @@ def engine_seconds_per_grid(
 ) -> float:
     """`second_per_grid_s` as the engine computes with it: its digits decide where positions are cut off to integers.
 
-    The engine is told frames per second and divides; the quotient becomes a float32 tensor, and vLLM casts
+    The engine gets frames per second and divides; the quotient becomes a float32 tensor, and vLLM casts
     every floating-point tensor of the processor to the model's dtype, this one included. 0.0, an image, stays.
     """
     if second_per_grid_s == 0.0:

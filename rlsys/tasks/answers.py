@@ -185,7 +185,7 @@ def read_boxes(text: str, count: int) -> Boxes | None:
     """The list of exactly `count` boxes `[[x0, y0, x1, y1], …]` in `text`.
 
     None for another number of boxes, a box without four numbers, or a corner outside 0..1:
-    pixels are not the format that was asked for. Words around the list are ignored.
+    pixels are not the requested format. Words around the list are ignored.
     """
     rows = _rows(text, width=4)
     if rows is None or len(rows) != count or any(value > 1 for row in rows for value in row):
@@ -196,7 +196,7 @@ def read_boxes(text: str, count: int) -> Boxes | None:
 def read_box(text: str) -> Boxes | None:
     """The one box `[x0, y0, x1, y1]` in `text`, in any unit; None for several boxes or none.
 
-    Pixels and fractions are told apart by the truth, not here. Words around the box are ignored.
+    The truth decides between pixels and fractions, not this function. Words around the box are ignored.
     """
     rows = _rows(text, width=4)
     return None if rows is None or len(rows) != 1 else Boxes(boxes=((rows[0][0], rows[0][1], rows[0][2], rows[0][3]),))

@@ -12,7 +12,7 @@ _NO_THINK = "Write nothing but "
 
 
 def _variants(full: str, terse: str) -> dict[tuple[str, bool], str]:
-    """`full` has one {lead} at the place where reasoning is asked for or ruled out."""
+    """`full` has one {lead} at the place where reasoning is requested or excluded."""
     return {
         ("full", True): full.replace("{lead}", _THINK),
         ("full", False): full.replace("{lead}", _NO_THINK),

@@ -1,4 +1,4 @@
-"""The task table: what is asked, how the answer is read, what is scored with what weight.
+"""The task table: for each task its prompts, how answers are parsed, and its scores with their weights.
 
 A new task is a new row of `TASKS` (and a scorer in `reward_servers.scorers.scorers` when none fits).
 Which rewards are added up, by task: VideoChat-R1 §3.3; boxes and both kinds of clue: VTTS §A.1.
@@ -71,7 +71,7 @@ class Task:
     def is_well_formed(
         self, text: str, *, think: bool, reading: Reading = "paper", expected: Expected = UNKNOWN
     ) -> bool:
-        """True when `text` is <think>…</think> (if asked for), then the task's blocks, each of them readable."""
+        """True when `text` is <think>…</think> (if requested), then the task's blocks, each of them readable."""
         contents = answers.whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
         return contents is not None and all(
             READERS[kind].of(reading)(contents[name], expected) is not None for name, kind in self.blocks.items()
@@ -297,7 +297,7 @@ def _scores_of(task: str) -> Mapping[str, Scoring]:
 
 
 def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
-    """What the model is asked about `item`, media excluded.
+    """Return the text of the prompt for `item`, without its media.
 
     style "full" spells out the output format; "terse" is the bare question, for models that learn the format
     by imitation. Raises ValueError for an unknown task or style, or a truth that the template needs and cannot use.

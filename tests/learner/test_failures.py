@@ -44,5 +44,5 @@ def test_a_dead_or_hung_process_is_a_loss_and_an_error_of_the_code_is_not(
 
 def test_every_rank_is_heard() -> None:
     problem = verdict("update", {1: DIED, 0: BROKEN}, (2,), 5.0)
-    assert "learner.update: all ranks ended, because rank 0: RuntimeError: " in str(problem)
+    assert "learner.update: all ranks were stopped, because rank 0: RuntimeError: " in str(problem)
     assert "rank 1: ActorDiedError: " in str(problem)

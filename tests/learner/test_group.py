@@ -654,7 +654,9 @@ def test_a_failure_does_not_wait_for_ranks_that_hang(cluster: None, tiny_model_d
     limit_s = patience(50.0)
     group = stub_group(["hang", "raise"], timeout_s=limit_s)
     started = time.monotonic()
-    with pytest.raises(LearnerError, match="learner.load: all ranks ended, because rank 1: MemoryError: no room"):
+    with pytest.raises(
+        LearnerError, match="learner.load: all ranks were stopped, because rank 1: MemoryError: no room"
+    ):
         group.load(make_spec(tiny_model_dir))
     assert time.monotonic() - started < limit_s  # which waiting would take
 

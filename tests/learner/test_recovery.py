@@ -140,7 +140,7 @@ def test_a_rank_that_is_killed_in_an_update_is_a_loss_whatever_the_others_say(
     os.kill(victim, signal.SIGSTOP)  # so that the other rank is in the collective when it dies
     killer = threading.Timer(1.5, os.kill, (victim, signal.SIGKILL))
     killer.start()
-    with pytest.raises(LearnerLost, match="learner.update: all ranks ended, because"):
+    with pytest.raises(LearnerLost, match="learner.update: all ranks were stopped, because"):
         group.update(batch_of(3))
     with pytest.raises(LearnerLost, match="have been ended"):
         group.require_alive()

@@ -1,4 +1,4 @@
-"""The one owner of a cluster's judge limits: a named Ray actor around `EndpointBoard`, made when first asked for.
+"""The one owner of a cluster's judge limits: a named Ray actor around `EndpointBoard`, created on first use.
 
 Every judge replica of every application that uses the same endpoints calls this one actor, so limits hold
 for all of them together. It ends itself when it has not been called for a while.

@@ -23,7 +23,7 @@ take this call.  malformed: an answer that cannot be used.  abstain: the model o
 _CONNECT_TIMEOUT_S = 5.0
 _PASSING = frozenset({408, 409, 425, 429})  # and every 5xx
 _REJECTED = frozenset({400, 413, 422})
-_SAID_CHARS = 300
+_EXCERPT_CHARS = 300
 
 
 class CallFailed(Exception):
@@ -142,13 +142,13 @@ class ChatCaller:
             completion = _Completion.model_validate_json(body)
             choice = completion.choices[0]
         except (ValidationError, IndexError):
-            said = self._clean(body[:_SAID_CHARS].decode("utf-8", "replace"))
-            raise CallFailed("infra", f"{url}: HTTP 200 without a chat completion: {said!r}") from None
+            excerpt = self._clean(body[:_EXCERPT_CHARS].decode("utf-8", "replace"))
+            raise CallFailed("infra", f"{url}: HTTP 200 without a chat completion: {excerpt!r}") from None
         self._has_answered.add(url)
         tokens = completion.usage.total_tokens if completion.usage else None
         if choice.message.refusal or choice.finish_reason == "content_filter":
-            said = self._clean(choice.message.refusal or "its content filter")
-            raise CallFailed("abstain", f"{url}: the judge refused to answer: {said}", tokens=tokens)
+            excerpt = self._clean(choice.message.refusal or "its content filter")
+            raise CallFailed("abstain", f"{url}: the judge refused to answer: {excerpt}", tokens=tokens)
         if choice.finish_reason == "length":
             limit = f"reward.judge.max_output_tokens={self._config.max_output_tokens}"
             raise CallFailed("malformed", f"{url}: the answer was cut off ({limit}); raise it", tokens=tokens)
@@ -186,7 +186,7 @@ class ChatCaller:
     def _clean(self, text: str) -> str:
         """`text` on one line, short, without the key, which endpoints like to repeat."""
         text = " ".join(text.replace(self._key, "***").split() if self._key else text.split())
-        return text if len(text) <= _SAID_CHARS else text[:_SAID_CHARS] + "…"
+        return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "…"
 
 
 def checked_key(api_key: str | None, variable: str) -> str:

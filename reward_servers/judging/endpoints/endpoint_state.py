@@ -85,7 +85,7 @@ class Endpoint:
     def _judge(self, lease_id: str, report: CallReport, now: float) -> None:
         """Update the breaker and the pause from the outcome of a call."""
         if report.retry_after_s > 0:
-            self.pause(now + min(report.retry_after_s, MAX_PAUSE_S), "it asked for a pause")
+            self.pause(now + min(report.retry_after_s, MAX_PAUSE_S), "it requested a pause")
         if report.outcome == "abandoned" or (report.outcome == "infra" and report.retry_after_s > 0):
             # one that names a time to come back is busy, not broken: the pause is enough
             self.breaker.ended_unknown(lease_id)

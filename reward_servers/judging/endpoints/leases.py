@@ -23,7 +23,7 @@ class CallReport:
     """How the call of a lease went.
 
     seconds: it took.  tokens: prompt and answer; None when unknown, and the estimate stays.
-    retry_after_s: the endpoint asked for a pause of this length; 0 when it did not.
+    retry_after_s: the length of the pause that the endpoint requested; 0 if none.
     error: for people, without secrets.  hung_up: the caller left while the endpoint was at work.
     is_lasting: the endpoint will refuse every call until its setup is changed (a wrong key, a wrong address).
     """

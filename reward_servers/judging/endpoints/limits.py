@@ -120,7 +120,7 @@ class Breaker:
         return self._open_until
 
     def started(self, call: str, now: float) -> None:
-        """The call named `call` goes; `admits` said that it may."""
+        """Record that the call named `call` starts; `admits` must have allowed it."""
         if self.state(now) == "half_open":
             self._probe = call
 

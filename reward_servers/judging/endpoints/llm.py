@@ -82,7 +82,7 @@ class _Question:
 class _Trail:
     """What happened so far to one question.
 
-    failed: URLs that failed, the latest last.  hopeless: those that will not take it however often they are asked.
+    failed: URLs that failed, the latest last.  hopeless: those that would reject every retry.
     """
 
     num_calls: int = 0
@@ -173,7 +173,7 @@ class JudgeLlm:
     async def _round(self, question: _Question, trail: _Trail) -> Completion:
         """One call, and its hedge. Raises _TryAgain, or JudgeFailure when nothing more is worth trying."""
         if trail.releases:
-            await asyncio.wait(trail.releases)  # the owner must hear of the last failure before it is asked again
+            await asyncio.wait(trail.releases)  # the owner must know of the last failure before the next request
         if question.left_s() == 0:
             raise trail.failure("then the caller's time was up")
         lease = await self._lease(question, trail)

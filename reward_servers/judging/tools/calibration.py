@@ -85,8 +85,8 @@ class Calibration:
         yield f"agreement   {self.agreement:.3f}"
         yield f"kappa       {self.kappa:.3f}"
         yield ""
-        yield f"{'person':14}{'judge: told':>14}{'not told':>14}{'cannot tell':>14}"
-        for label, name in ((True, "told"), (False, "not told")):
+        yield f"{'person':14}{'judge:entailed':>14}{'not entailed':>14}{'abstained':>14}"
+        for label, name in ((True, "entailed"), (False, "not entailed")):
             cells = "".join(f"{self.counts[label, verdict]:>14}" for verdict in (True, False, None))
             yield f"{name:14}{cells}"
         if self.failed:

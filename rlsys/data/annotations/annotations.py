@@ -125,7 +125,7 @@ def _tracked_counts(rows: Sequence[AnnotationRow]) -> str:
 
 def _repeated_text(repeated: RepeatedKeys) -> str:
     names = ", ".join(dict.fromkeys(repeated[:SHOWN])) + (", …" if len(repeated) > SHOWN else "")
-    return f"{len(repeated)} keys are there twice in one object, and their queries are joined: {names}"
+    return f"{len(repeated)} keys occur twice in one object, and their queries are joined: {names}"
 
 
 def _read(path: Path, format: str) -> tuple[list[AnnotationRow], RepeatedKeys]:

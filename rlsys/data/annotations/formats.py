@@ -101,7 +101,7 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]
             sentence = ""
         key = (repr(value), " ".join(sentence.lower().split()))
         if key in seen:
-            problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} is there twice"))
+            problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} occurs twice"))
         seen.add(key)
         yield AnnotationRow(
             label=f"{video}/{index}",
@@ -130,7 +130,7 @@ def read_nextgqa(tree: Json) -> Iterator[AnnotationRow]:
             problems += [problem] if problem else []
         key = (row.video, row.question, *row.options)
         if key in seen:
-            problems.append(Problem(field="question", text=f"{row.question!r} with the same options is there twice"))
+            problems.append(Problem(field="question", text=f"{row.question!r} with the same options occurs twice"))
         seen.add(key)
         yield AnnotationRow(
             label=label,
@@ -174,7 +174,7 @@ def read_got10k(tree: Json) -> Iterator[AnnotationRow]:
         if len(row.gt) != NUM_TRACKED_FRAMES:
             problems.append(Problem(field="gt", text=f"{len(row.gt)} boxes, {NUM_TRACKED_FRAMES} are expected"))
         if (row.path, row.object) in seen:
-            problems.append(Problem(field="object", text=f"{row.object!r} of {row.path} is there twice"))
+            problems.append(Problem(field="object", text=f"{row.object!r} of {row.path} occurs twice"))
         seen.add((row.path, row.object))
         yield AnnotationRow(
             label=label,
@@ -202,7 +202,7 @@ def read_vidtab(tree: Json) -> Iterator[AnnotationRow]:
             text = f"{short(row.answer)} is not among the classes that the instruction names: {', '.join(classes)}"
             problems.append(Problem(field="answer", text=text))
         if (row.video, row.instruction) in seen:
-            problems.append(Problem(field="video", text=f"{row.video!r} with the same instruction is there twice"))
+            problems.append(Problem(field="video", text=f"{row.video!r} with the same instruction occurs twice"))
         seen.add((row.video, row.instruction))
         yield AnnotationRow(
             label=label,
@@ -225,7 +225,7 @@ def read_captions(lines: Json) -> Iterator[AnnotationRow]:
             continue
         problems = []
         if (row.video, row.question) in seen:
-            problems.append(Problem(field="video", text=f"{row.video!r} with the same question is there twice"))
+            problems.append(Problem(field="video", text=f"{row.video!r} with the same question occurs twice"))
         seen.add((row.video, row.question))
         problems += row.part_problems()
         events = {"events": row.events} if row.events else {}

@@ -59,7 +59,7 @@ def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
             problems.append(Problem(field="line", text=f"{short(line)} is not ID start end##sentence"))
         key = (video, *times, sentence.lower())
         if key in seen:
-            problems.append(Problem(field="line", text=f"{short(line)} is there twice"))
+            problems.append(Problem(field="line", text=f"{short(line)} occurs twice"))
         seen.add(key)
         yield AnnotationRow(
             label=str(number),

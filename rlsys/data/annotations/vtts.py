@@ -97,7 +97,7 @@ def read_vtts(lines: Json) -> Iterator[AnnotationRow]:
         routed = _routed(label, row)
         key = json.dumps(row.model_dump(exclude={"duration"}), sort_keys=True, default=repr)
         if key in seen:
-            twice = Problem(field="question", text=f"{short(row.question)} with the same annotations is there twice")
+            twice = Problem(field="question", text=f"{short(row.question)} with the same annotations occurs twice")
             routed = replace(routed, problems=(*routed.problems, twice))
         seen.add(key)
         yield routed
@@ -229,7 +229,7 @@ def _field(kind: str) -> str:
 
 def _medium_problems(row: _VttsRow, clue: Clue) -> Iterator[Problem]:
     if row.video and row.image:
-        yield Problem(field="image", text="video and image are both named; keep one", is_contradiction=True)
+        yield Problem(field="image", text="both a video and an image are given; keep one", is_contradiction=True)
     if not row.video and not row.image:
         yield Problem(field="video", text="neither a video nor an image is named")
     timed = sorted(clue.kinds & {"periods", "boxes"})

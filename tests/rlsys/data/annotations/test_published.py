@@ -67,7 +67,7 @@ def test_a_video_that_is_there_twice_keeps_all_its_queries_and_is_reported(tmp_p
     path = tmp_path / "dup.json"
     second = {**ROW, "timestamps": [[1, 2]], "sentences": ["b"]}
     path.write_text(f'{{"v": {json.dumps(ROW)}, "v": {json.dumps(second)}}}')
-    assert report(path)[1] == "1 keys are there twice in one object, and their queries are joined: v"
+    assert report(path)[1] == "1 keys occur twice in one object, and their queries are joined: v"
     found = loaded(path, ["v"])
     assert [(item.prompt_id, item.question) for item in found.items] == [("dup:v/0", "a"), ("dup:v/1", "b")]
 

@@ -144,7 +144,7 @@ def test_a_turned_photograph_is_measured_upright(tmp_path: Path) -> None:
 
 
 CONTRADICTIONS = [
-    ({"image": "picture.jpg", **QA}, "image", "video and image are both named"),
+    ({"image": "picture.jpg", **QA}, "image", "both a video and an image are given"),
     ({"video": None, "image": "picture.jpg", "clue": [1, 2]}, "clue", "periods of an image, which has no time"),
     ({"video": None, "image": "picture.jpg", "clue": [BOX] * 8}, "clue", "boxes of an image"),
     ({"options": OPTIONS}, "answer", "options without an answer"),
