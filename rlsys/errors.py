@@ -16,6 +16,10 @@ class RowUnusable(UserError):
     """A row of the data cannot be used, and no retry would help. The run can continue without it."""
 
 
+class TruthOutside(RowUnusable):
+    """The times of a row's truth are not inside its decoded clip."""
+
+
 class LearnerLost(RuntimeError):
     """Processes of the learner died or hung, not because of data or settings. Its last checkpoint is intact."""
 

@@ -6,6 +6,7 @@
   config, loading, and its sections
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
+- `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read
 - `bundled`: the configs that come with the package
 """

@@ -91,6 +91,11 @@ class DataConfig(Part):
     on_dirty_row: Literal["drop", "clip", "stop"] = "drop"
     """Whether a dirty annotation row is dropped, repaired if possible (an end past the duration is clipped), or an
     error."""
+    links_outside: bool = False
+    """Whether symbolic links and `..` in the names of rows may lead out of the folder of videos."""
+    max_dirty_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows, missing videos included, that may be skipped as dirty; a larger share is an error before the run
+    starts. 1 allows all but an empty file."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """Time limit for decoding one clip, in seconds; a clip that exceeds it counts as bad."""
     decode_workers: int = Field(default=2, ge=1)

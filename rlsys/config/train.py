@@ -26,5 +26,10 @@ class TrainConfig(Part):
     """Decay rates of AdamW's first and second moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
+    no_signal_steps: int = Field(default=5, ge=1)
+    """Number of consecutive steps without a gradient (no group with different rewards) after which a warning shows
+    sampled responses."""
+    stop_without_signal: bool = False
+    """Whether the run ends with an error instead of that warning."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm above which gradients are scaled down to it."""

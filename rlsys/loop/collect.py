@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from rlsys.config.run import RunConfig
 from rlsys.data.video.errors import ClipError
-from rlsys.errors import RowUnusable
+from rlsys.errors import RowUnusable, TruthOutside
 from rlsys.loop.objective import Objective
 from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
@@ -24,12 +24,15 @@ MAX_SKIPPED_PER_GROUP = 100
 """Unusable rows in one step, per group of the step, above which the run ends: the cause is then not single rows."""
 
 
+SkipReason = Literal["bad_clip", "truth_outside", "quarantined"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
     """A prompt that was consumed without yielding a group."""
 
     prompt_index: int
-    reason: Literal["bad_clip", "quarantined"]
+    reason: SkipReason
     detail: str
 
 
@@ -163,10 +166,12 @@ def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, 
     )
 
 
-def skip_reason(error: RowUnusable, config: RunConfig) -> Literal["bad_clip", "quarantined"]:
+def skip_reason(error: RowUnusable, config: RunConfig) -> SkipReason:
     """Log that a row is skipped and return why. Raises `error` for a bad clip if data.on_bad_clip is "stop"."""
     is_clip = isinstance(error, ClipError)
     if is_clip and config.data.on_bad_clip == "stop":
         raise error
     log.warning("skipped a row: %s", error)
+    if isinstance(error, TruthOutside):
+        return "truth_outside"
     return "bad_clip" if is_clip else "quarantined"

@@ -15,19 +15,31 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
 from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
 from rlsys.config.run import RunConfig
-from rlsys.errors import FramesLost
+from rlsys.errors import FramesLost, TruthOutside, UserError
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
-from rlsys.types import ClipRef, MediaSpec, Prompt, PromptItem, Rollout, RolloutGroup, Sampling, ScoredGroup
+from rlsys.tasks.truth_fit import fit_truth
+from rlsys.types import (
+    ClipRef,
+    MediaSpec,
+    Prompt,
+    PromptItem,
+    Rollout,
+    RolloutGroup,
+    Sampling,
+    ScoredGroup,
+    VideoSpec,
+)
 
 log = logging.getLogger(__name__)
 
 Computed = TypeVar("Computed")
+OnDirtyRow = Literal["drop", "clip", "stop"]
 
 LOST_FRAMES: Mapping[str, Any] = {
     "retry": retry_if_exception_type(FramesLost),
@@ -167,23 +179,30 @@ class GroupProducer(Preparer):
         self._pool, self._scorer = pool, scorer
         self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
 
-    def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-        """Start one group. Its future raises ClipError if a clip is unusable."""
-        return asyncio.run_coroutine_threadsafe(self._make(item, sampling), self._events)
+    def start(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None = None) -> Future[ScoredGroup]:
+        """Start one group. Its future raises ClipError if a clip is unusable.
+
+        on_outside: what to do with a truth whose times are outside the decoded clip, as `data.on_dirty_row`: the future
+        raises TruthOutside, the truth is cut to the clip, or UserError ends the run. None scores it as it is, so that
+        every published row counts in an evaluation.
+        """
+        return asyncio.run_coroutine_threadsafe(self._make(item, sampling, on_outside), self._events)
 
     def use_scorer(self, scorer: Scorer) -> None:
         """Use another scorer for the groups that start from now on."""
         self._scorer = scorer
 
-    async def _make(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
+    async def _make(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None) -> ScoredGroup:
         def forget(attempt: RetryCallState) -> None:
             self._clips.forget(_lost_in(attempt))
 
-        return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(self._make_once, item, sampling)
+        return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(self._make_once, item, sampling, on_outside)
 
-    async def _make_once(self, item: PromptItem, sampling: Sampling) -> ScoredGroup:
+    async def _make_once(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
         prompt, clips = await self._prepare(item, spans)
+        if on_outside is not None:
+            item = fitted(item, clips, on_outside)
         if not wants_contrast(item.task, self._reward):
             return await self._scored(item, prompt, clips, sampling, spans)
         # concurrently, so that the second group adds no waiting time
@@ -222,6 +241,28 @@ class GroupProducer(Preparer):
     async def _stop(self) -> None:
         await super()._stop()
         await self._scorer.close()
+
+
+def fitted(item: PromptItem, clips: Sequence[ClipRef], on_outside: OnDirtyRow) -> PromptItem:
+    """Return the item with its truth cut to its decoded clip, where `on_outside` is "clip".
+
+    Raises TruthOutside for a truth with times outside the clip that is not cut, UserError if `on_outside` is "stop".
+    """
+    if len(clips) != 1 or clips[0].info.kind != "video":
+        return item
+    (spec,), length_s = item.media, clips[0].info.duration_s
+    if isinstance(spec, VideoSpec) and spec.window_s is not None:
+        length_s = min(spec.window_s[1], length_s) - spec.window_s[0]
+    fit = fit_truth(item.task, item.truth, length_s)
+    if not fit.problem:
+        return item
+    message = f"{item.prompt_id}: {fit.problem} ({spec.uri})"
+    if on_outside == "stop":
+        raise UserError(f"{message}; fix the row, or set data.on_dirty_row to drop or clip.")
+    if on_outside == "drop" or fit.truth is None:
+        raise TruthOutside(message)
+    log.warning("cut a truth to its clip: %s", message)
+    return replace(item, truth=fit.truth)
 
 
 def _lost_in(attempt: RetryCallState) -> tuple[str, ...]:

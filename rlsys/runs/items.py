@@ -11,12 +11,22 @@ from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
+SHOWN = 10
+
 
 def load_items(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
     """Return the usable rows of an annotation file. Raises ConfigError if there is none."""
     loaded = load_annotations(annotations, videos=videos, data=data)
+    skipped = [row for row in loaded.dirty if row.action == "dropped"]
     if loaded.dirty:
         log.warning("%s: %d dirty rows; `rlsys data check` lists them", annotations, len(loaded.dirty))
+    if loaded.items and len(skipped) > data.max_dirty_share * loaded.num_queries:
+        lines = [f"  {row}" for row in skipped[:SHOWN]] + ["  …"] * (len(skipped) > SHOWN)
+        raise ConfigError(
+            f"{annotations}: {len(skipped)} of {loaded.num_queries} rows cannot be used, more than "
+            f"data.max_dirty_share={data.max_dirty_share:g} allows:\n" + "\n".join(lines) + "\n`rlsys data check "
+            f"--format {data.format}` lists all; fix data.videos or the file, or raise data.max_dirty_share."
+        )
     if not loaded.items:
         raise ConfigError(f"{annotations}: no usable row; `rlsys data check --format {data.format}` lists the reasons.")
     return loaded.items

@@ -28,6 +28,7 @@ from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
 from rlsys.runs.run_lock import run_lock
+from rlsys.runs.signal_watch import SignalWatch
 from rlsys.tracking.metrics import merge, step_metrics
 from rlsys.tracking.progress import TRAINING, Progress
 from rlsys.types import PromptItem, Sampling, ScoredGroup
@@ -68,6 +69,7 @@ class GrpoRun(Run[Stack]):
             TRAINING, point.state.step, config.train.num_steps, {"judge queue": lambda: self._stack.scorer.num_waiting}
         )
         self._items, self._sampler = items, Sampler(len(items), config.seed)
+        self._signal = SignalWatch(config.train)
         self._rollouts = SavedRollouts(config.output_dir, settings_digest(config))
         self.ledger = Ledger(config.output_dir, ledger.read(point.checkpoint) if point.checkpoint else [])
         if point.is_new:
@@ -93,6 +95,7 @@ class GrpoRun(Run[Stack]):
                 max_tokens=rollout.max_tokens,
                 seed=sampling_seed(self._config.seed, prompt_index, item.prompt_id),
             ),
+            self._config.data.on_dirty_row,
         )
 
     def prefetch(self, prompt_index: int) -> None:
@@ -119,6 +122,7 @@ class GrpoRun(Run[Stack]):
         self._tracker.log_samples(number, step.groups)
         reward, digest = metrics["reward/total/mean"], step.state.weights_digest
         self.ledger.add(ledger.entry(number, step.collected, reward=reward, weights_digest=digest))
+        self._signal.observe(number, (*step.groups, *step.replaced), metrics.get("optim/grad_norm", 0.0))
         if self.recovery.step_done(number):
             num_rollouts = sum(len(scored.group.rollouts) for scored in (*step.groups, *step.replaced))
             self.progress.step(number, metrics, num_rollouts)

@@ -6,6 +6,7 @@
 - `answers` (`Answer`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`): answer
   types, and the blocks and layout of a response
 - `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations as true answers
+- `truth_fit` (`fit_truth`): times of a truth outside the decoded clip
 - `canonical` (`canonical_response`): the true answer in the requested format
 - `citations` (`cited_periods`, `cited_spans`): times that a text mentions
 - `geometry` (`TimeSpan`, `mean_box_iou`, `merge_spans`, `spans_iou`): IoU of periods and boxes

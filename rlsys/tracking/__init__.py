@@ -7,7 +7,7 @@
 - `mlflow_store` (`MlflowRun`): a run in an MLflow store
 - `store_address` (`TrackingError`, `require_driver`, `store_uri`): which store a config names
 - `spool` (`read_records`): the record on disk
-- `unsent` (`FOLDER`, `current_id`, `require_sent`, `send`): records that the store does not have yet
+- `unsent` (`FOLDER`, `current_id`, `send`): records that the store does not have yet
 - `uploader` (`Patience`): time limits of an upload
 - `provenance` (`git_commit`): git commit and package versions
 """

@@ -195,11 +195,18 @@ def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(
     assert (out / "checkpoints" / "step_000002" / "model" / "config.json").exists()
 
 
+def heed_interrupts() -> None:
+    """Let a child take Ctrl-C although what started the tests ignores it, as a shell's background jobs do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rlsys.commands.app", "rewards", "serve"]
     log = tmp_path / "log"
     with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT, preexec_fn=heed_interrupts
+        )
     try:
         deadline = time.monotonic() + patience(120.0)
         while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):

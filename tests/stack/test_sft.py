@@ -235,7 +235,7 @@ def test_demonstrations_that_do_not_fit_are_named_with_the_arithmetic(folder: Pa
     path = write_responses(folder / "unfit.jsonl", responses)
     lessons = read_lessons(make_config(folder, tiny_model_dir, sft={"responses": str(path)}))
     banned, too_long = lessons.report.problems
-    assert f"{path}:3: the response holds <|video_pad|>" in banned
+    assert f"{path}:3: the response contains <|video_pad|>" in banned
     assert f"{path}:1: annotations:00000/0: " in too_long and "> model.max_model_len=256" in too_long
     ids = lessons.demonstrations[3].response_ids
     assert (ids == ids[-1]).sum() == 1

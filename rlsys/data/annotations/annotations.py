@@ -11,12 +11,21 @@ from typing import Literal
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.formats import FORMATS
-from rlsys.data.annotations.media import find_medium, media_spec, picture_size, places, rate_problems, video_spec
+from rlsys.data.annotations.media import (
+    find_medium,
+    is_inside,
+    media_spec,
+    picture_size,
+    places,
+    rate_problems,
+    video_spec,
+)
 from rlsys.data.annotations.published import PUBLISHED, RepeatedKeys, parse_json
 from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem, short
 from rlsys.data.annotations.vtts import with_size
-from rlsys.data.video.errors import AnnotationError
+from rlsys.data.video.errors import AnnotationError, ClipError
 from rlsys.tasks.table import task_named
+from rlsys.tasks.truth_fit import fit_truth
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem
 
@@ -72,7 +81,7 @@ def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotatio
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
     for found in rows:
-        row, medium = _complete(found, root)
+        row, medium = _complete(found, root, data.links_outside)
         if row.problems:
             dirty.append(_report(row, may_clip=data.on_dirty_row == "clip"))
             if data.on_dirty_row == "stop":
@@ -86,21 +95,25 @@ def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotatio
     )
 
 
-def report_lines(path: Path, format: str, videos: Path | None) -> Iterator[str]:
-    """Lines of a report: counts of videos, queries and tasks, then every dirty row.
+def report_lines(path: Path, format: str, videos: Path | None, *, links_outside: bool = False) -> Iterator[str]:
+    """Yield the lines of a report: counts of videos, queries and tasks, then every dirty row.
 
-    Without `videos` the files are not looked for. Raises AnnotationError for a file that cannot be read.
+    Without `videos` the files are not looked for; with it, the length of every video is read and compared with the
+    times of its rows. Raises AnnotationError for a file that cannot be read.
     """
     path = Path(path)
     root = None if videos is None else _folder(Path(videos))
     found, repeated = _read(path, format)
-    rows = [_complete(row, root)[0] for row in found]
+    lengths: dict[Path, float | ClipError] = {}
+    rows = [_measured(*_complete(row, root, links_outside), lengths) for row in found]
     dirty = [_report(row, may_clip=True) for row in rows if row.problems]
     clipped = sum(row.action == "clipped" for row in dirty)
     refused = sum(row.action == "refused" for row in dirty)
     yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
     if repeated:
         yield _printable(_repeated_text(repeated))
+    for error in (found for found in lengths.values() if isinstance(found, ClipError)):
+        yield _printable(f"cannot be decoded (data.on_bad_clip): {error}")
     if FORMATS[format].task is None:
         tasks = sorted({row.task for row in rows if row.task})
         yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
@@ -216,7 +229,7 @@ def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
     raise AnnotationError(_printable("\n".join(lines)))
 
 
-def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Path | None]:
+def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tuple[AnnotationRow, Path | None]:
     """The row with everything that its medium shows, all its problems, and where the medium is."""
     if root is None or not row.video:
         return row if row.needs_size else _checked(row), None
@@ -224,11 +237,39 @@ def _complete(row: AnnotationRow, root: Path | None) -> tuple[AnnotationRow, Pat
     if medium is None:
         text = f"{row.video!r} is not in {root}; looked for {', '.join(places(row))}"
         return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
+    if not links_outside and not is_inside(medium, root):
+        text = f"{row.video!r} leads out of {root}, to {medium.resolve()}; set data.links_outside=true to allow it"
+        return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
     if medium.is_dir():
         row = replace(row, problems=(*row.problems, *rate_problems(row, medium)))
     if row.needs_size:
         row = _sized(row, medium)
     return _checked(row), medium
+
+
+def _measured(row: AnnotationRow, medium: Path | None, lengths: dict[Path, float | ClipError]) -> AnnotationRow:
+    """Return the row, with one more problem if its truth lies outside its video file. lengths: of files seen so far."""
+    from rlsys.data.video.decode import length_of
+
+    if medium is None or medium.is_dir() or row.medium == "image" or not all(one.is_fixed for one in row.problems):
+        return row
+    if medium not in lengths:
+        try:
+            lengths[medium] = length_of(medium)
+        except ClipError as error:
+            lengths[medium] = error
+    length_s = lengths[medium]
+    if isinstance(length_s, ClipError):
+        return row  # `data.on_bad_clip` is about these
+    start_s, end_s = row.window_s or (0.0, length_s)
+    if min(end_s, length_s) <= start_s:
+        text = f"the part from {start_s:g} to {end_s:g} s starts after the end of the file at {length_s:.2f} s"
+        return replace(row, problems=(*row.problems, Problem(field="video_start", text=text)))
+    fit = fit_truth(row.task, row.truth, min(end_s, length_s) - start_s)
+    if not fit.problem:
+        return row
+    problem = Problem(field="truth", text=fit.problem, is_fixed=fit.truth is not None)
+    return replace(row, problems=(*row.problems, problem))
 
 
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:

@@ -31,7 +31,7 @@ def places(row: AnnotationRow) -> tuple[str, ...]:
 
 
 def find_medium(row: AnnotationRow, root: Path) -> Path | None:
-    """The first of the row's `places` that is there, and is a file or a folder as the row's medium says."""
+    """Return the first of the row's `places` that exists and is a file or a folder as the row's medium says."""
     for place in places(row):
         path = root / place
         # os.path says False where Path raises: names that are too long or hold what no file system takes
@@ -39,6 +39,11 @@ def find_medium(row: AnnotationRow, root: Path) -> Path | None:
         if (is_folder and row.medium in ("frames", "clip")) or (is_there and not is_folder and row.medium != "frames"):
             return path
     return None
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Return whether a path is in the folder of videos once links and `..` are followed."""
+    return path.resolve().is_relative_to(root.resolve())
 
 
 def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
@@ -133,9 +138,11 @@ def picture_size(path: Path) -> tuple[float, float] | None:
     """
     from PIL import Image, UnidentifiedImageError
 
+    from rlsys.data.video.images import FORMATS
+
     for candidate in sorted(path.iterdir()) if path.is_dir() else (path,):
         try:
-            with Image.open(candidate) as image:
+            with Image.open(candidate, formats=FORMATS) as image:
                 width, height = image.size
                 is_turned = image.getexif().get(_ROTATION_TAG, 1) >= 5
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection
@@ -10,9 +11,12 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from rlsys.config.run import DataConfig
+from rlsys.data.video.content import Key, Signature, digest, signature
 from rlsys.data.video.decoders import Decoders
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipRef, MediaSpec
+
+log = logging.getLogger(__name__)
 
 
 class ClipStore:
@@ -21,44 +25,66 @@ class ClipStore:
     Least recently used clips are evicted while more than `data.cache_bytes` are alive. A ClipRef keeps its frames
     alive, and a clip with a live ClipRef is not decoded again. So the bytes alive never exceed the larger of the cache
     limit and the bytes in use. A clip that failed fails again at once, without another decode.
+    Clips are known by the content of their files: copies are decoded once, and a file that is edited during the run is
+    decoded again, with a warning and a count.
     All methods except `counters` must be called on one event loop.
     """
 
     def __init__(self, data: DataConfig) -> None:
         self._cache_bytes = data.cache_bytes
         self._decoders = Decoders(data.decode_workers, data.decode_timeout_s)
-        self._cached: OrderedDict[MediaSpec, ClipRef] = OrderedDict()
-        self._alive: WeakValueDictionary[MediaSpec, ClipRef] = WeakValueDictionary()
+        self._contents: dict[str, tuple[Signature, str]] = {}
+        self._cached: OrderedDict[Key, ClipRef] = OrderedDict()
+        self._alive: WeakValueDictionary[Key, ClipRef] = WeakValueDictionary()
         self._born_bytes = self._dead_bytes = 0
         self._deaths: deque[int] = deque()  # bytes of clips that were released, on any thread
-        self._decoding: dict[MediaSpec, asyncio.Task[ClipRef]] = {}
-        self._failed: dict[MediaSpec, ClipError] = {}
-        self._asked: set[MediaSpec] = set()
+        self._decoding: dict[Key, asyncio.Task[ClipRef]] = {}
+        self._failed: dict[Key, ClipError] = {}
+        self._asked: set[Key] = set()
+        self._num_edited = 0
         self._hits = self._misses = self._evictions = self._decodes = self._bytes_cached = 0
         self._decode_s = 0.0
 
     async def get(self, spec: MediaSpec) -> ClipRef:
-        """Return a clip; concurrent calls for one spec share one decode. Raises ClipError."""
-        self._asked.add(spec)
-        if spec in self._cached:
+        """Return a clip; concurrent calls for one content and spec share one decode. Raises ClipError."""
+        key = await asyncio.to_thread(self._key, spec)
+        self._asked.add(key)
+        if key in self._cached:
             self._hits += 1
-            self._cached.move_to_end(spec)
-            return self._cached[spec]
-        if (alive := self._alive.get(spec)) is not None:
+            self._cached.move_to_end(key)
+            return self._cached[key]
+        if (alive := self._alive.get(key)) is not None:
             self._hits += 1
             return alive
-        if spec in self._failed:
+        if key in self._failed:
             self._hits += 1
-            error = self._failed[spec]
-            raise ClipError(error.uri, error.kind, error.detail)
-        if spec in self._decoding:
+            error = self._failed[key]
+            raise ClipError(spec.uri, error.kind, error.detail)
+        if key in self._decoding:
             self._hits += 1
         else:
             self._misses += 1
-            self._decoding[spec] = asyncio.create_task(self._fill(spec))
-            self._decoding[spec].add_done_callback(_look_at_error)
+            self._decoding[key] = asyncio.create_task(self._fill(key, spec))
+            self._decoding[key].add_done_callback(_look_at_error)
         # shielded: cancelling one caller must not cancel the decode for the others
-        return await asyncio.shield(self._decoding[spec])
+        return await asyncio.shield(self._decoding[key])
+
+    def _key(self, spec: MediaSpec) -> Key:
+        """Read a file at its first use, and again when its size or time of change differ. Runs in a thread."""
+        found = signature(spec.uri)
+        if found is None:
+            return spec, ""
+        known = self._contents.get(spec.uri)
+        if known is None or known[0] != found:
+            try:
+                content = digest(spec.uri)
+            except OSError:
+                return spec, ""
+            if known is not None and known[1] != content:
+                self._num_edited += 1
+                log.warning("%s was changed during the run; it is decoded again", spec.uri)
+            known = self._contents[spec.uri] = (found, content)
+        return replace(spec, uri=""), known[1]
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef:
         """Return the clip with its frames in a seeded random order, at unchanged times. Never cached."""
@@ -73,10 +99,10 @@ class ClipStore:
 
     def forget(self, references: Collection[str]) -> None:
         """Drop the clips whose frames are the objects of these hex ids, so that they are decoded again on demand."""
-        for spec, clip in list(self._alive.items()):
+        for key, clip in list(self._alive.items()):
             if clip.frames.hex() in references:
-                del self._alive[spec]
-                if self._cached.pop(spec, None) is not None:
+                del self._alive[key]
+                if self._cached.pop(key, None) is not None:
                     self._bytes_cached -= clip.info.num_bytes
 
     def close(self) -> None:
@@ -100,26 +126,27 @@ class ClipStore:
             "bytes_alive": self._born_bytes - self._dead_bytes,
             "decode_s": self._decode_s,
             "bad_clips": len(self._failed),
+            "edited_files": self._num_edited,
             "data/decodes_per_clip": self._decodes / len(self._asked) if self._asked else 0.0,
         }
 
-    async def _fill(self, spec: MediaSpec) -> ClipRef:
+    async def _fill(self, key: Key, spec: MediaSpec) -> ClipRef:
         try:
             self._decodes += 1
             info, seconds, frames = await self._decoders.decode(spec)
         except ClipError as error:
-            self._failed[spec] = error
+            self._failed[key] = error
             raise
         finally:
-            del self._decoding[spec]
+            del self._decoding[key]
         self._decode_s += seconds
         clip = ClipRef(info=info, frames=frames)
-        self._keep(spec, clip)
+        self._keep(key, clip)
         return clip
 
-    def _keep(self, spec: MediaSpec, clip: ClipRef) -> None:
+    def _keep(self, key: Key, clip: ClipRef) -> None:
         self._watch(clip)
-        self._alive[spec] = self._cached[spec] = clip
+        self._alive[key] = self._cached[key] = clip
         self._bytes_cached += clip.info.num_bytes
         del clip  # so that clips evicted here are no longer alive
         while self._cached and self._bytes_alive() > self._cache_bytes:

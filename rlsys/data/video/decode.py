@@ -68,6 +68,12 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
     return indices.size // TEMPORAL_PATCH, height // PATCH, width // PATCH
 
 
+def length_of(path: Path) -> float:
+    """Return the seconds from the start of a video file to the end of its last frame. Raises ClipError."""
+    _check_whole(path, str(path))
+    return images.animation_times(path)[1] if images.is_animation(path) else av_reader.probe(path, str(path)).end_s
+
+
 def reads_fast(path: Path) -> str:
     """Return why a video file is not read with decord, "" if it is."""
     return "an animated image" if images.is_animation(path) else av_reader.probe(path, str(path)).why_not_fast

@@ -12,6 +12,7 @@ import pytest
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.runs.identity import changed_settings, changes, identity, model_digest, require_same
 from tests.support.factories import make_item
+from tests.support.video_files import make_spec
 
 ITEMS = [make_item(f"rows:{index}") for index in range(3)]
 
@@ -57,11 +58,10 @@ def test_other_rows_and_other_truths_are_other_data(model: Path) -> None:
 
 
 def test_videos_may_lie_in_another_folder_but_not_be_others(model: Path) -> None:
-    before = identity(config(model), ITEMS)
-    (spec,) = ITEMS[0].media
-    moved, other = (replace(ITEMS[0], media=(replace(spec, uri=uri),)) for uri in (f"/mnt/{Path(spec.uri).name}", "x"))
-    assert not changes(before, identity(config(model), [moved, *ITEMS[1:]]))
-    assert changes(before, identity(config(model), [other, *ITEMS[1:]]))
+    here, moved, other = ([replace(ITEMS[0], media=(make_spec(uri),))] for uri in ("/a/1.mp4", "/b/1.mp4", "/a/2.mp4"))
+    before = identity(config(model), here)
+    assert not changes(before, identity(config(model), moved))
+    assert changes(before, identity(config(model), other))
 
 
 def test_learning_rates_and_numbers_of_actors_may_change(model: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from PIL import Image
 
 from rlsys.config.run import DataConfig
 from rlsys.data.video.clips import ClipStore
@@ -46,7 +48,24 @@ def cluster() -> Iterator[None]:
 
 
 def spec_of(path: Path, **changes: object) -> VideoSpec:
-    return make_spec(make_video(path), **changes)
+    return make_spec(made_distinct(make_video(path)), **changes)
+
+
+def made_distinct(path: Path) -> Path:
+    """Append an empty box with the file's name: clips are known by the content of their files."""
+    with path.open("ab") as file:
+        file.write(struct.pack(">I4s", 8 + len(path.name), b"free") + path.name.encode())
+    return path
+
+
+def slow_spec(folder: Path, num_images: int = 30) -> VideoSpec:
+    """Of a folder of images so large that decoding them takes many times the patience of a test."""
+    folder.mkdir()
+    first = folder / "0.png"
+    Image.new("RGB", (8000, 7900)).save(first, compress_level=1)
+    for number in range(1, num_images):
+        os.link(first, folder / f"{number}.png")
+    return make_spec(folder, folder_fps=2.0, min_frames=num_images, max_frames=num_images)
 
 
 def get_all(store: ClipStore, *specs: VideoSpec) -> list[ClipRef | BaseException]:
@@ -168,8 +187,7 @@ def test_a_decode_that_hangs_ends_at_its_deadline_and_frees_its_place(cluster: N
     limit_s = patience(2.0)
     store = ClipStore(DataConfig(decode_timeout_s=limit_s, decode_workers=1))
     get_all(store, spec_of(tmp_path / "warm.mp4"))
-    os.mkfifo(tmp_path / "pipe.mp4")
-    hanging, good = get_all(store, make_spec(tmp_path / "pipe.mp4"), spec_of(tmp_path / "a.mp4"))
+    hanging, good = get_all(store, slow_spec(tmp_path / "slow"), spec_of(tmp_path / "a.mp4"))
     assert isinstance(hanging, ClipError)
     assert hanging.kind == "timeout"
     assert f"not decoded after {limit_s:g} s; raise `data.decode_timeout_s`" in str(hanging)
@@ -195,7 +213,7 @@ def test_waiting_for_a_cpu_is_not_held_against_the_clip(cluster: None, tmp_path:
 
 def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None, tmp_path: Path) -> None:
     store = ClipStore(DataConfig(decode_timeout_s=patience(60.0)))
-    os.mkfifo(tmp_path / "pipe.mp4")
+    slow = slow_spec(tmp_path / "slow")
     killed: set[int] = set()
     over = threading.Event()
 
@@ -208,7 +226,7 @@ def test_a_decode_that_kills_its_process_every_time_is_a_bad_clip(cluster: None,
 
     killer = threading.Thread(target=kill_every_decoder)
     killer.start()
-    error = get_all(store, make_spec(tmp_path / "pipe.mp4"))[0]
+    error = get_all(store, slow)[0]
     over.set()
     killer.join()
     assert isinstance(error, ClipError)
@@ -261,7 +279,7 @@ def test_clips_that_outgrow_the_object_store_wait_on_disk_and_come_back_whole(cl
     spec = make_spec(video, fps=10.0, max_frames=60, min_pixels=area, max_pixels=area, total_pixels=10**9)
     paths = [tmp_path / f"{number}.mp4" for number in range(10)]
     for path in paths:
-        shutil.copy(spec.uri, path)
+        made_distinct(Path(shutil.copy(spec.uri, path)))
     store = ClipStore(DataConfig(cache_bytes=10**9))
     clips = get_all(store, *(replace(spec, uri=str(path)) for path in paths))
     assert all(isinstance(clip, ClipRef) for clip in clips), clips
@@ -313,3 +331,34 @@ def test_a_clip_whose_frames_are_lost_is_decoded_again_and_no_other(cluster: Non
     assert again.info.digest == first.info.digest
     assert store.counters()["decodes"] == 3
     assert store.counters()["bytes_cached"] == 2 * CLIP_BYTES
+
+
+def test_copies_of_a_file_are_decoded_once(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    first = spec_of(tmp_path / "a.mp4")
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "copy.mp4")
+    found = get_all(store, first, make_spec(tmp_path / "copy.mp4"), make_spec(tmp_path / "a.mp4", max_frames=4))
+    assert found[0] is found[1] and found[2] is not found[0]
+    assert store.counters()["decodes"] == 2
+
+
+def test_a_file_that_is_edited_during_the_run_is_decoded_again_and_reported(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ClipStore(DataConfig())
+    spec = spec_of(tmp_path / "a.mp4")
+    (before,) = get_all(store, spec)
+    os.utime(tmp_path / "a.mp4", ns=(1, 1))  # the same content under another time is the same clip
+    assert get_all(store, spec) == [before] and store.counters()["edited_files"] == 0
+    make_video(tmp_path / "a.mp4", num_frames=40)
+    (after,) = get_all(store, spec)
+    assert isinstance(before, ClipRef) and isinstance(after, ClipRef)
+    assert (before.info.duration_s, after.info.duration_s) == (6.0, 4.0)
+    assert store.counters()["edited_files"] == 1 and "a.mp4 was changed during the run" in caplog.text
+
+
+def test_a_bad_file_that_is_replaced_is_tried_again(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
+    assert isinstance(get_all(store, make_spec(tmp_path / "a.mp4"))[0], ClipError)
+    assert isinstance(get_all(store, spec_of(tmp_path / "a.mp4"))[0], ClipRef)

@@ -1,0 +1,56 @@
+"""Whether the times of a truth lie inside the clip that was decoded: annotations and files often disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlsys.tasks.answers import TimeSpans
+from rlsys.tasks.table import task_named
+from rlsys.types import Json
+
+TOLERANCE_S = 1.0
+"""Seconds by which a span may pass the end of the clip: published durations and ends are rounded to a second."""
+MILLISECONDS = 10.0
+"""Times of an end over the clip's length from which milliseconds are suspected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthFit:
+    """truth: with its spans cut to the clip; None if a span is outside entirely.  problem: "" if nothing is outside."""
+
+    truth: Json | None
+    problem: str = ""
+
+
+def fit_truth(task: str, truth: Json, clip_s: float) -> TruthFit:
+    """Compare the spans of a truth, in seconds from the start of the clip, with the length of the decoded clip.
+
+    clip_s: above 0. A truth without times fits every clip. Raises ValueError for a truth that the task cannot read.
+    """
+    if not any(isinstance(answer, TimeSpans) for answer in task_named(task).read_truth(truth).values()):
+        return TruthFit(truth=truth)
+    spans = _spans(truth)
+    outside = [span for span in spans if span[1] > clip_s + TOLERANCE_S]
+    if not outside:
+        return TruthFit(truth=truth)
+    shown = ", ".join(f"{start:g} to {end:g}" for start, end in outside)
+    problem = f"the true period {shown} s is not inside the decoded clip, which lasts {clip_s:.2f} s"
+    latest = max(end for _, end in outside)
+    if latest > MILLISECONDS * clip_s and latest / 1000 <= clip_s + TOLERANCE_S:
+        problem += "; divided by 1,000 it is: the file seems to give milliseconds, write seconds"
+    if any(start >= clip_s for start, _ in spans):
+        return TruthFit(truth=None, problem=problem)
+    return TruthFit(truth=_with_spans(truth, [[start, min(end, clip_s)] for start, end in spans]), problem=problem)
+
+
+def _spans(truth: Json) -> list[list[float]]:
+    if not isinstance(truth, Mapping):
+        return [truth]
+    return [truth["period"]] if "period" in truth else list(truth["glue"])
+
+
+def _with_spans(truth: Json, spans: list[list[float]]) -> Json:
+    if not isinstance(truth, Mapping):
+        return spans[0]
+    return {**truth, "period": spans[0]} if "period" in truth else {**truth, "glue": spans}

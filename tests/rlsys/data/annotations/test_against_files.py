@@ -1,0 +1,132 @@
+"""Rows against the files that they name: truths outside of them, links out of the folder, shares of missing videos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlsys.config.run import ConfigError, DataConfig
+from rlsys.data.annotations.annotations import load_annotations, report_lines
+from rlsys.errors import TruthOutside, UserError
+from rlsys.loop.producer import fitted
+from rlsys.runs.items import load_items
+from rlsys.types import ClipInfo, ClipRef, PromptItem
+from tests.support.paths import REPO
+from tests.support.video_files import make_video
+
+CASES = REPO.parent / "shared" / "data" / "cases" / "annotations"
+
+
+def rows_of(folder: Path, rows: dict[str, Any]) -> Path:
+    file = folder / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def charades(*spans: tuple[float, float], duration: float = 99.0) -> dict[str, Any]:
+    return {"duration": duration, "timestamps": [list(span) for span in spans], "sentences": ["x"] * len(spans)}
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "a.mp4")  # 6 s
+    return tmp_path / "videos"
+
+
+def test_data_check_reports_truths_outside_of_their_file(tmp_path: Path, videos: Path) -> None:
+    file = rows_of(tmp_path, {"a": charades((1.0, 5.0), (4.0, 40.0), (40.0, 50.0))})
+    text = "\n".join(report_lines(file, "charades_sta", videos))
+    assert "1 videos, 3 queries, 2 dirty rows" in text
+    assert (
+        "a/1: truth: the true period 4 to 40 s is not inside the decoded clip, which lasts 6.00 s [clip fixes" in text
+    )
+    assert "a/2: truth: the true period 40 to 50 s is not inside" in text
+    assert "0 dirty rows" in "\n".join(report_lines(file, "charades_sta", None))
+
+
+def test_data_check_reports_milliseconds_and_files_that_do_not_decode(tmp_path: Path, videos: Path) -> None:
+    (videos / "b.mp4").write_bytes(b"not a video at all")
+    rows = {"a": charades((1000.0, 4000.0), duration=6000.0), "b": charades((1.0, 2.0), (2.0, 3.0))}
+    text = "\n".join(report_lines(rows_of(tmp_path, rows), "charades_sta", videos))
+    assert "a/0: truth: the true period 1000 to 4000 s is not inside the decoded clip, which lasts 6.00 s" in text
+    assert "milliseconds" in text
+    assert text.count("cannot be decoded (data.on_bad_clip): ") == 1 and "b.mp4" in text
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared data")
+@pytest.mark.parametrize("name", ["far.json", "ms.json"])
+def test_the_shared_cases_are_reported(name: str, videos: Path) -> None:
+    text = "\n".join(report_lines(CASES / name, "charades_sta", videos))
+    assert "2 dirty rows" in text and ("milliseconds" in text) == (name == "ms.json")
+
+
+def item(folder: Path, videos: Path, span: tuple[float, float]) -> PromptItem:
+    file = rows_of(folder, {"a": charades(span)})
+    (one,) = load_annotations(file, videos=videos, data=DataConfig(max_frames=8)).items
+    return one
+
+
+def clip(duration_s: float) -> ClipRef:
+    info = ClipInfo(
+        kind="video",
+        digest="d",
+        times_s=np.zeros(4),
+        grid_thw=(2, 2, 2),
+        second_per_grid_s=1.0,
+        duration_s=duration_s,
+        num_bytes=1,
+    )
+    return ClipRef(info=info, frames=None)
+
+
+def test_a_run_drops_cuts_or_stops_at_a_truth_outside_of_the_decoded_clip(tmp_path: Path, videos: Path) -> None:
+    inside, over, outside = (item(tmp_path, videos, span) for span in ((1.0, 5.0), (4.0, 40.0), (40.0, 50.0)))
+    for mode in ("drop", "clip", "stop"):
+        assert fitted(inside, [clip(6.0)], mode) is inside
+    assert fitted(over, [clip(6.0)], "clip").truth == [4.0, 6.0]
+    for one, mode in ((over, "drop"), (outside, "drop"), (outside, "clip")):
+        with pytest.raises(TruthOutside, match="rows:a/0: the true period"):
+            fitted(one, [clip(6.0)], mode)
+    with pytest.raises(UserError, match="set data.on_dirty_row to drop or clip"):
+        fitted(over, [clip(6.0)], "stop")
+
+
+def test_times_of_a_part_count_from_its_start(tmp_path: Path, videos: Path) -> None:
+    one = item(tmp_path, videos, (1.0, 3.0))
+    (spec,) = one.media
+    part = replace(one, media=(replace(spec, window_s=(4.0, 90.0)),))
+    assert fitted(part, [clip(6.0)], "clip").truth == [1.0, 3.0]  # 3 s of 2 s are within a second
+    with pytest.raises(TruthOutside, match="lasts 1.00 s"):
+        fitted(replace(part, media=(replace(spec, window_s=(4.0, 5.0)),)), [clip(6.0)], "drop")
+
+
+@pytest.mark.parametrize("name", ["../outside", "link", "folder/../../outside"])
+def test_names_and_links_out_of_the_folder_are_refused_unless_allowed(name: str, tmp_path: Path, videos: Path) -> None:
+    make_video(tmp_path / "outside.mp4")
+    (videos / "folder").mkdir()
+    (videos / "link.mp4").symlink_to(tmp_path / "outside.mp4")
+    file = rows_of(tmp_path, {name: charades((1.0, 5.0)), "a": charades((1.0, 5.0))})
+    refused = load_annotations(file, videos=videos, data=DataConfig())
+    (row,) = refused.dirty
+    assert "leads out of" in row.problem and "data.links_outside=true" in row.problem
+    assert len(load_annotations(file, videos=videos, data=DataConfig(links_outside=True)).items) == 2
+
+
+def test_a_folder_of_videos_that_is_a_link_itself_is_no_way_out(tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "linked").symlink_to(videos)
+    file = rows_of(tmp_path, {"a": charades((1.0, 5.0))})
+    assert len(load_annotations(file, videos=tmp_path / "linked", data=DataConfig()).items) == 1
+
+
+def test_a_large_share_of_missing_videos_is_an_error_that_lists_them(tmp_path: Path, videos: Path) -> None:
+    rows = {name: charades((1.0, 5.0)) for name in ("a", "gone", "lost")}
+    file = rows_of(tmp_path, rows)
+    with pytest.raises(ConfigError, match="2 of 3 rows cannot be used, more than data.max_dirty_share=0.5(.|\n)*gone"):
+        load_items(DataConfig(), file, videos)
+    assert len(load_items(DataConfig(max_dirty_share=0.7), file, videos)) == 1
