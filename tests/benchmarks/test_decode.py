@@ -1,0 +1,30 @@
+"""The decode benchmark reads its own pictures right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import decode as benchmark
+
+
+def test_a_picture_shows_its_number_at_any_size() -> None:
+    for number in (0, 1, 2, 511, 700, 899, 1023):
+        picture = benchmark.numbered(number)
+        assert benchmark.number_of(picture) == benchmark.number_of(picture[::2, ::2]) == number
+
+
+def test_both_ways_read_a_plain_file_and_one_of_them_is_told_to_be_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SECONDS", 4)
+    monkeypatch.setattr(benchmark, "KINDS", (benchmark.KINDS[0], benchmark.KINDS[5]))
+    plain, stream = benchmark.of_kinds(tmp_path, repetitions=1)
+    assert (plain["wrong"], plain["decord_wrong"], plain["why_not_fast"]) == (0, 0, "")
+    assert stream["wrong"] == 0 and "mpegts" in stream["why_not_fast"]
+    assert plain["frames"] == 8 and np.isfinite([plain["rlsys_s"], plain["decord_s"]]).all()
+    benchmark.show([plain, stream])
+    (tmp_path / "note.txt").write_text("not a video")
+    assert [one["file"] for one in benchmark.of_folder(tmp_path, 1)] == ["h264.mp4", "h264.ts"]
