@@ -11,7 +11,7 @@ from rlsys.types import Json
 
 TOLERANCE_S = 1.0
 """Seconds by which a span may pass the end of the clip: published durations and ends are rounded to a second."""
-MILLISECONDS = 10.0
+MILLISECONDS = 50.0
 """Times of an end over the clip's length from which milliseconds are suspected."""
 
 

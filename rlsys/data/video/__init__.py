@@ -1,6 +1,6 @@
 """Video files, frame folders and images -> frames at true timestamps.
 
-- `decode` (`decode`, `length_of`, `plan_grid`): one clip, its length, and the grid that its frames will have
+- `decode` (`decode`, `length_of`, `plan_grid`, `reads_fast`): one clip, its length, grid and reader
 - `clips` (`ClipStore`): decoded clips in shared memory
 - `budgets` (`largest_grid`, `largest_grids`): the largest grid within the limits on frames and pixels
 - `images` (`FORMATS`, `files_of_folder`): image formats that may be opened, and the images of a frame folder, in order
