@@ -167,7 +167,7 @@ def of_folder(folder: Path, repetitions: int) -> Iterator[dict[str, Any]]:
         try:
             found = measure(path, repetitions)
         except ClipError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipped: %s", error)
             continue
         del found["shown"], found["decord_shown"]
         yield found

@@ -31,7 +31,7 @@ class ClipStore:
     """
 
     def __init__(self, data: DataConfig) -> None:
-        self._cache_bytes = data.cache_bytes
+        self._cache_bytes, self._timeout_s = data.cache_bytes, data.decode_timeout_s
         self._decoders = Decoders(data.decode_workers, data.decode_timeout_s)
         self._contents: dict[str, tuple[Signature, str]] = {}
         self._cached: OrderedDict[Key, ClipRef] = OrderedDict()
@@ -47,7 +47,12 @@ class ClipStore:
 
     async def get(self, spec: MediaSpec) -> ClipRef:
         """Return a clip; concurrent calls for one content and spec share one decode. Raises ClipError."""
-        key = await asyncio.to_thread(self._key, spec)
+        try:
+            key = await asyncio.wait_for(asyncio.to_thread(self._key, spec), self._timeout_s)
+        except TimeoutError:  # a file system that hangs
+            raise ClipError(
+                spec.uri, "timeout", f"not read after {self._timeout_s:g} s; raise `data.decode_timeout_s`"
+            ) from None
         self._asked.add(key)
         if key in self._cached:
             self._hits += 1

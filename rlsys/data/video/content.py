@@ -25,14 +25,20 @@ def signature(uri: str) -> Signature | None:
     return None
 
 
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(uri: str) -> str:
     """Return the SHA-256 of a file's bytes, or of the names and bytes of all files in a folder. Raises OSError."""
     path = Path(uri)
     if not path.is_dir():
-        return _digest(path)
+        return digest_file(path)
     sha = hashlib.sha256()
     for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
-        sha.update(f"{file.name}\n{_digest(file)}\n".encode())
+        sha.update(f"{file.name}\n{digest_file(file)}\n".encode())
     return sha.hexdigest()
 
 
@@ -42,8 +48,3 @@ Key = tuple[MediaSpec, str]
 
 def _stat(name: str, found: os.stat_result) -> tuple[str, int, int]:
     return name, found.st_size, found.st_mtime_ns
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rlsys.data.video import av_reader, decord_reader, images
 from rlsys.data.video.containers import shortfall
+from rlsys.data.video.content import digest_file
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
     PATCH,
@@ -114,7 +115,7 @@ def _opened(path: Path, spec: VideoSpec) -> tuple[np.ndarray, float, Read]:
 
 def _decode_video(path: Path, spec: VideoSpec) -> Clip:
     times_s, end_s, read = _opened(path, spec)
-    file_digest = _digest_file(path)
+    file_digest = digest_file(path)
     indices, spacing_s = select_frames(times_s, end_s, spec)
     distinct, places = np.unique(indices, return_inverse=True)
     resized: list[np.ndarray] = []
@@ -161,7 +162,7 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
         raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
     indices, spacing_s = select_from_folder(len(files), spec)
     chosen = [files[index] for index in indices]
-    digest = _digest_text(*(f"{path.name}:{_digest_file(path)}" for path in chosen))
+    digest = _digest_text(*(f"{path.name}:{digest_file(path)}" for path in chosen))
     resized: list[np.ndarray] = []
     size: tuple[int, int] | None = None
     for path in chosen:  # one at a time: small files may hold large images
@@ -183,7 +184,7 @@ def _decode_image(path: Path, spec: ImageSpec) -> Clip:
         size = frame_size(image.height, image.width, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
     except ValueError as error:
         raise ClipError(spec.uri, "corrupt", str(error)) from error
-    return _clip("image", spec, _digest_file(path), _resize(image, size)[None], np.zeros(1), 0.0, 0.0)
+    return _clip("image", spec, digest_file(path), _resize(image, size)[None], np.zeros(1), 0.0, 0.0)
 
 
 def _clip(
@@ -202,11 +203,6 @@ def _clip(
         num_bytes=frames.nbytes,
     )
     return Clip(info=info, frames=frames)
-
-
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_text(*parts: str) -> str:

@@ -362,3 +362,26 @@ def test_a_bad_file_that_is_replaced_is_tried_again(cluster: None, tmp_path: Pat
     (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
     assert isinstance(get_all(store, make_spec(tmp_path / "a.mp4"))[0], ClipError)
     assert isinstance(get_all(store, spec_of(tmp_path / "a.mp4"))[0], ClipRef)
+
+
+def test_a_file_system_that_hangs_costs_a_clip_its_time_and_not_the_run(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_s, is_back = patience(1.0), threading.Event()
+
+    def hangs(uri: str) -> None:  # a stub: no file system here can be made to hang
+        is_back.wait(timeout=patience(60.0))
+
+    store, spec = ClipStore(DataConfig(decode_timeout_s=limit_s)), spec_of(tmp_path / "a.mp4")
+
+    async def get() -> ClipRef | BaseException:
+        found = (await asyncio.gather(store.get(spec), return_exceptions=True))[0]
+        is_back.set()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlsys.data.video.clips.signature", hangs)
+        error = asyncio.run(get())
+    assert isinstance(error, ClipError) and error.kind == "timeout"
+    assert f"not read after {limit_s:g} s; raise `data.decode_timeout_s`" in str(error)
+    assert isinstance(get_all(store, spec)[0], ClipRef)  # and it is tried again
