@@ -6,6 +6,9 @@ The three forms are those of `benchmarks.learner_step`, in one process, one rank
 Of each case every form makes an update in turn, a few times over; a figure is the median. Machines differ in how
 evenly they run, so figures of one row compare best with each other. Peak memory is that of one more update.
 
+A benchmark that was interrupted continues: every case that is measured goes to `FILE.partial` at once, and the same
+command with the same settings measures only what is missing there. The file goes when FILE is written.
+
 On a GPU: `--device cuda --shape 3b --dtype bfloat16 --attention flex_attention,sdpa --peak-tflops 989` with a
 randomly initialised Qwen2.5-VL-3B also gives tokens per second and the share of the GPU's peak (MFU). Weights,
 gradients and optimiser take some 75 GB; `--layers 18` halves the language model for GPUs of 80 GB.
@@ -18,8 +21,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,42 @@ class Case:
     response_tokens: int
     group_size: int
     frames: int | None = None
+
+
+class Measured:
+    """Holds the cases that are measured, in a file of JSON lines beside the benchmark's own.
+
+    settings: what every figure depends on. A file of other settings is set aside as `FILE.partial.other`.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, str]) -> None:
+        self._path = path.with_name(f"{path.name}.partial")
+        self._found: list[dict[str, Any]] = []
+        header = json.dumps(settings, sort_keys=True)
+        if self._path.exists():
+            first, *lines = self._path.read_text().splitlines(keepends=True) or [""]
+            if first.rstrip("\n") == header:
+                # the last line of a benchmark that was killed may be incomplete
+                self._found = [json.loads(line) for line in lines if line.endswith("\n")]
+                log.info("%s: %d cases are measured already", self._path, len(self._found))
+            else:
+                self._path.rename(f"{self._path}.other")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("".join(f"{line}\n" for line in (header, *map(json.dumps, self._found))))
+
+    def get(self, key: Mapping[str, Any], measure_it: Callable[[], Result]) -> Result:
+        """Return the figures of the case `key` from the file, or measure it and add it to the file."""
+        for line in self._found:
+            if line["key"] == key:
+                return line["result"]
+        result = measure_it()
+        with self._path.open("a") as file:
+            file.write(json.dumps({"key": key, "result": result}) + "\n")
+        return result
+
+    def remove(self) -> None:
+        """Delete the file, when the benchmark is complete."""
+        self._path.unlink()
 
 
 def ratio_cases(response_tokens: int, quick: bool) -> list[Case]:
@@ -155,8 +195,8 @@ def throughput(result: Result, setting: Setting, model_path: Path, peak_tflops: 
     return found
 
 
-def run(arguments: argparse.Namespace, setting: Setting, folder: Path) -> Result:
-    """All parts that were asked for, with one kind of attention."""
+def run(arguments: argparse.Namespace, setting: Setting, folder: Path, measured: Measured) -> Result:
+    """Measure all parts that were asked for, with one kind of attention."""
     response_tokens = arguments.response_tokens or RESPONSE_TOKENS[setting.device]
     if not (folder / "config.json").exists():
         write_model(folder, setting)
@@ -169,10 +209,11 @@ def run(arguments: argparse.Namespace, setting: Setting, folder: Path) -> Result
         "groups": group_cases(response_tokens, arguments.quick),
     }
     results: Result = {name: [] for name in parts}
+    repeats = arguments.repeats or (3 if arguments.quick else 5)
     for name in arguments.only or (("ratios",) if arguments.quick else parts):
-        results[name] = [
-            measure(bench, case, arguments.repeats or (3 if arguments.quick else 5)) for case in parts[name]
-        ]
+        for case in parts[name]:
+            key = {"attention": setting.attention, "part": name, **asdict(case)}
+            results[name].append(measured.get(key, partial(measure, bench, case, repeats)))
     results["throughput"] = [
         throughput(result, setting, folder, arguments.peak_tflops) for name in parts for result in results[name]
     ]
@@ -249,23 +290,27 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
+    used = {key: str(value) for key, value in vars(arguments).items()} | {"torch": torch.__version__}
+    measured = Measured(
+        arguments.json, {key: value for key, value in used.items() if key not in ("json", "plot", "only")}
+    )
     by_attention: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as name:
         for setting in settings(arguments):
-            by_attention[setting.attention] = run(arguments, setting, Path(name))
+            by_attention[setting.attention] = run(arguments, setting, Path(name), measured)
     first = next(iter(by_attention.values()))
     tree = {
         "rows": first["ratios"],
         "frames": first["frames"],
         "groups": first["groups"],
         "throughput": [entry for results in by_attention.values() for entry in results["throughput"]],
-        "settings": {key: str(value) for key, value in vars(arguments).items()} | {"torch": torch.__version__},
+        "settings": used,
         "memory": "MiB of a step beyond weights and optimiser; CPU: resident high-water mark, GPU: the allocator's",
     }
     for attention, results in list(by_attention.items())[1:]:
         tree[f"rows_{attention}"] = results["ratios"]
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(tree, indent=2) + "\n")
+    measured.remove()
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for attention, results in by_attention.items():
         console.print("\n".join([f"\n{attention}:", *markdown(results["ratios"]), "", *verdict(results)]))

@@ -1,8 +1,8 @@
 """`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO improved.
 
 Clips are generated, a tiny Qwen2.5-VL is created and gets a supervised cold start on partly
-malformed demonstrations, GRPO trains it through the whole stack, and as a control the same
-time is spent on more supervised steps.
+malformed demonstrations, GRPO trains it through the whole stack, and as a control the cold start is
+continued with more supervised steps.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 NUM_CLIPS = {"cold_start": 1000, "grpo": 600, "held_out": 200}
 MALFORMED_FRAC = 0.25
+STEP_PHASES = ("collect", "update", "sync", "record")
+"""Phases whose seconds add up to those of the GRPO steps, without evaluations and checkpoints."""
 SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")
 LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "tracking", "summary.json", "reward_curve.png")
 
@@ -185,7 +187,7 @@ def verdict(results: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: M
     """Return sentences on what GRPO improved and what it did not, from the run's own numbers."""
     before, after, more = (results[stage] for stage in ("cold_start", "grpo", "more_sft"))
     shuffled, constant = results["shuffled_video"]["sampled"]["miou"], results["constant_interval"]["sampled"]["miou"]
-    grpo_s = sum(seconds[phase] for phase in ("collect", "update", "sync", "record"))
+    grpo_s = sum(seconds[phase] for phase in STEP_PHASES)
     sampled_gain = after["sampled"]["miou"] - before["sampled"]["miou"]
     greedy_gain = after["greedy"]["miou"] - before["greedy"]["miou"]
     return [
@@ -198,8 +200,8 @@ def verdict(results: Mapping[str, Mapping[str, Mapping[str, float]]], seconds: M
             if greedy_gain < sampled_gain / 2
             else "GRPO improved localisation as well as the format."
         ),
-        f"Spending as much time on more supervised steps with the same demonstrations ({seconds['more_sft']:.0f} s) "
-        f"gives mIoU {more['sampled']['miou']:.3f} sampled and {more['greedy']['miou']:.3f} greedy and reproduces "
+        f"More supervised steps with the same demonstrations instead of GRPO ({seconds['more_sft']:.0f} s) "
+        f"give mIoU {more['sampled']['miou']:.3f} sampled and {more['greedy']['miou']:.3f} greedy and reproduce "
         f"their malformed answers: format rate {more['sampled']['format']:.0%}, reward "
         f"{more['sampled']['reward']:.3f} against GRPO's {after['sampled']['reward']:.3f}.",
         f"With another question's video the mIoU falls to {shuffled:.3f}; the best constant answer reaches "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.learner import AIM, SHAPES, ratio_cases
+from benchmarks.learner import AIM, SHAPES, Measured, ratio_cases
 from benchmarks.learner_plots import slope, unique_tokens
 from benchmarks.learner_step import Setting, SwitchedPolicy, alone, make_row, write_model
 from learner.model.policy import load_model, read_layout
@@ -51,3 +51,26 @@ def test_the_aims_row_is_always_measured(quick: bool) -> None:
 def test_the_exponent_is_that_of_the_last_points() -> None:
     rows = [{"group_size": size, "packed_s": max(8.0, size) ** 2} for size in (2, 4, 8, 16, 32)]
     assert slope("groups", rows, "packed") == pytest.approx(2.0)
+
+
+def test_an_interrupted_benchmark_measures_only_what_is_missing(tmp_path: Path) -> None:
+    file, settings, calls = tmp_path / "learner.json", {"threads": "2"}, []
+
+    def measure(prompt_tokens: int) -> dict[str, float]:
+        calls.append(prompt_tokens)
+        return {"packed_s": prompt_tokens / 100}
+
+    first = Measured(file, settings)
+    assert first.get({"prompt_tokens": 64}, lambda: measure(64)) == {"packed_s": 0.64}
+    with (tmp_path / "learner.json.partial").open("a") as partial:
+        partial.write('{"key": {"prompt_tok')  # killed while writing
+    second = Measured(file, settings)
+    assert second.get({"prompt_tokens": 64}, lambda: measure(64)) == {"packed_s": 0.64}
+    assert second.get({"prompt_tokens": 128}, lambda: measure(128)) == {"packed_s": 1.28}
+    assert calls == [64, 128]
+    other = Measured(file, {"threads": "1"})
+    other.get({"prompt_tokens": 64}, lambda: measure(64))
+    assert calls == [64, 128, 64], "figures of other settings are not taken"
+    assert (tmp_path / "learner.json.partial.other").exists()
+    other.remove()
+    assert not (tmp_path / "learner.json.partial").exists()

@@ -150,6 +150,7 @@ def test_the_cpu_lock_is_complete(setup: ModuleType) -> None:
     assert not missing
 
 
+@pytest.mark.stack
 def test_torchvision_imports_in_every_interpreter_of_the_environment() -> None:
     done = subprocess.run([sys.executable, "-c", "import torchvision.transforms.v2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

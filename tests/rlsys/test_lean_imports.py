@@ -27,6 +27,7 @@ def test_packages_are_absent_within_the_block_alone(monkeypatch: pytest.MonkeyPa
     assert gc.isenabled()
 
 
+@pytest.mark.stack
 def test_a_rank_starts_without_them_and_without_compiling_kernels_that_it_does_not_use() -> None:
     code = """
 import sys

@@ -25,6 +25,8 @@ from rlsys.types import RolloutGroup, ScoredGroup
 from tests.support.factories import make_group
 from tests.support.pace import patience
 
+pytestmark = pytest.mark.stack
+
 Rows = list[dict[str, Any]]
 Answer = Callable[[Rows], tuple[int, Mapping[str, str], bytes]]
 GROUP = make_group(num_rollouts=4)

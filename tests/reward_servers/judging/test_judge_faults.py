@@ -30,6 +30,8 @@ from tests.support.judge_fault_server import (
 )
 from tests.support.pace import patience
 
+pytestmark = pytest.mark.stack
+
 REFERENCE = "A dog runs away. The man waves back. A cat sleeps here."
 FIRST = "A dog runs away."
 

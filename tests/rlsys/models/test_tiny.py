@@ -20,6 +20,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.stack
 def test_the_same_seed_writes_the_same_bytes_in_another_process(tiny_model_dir: Path, tmp_path: Path) -> None:
     code = (
         f"from pathlib import Path; from rlsys.models.tiny import make_tiny; make_tiny(Path({str(tmp_path)!r}), seed=0)"

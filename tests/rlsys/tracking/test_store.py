@@ -25,6 +25,8 @@ from tests.support.factories import make_group, make_scored
 from tests.support.paths import REPO
 from tests.support.tracking_server import TrackingServer
 
+pytestmark = pytest.mark.stack
+
 QUICK = Patience(close_s=0.5, max_pause_s=0.2, together_s=0.1)
 SECRET = "hunter2"
 

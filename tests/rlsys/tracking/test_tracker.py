@@ -24,6 +24,8 @@ from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
 from tests.support.tracking_server import TrackingServer
 
+pytestmark = pytest.mark.stack
+
 
 def make_config(folder: Path, **tracking: object) -> RunConfig:
     tree = {"output_dir": str(folder), "model": {"path": "model"}, "tracking": tracking}

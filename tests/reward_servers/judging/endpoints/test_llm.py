@@ -37,6 +37,8 @@ from tests.support.judge_fault_server import (
 )
 from tests.support.pace import patience
 
+pytestmark = pytest.mark.stack
+
 KEY = "sk-very-secret-0123456789"
 SCHEMA: dict[str, Any] = {
     "type": "object",
