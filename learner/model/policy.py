@@ -29,8 +29,28 @@ def load_model(model_path: Path, *, dtype: str, attention: str) -> Qwen2_5_VLFor
         attn_implementation={"text_config": FORMS[attention], "vision_config": tower},
         local_files_only=True,
     )
+    rebuild_buffers(model)
     speed_up(model.model.visual)
     return model
+
+
+def rebuild_buffers(model: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds again, as a model outside DeepSpeed has them.
+
+    At ZeRO-3 transformers builds the model inside DeepSpeed's `zero.Init`, which makes every tensor in the model's
+    number format: rotary frequencies in bfloat16 turn positions by wrong angles, the more the longer the prompt
+    (https://github.com/deepspeedai/DeepSpeed/issues/4932). Raises ValueError for a module that has such a buffer and
+    cannot be built anew from its config.
+    """
+    for name, module in model.named_modules():
+        if not module._non_persistent_buffers_set:
+            continue
+        config = getattr(module, "config", None)
+        if config is None or module._parameters or module._modules:
+            raise ValueError(f"{name}: {type(module).__name__} has buffers that only its constructor makes; not known.")
+        fresh = type(module)(config)
+        for buffer in module._non_persistent_buffers_set:
+            setattr(module, buffer, getattr(fresh, buffer))
 
 
 def read_layout(model: Qwen2_5_VLForConditionalGeneration, model_path: Path) -> ModelLayout:

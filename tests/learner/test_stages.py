@@ -1,0 +1,64 @@
+"""The model is the same at every ZeRO stage and in every number format, also where prompts are long."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.pace import patience
+
+CODE = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from learner.engine import LearnerEngine, join_ranks, open_store
+from transformers import Qwen2_5_VLForConditionalGeneration
+from tests.learner.test_group import make_spec
+from tests.support.learner import make_group, make_row
+
+folder, dtype = Path(sys.argv[1]), sys.argv[2]
+join_ranks(0, 1, open_store(1, "127.0.0.1", 60.0), device="cpu", timeout_s=60.0)
+rng = np.random.default_rng(3)
+row = make_row(make_group(rng, "long", ("video",), (6, 9), num_text=3000))
+ordinary = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+wanted = dict(ordinary.named_buffers())
+found = {}
+for stage in range(4):
+    engine = LearnerEngine(make_spec(folder, zero_stage=stage, dtype=dtype))
+    held = dict(engine._policy.model.named_buffers())
+    found[stage] = {
+        "buffers": {
+            name: held[name].dtype == one.dtype and torch.equal(held[name], one) for name, one in wanted.items()
+        },
+        "logprobs": [values.tolist() for values in engine.logprobs([[row]])[0][0]],
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_stage_has_the_buffers_and_the_log_probs_of_an_ordinary_model(tiny_model_dir: Path, dtype: str) -> None:
+    """DeepSpeed builds the model in its number format at stage 3; a rotary table in bfloat16 would be wrong there."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(tiny_model_dir), dtype],
+        capture_output=True,
+        text=True,
+        timeout=patience(200.0),
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(found) == ["0", "1", "2", "3"]
+    for stage, of_stage in found.items():
+        assert all(of_stage["buffers"].values()), (stage, of_stage["buffers"])
+        assert len(of_stage["buffers"]) == 4
+        for here, there in zip(of_stage["logprobs"], found["2"]["logprobs"], strict=True):
+            # the same products in the same order; what differs between stages is where parameters lie
+            assert torch.allclose(torch.tensor(here), torch.tensor(there), rtol=0, atol=1e-6), stage
