@@ -79,9 +79,9 @@ docs: setup
 	@echo "open site/index.html"
 
 locks: setup
-	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra dev --extra embedding --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --constraint cluster/install/shared-pins.txt \
-		--no-header --no-annotate --upgrade --output-file cluster/install/gpu.lock
+		--no-emit-package sentence-transformers --no-header --no-annotate --upgrade --output-file cluster/install/gpu.lock
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -127,7 +127,7 @@ class Setting:
     shape: Shape
     device: str
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+    attention: Literal["sdpa", "eager", "flex_attention"]
     threads: int
     padded_rows: int = 0
     gradient_checkpointing: bool = False

@@ -8,7 +8,9 @@ enough for the pure-Python parts (the video processor of Qwen2.5-VL).
 vLLM inspects models in a subprocess, so this must act in every interpreter of
 the environment: `setup.py` copies this file into site-packages together with a
 `.pth` file that calls `install()`, and only where `import torchvision` fails.
-A torchvision that matches its torch needs none of it.
+A torchvision that matches its torch needs none of it. Beside a CUDA build of torch,
+where declaring an operator that torchvision's own library declares too would abort
+the process, the hook declares nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ class _DeclareBeforeTorchvision(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         import torch
 
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in _SCHEMAS:
-            library.define(schema)
-        _KEPT.append(library)
+        if torch.version.cuda is None:
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            for schema in _SCHEMAS:
+                library.define(schema)
+            _KEPT.append(library)
         return importlib.machinery.PathFinder.find_spec(fullname, path, target)
 
 

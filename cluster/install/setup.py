@@ -3,8 +3,9 @@
 Runs on the machine's own python3 with nothing installed, hence standard library only.
 Packages come from wherever pip is configured to find them: the same indexes and
 `--find-links` are handed to uv, which installs the same lock ten times faster.
-The one package with a rule of its own is the CPU build of torch: many indexes do not
-carry it, so where the configured ones have none, uv takes it from PyTorch's own.
+The one package with a rule of its own is torch. Many indexes do not carry its CPU build:
+where the configured ones have none, uv takes it from PyTorch's own. A GPU environment
+must not get that build, which satisfies the same pin where an index has both.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 log = logging.getLogger("setup")
 
@@ -30,6 +33,20 @@ SHIM = "rlsys_torchvision_shim"
 OLDEST_PYTHON = (3, 11)
 UNFINISHED = "unfinished"
 TORCH_FAMILY = ("torch", "torchvision")
+OLDEST_DRIVER = 580  # of CUDA 13, for which the packages of gpu.lock are built
+VERSION_OF_TORCH = "import runpy, sysconfig as s; v = runpy.run_path(s.get_path('purelib') + '/torch/version.py')"
+
+
+class Places(NamedTuple):
+    """Where the locks and the project are, and what describes the driver: NVIDIA's own file, else its command."""
+
+    locks: Path = INSTALL
+    project: Path = ROOT
+    driver_file: Path = Path("/proc/driver/nvidia/version")
+    driver_command: str = "nvidia-smi"
+
+
+HERE = Places()
 
 
 class SetupError(RuntimeError):
@@ -62,12 +79,14 @@ def check_python(version: tuple[int, int], executable: str) -> None:
         )
 
 
-def bring_up_to_date(venv: Path, device: str | None) -> None:
+def bring_up_to_date(venv: Path, device: str | None, places: Places = HERE) -> None:
     """Install unless the stamp in `venv` equals (device, hash of everything that decides what is installed)."""
     stamp = venv / "rlsys-setup-stamp"
     found = stamp.read_text().split() if stamp.exists() else []
     device = device or (found[0] if found else "cpu")
-    wanted = [device, fingerprint(device)]
+    wanted = [device, fingerprint(device, places)]
+    if device == "gpu" and (problem := driver_problem(driver_version(places))):
+        log.warning("%s", problem)
     if found == wanted:
         log.info("environment is up to date (%s, %s lock)", _shown(venv), device)
         return
@@ -79,23 +98,53 @@ def bring_up_to_date(venv: Path, device: str | None) -> None:
     venv.mkdir(parents=True)
     stamp.write_text(f"{device} {UNFINISHED}\n")  # first, so that what an interrupted run leaves is known as ours
     _run([sys.executable, "-m", "venv", str(venv)])
-    install(venv, INSTALL / f"{device}.lock", started)
+    install(venv, device, places, started)
     stamp.write_text(" ".join(wanted) + "\n")
     log.info("done in %.0f s; the commands are in %s/bin", time.monotonic() - started, _shown(venv))
 
 
-def fingerprint(device: str) -> str:
+def fingerprint(device: str, places: Places = HERE) -> str:
     """SHA-256 over the files that decide what is installed, and the Python that runs them."""
-    sha = hashlib.sha256(f"{platform.python_version()} {ROOT}".encode())
-    for file in (INSTALL / f"{device}.lock", ROOT / "pyproject.toml", Path(__file__), INSTALL / f"{SHIM}.py"):
+    sha = hashlib.sha256(f"{platform.python_version()} {places.project}".encode())
+    lock, project = places.locks / f"{device}.lock", places.project / "pyproject.toml"
+    for file in (lock, project, Path(__file__), INSTALL / f"{SHIM}.py"):
         sha.update(file.read_bytes())
     return sha.hexdigest()
 
 
-def install(venv: Path, lock: Path, started: float) -> None:
+def driver_version(places: Places = HERE) -> str:
+    """Version of NVIDIA's driver, for example "580.95.05"; "" where there is none."""
+    try:
+        text = places.driver_file.read_text()
+    except OSError:
+        if not shutil.which(places.driver_command):
+            return ""
+        query = [places.driver_command, "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        text = done.stdout if done.returncode == 0 else ""
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
+    return found.group() if found else ""
+
+
+def driver_problem(version: str) -> str:
+    """Why GPU runs will fail with this driver, "" if they will not. The environment can be made all the same."""
+    if not version:
+        return (
+            f"no NVIDIA driver was found on this machine: the environment can be made here, but runs need a machine "
+            f"with driver {OLDEST_DRIVER} or newer."
+        )
+    if int(version.split(".")[0]) < OLDEST_DRIVER:
+        return (
+            f"NVIDIA driver {version} is too old for CUDA 13, which gpu.lock's packages use: install driver "
+            f"{OLDEST_DRIVER} or newer (on data-centre GPUs NVIDIA's package cuda-compat-13-0 is enough)."
+        )
+    return ""
+
+
+def install(venv: Path, device: str, places: Places, started: float) -> None:
     """The locked packages, torch where it can be had, the torchvision shim where needed, rlsys itself."""
     python = str(venv / "bin" / "python")
-    pins = read_pins(lock)
+    pins = read_pins(places.locks / f"{device}.lock")
     plain = [pin for name, pin in pins.items() if name not in TORCH_FAMILY]
     options, environment = uv_options(_output([python, "-m", "pip", "config", "list"]))
     pip = [python, "-m", "pip", "install", "--no-deps", "--quiet"]
@@ -109,19 +158,49 @@ def install(venv: Path, lock: Path, started: float) -> None:
         return first_that_works(attempts, environment)
 
     step("uv", [*pip, pins["uv"]])
-    step(f"{len(plain)} packages", [*uv, *options, *plain], [*pip, *plain])
-    is_cpu = pins["torch"].endswith("+cpu")
+    torch, vision = (pins[name] for name in TORCH_FAMILY)
     here, pytorch = [*uv, *options], [*uv, "--torch-backend=cpu"]
-    source = step(pins["torch"], [*here, pins["torch"]], *([[*pytorch, pins["torch"]]] if is_cpu else []))
-    vision, place = pins["torchvision"], pytorch if source else here
-    step(vision, *([[*place, f"{vision}+cpu"]] if is_cpu else []), [*here, vision])
+    if device == "gpu":
+        # first of all, for it is what may be wrong
+        step(torch, [*here, without_cpu_build(torch)], [*here, torch])
+        check_cuda(python)
+        step(vision, [*here, without_cpu_build(vision)], [*here, vision])
+    else:
+        source = step(torch, [*here, torch], [*pytorch, torch])
+        place = pytorch if source else here
+        step(vision, [*place, f"{vision}+cpu"], [*here, vision])
+    step(f"{len(plain)} packages", [*here, *plain], [*pip, *plain])
     if place_shim(python):
         log.info("[%3.0f s] torchvision does not match this torch: shim placed", time.monotonic() - started)
-    step("rlsys itself, editable", [*uv, "--no-build-isolation", "--editable", str(ROOT)])
+    step("rlsys itself, editable", [*uv, "--no-build-isolation", "--editable", str(places.project)])
     if sys.dont_write_bytecode:
         # else each of a run's dozen processes would recompile everything that it imports: a minute per run
         log.info("[%3.0f s] bytecode, which Python may not keep by itself here", time.monotonic() - started)
         compile_all(python, venv)
+
+
+def without_cpu_build(pin: str) -> str:
+    """The pin, met by no CPU build: "2.13.0+cpu" satisfies "==2.13.0" and is newer than a plain "2.13.0"."""
+    return f"{pin},!={pin.split('==')[1]}+cpu"
+
+
+def torch_version(python: str) -> tuple[str, str]:
+    """Version and CUDA version of the installed torch, "" for a build without; read, not imported."""
+    version, _, cuda = _output(
+        [python, "-c", f"{VERSION_OF_TORCH}; print(v['__version__'], v['cuda'] or '')"]
+    ).partition(" ")
+    return version, cuda.strip()
+
+
+def check_cuda(python: str) -> None:
+    """Raises SetupError where the installed torch is a build without CUDA."""
+    version, cuda = torch_version(python)
+    if not cuda:
+        raise SetupError(
+            f"the torch {version} that pip's configured indexes and find-links supplied is a build without CUDA: add "
+            "an index with CUDA builds, for example PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cu130 "
+            "make setup DEVICE=gpu"
+        )
 
 
 def compile_all(python: str, venv: Path) -> None:
@@ -183,12 +262,25 @@ def first_that_works(attempts: Sequence[Sequence[str]], environment: Mapping[str
 
 
 def place_shim(python: str) -> bool:
-    """Whether torchvision needed the shim to import, in which case every start of `python` now loads it."""
+    """Whether torchvision needed the shim to import, in which case every start of `python` now loads it.
+
+    A shim that is there already is removed first. Beside a CUDA build of torch none is placed: it would abort every
+    process whose torchvision is a real one. Raises SetupError where torchvision does not import.
+    """
+    site = Path(_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+    module, hook = site / f"{SHIM}.py", site / f"{SHIM}.pth"
+    for file in (hook, module):
+        file.unlink(missing_ok=True)
     if _imports(python, "torchvision"):
         return False
-    site = Path(_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
-    shutil.copy(INSTALL / f"{SHIM}.py", site / f"{SHIM}.py")
-    (site / f"{SHIM}.pth").write_text(f"import {SHIM}; {SHIM}.install()\n")
+    version, cuda = torch_version(python)
+    if cuda:
+        raise SetupError(
+            f"torchvision does not import beside torch {version}: its build is for another torch or CUDA; take both "
+            f"from the same index. See: {python} -c 'import torchvision'"
+        )
+    shutil.copy(INSTALL / f"{SHIM}.py", module)
+    hook.write_text(f"import {SHIM}; {SHIM}.install()\n")
     if not _imports(python, "torchvision"):
         raise SetupError(f"torchvision does not import even with the shim; see: {python} -c 'import torchvision'")
     return True

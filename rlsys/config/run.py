@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rlsys.config import bundled
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
@@ -57,10 +57,19 @@ class ModelConfig(Part):
     """Data type of weights and activations, the same in engine and learner."""
     max_model_len: int = Field(default=16384, ge=64)
     """Largest number of tokens of prompt plus response."""
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
     """Attention implementation of the learner. "flex_attention" is recommended on GPUs, because it skips the fully
-    masked blocks of a packed pass; "flash_attention_2" does too and uses that library in the vision tower; "sdpa" suits
-    CPUs."""
+    masked blocks of a packed pass; "sdpa" suits CPUs."""
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _has_its_library(cls, value: object) -> object:
+        if str(value).startswith("flash_attention"):
+            raise ValueError(
+                f"{value} needs a flash-attn package, which no lock has because it has no build for the locked torch; "
+                "use flex_attention on GPUs, or sdpa"
+            )
+        return value
 
 
 class DataConfig(Part):
@@ -227,7 +236,7 @@ class RunConfig(Part):
             )
         if self.cluster.device == "cpu" and self.rollout.tensor_parallel_size > 1:
             raise ValueError("rollout.tensor_parallel_size is for GPUs; with cluster.device=cpu set it to 1.")
-        if self.cluster.device == "cpu" and self.model.attention in ("flash_attention_2", "flex_attention"):
+        if self.cluster.device == "cpu" and self.model.attention == "flex_attention":
             raise ValueError(f"model.attention={self.model.attention} is for GPUs; with cluster.device=cpu use sdpa.")
         check_transport(
             self.weights.transport,

@@ -30,8 +30,11 @@ class Assumptions:
     """Assumptions about hardware and data that no config states. Defaults: an H100 SXM's data sheet, usual utilisation.
 
     tflops: of a device, dense, in the model's data type.  compute_share, bandwidth_share: fraction reached in practice.
-    memory_gb_per_s: of a device's memory.  link_gb_per_s: from the learner to an actor.  memory_gib: of a device.
+    memory_gb_per_s: of a device's memory.  link_gb_per_s: from the learner to an actor.
+    memory_gib: of a device, as its driver reports it: 79.6 of a card that is sold as 80 GB.
     engine_reserve_gib: of a device, what an engine needs beside weights and key/value cache.
+    rank_reserve_gib: of a device, what a learner rank needs beside the tensors of the plan: CUDA's context, NCCL's
+    buffers, workspaces of kernels, fragmentation.
     response_tokens: mean length of a response; 0 assumes half of rollout.max_tokens.  text_tokens: of a prompt, if
     there are no annotations to count.  rule_s, judge_s: seconds to score a group by rules, and by a judge.
     """
@@ -41,8 +44,9 @@ class Assumptions:
     memory_gb_per_s: float = 3350.0
     bandwidth_share: float = 0.6
     link_gb_per_s: float = 25.0
-    memory_gib: float = 80.0
+    memory_gib: float = 79.6
     engine_reserve_gib: float = 4.0
+    rank_reserve_gib: float = 4.0
     response_tokens: float = 0.0
     text_tokens: float = 256.0
     rule_s: float = 0.1

@@ -103,6 +103,7 @@ def learner_section(
     tokens = min(learner.micro_batch_tokens, max(mean_batch_tokens(config, prompts, responses), prompts.longest))
     group = prompts.mean + config.rollout.group_size * responses
     memory = rank_memory(config, sizes, tokens, prompts.mean_visual / group)
+    room_gib = given.memory_gib - given.rank_reserve_gib
     stage, trained = learner.zero_stage, sizes.trained(learner)
     kind = "LoRA adapters" if learner.lora.rank else "all parts" if not learner.frozen_parts else "parts not frozen"
     checkpointed = "recomputed layer by layer" if learner.gradient_checkpointing else "all layers kept"
@@ -114,14 +115,21 @@ def learner_section(
         Line("reference policy", shown(memory.reference), f"kl_coef={config.algorithm.kl_coef:g}"),
         Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass, {checkpointed}"),
         Line("logits", shown(memory.logits), "three float32 tensors of a chunk"),
-        Line("total on the device", shown(memory.device), "estimate; kernels need some more"),
+        Line("total on the device", shown(memory.device), _of_the_device(config, room_gib, given)),
         Line("in host memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
     ]
     problems = []
-    if config.cluster.device == "cuda" and memory.device > given.memory_gib * GIB:
+    if config.cluster.device == "cuda" and memory.device > room_gib * GIB:
         problems.append(
-            f"a learner rank needs about {shown(memory.device)}, but a device has {given.memory_gib:g} GiB: raise "
+            f"a learner rank needs about {shown(memory.device)}, but a device has room for {room_gib:.4g} GiB "
+            f"(memory_gib={given.memory_gib:g} - rank_reserve_gib={given.rank_reserve_gib:g}): raise "
             "learner.num_ranks or learner.zero_stage, lower learner.micro_batch_tokens, or use "
             "learner.gradient_checkpointing, learner.offload or learner.lora.rank."
         )
     return Section(title=f"each of {learner.num_ranks} ranks", lines=tuple(lines), problems=tuple(problems))
+
+
+def _of_the_device(config: RunConfig, room_gib: float, given: Assumptions) -> str:
+    if config.cluster.device != "cuda":
+        return "estimate"
+    return f"estimate; of {room_gib:.4g} GiB: {given.memory_gib:g} - {given.rank_reserve_gib:g} GiB reserve"

@@ -77,11 +77,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load(broken)
 
 
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
-def test_attention_of_gpus_needs_gpus(minimal: Path, attention: str) -> None:
-    assert load(minimal, [f"model.attention={attention}", "cluster.device=cuda"]).model.attention == attention
-    with pytest.raises(ConfigError, match=f"model.attention={attention} is for GPUs"):
-        load(minimal, [f"model.attention={attention}"])
+def test_attention_of_gpus_needs_gpus(minimal: Path) -> None:
+    flex = "model.attention=flex_attention"
+    assert load(minimal, [flex, "cluster.device=cuda"]).model.attention == "flex_attention"
+    with pytest.raises(ConfigError, match=f"{flex} is for GPUs"):
+        load(minimal, [flex])
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_attention_of_a_package_that_is_not_installed_is_refused_with_the_remedy(minimal: Path, attention: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.attention.*{attention} needs.*use flex_attention on GPUs, or sdpa"):
+        load(minimal, [f"model.attention={attention}", "cluster.device=cuda"])
 
 
 @pytest.mark.parametrize("other", ["cluster.device=cpu", "rollout.tensor_parallel_size=2", "learner.zero_stage=3"])

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 from rlsys.commands.app import app
-from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, parse
+from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, load_services, parse
 from rlsys.data.video.decode import plan_grid
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.models.model_config import ModelFolderError
@@ -21,20 +22,23 @@ from rlsys.planning.plan import (
     GIB,
     Assumptions,
     Prompts,
+    Section,
     assumptions,
     engine_room,
     engine_section,
+    mean_response,
     payload_bytes,
     shown,
     total_flops,
 )
-from rlsys.planning.plan_learner import activation_bytes, rank_memory
+from rlsys.planning.plan_learner import activation_bytes, learner_section, rank_memory
 from rlsys.planning.plan_store import ClipBytes, clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
 from rlsys.runs.items import training_items
 from rlsys.runs.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.types import VideoSpec
 from tests.support.factories import make_item
+from tests.support.paths import CONFIGS
 
 QWEN_7B = {
     "hidden_size": 3584,
@@ -88,6 +92,38 @@ def gpu(**sections: dict[str, object]) -> RunConfig:
 def folder_7b(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(QWEN_7B))
     return tmp_path
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_config_for_gpus_fits_into_what_the_driver_leaves_of_its_card(folder_7b: Path, file: Path) -> None:
+    run = load_services(file)
+    if run.cluster.device != "cuda" or "model" not in yaml.safe_load(file.read_text()):
+        pytest.skip("it trains nothing on a GPU")
+    assert "7B" in run.model.path.name, "the sizes below are those of the 7B model"
+    sizes, given = read_model_sizes(folder_7b), Assumptions()
+    here = run.model_copy(update={"model": run.model.model_copy(update={"path": folder_7b})})
+    responses = mean_response(here, given)
+    prompts = prompts_of_budget(here, given, responses)
+    section = learner_section(here, sizes, prompts, responses, given)
+    assert not section.problems
+    total = next(line.value for line in section.lines if line.name == "total on the device")
+    assert float(total.removesuffix(" GiB")) < given.memory_gib - 2 * given.rank_reserve_gib, (
+        "room for what is not known"
+    )
+
+
+def test_a_rank_that_leaves_the_card_no_reserve_is_a_problem_with_the_arithmetic() -> None:
+    run = gpu(learner={"num_ranks": 1})
+
+    def section(memory_gib: float) -> Section:
+        return learner_section(run, SMALL, PROMPTS, 100, Assumptions(memory_gib=memory_gib, rank_reserve_gib=1))
+
+    total = next(line.value for line in section(80).lines if line.name == "total on the device")
+    needs = float(total.removesuffix(" MiB")) / 1024
+    assert not section(needs + 1.01).problems
+    [problem] = section(needs + 0.99).problems
+    assert "memory_gib=" in problem
+    assert "rank_reserve_gib=1" in problem
 
 
 def test_sizes_are_those_of_the_published_7b_model(folder_7b: Path) -> None:
