@@ -1,13 +1,13 @@
-"""The tasks: what the model is asked, how its answer is read, and which scores it gets.
+"""Tasks: the prompts, the parsing of answers, and the scores of each kind of question about a video.
 
 - `table` (`CORRECT_ABOVE`, `GROUP_SCORES`, `JUDGED`, `TASKS`, `Scoring`, `Task`, `check_weights`, `default_names`,
   `expected_answer`, `judged_scores`, `score_weights`, `task_name`, `task_named`): the task table, and the score
   weights of a task
 - `answers` (`Answer`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`): answer
-  types, and the blocks and layout of a response
-- `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations as true answers
-- `truth_fit` (`fit_truth`): times of a truth outside the decoded clip
+  types, and the parsing of a response into blocks and answers
+- `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations parsed into true answers
+- `truth_fit` (`fit_truth`): true answers whose times are outside the decoded clip
 - `canonical` (`canonical_response`): the true answer in the requested format
-- `citations` (`cited_periods`, `cited_spans`): times that a text mentions
+- `citations` (`cited_periods`, `cited_spans`): the times that a text mentions
 - `geometry` (`TimeSpan`, `mean_box_iou`, `merge_spans`, `spans_iou`): IoU of periods and boxes
 """

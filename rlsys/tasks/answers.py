@@ -1,14 +1,13 @@
-"""What a response says, read out of its text.
+"""Parse the text of a response into blocks, and the content of a block into an answer.
 
-Every reader takes any string at all and returns a value or None, in time linear in the
-string's length: a response is untrusted, so there is no eval, no float() of unchecked text
-and no regular expression that can start over.
+Every reader accepts any string and returns an answer or None, in time linear in the string's length. Responses are
+untrusted, so there is no eval, no float() of unchecked text, and no regular expression that backtracks without bound.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rlsys.tasks.geometry import Box, TimeSpan
@@ -16,28 +15,31 @@ from rlsys.tasks.geometry import Box, TimeSpan
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSpans:
-    """Periods in seconds, in the order written; one may be empty or reversed (a wrong answer, not an error)."""
+    """Time periods in seconds, in the order written. An empty or reversed one is a wrong answer, not an error."""
 
     spans: tuple[TimeSpan, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Boxes:
-    """Boxes in frame order, corners in the unit that the task asks for; one may be empty or reversed."""
+    """Boxes in frame order, in the unit that the task requests. An empty or reversed one is a wrong answer."""
 
     boxes: tuple[Box, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The letter of an answer option, upper case A to Z."""
+    """The choice of one option by its letter, A to Z."""
 
     letter: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phrase:
-    """A class name. text: as it is compared.  written: of a truth, in lower case and otherwise as it is written."""
+    """The name of a class.
+
+    text: the name as it is compared.  written: for a truth, the annotation in lower case; None for a response.
+    """
 
     text: str
     written: str | None = field(default=None, compare=False)
@@ -52,7 +54,7 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A description in free words, never empty. events: those it describes, where they are annotated."""
+    """A caption, never empty. events: the events that it describes, if they are annotated."""
 
     text: str
     events: tuple[str, ...] | None = None
@@ -63,10 +65,10 @@ Answer = TimeSpans | Boxes | Choice | Phrase | Number | Caption
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a reader may know of the row that a response answers.
+    """The information about a row that a reader of its responses may use.
 
-    options: (letter, words) of each option, () when unknown.  letter: of the true option, "" without one.
-    num_boxes: boxes of the truth.  frame: (width, height) in pixels of a truth in pixels.
+    options: (letter, words) of each option, () if unknown.  letter: the true option's, "" without options.
+    num_boxes: number of boxes in the truth.  frame: (width, height) in pixels if the truth is in pixels, else None.
     """
 
     options: tuple[tuple[str, str], ...] = ()
@@ -80,27 +82,36 @@ UNKNOWN = Expected()
 
 _TAG = re.compile(r"</?(?:think|answer|glue|box)>")
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=]+")
-_DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{0,17})?")  # bounded: no text makes it slow or its value infinite
+DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{0,17})?"
+"""A plain decimal. The number of its digits is bounded, so that no text makes it slow or its value infinite."""
+LOOSE_DECIMAL = rf"(?:{DECIMAL}|\.[0-9]{{1,17}})"
+"""A plain decimal that may begin with its point."""
+MAX_NUMBER = 1e9
+"""Bound on the size of numbers in answers and truths: `DECIMAL` has nine digits before the point."""
+_DECIMAL = re.compile(DECIMAL)
 
 
 def _row_of(width: int) -> re.Pattern[str]:
-    """`[n, …]` or `(n, …)`, then a comma or the end. No two `\s*` are neighbours, which keeps it linear."""
-    numbers = r"\s*,\s*".join([f"({_DECIMAL.pattern})"] * width)
+    """Return the pattern of `[n, …]` or `(n, …)` with `width` numbers, followed by a comma or the end of the text.
+
+    No two `\s*` are adjacent, which keeps matching linear.
+    """
+    numbers = r"\s*,\s*".join([f"({DECIMAL})"] * width)
     return re.compile(rf"\s*[\[(]\s*{numbers}\s*[\])]\s*(?:,\s*|\Z)")
 
 
 _ROW = {2: _row_of(2), 4: _row_of(4)}
-_NUMBER = re.compile(rf"([+-]?{_DECIMAL.pattern})\s?(?:%|[A-Za-z/°²³]{{0,20}})\.?")
+_NUMBER = re.compile(rf"([+-]?{DECIMAL})\s?(?:%|[A-Za-z/°²³]{{0,20}})\.?")
 MAX_PHRASE_CHARS = 200
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)?[.:]?$|\)[.:]?\s|[.:]\s)")
 
 
 def whole_layout(text: str, blocks: Sequence[str]) -> dict[str, str] | None:
-    """Content of each block when `text` is exactly those blocks in order, with whitespace between and around.
+    """Return the content of each block if `text` consists of exactly these blocks, in order; else None.
 
-    None for any other tag, order, text outside the blocks, or a block inside another.
-    Source: VideoChat-R1, eq. 3, whose code demands a full match; theirs lets further tags hide
-    inside a block, ours does not, since a second answer is then read differently by each reader.
+    White space may surround the blocks. Any other tag, text outside the blocks, or a block inside another gives None.
+    Source: VideoChat-R1, eq. 3, whose code demands a full match but allows further tags inside a block. They are
+    rejected here, because readers would disagree on which of two answers counts.
     """
     tags = list(_TAG.finditer(text))
     if [tag.group() for tag in tags] != [f"<{slash}{name}>" for name in blocks for slash in ("", "/")]:
@@ -115,9 +126,9 @@ def whole_layout(text: str, blocks: Sequence[str]) -> dict[str, str] | None:
 
 
 def last_block(text: str, name: str) -> str | None:
-    """Content of the last `<name>…</name>`, wherever it is; None when there is no closed one.
+    """Return the content of the last `<name>…</name>` in `text`; None if there is no closed one.
 
-    After an opening tag the block ends at the first closing tag; of openings before it, the last counts.
+    A block starts at the last opening tag before a closing tag, and ends at the first closing tag after it.
     """
     opening, closing = f"<{name}>", f"</{name}>"
     start = text.rfind(opening, 0, max(text.rfind(closing), 0))
@@ -128,7 +139,7 @@ def last_block(text: str, name: str) -> str | None:
 
 
 def first_block(text: str, name: str) -> str | None:
-    """Content from the first `<name>` to the next `</name>`; None when there is no such pair."""
+    """Return the content from the first `<name>` to the next `</name>`; None if there is no such pair."""
     opening, closing = f"<{name}>", f"</{name}>"
     start = text.find(opening)
     end = text.find(closing, start + len(opening)) if start >= 0 else -1
@@ -136,11 +147,11 @@ def first_block(text: str, name: str) -> str | None:
 
 
 def read_period(text: str) -> TimeSpans | None:
-    """The last `a to b` or `a and b` in `text`, in seconds, as one span.
+    """Return the last `a to b` or `a and b` in `text`, in seconds, as one span; None if there is none.
 
-    Numbers are plain decimals with ASCII digits: no sign, exponent or clock time. A unit may follow
-    only the second one. In `a to b and c` the first two are the period. A period that ends before it starts is an
-    answer (with IoU 0), not None. Source: VideoChat-R1 §3.3, temporal grounding.
+    Numbers are plain decimals with ASCII digits: no sign, exponent or clock time. Only the second one may have a unit.
+    The period in `a to b and c` is a to b. A period that ends before it starts is an answer with IoU 0, not None.
+    Source: VideoChat-R1 §3.3, temporal grounding.
     """
     words = _WORD.findall(text)
     for index in range(len(words) - 2, 0, -1):
@@ -152,7 +163,7 @@ def read_period(text: str) -> TimeSpans | None:
 
 
 def _pair(words: Sequence[str], index: int) -> TimeSpan | None:
-    """The period whose joining word is at `index`."""
+    """Return the period whose "to" or "and" is the word at `index`; None if there is none."""
     if words[index].lower() not in ("to", "and"):
         return None
     start, end = _seconds(words[index - 1]), _seconds(_without_unit(words[index + 1]))
@@ -173,48 +184,55 @@ def _without_unit(word: str) -> str:
 
 
 def read_periods(text: str) -> TimeSpans | None:
-    """The list of periods in `text`: `[(s, e), …]`, or `[[s, e], …]`, or one bare pair.
+    """Return the list of periods in `text`: `[(s, e), …]`, `[[s, e], …]` or a single pair.
 
-    None when a member is not a pair of plain decimals, or the list is empty. Words around the list are ignored.
+    Returns None if a member is not a pair of plain decimals or the list is empty. Words around the list are ignored.
     """
     rows = _rows(text, width=2)
     return None if rows is None else TimeSpans(spans=tuple((row[0], row[1]) for row in rows))
 
 
 def read_boxes(text: str, count: int) -> Boxes | None:
-    """The list of exactly `count` boxes `[[x0, y0, x1, y1], …]` in `text`.
+    """Return the list of exactly `count` boxes `[[x0, y0, x1, y1], …]` in `text`.
 
-    None for another number of boxes, a box without four numbers, or a corner outside 0..1:
-    pixels are not the requested format. Words around the list are ignored.
+    Returns None for another number of boxes, a box without four numbers, or a corner outside 0..1, because pixels are
+    not the requested format. Words around the list are ignored.
     """
     rows = _rows(text, width=4)
     if rows is None or len(rows) != count or any(value > 1 for row in rows for value in row):
         return None
-    return Boxes(boxes=tuple((row[0], row[1], row[2], row[3]) for row in rows))
+    return Boxes(boxes=tuple(map(as_box, rows)))
 
 
 def read_box(text: str) -> Boxes | None:
-    """The one box `[x0, y0, x1, y1]` in `text`, in any unit; None for several boxes or none.
+    """Return the one box `[x0, y0, x1, y1]` in `text`, in any unit; None for several boxes or none.
 
-    The truth decides between pixels and fractions, not this function. Words around the box are ignored.
+    The truth decides whether its numbers are pixels or fractions. Words around the box are ignored.
     """
     rows = _rows(text, width=4)
-    return None if rows is None or len(rows) != 1 else Boxes(boxes=((rows[0][0], rows[0][1], rows[0][2], rows[0][3]),))
+    return None if rows is None or len(rows) != 1 else Boxes(boxes=(as_box(rows[0]),))
+
+
+def as_box(numbers: Iterable[float]) -> Box:
+    """Return four numbers as a box. Raises ValueError for another count."""
+    x0, y0, x1, y1 = numbers
+    return x0, y0, x1, y1
 
 
 def read_choice(text: str) -> Choice | None:
-    """The option letter that `text` consists of or begins with: `C`, `(C)`, `C.`, `(C) unwrap it`, `C. unwrap it`.
+    """Return the option letter that `text` consists of or begins with.
 
-    None for a sentence that merely begins with a one-letter word ("A boy …").
+    It may be written as `C`, `(C)`, `C.`, `(C) unwrap it` or `C. unwrap it`.
+    Returns None for a sentence that merely begins with a one-letter word ("A boy …").
     """
     match = _LETTER.match(text.strip())
     return None if match is None else Choice(letter=match.group(1).upper())
 
 
 def read_phrase(text: str) -> Phrase | None:
-    """`text` without case, repeated white space, quotes, brackets or a final full stop; None when nothing is left.
+    """Return `text` in lower case, without repeated white space, quotes, brackets and punctuation around it.
 
-    None too for more than 200 characters: that is a sentence around the answer, not the answer.
+    Returns None if nothing is left, or more than 200 characters: that is a sentence around the answer, not an answer.
     """
     if len(text) > 2 * MAX_PHRASE_CHARS:
         return None
@@ -223,22 +241,22 @@ def read_phrase(text: str) -> Phrase | None:
 
 
 def read_number(text: str) -> Number | None:
-    """The number that `text` consists of, with at most a sign and a unit: `3`, `-2.5`, `12 %`, `3.5 m.`.
+    """Return the number that `text` consists of, with at most a sign and a unit: `3`, `-2.5`, `12 %`, `3.5 m.`.
 
-    None for words before it, an exponent, a thousands separator, or ten digits before the point.
+    Returns None for words before it, an exponent, a thousands separator, or ten digits before the point.
     """
     match = _NUMBER.fullmatch(text.strip())
     return None if match is None else Number(value=float(match.group(1)))
 
 
 def read_caption(text: str) -> Caption | None:
-    """All of `text`; None when it is white space only."""
+    """Return all of `text` as a caption; None if it is only white space."""
     stripped = text.strip()
     return Caption(text=stripped) if stripped else None
 
 
 def _rows(text: str, width: int) -> list[tuple[float, ...]] | None:
-    """Rows of `width` numbers in the bracketed list (or single row) that `text` holds; None when it holds none."""
+    """Return the rows of `width` numbers in the bracketed list, or single row, in `text`; None if there is none."""
     start = min((at for at in (text.find("["), text.find("(")) if at >= 0), default=-1)
     end = max(text.rfind("]"), text.rfind(")"))
     if not 0 <= start < end:
@@ -247,15 +265,26 @@ def _rows(text: str, width: int) -> list[tuple[float, ...]] | None:
     single = row.fullmatch(text, start, end + 1)
     if single is not None:
         return [_numbers(single)]
-    rows: list[tuple[float, ...]] = []
-    position = start + 1
-    while position < end:
-        match = row.match(text, position, end)
+    rows = successive(row, text, start + 1, end)
+    return [_numbers(match) for match in rows] if rows else None
+
+
+def successive(
+    pattern: re.Pattern[str], text: str, start: int = 0, end: int | None = None
+) -> list[re.Match[str]] | None:
+    """Return the matches of `pattern` that fill `text[start:end]` one after another; None if something else is in it.
+
+    The pattern must not match the empty string.
+    """
+    matches: list[re.Match[str]] = []
+    end = len(text) if end is None else end
+    while start < end:
+        match = pattern.match(text, start, end)
         if match is None:
             return None
-        rows.append(_numbers(match))
-        position = match.end()
-    return rows or None
+        matches.append(match)
+        start = match.end()
+    return matches
 
 
 def _numbers(match: re.Match[str]) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The true answer to a row, written as its task asks for it: what supervision without reasoning imitates."""
+"""Write true answers in the format that the prompt requests, as targets of supervised training without reasoning."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ NORMALISED_DECIMALS = 2
 
 
 def canonical_response(item: PromptItem) -> str:
-    """The blocks of the item's task with its truth in them, no <think>: well-formed and right by the task's scorers.
+    """Return the item's true answer as its task's blocks, without <think>; the task's scorers accept it as correct.
 
-    Seconds and normalised boxes have two decimals and pixels none, as the prompts ask, so a finer truth is rounded.
+    As the prompts request, seconds and normalised boxes have two decimals and pixels none; a finer truth is rounded.
     Raises ValueError for a truth that the task cannot read.
     """
     truth = task_named(item.task).read_truth(item.truth)
@@ -43,13 +43,13 @@ def _written(block: str, answer: Answer, truth: Json) -> str:
         case Phrase(text=text) | Caption(text=text):
             return text
         case Number(value=value):
-            # neither an exponent nor digits beyond those of the truth: the reader takes plain decimals
+            # neither an exponent nor more digits than the truth has: the reader accepts plain decimals only
             return np.format_float_positional(value, trim="-")
-    raise ValueError(f"block {block!r}: no way is known to write {answer!r}.")
+    raise ValueError(f"block {block!r}: an answer {answer!r} has no written form; add one to `_written`.")
 
 
 def _box(box: Box, *, in_pixels: bool) -> str:
-    """Rounded outwards where rounding would leave nothing of it."""
+    """Return a rounded box as text; a box that would become empty is rounded outwards."""
     scale = 1 if in_pixels else 10**NORMALISED_DECIMALS
     low, high = ([round(value * scale) for value in corner] for corner in (box[:2], box[2:]))
     for axis in range(2):

@@ -1,14 +1,15 @@
-"""Times that a text mentions: moments and periods of the video, read in linear time from any string."""
+"""Find the times that a text mentions: moments and periods of the video, from any string and in linear time."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from rlsys.tasks.answers import DECIMAL
 from rlsys.tasks.geometry import TimeSpan
 
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=“”‘’]+")
-_SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,17})?)(seconds?|secs?|s)?")
+_SECONDS = re.compile(rf"({DECIMAL})(seconds?|secs?|s)?")
 _CLOCK = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,3}):([0-5][0-9](?:\.[0-9]{1,17})?)(?:s)?")
 _UNITS = frozenset({"s", "sec", "secs", "second", "seconds"})
 _JOINS = frozenset({"to", "and", "until", "till", "through", "-", "–", "—"})
@@ -17,11 +18,11 @@ _LONGEST_WORD = 64
 
 
 def cited_spans(text: str) -> tuple[TimeSpan, ...]:
-    """Every moment (t, t) and period (start, end) that `text` mentions, in seconds, in order.
+    """Return every moment (t, t) and period (start, end) that `text` mentions, in seconds, in order.
 
     A moment is a number with a unit (`12.5 s`, `3 seconds`) or a clock time (`01:30`). A period is two moments
-    with "to", "and", "until" or a dash between them, one unit being enough, and with "to" none is needed.
-    Other numbers ("2 and 4 people") are no times. A period may end before it starts.
+    joined by "to", "and", "until" or a dash, of which one needs a unit; with "to" neither does.
+    Other numbers ("2 and 4 people") are not times. A period may end before it starts.
     """
     words = [word.rstrip(".!?:") if len(word) <= _LONGEST_WORD else "" for word in _WORD.findall(text.lower())]
     spans: list[TimeSpan] = []
@@ -37,7 +38,7 @@ def cited_spans(text: str) -> tuple[TimeSpan, ...]:
 
 
 def cited_periods(text: str) -> tuple[TimeSpan, ...]:
-    """The periods among `cited_spans`, as a model writes its guesses while it reasons; moments are skipped."""
+    """Return the periods that `text` mentions, as a model writes its guesses while it reasons; see `cited_spans`."""
     return tuple((start, end) for start, end in cited_spans(text) if start != end)
 
 
@@ -57,7 +58,7 @@ def _span_at(words: Sequence[str], index: int) -> tuple[TimeSpan | None, int]:
 
 
 def _glued(parts: Sequence[str], words: Sequence[str], index: int) -> tuple[TimeSpan | None, int]:
-    """`12-15s`, or `12-15 s` with the unit as a word of its own."""
+    """Return the period written as `12-15s` or `12-15 s` at `index`, and the index of the word after it."""
     first, has_unit, _ = _moment(parts, 0)
     second, has_second_unit, _ = _moment(parts, 1)
     after = index + 1
@@ -69,7 +70,7 @@ def _glued(parts: Sequence[str], words: Sequence[str], index: int) -> tuple[Time
 
 
 def _moment(words: Sequence[str], index: int) -> tuple[float | None, bool, int]:
-    """(seconds or None, whether a unit or a clock marks it as a time, index of the word after it)."""
+    """Return (seconds or None, whether a unit or a colon marks it as a time, index of the word after it)."""
     if index >= len(words):
         return None, False, index
     word = words[index]

@@ -1,7 +1,7 @@
-"""How well a predicted period or box covers the true one. Pure Python, no dependencies.
+"""Intersection over union (IoU) of predicted and true periods and boxes, in pure Python.
 
-Everywhere: a prediction may be anything a model can write, so an empty or reversed one
-scores 0.0; an empty truth is a broken annotation and raises ValueError.
+A prediction may be anything that a model can write, so an empty or reversed one scores 0.0. An empty truth is a
+broken annotation and raises ValueError.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Box = tuple[float, float, float, float]
 
 
 def temporal_iou(predicted: TimeSpan, truth: TimeSpan) -> float:
-    """Time both spans share, divided by the time they cover together.
+    """Return the time that both spans share, divided by the time that they cover together.
 
-    Returns a number in [0, 1]; 0.0 when `predicted` ends before it starts, because models
-    write such spans and a wrong answer is not an error. Raises ValueError when `truth` is empty.
+    The result is in [0, 1]; it is 0.0 if `predicted` ends before it starts, because models write such spans and a
+    wrong answer is not an error. Raises ValueError if `truth` is empty.
     Source: VideoChat-R1, eq. 4.
     """
     return spans_iou([predicted], [truth])
 
 
 def spans_iou(predicted: Sequence[TimeSpan], truth: Sequence[TimeSpan]) -> float:
-    """IoU of the union of `predicted` with the union of `truth`: overlapping spans count once.
+    """Return the IoU of the union of `predicted` with the union of `truth`; overlapping spans count once.
 
-    Empty and reversed predicted spans cover nothing. Raises ValueError when a true span is empty
+    Empty and reversed predicted spans cover nothing. Raises ValueError if a true span is empty
     or there is none. Source: VideoChat-R1 §3.3, grounded QA.
     """
     if not truth:
@@ -42,7 +42,7 @@ def spans_iou(predicted: Sequence[TimeSpan], truth: Sequence[TimeSpan]) -> float
 
 
 def merge_spans(spans: Sequence[TimeSpan]) -> list[TimeSpan]:
-    """The same time as disjoint spans in order; those that are empty, reversed or not finite are skipped."""
+    """Return disjoint spans in order that cover the same time; empty, reversed and infinite spans are skipped."""
     merged: list[TimeSpan] = []
     for start, end in sorted(span for span in spans if _is_proper(*span)):
         if merged and start <= merged[-1][1]:
@@ -53,9 +53,9 @@ def merge_spans(spans: Sequence[TimeSpan]) -> list[TimeSpan]:
 
 
 def box_iou(predicted: Box, truth: Box) -> float:
-    """Area both boxes share, divided by the area they cover together.
+    """Return the area that both boxes share, divided by the area that they cover together.
 
-    Returns a number in [0, 1]; 0.0 when `predicted` has no area. Raises ValueError when `truth` has none.
+    The result is in [0, 1]; it is 0.0 if `predicted` has no area. Raises ValueError if `truth` has none.
     """
     if not (_is_proper(truth[0], truth[2]) and _is_proper(truth[1], truth[3])):
         raise ValueError(f"true box {list(truth)}: it needs x0 < x1 and y0 < y1, all finite.")
@@ -68,9 +68,9 @@ def box_iou(predicted: Box, truth: Box) -> float:
 
 
 def mean_box_iou(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
-    """Mean IoU over frames; box i of one side belongs to box i of the other.
+    """Return the mean IoU over frames; box i of one side is compared with box i of the other.
 
-    Returns 0.0 when the numbers of boxes differ: it is unknown which frame is missing.
+    The result is 0.0 if the numbers of boxes differ, because it is unknown which frame is missing.
     Source: VideoChat-R1 §3.3, tracking.
     """
     if not truth:
@@ -92,7 +92,7 @@ def _area(box: Box) -> float:
 
 
 def _shared_length(ours: Sequence[TimeSpan], theirs: Sequence[TimeSpan]) -> float:
-    """Both sides disjoint and in order, so one walk along them is enough."""
+    """Return the length that two lists of disjoint, sorted spans share, in one pass over both."""
     shared, i, j = 0.0, 0, 0
     while i < len(ours) and j < len(theirs):
         shared += max(0.0, min(ours[i][1], theirs[j][1]) - max(ours[i][0], theirs[j][0]))
@@ -104,5 +104,5 @@ def _shared_length(ours: Sequence[TimeSpan], theirs: Sequence[TimeSpan]) -> floa
 
 
 def _ratio(shared: float, ours: float, theirs: float) -> float:
-    # min: rounding may put the quotient of equal areas a hair above 1
+    # rounding can make the quotient of equal areas slightly larger than 1
     return min(1.0, shared / (ours + theirs - shared)) if shared > 0 else 0.0

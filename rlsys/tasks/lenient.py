@@ -1,24 +1,38 @@
-"""The lenient readers: the spellings of an answer that evaluation suites take, and never an ambiguous one.
+"""Lenient readers, which accept the spellings of an answer that evaluation suites accept unless they are ambiguous.
 
-Text is normalised first (full-width characters, Markdown, quotes, `\\boxed{}`), then read in one pass. Where a text
-holds two different answers the readers return None: a guess is not an answer.
+Text is normalised first (full-width characters, Markdown, quotes, `\\boxed{}`), then read in one pass. If a text
+holds two different answers, the readers return None instead of guessing.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from rlsys.tasks.answers import Boxes, Choice, Expected, Number, TimeSpans, read_boxes, read_periods
+from rlsys.tasks.answers import (
+    LOOSE_DECIMAL,
+    MAX_NUMBER,
+    Boxes,
+    Choice,
+    Expected,
+    Number,
+    TimeSpans,
+    as_box,
+    read_boxes,
+    read_periods,
+)
 from rlsys.tasks.geometry import Box, TimeSpan
 
 MAX_CHARS = 1 << 16
-"""Longer blocks are no answer."""
+"""Length of a block above which it is not an answer."""
+_MAX_SHORT_CHARS = 2_000
+"""The same for an answer that is one letter or one number."""
 
 _BOXED = re.compile(r"\\(?:boxed|text|mathrm)\s?\{([^{}]{0,200})\}")
 _FORMATTING = re.compile(r"[*_`$\"'“”‘’]|```(?:json)?|<\|(?:box|object_ref)_(?:start|end)\|>")
-_NUM = r"(?:[0-9]{1,9}(?:\.[0-9]{0,17})?|\.[0-9]{1,17})"
+_NUM = LOOSE_DECIMAL
 
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 _TOKEN = re.compile(
@@ -36,18 +50,27 @@ _UNITS = {"小时": "h", "分钟": "m", "分": "m", "秒钟": "s", "秒": "s"}
 _Token = tuple[str, str]
 
 
-def _plain(text: str) -> str | None:
-    """Return `text` with full-width characters, Markdown, quotes and LaTeX resolved; None when it is too long."""
-    if len(text) > MAX_CHARS:
+Value = TypeVar("Value")
+
+
+def _plain(text: str, max_chars: int = MAX_CHARS) -> str | None:
+    """Return `text` without Markdown, quotes, LaTeX and full-width characters; None if it is too long."""
+    if len(text) > max_chars:
         return None
     return _FORMATTING.sub("", _BOXED.sub(r"\1", unicodedata.normalize("NFKC", text)))
 
 
+def _only(values: Iterable[Value]) -> Value | None:
+    """Return the value if all values are equal; None if they differ or there is none."""
+    different = set(values)
+    return different.pop() if len(different) == 1 else None
+
+
 def period(text: str, _: Expected) -> TimeSpans | None:
-    """Read the one period in `text`, as clock times or numbers with or without units; None for several or none."""
-    spans, _unpaired = _periods_in(text)
-    different = list(dict.fromkeys(spans))
-    return TimeSpans(spans=(different[0],)) if len(different) == 1 else None
+    """Read the only period in `text`, in clock times or numbers with or without units; None for several or none."""
+    spans, _num_unpaired = _periods_in(text)
+    only = _only(spans)
+    return None if only is None else TimeSpans(spans=(only,))
 
 
 def periods(text: str, _: Expected) -> TimeSpans | None:
@@ -82,15 +105,15 @@ def _periods_in(text: str) -> tuple[list[TimeSpan], int]:
             continue
         second_s, second_unit_s, index = second
         scale = 1.0 if has_unit or second_unit_s is None else second_unit_s
-        if max(first_s * scale, second_s) < _MAX_NUMBER:
+        if max(first_s * scale, second_s) < MAX_NUMBER:
             spans.append((first_s * scale, second_s))
     return spans, num_unpaired
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Return kind and text of each token, white space dropped; a number in a word (`3rd`, `video1`) is a word."""
+    """Return the kind and text of each token except white space; a number in a word (`3rd`, `video1`) is a word."""
     found: list[_Token] = []
-    is_glued = False  # a word ended right here
+    is_glued = False  # whether a word ends where this token begins
     matches = list(_TOKEN.finditer(text))
     for at, match in enumerate(matches):
         kind, token = match.lastgroup or "other", match.group()
@@ -104,7 +127,7 @@ def _tokens(text: str) -> list[_Token]:
 
 
 def _moment(tokens: Sequence[_Token], index: int) -> tuple[float, bool, int] | None:
-    """Return (seconds, whether it has a unit, index after it) of the time at `index`; None where there is none."""
+    """Return (seconds, whether it has a unit, index after it) of the time at `index`; None if there is none."""
     if index >= len(tokens):
         return None
     kind, token = tokens[index]
@@ -135,7 +158,7 @@ def _unit(tokens: Sequence[_Token], index: int) -> str | None:
 
 
 def _is_minus(tokens: Sequence[_Token], index: int) -> bool:
-    """Whether the dash at `index` is a sign: nothing that could be a first time stands before it."""
+    """Return whether the dash at `index` is a minus sign: no time precedes it that it could join to the next."""
     if tokens[index] != ("join", "-"):
         return False
     return index == 0 or tokens[index - 1][0] not in ("number", "clock", "unit")
@@ -147,7 +170,7 @@ def _second_moment(tokens: Sequence[_Token], start: int, index: int) -> tuple[fl
         return None
     after = index + 1
     is_joined = tokens[index][0] == "join"
-    # [a, b] and (a, b) are periods; so is "a, b" when there is nothing else
+    # [a, b] and (a, b) are periods; so is "a, b" if the text holds nothing else
     if not is_joined and tokens[index][1] == ",":
         opening = tokens[start - 1][1] if start else ""
         second = _moment(tokens, after)
@@ -176,22 +199,21 @@ _CORNERS = re.compile(
 
 
 def box(text: str, expected: Expected) -> Boxes | None:
-    """Read the one box in `text`, in lists, pairs of corners or JSON objects; None for several or none.
+    """Read the only box in `text`, as a list, a pair of corners or a JSON object; None for several or none.
 
-    Fractions of a picture whose truth is in pixels are scaled to it.
+    If the truth is in pixels, a box in fractions is scaled to the frame.
     """
-    different = list(dict.fromkeys(_boxes_in(text)))
-    if len(different) != 1:
+    only = _only(_boxes_in(text))
+    if only is None:
         return None
-    x0, y0, x1, y1 = different[0]
-    if expected.frame is not None and max(different[0]) <= 1:
+    if expected.frame is not None and max(only) <= 1:
         width, height = expected.frame
-        return Boxes(boxes=((x0 * width, y0 * height, x1 * width, y1 * height),))
-    return Boxes(boxes=(different[0],))
+        only = (only[0] * width, only[1] * height, only[2] * width, only[3] * height)
+    return Boxes(boxes=(only,))
 
 
 def boxes(text: str, expected: Expected) -> Boxes | None:
-    """Read as many boxes as there are frames, in fractions of the picture, however they are listed."""
+    """Read as many boxes as the truth has, in fractions of the frame and in any list notation; else None."""
     listed = read_boxes(text, expected.num_boxes)
     if listed is not None:
         return listed
@@ -205,11 +227,9 @@ def _boxes_in(text: str) -> list[Box]:
     if plain is None:
         return []
     plain = _PERCENT.sub(lambda match: f"{float(match.group(1)) / 100:.9f}", plain.lower())
-    found: list[Box] = []
-    for match in _CORNERS.finditer(plain):
-        x0, y0, x1, y1 = (float(number) for number in match.groups() if number is not None)
-        found.append((x0, y0, x1, y1))
-    return found
+    return [
+        as_box(float(number) for number in match.groups() if number is not None) for match in _CORNERS.finditer(plain)
+    ]
 
 
 _WHOLE_LETTER = re.compile(r"[^A-Za-z0-9]*([A-Za-z])[^A-Za-z0-9]*")
@@ -224,22 +244,18 @@ _CUE = re.compile(
 _BRACKETED = re.compile(r"[(\[{]([A-Z])[)\]}]")
 _LONE = re.compile(r"(?<![A-Za-z0-9.'])([A-Z])(?!\.?[A-Za-z0-9'])")
 _ARTICLE = re.compile(r"\s+(?!or\b|and\b|vs\b|is\b)[a-z]")
-_MAX_CHOICE_CHARS = 2_000
 
 
 def choice(text: str, expected: Expected) -> Choice | None:
-    """Read the option that `text` names by its letter, its own words, or both; None when it could mean two."""
-    plain = _plain(text) if len(text) <= _MAX_CHOICE_CHARS else None
+    """Read the option that `text` names by its letter, its own words, or both; None if it could mean two."""
+    plain = _plain(text, _MAX_SHORT_CHARS)
     if plain is None:
         return None
     plain = plain.strip()
-    letter = _letter_in(plain, expected.options)
-    by_words = _with_words(plain, expected.options)
-    letters = {found for found in (letter, by_words) if found}
+    found = (_letter_in(plain, expected.options), _with_words(plain, expected.options))
+    letter = _only(letter for letter in found if letter is not None)
     known = {option for option, _ in expected.options}
-    if len(letters) != 1 or (known and not letters <= known):
-        return None
-    return Choice(letter=letters.pop())
+    return None if letter is None or (known and letter not in known) else Choice(letter=letter)
 
 
 def _letter_in(text: str, options: Sequence[tuple[str, str]]) -> str | None:
@@ -252,11 +268,11 @@ def _letter_in(text: str, options: Sequence[tuple[str, str]]) -> str | None:
         letter = leading.group(1).upper()
         others = _with_words(leading.group(2), options)
         return None if others not in (None, letter) else letter
-    return candidates.pop() if len(candidates) == 1 and _is_named(text) else None
+    return _only(candidates) if _is_named(text) else None
 
 
 def _candidates(text: str) -> set[str]:
-    """Return the capital letters that stand alone, except "A" and "I" as words of a sentence."""
+    """Return the capital letters that are words of their own, except "A" and "I" as words of a sentence."""
     return {
         match.group(1)
         for match in _LONE.finditer(text)
@@ -265,15 +281,14 @@ def _candidates(text: str) -> set[str]:
 
 
 def _is_named(text: str) -> bool:
-    """Whether the text presents its letter as an answer, and does not merely use it ("vitamin C")."""
+    """Return whether the text presents its letter as an answer, and does not merely use it ("vitamin C")."""
     return any(pattern.search(text) for pattern in (_CUE, _BRACKETED)) or len(set(text.split())) == 1
 
 
 def _with_words(text: str, options: Sequence[tuple[str, str]]) -> str | None:
-    """Return the letter of the one option whose words `text` consists of."""
+    """Return the letter of the only option whose words `text` consists of; None if there is none."""
     wanted = _words(text)
-    found = [letter for letter, words in options if wanted and _words(words) == wanted]
-    return found[0] if len(found) == 1 else None
+    return _only(letter for letter, words in options if wanted and _words(words) == wanted)
 
 
 def _words(text: str) -> str:
@@ -295,12 +310,11 @@ _AMOUNT = re.compile(
     r"(?<![0-9a-z.,])([+-]?)([0-9]{1,3}(?:,[0-9]{3}){1,2}(?![0-9])(?:\.[0-9]{1,17})?|" + _NUM + r")"
     r"(?:(k|bn?)(?![a-z])|\s?(thousand|million|billion)(?![a-z])|(千|万))?(?![0-9a-z]*[0-9])",
 )
-_MAX_NUMBER = 1e9
 
 
 def number(text: str, _: Expected) -> Number | None:
-    """Read the one number in `text`, with words around it, thousands separators or a factor; None for several."""
-    plain = _plain(text) if len(text) <= _MAX_CHOICE_CHARS else None
+    """Read the only number in `text`, with words around it, thousands separators or a factor; None for several."""
+    plain = _plain(text, _MAX_SHORT_CHARS)
     if plain is None:
         return None
     values: list[float] = []
@@ -309,8 +323,7 @@ def number(text: str, _: Expected) -> Number | None:
         sign, digits, *factors = match.groups()
         factor = next((_FACTORS[name] for name in factors if name), 1.0)
         values.append((-1.0 if sign == "-" else 1.0) * float(digits.replace(",", "")) * factor)
-    is_whole = not any(char.isdigit() for char in _AMOUNT.sub("", lowered))  # else a part was left, as of "1e3"
-    different = set(values)
-    if not is_whole or len(different) != 1 or abs(values[0]) >= _MAX_NUMBER:
-        return None
-    return Number(value=values[0])
+    # a digit that is left over is part of another notation, such as "1e3"
+    is_whole = not any(char.isdigit() for char in _AMOUNT.sub("", lowered))
+    only = _only(values)
+    return Number(value=only) if only is not None and is_whole and abs(only) < MAX_NUMBER else None

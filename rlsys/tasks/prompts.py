@@ -1,8 +1,8 @@
-"""Wording of the prompts: (style, think) -> template, per task.
+"""Prompt templates of each task, by (style, think).
 
-"full" instructs a general model in the task and the answer format; it carries the information of
-VideoChat-R1's prompts in our own words. "terse" is the bare question. Fields: {question}, {options},
-{medium} (video or image), {first_box}, {num_frames}, {box_unit} and {box_example}.
+The style "full" explains the task and the answer format to a general model, with the information of VideoChat-R1's
+prompts in our own words; "terse" is the bare question. Fields: {question}, {options}, {medium} (video or image),
+{first_box}, {num_frames}, {box_unit} and {box_example}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _NO_THINK = "Write nothing but "
 
 
 def _variants(full: str, terse: str) -> dict[tuple[str, bool], str]:
-    """`full` has one {lead} at the place where reasoning is requested or excluded."""
+    """Return the templates of one task. `full` has a field {lead}, which requests reasoning or excludes it."""
     return {
         ("full", True): full.replace("{lead}", _THINK),
         ("full", False): full.replace("{lead}", _NO_THINK),
@@ -26,7 +26,7 @@ PIXELS = "in pixels of the {medium}, which is {width} wide and {height} high"
 _BOX = "A box is [x0, y0, x1, y1]: left, top, right and bottom edge, {box_unit}.\n"
 _QUESTION = "Answer this question about the {medium}: {question}\n{options}\n"
 
-# the sentence may be a statement ("person opens the door.") or a question ("When does …?"): both are quoted
+# quoted, because it may be a statement ("person opens the door.") or a question ("When does …?")
 TEMPORAL_GROUNDING = _variants(
     full=(
         "Find the part of the video that this is about: “{question}”\n"
@@ -120,7 +120,7 @@ CAPTIONING = _variants(
     terse="{question}",
 )
 
-# the example is no class of any data set, so that it favours none
+# the example is not a class of any data set, so that it favours none
 VIDEO_QUALITY = _variants(
     full="{question}\n{options}\n{lead}the answer you choose, in this form: <answer>your choice</answer>",
     terse="{question}\n{options}",

@@ -1,7 +1,7 @@
 """The task table: for each task its prompts, how answers are parsed, and its scores with their weights.
 
-A new task is a new row of `TASKS` (and a scorer in `reward_servers.scorers.scorers` when none fits).
-Which rewards are added up, by task: VideoChat-R1 §3.3; boxes and both kinds of clue: VTTS §A.1.
+A new task is a new row of `TASKS`, and a scorer in `reward_servers.scorers.scorers` if none fits.
+Sources of the rewards that each task adds up: VideoChat-R1 §3.3; for boxes and tasks with clues, VTTS §A.1.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rlsys.tasks.readings import READERS
 from rlsys.types import ImageSpec, Json, PromptItem
 
 JUDGED = frozenset({"event_recall", "event_precision", "event_f1", "consistency"})
-"""Scorers that the judge does."""
+"""Scorers that the judge computes."""
 GROUP_SCORES = frozenset({"order_contrast"})
-"""Scores that need a whole group: the caller of the servers adds them, the servers never see them."""
+"""Scores that need a whole group, which the caller of the reward servers adds; the servers never see them."""
 CORRECT_ABOVE = 0.1
 """A response counts as correct when its task's `correctness` score is above this, as in Video-R1's code."""
 
@@ -33,9 +33,9 @@ class Scoring:
     """One score of a task.
 
     scorer: key of `reward_servers.scorers.scorers.SCORERS`, or a member of `JUDGED` or `GROUP_SCORES`.
-    block: the block of the response it reads; None means the whole response.
-    weight: its share of the reward unless the config sets another; of an optional score, the source's own weight.
-    is_optional: computed only when `reward.weights` names it.  source: where the idea comes from.
+    block: the block of the response that it reads; None means the whole response.
+    weight: its weight in the reward unless the config sets another; an optional score has the source's own weight.
+    is_optional: computed only if `reward.weights` names it.  source: the paper that it comes from.
     """
 
     scorer: str
@@ -47,14 +47,14 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One row.
+    """A task: one row of the table.
 
     prompts: (style, think) -> template; its fields are those of `rlsys.tasks.prompts`.
-    blocks: the blocks a response consists of after <think>, in order, each with its kind of answer in
+    blocks: the blocks of a response after <think>, in order, each with its kind of answer, a key of
     `rlsys.tasks.readings.READERS`.
-    read_truth: annotation -> true answer per block; raises ValueError saying what is wrong with it.
+    read_truth: annotation -> true answer by block; raises ValueError for a broken annotation.
     scores: score name (`format`, `iou`, `accuracy`, …) -> how it is computed, optional ones included.
-    correctness: the score that measures how right a response is.
+    correctness: the score that measures how correct a response is.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Task:
     correctness: str
 
     def parse(self, text: str, reading: Reading = "paper", expected: Expected = UNKNOWN) -> dict[str, Answer | None]:
-        """Return the answer in each block of `text`, wherever the block is; None where it cannot be read."""
+        """Return the answer in each block of `text`, wherever the block is; None if it cannot be read."""
         return {name: READERS[kind].read(text, name, reading, expected) for name, kind in self.blocks.items()}
 
     def is_well_formed(
         self, text: str, *, think: bool, reading: Reading = "paper", expected: Expected = UNKNOWN
     ) -> bool:
-        """True when `text` is <think>…</think> (if requested), then the task's blocks, each of them readable."""
+        """Return whether `text` is <think>…</think> (if requested), then the task's blocks, all of them readable."""
         contents = answers.whole_layout(text, ("think", *self.blocks) if think else tuple(self.blocks))
         return contents is not None and all(
             READERS[kind].of(reading)(contents[name], expected) is not None for name, kind in self.blocks.items()
@@ -79,7 +79,7 @@ class Task:
 
 
 def expected_answer(truth: Json, options: Sequence[str], read: Mapping[str, Answer]) -> Expected:
-    """Return what readers may know of a row: `truth` and what its task read of it, and the options of its prompt."""
+    """Return the information about a row for its readers. read: the answers that its task read from `truth`."""
     choice = next((answer.letter for answer in read.values() if isinstance(answer, Choice)), "")
     num_boxes = next((len(answer.boxes) for answer in read.values() if isinstance(answer, Boxes)), 0)
     has_box = isinstance(truth, Mapping) and "box" in truth
@@ -92,17 +92,21 @@ def expected_answer(truth: Json, options: Sequence[str], read: Mapping[str, Answ
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*)", re.DOTALL)
 
 _FORMAT = {"format": Scoring(scorer="layout", source="VideoChat-R1, eq. 3")}
-_ACCURACY = {"accuracy": Scoring(scorer="same_choice", block="answer", source="VideoChat-R1, eq. 5")}
 _CONSISTENCY = {"consistency": Scoring(scorer="consistency", is_optional=True, source="Video-R2, arXiv:2511.23478")}
 _LENGTH = {
     "length_bonus": Scoring(scorer="length_bonus", weight=0.2, is_optional=True, source="Video-R1, arXiv:2503.21776")
 }
-# not where the annotation is about times: with shuffled frames another answer is right
+# not for tasks annotated with times: shuffling the frames changes the right answer
 _ORDER = {
     "order_contrast": Scoring(
         scorer="order_contrast", weight=0.3, is_optional=True, source="T-GRPO of Video-R1, arXiv:2503.21776"
     )
 }
+
+
+def _scores(own: Mapping[str, Scoring], optional: Mapping[str, Scoring] = MappingProxyType({})) -> dict[str, Scoring]:
+    """Return a task's own scores and further optional ones, together with those that all but captioning have."""
+    return {**_FORMAT, **own, **_LENGTH, **optional, **_CONSISTENCY}
 
 
 def _time_iou(block: str) -> dict[str, Scoring]:
@@ -113,8 +117,12 @@ def _box_iou(block: str, name: str = "iou") -> dict[str, Scoring]:
     return {name: Scoring(scorer="mean_box_iou", block=block, source="VideoChat-R1, eq. 4; VTTS §A.1")}
 
 
+def _accuracy(scorer: str, *, source: str = "VideoChat-R1, eq. 5") -> dict[str, Scoring]:
+    return {"accuracy": Scoring(scorer=scorer, block="answer", source=source)}
+
+
 def _times_in_reasoning(block: str) -> dict[str, Scoring]:
-    """Optional scores of tasks whose `block` holds periods."""
+    """Return the optional scores of tasks whose `block` holds periods."""
     return {
         "cited_times": Scoring(
             scorer="cited_times",
@@ -134,7 +142,7 @@ _ROWS = (
         prompts=prompt_texts.TEMPORAL_GROUNDING,
         blocks={"answer": "period"},
         read_truth=truths.period,
-        scores={**_FORMAT, **_time_iou("answer"), **_LENGTH, **_times_in_reasoning("answer"), **_CONSISTENCY},
+        scores=_scores(_time_iou("answer"), _times_in_reasoning("answer")),
         correctness="iou",
     ),
     Task(
@@ -142,7 +150,7 @@ _ROWS = (
         prompts=prompt_texts.TRACKING,
         blocks={"answer": "boxes"},
         read_truth=truths.tracked_boxes,
-        scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
+        scores=_scores(_box_iou("answer")),
         correctness="iou",
     ),
     Task(
@@ -150,7 +158,7 @@ _ROWS = (
         prompts=prompt_texts.SPATIAL_GROUNDING,
         blocks={"answer": "box"},
         read_truth=truths.one_box,
-        scores={**_FORMAT, **_box_iou("answer"), **_LENGTH, **_CONSISTENCY},
+        scores=_scores(_box_iou("answer")),
         correctness="iou",
     ),
     Task(
@@ -158,14 +166,7 @@ _ROWS = (
         prompts=prompt_texts.SPATIOTEMPORAL_GROUNDING,
         blocks={"answer": "period", "box": "box"},
         read_truth=truths.period_and_box,
-        scores={
-            **_FORMAT,
-            **_time_iou("answer"),
-            **_box_iou("box", "box_iou"),
-            **_LENGTH,
-            **_times_in_reasoning("answer"),
-            **_CONSISTENCY,
-        },
+        scores=_scores(_time_iou("answer") | _box_iou("box", "box_iou"), _times_in_reasoning("answer")),
         correctness="iou",
     ),
     Task(
@@ -173,7 +174,7 @@ _ROWS = (
         prompts=prompt_texts.MULTIPLE_CHOICE,
         blocks={"answer": "choice"},
         read_truth=truths.choice,
-        scores={**_FORMAT, **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
+        scores=_scores(_accuracy("same_choice"), _ORDER),
         correctness="accuracy",
     ),
     Task(
@@ -181,14 +182,7 @@ _ROWS = (
         prompts=prompt_texts.GROUNDED_QA,
         blocks={"answer": "choice", "glue": "periods"},
         read_truth=truths.choice_and_periods,
-        scores={
-            **_FORMAT,
-            **_time_iou("glue"),
-            **_ACCURACY,
-            **_LENGTH,
-            **_times_in_reasoning("glue"),
-            **_CONSISTENCY,
-        },
+        scores=_scores(_time_iou("glue") | _accuracy("same_choice"), _times_in_reasoning("glue")),
         correctness="accuracy",
     ),
     Task(
@@ -196,7 +190,7 @@ _ROWS = (
         prompts=prompt_texts.SPATIAL_QA,
         blocks={"answer": "choice", "box": "box"},
         read_truth=truths.choice_and_box,
-        scores={**_FORMAT, **_box_iou("box"), **_ACCURACY, **_LENGTH, **_ORDER, **_CONSISTENCY},
+        scores=_scores(_box_iou("box") | _accuracy("same_choice"), _ORDER),
         correctness="accuracy",
     ),
     Task(
@@ -204,15 +198,9 @@ _ROWS = (
         prompts=prompt_texts.SPATIOTEMPORAL_QA,
         blocks={"answer": "choice", "glue": "periods", "box": "box"},
         read_truth=truths.choice_periods_and_box,
-        scores={
-            **_FORMAT,
-            **_time_iou("glue"),
-            **_box_iou("box", "box_iou"),
-            **_ACCURACY,
-            **_LENGTH,
-            **_times_in_reasoning("glue"),
-            **_CONSISTENCY,
-        },
+        scores=_scores(
+            _time_iou("glue") | _box_iou("box", "box_iou") | _accuracy("same_choice"), _times_in_reasoning("glue")
+        ),
         correctness="accuracy",
     ),
     Task(
@@ -220,15 +208,7 @@ _ROWS = (
         prompts=prompt_texts.NUMERIC_QA,
         blocks={"answer": "number"},
         read_truth=truths.number,
-        scores={
-            **_FORMAT,
-            "accuracy": Scoring(
-                scorer="relative_accuracy", block="answer", source="VSI-Bench, arXiv:2412.14171, eq. 1"
-            ),
-            **_LENGTH,
-            **_ORDER,
-            **_CONSISTENCY,
-        },
+        scores=_scores(_accuracy("relative_accuracy", source="VSI-Bench, arXiv:2412.14171, eq. 1"), _ORDER),
         correctness="accuracy",
     ),
     Task(
@@ -236,13 +216,7 @@ _ROWS = (
         prompts=prompt_texts.VIDEO_QUALITY,
         blocks={"answer": "phrase"},
         read_truth=truths.phrase,
-        scores={
-            **_FORMAT,
-            "accuracy": Scoring(scorer="same_phrase", block="answer", source="VideoChat-R1, eq. 5"),
-            **_LENGTH,
-            **_ORDER,
-            **_CONSISTENCY,
-        },
+        scores=_scores(_accuracy("same_phrase"), _ORDER),
         correctness="accuracy",
     ),
     Task(
@@ -277,17 +251,17 @@ def task_name(name: str) -> str:
 def task_named(name: str) -> Task:
     """Return the row called `name`. Raises ValueError naming the known tasks when there is none."""
     if task_name(name) not in TASKS:
-        raise ValueError(f"task {name!r} is not known; the tasks are {', '.join(TASKS)}.")
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}.")
     return TASKS[task_name(name)]
 
 
 def default_names(task: str) -> tuple[str, ...]:
-    """Scores of `task` that are not optional, in the table's order; () for a task that is not known."""
+    """Return the scores of `task` that are not optional, in the table's order; () for an unknown task."""
     return tuple(name for name, how in _scores_of(task).items() if not how.is_optional)
 
 
 def judged_scores(task: str) -> frozenset[str]:
-    """Scores of `task` that the judge does, optional ones included; empty for a task that is not known."""
+    """Return the scores of `task` that the judge computes, optional ones included; none for an unknown task."""
     return frozenset(name for name, how in _scores_of(task).items() if how.scorer in JUDGED)
 
 
@@ -299,13 +273,13 @@ def _scores_of(task: str) -> Mapping[str, Scoring]:
 def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
     """Return the text of the prompt for `item`, without its media.
 
-    style "full" spells out the output format; "terse" is the bare question, for models that learn the format
+    style: "full" explains the output format; "terse" is the bare question, for models that learn the format
     by imitation. Raises ValueError for an unknown task or style, or a truth that the template needs and cannot use.
     """
     task = task_named(item.task)
     if (style, think) not in task.prompts:
         styles = sorted({known for known, _ in task.prompts})
-        raise ValueError(f"prompt style {style!r} is not known to {task.name}; the styles are {', '.join(styles)}.")
+        raise ValueError(f"task {task.name} has no prompt style {style!r}; the styles are {', '.join(styles)}.")
     template = task.prompts[style, think]
     if not item.options:
         template = template.replace("\n{options}", "")
@@ -325,7 +299,7 @@ _COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: 
 
 
 def _box_fields(truth: Json, medium: str) -> dict[str, str]:
-    """The unit in which the truth counts its box, in words and as an example."""
+    """Return the prompt's fields for the unit of the true box: in words, and an example box."""
     frame = truths.box_frame(truth)
     if frame is None:
         return {"box_unit": prompt_texts.FRACTIONS.format(medium=medium), "box_example": "[0.10, 0.25, 0.45, 0.80]"}
@@ -337,10 +311,10 @@ def _box_fields(truth: Json, medium: str) -> dict[str, str]:
 
 
 def score_weights(task: str, reward: RewardConfig) -> dict[str, float]:
-    """Score name -> weight of `task`: the scores to ask for, in the table's order, then the user's own.
+    """Return the weight of each score to request for `task`: the table's scores in order, then the user's own.
 
-    The table's weights, unless `reward.weights` names the score; optional scores and those of `reward.scorers`
-    are there only when it names them. Weight 0 keeps the score in the records and out of the reward.
+    `reward.weights` overrides the table's weights. Optional scores and those of `reward.scorers` are included only if
+    it names them. Weight 0 keeps a score in the records and out of the reward.
     """
     row = task_named(task)
     named = next((weights for name, weights in reward.weights.items() if task_name(name) == row.name), {})
@@ -353,7 +327,7 @@ def score_weights(task: str, reward: RewardConfig) -> dict[str, float]:
 
 
 def check_weights(reward: RewardConfig) -> None:
-    """Raises ConfigError listing every entry of `reward.weights` and `reward.scorers` that no run could use."""
+    """Raise ConfigError listing every unusable entry of `reward.weights` and `reward.scorers`."""
     problems = list(_scorer_problems(reward.scorers))
     for task, weights in reward.weights.items():
         if task_name(task) not in TASKS:
@@ -366,7 +340,7 @@ def check_weights(reward: RewardConfig) -> None:
             elif not math.isfinite(weight) or weight < 0:
                 problems.append(f"reward.weights.{task}.{name}={weight}: use a finite number, 0 or above.")
         if not any(score_weights(task, reward).values()):
-            problems.append(f"reward.weights.{task}: all weights are 0, so every response is as good; raise one.")
+            problems.append(f"reward.weights.{task}: all weights are 0, so all rewards are equal; raise one.")
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -378,8 +352,8 @@ def _scorer_problems(scorers: Mapping[str, str]) -> Iterator[str]:
     taken = {name for task in TASKS.values() for name in task.scores}
     for name, reference in scorers.items():
         if not name.isidentifier():
-            yield f"reward.scorers.{name}: a score's name is one word of letters, digits and _."
+            yield f"reward.scorers.{name}: a score's name consists of letters, digits and _; rename it."
         elif name in taken:
-            yield f"reward.scorers.{name}: the task table has a score of that name; choose another."
+            yield f"reward.scorers.{name}: the task table has a score of that name; choose another name."
         if not _REFERENCE.fullmatch(reference):
             yield f"reward.scorers.{name}={reference!r}: write it as package.module:function."

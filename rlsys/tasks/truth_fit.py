@@ -1,4 +1,4 @@
-"""Whether the times of a truth lie inside the clip that was decoded: annotations and files often disagree."""
+"""Check that the times of a true answer are inside the decoded clip, because annotations and files often disagree."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from rlsys.tasks.table import task_named
 from rlsys.types import Json
 
 TOLERANCE_S = 1.0
-"""Seconds by which a span may pass the end of the clip: published durations and ends are rounded to a second."""
+"""Seconds by which a span may exceed the clip, because published durations and ends are rounded to a second."""
 MILLISECONDS = 50.0
-"""Times of an end over the clip's length from which milliseconds are suspected."""
+"""Ratio of a span's end to the clip's length above which the annotation is suspected to be in milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruthFit:
-    """truth: with its spans cut to the clip; None if a span is outside entirely.  problem: "" if nothing is outside."""
+    """The comparison of a truth with its clip.
+
+    truth: the truth with its spans cut to the clip; None if a span is entirely outside.
+    problem: a description of the spans outside the clip, "" if there are none.
+    """
 
     truth: Json | None
     problem: str = ""
@@ -38,7 +42,7 @@ def fit_truth(task: str, truth: Json, clip_s: float) -> TruthFit:
     problem = f"the true period {shown} s is not inside the decoded clip, which lasts {clip_s:.2f} s"
     latest = max(end for _, end in outside)
     if latest > MILLISECONDS * clip_s and latest / 1000 <= clip_s + TOLERANCE_S:
-        problem += "; divided by 1,000 it is: the file seems to give milliseconds, write seconds"
+        problem += "; divided by 1,000 it would be: the file seems to be in milliseconds, convert it to seconds"
     if any(start >= clip_s for start, _ in spans):
         return TruthFit(truth=None, problem=problem)
     return TruthFit(truth=_with_spans(truth, [[start, min(end, clip_s)] for start, end in spans]), problem=problem)

@@ -1,7 +1,7 @@
-"""Annotations as the true answers that responses are compared with.
+"""Parse annotations into the true answers that responses are compared with.
 
-Each reader takes a JSON value and returns the true answer per block of the response, or raises
-ValueError saying what is wrong: a broken annotation is never a wrong answer.
+Each reader takes a JSON value and returns the true answer by block of the response. It raises ValueError for a broken
+annotation, which must never count as a wrong answer.
 """
 
 from __future__ import annotations
@@ -10,79 +10,89 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from rlsys.tasks.answers import Answer, Boxes, Caption, Choice, Number, Phrase, TimeSpans, read_choice, read_phrase
+from rlsys.tasks.answers import (
+    MAX_NUMBER,
+    Answer,
+    Boxes,
+    Caption,
+    Choice,
+    Number,
+    Phrase,
+    TimeSpans,
+    as_box,
+    read_choice,
+    read_phrase,
+)
 from rlsys.tasks.geometry import Box, TimeSpan
 from rlsys.types import Json
 
 NUM_TRACKED_FRAMES = 8
-"""Boxes of a tracking row in VideoChat-R1; rows of other data sets may have another number."""
+"""Number of boxes of a tracking row in VideoChat-R1; rows of other data sets may have another number."""
 MAX_TRACKED_FRAMES = 64
-"""Most boxes of a tracking row."""
-MAX_NUMBER = 1e9
-"""Numbers and pixels in a truth stay below it: `rlsys.tasks.answers` reads nine digits before the point."""
+"""Largest number of boxes of a tracking row."""
 
 _SIZE = frozenset({"width", "height"})
 
 
 def period(truth: Json) -> Mapping[str, Answer]:
-    """`[start, end]` in seconds."""
+    """Read `[start, end]` in seconds."""
     return {"answer": TimeSpans(spans=(_span(truth),))}
 
 
 def tracked_boxes(truth: Json) -> Mapping[str, Answer]:
-    """An even number of `[x0, y0, x1, y1]`, in 0..1 of width and height; as many frames are shown."""
+    """Read an even number of `[x0, y0, x1, y1]`, one for each frame shown, as fractions of width and height."""
     return {"answer": Boxes(boxes=_tracked(truth))}
 
 
 def one_box(truth: Json) -> Mapping[str, Answer]:
-    """`{"box": [x0, y0, x1, y1], "width": W, "height": H}` in pixels, or `{"box": …}` in 0..1 of width and height."""
+    """Read `{"box": [x0, y0, x1, y1], "width": W, "height": H}` in pixels, or `{"box": …}` as fractions of them."""
     _check_keys(truth, {"box"}, optional=_SIZE)
     return {"answer": _one_box(truth)}
 
 
 def choice(truth: Json) -> Mapping[str, Answer]:
-    """The letter of the right option: `"(C)"`."""
+    """Read the letter of the right option, such as `"(C)"`."""
     return {"answer": _choice(truth)}
 
 
 def choice_and_periods(truth: Json) -> Mapping[str, Answer]:
-    """`{"answer": "(C)", "glue": [[start, end], …]}`."""
+    """Read `{"answer": "(C)", "glue": [[start, end], …]}`."""
     _check_keys(truth, {"answer", "glue"})
     return {"answer": _choice(truth["answer"]), "glue": _spans(truth["glue"])}
 
 
 def choice_and_box(truth: Json) -> Mapping[str, Answer]:
-    """`{"answer": "(C)", "box": …}`, the box as in `one_box`."""
+    """Read `{"answer": "(C)", "box": …}`, with a box as in `one_box`."""
     _check_keys(truth, {"answer", "box"}, optional=_SIZE)
     return {"answer": _choice(truth["answer"]), "box": _one_box(truth)}
 
 
 def choice_periods_and_box(truth: Json) -> Mapping[str, Answer]:
-    """`{"answer": "(C)", "glue": [[start, end], …], "box": …}`, the box as in `one_box`."""
+    """Read `{"answer": "(C)", "glue": [[start, end], …], "box": …}`, with a box as in `one_box`."""
     _check_keys(truth, {"answer", "glue", "box"}, optional=_SIZE)
     return {"answer": _choice(truth["answer"]), "glue": _spans(truth["glue"]), "box": _one_box(truth)}
 
 
 def period_and_box(truth: Json) -> Mapping[str, Answer]:
-    """`{"period": [start, end], "box": …}`, the box as in `one_box`."""
+    """Read `{"period": [start, end], "box": …}`, with a box as in `one_box`."""
     _check_keys(truth, {"period", "box"}, optional=_SIZE)
     return {"answer": TimeSpans(spans=(_span(truth["period"]),)), "box": _one_box(truth)}
 
 
 def phrase(truth: Json) -> Mapping[str, Answer]:
-    """The name of the right class: `"low quality"`."""
+    """Read the name of the right class, such as `"low quality"`."""
     return {"answer": _phrase(truth)}
 
 
 def number(truth: Json) -> Mapping[str, Answer]:
-    """A finite number."""
+    """Read a finite number, below `MAX_NUMBER` in size."""
     if not _is_number(truth) or abs(truth) >= MAX_NUMBER:
         raise ValueError(f"truth {_shown(truth)}: write a finite number, below {MAX_NUMBER:g} in size.")
     return {"answer": Number(value=float(truth))}
 
 
 def caption(truth: Json) -> Mapping[str, Answer]:
-    """`{"caption": "…"}`, and for evaluation `"events": ["…", …]`, the caption's events one by one."""
+    """Read `{"caption": "…"}`, optionally with `"events": ["…", …]`, the events that the caption describes."""
     _check_keys(truth, {"caption"}, optional={"events"})
     if not _is_text(truth["caption"]):
         raise ValueError(f"truth caption {_shown(truth['caption'])}: write a description in words.")
@@ -94,12 +104,12 @@ def caption(truth: Json) -> Mapping[str, Answer]:
 
 
 def first_box(truth: Json) -> str:
-    """The box of a tracking row's first frame, as its prompt shows it; ValueError when the row is broken."""
+    """Return the box of a tracking row's first frame as its prompt shows it. Raises ValueError for a broken row."""
     return "[" + ", ".join(f"{value:g}" for value in _tracked(truth)[0]) + "]"
 
 
 def box_frame(truth: Json) -> tuple[float, float] | None:
-    """(width, height) in pixels that a truth's box is counted in, or None where it is normalised to 0..1."""
+    """Return the (width, height) in pixels of the frame of a truth's box; None if the box is normalised to 0..1."""
     if not isinstance(truth, Mapping):
         raise ValueError(f'truth {_shown(truth)}: write {{"box": [x0, y0, x1, y1], …}}.')
     given = _SIZE & set(truth)
@@ -113,7 +123,7 @@ def box_frame(truth: Json) -> tuple[float, float] | None:
 
 
 def is_tracked_count(num_boxes: int) -> bool:
-    """Whether a clip can be shown by as many frames as there are boxes; the model takes them in pairs."""
+    """Return whether a clip can be shown with as many frames as there are boxes; the model merges frames in pairs."""
     return num_boxes % 2 == 0 and 2 <= num_boxes <= MAX_TRACKED_FRAMES
 
 
@@ -163,14 +173,14 @@ def _span(value: Json) -> TimeSpan:
 
 
 def _box(value: Json, frame: tuple[float, float] | None) -> Box:
-    """frame: (width, height) in pixels, or None for corners in 0..1."""
+    """Read a box inside a frame of (width, height) pixels; None means corners in 0..1."""
     width, height = frame or (1.0, 1.0)
-    x0, y0, x1, y1 = _numbers(value, 4, "[x0, y0, x1, y1]")
+    x0, y0, x1, y1 = box = as_box(_numbers(value, 4, "[x0, y0, x1, y1]"))
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         rule = f"0 <= x0 < x1 <= {width:g} and 0 <= y0 < y1 <= {height:g}"
         remedy = "fix it" if frame else "divide pixels by size"
         raise ValueError(f"box {_shown(value)}: it needs {rule}; {remedy}.")
-    return x0, y0, x1, y1
+    return box
 
 
 def _numbers(value: Json, count: int, form: str) -> list[float]:

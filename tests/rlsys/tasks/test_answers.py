@@ -55,7 +55,7 @@ EXPECTED = Expected(num_boxes=8, options=(("A", "a boy"), ("C", "C")))
 TASK_READERS: list[Callable[[str], object]] = [
     lambda text, read=read: read(text, EXPECTED)  # type: ignore[misc]
     for readers in ALL_READERS.values()
-    for read in (readers.paper, readers.lenient, readers.strict)
+    for read in (readers.of("paper"), readers.of("lenient"), readers.of("strict"))
 ]
 VALUES = (str, dict, tuple, TimeSpans, Boxes, Choice, Phrase, Number, Caption)
 
