@@ -1,7 +1,7 @@
-"""One vLLM engine, stepped by hand: groups go in at any time and each comes out when its last response ends.
+"""One vLLM engine that its caller steps; a group is added at any time and returned when its last response ends.
 
-vLLM is imported here and in `actors.engine_args`, and only when an engine is made: vLLM reads its settings from the
-environment at import, and replaces `torch.set_num_threads` in its process by a no-op.
+vLLM is imported only here and in `actors.engine_args`, when an engine is created, because at import it reads its
+settings from the environment and replaces `torch.set_num_threads` in its process by a no-op.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BAN = -100.0  # vLLM's lowest logit bias; the log-probs that it returns are taken before it
+BAN = -100.0  # vLLM's lowest logit bias; the log-probs that it returns are computed before the bias
 
 
 class RolloutEngine:
-    """A loaded engine. Not thread-safe: one thread makes it and makes every call.
+    """A loaded engine. It is not thread-safe: one thread must create it and make every call.
 
-    It holds the checkpoint's weights from the start, but generates only after `load_weights`:
-    a rollout without a version cannot be trained on.
+    It has the checkpoint's weights from the start but generates only after `load_weights`, because a rollout without a
+    version cannot be trained on.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -74,7 +74,7 @@ class RolloutEngine:
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model.path`
-        self._held: Manifest = {}  # what was loaded last, whole models only
+        self._held: Manifest = {}  # of the last full model loaded
         self.stats = TransferStats()
         """Size of the last update."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
@@ -84,17 +84,17 @@ class RolloutEngine:
 
     @property
     def num_running(self) -> int:
-        """Groups that were added and have not come out yet."""
+        """Number of groups that were added and not yet returned."""
         return len(self._running)
 
     @property
     def has_room(self) -> bool:
-        """Whether a group that is added now begins at once, with at least one of its responses."""
+        """Whether a group added now would begin at once with at least one response."""
         return len(self._engine.output_processor.request_states) < self.limits.max_num_seqs
 
     @property
     def version(self) -> WeightVersion | None:
-        """The acknowledged weights, by which every token is labelled; None before the first `load_weights`."""
+        """The acknowledged weights, with which every token is labelled; None before the first `load_weights`."""
         return self._version
 
     @version.setter
@@ -106,11 +106,11 @@ class RolloutEngine:
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         """Queue one group. frames: u8 [T, H, W, 3] per clip, in order.
 
-        Raises NoWeights before the first `load_weights`, PromptRefused when this prompt cannot be taken;
-        the engine and what it runs are unharmed by both.
+        Raises NoWeights before the first `load_weights`, and PromptRefused if the engine cannot accept this prompt;
+        neither affects the engine or its running groups.
         """
         if self.version is None:
-            raise NoWeights(f"{request.prompt_id}: no weights were acknowledged yet; load_weights comes first.")
+            raise NoWeights(f"{request.prompt_id}: the engine has no acknowledged weights; call load_weights first.")
         check_request(request, frames, self.limits)
         from vllm.exceptions import VLLMValidationError
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -126,34 +126,34 @@ class RolloutEngine:
         self._running[request_id] = (request, time.perf_counter())
 
     def step(self) -> list[tuple[str, tuple[Rollout, ...] | BadOutput]]:
-        """Run the model once; the groups whose last response has now ended, by request id."""
+        """Run the model once and return the groups whose last response ended in it, with their request ids."""
         return [(output.request_id, self._collect(output)) for output in self._engine.step() if output.finished]
 
     def abort(self, request_id: str) -> None:
-        """Forget a group that was added and has not come out."""
+        """Discard a group that was added and not yet returned."""
         self._engine.abort_request([request_id])
         del self._running[request_id]
 
     def can_keep(self, version: WeightVersion) -> bool:
-        """Return whether running groups may continue under `version`, which must follow the held weights in kind too.
+        """Return whether running groups may continue under `version`: it must not be older, and of the same kind.
 
-        A version that does not follow belongs to a run that rolled back; the tokens so far are then invalid.
+        An older version comes from a run that rolled back, which makes the tokens so far invalid.
         """
         held = self.version
         return not self._running or (held is not None and held.kind == version.kind and held.version <= version.version)
 
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
-        """Take the weights that `version` names and forget what was computed with the old ones.
+        """Load the weights that `version` names, discard the caches of the old ones, and return the version loaded.
 
-        Running groups continue from their present token. The next step reads their prompts, clips and tokens
-        so far again, so nothing that the old weights computed has a part in it: the log-prob of a later token
-        is that of the new weights given all tokens before it, as the learner would compute it with them. That of an
-        earlier one stays what it was when it was sampled. Random number generators continue as well.
+        Running groups continue from their current token. The next step recomputes their prompts, clips and tokens so
+        far, so that no result of the old weights is used: the log-prob of a later token is that of the new weights
+        given all tokens before it, as the learner would compute it. Earlier tokens keep the log-probs with which they
+        were sampled, and random number generators continue.
 
-        Returns the acknowledged version. Raises WeightsRefused with the engine untouched, or, when a broadcast
-        went wrong midway and could not be made good, with an engine that samples nothing until it has taken a
-        whole version; and RuntimeError (the engine must then be replaced) when groups run that cannot be kept or
-        vLLM does not hold what it was given.
+        Raises WeightsRefused, after which the engine is unchanged; only after a broadcast that failed midway and could
+        not be repaired does it sample nothing until it has loaded a complete version. Raises RuntimeError, after which
+        the engine must be replaced, if running groups cannot continue or vLLM does not hold the weights that it was
+        given.
         """
         if not self.can_keep(version):
             raise RuntimeError(
@@ -178,7 +178,7 @@ class RolloutEngine:
             stats = native
         else:
             parts = receive(transfer, buckets, version, stats)
-        first = next(parts, None)  # what can be refused with the engine untouched is refused here
+        first = next(parts, None)  # weights that are refused before the engine changes raise here
         if first is not None:
             self._give_up()
             iterator = WeightsIterator(itertools.chain((first,), parts), names)
@@ -193,22 +193,22 @@ class RolloutEngine:
         self._held, self.last_update = version.manifest, stats
 
     def _give_up(self) -> None:
-        """Mark the engine's weights as undefined until a version is acknowledged."""
+        """Mark the engine's weights as undefined until another version is acknowledged."""
         self.version, self._held, self._holds_its_own = None, {}, False
         self._remove_adapter()
 
     def _check_held(self, manifest: Manifest, version: WeightVersion) -> None:
-        """Read back what vLLM holds; RuntimeError where that is not what it was given."""
-        if self._spec.rollout.tensor_parallel_size > 1:  # matrices are split over processes: nothing to compare with
+        """Read back vLLM's weights. Raises RuntimeError if they differ from the weights that it was given."""
+        if self._spec.rollout.tensor_parallel_size > 1:  # matrices are split over processes, so they cannot be compared
             manifest = {name: entry for name, entry in manifest.items() if len(entry.spec.shape) == 1}
         for num_read, stale in self._engine.apply_model(partial(stale_parameters, manifest=manifest)):
             if stale or not num_read:
                 raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
 
     def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
-        """What was acknowledged, and by tensor of the transfer how far the engine is from it at most.
+        """Return the acknowledged manifest, and by name the engine's largest absolute difference from the transfer.
 
-        None where vLLM's value is not readable.
+        The difference is None for a tensor that cannot be read back from vLLM.
         """
         found: dict[str, float | None] = {}
         for bucket in transfer.buckets:
@@ -217,7 +217,7 @@ class RolloutEngine:
         return (self.version.manifest if self.version else {}), found
 
     def _load_adapter(self, transfer: WeightTransfer, version: WeightVersion) -> None:
-        """The model stays, and with it what its vision tower made of the clips; the language model's cache goes."""
+        """Load an adapter. The model and the cached features of clips stay; the language model's cache is discarded."""
         if not self._spec.lora.rank or not self._holds_its_own:
             reason = "has been sent another model since" if self._spec.lora.rank else "has no room for adapters"
             raise WeightsRefused(
@@ -226,14 +226,14 @@ class RolloutEngine:
             )
         check_manifest(version, self._expected_adapter, transfer)
         stats = TransferStats(num_loaded=len(version.manifest), num_tensors=len(version.manifest))
-        # an adapter is whole before it is loaded, for vLLM reads it from a folder
+        # vLLM reads an adapter from a folder, so it must be complete before it is loaded
         parts = list(receive(transfer, transfer.buckets, version, stats))
         tensors = {name: tensor for part in parts for name, tensor in part.items()}
         from vllm.lora.request import LoRARequest
 
         self.version = None
         self._remove_adapter()
-        # always the same id: groups that run ask for it by this. Its values were dropped with `_remove_adapter`
+        # the same id every time, because running groups refer to it; `_remove_adapter` discarded the old values
         with tempfile.TemporaryDirectory(prefix="rlsys-adapter-") as folder:
             write_adapter(tensors, self._spec.lora, Path(folder))
             self._adapter = LoRARequest("adapter", 1, folder)
@@ -258,12 +258,12 @@ class RolloutEngine:
         self._engine.reset_encoder_cache()
 
     def _reset_prefix_cache(self) -> None:
-        # what runs lets go of its blocks and is read again, whole, from the next step on
+        # running groups release their blocks, and the next step recomputes them
         if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise RuntimeError("vLLM could not reset its prefix cache: blocks are still in use.")
 
     def shutdown(self) -> None:
-        """Free vLLM's workers and shared memory; the object is unusable afterwards."""
+        """Free vLLM's workers and shared memory; the engine cannot be used afterwards."""
         self._engine.engine_core.shutdown()
         self._engine.renderer.shutdown()
 
@@ -278,8 +278,8 @@ class RolloutEngine:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             logit_bias=dict.fromkeys(self._spec.banned_token_ids, BAN) or None,
-            logprobs=0,  # the sampled token's alone
-            flat_logprobs=True,  # lists of numbers: objects per token made a step half as fast again
+            logprobs=0,  # only the sampled token's
+            flat_logprobs=True,  # lists of numbers, because with one object per token a step took 1.5 times as long
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -314,7 +314,7 @@ class RolloutEngine:
 
     def _problem(self, ids: np.ndarray, logprobs: np.ndarray, versions: np.ndarray, finish_reason: str | None) -> str:
         if finish_reason not in ("stop", "length"):
-            return f"ended with {finish_reason!r}, not by itself."
+            return f"ended with {finish_reason!r} instead of stop or length."
         if ids.shape != logprobs.shape or not np.isfinite(logprobs).all():
             return f"{ids.size} tokens have {logprobs.size} log-probs, {logprobs[:4]}…; each needs one finite number."
         if ids.shape != versions.shape:
@@ -325,7 +325,7 @@ class RolloutEngine:
 
 @contextmanager
 def _quiet_about_the_rest() -> Iterator[None]:
-    """vLLM warns, module by module, of all that an update leaves as it is."""
+    """Silence vLLM's warnings about every module that an update leaves unchanged."""
     loggers = [
         logging.getLogger(f"vllm.model_executor.model_loader.reload.{name}") for name in ("layerwise", "inplace")
     ]
@@ -359,7 +359,7 @@ def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
 
 
 def _prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-    """vLLM's form of a prompt. The clip's digest stands for its content in every cache."""
+    """Return a prompt in vLLM's form. The digest of a clip identifies it in every cache."""
     data: dict[str, list[Any]] = {}
     digests: dict[str, list[str]] = {}
     for clip, array in zip(request.clips, frames, strict=True):
@@ -372,7 +372,7 @@ def _prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str, An
 
 
 def _video(clip: ClipInfo, frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    # the prompt's positions repeat this division and its rounding: see `engine_seconds_per_grid`
+    # the prompt's positions depend on the rounding of this division, see `engine_seconds_per_grid`
     fps = TEMPORAL_PATCH / clip.second_per_grid_s
     return frames, {
         "fps": fps,

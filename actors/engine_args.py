@@ -1,4 +1,4 @@
-"""The arguments from which vLLM builds an engine. vLLM is imported on first use."""
+"""The arguments with which vLLM builds an engine. vLLM is imported on first use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from actors.weights.native import BACKENDS
 if TYPE_CHECKING:
     from vllm import EngineArgs
 
-CPU_BATCH_TOKENS = 8192  # prompt tokens of one step: prompts that arrive together are read together
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
+CPU_BATCH_TOKENS = 8192  # prompt tokens of one step, enough for several prompts that arrive together
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maximum for which vLLM reserves memory
 
 
 def engine_args(spec: EngineSpec) -> EngineArgs:
-    """vLLM's settings for an engine."""
+    """Return vLLM's settings for an engine."""
     from vllm import EngineArgs
 
     common: dict[str, Any] = {
@@ -28,12 +28,12 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         "enable_prefix_caching": True,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        # frames arrive at the model's resolution and must pass the processor untouched
+        # frames arrive at the model's resolution, and the processor must not change them
         "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
-        "mm_processor_cache_gb": 0,  # its hits are rare (a processed clip costs 2 ms), its memory is not
+        "mm_processor_cache_gb": 0,  # rarely hit, saves 2 ms a clip, and takes memory
     }
     if spec.lora.rank:
-        # one adapter at a time; vLLM gives an adapter to the language model alone unless configured otherwise
+        # one adapter at a time; by default vLLM applies an adapter only to the language model
         room = next(rank for rank in LORA_RANKS if rank >= spec.lora.rank)
         common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room}
     if spec.device == "cuda":
@@ -50,10 +50,10 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         )
     return EngineArgs(
         **common,
-        enforce_eager=True,  # 3 s to start, against 49 s
-        block_size=32,  # the least that the CPU attention takes: short prompts share a prefix too
+        enforce_eager=True,  # starts in 3 s instead of 49 s
+        block_size=32,  # the minimum of CPU attention, so that short prompts share a prefix too
         kv_cache_memory_bytes=spec.rollout.kv_cache_mib << 20,
-        # a seeded request whose prompt is read in parts fails on CPU ("CPU Generator does not use offset")
+        # a seeded request fails on CPU if its prompt is processed in parts ("CPU Generator does not use offset")
         enable_chunked_prefill=False,
         max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.model.max_model_len),
         skip_mm_profiling=True,
@@ -61,10 +61,10 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
 
 
 def keep_pixels() -> None:
-    """Let vLLM's workers have the pixels of every request, also where the prefix cache covers its clips.
+    """Make vLLM send its workers the pixels of every request, even if the prefix cache covers its clips.
 
-    vLLM leaves them out there. A request that is preempted, for want of cache or for new weights, is read again from
-    its beginning; where neither cache has its clip any more, the engine dies of the lack ("Expected number of
+    vLLM omits the pixels of such clips. A request that is preempted, because the cache is full or the weights change,
+    is recomputed from its beginning; if neither cache has its clip by then, the engine dies ("Expected number of
     multimodal embeddings to match number of input items").
     """
     from vllm.v1.core.sched import output

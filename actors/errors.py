@@ -1,4 +1,4 @@
-"""What can go wrong between a prompt and its rollouts, by whose fault it is."""
+"""The errors of engines and actors, between a prompt and its rollouts."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from rlsys.errors import RowUnusable
 
 
 class PromptRefused(ValueError):
-    """The prompt's: it cannot be generated from. The engine is untouched. Names prompt, value and rule."""
+    """A prompt that the engine cannot accept; the message names prompt, value and rule. The engine is unchanged."""
 
 
 class PromptQuarantined(RowUnusable):
-    """The prompt's, it seems: actors died while they generated it, the last time nothing else.
+    """A prompt under which several actors died, the last of them with nothing else to do.
 
-    Names the prompt and what each of them died of. A run skips and counts the row, and continues.
+    The message names the prompt and the cause of each death. A run skips and counts the row, and continues.
     """
 
 
 class BadOutput(RuntimeError):
-    """The weights' or the clip's: vLLM returned what no sound model can."""
+    """Output of vLLM that a sound model cannot produce, caused by the weights or the clip."""
 
 
 class WeightsRefused(ValueError):
-    """The learner's: a payload that is not what it claims, or not for this model. The engine keeps what it had."""
+    """Weights that do not match their manifest or this model. The engine keeps the weights that it had."""
 
 
 class NoWeights(RuntimeError):
-    """The caller's: generation before a version of the weights was acknowledged."""
+    """A request to generate before any version of the weights was acknowledged."""
 
 
 class GroupAborted(RuntimeError):
-    """Nobody's: new weights came and `pipeline.weight_update` is "abort". The group is to be sampled again."""
+    """A group that was aborted for new weights (`pipeline.weight_update` "abort") and must be sampled again."""
 
 
 class WeightsGone(WeightsRefused):
-    """The learner's: the weights went with the process that had put them into the object store."""
+    """Weights that were lost with the process that had put them into the object store."""
 
 
 class EngineDied(RuntimeError):
-    """The engine's: it failed or was shut down, and its actor must be replaced. Holds the engine's own error."""
+    """An engine that failed or was shut down, so that its actor must be replaced; has the engine's own error."""
 
 
 class PoolFailed(RuntimeError):
-    """Everyone's: no actor is left that could generate. Holds the actors' own errors."""
+    """A pool in which no actor is left to generate; the message has the actors' own errors."""
 
 
 class ActorLost(Exception):
-    """An actor's, inside the pool: it died or answers no more. Says how; its groups are sampled again."""
+    """An actor of a pool that died or no longer responds; the message says why. Its groups are sampled again."""
 
 
 def are_weights_lost(error: Exception) -> bool:
-    """Whether weights could not be fetched because the process that sent them is gone: no fault of the actor."""
+    """Return whether weights could not be fetched because the process that published them died."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, (ObjectLostError, WeightsGone))
 
 
 def reason_of(error: Exception) -> str:
-    """What an actor's error says, without the traceback that Ray wraps around it."""
+    """Return the message of an actor's error, without the traceback that Ray wraps around it."""
     return f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)

@@ -1,6 +1,6 @@
-"""The rollout actors of a run: each group goes to the least busy one with room, and survives its death.
+"""The pool of a run's rollout actors, which sends each group to the least busy actor and survives an actor's death.
 
-`generate` belongs to one asyncio loop in a background thread, the rest to the main thread.
+`generate` is called in one asyncio loop in a background thread, everything else in the main thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
-SUSPECT_DEATHS = 2  # actors that died under a prompt before it is sampled alone on an actor
+SUSPECT_DEATHS = 2  # number of actors that die under a prompt before it gets an actor to itself
 COUNTS = (
     "rollout/groups",
     "rollout/lost_actors",
@@ -36,13 +36,13 @@ COUNTS = (
 
 
 class RolloutPool:
-    """Actors that sample groups. Results depend on prompt, seed and weights only, not on which actor samples.
+    """A pool of actors that sample groups. Results depend only on prompt, seed and weights, not on the actor.
 
     make_actor: starts the process of the given slot and returns its Ray handle immediately.
-    timeout_s: an actor with work that has finished nothing for so long counts as dead.
-    start_timeout_s: what loading an engine may take.
-    max_num_seqs: responses that an actor generates at once. It is given one group beyond them at most, and the
-    rest waits here, oldest first; None hands out every group at once.
+    timeout_s: time after which an actor that has work and finishes nothing counts as dead.
+    start_timeout_s: time limit for loading an engine.
+    max_num_seqs: number of responses that an actor generates at once. It gets at most one group more than fits; the
+    rest waits here, oldest first. None hands out every group at once.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RolloutPool:
         def make_actor(slot: int) -> Any:
             chosen = {"num_cpus": 1, **(options[slot] if options else {})}
             runtime = dict(chosen.pop("runtime_env", {}))
-            # what torch and vLLM read when they are imported must be there before the process starts
+            # torch and vLLM read their environment at import, so it must be set before the process starts
             runtime["env_vars"] = {**environment(spec), **runtime.get("env_vars", {})}
             return remote.options(**chosen, runtime_env=runtime, max_restarts=0).remote(spec, start_timeout_s)
 
@@ -96,10 +96,10 @@ class RolloutPool:
     async def generate(
         self, item: PromptItem, prompt: Prompt, clips: Sequence[ClipRef], sampling: Sampling
     ) -> tuple[Rollout, ...]:
-        """Return the group's rollouts in sample order; if its actor is lost it is sampled again with the same seeds.
+        """Return the group's rollouts in sample order; if its actor is lost, it is sampled again with the same seeds.
 
         Raises PromptRefused, BadOutput, or FramesLost; NoWeights before the first `load_weights`; PromptQuarantined
-        if actors keep dying under this prompt; PoolFailed if none is left.
+        if actors keep dying under this prompt; and PoolFailed if no actor is left.
         """
         infos = tuple(clip.info for clip in clips)
         request = GroupRequest(prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=infos, sampling=sampling)
@@ -107,7 +107,7 @@ class RolloutPool:
         ticket = next(self._tickets)
         deaths: list[str] = []
         while True:
-            # a prompt under which actors died gets one to itself: if that dies too, the prompt is to blame
+            # a prompt under which actors died gets an actor to itself; if that dies too, the prompt is the cause
             alone = len(deaths) >= SUSPECT_DEATHS
             actor = await self._replicas.acquire(ticket, sampling.num_samples, reserve=alone)
             try:
@@ -130,7 +130,9 @@ class RolloutPool:
     async def _sample(self, actor: Replica, request: GroupRequest, frames: Sequence[Any]) -> tuple[Rollout, ...]:
         reference = actor.handle.generate.remote(request, *frames)
         done = asyncio.wrap_future(reference.future())
-        done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # seen, even if no longer awaited
+        done.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # retrieved even if no longer awaited, or Python would warn
         start = time.monotonic()
         try:
             while not done.done():
@@ -151,7 +153,7 @@ class RolloutPool:
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
                 raise FramesLost((error.cause.object_ref_hex,)) from error
-            raise error.cause from None  # the actor's traceback leads into vLLM, not to the prompt
+            raise error.cause from None  # the actor's traceback shows vLLM's code, not the prompt
         self._replicas.note_progress(actor)
         self._counts["rollout/groups"] += 1
         return rollouts
@@ -164,9 +166,9 @@ class RolloutPool:
         )
 
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> int:
-        """Bring every actor to `version` and return how many hold it. Blocks; for the main thread.
+        """Load `version` into every actor and return how many hold it. Blocks; to be called in the main thread.
 
-        transfer: how an actor gets the bytes of `version`. `EngineLoop` says what happens to running groups; groups
+        transfer: the ways to get the bytes of `version`. `EngineLoop` describes what happens to running groups; groups
         that wait here do not delay the update. An actor samples again as soon as it has the weights. One that fails
         or exceeds its deadline (see `Replicas.send`) is replaced in the background.
         Raises WeightsRefused if every actor refused the weights (they keep what they had), PoolFailed if no actor is
@@ -200,15 +202,17 @@ class RolloutPool:
                 self._replicas.raise_if_weights_gone()
 
     def compare_weights(self, transfer: WeightTransfer) -> dict[str, tuple[Manifest, dict[str, float | None]]]:
-        """Return by actor what `RolloutActor.compare_weights` finds."""
+        """Return the result of `RolloutActor.compare_weights` by actor."""
         with self._replicas.changed:
             actors = self._replicas.ready()
         answers = {f"actor {actor.slot}": actor.handle.compare_weights.remote(transfer) for actor in actors}
         return {name: ray.get(reference, timeout=self._timeout_s) for name, reference in answers.items()}
 
     def counters(self) -> dict[str, float]:
-        """Return totals since the launch, actors by health now (see `Replicas.health`), groups that no actor has room
-        for, and the duration of the last update.
+        """Return metrics of the pool by name.
+
+        They are totals since the launch, the number of actors by health (see `Replicas.health`), the number of groups
+        that no actor has room for, and the duration of the last update.
         """
         with self._replicas.changed:
             counts = {name: float(self._counts[name]) for name in COUNTS}
@@ -222,5 +226,5 @@ class RolloutPool:
             }
 
     def shutdown(self) -> None:
-        """End all actors; groups still running fail."""
+        """End all actors; groups that are still running fail."""
         self._replicas.close()

@@ -1,4 +1,4 @@
-"""The records of a pool of rollout actors: a replica is one process, a slot is where one runs after another."""
+"""The records of a pool of rollout actors: replicas, each one process, and the slots in which they run in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlsys.weights.manifest import WeightTransfer
 from rlsys.weights.version import WeightVersion
 
 MAX_FAILURES = 3
-"""Failures of a slot in a row, without a finished group, after which it is given up."""
+"""Number of failures of a slot in a row, without a finished group, after which it is given up."""
 
 Health = Literal["healthy", "suspect", "stale", "dead"]
 HEALTHS: tuple[Health, ...] = ("healthy", "suspect", "stale", "dead")
@@ -18,7 +18,7 @@ HEALTHS: tuple[Health, ...] = ("healthy", "suspect", "stale", "dead")
 
 @dataclass(frozen=True, eq=False)
 class PublishedWeights:
-    """A version and how to get it; while this is referenced, the object store keeps the bytes."""
+    """A version with its transfer. The object store keeps the bytes as long as this is referenced."""
 
     transfer: WeightTransfer
     version: WeightVersion
@@ -28,11 +28,11 @@ class PublishedWeights:
 class Replica:
     """One actor process.
 
-    groups, responses: in flight on it.  is_reserved: it takes no more.
-    is_up: its engine is loaded, and new weights are sent to it by `Replicas.update`.
+    groups, responses: number in flight on it.  is_reserved: whether it accepts no further groups.
+    is_up: whether its engine is loaded, so that new weights are sent to it.
     held: the weights that it acknowledged last.
-    died_with: groups that it had when it was lost, None while it lives.
-    progress_s: when it last finished something, or began after a rest (monotonic clock).
+    died_with: number of groups that it had when it was lost, None while it lives.
+    progress_s: when it last finished something, or began to work after being idle (monotonic clock).
     """
 
     handle: Any
@@ -46,13 +46,13 @@ class Replica:
     progress_s: float = field(default_factory=time.monotonic)
 
     def seconds_left(self, start_s: float, timeout_s: float) -> float:
-        """Return the time until a request made at `start_s` is overdue. Requests queue up, so any progress counts."""
+        """Return the seconds until a request made at `start_s` is overdue. Any progress counts, as requests queue."""
         return max(start_s, self.progress_s) + timeout_s - time.monotonic()
 
 
 @dataclass(eq=False)
 class ReplicaSlot:
-    """Where one replica runs; it is replaced when it is lost.
+    """A slot in which one replica runs, and is replaced when it is lost.
 
     errors: failures in a row, newest last.  health: as last logged.
     """
@@ -65,16 +65,16 @@ class ReplicaSlot:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether no replica is started here any more."""
+        """Whether no further replica will be started in the slot."""
         return len(self.errors) >= MAX_FAILURES
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaLimits:
-    """How long a replica may take, in seconds, and how much it may have in flight.
+    """The limits of a replica: time limits in seconds, and work in flight.
 
     timeout_s: to finish some group, or to load weights.  start_timeout_s: to load its engine.
-    max_num_seqs: responses that it generates at once; None: any number.
+    max_num_seqs: number of responses that it generates at once; None means any number.
     """
 
     timeout_s: float
@@ -83,5 +83,5 @@ class ReplicaLimits:
 
     @property
     def stall_s(self) -> float:
-        """Within this time something happens in every pool: a group ends, a replica comes up, or one is given up."""
+        """Time within which every pool makes progress: a group ends, or a replica comes up or is given up."""
         return self.timeout_s + self.start_timeout_s

@@ -1,7 +1,7 @@
-"""The replicas of a pool: each slot starts its replica, brings it to the current weights, and replaces it.
+"""The replicas of a pool: each slot starts its replica, sends it the current weights, and replaces it when it is lost.
 
-An asyncio loop (generation), the main thread (updates) and threads that wait for replicas to start share it. One
-lock, `changed`, guards it all; every change calls `notify`.
+An asyncio loop (generation), the main thread (updates) and threads that wait for replicas to start share this state.
+One lock, `changed`, guards all of it, and every change calls `notify`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ SHUTDOWN_S = 10.0
 
 
 class Replicas:
-    """All slots of a pool. make_actor: starts the process of a slot and returns its Ray handle immediately."""
+    """The slots of a pool. make_actor: starts the process of a slot and returns its Ray handle immediately."""
 
     def __init__(self, make_actor: Callable[[int], Any], num_actors: int, limits: ReplicaLimits) -> None:
         self._make_actor, self.limits = make_actor, limits
         self.changed = threading.Condition()
         self._changed_s = time.monotonic()
         self.weights: PublishedWeights | None = None
-        """The current weights; a new replica gets them before it samples."""
+        """The current weights, which a new replica gets before it samples."""
         self._gone: PublishedWeights | None = None  # can no longer be fetched
         self.counts: Counter[str] = Counter()
         self._line: list[int] = []
-        """Tickets of the groups that wait for a replica, oldest first."""
+        """The tickets of the groups that wait for a replica, oldest first."""
         self._waiters: list[_Waiter] = []
         self._is_closed = False
         self._slots: list[ReplicaSlot] = []
@@ -67,7 +67,7 @@ class Replicas:
         return replica.died_with is None and replica.held is not None and replica.held is self.weights
 
     def up(self) -> list[Replica]:
-        """Return the replicas to send new weights to. Those that come up later get them before they sample."""
+        """Return the replicas to send new weights to. Replicas that come up later get them before they sample."""
         return [slot.replica for slot in self._slots if slot.replica.is_up and slot.replica.died_with is None]
 
     def newcomers(self) -> list[ReplicaSlot]:
@@ -82,11 +82,12 @@ class Replicas:
     def health(self, slot: ReplicaSlot) -> Health:
         """Return the health of a slot.
 
-        healthy: samples.
-        suspect: samples, but half its deadline has passed (others are preferred), or its slot has failed since it
-        last finished a group.
-        stale: does not hold the current weights (it starts, loads, or is being replaced), and never samples.
-        dead: failed MAX_FAILURES times in a row and is given up.
+        healthy: its replica samples.
+        suspect: its replica samples, but has used half its deadline (others are preferred), or the slot has failed
+        since it last finished a group.
+        stale: its replica does not hold the current weights (it starts, loads, or is being replaced) and does not
+        sample.
+        dead: it failed MAX_FAILURES times in a row and is given up.
         """
         if slot.is_given_up:
             return "dead"
@@ -103,18 +104,18 @@ class Replicas:
         return {health: found.count(health) for health in HEALTHS}
 
     def note_healths(self) -> None:
-        """Log changes of health since the last call. The lock must be held."""
+        """Log the changes of health since the last call. The lock must be held."""
         for slot in self._slots:
             before, slot.health = slot.health, self.health(slot)
             if slot.health != before:
-                # every update makes all of them stale for a moment
+                # every update makes all slots stale for a moment
                 passing = {before, slot.health} == {"healthy", "stale"}
                 level = logging.WARNING if slot.health in ("suspect", "dead") else logging.INFO
                 level = logging.DEBUG if passing else level
                 log.log(level, "rollout actor %d: %s, was %s", slot.index, slot.health, before)
 
     def wait_settled(self, newcomers: Sequence[ReplicaSlot]) -> None:
-        """Return once each newcomer has come up or was given up, and a replica can sample. The lock must be held.
+        """Wait until each newcomer has come up or was given up, and a replica can sample. The lock must be held.
 
         Raises PoolFailed if none ever will or `ReplicaLimits.stall_s` has passed, LearnerLost if the weights are gone.
         """
@@ -153,8 +154,8 @@ class Replicas:
     async def acquire(self, ticket: int, num_responses: int, *, reserve: bool) -> Replica:
         """Return the least busy ready replica with room and count a group on it; lower tickets are served first.
 
-        reserve: it needs no room, and takes no others. A replica has room while it has no more responses than it
-        generates at once, so at most one group waits in its engine.
+        reserve: the group needs no room, and the replica then accepts no others. A replica has room while it has no
+        more responses than it generates at once, so at most one group waits in its engine.
         Raises NoWeights before the first version, PoolFailed if no replica is left or all hang.
         """
         with self.changed:
@@ -164,7 +165,7 @@ class Replicas:
                 with self.changed:
                     self.raise_if_over()
                     if self.weights is None:
-                        raise NoWeights("no weights were published yet; load_weights comes before generate.")
+                        raise NoWeights("no weights were published yet; call load_weights before generate.")
                     if self._line[0] == ticket and (replica := self._least_busy(reserve)):
                         if replica.groups == 0:
                             replica.progress_s = time.monotonic()
@@ -202,7 +203,7 @@ class Replicas:
             await self._wait(news)
 
     def release(self, replica: Replica, num_responses: int, *, was_reserved: bool) -> None:
-        """Count one group less on the replica."""
+        """Count one group fewer on the replica."""
         with self.changed:
             replica.groups -= 1
             replica.responses -= num_responses
@@ -210,20 +211,20 @@ class Replicas:
             self.notify()
 
     def note_progress(self, replica: Replica) -> None:
-        """Note that the replica has finished a group, so its slot works."""
+        """Record that the replica has finished a group, which resets its slot's failures."""
         with self.changed:
             replica.progress_s = time.monotonic()
             self._slots[replica.slot].errors.clear()
 
     def hold(self, replica: Replica, weights: PublishedWeights) -> None:
-        """Note that the replica acknowledged the weights; it samples if they are still the current ones."""
+        """Record that the replica acknowledged the weights; it samples if they are still the current ones."""
         with self.changed:
             replica.held, replica.progress_s = weights, time.monotonic()
             self._slots[replica.slot].has_served = True
             self.notify()
 
     def lose(self, replica: Replica, reason: str, *, is_its_own_fault: bool = True) -> None:
-        """Kill the replica and start another in its slot, unless that was done or the slot keeps failing."""
+        """Kill the replica and start another in its slot, unless that was done already or the slot keeps failing."""
         slot = self._slots[replica.slot]
         with self.changed:
             if replica.died_with is not None or self._is_closed:
@@ -234,7 +235,7 @@ class Replicas:
             self.counts["rollout/lost_actors"] += 1
             self.notify()
         log.warning("rollout actor %d is lost (%d groups on it): %s", replica.slot, replica.died_with, reason)
-        ray.kill(replica.handle)  # a stopped process too: Ray's node sends SIGKILL to what does not exit by itself
+        ray.kill(replica.handle)  # ends a stopped process too: Ray sends SIGKILL if it does not exit by itself
         if not slot.is_given_up:
             successor = self._new_actor(slot.index)
             with self.changed:
@@ -266,7 +267,7 @@ class Replicas:
                 self._wait_for_successor(wanted, replica, error)
 
     def _wait_for_successor(self, gone: PublishedWeights, replica: Replica, error: LearnerLost) -> None:
-        """Return once there are other weights than those that were lost; lose the replica if there are none in time."""
+        """Wait for other weights than the lost ones; treat the replica as lost if none come in time."""
         with self.changed:
             found = self.changed.wait_for(
                 lambda: self._is_closed or self.weights is not gone, timeout=self.limits.start_timeout_s
@@ -275,12 +276,12 @@ class Replicas:
             self.lose(replica, str(error))
 
     def send(self, replicas: Sequence[Replica], weights: PublishedWeights) -> dict[Replica, WeightsRefused]:
-        """Send weights to replicas; return those that refused, once each has answered or is lost.
+        """Send weights to replicas and return those that refused, once each has answered or is lost.
 
-        The same for all replicas at an update and for one that joins late. A replica that takes longer than
-        `timeout_s` since it last finished something is lost; all have that time together, not one after another.
-        Raises LearnerLost if the weights were lost with the process that published them; replicas then wait for
-        others.
+        Updates of all replicas and a replica that joins late both use this. A replica that takes longer than
+        `timeout_s` since it last finished something is lost; this time runs for all replicas concurrently.
+        Raises LearnerLost if the weights were lost with the process that published them; the replicas then wait for
+        the next weights.
         """
         start, timeout_s = time.monotonic(), self.limits.timeout_s
         transfer, version = weights.transfer, weights.version
@@ -314,7 +315,7 @@ class Replicas:
         return refused
 
     def _admit(self, replica: Replica) -> PublishedWeights | None:
-        """Return the weights that the replica must load before it is up, None if it has the newest."""
+        """Return the weights that the replica must load before it is up; None if it has the newest."""
         with self.changed:
             self.notify()
             if not self._is_closed and self.weights is not None and replica.held is not self.weights:
@@ -323,7 +324,7 @@ class Replicas:
             return None
 
     def close(self) -> None:
-        """End all replicas; groups that still run fail. Calls after the first do nothing."""
+        """End all replicas; groups that are still running fail. Further calls do nothing."""
         with self.changed:
             if self._is_closed:
                 return
@@ -339,7 +340,10 @@ class Replicas:
             ray.kill(replica.handle)
 
     def _news(self, ticket: int | None = None) -> asyncio.Event:
-        """Return an event for the next change; with a ticket, for the next one while it is first in line. Lock held."""
+        """Return an event for the next change, or with a ticket for the next change while it is first in line.
+
+        The lock must be held.
+        """
         event = asyncio.Event()
         self._waiters.append(_Waiter(asyncio.get_running_loop(), event, ticket))
         return event
@@ -353,7 +357,7 @@ class Replicas:
                 await asyncio.wait_for(news.wait(), left)
 
     def notify(self) -> None:
-        """Wake all that wait for a change. The lock must be held."""
+        """Wake everything that waits for a change. The lock must be held."""
         self._changed_s = time.monotonic()
         self.note_healths()
         self.changed.notify_all()
@@ -374,6 +378,6 @@ class _Waiter:
 
 
 def check_acknowledged(got: WeightVersion, wanted: WeightVersion) -> None:
-    """Raise ActorLost if an actor acknowledged other weights than it was sent."""
+    """Raise ActorLost if an actor acknowledged other weights than those that it was sent."""
     if (got.version, got.digest) != (wanted.version, wanted.digest):
         raise ActorLost(f"acknowledged version {got.version} ({got.digest}), not {wanted.version} ({wanted.digest}).")

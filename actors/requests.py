@@ -1,7 +1,7 @@
-"""The spec of an engine, its requests, and the checks that reject them. No torch here: the driver imports it.
+"""The spec of an engine, its requests, and the checks of requests. Does not import torch, for the driver's sake.
 
-Requests are checked before anything reaches vLLM, because vLLM fails a whole batch for one bad prompt,
-and takes some bad prompts without a word.
+Requests are checked before anything reaches vLLM, because vLLM fails a whole batch for one bad prompt and silently
+accepts some bad prompts.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConf
 from rlsys.types import ClipInfo, Sampling
 
 WeightUpdate = Literal["pause", "keep", "abort"]
-MAX_SEED = 2**63 - 1  # vLLM keeps seeds as signed 64-bit integers
+MAX_SEED = 2**63 - 1  # vLLM stores seeds as signed 64-bit integers
 TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpec:
-    """How to build an engine: the config's sections that concern it, and what comes from elsewhere.
+    """The settings of an engine: sections of the config, and values from elsewhere.
 
-    lora: of the adapters that the engine may be sent in place of whole models; rank 0: it takes none.
+    lora: of the adapters that the engine may be sent instead of full models; rank 0 means none.
     device, weight_update: as in sections `cluster` and `pipeline`.
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
     """
@@ -44,7 +44,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GroupRequest:
-    """One prompt and how to sample its responses; the frames travel beside it, one array per clip.
+    """One prompt and how to sample its responses; its frames are passed separately, one array per clip.
 
     engine_ids: int [U], one placeholder per clip, in the order of `clips`.
     """
@@ -57,7 +57,7 @@ class GroupRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """What one engine can take, from its settings and its model's config."""
+    """The limits of the requests that an engine can accept, from its settings and its model's config."""
 
     vocab_size: int
     max_model_len: int
@@ -69,9 +69,9 @@ class EngineLimits:
 
 
 def environment(spec: EngineSpec) -> dict[str, str]:
-    """The environment that an engine's process needs before anything is imported."""
+    """Return the environment variables that an engine's process needs before anything is imported."""
     if spec.device == "cuda":
-        # an engine in a process of its own cannot be sent tensors: its wire format turns them into lists
+        # vLLM would run the engine in another process, whose wire format turns tensors into lists
         return {**env.QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.rollout.threads)}
 
@@ -97,7 +97,7 @@ def _sampling_problem(sampling: Sampling, limits: EngineLimits) -> str:
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
         return f"temperature={sampling.temperature} is not a number of 0 or more."
     if sampling.temperature == 0 and sampling.num_samples > 1:
-        return f"temperature 0 gives {sampling.num_samples} equal responses; ask for num_samples=1."
+        return f"temperature 0 gives {sampling.num_samples} equal responses; use num_samples=1."
     if not 0 < sampling.top_p <= 1:
         return f"top_p={sampling.top_p} is outside (0, 1]."
     if sampling.max_tokens < 1:
@@ -110,7 +110,7 @@ def _sampling_problem(sampling: Sampling, limits: EngineLimits) -> str:
 def _ids_problem(request: GroupRequest, limits: EngineLimits) -> str:
     ids = request.engine_ids
     if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        return f"engine_ids are {ids.dtype}{list(ids.shape)}; a prompt is one row of integers."
+        return f"engine_ids are {ids.dtype}{list(ids.shape)}; a prompt must be one row of integers."
     outside = ids[(ids < 0) | (ids >= limits.vocab_size)]
     if outside.size:
         return f"token ids {outside[:5].tolist()} are outside the model's vocabulary of {limits.vocab_size}."
@@ -132,12 +132,11 @@ def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: 
         if array.dtype != np.uint8 or array.shape != wanted:
             return (
                 f"the frames of {clip.kind} {clip.digest[:12]} are {array.dtype}{list(array.shape)}, "
-                f"its grid {clip.grid_thw} asks for uint8{list(wanted)}."
+                f"its grid {clip.grid_thw} needs uint8{list(wanted)}."
             )
         if min(clip.grid_thw) < 1 or height % limits.merge_size or width % limits.merge_size:
-            return (
-                f"grid {clip.grid_thw} of {clip.digest[:12]}: height and width are no multiples of {limits.merge_size}."
-            )
+            rule = f"height and width must be multiples of {limits.merge_size}"
+            return f"grid {clip.grid_thw} of {clip.digest[:12]}: {rule}."
         if clip.kind == "video" and not (math.isfinite(clip.second_per_grid_s) and clip.second_per_grid_s > 0):
             return f"second_per_grid_s={clip.second_per_grid_s} of video {clip.digest[:12]} is not above 0."
     return ""
@@ -150,6 +149,6 @@ def _length_problem(request: GroupRequest, limits: EngineLimits) -> str:
     if total > limits.max_model_len:
         return (
             f"{text} text + {visual} visual + {request.sampling.max_tokens} response = {total} tokens are more than "
-            f"model.max_model_len={limits.max_model_len}; a prompt with media is never cut."
+            f"model.max_model_len={limits.max_model_len}; raise it, or shorten the prompt or the response."
         )
     return ""

@@ -1,4 +1,4 @@
-"""A rollout actor: an engine that steps in a thread of its own, behind an asynchronous Ray shell."""
+"""The rollout actor: an engine in a thread of its own, behind an asynchronous Ray actor."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rlsys.types import Rollout
 from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
-SHUTDOWN_S = 10.0  # for an engine to free its resources; the caller then ends the process
-ADMIT_S = 0.05  # preparing prompts holds up the responses that are under way: no longer than this at a time
+SHUTDOWN_S = 10.0  # time for an engine to free its resources before the caller ends the process
+ADMIT_S = 0.05  # longest time for which preparing prompts may delay the responses in generation
 
 
 class Engine(Protocol):
-    """What the loop drives; see `actors.engine.RolloutEngine`."""
+    """The engine that the loop drives; see `actors.engine.RolloutEngine`."""
 
     @property
     def has_room(self) -> bool: ...
@@ -80,14 +80,14 @@ _Command = _Generate | _Call | _Update | _Forget
 
 
 class EngineLoop:
-    """Owns an engine in one thread, in which alone it is made and called; the methods may be called from any.
+    """An engine in a thread of its own, which creates it and makes all calls; methods may be called from any thread.
 
-    Groups begin in the order in which they came, as soon as the engine has room. New weights go before all
-    groups that have not begun. Those that run, by `weight_update`:
-    "pause": end first, and nothing begins until the weights are there, so no group mixes two versions.
-    "keep": continue from the present token; see `actors.engine.RolloutEngine.load_weights`.
-    "abort": fail with GroupAborted, as they do under "keep" where the engine cannot keep them.
-    When the engine fails, everything pending and everything later fails with EngineDied.
+    Groups begin in the order in which they arrive, as soon as the engine has room. New weights are loaded before any
+    group that has not begun. Running groups are treated by `weight_update`:
+    "pause": they end first, and no group begins until the weights are loaded, so no group mixes two versions.
+    "keep": they continue from their current token; see `actors.engine.RolloutEngine.load_weights`.
+    "abort": they fail with GroupAborted, as they do under "keep" if the engine cannot continue them.
+    After the engine fails, all pending and later calls fail with EngineDied.
     """
 
     def __init__(self, make_engine: Callable[[], Engine], weight_update: WeightUpdate = "pause") -> None:
@@ -105,36 +105,45 @@ class EngineLoop:
         thread.shutdown(wait=False)
 
     def wait_started(self, timeout_s: float) -> None:
-        """Returns once the engine is loaded; raises what loading it raised, and TimeoutError after `timeout_s`."""
+        """Wait until the engine is loaded. Raises the error of loading it, or TimeoutError after `timeout_s`."""
         wait((self._started, self._ended), timeout=timeout_s, return_when=FIRST_COMPLETED)
         if self._ended.done():
             self._ended.result()
         self._started.result(timeout=0)
 
     def generate(self, request: GroupRequest, frames: Sequence[np.ndarray]) -> Future[tuple[Rollout, ...]]:
-        """The group's rollouts, or PromptRefused, NoWeights, BadOutput, GroupAborted or EngineDied."""
+        """Return a future of the group's rollouts.
+
+        Its error is PromptRefused, NoWeights, BadOutput, GroupAborted or EngineDied.
+        """
         command = _Generate(request=request, frames=frames)
         self._send(command)
         return command.done
 
     def forget(self, group: Future[tuple[Rollout, ...]]) -> None:
-        """Nobody awaits this group of `generate` any more: it makes room for others, and its future stays as it is."""
+        """Discard a group of `generate` that is no longer awaited. Its future never completes."""
         self._send(_Forget(group=group))
 
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> Future[WeightVersion]:
-        """The acknowledged version, or WeightsRefused (the engine serves on with what it had) or EngineDied."""
+        """Return a future of the acknowledged version.
+
+        Its error is WeightsRefused, after which the engine continues with the weights that it had, or EngineDied.
+        """
         command = _Update(transfer=transfer, version=version)
         self._send(command)
         return command.done
 
     def call(self, function: Callable[[Any], Any]) -> Future[Any]:
-        """What `function` returns for the engine, called while no group runs. An error of it ends the engine."""
+        """Return a future of `function(engine)`, called while no group runs. An error in it ends the engine."""
         command = _Call(function=function)
         self._send(command)
         return command.done
 
     def stop(self) -> Future[None]:
-        """Done (perhaps with the engine's error) once the thread has ended; what still runs fails with EngineDied."""
+        """Return a future that is done, perhaps with the engine's error, once the thread has ended.
+
+        Groups and calls that are still pending fail with EngineDied.
+        """
         self._send(None)
         return self._ended
 
@@ -157,7 +166,7 @@ class EngineLoop:
         engine.shutdown()
 
     def _take_commands(self, engine: Engine) -> None:
-        """Sort what has come. Rests while there is nothing to do: only `stop` ends that, or the end of the process."""
+        """Sort the commands that have arrived; block while there is nothing to do."""
         is_idle = not (self._running or self._waiting or self._calls)
         with suppress(queue.Empty):
             while not self._is_stopped:
@@ -187,7 +196,7 @@ class EngineLoop:
                 )
             except WeightsRefused as error:
                 outcome = error
-                if engine.version is None:  # what it holds is neither the old version nor the new one
+                if engine.version is None:  # it holds neither the old version nor the new one
                     self._end_groups(engine, str(error))
             self._calls.popleft()
             _settle(call.done, outcome)
@@ -195,7 +204,7 @@ class EngineLoop:
     def _make_way(self, engine: Engine, version: WeightVersion) -> None:
         """Abort the running groups if they must not continue under `version`."""
         if self._weight_update == "abort" or (self._weight_update == "keep" and not engine.can_keep(version)):
-            self._end_groups(engine, f"version {version.version} of the weights came.")
+            self._end_groups(engine, f"version {version.version} of the weights arrived.")
 
     def _end_groups(self, engine: Engine, reason: str) -> None:
         for name in list(self._running):
@@ -203,7 +212,7 @@ class EngineLoop:
             _settle(self._running.pop(name).done, GroupAborted(reason))
 
     def _begin_groups(self, engine: Engine) -> None:
-        """As many as there is room for, but for ADMIT_S at most while groups run."""
+        """Begin as many groups as there is room for, but for at most ADMIT_S while groups run."""
         started = time.perf_counter()
         while self._waiting and engine.has_room:
             command = self._waiting.popleft()
@@ -214,7 +223,7 @@ class EngineLoop:
 
     def _begin(self, engine: Engine, command: _Generate) -> None:
         name = next(self._names)
-        self._running[name] = command  # also while the engine takes it in: if that ends the engine, it fails too
+        self._running[name] = command  # before `add`, so that the group fails too if that ends the engine
         try:
             engine.add(name, command.request, command.frames)
         except (PromptRefused, NoWeights) as error:
@@ -258,23 +267,23 @@ def _settle(future: Future[Any], outcome: object) -> None:
 
 
 class RolloutActor:
-    """The Ray shell: every call waits on the engine's thread without holding up the others. Made with `ray.remote`."""
+    """The Ray actor, made with `ray.remote`. Calls wait for the engine's thread without blocking one another."""
 
     def __init__(self, spec: EngineSpec, start_timeout_s: float = 900.0) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("actors").setLevel(logging.INFO)
-        logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # warns at import that there is no GPU
-        from actors.engine import RolloutEngine  # torch and vLLM: in this process alone
+        logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # vLLM warns at import if there is no GPU
+        from actors.engine import RolloutEngine  # torch and vLLM are imported in this process only
 
         self._loop = EngineLoop(partial(RolloutEngine, spec), spec.weight_update)
         self._loop.wait_started(start_timeout_s)
 
     async def ping(self) -> int:
-        """The actor's process id, once its engine is loaded."""
+        """Return the actor's process id once its engine is loaded."""
         return os.getpid()
 
     async def generate(self, request: GroupRequest, *frames: np.ndarray) -> tuple[Rollout, ...]:
-        """See `EngineLoop.generate`. frames: one array per clip; given as references, Ray maps them without a copy."""
+        """Generate a group, see `EngineLoop.generate`. frames: one array per clip, which Ray maps without a copy."""
         group = self._loop.generate(request, frames)
         try:
             return await asyncio.wrap_future(group)
@@ -283,13 +292,13 @@ class RolloutActor:
             raise
 
     async def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
-        """See `EngineLoop.load_weights`."""
+        """Load weights, see `EngineLoop.load_weights`."""
         return await asyncio.wrap_future(self._loop.load_weights(transfer, version))
 
     async def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
-        """What was acknowledged, and what `RolloutEngine.compare_weights` finds, while no group runs."""
+        """Return the result of `RolloutEngine.compare_weights`, computed while no group runs."""
         return await asyncio.wrap_future(self._loop.call(lambda engine: engine.compare_weights(transfer)))
 
     async def shutdown(self) -> None:
-        """Frees the engine; vLLM leaves shared memory behind when its process is killed without."""
+        """Free the engine; otherwise vLLM leaves shared memory behind when its process is killed."""
         await asyncio.wait([asyncio.wrap_future(self._loop.stop())], timeout=SHUTDOWN_S)

@@ -1,4 +1,4 @@
-"""Weights as they arrive in an engine: received, checked against their manifest, and loaded.
+"""The receiving side of weight transfers: weights are fetched, checked against their manifest, and loaded.
 
 - `receive` (`TransferStats`, `WeightsIterator`, `changed_names`, `fetch`, `holding`, `receive`): buckets of a
   transfer from the object store or a broadcast

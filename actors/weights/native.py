@@ -1,7 +1,7 @@
 """GPU-to-GPU updates through vLLM's own weight transfer, by NCCL or CUDA IPC.
 
-vLLM loads what it receives at once, so it is checked afterwards, by reading it back. An engine that fails midway
-cannot be used any more and is replaced; one that fails before the first tensor takes the object store's copy.
+vLLM loads weights as it receives them, so they are checked afterwards, by reading them back. An engine that fails
+midway cannot be used any more and is replaced; one that fails before the first tensor uses the object store's copy.
 Source of the protocol: `vllm.distributed.weight_transfer` of vLLM.
 """
 
@@ -23,19 +23,20 @@ from rlsys.weights.manifest import Bucket, Manifest, WeightTransfer
 log = logging.getLogger(__name__)
 
 BACKENDS = {"collective": "nccl", "ipc": "ipc"}
-"""vLLM's name of each transport."""
+"""Transport -> vLLM's name of it."""
 
 
 class Rpc(Protocol):
-    """`collective_rpc` of vLLM's engine, which calls a method of every worker."""
+    """The method `collective_rpc` of vLLM's engine, which calls a method of every worker."""
 
     def __call__(self, method: str, *, kwargs: Mapping[str, Any] | None = None) -> object: ...
 
 
 def closed(buckets: Sequence[Bucket], wanted: Sequence[Bucket]) -> tuple[Bucket, ...]:
-    """Return `wanted` and every bucket that shares a module of the engine with one of them, and so on.
+    """Return `wanted` and, transitively, every bucket that shares a module of the engine with one of them.
 
-    vLLM loads all of a bucket and rebuilds a module from what it is given: a part would leave the rest undefined.
+    vLLM loads whole buckets and rebuilds each module from the tensors that it is given; a missing tensor would leave a
+    part of the module undefined.
     """
     found, modules = set(wanted), {engine_module(name) for bucket in wanted for name in bucket.names}
     while more := {b for b in buckets if b not in found and modules & set(map(engine_module, b.names))}:
@@ -60,7 +61,7 @@ def take_natively(
         return None
     needed = closed(transfer.buckets, wanted)
     if spec.weights.transport == "ipc":
-        # the rendezvous closes at the learner's next update, which changes what the handles lead to
+        # the rendezvous closes at the learner's next update, which changes the tensors behind the handles
         is_current = transfer.rendezvous is not None and is_open(transfer.rendezvous)
         return _take_by_ipc(rpc, needed, manifest, begin) if is_current else None
     try:
@@ -76,7 +77,7 @@ def take_natively(
     for index in member.indices:
         rpc("update_weights", kwargs={"update_info": update_info(transfer.buckets[index].names, manifest)})
     rpc("finish_weight_update")
-    rpc("shutdown_weight_transfer_engine")  # the next update has a group of its own
+    rpc("shutdown_weight_transfer_engine")  # the next update has another process group
     moved = sum(transfer.buckets[index].num_bytes for index in member.indices)
     return TransferStats(broadcast_bytes=moved, num_loaded=len(manifest), num_tensors=len(manifest))
 

@@ -1,7 +1,7 @@
-"""How an engine receives weights: which buckets it needs, from where, each checked before it is loaded.
+"""Reception of weights: the buckets that an engine needs, and their sources and checks.
 
 A bucket is checked against the manifest before any of its tensors is passed on. Buckets in the object store are all
-checked before the first is passed on, so that a bad one leaves the engine as it was.
+checked before the first is passed on, so that a bad one leaves the engine unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class TransferStats:
-    """Size of one update: bytes by source, and how many of the version's tensors were loaded."""
+    """The size of one update: bytes by source, and the number of tensors loaded."""
 
     stored_bytes: int = 0
     broadcast_bytes: int = 0
@@ -34,10 +34,10 @@ class TransferStats:
 
 
 def changed_names(manifest: Manifest, held: Manifest, module_of: Callable[[str], str]) -> set[str]:
-    """Return the tensors to load into an engine that holds `held`: all of every module in which one differs.
+    """Return the tensors to load into an engine that holds `held`: those of every module in which one differs.
 
-    module_of: the engine's module that a tensor is loaded into. vLLM rebuilds a module from what it is given,
-    so a part of one would leave the rest of it undefined.
+    module_of: the engine's module that a tensor is loaded into. vLLM rebuilds a module from the tensors that it is
+    given, so a missing tensor would leave a part of it undefined.
     """
     touched = {module_of(name) for name, entry in manifest.items() if held.get(name) != entry}
     return {name for name in manifest if module_of(name) in touched}
@@ -64,12 +64,12 @@ def fetch(bucket: Bucket, timeout_s: float) -> NamedTensors:
 def receive(
     transfer: WeightTransfer, buckets: Sequence[Bucket], version: WeightVersion, stats: TransferStats
 ) -> Iterator[NamedTensors]:
-    """Yield the buckets' tensors, one bucket at a time, each checked; counts them in `stats`. Raises WeightsRefused.
+    """Yield the checked tensors of one bucket after another, and count them in `stats`. Raises WeightsRefused.
 
-    What a broadcast loses or damages is fetched from the object store instead.
+    Buckets that a broadcast loses or damages are fetched from the object store instead.
     """
     remaining = list(buckets)
-    if transfer.rendezvous is not None:  # even if no bucket is needed: the sender waits for all
+    if transfer.rendezvous is not None:  # even if no bucket is needed, because the sender waits for all
         try:
             for bucket, tensors in receive_broadcast(transfer, tuple(remaining), version.manifest):
                 if problems := bucket_problems(tensors, bucket.names, version.manifest):
@@ -89,9 +89,9 @@ def receive(
 
 
 class WeightsIterator:
-    """Iterates over tensors for vLLM; an error ends it early and is kept in `error`.
+    """An iterator over tensors for vLLM, which an error ends early; the error is kept in `error`.
 
-    An exception would leave vLLM's modules half rebuilt, and the next update would continue from there.
+    Raising it would leave vLLM's modules half rebuilt, and the next update would continue from there.
     """
 
     def __init__(self, buckets: Iterator[NamedTensors], names: Collection[str]) -> None:

@@ -1,7 +1,7 @@
-"""Checks of the weights that an engine is sent: everything that can be wrong is found before they touch it.
+"""Checks of the weights that an engine is sent, before and after they are loaded.
 
-A wrong shape inside vLLM kills the engine (later calls spin), so names, shapes, dtypes, bytes and finiteness are
-checked here, against the checkpoint that the engine was loaded from.
+A wrong shape inside vLLM makes the engine hang, so names, shapes, dtypes, bytes and finiteness are checked first,
+against the checkpoint that the engine was loaded from.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ FUSED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-"""Layers that vLLM fuses: by the checkpoint's name, the fused layer's name and the index of the part in it."""
-_SHOWN = 8  # problems named in an error; a wrong model has hundreds
+"""Layers that vLLM fuses: name in the checkpoint -> (name of the fused layer, index of the part in it)."""
+_SHOWN = 8  # number of problems named in an error; a wrong model has hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What an update must contain. tied_to: the tensor whose values the output head must have, "" if it has its own."""
+    """The tensors of an update. tied_to: the tensor whose values the output head must have, "" if it has its own."""
 
     specs: Mapping[str, TensorSpec]
     tied_to: str
@@ -56,8 +56,8 @@ class Expected:
 def expected_weights(model_path: Path, dtype: str) -> Expected:
     """Return name, shape and dtype of every tensor of an update, from the headers of the checkpoint's files.
 
-    Names are the files' own, plus the output head where it is tied to the embedding and therefore in no file:
-    an update without it would leave vLLM's head stale. dtype: the run's number format, whatever the files'.
+    Names are the files' own, plus the output head if it is tied to the embedding and therefore in no file: an update
+    without it would leave vLLM's head stale. dtype: the run's number format, regardless of the files'.
     Raises FileNotFoundError if the folder has no *.safetensors.
     """
     files = sorted(Path(model_path).glob("*.safetensors"))
@@ -108,14 +108,14 @@ def write_adapter(tensors: NamedTensors, lora: LoraConfig, folder: Path) -> None
 
 
 def refused(version: WeightVersion, problems: Sequence[str]) -> WeightsRefused:
-    """Return the error that names a version and what is wrong with it."""
+    """Return the error that names a version and its problems."""
     more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     lines = "\n  ".join(problems[:_SHOWN])
     return WeightsRefused(f"weights version {version.version} refused, {len(problems)} problem(s):\n  {lines}{more}")
 
 
 def check_manifest(version: WeightVersion, expected: Expected, transfer: WeightTransfer) -> None:
-    """Raise WeightsRefused unless the model can load what `version` announces and the transfer has all of it."""
+    """Raise WeightsRefused unless the model can load all tensors of `version` and the transfer has all of them."""
     manifest = version.manifest
     problems = differences(expected.specs, {name: entry.spec for name, entry in manifest.items()})
     if not problems and (found := digest_of(manifest)) != version.digest:
@@ -131,7 +131,7 @@ def check_manifest(version: WeightVersion, expected: Expected, transfer: WeightT
 
 
 def bucket_problems(tensors: NamedTensors, names: Collection[str], manifest: Manifest) -> list[str]:
-    """Return one line for each tensor of a bucket that is not the manifest's, or not finite; [] when none."""
+    """Return one line for each tensor of a bucket that is not the manifest's or not finite; [] if there is none."""
     expected = {name: manifest[name].spec for name in names}
     problems = differences(expected, {name: tensor.spec for name, tensor in tensors.items()})
     problems = problems or [line for name, tensor in tensors.items() if (line := _bytes_problem(name, tensor))]
@@ -157,7 +157,7 @@ def _bytes_problem(name: str, tensor: NamedTensor) -> str:
 
 
 def engine_name(name: str) -> str:
-    """Return the parameter of vLLM's Qwen2.5-VL that a checkpoint name, old style or new, is loaded into."""
+    """Return the parameter of vLLM's Qwen2.5-VL that a tensor of a checkpoint, old style or new, is loaded into."""
     for old, new in (
         ("model.language_model.", "language_model.model."),
         ("model.visual.", "visual."),
@@ -177,10 +177,10 @@ def engine_module(name: str) -> str:
 
 
 def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that vLLM keeps as it received them, by checkpoint name; parts of fused layers as slices.
+    """Yield the tensors that vLLM keeps as it received them, by checkpoint name; parts of fused layers are slices.
 
-    Not readable: on CPU the matrices of linear layers, which vLLM repacks and frees, and what is split over
-    several processes. A layer with an adapter keeps the plain one as its `base_layer`.
+    On CPU the matrices of linear layers, which vLLM repacks and frees, cannot be read back, nor can tensors that are
+    split over several processes. A layer with an adapter has the original one as its `base_layer`.
     """
     parameters = {
         name.replace(".base_layer.", "."): held for name, held in model.named_parameters(remove_duplicate=False)
@@ -201,7 +201,7 @@ def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterato
 
 
 def _parts(name: str, kind: str) -> list[str]:
-    """Return the checkpoint's names of all parts of the layer that `name` is fused into, in their order."""
+    """Return the checkpoint's names of all parts of the layer that `name` is fused into, in order."""
     fused = FUSED[kind][0]
     return [name.replace(f".{kind}.", f".{part}.") for part, (whole, _) in FUSED.items() if whole == fused]
 
@@ -217,7 +217,7 @@ def stale_parameters(model: torch.nn.Module, manifest: Manifest) -> tuple[int, l
 
 
 def compared(model: torch.nn.Module, tensors: NamedTensors, specs: Mapping[str, TensorSpec]) -> dict[str, float | None]:
-    """Return by name the largest absolute difference between vLLM's values and `tensors`; None if not readable.
+    """Return by name the largest absolute difference between vLLM's values and `tensors`; None if unreadable.
 
     specs: of the whole model, because a part's slice of a fused layer depends on the other parts.
     """

@@ -98,7 +98,7 @@ def same(left: tuple[Rollout, ...], right: tuple[Rollout, ...]) -> bool:
 
 
 def test_generation_before_the_first_acknowledged_weights_is_refused(engines: Engines) -> None:
-    with pytest.raises(NoWeights, match="load_weights comes first"):
+    with pytest.raises(NoWeights, match="call load_weights first"):
         ray.get(engines.ask.ask(engines.old, 0))
 
 
@@ -285,7 +285,7 @@ def test_an_engine_that_got_half_a_version_samples_nothing_until_it_has_a_whole_
     assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
     with pytest.raises(WeightsRefused, match="its digest is"):
         ray.get(taking)
-    with pytest.raises(NoWeights, match="load_weights comes first"):
+    with pytest.raises(NoWeights, match="call load_weights first"):
         ray.get(engines.ask.ask(engines.old, 0))
     load(engines.old, engines.old_tensors)
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)

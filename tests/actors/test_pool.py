@@ -133,7 +133,7 @@ def test_groups_are_shared_out_and_come_back_in_sample_order(background: Callabl
 
 
 def test_generating_before_any_weights_is_refused(background: Callable[..., Future[Any]]) -> None:
-    with pool_of("sound") as pool, pytest.raises(NoWeights, match="load_weights comes before"):
+    with pool_of("sound") as pool, pytest.raises(NoWeights, match="call load_weights before generate"):
         background(group(pool, "p")).result(patience(60.0))
 
 

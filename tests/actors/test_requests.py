@@ -89,7 +89,7 @@ def test_an_expanded_prompt_is_refused() -> None:
 def test_frames_of_another_shape_or_type_are_refused() -> None:
     good = frames_of(clip())
     for bad in (good[:2], good[:, :28], good.astype(np.float32), good[..., :2], good[0]):
-        assert "asks for uint8[4, 56, 56, 3]" in refusal([1, VIDEO_PAD], [clip()], [bad])
+        assert "needs uint8[4, 56, 56, 3]" in refusal([1, VIDEO_PAD], [clip()], [bad])
 
 
 def test_a_clip_whose_patches_do_not_merge_is_refused() -> None:
