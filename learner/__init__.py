@@ -1,8 +1,8 @@
 """The learner: DeepSpeed ranks that compute the loss, update the policy and publish its weights.
 
-- `group` (`LearnerGroup`): the ranks as one object, which is all that a run sees of them
+- `group` (`LearnerGroup`): the ranks as one object, through which a run uses them
 - `engine` (`LearnerEngine`, `join_ranks`, `open_store`): one rank: model, optimiser and packed passes
-- `spec` (`LearnerSpec`): what ranks are loaded with
+- `spec` (`LearnerSpec`): the settings that ranks are loaded with
 - `packing`: shared-prompt packing
 - `loss`: losses and their statistics
 - `model`: the policy with its frozen parts and adapters

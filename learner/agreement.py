@@ -1,4 +1,4 @@
-"""Ranks that fail together: one that raised alone would leave the others waiting for it in a collective."""
+"""Agreement of ranks on problems, because a rank that raised alone would leave the others waiting in a collective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import torch.distributed as dist
 
 
 def united(found: tuple[str, ...], device: torch.device) -> tuple[str, ...]:
-    """Return on every rank what any rank found, sorted. Collective; costs one number per rank if none did."""
+    """Return on every rank the union of what all ranks found, sorted.
+
+    This is a collective call. It transfers one number per rank if no rank found anything.
+    """
     flag = torch.tensor([len(found)], dtype=torch.int64, device=device)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if not flag.item():

@@ -1,6 +1,6 @@
-"""DeepSpeed's checkpoint files as data: a checkpoint from elsewhere must not run code on the ranks that resume it.
+"""Safe loading of DeepSpeed's checkpoint files, so that a checkpoint from elsewhere cannot run code on the ranks.
 
-DeepSpeed unpickles its files with `weights_only=False` (seen in 0.19.8), which calls whatever a file names.
+DeepSpeed unpickles its files with `weights_only=False` (as of 0.19.8), which calls any function that a file names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from rlsys.errors import CheckpointUnsafe
 
 ALLOWED = [LossScaler, ZeroStageEnum, fragment_address]
-"""What the files of every dtype, ZeRO stage and kind of training name beside tensors and containers."""
+"""The classes and functions beside tensors and containers that DeepSpeed's files name in any configuration."""
 
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """Let every `torch.load` in this process build tensors, containers and `ALLOWED` alone, whatever its caller says.
+    """Restrict every `torch.load` in this process to tensors, containers and `ALLOWED`, overriding its caller.
 
-    A file that names anything else raises pickle.UnpicklingError before any of it is called.
+    A file that names anything else raises pickle.UnpicklingError before anything in it is called.
     """
     with (
         patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}),
@@ -38,9 +38,9 @@ def data_only() -> Iterator[None]:
 
 
 def require_data(folder: Path) -> None:
-    """Look at every file of a checkpoint before a rank opens it, which takes its pickle's opcodes, not its tensors.
+    """Check every file of a checkpoint before a rank opens it, by the opcodes of its pickles, without its tensors.
 
-    Raises CheckpointUnsafe, which names the first file that is no file of `torch.save` or names code to call.
+    Raises CheckpointUnsafe for the first file that `torch.save` did not write or that names code to call.
     """
     with torch.serialization.safe_globals(ALLOWED):
         for file in sorted(Path(folder).rglob("*.pt")):
@@ -48,10 +48,10 @@ def require_data(folder: Path) -> None:
                 found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
                 raise CheckpointUnsafe(
-                    f"{file}: not a file that torch.save wrote: {str(error).splitlines()[0]}"
+                    f"{file}: not a file that torch.save wrote ({str(error).splitlines()[0]}); use another checkpoint"
                 ) from error
             if found:
                 raise CheckpointUnsafe(
-                    f"{file}: would call {', '.join(sorted(found))} when it is read; a checkpoint of rlsys holds data "
-                    "alone. Do not resume from this folder; its model/ folder is safetensors and can be trained from."
+                    f"{file}: would call {', '.join(sorted(found))} when it is read; a checkpoint of rlsys holds only "
+                    "data. Do not resume from this folder; its model/ folder is safetensors and can be trained from."
                 )

@@ -1,4 +1,4 @@
-"""How a learner's checkpoint is cut, and whether it can be resumed as a config wants it: pure decisions."""
+"""The layout of a learner's checkpoint, and whether a run with another layout can resume it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYOUT_FILE = "layout.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a checkpoint is cut, and what of the model is in it. trained: what of the model the optimiser knows."""
+    """The partition and contents of a checkpoint. trained: description of the parameters in the optimiser."""
 
     num_ranks: int
     zero_stage: int
@@ -23,7 +23,7 @@ class Layout:
 
 
 def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
-    """What `save` would write."""
+    """Return the layout of the checkpoints that a learner saves."""
     learner, lora = spec.learner, spec.learner.lora
     if lora.rank:
         trained = f"LoRA of rank {lora.rank} on {', '.join(sorted(lora.targets))}"
@@ -33,7 +33,7 @@ def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """What `learner.checkpoints.save` noted of the checkpoint. Raises CheckpointError where there is none."""
+    """Read the layout that `learner.checkpoints.save` wrote. Raises CheckpointError if there is none."""
     try:
         return Layout(**json.loads((folder / LAYOUT_FILE).read_text()))
     except FileNotFoundError as error:
@@ -46,12 +46,12 @@ def must_reshard(saved: Layout, wanted: Layout, folder: Path) -> bool:
         if getattr(saved, field) != getattr(wanted, field):
             raise CheckpointError(
                 f"{folder}: saved with {getattr(saved, field)!r}, the config says {getattr(wanted, field)!r}; its "
-                f"optimiser state fits nothing else: set {ours} as it was, or start from the checkpoint's model folder."
+                f"optimiser state fits nothing else: set {ours} as before, or start from the checkpoint's model folder."
             )
     if (saved.zero_stage == 0) != (wanted.zero_stage == 0):
         raise CheckpointError(
             f"{folder}: saved with learner.zero_stage={saved.zero_stage}, the config says {wanted.zero_stage}; "
             "DeepSpeed cannot reshard to or from stage 0: use the stage that it was saved with."
         )
-    # without ZeRO every rank has all of it
+    # without ZeRO every rank has the whole state
     return bool(saved.zero_stage) and (saved.num_ranks, saved.zero_stage) != (wanted.num_ranks, wanted.zero_stage)

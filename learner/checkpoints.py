@@ -1,8 +1,8 @@
-"""The learner's checkpoints: DeepSpeed's own, resumed bit for bit by as many ranks, or resharded for others.
+"""The learner's checkpoints in DeepSpeed's format, resumed bit for bit, or resharded for another number of ranks.
 
-Resharding goes through DeepSpeed's universal checkpoint (arXiv:2406.18820), which is one file per
-parameter and optimiser state. It is made when a checkpoint is resumed on another number of ranks or
-at another ZeRO stage, so that saving stays fast.
+Resharding uses DeepSpeed's universal checkpoint (arXiv:2406.18820), which has one file per parameter and optimiser
+state. It is created when a checkpoint is resumed on another number of ranks or at another ZeRO stage, so that saving
+stays fast.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RESHARDED = ".resharded"
 
 
 def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
-    """Trained weights, optimiser and schedule; every rank writes its part. Frozen weights are the model folder's.
+    """Save the trained weights, optimiser and schedule; every rank writes its part. Frozen weights are not saved.
 
-    Raises NotWritten, on all ranks, where a disk does not take it; then `folder` is to be thrown away.
+    Raises NotWritten, on all ranks, if a disk cannot be written to; `folder` must then be discarded.
     """
     problems: list[str] = []
     with _failures_noted(engine, problems):
@@ -49,14 +49,14 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
 
 
 def raise_not_written(problems: Sequence[str], device: torch.device) -> None:
-    """Raises NotWritten on all ranks where one has a problem with its disk."""
+    """Raise NotWritten on all ranks if any rank has problems with its disk."""
     if found := united(tuple(problems), device):
         raise NotWritten("; ".join(found))
 
 
 @contextmanager
 def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> Iterator[None]:
-    """Within the block, a rank that cannot write a file continues: DeepSpeed synchronises all ranks after it."""
+    """Collect the errors of writing files in the block instead of raising, because DeepSpeed synchronises the ranks."""
 
     def noted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -80,26 +80,26 @@ def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> I
 
 
 def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
-    """Continue from what `save` wrote, with the same ranks and stage bit for bit.
+    """Restore what `save` wrote, bit for bit with the same number of ranks and ZeRO stage.
 
-    Nothing that a file names is called, see `learner.checkpoint_files`. Raises CheckpointError where there is nothing,
-    or what is there is for another model or cannot be cut as wanted.
+    No code that a file names is called, see `learner.checkpoint_files`. Raises CheckpointError if there is no
+    checkpoint, or it is of another model or cannot be resharded as requested.
     """
     saved = read_layout(folder)
     with data_only():
         if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
             _restore_resharded(engine, spec, folder)
         else:
-            # frozen weights are not in it
+            # frozen weights are not in the checkpoint
             engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-    engine.lr_scheduler.apply_settings(spec.train)  # in the end: the optimizer's state is loaded after the schedule's
+    engine.lr_scheduler.apply_settings(spec.train)  # last, because the optimizer's state is loaded after the schedule's
 
 
 def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
     if dist.get_rank() == 0:
         _convert(folder / TAG, folder / RESHARDED, spec.learner.zero_stage)
     dist.barrier()
-    # DeepSpeed takes this from its config, which is read before anyone knows what will be resumed
+    # DeepSpeed reads this from its config, before it is known which checkpoint will be resumed
     engine._config.load_universal_checkpoint = True
     engine.load_checkpoint(str(folder), tag=RESHARDED, load_module_strict=False)
     engine._config.load_universal_checkpoint = False
@@ -116,18 +116,18 @@ def _convert(source: Path, target: Path, zero_stage: int) -> None:
         Namespace(
             input_folder=str(source),
             output_folder=str(target),
-            num_extract_workers=1,  # more would be processes, each of which imports all this again
+            num_extract_workers=1,  # more workers would be processes, each of which imports torch again
             num_merge_workers=1,
             keep_temp_folder=False,
             strict=True,
-            inject_missing_state=True,  # of pipelines, which there are none of
+            inject_missing_state=True,  # only for pipeline parallelism, which is not used here
         )
     )
     _fit_to_stage(target, zero_stage)
 
 
 def _fit_to_stage(folder: Path, zero_stage: int) -> None:
-    """Bridge what DeepSpeed's universal format keeps in other places at ZeRO-3 than below (seen in 0.19.8)."""
+    """Move what DeepSpeed's universal format stores elsewhere at ZeRO-3 than at lower stages (as of 0.19.8)."""
     zero = folder / "zero"
     at_3, below = folder / "zero_pp_rank_0_mp_rank_00_model_states.pt", folder / "mp_rank_00_model_states.pt"
     shared = _read(zero / "optimizer_state.pt")

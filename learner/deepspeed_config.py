@@ -1,4 +1,4 @@
-"""Our settings as DeepSpeed's JSON: a pure decision, without DeepSpeed."""
+"""Translation of the config into DeepSpeed's JSON; DeepSpeed is not imported."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ MAX_BUCKET_NUMBERS = 500_000_000
 
 
 def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for the spec, `learner.deepspeed` merged in.
+    """Return DeepSpeed's JSON for the spec, with `learner.deepspeed` merged in.
 
-    num_numbers: of all trained parameters; no bucket need be larger. Keys that are in
-    `rlsys.config.learner.OWNED_KEYS` are ours alone, which the config has checked; the others are
-    defaults that `learner.deepspeed` may change.
+    num_numbers: size of all trained parameters, which bounds the buckets. The config has checked that
+    `learner.deepspeed` does not set keys in `rlsys.config.learner.OWNED_KEYS`; it may change all others.
     """
     bucket = max(1, min(num_numbers, MAX_BUCKET_NUMBERS))
     ours = {
@@ -24,10 +23,10 @@ def deepspeed_config(spec: LearnerSpec, num_numbers: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.train.max_grad_norm,
         "bf16": {"enabled": spec.model.dtype == "bfloat16"},
-        # passes add up in float32 whatever the weights are in, or many would round each other away; not at stage 0
+        # gradients of passes are summed in float32, or small ones would be rounded away; not possible at stage 0
         "data_types": {"grad_accum_dtype": "fp32" if spec.learner.zero_stage else None},
         "zero_allow_untested_optimizer": True,
-        # its own CPU Adam is C++ that it would compile at the start; torch's AdamW computes the same
+        # DeepSpeed's CPU Adam is C++ that it would compile at the start; torch's AdamW computes the same
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "stage": spec.learner.zero_stage,
@@ -49,7 +48,7 @@ def _offload(spec: LearnerSpec) -> dict[str, Any]:
 
 
 def merged(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`raw` laid over `ours`, mapping by mapping; neither is changed."""
+    """Return `ours` with the values of `raw` merged in recursively; neither is changed."""
     result = copy.deepcopy(dict(ours))
     for key, value in raw.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):

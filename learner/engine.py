@@ -1,4 +1,4 @@
-"""One DeepSpeed rank: forward, backward, update, weights out. Imports deepspeed, as `learner.checkpoints` does."""
+"""One DeepSpeed rank: forward and backward passes, updates, and export of weights. Imports deepspeed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ from rlsys.weights.manifest import Bucket, TensorEntry
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
-    """Where ranks meet: an address of this machine, on a port that the system picks. Rank 0 opens it and keeps it."""
+    """Open the store at which ranks meet, on rank 0, at `host` and a port that the system picks.
+
+    Rank 0 must keep the store alive.
+    """
     listener = socket.create_server((host, 0))
     port = listener.getsockname()[1]
     return dist.TCPStore(
@@ -64,19 +67,19 @@ def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
         is_master=True,
         wait_for_workers=False,
         timeout=datetime.timedelta(seconds=timeout_s),
-        # the store would otherwise listen on every network
+        # otherwise the store would listen on every network interface
         master_listen_fd=listener.detach(),
     )
 
 
 def find_store(world_size: int, host: str, port: int, timeout_s: float) -> dist.TCPStore:
-    """The store that rank 0 opened, for the other ranks."""
+    """Connect to the store that rank 0 opened; for the other ranks."""
     return dist.TCPStore(host, port, world_size, is_master=False, timeout=datetime.timedelta(seconds=timeout_s))
 
 
 def join_ranks(rank: int, world_size: int, store: dist.Store, *, device: str, timeout_s: float) -> None:
-    """Make this process one rank of `world_size`; once in a process's life. A collective fails after `timeout_s`."""
-    # DeepSpeed would compile its shared-memory collectives on first use: 40 s, and a C++ compiler is needed
+    """Make this process one of `world_size` ranks, once per process. Collectives fail after `timeout_s`."""
+    # DeepSpeed would compile its shared-memory collectives on first use, which takes 40 s and a C++ compiler
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _import_muon()
     os.environ.update(env.LEARNER_RANK)
@@ -87,7 +90,7 @@ def join_ranks(rank: int, world_size: int, store: dist.Store, *, device: str, ti
 
 
 def _import_muon() -> None:
-    """DeepSpeed compares every optimiser with Muon, whose import gives its kernels to torch.compile: 2 s."""
+    """Import Muon cheaply: DeepSpeed compares every optimiser with it, and its import runs torch.compile for 2 s."""
     compiled, compiler.compile = compiler.compile, lambda: lambda function: function
     try:
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
@@ -96,9 +99,9 @@ def _import_muon() -> None:
 
 
 class LearnerEngine:
-    """A rank's share of the model, its optimiser and its schedule. `join_ranks` comes first.
+    """A rank's share of the model, its optimiser and its schedule; call `join_ranks` first.
 
-    All ranks must call the same methods in the same order, for each makes them wait for each other.
+    All ranks must call the same methods in the same order, because each method synchronises the ranks.
     """
 
     def __init__(self, spec: LearnerSpec) -> None:
@@ -112,7 +115,7 @@ class LearnerEngine:
         self._layout = read_layout(model, spec.model.path)
         self._names = checkpoint_names(model)
         if spec.learner.lora.rank:
-            torch.manual_seed(spec.seed)  # the same adapters however the model was loaded
+            torch.manual_seed(spec.seed)  # the same adapters regardless of how the model was loaded
             add_adapters(model, spec.learner.lora)
         freeze(model, spec.learner.frozen_parts)
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
@@ -121,19 +124,17 @@ class LearnerEngine:
         self._publisher: Publisher | None = None
 
     def _load_reference(self) -> PackedPolicy | None:
-        """The policy that the run starts from; None where that is the model with its adapters off."""
+        """Return the policy that the run starts from; None if that is the model with its adapters disabled."""
         if self.spec.learner.lora.rank:
             return None
         model = load_model(self.spec.model.path, dtype=self.spec.model.dtype, attention=self.spec.model.attention)
         return PackedPolicy(model.to(self.spec.device)).eval().requires_grad_(False)
 
     def update(self, shard: RankShard) -> RankStats:
-        """One optimiser update from this rank's shard; its share of the metrics.
+        """Run one optimiser update on this rank's shard and return its share of the metrics.
 
-        The gradient is that of the weighted sum over all ranks' tokens, however they are split over
-        ranks and passes.
-        Raises FloatingPointError where the loss or the gradient is not a finite number; the
-        weights are to be thrown away then.
+        The gradient is that of the weighted sum over all ranks' tokens, however they are split over ranks and passes.
+        Raises FloatingPointError if the loss or the gradient is not finite; the weights must then be discarded.
         """
         stats = RankStats()
         self._set_training(True)
@@ -169,22 +170,24 @@ class LearnerEngine:
             raise FloatingPointError(
                 f"loss {loss.item()} on {names}: the weights, a clip or the sampler's log-probs are not finite."
             )
-        # DeepSpeed averages gradients over ranks; the loss is a sum over them
+        # DeepSpeed averages gradients over ranks, but the loss is a sum over ranks
         self._engine.backward(loss * dist.get_world_size())
         _add_tokens(stats, {**parts, "policy/entropy": entropy})
         stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
 
     def _step(self) -> float:
-        """Apply the update; the gradient's global norm before clipping."""
+        """Apply the update and return the gradient's global norm before clipping."""
         grad_norm = None
         if self.spec.learner.zero_stage == 0 and self.spec.model.dtype == "float32":
-            # DeepSpeed without ZeRO clips plain parameters and keeps no norm; their gradients are already reduced
+            # without ZeRO, DeepSpeed clips plain parameters and keeps no norm; their gradients are already reduced
             grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._engine.parameters() if p.grad is not None])
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if grad_norm is None else grad_norm)
 
     def _set_training(self, training: bool) -> None:
-        if self._engine.module.training != training:  # walks all modules, a millisecond on the smallest
+        if (
+            self._engine.module.training != training
+        ):  # visits all modules, which takes a millisecond even for the smallest model
             self._engine.train(training)
 
     def _pack(self, rows: Sequence[Row]) -> PackedBatch:
@@ -203,9 +206,9 @@ class LearnerEngine:
     def logprobs(
         self, micro_batches: Sequence[Sequence[Row]], *, reference: bool = False
     ) -> list[list[list[np.ndarray]]]:
-        """Log-probabilities of every response, f32 [R], as `[pass][row][response]`.
+        """Return the log-probs of every response, f32 [R], as `[pass][row][response]`.
 
-        reference: those of the reference policy; `algorithm.kl_coef` must be above 0.
+        reference: under the reference policy; `algorithm.kl_coef` must be above 0.
         """
         self._set_training(False)
         found = []
@@ -216,7 +219,7 @@ class LearnerEngine:
         return found
 
     def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """What the engines are sent, on rank 0; nothing on the others. See `Publisher` and `LearnerSpec.sync`."""
+        """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others."""
         if self._publisher is None:
             exported = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
@@ -239,11 +242,11 @@ class LearnerEngine:
             yield
 
     def export(self, folder: Path, max_file_bytes: int = MAX_FILE_BYTES) -> str | None:
-        """Rank 0 writes the weights as a Hugging Face folder and returns their digest; the others return None.
+        """Write the weights as a Hugging Face folder on rank 0 and return their digest; None on the other ranks.
 
-        Adapters are merged in, and lie in its folder `adapter` too, as peft and vLLM read them. One
-        tensor at a time is gathered and written, so that no rank holds the model. Raises NotWritten, on all
-        ranks, where the disk does not take it.
+        Adapters are merged in, and are also written to its folder `adapter`, as peft and vLLM read them. Tensors are
+        gathered and written one by one, so that no rank holds the model. Raises NotWritten, on all ranks, if the disk
+        cannot be written to.
         """
         whole, adapter, source = self._whole(), self._adapter(), self.spec.model.path
         problems: list[str] = []
@@ -256,7 +259,7 @@ class LearnerEngine:
                 found = write_folder(whole, tensors, source, folder, max_file_bytes)
             except (OSError, shutil.Error) as error:
                 problems.append(str(error))
-                deque(tensors, maxlen=0)  # the other ranks are at the same gathers
+                deque(tensors, maxlen=0)  # the other ranks take part in the same gathers
             tensors_of_adapter = collect(adapter, self._gathered)
             if adapter and not problems:
                 try:
@@ -267,16 +270,16 @@ class LearnerEngine:
         return found
 
     def any_rank(self, found: tuple[str, ...]) -> tuple[str, ...]:
-        """See `learner.agreement.united`."""
+        """Return what any rank found, see `learner.agreement.united`."""
         return united(found, self._engine.device)
 
     def save(self, folder: Path) -> None:
-        """See `learner.checkpoints.save`."""
+        """Save a checkpoint, see `learner.checkpoints.save`."""
         checkpoints.save(self._engine, self.spec, folder)
 
     def restore(self, folder: Path) -> None:
-        """See `learner.checkpoints.restore`."""
-        self._publisher = None  # what it keeps of frozen parts may be another checkpoint's
+        """Restore a checkpoint, see `learner.checkpoints.restore`."""
+        self._publisher = None  # its stored frozen parts may be another checkpoint's
         checkpoints.restore(self._engine, self.spec, folder)
 
     def close(self) -> None:
@@ -290,17 +293,19 @@ class LearnerEngine:
 
 @contextmanager
 def _partitioned_from_the_start(spec: LearnerSpec) -> Iterator[None]:
-    """At ZeRO-3 a model that is loaded in here is spread over the ranks layer by layer, and whole on none."""
+    """Partition a model over the ranks layer by layer while it is loaded, at ZeRO-3, so that none holds all of it."""
     if spec.learner.zero_stage < 3:
         yield
         return
-    setting = HfDeepSpeedConfig(deepspeed_config(spec, MAX_BUCKET_NUMBERS))  # transformers finds it as long as it lives
+    setting = HfDeepSpeedConfig(
+        deepspeed_config(spec, MAX_BUCKET_NUMBERS)
+    )  # transformers uses it as long as it is alive
     yield
     del setting
 
 
 def _initialize(policy: PackedPolicy, spec: LearnerSpec) -> deepspeed.DeepSpeedEngine:
-    """DeepSpeed around the policy. Frozen parameters are no business of its optimiser."""
+    """Return a DeepSpeed engine for the policy, whose optimiser has only the trained parameters."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     num_numbers = sum(math.prod(getattr(parameter, "ds_shape", parameter.shape)) for parameter in trained)
     train = spec.train
@@ -318,7 +323,7 @@ def _initialize(policy: PackedPolicy, spec: LearnerSpec) -> deepspeed.DeepSpeedE
 
 
 def _add_tokens(stats: RankStats, by_token: Mapping[str, torch.Tensor]) -> None:
-    """Bring in metrics of some tokens, each f32 [T], with one transfer from the device."""
+    """Add metrics of some tokens, each f32 [T], with one transfer from the device."""
     reduced = [values.amax() if REDUCTIONS[name] == "max" else values.sum() for name, values in by_token.items()]
     for name, value in zip(by_token, torch.stack(reduced).tolist(), strict=True):
         stats.add(name, value)

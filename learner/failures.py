@@ -1,4 +1,4 @@
-"""Whether ranks that failed were lost, or ran into an error of the code, the data or the settings."""
+"""Classification of failed ranks: lost processes, or errors of code, data or settings."""
 
 from __future__ import annotations
 
@@ -24,27 +24,25 @@ LOST = (
     NodeDiedError,
     LocalRayletDiedError,
     OutOfMemoryError,
-    ObjectLostError,  # of a result, with the node it was on
+    ObjectLostError,  # a result that was lost with its node
 )
 BROKEN_COLLECTIVE = re.compile(
     r"gloo|nccl|Connection (closed|reset) by peer|Broken pipe|Timed out waiting .* for (recv|send)|"
     r"TCPStore|failed to recv|Socket Timeout",
     re.IGNORECASE,
 )
-"""What a rank says when the others do not take part any more. torch has no one class for it."""
+"""Messages of a rank whose peers no longer take part in a collective; torch has no single class for such errors."""
 
 
 class LearnerError(RuntimeError):
-    """A rank raised an error. All ranks have been stopped, because the others would wait for it indefinitely."""
+    """An error that a rank raised. All ranks have been stopped, because the others would wait for it indefinitely."""
 
 
 def verdict(method: str, errors: Mapping[int, RayError], silent: Sequence[int], timeout_s: float) -> Exception:
     """Return the exception for `errors` of some ranks, by number, while the `silent` ones did not respond in time.
 
-    LearnerIntact if all ranks failed alike and can continue.
-    LearnerLost where a process died or hangs: an error of the code has a rank that tells of it, and what the others
-    say of their broken collectives is only a consequence.
-    LearnerError otherwise.
+    Returns LearnerIntact if all ranks failed in the same way and can continue; LearnerLost if a process died or hangs,
+    that is if no rank reports more than a broken collective; LearnerError otherwise.
     """
     causes = {rank: cause_of(error) for rank, error in sorted(errors.items())}
     intact = [cause for cause in causes.values() if isinstance(cause, LearnerIntact)]
@@ -62,7 +60,7 @@ def verdict(method: str, errors: Mapping[int, RayError], silent: Sequence[int], 
 
 
 def cause_of(error: RayError) -> BaseException:
-    """What the rank itself raised, or Ray's error where it could not raise any more."""
+    """Return the error that the rank raised, or Ray's error if the rank died."""
     return error.cause if isinstance(error, RayTaskError) else error
 
 

@@ -1,4 +1,4 @@
-"""The learner as its caller sees it: all ranks behind one object."""
+"""The learner's ranks behind one object, through which callers use them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from rlsys.weights.broadcast import BroadcastResult
 
 BLAME_S = 2.0
-"""Seconds in which the other ranks may still say what happened, once one has failed."""
+"""Seconds for which the errors of the other ranks are awaited once one has failed."""
 PING_S = 30.0
-"""Seconds in which ranks that have nothing to do answer."""
+"""Time limit, in seconds, for idle ranks to respond."""
 
 
 class LearnerGroup:
-    """Learner ranks, one process each. Made by `launch`; `load` gives them a model, as often as wanted.
+    """A group of learner ranks, one process each, started by `launch` and given a model by every `load`.
 
-    Every call may raise LearnerLost when a process died or hung, LearnerError when a rank ran into an error; all ranks
-    are ended then. Or LearnerIntact, which they survive.
+    Every call may raise LearnerLost if a process died or hung, or LearnerError if a rank raised an error; all ranks are
+    ended then. LearnerIntact is an error after which the ranks can continue.
     """
 
     def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
@@ -60,10 +60,10 @@ class LearnerGroup:
         timeout_s: float,
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> LearnerGroup:
-        """Start the processes; returns at once, and the first `load` waits for them.
+        """Start the processes and return at once; the first `load` waits for them.
 
-        options: Ray actor options of each rank (resources, scheduling strategy); None asks for one
-        CPU a rank and, on "cuda", one GPU.  timeout_s: seconds that every later call may take.
+        options: Ray actor options of each rank (resources, scheduling strategy); None requests one
+        CPU per rank and, on "cuda", one GPU.  timeout_s: time limit for every later call, in seconds.
         """
         if options is None:
             options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
@@ -76,16 +76,16 @@ class LearnerGroup:
             for rank, chosen in zip(range(num_ranks), options, strict=True)
         ]
         for worker in workers:
-            worker.prepare.remote()  # already now; what is wrong with it `_join` hears
+            worker.prepare.remote()  # imports run meanwhile; `_join` raises their errors
         return cls(workers, timeout_s)
 
     @property
     def num_ranks(self) -> int:
-        """Ranks that the group was launched with; 0 after `shutdown`."""
+        """Number of ranks that the group was launched with; 0 after `shutdown`."""
         return len(self._workers)
 
     def load(self, spec: LearnerSpec) -> None:
-        """Read `spec.model.path` and start a fresh optimiser and schedule; the model of an earlier `load` is freed."""
+        """Load `spec.model.path` with a fresh optimiser and schedule, and free the model of an earlier `load`."""
         if not self._is_joined:
             self._join()
         self._call("load", spec)
@@ -93,7 +93,7 @@ class LearnerGroup:
         self._cost = read_cost_model(spec.model.path, spec.learner.untrained_parts)
 
     def _join(self) -> None:
-        """Let the ranks find each other."""
+        """Connect the ranks with each other."""
         self._call("prepare")
         places = self._call("where")
         host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
@@ -102,16 +102,16 @@ class LearnerGroup:
         self._is_joined = True
 
     def update(self, batch: TrainBatch) -> dict[str, float]:
-        """All optimiser updates on the batch; metrics by name, over all tokens of all ranks and updates.
+        """Run all optimiser updates on the batch and return metrics over all tokens of all ranks and updates.
 
-        Which groups make an update: `learner.mini_batches`. The mean of the loss is over an update's own tokens.
-        See `learner.metrics` for reductions. Raises ValueError for a batch without a trained token.
+        `learner.packing.mini_batches` assigns groups to updates, `learner.loss.metrics` declares reductions. The loss
+        is averaged over an update's own tokens. Raises ValueError for a batch without a trained token.
         """
         spec = self._loaded
         updates = plan_updates(batch, spec.algorithm, spec.seed)
         if not updates:
-            raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave it out.")
-        # before a lone update the learner's old policy is the one that the update's own pass computes
+            raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; skip the batch.")
+        # before a single update the old policy is the one that the update's own pass computes
         wants_old = spec.algorithm.old_policy == "learner" and len(updates) > 1
         old_logprobs = self.logprobs(batch.groups) if wants_old else None
         stats = []
@@ -123,7 +123,7 @@ class LearnerGroup:
                 if number == 1:
                     raise
                 self.shutdown()
-                raise LearnerLost(f"learner.update: {error}, behind {number - 1} updates of the batch.") from error
+                raise LearnerLost(f"learner.update: {error}, after {number - 1} updates of the batch.") from error
         return combine(stats)
 
     def _update_once(self, batch: TrainBatch, old_logprobs: OldLogprobs | None, *, ends_batch: bool) -> list[RankStats]:
@@ -144,20 +144,20 @@ class LearnerGroup:
         return self._wait("update", calls)
 
     def publish(self, version: int, num_receivers: int = 0) -> tuple[WeightTransfer, WeightVersion]:
-        """How to get the weights, and what they are.
+        """Publish the weights and return their transfer and version.
 
-        version: batches learned from. Rank 0 owns what is in the object store.  num_receivers: engines that are up;
-        where it is not 0 and `weights.transport` is "collective", the transfer has a rendezvous at which rank 0
-        meets them as soon as `send` is called.
+        version: number of batches learned from.  num_receivers: number of engines that are up; if it is above 0 and
+        `weights.transport` is "collective", the transfer has a rendezvous at which `send` meets them. Rank 0 owns the
+        objects in the object store.
         """
         return self._call("publish", version, num_receivers)[0]
 
     def send(self) -> BroadcastResult:
-        """Broadcast what was published last; blocks until it is over. A receiver that is lost is no error."""
+        """Broadcast the weights published last, and block until it ends. A lost receiver is not an error."""
         return self._wait("send", [self._alive[0].send.remote()])[0]
 
     def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
-        """What is in a model folder, and by name how far it is from a transfer; see `largest_difference`."""
+        """Return the manifest of a model folder and, by name, its `largest_difference` from a transfer."""
         from learner.weights.weights_out import read_folder
 
         held = read_folder(folder)
@@ -169,7 +169,7 @@ class LearnerGroup:
         return manifest_of(held), found
 
     def logprobs(self, groups: Sequence[RolloutGroup], *, reference: bool = False) -> list[list[np.ndarray]]:
-        """Log-probabilities of every response under the current weights, f32 [R], as `[group][sample]`.
+        """Return the log-probs of every response under the current weights, f32 [R], as `[group][sample]`.
 
         reference: under the reference policy instead; `algorithm.kl_coef` must be above 0.
         """
@@ -180,7 +180,7 @@ class LearnerGroup:
         workers = self._alive
         plan = plan_passes(rows, len(workers), self._loaded.learner.micro_batch_tokens, self._cost)
         calls = [worker.logprobs.remote(tuple(passes), reference) for worker, passes in zip(workers, plan, strict=True)]
-        # by response and not by row: a long row is computed in parts
+        # by response, not by row, because a long row is computed in parts
         found: dict[Response, np.ndarray] = {}
         for passes, by_pass in zip(plan, self._wait("logprobs", calls), strict=True):
             for parts, by_row in zip(passes, by_pass, strict=True):
@@ -189,30 +189,30 @@ class LearnerGroup:
         return [[found[response] for response in row.responses] for row in rows]
 
     def save(self, folder: Path) -> None:
-        """Save everything needed to resume bit for bit into `folder`, which all ranks must see."""
+        """Save everything needed to resume bit for bit in `folder`, which all ranks must be able to access."""
         self._call("save", Path(folder))
 
     def restore(self, folder: Path) -> None:
-        """Continue from what `save` wrote, after a `load` with the same spec; ranks and ZeRO stage may differ.
+        """Restore what `save` wrote, after a `load` with the same spec; number of ranks and ZeRO stage may differ.
 
-        Raises CheckpointError, and leaves the ranks alone, where there is nothing, it does not fit or holds code.
+        Raises CheckpointError, with the ranks unchanged, if there is no checkpoint, it does not fit or contains code.
         """
         must_reshard(read_layout(Path(folder)), layout_of(self._loaded, self.num_ranks), Path(folder))
         self._call("require_data", Path(folder))
         self._call("restore", Path(folder))
 
     def export(self, folder: Path) -> str:
-        """The weights as a Hugging Face folder; the digest of the weights, equal to that of `publish`."""
+        """Write the weights as a Hugging Face folder and return their digest, which equals that of `publish`."""
         return self._call("export", Path(folder))[0]
 
     def require_alive(self) -> None:
-        """Raises LearnerLost unless every rank answers now; none may be at work."""
+        """Raise LearnerLost unless every rank responds now; to be called when the ranks are idle."""
         if not self._workers:
             raise LearnerLost("the learner's ranks have been ended.")
         self._wait("where", [worker.where.remote() for worker in self._workers], min(PING_S, self._timeout_s))
 
     def shutdown(self) -> None:
-        """End the processes, stopped ones too; the group is of no use afterwards."""
+        """End the processes, including stopped ones; the group cannot be used afterwards."""
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
@@ -230,11 +230,11 @@ class LearnerGroup:
         return self._spec
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """The method on every rank at once; its results by rank."""
+        """Call a method on every rank concurrently and return its results by rank."""
         return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._alive])
 
     def _wait(self, method: str, calls: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
-        """Results in the order of `calls`. A failure ends all ranks: the others wait for it in a collective."""
+        """Return the results in the order of `calls`. A failure ends all ranks, which would wait for the failed one."""
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         results: dict[int, Any] = {}
@@ -249,7 +249,7 @@ class LearnerGroup:
                 results[index] = ray.get(done[0])
             except ray.exceptions.RayError as error:
                 errors[index] = error
-                # what its peers say of it ("connection closed") may come before what it says itself
+                # its peers' errors ("connection closed") may arrive before its own
                 deadline = min(deadline, time.monotonic() + BLAME_S)
         silent = [index for index in range(len(calls)) if index not in results and index not in errors]
         if errors or silent:

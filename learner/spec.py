@@ -1,4 +1,4 @@
-"""What a learner is built from."""
+"""The settings of a learner."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, Rollou
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerSpec:
-    """How to build a learner: the config's sections that concern it, its device and seed.
+    """The settings of a learner: sections of the config, and its device and seed.
 
-    model: the checkpoint the weights start from; also the reference policy when `algorithm.kl_coef` > 0.
-    rollout: the longest response and the GPUs of one engine are read from it.
+    model: the checkpoint that the weights start from, and the reference policy if `algorithm.kl_coef` > 0.
+    rollout: only the longest response and the number of GPUs of one engine are used.
     device: as in section `cluster`.
-    sync: what `publish` sends: all weights, adapters merged in ("full"), or the adapters alone ("adapter"), for
-    engines that hold `model`.
+    sync: `publish` sends all weights with adapters merged in ("full"), or only the adapters ("adapter"), for engines
+    that hold `model`.
     """
 
     model: ModelConfig

@@ -1,4 +1,4 @@
-"""A learner rank as a Ray actor: a shell, each method is one call into `learner.engine`."""
+"""A learner rank as a Ray actor, each method of which is one call into `learner.engine`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class LearnerWorker:
         self._sender: BroadcastSender | None = None
 
     def prepare(self) -> None:
-        """Import what a rank needs, all ranks at once; again it costs nothing.
+        """Import the libraries that a rank needs; further calls do nothing.
 
-        Not above, for the driver imports this module too, and needs neither torch nor DeepSpeed; not in `__init__`,
-        because a failure there is reported as a lost process.
+        The imports are not at the top of the module, because the driver imports it without torch and DeepSpeed, and not
+        in `__init__`, because a failure there would be reported as a lost process.
         """
         with lean_imports():
             import torch
@@ -61,18 +61,18 @@ class LearnerWorker:
         torch.set_num_threads(self._threads)
 
     def where(self) -> tuple[str, str]:
-        """Id and address of the node that this rank is on."""
+        """Return the id and the address of the node that this rank is on."""
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
 
     def open_store(self, host: str) -> int:
-        """On rank 0: the port of `host` at which the other ranks find it."""
+        """Open the ranks' store on rank 0 and return its port on `host`."""
         from learner.engine import open_store
 
         self._store = open_store(self._num_ranks, host, self._timeout_s)
         return self._store.port
 
     def join(self, host: str, port: int) -> None:
-        """Become a rank; returns when all of them have."""
+        """Become a rank; return once all ranks have joined."""
         from learner.engine import find_store, join_ranks
 
         if host == LOOPBACK:
@@ -81,7 +81,7 @@ class LearnerWorker:
         join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
 
     def load(self, spec: LearnerSpec) -> None:
-        """Build the model and the optimiser; earlier ones are freed first."""
+        """Build the model and the optimiser, after freeing earlier ones."""
         from learner.engine import LearnerEngine
 
         if self._engine is not None:
@@ -96,16 +96,16 @@ class LearnerWorker:
         return self._engine
 
     def update(self, shard: RankShard) -> RankStats:
-        """See `LearnerEngine.update`."""
-        self._sender = None  # what was shared by its place in memory is about to change
+        """Run one optimiser update, see `LearnerEngine.update`."""
+        self._sender = None  # tensors shared by CUDA IPC are about to change
         return self._loaded.update(replace(shard, micro_batches=self._fetched(shard.micro_batches)))
 
     def logprobs(self, micro_batches: MicroBatches, reference: bool = False) -> list[list[list[np.ndarray]]]:
-        """See `LearnerEngine.logprobs`."""
+        """Return log-probs, see `LearnerEngine.logprobs`."""
         return self._loaded.logprobs(self._fetched(micro_batches), reference=reference)
 
     def _fetched(self, micro_batches: MicroBatches) -> MicroBatches:
-        """`with_frames`; a rank that misses some says so on all ranks, before any of them computes."""
+        """Return the rows with their frames, see `with_frames`. Raises on all ranks if any rank lacks frames."""
         lost: tuple[str, ...] = ()
         try:
             micro_batches = with_frames(micro_batches)
@@ -116,7 +116,7 @@ class LearnerWorker:
         return micro_batches
 
     def publish(self, version: int, num_receivers: int = 0) -> tuple[WeightTransfer, WeightVersion] | None:
-        """Publish the weights; return how to get them and what they are on rank 0, None on the others."""
+        """Publish the weights; return their transfer and version on rank 0, None on the others."""
         buckets, manifest = self._loaded.publish(ray.put)
         if not buckets:
             return None
@@ -131,9 +131,9 @@ class LearnerWorker:
         return self._transfer, describe(manifest, version, spec)
 
     def send(self) -> BroadcastResult:
-        """Broadcast from rank 0 what was published last; return the outcome."""
+        """Broadcast the weights published last from rank 0, and return the outcome."""
         if self._sender is None or self._transfer is None:
-            raise RuntimeError("nothing published waits to be broadcast; call publish with num_receivers first.")
+            raise RuntimeError("there is nothing to broadcast; call publish with num_receivers first.")
         sender, self._sender = self._sender, None
         channel = None
         if self._device == "cuda":
@@ -143,21 +143,21 @@ class LearnerWorker:
         return sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
 
     def save(self, folder: Path) -> None:
-        """See `LearnerEngine.save`."""
+        """Save a checkpoint, see `LearnerEngine.save`."""
         self._loaded.save(folder)
 
     def require_data(self, folder: Path) -> None:
-        """See `learner.checkpoint_files.require_data`."""
+        """Check a checkpoint's files, see `learner.checkpoint_files.require_data`."""
         from learner.checkpoint_files import require_data
 
         require_data(folder)
 
     def restore(self, folder: Path) -> None:
-        """See `LearnerEngine.restore`."""
+        """Restore a checkpoint, see `LearnerEngine.restore`."""
         self._loaded.restore(folder)
 
     def export(self, folder: Path) -> str | None:
-        """On rank 0: write the Hugging Face folder and return the digest of its weights; None on the others."""
+        """Write a Hugging Face folder on rank 0 and return the digest of its weights; None on the others."""
         return self._loaded.export(folder)
 
 
@@ -175,9 +175,9 @@ def describe(manifest: Manifest, version: int, spec: LearnerSpec) -> WeightVersi
 
 
 def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
-    """The rows with every clip's frames fetched from the object store, each once and all together.
+    """Return the rows with all frames fetched from the object store, each clip once and all in one request.
 
-    Raises FramesLost where they are not there any more.
+    Raises FramesLost if some are no longer there.
     """
     frames = [clip.frames for rows in micro_batches for row in rows for clip in row.clips]
     refs = list(dict.fromkeys(found for found in frames if isinstance(found, ray.ObjectRef)))
@@ -197,7 +197,7 @@ def with_frames(micro_batches: Sequence[Sequence[Row]]) -> MicroBatches:
 
 
 def _lost_of(refs: Sequence[ray.ObjectRef]) -> tuple[str, ...]:
-    """Hex ids of those that cannot be fetched."""
+    """Return the hex ids of the objects that cannot be fetched."""
 
     def is_lost(ref: ray.ObjectRef) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Losses of policy optimisation and imitation, over packed rows.
+"""Losses of policy optimisation and imitation on packed rows.
 
 - `logprobs` (`token_logprobs`): log-probabilities of response tokens
 - `objective` (`total_loss`): the loss of a packed batch

@@ -1,8 +1,8 @@
-"""What lies between the sampler's and the learner's probabilities of the same tokens: corrections and measures.
+"""Corrections and metrics of the mismatch between the sampler's and the learner's probabilities of the same tokens.
 
-The engine that samples computes the same weights with other kernels, and perhaps older weights. Its tokens are
-then drawn from another policy than the learner's. A correction multiplies a token's policy loss by a constant, or
-masks it; masked tokens stay in the loss's denominator, so that no other token gains weight.
+The sampling engine computes the same weights with other kernels, or has older weights, so its tokens come from another
+policy than the learner's. A correction multiplies a token's policy loss by a constant, or masks it; masked tokens stay
+in the loss's denominator, so that no other token gains weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from learner.loss.kl import MAX_LOG_RATIO, kl_estimate
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Correction:
-    """Return for each token, [T], the factor of its policy loss, and whether it was truncated or masked."""
+    """The factor of each token's policy loss, [T], and whether it was truncated or masked."""
 
     factor: torch.Tensor
     is_capped: torch.Tensor
@@ -26,7 +26,7 @@ class Correction:
 
 
 def truncated(log_ratio: torch.Tensor, *, high: float) -> Correction:
-    """min(r, high) with r = exp(log_ratio), learner's over sampler's probability.
+    """Return min(r, high) with r = exp(log_ratio), the learner's probability over the sampler's.
 
     Source: truncated importance sampling (Ionides 2008), applied to rollouts in "Your efficient RL framework
     secretly brings you off-policy RL training" (Yao et al. 2025).
@@ -37,7 +37,7 @@ def truncated(log_ratio: torch.Tensor, *, high: float) -> Correction:
 
 
 def masked(log_ratio: torch.Tensor, *, low: float, high: float) -> Correction:
-    """r where it is within [low, high], else 0. Source: IcePop, arXiv:2510.18855, whose bounds are 0.5 and 5."""
+    """Return r where it is within [low, high], else 0. Source: IcePop, arXiv:2510.18855, with bounds 0.5 and 5."""
     ratio = torch.exp(log_ratio)
     is_masked = (ratio < low) | (ratio > high)
     return Correction(
@@ -48,11 +48,11 @@ def masked(log_ratio: torch.Tensor, *, low: float, high: float) -> Correction:
 def sequence_masked(
     log_ratio: torch.Tensor, response_index: torch.Tensor, num_responses: int, *, low: float, high: float
 ) -> Correction:
-    """0 for all tokens of a response whose geometric mean of r is outside [low, high], else 1.
+    """Return 0 for all tokens of a response whose geometric mean of r is outside [low, high], else 1.
 
-    The mean of many tokens is much nearer to 1 than a token's own ratio: bounds such as 0.99 and 1.01 suit it.
+    The mean over many tokens is much closer to 1 than a token's own ratio, so it needs bounds such as 0.99 and 1.01.
     Source: masking of sequences in "When speed kills stability: demystifying RL collapse from the
-    training-inference mismatch" (Liu et al. 2025), with the mean over the response in place of the product.
+    training-inference mismatch" (Liu et al. 2025), with the mean over the response instead of the product.
     """
     mean = torch.exp(mean_by_response(log_ratio, response_index, num_responses))
     is_masked = (mean < low) | (mean > high)
@@ -68,7 +68,7 @@ def corrected(
     low: float,
     high: float,
 ) -> Correction:
-    """The correction that `algorithm.sampler_correction` names. log_ratio: learner's minus sampler's, f32 [T]."""
+    """Return the correction that `method` names. log_ratio: learner's minus sampler's log-probs, f32 [T]."""
     log_ratio = log_ratio.detach()
     if method == "tis":
         return truncated(log_ratio, high=high)
@@ -78,10 +78,10 @@ def corrected(
 
 
 def mismatch(logprobs: torch.Tensor, sampler_logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How far the policy now is from the one that sampled, by metric name, f32 [T] without graph.
+    """Return metrics of the distance between the current policy and the sampler, by name, f32 [T] without graph.
 
-    policy/sampler_kl estimates KL(sampler || learner) with k3. policy/sampler_ratio and its square are what the
-    effective sample size is made of, see `learner.metrics`.
+    policy/sampler_kl estimates KL(sampler || learner) with k3. The effective sample size is computed from
+    policy/sampler_ratio and its square, see `learner.loss.metrics`.
     """
     log_ratio = logprobs.detach() - sampler_logprobs
     difference = log_ratio.abs()

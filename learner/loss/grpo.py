@@ -1,12 +1,11 @@
-"""The policy losses, token by token: pure torch on flat [T] arrays of response tokens.
+"""The policy losses of each token, on flat [T] tensors of response tokens.
 
-Which log-probabilities are "old"? By default those that the sampler reported. The ratio is then taken to the
-policy that really drew the tokens, so one formula serves fresh rollouts (ratio 1 up to rounding),
-rollouts that are a few updates old, and an engine whose arithmetic differs from the learner's
-(bfloat16); and no second forward pass is needed. The price is that rounding in the sampler enters
-the gradient as a factor exp(difference), about 1e-6 in float32 and 1e-2 in bfloat16; the
-difference is reported with every update as policy/sampler_logprob_diff. The other choice,
-`algorithm.old_policy=learner`, leaves that factor to `learner.correction`.
+By default the "old" log-probs are those that the sampler reported, so the ratio is relative to the policy that sampled
+the tokens. One formula then serves fresh rollouts (ratio 1 up to rounding), rollouts that are a few updates old, and an
+engine whose arithmetic differs from the learner's (bfloat16), and no second forward pass is needed. In return, rounding
+in the sampler enters the gradient as a factor exp(difference), off by about 1e-6 in float32 and 1e-2 in bfloat16; the
+difference is reported with every update as policy/sampler_logprob_diff. With `algorithm.old_policy=learner`,
+`learner.loss.correction` treats that factor instead.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Surrogate:
-    """Per token, [T]: the loss (to be summed and minimised), the ratio, and where which bound took effect."""
+    """The surrogate loss of each token, [T], to be summed and minimised, with the ratio and the clipped tokens."""
 
     loss: torch.Tensor
     ratio: torch.Tensor
@@ -28,26 +27,26 @@ class Surrogate:
 
 
 def token_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor) -> torch.Tensor:
-    """exp(logprobs - old_logprobs), f32 [T]. Source: PPO, arXiv:1707.06347; per token in GRPO, arXiv:2402.03300."""
+    """Return exp(logprobs - old_logprobs), f32 [T]. Source: PPO, arXiv:1707.06347; GRPO, arXiv:2402.03300."""
     return torch.exp(logprobs - old_logprobs)
 
 
 def sequence_ratio(
     logprobs: torch.Tensor, old_logprobs: torch.Tensor, response_index: torch.Tensor, num_responses: int
 ) -> torch.Tensor:
-    """For each token the ratio of its whole response, to the power of 1 / its length, f32 [T].
+    """Return for each token its response's probability ratio to the power of 1 / its length, f32 [T].
 
-    That is exp(mean of logprobs - old_logprobs over the response); the gradient goes through it to all of the
-    response's tokens. Source: GSPO, arXiv:2507.18071.
+    That is exp(mean of logprobs - old_logprobs over the response); its gradient reaches all tokens of the
+    response. Source: GSPO, arXiv:2507.18071.
     """
     return torch.exp(mean_by_response(logprobs - old_logprobs, response_index, num_responses))
 
 
 def mean_by_response(values: torch.Tensor, response_index: torch.Tensor, num_responses: int) -> torch.Tensor:
-    """For each token the mean of `values` over its response, f32 [T]. response_index: i64 [T]."""
+    """Return for each token the mean of `values` over its response, f32 [T]. response_index: i64 [T]."""
     sums = values.new_zeros(num_responses).index_add(0, response_index, values)
     lengths = torch.bincount(response_index, minlength=num_responses)
-    # a response without tokens has no mean, and no token asks for it
+    # a response without tokens has no mean, and no token needs it
     return (sums / lengths.clamp(min=1))[response_index]
 
 
@@ -59,10 +58,10 @@ def clipped_surrogate(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> Surrogate:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), all f32 [T].
+    """Return the clipped surrogate -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), all f32 [T].
 
-    dual_clip: where A < 0 the loss is at most -dual_clip A, or one token that has become likely would outweigh
-    the rest.
+    dual_clip: for A < 0 the loss is at most -dual_clip A, because otherwise a token that has become likely could
+    outweigh the rest.
     Source: PPO, arXiv:1707.06347, eq. 7; per token with group advantages in GRPO, arXiv:2402.03300,
     eq. 3 (VideoChat-R1 eq. 2); separate bounds in DAPO, arXiv:2503.14476, eq. 10; dual clip:
     arXiv:1912.09729.
@@ -85,10 +84,10 @@ def clipped_surrogate(
 def cispo(
     logprobs: torch.Tensor, ratio: torch.Tensor, advantages: torch.Tensor, *, clip_low: float, clip_high: float
 ) -> Surrogate:
-    """-sg(clip(r, 1 - clip_low, 1 + clip_high)) A logprobs, all f32 [T]; sg: no gradient through it.
+    """Return the CISPO loss -sg(clip(r, 1 - clip_low, 1 + clip_high)) A logprobs, all f32 [T]; sg stops the gradient.
 
-    The ratio only weighs tokens: a bound caps the weight and takes no token out of the gradient, as PPO's does.
-    Source: CISPO, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5; it leaves the lower bound out (clip_low >= 1).
+    The ratio is only a weight: a bound caps it but, unlike PPO's, removes no token from the gradient.
+    Source: CISPO, MiniMax-M1, arXiv:2506.13585, eq. 4 and 5, without a lower bound (clip_low >= 1).
     """
     weights = ratio.detach()
     return Surrogate(
@@ -101,5 +100,5 @@ def cispo(
 
 
 def nll(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Supervised loss per token, f32 [T]: the negative log-probability, weighted (1 = an ordinary sample)."""
+    """Return the supervised loss of each token, f32 [T]: its weighted negative log-prob (1 = an ordinary sample)."""
     return -logprobs * weights

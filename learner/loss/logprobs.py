@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, without ever holding tokens x vocabulary in float32 beyond a chunk."""
+"""Log-probs of given tokens, with at most one chunk of tokens x vocabulary in memory in float32."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 MAX_CHUNK_NUMBERS = 1 << 26
-"""Most logits of one chunk, 256 MiB in float32. A pass holds three arrays of this size at its peak, one between
-forward and backward if there is one chunk, and none if there are more."""
+"""Largest number of logits in one chunk, 256 MiB in float32. A pass holds three tensors of this size at its peak, and
+between forward and backward one if there is a single chunk, else none."""
 
 
 def token_logprobs(
     hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor, max_numbers: int = MAX_CHUNK_NUMBERS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target under softmax(lm_head(hidden)), and the entropy there, both f32 [T], in nats.
+    """Return each target's log-prob under softmax(lm_head(hidden)), and the entropy there, both f32 [T], in nats.
 
     hidden: [T, H], the states that predict the targets.  targets: i64 [T].
-    Gradients flow through the log-probabilities, not through the entropies.
-    The head works in the model's number format and the softmax in float32, as in vLLM.
-    Where there is more than one chunk each is recomputed in the backward pass, so that no chunk's logits outlive it.
+    Gradients flow through the log-probs, not through the entropies.
+    The head computes in the model's number format and the softmax in float32, as in vLLM.
+    Several chunks are recomputed in the backward pass, so that no logits are kept between the passes.
     """
     num_tokens = len(targets)
     chunk = max(1, max_numbers // lm_head.out_features)
@@ -37,6 +37,6 @@ def _chunk_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     all_logprobs = lm_head(hidden).float().log_softmax(dim=-1)
     with torch.no_grad():
-        # multiplied in place: no third array of the chunk's size
+        # in place, which saves a third tensor of the chunk's size
         entropy = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)
     return all_logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy

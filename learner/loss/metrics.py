@@ -1,4 +1,4 @@
-"""Numbers of an update, as sums that ranks can add up, and the metrics made of them."""
+"""Statistics of an update as sums that ranks can add up, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REDUCTIONS: Mapping[str, Reduction] = {
     "optim/grad_norm": "max",
     "optim/lr": "max",
 }
-"""How a metric of one update comes together from tokens, passes and ranks."""
+"""Metric -> its reduction over the tokens, passes and ranks of one update."""
 
 OVER_UPDATES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "loss/total": lambda values: sum(values) / len(values),
@@ -46,21 +46,21 @@ OVER_UPDATES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "perf/learner_passes": sum,
     "optim/lr": lambda values: values[-1],
 }
-"""How it comes together from a batch's updates. Those that are not here: token means over all tokens, maxima."""
+"""Metric -> its reduction over a batch's updates. Others are token means over all tokens, or maxima."""
 
 BEFORE_UPDATES = frozenset(name for name in REDUCTIONS if name.startswith("policy/sampler_"))
-"""Of the first update alone, before any has moved the policy: they compare learner and sampler, not two updates."""
+"""Metrics of the first update only, because they compare learner and sampler before the policy changes."""
 
 
 @dataclass
 class RankStats:
-    """One rank's share of an update's metrics. Of a token mean it holds the sum."""
+    """One rank's share of an update's metrics, with the sum for a token mean."""
 
     values: dict[str, float] = field(default_factory=dict)
     num_tokens: int = 0
 
     def add(self, name: str, value: float) -> None:
-        """Bring in one more value: a token mean's sum over some tokens, or a number to add or to compare."""
+        """Add a value of a metric: the sum over some tokens for a token mean, else a number to add or to compare."""
         if REDUCTIONS[name] == "max":
             self.values[name] = max(value, self.values.get(name, value))
         else:
@@ -68,9 +68,9 @@ class RankStats:
 
 
 def combine(updates: Sequence[Sequence[RankStats]]) -> dict[str, float]:
-    """Metrics of a batch from those of its updates, each of them by rank.
+    """Return the metrics of a batch from the statistics of its updates, each by rank.
 
-    Every token counts once in each update, whichever rank and pass computed it. `optim/updates` is their number.
+    Every token counts once in each update, regardless of its rank and pass. `optim/updates` is the number of updates.
     """
     merged = [_over_ranks(by_rank) for by_rank in updates]
     names = dict.fromkeys(name for update in merged for name in update.values)
@@ -95,9 +95,10 @@ def _over_ranks(by_rank: Sequence[RankStats]) -> RankStats:
 
 
 def _with_effective_samples(metrics: dict[str, float]) -> dict[str, float]:
-    """`policy/effective_sample_frac`, (sum w)^2 / (n sum w^2) over tokens with w the learner's over the sampler's
-    probability, in place of the mean of w^2: 1 where all tokens count the same, 1/n where one counts alone.
-    Source: Kish's effective sample size.
+    """Replace the mean of w^2 by `policy/effective_sample_frac`, (sum w)^2 / (n sum w^2) over tokens.
+
+    w is the learner's probability over the sampler's. The fraction is 1 if all tokens have the same weight, and 1/n if
+    one has all of it. Source: Kish's effective sample size.
     """
     squared = metrics.pop("policy/sampler_ratio_squared/mean", None)
     if squared is not None:

@@ -1,4 +1,4 @@
-"""A packed batch's log-probabilities to the loss that is minimised and the metrics that explain it."""
+"""The loss of a packed batch from its log-probs, and the metrics that explain it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def total_loss(
     ref_logprobs: torch.Tensor | None,
     algorithm: AlgorithmConfig,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss, a scalar, and its parts per token by metric name, f32 [T] without graph.
+    """Return the scalar loss, and its parts per token by metric name, f32 [T] without graph.
 
-    The loss is the sum over tokens, each times its weight: losses of all passes and ranks of an update add up.
-    The parts named loss/... are weighted too, so that their sums are the loss.
+    The loss is the weighted sum over tokens, so the losses of all passes and ranks of an update add up. The parts
+    named loss/... are weighted too, so that their sums are the loss.
     ref_logprobs: f32 [T] of the reference policy, None without a KL penalty in the loss.
     """
     if objective == "nll":
@@ -58,7 +58,10 @@ def total_loss(
 
 
 def _old_logprobs(batch: PackedBatch, logprobs: torch.Tensor, algorithm: AlgorithmConfig) -> torch.Tensor:
-    """What the ratio is taken to, without graph. Before the first update the learner's old policy is its own."""
+    """Return the log-probs in the ratio's denominator, without graph.
+
+    Before the first update the learner's old policy is its current one.
+    """
     if algorithm.old_policy == "sampler":
         return batch.sampler_logprobs
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs

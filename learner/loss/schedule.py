@@ -1,4 +1,4 @@
-"""Learning rate by batch."""
+"""The learning rate schedule, by batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COSINE_FLOOR = 0.1
 
 
 def rate_factor(step: int, train: TrainConfig) -> float:
-    """What the peak learning rate is multiplied with in the run's step `step` (0 is the first).
+    """Return the factor of the peak learning rate in the run's step `step` (0 is the first).
 
-    During the warm-up (step + 1) / warmup_steps, so that no step is wasted on a rate of 0.
-    Then 1 ("constant"), or from 1 down to 0 ("linear") or to a tenth ("cosine"), the end value
-    being reached one step after the last. Linear without warm-up is 1 - step / num_steps.
+    During the warm-up it is (step + 1) / warmup_steps, so that no step has a rate of 0. Then it is 1 ("constant"), or
+    falls from 1 to 0 ("linear") or to a tenth ("cosine"), which it would reach one step after the last. Linear without
+    warm-up is 1 - step / num_steps.
     """
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
@@ -30,9 +30,9 @@ def rate_factor(step: int, train: TrainConfig) -> float:
 
 
 class BatchSchedule(LambdaLR):
-    """`rate_factor` by batch, however many optimiser updates a batch makes.
+    """A schedule by `rate_factor` that advances once per batch, regardless of the number of updates per batch.
 
-    DeepSpeed steps its schedule after every update; while `ends_batch` is False the rate stays where it is.
+    DeepSpeed steps its schedule after every update; while `ends_batch` is False, the rate stays the same.
     """
 
     ends_batch = True
@@ -41,9 +41,9 @@ class BatchSchedule(LambdaLR):
         super().__init__(optimizer, lambda batch: rate_factor(batch, train))
 
     def apply_settings(self, train: TrainConfig) -> None:
-        """Give the optimizer the config's learning rate, betas and weight decay.
+        """Set the optimizer's learning rate, betas and weight decay to the config's.
 
-        A checkpoint brings back those that it was written with; a config that was changed since is obeyed.
+        A checkpoint restores those that it was saved with, but a config changed since then must take effect.
         """
         num_groups = len(self.optimizer.param_groups)
         self.base_lrs = [train.learning_rate] * num_groups

@@ -1,4 +1,4 @@
-"""The policy model: loading, frozen parts, LoRA adapters, and its input of pixels.
+"""The policy model: loading, frozen parts, LoRA adapters, and pixel inputs.
 
 - `policy` (`PackedPolicy`, `load_model`, `read_layout`): a model that runs on packed rows
 - `frozen` (`freeze`): parts that are not trained

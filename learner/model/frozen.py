@@ -1,4 +1,4 @@
-"""Parts of the model that are not trained, and the vision tower's output without a graph, once per clip."""
+"""Parts of the model that are not trained, and reuse of a frozen vision tower's output for each clip."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rlsys.types import ClipInfo
 Part = Literal["vision_tower", "projector"]
 
 PROJECTOR = "merger."
-"""What the names of the projector's parameters begin with, inside the vision tower's module."""
+"""Prefix of the projector's parameter names inside the vision tower's module."""
 
 
 def freeze(model: Qwen2_5_VLForConditionalGeneration, frozen_parts: Sequence[Part]) -> None:
-    """Train these parts no more: "vision_tower" is everything before the projector, which merges 2 x 2 patches.
+    """Exclude parts from training; "vision_tower" is everything before the projector, which merges 2 x 2 patches.
 
-    Comes before the model's `PackedPolicy`.
+    Call this before making the model's `PackedPolicy`.
     """
     for part in frozen_parts:
         for parameter in _parameters(model.model.visual, part):
@@ -37,15 +37,14 @@ def _parameters(tower: Qwen2_5_VisionTransformerPretrainedModel, part: Part) -> 
 
 
 class ClipFeatures:
-    """What the vision tower makes of a pass's clips; kept by clip where the tower is frozen, until `forget`.
+    """The vision tower's features of a pass's clips, stored by clip until `forget` if the tower is frozen.
 
-    Kept is what no trained weight has touched: the features if the projector is frozen too, else the
-    states before it, so that the projector runs with a graph in every pass.
+    Only values that no trained weight affects are stored: the features if the projector is frozen too, else the states
+    before it, so that the projector runs with a graph in every pass.
 
-    The tower is called in every pass, with a blank image where all clips are kept or there is none.
-    Ranks hold different clips, and at ZeRO-3 every call of the tower is one in which all of them
-    take part: a rank that skipped it would leave the others waiting indefinitely. Four patches cost
-    nothing beside a pass of thousands of tokens.
+    The tower is called in every pass, with a blank image if all clips are stored or there are none. Ranks hold other
+    clips, and at ZeRO-3 every call of the tower is a collective: a rank that skipped it would leave the others waiting
+    indefinitely. The four patches cost nothing compared with a pass of thousands of tokens.
     """
 
     def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
@@ -57,11 +56,11 @@ class ClipFeatures:
         self._kept: dict[ClipKey, torch.Tensor] = {}
 
     def forget(self) -> None:
-        """Drop what is kept."""
+        """Discard all stored features."""
         self._kept.clear()
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Features of the batch's clips one after another, [merged patches, hidden]; of a blank image without any."""
+        """Return the features of the batch's clips, or of a blank image, in order: [merged patches, hidden]."""
         if not self._is_tower_frozen:
             return self._tower(batch.patches, grid_thw=batch.grid_thw).pooler_output
         missing = [index for index, clip in enumerate(batch.clips) if clip_key(clip) not in self._kept]
@@ -69,7 +68,7 @@ class ClipFeatures:
         if missing:
             clips = [batch.clips[index] for index in missing]
             parts = found.split([_num_patches(clip) // self._merged for clip in clips])
-            # cloned: a part of a tensor keeps all of it
+            # cloned, because a slice keeps the whole tensor in memory
             self._kept.update(zip(map(clip_key, clips), (part.clone() for part in parts), strict=True))
         if batch.clips:
             found = torch.cat([self._kept[clip_key(clip)] for clip in batch.clips])
@@ -77,22 +76,22 @@ class ClipFeatures:
 
     @torch.no_grad()
     def _computed(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        """By merged patch, without a graph: features, or states [merged patches, 4, vision_hidden]."""
+        """Return the features, or states [merged patches, 4, vision_hidden], by merged patch and without a graph."""
         tower = self._tower
         output = tower(patches, grid_thw=grid_thw)
         if self._is_projector_frozen:
             return output.pooler_output
-        # the tower's states are in the order of its windows; its features, back in that of the clip
+        # the tower's states are in the order of its windows, its features in the order of the clip
         order, _ = get_vision_window_index(grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size)
         return output.last_hidden_state.view(len(order), self._merged, -1)[order.argsort()]
 
     @property
     def _merged(self) -> int:
-        """Patches in one feature."""
+        """Number of patches in one feature."""
         return self._tower.spatial_merge_unit
 
     def _chosen(self, batch: PackedBatch, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches and grids of some of the batch's clips; of a blank image where there is none."""
+        """Return the patches and grids of some of the batch's clips; a blank image's if there are none."""
         if not batch.clips:
             return batch.patches, batch.grid_thw
         if not indices:

@@ -31,15 +31,14 @@ class LowRank:
     scale: float
 
     def change(self) -> torch.Tensor:
-        """What the weight is changed by, f32 [outputs, inputs]."""
+        """The change of the weight, f32 [outputs, inputs]."""
         return self.scale * (self.up.detach().float() @ self.down.detach().float())
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
-    """Give the language model's target layers an adapter that changes nothing yet, and freeze everything else.
+    """Add adapters that do not change the output yet to the target layers, and freeze everything else.
 
-    The module stays what it was, so that every caller of it does. Raises ConfigError for a target
-    that is no linear layer of the model.
+    The model is changed in place. Raises ConfigError for a target that is not a linear layer of the language model.
     """
     linear = {
         name.rsplit(".", 1)[-1]
@@ -48,7 +47,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
     }
     if unknown := sorted(set(lora.targets) - linear):
         raise ConfigError(
-            f"learner.lora.targets: {', '.join(unknown)} are no linear layers of the language model; "
+            f"learner.lora.targets: {', '.join(unknown)} are not linear layers of the language model; "
             f"it has {', '.join(sorted(linear))}."
         )
     model.requires_grad_(False)
@@ -56,7 +55,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
 
 
 def _peft_config(lora: LoraConfig, base: str = "") -> peft.LoraConfig:
-    # the vision tower has layers of the same names
+    # a pattern, because the vision tower has layers of the same names
     pattern = rf"{re.escape(LANGUAGE_MODEL)}.*\.({'|'.join(map(re.escape, lora.targets))})"
     return peft.LoraConfig(
         r=lora.rank,
@@ -71,7 +70,7 @@ def _peft_config(lora: LoraConfig, base: str = "") -> peft.LoraConfig:
 
 
 def adapters(model: nn.Module) -> dict[str, LowRank]:
-    """The adapters by the name of their layer; {} for a model without."""
+    """Return the adapters by the name of their layer; {} for a model without adapters."""
     return {
         name: LowRank(
             down=module.lora_A[ADAPTER].weight, up=module.lora_B[ADAPTER].weight, scale=module.scaling[ADAPTER]
@@ -83,7 +82,7 @@ def adapters(model: nn.Module) -> dict[str, LowRank]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was without adapters, which is the reference policy, while the context is open."""
+    """Disable the adapters while the context is open, which gives the reference policy."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -95,5 +94,5 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def write_adapter_config(lora: LoraConfig, base: Path, folder: Path) -> None:
-    """`adapter_config.json`, which peft and vLLM read beside the adapter's tensors. base: the model it belongs to."""
+    """Write `adapter_config.json`, which peft and vLLM read beside the adapter's tensors. base: the adapted model."""
     _peft_config(lora, base=str(base)).save_pretrained(str(folder))

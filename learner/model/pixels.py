@@ -1,8 +1,7 @@
-"""Frames to the patches that the vision tower reads: the arithmetic of Qwen2.5-VL's processors, nothing resized.
+"""Conversion of frames into the vision tower's patches, as Qwen2.5-VL's processors compute them but without resizing.
 
-The clip store has already brought the frames to the model's grid, so all that is left of the
-Hugging Face processors is to normalise and to cut. Doing just that keeps them from resizing
-again, and costs a tenth of calling them.
+The clip store has already resized the frames to the model's grid, so only normalising and cutting remain of the Hugging
+Face processors. This avoids a second resizing and takes a tenth of their time.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """How frames become patches: `mean` and `std` per channel on the scale 0..255, sizes in pixels and frames."""
+    """The format of patches: `mean` and `std` per channel on the scale 0..255, and sizes in pixels and frames."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -29,15 +28,15 @@ class PixelFormat:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one patch: channels x frames x height x width."""
+        """Number of values in one patch: channels x frames x height x width."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
 
 def read_pixel_format(model_path: Path) -> PixelFormat:
-    """What the checkpoint folder's processor files say.
+    """Read the pixel format from the processor files of a checkpoint folder.
 
-    Raises ValueError where images and videos would be normalised differently, and FileNotFoundError
-    where the folder has no processor.
+    Raises ValueError if images and videos would be normalised differently, and FileNotFoundError if the folder has no
+    processor.
     """
     together = model_path / "processor_config.json"
     if together.exists():
@@ -48,7 +47,7 @@ def read_pixel_format(model_path: Path) -> PixelFormat:
         found = [json.loads((model_path / name).read_text()) for name in names if (model_path / name).exists()]
     if not found:
         raise FileNotFoundError(
-            f"{model_path}: no processor_config.json or preprocessor_config.json; a vision-language checkpoint has one."
+            f"{model_path}: no processor_config.json or preprocessor_config.json; copy the model's own."
         )
     formats = [_parse(tree) for tree in found]
     if len(set(formats)) > 1:
@@ -59,7 +58,7 @@ def read_pixel_format(model_path: Path) -> PixelFormat:
 
 
 def _parse(tree: dict[str, Any]) -> PixelFormat:
-    # the product and not the quotient, in float32, as the processors compute it: bits are compared
+    # multiplied, not divided, in float32, as the processors do, so that results are equal to the last bit
     scale = 1.0 / tree.get("rescale_factor", 1 / 255)
     mean, std = ((torch.tensor(tree[key]) * scale).tolist() for key in ("image_mean", "image_std"))
     return PixelFormat(
@@ -72,7 +71,10 @@ def _parse(tree: dict[str, Any]) -> PixelFormat:
 
 
 def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
-    """Patches in (time, height, width) of frames u8 [T, H, W, 3]. Raises ValueError where H or W do not fit."""
+    """Return the number of patches in (time, height, width) of frames u8 [T, H, W, 3].
+
+    Raises ValueError if H or W is not a multiple of the size of a merged patch.
+    """
     num_frames, height, width, _ = frames.shape
     unit = form.patch_size * form.merge_size
     if height % unit or width % unit:
@@ -83,11 +85,11 @@ def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
 
 
 def cut_patches(clips: Sequence[np.ndarray], form: PixelFormat, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Patches of the clips one after another, f32 [patches, patch_dim], in the order of the vision tower.
+    """Return the patches of the clips in order, f32 [patches, patch_dim], in the order of the vision tower.
 
-    clips: frames, u8 [T, H, W, 3]; an odd last frame (an image is one) is shown twice.
+    clips: frames, u8 [T, H, W, 3]; if T is odd (1 for an image), the last frame is repeated.
     """
-    # cut as bytes and normalised in one go: half the time of doing it clip by clip
+    # cut as bytes and normalised together, which takes half the time of doing it clip by clip
     patches = torch.cat([_cut(frames, form, device) for frames in clips])
     mean = torch.tensor(form.mean, device=device)[:, None]
     std = torch.tensor(form.std, device=device)[:, None]
@@ -95,9 +97,9 @@ def cut_patches(clips: Sequence[np.ndarray], form: PixelFormat, device: str | to
 
 
 def _cut(frames: np.ndarray, form: PixelFormat, device: str | torch.device) -> torch.Tensor:
-    """u8 [patches, channels, frames x height x width of a patch]."""
+    """Return the patches of a clip, u8 [patches, channels, frames x height x width of a patch]."""
     time, height, width = frame_grid(frames, form)
-    # copied: frames from the object store are read-only, which torch.from_numpy warns of
+    # copied, because torch.from_numpy warns of read-only arrays, such as frames from the object store
     pixels = torch.tensor(frames).to(device)
     if pad := -len(pixels) % form.temporal_patch_size:
         pixels = torch.cat([pixels, pixels[-1:].expand(pad, -1, -1, -1)])

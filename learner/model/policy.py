@@ -1,4 +1,4 @@
-"""A packed batch through Qwen2.5-VL: vision tower once per clip, head only where a response token is predicted."""
+"""The policy on packed batches: Qwen2.5-VL with the vision tower once per clip and the head at response tokens only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from learner.packing.packing import ModelLayout, PackedBatch
 
 
 def load_model(model_path: Path, *, dtype: str, attention: str) -> Qwen2_5_VLForConditionalGeneration:
-    """The checkpoint folder's model, on the CPU.
+    """Load the model of a checkpoint folder, on the CPU.
 
-    attention: of the language model see `learner.attention.FORMS`; the vision tower, which has no packed
-    mask, takes it literally, but for "flex_attention", which is SDPA there.
+    attention: `learner.packing.attention.FORMS` gives the language model's. The vision tower, which has no packed mask,
+    uses the attention of this name, except SDPA for "flex_attention".
     """
     tower = "sdpa" if attention == "flex_attention" else attention
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -54,7 +54,7 @@ def rebuild_buffers(model: nn.Module) -> None:
 
 
 def read_layout(model: Qwen2_5_VLForConditionalGeneration, model_path: Path) -> ModelLayout:
-    """Token ids and pixel format that packing needs."""
+    """Return the token ids and the pixel format that packing needs."""
     config = model.config
     return ModelLayout(
         image_token_id=config.image_token_id, video_token_id=config.video_token_id, pixels=read_pixel_format(model_path)
@@ -62,28 +62,30 @@ def read_layout(model: Qwen2_5_VLForConditionalGeneration, model_path: Path) -> 
 
 
 class PackedPolicy(nn.Module):
-    """The model as a function from a packed batch to log-probabilities.
+    """The model as a function from a packed batch to log-probs.
 
-    It is the module that DeepSpeed wraps, so that its hooks see every parameter of a pass.
+    DeepSpeed wraps this module, so that its hooks see every parameter of a pass.
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
-        """What is frozen must be so by now. A model that was not made by `load_model` computes as for "sdpa"."""
+        """Wrap a model, whose frozen parts must be frozen already. One not made by `load_model` uses "sdpa"."""
         super().__init__()
         self.model = model
         text = model.model.language_model.config
         if text._attn_implementation not in FORMS.values():
             text._attn_implementation = FORMS["sdpa"]
         if any(kind != "full_attention" for kind in text.layer_types):
-            raise ValueError(f"the model's layers are {sorted(set(text.layer_types))}; packing knows full attention.")
+            raise ValueError(
+                f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
+            )
         self._features = ClipFeatures(model.model.visual)
 
     def forget_features(self) -> None:
-        """Drop what frozen parts made of the clips so far; comes after the last pass of a batch."""
+        """Discard the stored features of clips; call this after the last pass of a batch."""
         self._features.forget()
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability of each response token and the entropy there, both f32 [T], in nats."""
+        """Return the log-prob of each response token and the entropy there, both f32 [T], in nats."""
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
         states = self.model.model.language_model(
             inputs_embeds=self._with_media(embeddings[0], batch)[None],
@@ -91,16 +93,16 @@ class PackedPolicy(nn.Module):
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
-        # not by indexing, whose backward pass is far slower
+        # not by indexing, whose backward pass is much slower
         predictors = states[0].index_select(0, batch.hidden_index)
         return token_logprobs(predictors, self.model.lm_head, batch.targets)
 
     def _with_media(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """tokens: embeddings [L, hidden]. The same with the clips' features in their places."""
+        """Return the embeddings `tokens`, [L, hidden], with the clips' features at the media tokens."""
         features = self._features(batch).to(tokens.dtype)
         if len(batch.media_index):
             if batch.feature_index is not None:
                 features = features.index_select(0, batch.feature_index)
             return tokens.index_copy(0, batch.media_index, features)
-        # a blank image's features: all ranks have a gradient for every trained parameter, here it is 0
+        # a blank image's features times 0, so that every trained parameter has a gradient on all ranks
         return tokens + 0.0 * features.sum() if features.requires_grad else tokens

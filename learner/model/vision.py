@@ -1,4 +1,4 @@
-"""The slow spots of the vision tower, computed otherwise: same parameters, same result up to rounding."""
+"""Faster layers for the vision tower, with the same parameters and the same result up to rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 
 def speed_up(tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
-    """Swap in the faster layers. Flash attention needs no help: it knows segments itself."""
+    """Replace slow layers by faster ones. Flash attention is not replaced, as it supports segments itself."""
     tower.patch_embed.proj.__class__ = PatchProjection
     if tower.config._attn_implementation == "sdpa":
         for block in tower.blocks:
@@ -20,17 +20,17 @@ def speed_up(tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
 
 
 class PatchProjection(nn.Conv3d):
-    """A convolution that is given one patch at a time is one matrix product, and as such several times faster."""
+    """A convolution over single patches as one matrix product, which is several times faster."""
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """patches: [N, C, T, H, W], each as large as the kernel. Returns [N, out_channels, 1, 1, 1]."""
+        """Return [N, out_channels, 1, 1, 1] for patches [N, C, T, H, W], each as large as the kernel."""
         return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))[:, :, None, None, None]
 
 
 class SegmentAttention(Qwen2_5_VLVisionAttention):
-    """Attention within frames or windows, all segments of one length at a time instead of one segment at a time.
+    """Attention within frames or windows, computed for all segments of one length together.
 
-    A video has as many segments as frames or more, but few lengths.
+    A video has at least as many segments as frames, but few different lengths.
     """
 
     def forward(
@@ -40,7 +40,10 @@ class SegmentAttention(Qwen2_5_VLVisionAttention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **unused: object,
     ) -> torch.Tensor:
-        """hidden_states: [N, hidden].  cu_seqlens: where segments begin.  position_embeddings: cos and sin."""
+        """Return the attention's output, [N, hidden].
+
+        hidden_states: [N, hidden].  cu_seqlens: where segments begin.  position_embeddings: cos and sin.
+        """
         num_tokens = len(hidden_states)
         query, key, value = self.qkv(hidden_states).view(num_tokens, 3, self.num_heads, -1).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -59,6 +62,6 @@ class SegmentAttention(Qwen2_5_VLVisionAttention):
 
 
 def _attend(segments: list[torch.Tensor], scaling: float) -> torch.Tensor:
-    """Query, key and value, each [segments, length, heads, head_dim], to the same shape."""
+    """Return the output for query, key and value, each [segments, length, heads, head_dim], in the same shape."""
     query, key, value = (tensor.transpose(1, 2) for tensor in segments)
     return nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2)

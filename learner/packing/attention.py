@@ -1,8 +1,8 @@
 """Attention over a packed sequence, computed without a mask of all tokens by all tokens.
 
-Three forms with one result, chosen by `model.attention` and by where the tensors are:
+It has three forms with the same result, chosen by `model.attention` and the tensors' device:
 - "sdpa" on a CPU: PyTorch's flash kernel once over every segment (a prompt or a response) with itself and once over
-  a row's responses with its prompt, joined by their log-sum-exps. No mask and no key is ever copied.
+  a row's responses with its prompt, joined by their log-sum-exps. Neither masks nor keys are copied.
 - "sdpa" elsewhere, and "eager": row by row, the prompt causally, then the responses with a mask of [responses, row].
 - "flex_attention": one compiled kernel that skips the fully masked blocks; recommended on GPUs.
 """
@@ -25,20 +25,19 @@ FORMS = {
     "flash_attention_2": "packed_flex",
     "flex_attention": "packed_flex",
 }
-"""`model.attention` -> name of the language model's attention. Flash attention knows no mask in which the responses
-of a group share a prompt, so it is the vision tower's alone."""
+"""`model.attention` -> name of the language model's attention. Flash attention has no mask in which the responses of a
+group share a prompt, so only the vision tower uses it."""
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class SharedPromptAttention(torch.autograd.Function):
-    """Segments with themselves, responses with their prompt, each by the flash kernel; then joined.
+    """Attention of segments to themselves and of responses to their prompt, by the flash kernel, with joined results.
 
-    Softmax over two sets of keys is the mean of the softmaxes over each, weighted by the sums of
-    exponentials (Ring Attention, arXiv:2310.01889, keeps its running result so). Backwards each
-    part needs only the joint result and its log-sum-exp. What is kept for that is what a single
-    flash call keeps.
+    The softmax over two sets of keys is the mean of the softmaxes over each, weighted by sums of exponentials, as in
+    Ring Attention (arXiv:2310.01889). In the backward pass each part needs only the joint result and its log-sum-exp,
+    so no more is stored than by a single flash call.
     """
 
     @staticmethod
@@ -50,7 +49,7 @@ class SharedPromptAttention(torch.autograd.Function):
         mask: PackedMask,
         scaling: float,
     ) -> torch.Tensor:
-        """query: [L, heads, d].  key, value: [L, kv_heads, d]. Returns [L, heads, d]."""
+        """Return the attention's output, [L, heads, d], for query [L, heads, d], key and value [L, kv_heads, d]."""
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         sums = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
         for bucket in mask.buckets:
@@ -72,7 +71,7 @@ class SharedPromptAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients to query, key and value."""
+        """Return the gradients of query, key and value, and None for the other arguments."""
         query, key, value, out, sums = ctx.saved_tensors
         found = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in (query, key, value)]
         for bucket in ctx.mask.buckets:
@@ -100,7 +99,7 @@ class SharedPromptAttention(torch.autograd.Function):
 
 
 def _crossings(mask: PackedMask) -> list[tuple[slice, slice]]:
-    """Prompt and responses of each row that has response tokens."""
+    """Return the slices of the prompt and of the responses of each row that has response tokens."""
     return [
         (slice(row.start, row.prompt_stop), slice(row.prompt_stop, row.stop))
         for row in mask.rows
@@ -109,7 +108,7 @@ def _crossings(mask: PackedMask) -> list[tuple[slice, slice]]:
 
 
 def _heads(tokens: torch.Tensor, span: slice) -> torch.Tensor:
-    """[L, heads, ...] -> [1, heads, span, ...]."""
+    """Return the tokens of `span` from [L, heads, ...] as [1, heads, span, ...]."""
     return tokens[span].transpose(0, 1)[None]
 
 
@@ -122,7 +121,10 @@ def packed_sdpa(
     scaling: float,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """query: [1, heads, L, d].  key, value: [1, kv_heads, L, d]. Returns [1, L, heads, d], as the other forms do."""
+    """Compute attention by the flash kernel on a CPU, and by rows on other devices.
+
+    query: [1, heads, L, d].  key, value: [1, kv_heads, L, d]. Returns [1, L, heads, d], as the other forms do.
+    """
     if query.device.type != "cpu":
         return packed_by_row(module, query, key, value, attention_mask, scaling)
     tokens = (one[0].transpose(0, 1) for one in (query, key, value))
@@ -138,8 +140,8 @@ def packed_by_row(
     scaling: float,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_sdpa`, with public calls only."""
-    # kernels that take a mask want as many key heads as query heads
+    """Compute attention row by row, with public functions of torch; shapes are those of `packed_sdpa`."""
+    # kernels with a mask need as many key heads as query heads
     key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
     attend = nn.functional.scaled_dot_product_attention
     parts = []
@@ -162,10 +164,10 @@ def packed_flex(
     scaling: float,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_sdpa`, by FlexAttention; on a CPU uncompiled, for tests."""
+    """Compute attention by FlexAttention, uncompiled on a CPU (for tests); shapes are those of `packed_sdpa`."""
     attend = flex_attention if query.device.type == "cpu" else _compiled_flex()
     repeats = query.shape[1] // key.shape[1]
-    if repeats & (repeats - 1):  # as transformers does: not all of its kernels take 7 query heads to a key head
+    if repeats & (repeats - 1):  # as in transformers, since not all kernels support 7 query heads per key head
         key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
     mixed = attend(query, key, value, block_mask=attention_mask.blocks, scale=scaling, enable_gqa=True)
     return mixed.transpose(1, 2), None

@@ -1,4 +1,4 @@
-"""What a packed row costs to compute, in multiply-adds, from the sizes in a checkpoint's config.json."""
+"""The cost of computing a packed row, in multiply-adds, from the sizes in a checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from learner.packing.rows import Row
 from rlsys.models.model_config import read_model_config
 
 BACKWARD_TIMES_FORWARD = 2
-"""The backward pass has two products for each one of the forward pass: to the inputs and to the weights."""
+"""Products in the backward pass per product in the forward pass: one for the inputs and one for the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """Sizes of a Qwen2.5-VL that decide what a row costs.
+    """The sizes of a Qwen2.5-VL that determine the cost of a row.
 
-    hidden, mlp, kv_size (key and value heads x head size), vocabulary: of the language model, `layers` deep.
-    vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, but for
-    `full_attention_blocks`, which attend within a temporal patch.  patch_dim: numbers in a patch.
-    is_tower_frozen: the tower has no backward pass.
+    hidden, mlp, kv_size (key/value heads x head size), vocabulary: of the language model, which has `layers` layers.
+    vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
+    `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
+    is_tower_frozen: whether the tower has no backward pass.
     """
 
     layers: int
@@ -38,12 +38,15 @@ class CostModel:
     is_tower_frozen: bool = False
 
     def row(self, row: Row) -> float:
-        """Multiply-adds of a forward and backward pass over the row."""
+        """Return the multiply-adds of a forward and backward pass over the row."""
         grids = [clip.info.grid_thw for clip in row.clips]
         return self.group(len(row.prompt.prompt_ids), grids, [len(response.ids) for response in row.responses])
 
     def group(self, prompt: int, grids: Sequence[Sequence[int]], responses: Sequence[int]) -> float:
-        """The same of a prompt of so many tokens, its clips' patches (time, height, width), and responses' tokens."""
+        """Return the multiply-adds of a forward and backward pass over a group.
+
+        prompt: tokens of the prompt.  grids: patches (time, height, width) of each clip.  responses: tokens of each.
+        """
         text = (
             self._text(prompt, [max(num - 1, 0) for num in responses]) + sum(responses) * self.hidden * self.vocabulary
         )
@@ -70,12 +73,12 @@ class CostModel:
 
 
 def _window_pairs(length: int, window: int) -> int:
-    """Along one axis: sum of squared window lengths, the last window being what is left."""
+    """Return the sum of squared window lengths along one axis, where the last window may be shorter."""
     return length // window * window**2 + (length % window) ** 2
 
 
 def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostModel:
-    """The cost model of the checkpoint in a folder. frozen_parts: as `LearnerConfig.frozen_parts`."""
+    """Return the cost model of the checkpoint in a folder. frozen_parts: as `LearnerConfig.frozen_parts`."""
     config = read_model_config(model_path)
     vision = config.vision
     return CostModel(

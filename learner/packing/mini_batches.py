@@ -1,4 +1,4 @@
-"""Which groups each optimiser update on a batch learns from: pure decisions."""
+"""Assignment of a batch's groups to optimiser updates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from rlsys.types import TrainBatch
 
 
 def plan_updates(batch: TrainBatch, algorithm: AlgorithmConfig, seed: int) -> list[list[int]]:
-    """Indices of each update's groups: `mini_batches` parts of near equal size, `epochs_per_batch` times.
+    """Return the indices of each update's groups: `mini_batches` parts of nearly equal size, `epochs_per_batch` times.
 
-    The first epoch takes groups in their order; each later one shuffles them, by `seed` and the epoch's number and
-    so alike in every batch, which are different groups each time. A part without a trained token is skipped.
-    A supervised batch is one update.
+    The first epoch takes the groups in order; later ones shuffle them by `seed` and the epoch's number, in the same
+    way for every batch. A part without a trained token is skipped. A supervised batch is one update.
     """
     everything = np.arange(len(batch.groups))
     if batch.objective == "nll":
@@ -30,7 +29,7 @@ def plan_updates(batch: TrainBatch, algorithm: AlgorithmConfig, seed: int) -> li
 
 
 def part_of(batch: TrainBatch, indices: Sequence[int]) -> TrainBatch:
-    """The batch with these of its groups alone."""
+    """Return the batch reduced to the groups at `indices`."""
     return replace(
         batch,
         groups=tuple(batch.groups[index] for index in indices),

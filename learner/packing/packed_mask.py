@@ -1,4 +1,4 @@
-"""Which token of a packed sequence sees which, in the forms that attention computes with."""
+"""The attention mask of a packed sequence, in the forms that the attention implementations need."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 MOST_PADDING = 16
-"""Segments are computed together if they differ by at most so many tokens, or by a quarter where that is more."""
+"""Number of tokens by which segments that are computed together may differ, or a quarter if that is more."""
 LONGEST_TOGETHER = 512
-"""Longer segments keep a core busy alone."""
+"""Length in tokens above which a segment is computed by itself, because it keeps a core busy."""
 BLOCK = 128
-"""Tokens a side of a block that FlexAttention computes or skips; its kernels' own default."""
+"""Tokens per side of a block that FlexAttention computes or skips; the default of its kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpan:
-    """Where a row lies in the packed sequence: its prompt's tokens from `start`, then those of each response."""
+    """The place of a row in the packed sequence: its prompt's tokens from `start`, then those of each response."""
 
     start: int
     prompt: int
@@ -27,16 +27,16 @@ class RowSpan:
 
     @property
     def prompt_stop(self) -> int:
-        """Where the responses begin."""
+        """Index of the first token after the prompt."""
         return self.start + self.prompt
 
     @property
     def stop(self) -> int:
-        """One past the row's last token."""
+        """Index after the row's last token."""
         return self.prompt_stop + sum(self.responses)
 
     def segments(self) -> list[tuple[int, int]]:
-        """(start, stop) of the prompt and of each response that has tokens."""
+        """Return (start, stop) of the prompt and of each response that has tokens."""
         bounds = [self.start, self.prompt_stop]
         for size in self.responses:
             bounds.append(bounds[-1] + size)
@@ -44,10 +44,10 @@ class RowSpan:
 
 
 class Bucket:
-    """Segments of similar lengths that are computed together, padded at the right: causally, pads are seen by none.
+    """Segments of similar lengths that are computed together, padded on the right, where causal attention ignores pads.
 
     index: i64 [S x W], the tokens of S segments, W the longest; pads repeat a segment's last token.
-    real: i64, which entries of `index` are no pads; None where none is.
+    real: i64, the entries of `index` that are not pads; None if there are no pads.
     """
 
     def __init__(self, segments: Sequence[tuple[int, int]], device: torch.device | str) -> None:
@@ -61,14 +61,14 @@ class Bucket:
         self.real = None if is_real.all() else is_real.nonzero()[:, 0].to(device)
 
     def take(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens: [L, heads, ...]. Returns [S, heads, W, ...]."""
+        """Return the bucket's tokens from [L, heads, ...] as [S, heads, W, ...]."""
         if self.num_segments == 1:
             return tokens[self.start : self.stop].transpose(0, 1)[None]
         chosen = tokens.index_select(0, self.index)
         return chosen.view(self.num_segments, self.width, *tokens.shape[1:]).transpose(1, 2)
 
     def take_gradient(self, tokens: torch.Tensor) -> torch.Tensor:
-        """As `take`, with 0 at the pads, which then give no gradient to any other token."""
+        """Return what `take` does with 0 at the pads, so that they add no gradient to other tokens."""
         if self.real is None:
             return self.take(tokens)
         chosen = tokens.new_zeros((len(self.index), *tokens.shape[1:]))
@@ -76,7 +76,7 @@ class Bucket:
         return chosen.view(self.num_segments, self.width, *tokens.shape[1:]).transpose(1, 2)
 
     def put(self, tokens: torch.Tensor, values: torch.Tensor) -> None:
-        """Write values [S, heads, W, ...] to their places in tokens [L, heads, ...]."""
+        """Write values [S, heads, W, ...] to their places in `tokens`, [L, heads, ...]."""
         if self.num_segments == 1:
             tokens[self.start : self.stop] = values[0].transpose(0, 1)
             return
@@ -88,19 +88,19 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedMask:
-    """Who sees whom: every token its row's prompt up to itself, and its own response up to itself."""
+    """The mask of packed rows: a token sees its row's prompt and its own response, both up to itself."""
 
     rows: tuple[RowSpan, ...]
     device: torch.device | str
 
     @property
     def length(self) -> int:
-        """Tokens of the packed sequence."""
+        """Number of tokens of the packed sequence."""
         return self.rows[-1].stop
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """All segments, by length."""
+        """All segments, in buckets of similar length."""
         segments = [segment for row in self.rows for segment in row.segments()]
         segments.sort(key=lambda segment: segment[0] - segment[1])
         together: list[list[tuple[int, int]]] = []
@@ -114,7 +114,7 @@ class PackedMask:
 
     @cached_property
     def seen_by_responses(self) -> list[torch.Tensor]:
-        """Of each row, bool [response tokens, row's tokens], True where the first sees the second."""
+        """For each row bool [response tokens, row's tokens], True where the first sees the second."""
         found = []
         for row in self.rows:
             segment = torch.repeat_interleave(torch.tensor([row.prompt, *row.responses], device=self.device))
@@ -124,7 +124,7 @@ class PackedMask:
 
     @cached_property
     def blocks(self) -> BlockMask:
-        """FlexAttention's form. Exact for blocks seen by all or by none; `mask_mod` decides within the others."""
+        """The mask in FlexAttention's form: blocks seen by all or none, and `mask_mod` for the tokens of the others."""
         row_start, prompt_stop, segment_start = self._bounds
         tokens = torch.arange(self.length, dtype=torch.int32, device=self.device)
 
@@ -132,7 +132,7 @@ class PackedMask:
             in_prompt = (key >= row_start[query]) & (key < prompt_stop[query])
             return (in_prompt | (key >= segment_start[query])) & (key <= query)
 
-        # a token sees two runs of tokens: of the prompt and of its own segment (for a prompt's token the same)
+        # a token sees a run of the prompt's tokens and one of its own segment's (the same for a prompt's token)
         edges = torch.arange(0, self.length, BLOCK, dtype=torch.int32, device=self.device)
         own = _overlap(segment_start, tokens + 1, edges)
         others = torch.where(segment_start > row_start, prompt_stop, row_start)
@@ -147,7 +147,7 @@ class PackedMask:
 
     @cached_property
     def _bounds(self) -> torch.Tensor:
-        """i32 [3, L]: where each token's row starts, where its prompt stops and where its segment starts."""
+        """Return the start of each token's row, the end of its prompt, and the start of its segment, i32 [3, L]."""
         parts = [
             torch.tensor([[row.start], [row.prompt_stop], [start]], dtype=torch.int32).expand(3, stop - start)
             for row in self.rows
@@ -157,12 +157,12 @@ class PackedMask:
 
 
 def _overlap(starts: torch.Tensor, stops: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """i32 [L, blocks], how many tokens of each block lie in start..stop of each token."""
+    """Return how many tokens of each block are in start..stop of each token, i32 [L, blocks]."""
     low = torch.maximum(starts[:, None], edges)
     return (torch.minimum(stops[:, None], edges + BLOCK) - low).clamp_(min=0)
 
 
 def _listed(is_chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each row of blocks, how many are chosen and which, those first: i32 [1, 1, N] and [1, 1, N, N]."""
+    """Return the number of chosen blocks of each row, and the blocks, chosen first: i32 [1, 1, N] and [1, 1, N, N]."""
     order = torch.argsort(is_chosen.int(), dim=1, descending=True, stable=True)
     return is_chosen.sum(dim=1, dtype=torch.int32)[None, None], order.int()[None, None]

@@ -1,10 +1,9 @@
-"""Many responses to one prompt in one sequence, `[prompt][response 1]...[response G]`: the prompt is computed once.
+"""Packing of all responses to a prompt into one row, `[prompt][response 1]...[response G]`, to compute the prompt once.
 
-The rows of a pass stand one after another in one sequence, with no padding. A response sees the
-prompt and itself, never another response, and its positions restart where the prompt ends, so every
-log-probability is what it would be if the response stood alone behind the prompt. A supervised
-sample is a group with one response. The last token of a response is predicted but never read, so it
-is not in the row at all.
+The rows of a pass follow one another in one sequence, without padding. A response sees the prompt and itself, never
+another response, and its positions restart where the prompt ends, so every log-prob is what it would be if the response
+followed the prompt alone. A supervised sample is a group with one response. The last token of a response is predicted
+but never read, so it is not in the row.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ ClipKey = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLayout:
-    """What packing must know of the model."""
+    """The properties of the model that packing depends on."""
 
     image_token_id: int
     video_token_id: int
@@ -35,17 +34,17 @@ class ModelLayout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedBatch:
-    """Model inputs of a pass: L tokens of all its rows, with T response tokens and V media tokens in all.
+    """The model inputs of a pass: L tokens of all its rows, with T response tokens and V media tokens in total.
 
-    input_ids: i64 [1, L].  position_ids: i64 [3, 1, L], mRoPE.  mask: which token sees which.
-    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all clips one after another, each once.  clips: what they are; none
-    where the patches are a blank image.
-    media_index: i64 [V], which of the L tokens features of the clips replace, in the order of `feature_index`,
-    i64 [V]; None where that is the features' own order, because no two rows show the same clip.
+    input_ids: i64 [1, L].  position_ids: i64 [3, 1, L], mRoPE.  mask: the attention mask.
+    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all distinct clips in order.  clips: their descriptions; () if the
+    patches are a blank image.
+    media_index: i64 [V], which of the L tokens are replaced by features, in the order of `feature_index`, i64 [V];
+    that is None for the features' own order, if no two rows show the same clip.
     hidden_index: i64 [T], which of the L states predicts each response token.
-    targets: i64 [T].  response_index: i64 [T], which of the batch's responses, 0..num_responses - 1, each belongs to.
-    sampler_logprobs, advantages, weights: f32 [T].  old_logprobs: f32 [T], or None where no response has any.
-    is_dummy: there are no rows; the tensors only give this rank the forward pass that its peers make.
+    targets: i64 [T].  response_index: i64 [T], the response of each token, 0..num_responses - 1.
+    sampler_logprobs, advantages, weights: f32 [T].  old_logprobs: f32 [T], or None if no response has any.
+    is_dummy: there are no rows; the tensors only let this rank make the same forward pass as its peers.
     """
 
     input_ids: torch.Tensor
@@ -70,11 +69,11 @@ class PackedBatch:
 def pack(
     rows: Sequence[Row], layout: ModelLayout, *, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> PackedBatch:
-    """Inputs for one forward pass over `rows`; none gives a dummy pass of one token.
+    """Return the inputs of one forward pass over `rows`; without rows, of a dummy pass with one token.
 
-    Every batch has vision input, a blank one where no row has media: ranks must make the same
-    calls, or those that share gradients (or, at ZeRO-3, weights) wait for each other indefinitely.
-    Raises ValueError where a prompt's media tokens and its clips do not match.
+    Every batch has vision input, a blank image if no row has media, because ranks must make the same calls: those that
+    share gradients (or, at ZeRO-3, weights) would otherwise wait for each other indefinitely.
+    Raises ValueError if a prompt's media tokens and its clips do not match.
     """
     is_dummy = not rows
     rows = rows or [_DUMMY_ROW]
@@ -128,7 +127,7 @@ def _fill_row(row: Row, ids: np.ndarray, positions: np.ndarray) -> None:
 
 
 def _predictors(row: Row) -> np.ndarray:
-    """Within the row, the token before each response token: the prompt's last one for the first."""
+    """Return the index in the row of the token before each response token; before the first it is the prompt's last."""
     last_of_prompt = len(row.prompt.prompt_ids) - 1
     parts, start = [], last_of_prompt + 1
     for response in row.responses:
@@ -145,13 +144,13 @@ def _media_tokens(row: Row, layout: ModelLayout) -> np.ndarray:
     if len(found) != sum(sizes):
         raise ValueError(
             f"{row.prompt_id}: the prompt has {len(found)} media tokens and its {len(sizes)} clips give {sizes}; "
-            "prompt and clips were not made together."
+            "build the prompt for these clips."
         )
     return found
 
 
 def clip_key(clip: ClipInfo) -> ClipKey:
-    """Equal keys mean equal patches."""
+    """Return a key of a clip; equal keys mean equal patches."""
     return clip.digest, tuple(clip.grid_thw)
 
 
@@ -169,7 +168,7 @@ def _vision_input(
 
 
 def _feature_index(rows: Sequence[Row], form: PixelFormat, device: str | torch.device) -> torch.Tensor | None:
-    """For each media token the feature it shows, counted over the distinct clips; None where that is 0, 1, 2..."""
+    """Return the index of each media token's feature among the distinct clips'; None if it is 0, 1, 2..."""
     places: dict[ClipKey, np.ndarray] = {}
     shown = [clip_key(clip.info) for row in rows for clip in row.clips]
     start = 0
@@ -190,7 +189,9 @@ def _flat(arrays: Sequence[np.ndarray], dtype: type, device: str | torch.device)
 def _old_logprobs(responses: Sequence[Response], device: str | torch.device) -> torch.Tensor | None:
     given = [response.old_logprobs for response in responses if response.old_logprobs is not None]
     if given and len(given) < len(responses):
-        raise ValueError(f"{len(given)} of {len(responses)} responses of a pass have old_logprobs; all or none must.")
+        raise ValueError(
+            f"{len(given)} of {len(responses)} responses of a pass have old_logprobs; give them for all or none."
+        )
     return _flat(given, np.float32, device) if given else None
 
 

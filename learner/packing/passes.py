@@ -1,4 +1,4 @@
-"""Which rank computes which rows, in which passes: pure decisions."""
+"""Assignment of rows to ranks and passes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from learner.packing.cost import CostModel
 from learner.packing.rows import Row
 
 Plan = list[list[tuple[Row, ...]]]
-"""`[rank][pass]` -> rows computed together."""
+"""The rows that are computed together, as `[rank][pass]`."""
 
 
 def plan_passes(rows: Sequence[Row], num_ranks: int, micro_batch_tokens: int, cost: CostModel) -> Plan:
-    """The rows spread over ranks by their cost and grouped into passes of at most `micro_batch_tokens` tokens.
+    """Return the rows, spread over ranks by cost and grouped into passes of at most `micro_batch_tokens` tokens.
 
-    Within a rank a row goes to the first pass with room for it, longest first. A row that is longer than the budget
-    is split into rows of the same prompt with some of its responses each (the same `Response` objects, which so
-    lead back to their row), on any rank; a single response that does not fit has a pass of its own.
-    Every rank gets the same number of passes, costliest first because ranks wait for each other at each; the
-    missing ones are empty. Equal inputs, equal plan.
+    Within a rank a row goes to the first pass with room for it, longest first. A row that is longer than the budget is
+    split into rows of the same prompt with some of its responses each (the same `Response` objects, which identify
+    their row), on any rank; a single response that does not fit has a pass of its own.
+    Every rank gets the same number of passes, costliest first because ranks wait for each other at each; missing ones
+    are empty. The plan is a function of the inputs.
     """
     pieces = [piece for row in rows for piece in split_row(row, micro_batch_tokens)]
     costs = [cost.row(piece) for piece in pieces]
@@ -35,7 +35,7 @@ def plan_passes(rows: Sequence[Row], num_ranks: int, micro_batch_tokens: int, co
 
 
 def split_row(row: Row, micro_batch_tokens: int) -> list[Row]:
-    """The row, or where it is longer than the budget, as few rows as first-fit finds that together are the row."""
+    """Return the row, or if it is longer than the budget, the rows into which first-fit splits it."""
     if row.num_tokens <= micro_batch_tokens:
         return [row]
     room = micro_batch_tokens - len(row.prompt.prompt_ids)
@@ -56,7 +56,7 @@ def split_row(row: Row, micro_batch_tokens: int) -> list[Row]:
 def _passes(
     part: Sequence[int], pieces: Sequence[Row], costs: Sequence[float], micro_batch_tokens: int
 ) -> list[tuple[Row, ...]]:
-    """One rank's rows in passes, first-fit decreasing by length."""
+    """Return one rank's rows grouped into passes, first-fit decreasing by length."""
     passes: list[list[int]] = []
     left: list[int] = []
     for index in sorted(part, key=lambda index: (-pieces[index].num_tokens, index)):

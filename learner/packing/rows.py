@@ -1,4 +1,4 @@
-"""What a forward pass is made of, before it is tensors: light records that the driver can make and send."""
+"""The prompts and responses of a forward pass as light records, which the driver can create and send."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Response:
 
     ids: i32 [R].  sampler_logprobs: f32 [R].  advantage: of all its tokens.
     weight: of each of its tokens in the loss, which is the weighted sum over the tokens of all ranks and passes.
-    old_logprobs: f32 [R] of the policy that the ratio is taken to; None when that is the sampler or, in the
-    first update on a batch, the policy itself.
+    old_logprobs: f32 [R], the denominator of the ratio; None if that is the sampler's or, in the first update on a
+    batch, the policy's own.
     """
 
     ids: np.ndarray
@@ -27,7 +27,7 @@ class Response:
 
     @property
     def num_read(self) -> int:
-        """Tokens that the model reads: all but the last, which is only predicted."""
+        """Number of tokens that the model reads: all but the last, which is only predicted."""
         return max(len(self.ids) - 1, 0)
 
 
@@ -42,10 +42,10 @@ class Row:
 
     @property
     def num_tokens(self) -> int:
-        """Length of the packed row."""
+        """Length of the packed row in tokens."""
         return len(self.prompt.prompt_ids) + sum(response.num_read for response in self.responses)
 
     @property
     def num_targets(self) -> int:
-        """Response tokens, the ones that have a log-probability."""
+        """Number of response tokens, which are those with a log-prob."""
         return sum(len(response.ids) for response in self.responses)

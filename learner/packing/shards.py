@@ -1,4 +1,4 @@
-"""A batch as what each rank has to compute for one optimiser update."""
+"""Each rank's share of a batch in one optimiser update."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ OldLogprobs = Sequence[Sequence[np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankShard:
-    """One rank's part of an update.
+    """One rank's share of an update.
 
-    micro_batches: rows of each forward pass; as many passes as every other rank makes, so some may be empty.
-    ends_batch: the batch's last update, after which the learning rate moves on.
+    micro_batches: rows of each forward pass; all ranks make the same number of passes, so some may be empty.
+    ends_batch: whether it is the batch's last update, after which the learning rate changes.
     """
 
     objective: Literal["grpo", "nll"]
@@ -40,10 +40,10 @@ def split_batch(
     max_tokens: int = 0,
     old_logprobs: OldLogprobs | None = None,
 ) -> list[RankShard]:
-    """The batch's trained rollouts, one shard per rank. Rollouts outside the loss are not computed at all.
+    """Return the batch's trained rollouts as one shard per rank; rollouts outside the loss are not computed.
 
     loss_mean, max_tokens: see `weighted`.  old_logprobs: see `Response`, as `[group][sample]`.
-    Raises ValueError where nothing is left.
+    Raises ValueError if the batch has no trained rollout.
     """
     olds = [None] * len(batch.groups) if old_logprobs is None else old_logprobs
     rows = [
@@ -54,13 +54,13 @@ def split_batch(
         if (row := group_row(group, advantages, is_trained, old)).num_targets
     ]
     if not rows:
-        raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; leave the update out.")
+        raise ValueError(f"none of the batch's {len(batch.groups)} groups has a trained token; skip the update.")
     plan = plan_passes(weighted(rows, loss_mean, max_tokens), num_ranks, micro_batch_tokens, cost)
     return [RankShard(objective=batch.objective, micro_batches=tuple(passes)) for passes in plan]
 
 
 def weighted(rows: Sequence[Row], loss_mean: LossMean, max_tokens: int) -> list[Row]:
-    """The rows with each response's weight in the loss, for rows that make one update together.
+    """Return the rows of one update with each response's weight in the loss.
 
     "token": 1 / tokens of all responses (DAPO, arXiv:2503.14476, eq. 12).  "sequence": 1 / (responses x the
     response's own tokens) (GRPO, arXiv:2402.03300, eq. 3).  "constant": 1 / (responses x max_tokens)
@@ -86,7 +86,7 @@ def group_row(
     is_trained: np.ndarray,
     old_logprobs: Sequence[np.ndarray] | None = None,
 ) -> Row:
-    """The group's trained rollouts behind their prompt."""
+    """Return the row of a group's prompt and its trained rollouts."""
     olds = [None] * len(group.rollouts) if old_logprobs is None else old_logprobs
     responses = tuple(
         Response(

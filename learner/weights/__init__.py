@@ -1,4 +1,4 @@
-"""Weights as they leave the learner: gathered from the ranks, named, digested, and sent or written.
+"""The sending side of weight transfers: weights are gathered from the ranks, named, hashed, and sent or written.
 
 - `publishing` (`Publisher`, `Put`): one version to all actors
 - `weights_out` (`ADAPTER_FOLDER`, `MAX_FILE_BYTES`, `ExportedTensor`, `assist`, `checkpoint_names`, `collect`,

@@ -1,4 +1,4 @@
-"""The sender's side of a broadcast among GPUs, to engines that receive by vLLM's weight transfer. Imports vllm."""
+"""The sender's side of a broadcast among GPUs to engines that receive through vLLM's weight transfer. Imports vllm."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def over_nccl(
 ) -> Iterator[Transmit]:
     """Send the tensors of a bucket one after another, in the order of its names.
 
-    ranks_each: GPUs of one engine.  Raises RuntimeError if a bucket is not sent within the deadline; the
+    ranks_each: number of GPUs of one engine.  Raises RuntimeError if a bucket is not sent within the deadline; the
     communicator is then aborted, and a receiver that still waits ends at its own process's deadline.
     """
     from vllm.distributed.weight_transfer.nccl_common import trainer_init

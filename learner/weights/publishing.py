@@ -1,4 +1,4 @@
-"""What a learner rank publishes, bucket by bucket: no rank holds more of the whole model than one bucket."""
+"""Publication of a learner's weights bucket by bucket, so that no rank gathers more than one bucket at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learner.weights.weights_out import ExportedTensor, Gather, assist, collect
 from rlsys.weights.manifest import Bucket, NamedTensors, TensorEntry, manifest_of, plan_buckets
 
 Put = Callable[[NamedTensors], Any]
-"""Stores a bucket's tensors and returns the reference by which other processes get them."""
+"""A function that stores a bucket's tensors and returns the reference by which other processes get them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,14 +24,14 @@ class PlannedBucket:
 
     @property
     def num_bytes(self) -> int:
-        """What is moved; a tensor with two names counts once."""
+        """Size of the transfer; a tensor with two names counts once."""
         return sum(tensor.spec.num_bytes for tensor in dict.fromkeys(self.exported.values()))
 
 
 def plan_export(exported: Mapping[str, ExportedTensor], max_bytes: int) -> list[PlannedBucket]:
-    """Group exported tensors into buckets of at most `max_bytes`, trained ones first and frozen ones apart.
+    """Group exported tensors into buckets of at most `max_bytes`: first trained tensors, then frozen ones.
 
-    The order is otherwise kept. A tensor with two names (a tied head) is in one bucket under both.
+    Otherwise the order is kept. A tensor with two names (a tied head) is in one bucket under both.
     """
     names: dict[ExportedTensor, list[str]] = {}
     for name, tensor in exported.items():
@@ -50,10 +50,10 @@ def _is_frozen(tensor: ExportedTensor) -> bool:
 
 
 class Publisher:
-    """Publishes one model again and again; frozen parts are gathered, hashed and stored the first time only.
+    """A publisher of one model's weights, which gathers, hashes and stores frozen parts only the first time.
 
-    All ranks make one and call `publish` together, because gathering a partitioned parameter involves all of them.
-    Make a new one after the weights were replaced, for example by a checkpoint.
+    Every rank must create one and call `publish`, because gathering a partitioned parameter is a collective. A new one
+    is needed after the weights were replaced, for example by a checkpoint.
     """
 
     def __init__(
@@ -65,7 +65,11 @@ class Publisher:
         stores: bool,
         shares: bool = False,
     ) -> None:
-        """stores: this rank puts the weights into the object store.  shares: by CUDA IPC too, from its own GPU."""
+        """Plan the buckets of the exported tensors.
+
+        stores: whether this rank puts the weights into the object store.  shares: whether it also shares them by CUDA
+        IPC from its GPU.
+        """
         self._shares = shares
         self._planned = plan_export(exported, max_bytes)
         self._gather = gather
@@ -74,7 +78,7 @@ class Publisher:
         self._has_published = False
 
     def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """Return the buckets and their manifest on the rank that stores; nothing on the others."""
+        """Return the buckets and their manifest on the rank that stores; empty ones on the others."""
         buckets: list[Bucket] = []
         manifest: dict[str, TensorEntry] = {}
         for bucket, entries in self._published(put):
@@ -107,13 +111,13 @@ class Publisher:
         return bucket, manifest_of(tensors)
 
     def _handles(self, planned: PlannedBucket) -> dict[str, dict[str, Any]]:
-        """Return what opens the bucket's live tensors from another process on this GPU; {} if they are not shared."""
+        """Return the handles that open the bucket's tensors from another process on this GPU; {} if not shared."""
         if not self._shares:
             return {}
         from torch.multiprocessing.reductions import reduce_tensor
 
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        # a merged tensor exists only while it is read: no handle
+        # a merged tensor exists only while it is read, so it has no handle
         return {
             name: {gpu: reduce_tensor(tensor.read())[1]}
             for name, tensor in planned.exported.items()

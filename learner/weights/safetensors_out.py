@@ -1,7 +1,7 @@
-"""Tensors into *.safetensors files as they come, so that only the current one and the one before are in memory.
+"""Writing of *.safetensors files one tensor at a time, so that at most two tensors are in memory.
 
-The format, from https://github.com/huggingface/safetensors: u64 length of a JSON header, little
-endian; the header with dtype, shape and byte range of every tensor; the bytes.
+The format, from https://github.com/huggingface/safetensors, is the length of a JSON header (u64, little endian), the
+header with dtype, shape and byte range of every tensor, and the bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ ALIGNMENT = 8
 def write_tensors(
     folder: Path, specs: Mapping[str, TensorSpec], tensors: Iterable[tuple[str, NamedTensor]], max_file_bytes: int
 ) -> None:
-    """Files of at most `max_file_bytes` each, named and indexed as `save_pretrained` does.
+    """Write files of at most `max_file_bytes` each, named and indexed as `save_pretrained` does.
 
-    tensors: exactly those of `specs` and in its order. A tensor that is larger than a file may be has one to itself.
+    tensors: exactly those of `specs`, in its order. A tensor above `max_file_bytes` has a file to itself.
+    Raises ValueError for other tensors.
     """
     shards = plan_files(specs, max_file_bytes)
     remaining = iter(tensors)
@@ -47,7 +48,7 @@ def write_tensors(
 
 
 def plan_files(specs: Mapping[str, TensorSpec], max_file_bytes: int) -> dict[str, Sequence[str]]:
-    """File name -> tensors in it, in their order: each file is filled up before the next begins."""
+    """Return the tensors of each file by its name, in order; each file is filled before the next begins."""
     shards = plan_buckets({name: spec.num_bytes for name, spec in specs.items()}, max_file_bytes)
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}

@@ -1,4 +1,4 @@
-"""Export of the learner's weights: as named bytes for the engines, as a Hugging Face folder for everything else."""
+"""Export of the learner's weights: as named bytes for engines, and as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ADAPTER_FOLDER = "adapter"
 MAX_FILE_BYTES = 2 << 30
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[None]]
-"""A context in which partitioned parameters are whole; every rank must open it."""
+"""A context in which partitioned parameters are complete; every rank must enter it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedTensor:
-    """One tensor to export. spec: of the whole tensor.  parameters: must be whole while `read` makes it."""
+    """One tensor to export. spec: of the whole tensor.  parameters: must be gathered while `read` computes it."""
 
     spec: TensorSpec
     parameters: tuple[nn.Parameter, ...]
@@ -44,7 +44,7 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     They differ: transformers reads `visual.*` and `model.*` into `model.visual.*` and
     `model.language_model.*`, and writes the file's own names again. Call it before adapters are added.
     """
-    # one by one, so that a change of shape (which no weight of this family has) cannot go unnoticed
+    # one by one, so that a change of shape (which no weight of this family has) is noticed
     names = {
         name: list(revert_weight_conversion(model, {name: parameter})) for name, parameter in model.named_parameters()
     }
@@ -95,7 +95,7 @@ def stream(exported: Mapping[str, ExportedTensor], gather: Gather) -> Iterator[t
 
 
 def collect(exported: Mapping[str, ExportedTensor], gather: Gather) -> dict[str, NamedTensor]:
-    """Return all tensors at once, for the engines. One with two names is one object, and is sent once.
+    """Return all tensors, for the engines. A tensor with two names is one object, and is sent once.
 
     On CPU the bytes may alias the live weights: use them before the next update, or copy.
     """
@@ -127,7 +127,7 @@ def _merged(weight: nn.Parameter, low_rank: LowRank) -> ExportedTensor:
 
 
 def _spec(parameter: nn.Parameter) -> TensorSpec:
-    # DeepSpeed empties a parameter that it has partitioned, and records its shape
+    # DeepSpeed empties a partitioned parameter and records its shape
     return spec_of(parameter, getattr(parameter, "ds_shape", None))
 
 
@@ -140,12 +140,14 @@ def write_folder(
 ) -> str:
     """Write the weights as a checkpoint folder like `source`, for `from_pretrained` and vLLM; return their digest.
 
-    Everything but the weights is `source`'s: config, tokenizer, processor. A tied head is not written, as with
+    All other files (config, tokenizer, processor) are copied from `source`. A tied head is not written, as with
     `save_pretrained`, but is part of the digest.  tensors: `stream` of `exported`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in companions(source):
-        shutil.copyfile(file, folder / file.name)  # bytes alone: the owner's permissions may forbid writing
+        shutil.copyfile(
+            file, folder / file.name
+        )  # only the bytes, because the permissions of the source may forbid writing
     running = RunningDigest()
     omitted = HEAD if has_tied_head(exported) else ""
 
@@ -175,7 +177,7 @@ def read_folder(folder: Path) -> dict[str, NamedTensor]:
             for name in file.keys():  # noqa: SIM118, safe_open has no __iter__
                 tensors[name] = as_named(file.get_tensor(name))
     if not tensors:
-        raise FileNotFoundError(f"{folder}: it has no *.safetensors; give it a folder written by save_pretrained.")
+        raise FileNotFoundError(f"{folder}: it has no *.safetensors; use a folder written by save_pretrained.")
     embedding = embedding_name(tensors)
     if HEAD not in tensors and embedding is not None:
         tensors[HEAD] = tensors[embedding]
