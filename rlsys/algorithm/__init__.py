@@ -3,6 +3,7 @@
 - `advantages` (`group_advantages`): advantages within a group
 - `batch` (`group_advantages_of`, `has_spread`, `imitation_batch`, `make_batch`, `require_scores`): scored groups ->
   the batch of an update
-- `order_contrast` (`wants_contrast`, `with_order_contrast`): the score that compares with shuffled frames
+- `order_contrast` (`wants_contrast`, `with_order_contrast`): the score that compares responses to ordered and shuffled
+  frames
 - `reward_shaping` (`Shaped`, `needs_reference`, `shape_rewards`): overlong shaping and the KL penalty
 """

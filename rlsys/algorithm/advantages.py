@@ -1,4 +1,4 @@
-"""Advantages of the rollouts of one group: one function per method; `algorithm.advantage` selects it.
+"""Advantages of the rollouts of one group, with one function per method; `algorithm.advantage` selects it.
 
 Every method excludes rollouts that could not be scored from mean, standard deviation and loss. All advantages of a
 group are 0 when fewer than `min_valid` rollouts are scored or when all scored rewards are equal.
@@ -57,7 +57,7 @@ def centred_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_valid: int
     """Return each reward minus the mean of its group, in units of the reward.
 
     Without division by the standard deviation, groups whose rewards differ little have little weight.
-    Arguments and zeros are those of `group_advantages`. Source: Dr. GRPO, arXiv:2503.20783.
+    Arguments and zero cases are those of `group_advantages`. Source: Dr. GRPO, arXiv:2503.20783.
     """
     found = np.zeros(rewards.shape, np.float32)
     valid = rewards[is_valid].astype(np.float64)
@@ -70,7 +70,7 @@ def leave_one_out_advantages(rewards: np.ndarray, is_valid: np.ndarray, min_vali
     """Return each reward minus the mean reward of the group's other rollouts.
 
     This baseline does not depend on the rollout itself. The result is `centred_advantages` times n / (n - 1) for n
-    valid rollouts. Arguments and zeros are those of `group_advantages`. Source: RLOO, arXiv:2402.14740.
+    valid rollouts. Arguments and zero cases are those of `group_advantages`. Source: RLOO, arXiv:2402.14740.
     """
     found = np.zeros(rewards.shape, np.float32)
     valid = rewards[is_valid].astype(np.float64)

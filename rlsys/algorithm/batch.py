@@ -16,11 +16,11 @@ from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 
 
 class ScoringFailed(UserError, RuntimeError):
-    """No rollout of a whole step could be scored; the message has the most common reason."""
+    """An error for a step of which no rollout could be scored; the message gives the most common reason."""
 
 
 def require_scores(groups: tuple[ScoredGroup, ...], batch: TrainBatch) -> None:
-    """Raise ScoringFailed for a batch without one scored rollout.
+    """Raise ScoringFailed for a batch without a single scored rollout.
 
     Such an update would move the weights by momentum alone and hide that scoring is down.
     """
@@ -89,7 +89,7 @@ def has_spread(scored: ScoredGroup, algorithm: AlgorithmConfig, reward: RewardCo
 
     Penalties of reward shaping do not count, because nearly every group differs in length or in KL.
     """
-    if algorithm.advantage == "gdpo":  # scores that differ may still cancel each other out
+    if algorithm.advantage == "gdpo":  # normalised scores can cancel each other out
         weights = score_weights(scored.group.item.task, reward)
         return bool(advantages(scored, "gdpo", weights, reward.min_valid).any())
     valid = scored.rewards[scored.is_valid]

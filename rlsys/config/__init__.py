@@ -1,12 +1,12 @@
-"""Run configs: one section per module, checked before anything starts.
+"""Configs of runs, with one module per section, checked before anything starts.
 
 - `run` (`AlgorithmConfig`, `ClusterConfig`, `ConfigError`, `DataConfig`, `JudgeConfig`, `LearnerConfig`,
   `LoraConfig`, `ModelConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`, `ScoreSettings`, `SftConfig`,
   `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`, `load_services`, `parse`): the whole
-  config, loading, and its sections
+  config with its sections, and loading
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read
-- `bundled`: the configs that come with the package
+- `bundled`: the configs that the package contains
 """

@@ -10,7 +10,7 @@ from rlsys.config.part import Part
 
 
 class AlgorithmConfig(Part):
-    """The defaults are GRPO as in VideoChat-R1 (eq. 1 and 2), with DAPO's mean over tokens."""
+    """The settings of the algorithm; by default GRPO as in VideoChat-R1 (eq. 1 and 2) with DAPO's mean over tokens."""
 
     advantage: Literal["grpo", "dr_grpo", "rloo", "gdpo"] = "grpo"
     """Advantage of a response: reward minus the group's mean, over its standard deviation (grpo, arXiv:2402.03300);

@@ -1,4 +1,4 @@
-"""The configs that come with the package: the files of `configs/`."""
+"""The configs that the package contains, which are the files of `configs/`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-"""In a checkout a link to the top-level folder, in an installed package a folder."""
+"""The folder of the configs: a link to the top-level folder in a checkout, a folder in an installed package."""
 
 
 def names() -> tuple[str, ...]:
-    """File names of all bundled configs."""
+    """Return the file names of all bundled configs, sorted."""
     return tuple(sorted(file.name for file in FOLDER.glob("*.yaml")))
 
 
 def find(path: Path) -> Path:
-    """`path`, or the bundled config where nothing lies at `path` and it is `NAME`, `NAME.yaml` or `configs/NAME.yaml`.
+    """Return `path`, or the bundled config of that name if `path` does not exist.
 
-    Any other path that does not exist is returned as it is: a mistyped folder must not start another config.
+    A bundled config is named by `NAME`, `NAME.yaml` or `configs/NAME.yaml`. Any other path that does not exist is
+    returned as it is, because a mistyped folder must not start another config.
     """
     if path.exists() or path.parent not in (Path("."), Path("configs")):
         return path

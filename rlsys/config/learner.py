@@ -1,4 +1,4 @@
-"""Section `learner`: ranks, partitioning, what is trained, and further DeepSpeed settings."""
+"""Section `learner`: ranks, partitioning, trained parts, and further DeepSpeed settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from rlsys.config.part import Part
 
 MAX_LORA_RANK = 512
-"""The highest rank that vLLM serves."""
+"""The highest rank of adapters that vLLM serves."""
 
 OWNED_KEYS = {
     "train_batch_size": "learner.num_ranks and learner.micro_batch_tokens",
@@ -28,12 +28,14 @@ OWNED_KEYS = {
     "zero_optimization.stage": "learner.zero_stage",
     "zero_optimization.offload_optimizer.device": "learner.offload",
     "zero_optimization.offload_param.device": "learner.offload",
-    "checkpoint.load_universal": "how a checkpoint is resumed",
+    "checkpoint.load_universal": "the checkpoint that is resumed",
 }
-"""Keys of DeepSpeed's JSON that our own fields decide, nested ones dotted, with the fields."""
+"""Keys of DeepSpeed's JSON (nested ones dotted) that fields of the config decide -> those fields."""
 
 
 class LoraConfig(Part):
+    """The settings of LoRA adapters."""
+
     rank: int = Field(default=0, ge=0, le=MAX_LORA_RANK)
     """Rank of the low-rank adapters (LoRA, arXiv:2106.09685) on the language model's linear layers. Only adapters are
     then trained and sent to the engines; 0 trains all weights."""
@@ -53,6 +55,8 @@ class LoraConfig(Part):
 
 
 class LearnerConfig(Part):
+    """The settings of the learner."""
+
     num_ranks: int = Field(default=1, ge=1)
     """Number of DeepSpeed ranks, one process each."""
     zero_stage: Literal[0, 1, 2, 3] = 2
@@ -61,7 +65,7 @@ class LearnerConfig(Part):
     """Largest number of tokens in one forward pass of a rank; a longer group is split over passes that repeat its
     prompt."""
     threads: int = Field(default=1, ge=1)
-    """Number of torch threads of a rank on CPU."""
+    """Number of torch threads of one rank on CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     frozen_parts: tuple[Literal["vision_tower", "projector"], ...] = ()
@@ -81,7 +85,7 @@ class LearnerConfig(Part):
 
     @property
     def untrained_parts(self) -> tuple[str, ...]:
-        """The parts whose own weights are not trained: `frozen_parts`, or with adapters all of them."""
+        """The parts whose weights are not trained: `frozen_parts`, or with adapters all parts."""
         return ("vision_tower", "projector") if self.lora.rank else self.frozen_parts
 
     @model_validator(mode="after")

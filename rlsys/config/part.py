@@ -15,7 +15,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
 class ConfigError(UserError, ValueError):
-    """An invalid config; the message names the file, the field and the remedy."""
+    """An error for an invalid config; the message names the file, the field and the remedy."""
 
 
 class Part(BaseModel):

@@ -53,7 +53,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Refused(Exception):
-    """Well-formed YAML that is not accepted; the message becomes the end of a ConfigError's."""
+    """An error for well-formed YAML that is not accepted; its message ends the message of a ConfigError."""
 
 
 def read_tree(path: Path) -> dict[str, Any]:

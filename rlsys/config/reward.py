@@ -19,10 +19,10 @@ class ScoreSettings(Part):
     length_window_tokens: tuple[int, int] = (320, 512)
     """Smallest and largest number of response tokens that earn `length_bonus` (Video-R1's values)."""
     relative_error_tiers: tuple[tuple[float, float], ...] = ()
-    """Pairs (upper bound on the relative error, score), of which the first that applies counts; () uses the mean
-    relative accuracy of VSI-Bench."""
+    """Pairs (upper bound on the relative error, score); the first that applies counts. () uses the mean relative
+    accuracy of VSI-Bench."""
     recall_tiers: tuple[tuple[float, float], ...] = ()
-    """Pairs (least event recall, reward), of which the highest that applies counts; () rewards the recall itself."""
+    """Pairs (lower bound on event recall, reward); the highest that applies counts. () rewards the recall itself."""
 
     @model_validator(mode="after")
     def _scores_are_shares(self) -> ScoreSettings:
@@ -111,6 +111,8 @@ class JudgeConfig(Part):
 
 
 class RewardConfig(Part):
+    """The settings of scores and reward servers."""
+
     url: str | None = None
     """Base URL of running reward servers; null starts them on the run's own cluster."""
     host: str = "127.0.0.1"

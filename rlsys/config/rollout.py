@@ -11,6 +11,8 @@ MIN_TEMPERATURE = 0.01
 
 
 class RolloutConfig(Part):
+    """The settings of rollout actors and sampling."""
+
     num_actors: int = Field(default=1, ge=1)
     """Number of rollout actors, each with its own engine."""
     group_size: int = Field(default=8, ge=1)

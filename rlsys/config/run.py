@@ -1,8 +1,8 @@
-"""RunConfig: all settings of a run, checked before anything is started.
+"""All settings of a run (RunConfig), checked before anything is started.
 
-A config is one YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed
-by its meaning, its unit and what 0 or null does. Contradictions within the config fail here;
-those that need the data or the model are found by `rlsys.runs.check`.
+A config is one YAML file plus dotted overrides (`train.num_steps=10`). Every field is followed by its meaning, its unit
+and the meaning of 0 or null. Contradictions within the config fail here; those with the data or the model are found by
+`rlsys.runs.check`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ __all__ = [
 
 
 class ModelConfig(Part):
+    """The settings of the model."""
+
     path: Path
     """Model folder (config, weights, tokenizer, processor) as `save_pretrained` writes it."""
     make_tiny: bool = False
@@ -73,6 +75,8 @@ class ModelConfig(Part):
 
 
 class DataConfig(Part):
+    """The settings of annotations, prompts and video decoding."""
+
     annotations: Path | None = None
     """Annotation file."""
     videos: Path | None = None
@@ -139,6 +143,8 @@ class DataConfig(Part):
 
 
 class PipelineConfig(Part):
+    """The settings of staleness and weight updates."""
+
     max_lag: int = Field(default=0, ge=0)
     """Largest staleness: steps between the weights that sampled a rollout and the step that trains on it; 0 is
     synchronous."""
@@ -149,6 +155,8 @@ class PipelineConfig(Part):
 
 
 class CheckpointConfig(Part):
+    """The settings of checkpoints."""
+
     every_steps: int = Field(default=50, ge=0)
     """Number of steps between checkpoints; 0 saves only the final one."""
     keep: int = Field(default=2, ge=1)
@@ -159,6 +167,8 @@ class CheckpointConfig(Part):
 
 
 class EvaluationConfig(Part):
+    """The settings of evaluation on held-out rows."""
+
     annotations: Path | None = None
     """Held-out annotation file in `data.format`; null skips evaluation."""
     videos: Path | None = None
@@ -170,13 +180,15 @@ class EvaluationConfig(Part):
 
 
 class ClusterConfig(Part):
+    """The settings of the Ray cluster and its resources."""
+
     address: str | None = None
     """Address of the Ray cluster to attach to; null attaches to the cluster that the process runs in, or else starts
     one on loopback."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
-    """Ray CPUs that an actor reserves (with device cuda, also tensor_parallel_size GPUs)."""
+    """Number of Ray CPUs that an actor reserves (with device cuda, also tensor_parallel_size GPUs)."""
     cpus_per_rank: float = Field(default=1.0, gt=0)
-    """Ray CPUs that a learner rank reserves (with device cuda, also one GPU)."""
+    """Number of Ray CPUs that a learner rank reserves (with device cuda, also one GPU)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the engines and the learner."""
     object_store_mib: int = Field(default=512, ge=80)
@@ -257,7 +269,7 @@ Override = Annotated[str, "section.key=value, the value in YAML"]
 
 
 def load_services(path: Path | None, overrides: Sequence[Override] = ()) -> RunConfig:
-    """Load a config of which only `reward` and `cluster` are used; model, output folder and the file are optional."""
+    """Load a config for services, which use only `reward` and `cluster`; model, output folder and file are optional."""
     tree = {"output_dir": ".", "model": {"path": "."}, **(_read(path) if path else {})}
     return _with(tree, overrides, source=str(path or "overrides"))
 

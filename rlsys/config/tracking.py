@@ -1,4 +1,4 @@
-"""Section `tracking`: what is recorded in MLflow, and where."""
+"""Section `tracking`: recording in MLflow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from rlsys.config.part import Part, expanded
 
 
 class TrackingConfig(Part):
+    """The settings of MLflow."""
+
     uri: str | None = None
     """MLflow tracking URI; null uses `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` if that is unset."""
     experiment: str = "rlsys"

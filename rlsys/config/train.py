@@ -12,6 +12,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Part):
+    """The settings of steps, batches and the optimiser."""
+
     num_steps: int = Field(default=100, ge=1)
     """Number of training steps; each has one optimiser update per mini-batch and epoch of section `algorithm`."""
     prompts_per_step: int = Field(default=16, ge=1)

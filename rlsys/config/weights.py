@@ -1,4 +1,4 @@
-"""Section `weights`: how weights are sent to the actors."""
+"""Section `weights`: the transport of weights to the actors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rlsys.config.part import Part
 
 
 class WeightsConfig(Part):
+    """The settings of weight transfers."""
+
     transport: Literal["object_store", "collective", "ipc"] = "object_store"
     """Transport from the learner to the actors: Ray's object store (any hardware), a broadcast among learner and
     actors (collective: NCCL on GPUs, gloo on CPU), or CUDA IPC if both share their GPUs."""

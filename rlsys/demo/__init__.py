@@ -1,4 +1,4 @@
-"""The demos: synthetic clips, and GRPO on one task or on five.
+"""The demos: GRPO on synthetic clips, with one task or five.
 
 - `grounding` (`NUM_CLIPS`, `demo_config`, `run_demo`, `sft_config`, `with_model`, `write_demonstrations`): `rlsys
   demo`

@@ -38,7 +38,7 @@ MEASURES = {
     "grounded_qa": ("miou", "mIoU"),
     "captioning": ("recall", "recall"),
 }
-"""Task -> its main held-out metric."""
+"""Task -> (key, label) of its main held-out metric."""
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 

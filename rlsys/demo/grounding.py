@@ -1,8 +1,8 @@
 """`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO improved.
 
-Clips are generated, a tiny Qwen2.5-VL is created and gets a supervised cold start on partly
-malformed demonstrations, GRPO trains it through the whole stack, and as a control the cold start is
-continued with more supervised steps.
+A tiny Qwen2.5-VL gets a supervised cold start on generated clips with partly malformed demonstrations, and GRPO trains
+it through the whole stack. As a control, the cold start is continued with more supervised
+steps.
 """
 
 from __future__ import annotations

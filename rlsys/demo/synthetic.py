@@ -48,6 +48,7 @@ class Shown:
 
     @property
     def question(self) -> str:
+        """The question whose answer is the time span of the object."""
         return f"When does the {self.colour} {self.shape} appear?"
 
 
@@ -148,7 +149,10 @@ def _place(rng: np.random.Generator, colour: str, shape: str, duration_s: float,
 
 
 def render(scene: Scene, size_px: int, rng: np.random.Generator) -> np.ndarray:
-    """u8 [T, H, W, 3] RGB, T = duration x fps. An object is on the frames with start <= time < end."""
+    """Return the scene's frames, u8 [T, H, W, 3] RGB, T = duration x fps.
+
+    An object is on the frames with start <= time < end.
+    """
     noise = rng.integers(-NOISE, NOISE + 1, (size_px, size_px, 1))
     background = np.repeat((scene.grey + noise).astype(np.uint8), 3, axis=2)
     frames = np.repeat(background[None], round(scene.duration_s * scene.fps), axis=0)

@@ -1,4 +1,4 @@
-"""Reports of a finished run: a table of held-out metrics and curves of reward and loss."""
+"""Reports of a finished run: a table of held-out metrics, and curves of reward and loss."""
 
 from __future__ import annotations
 

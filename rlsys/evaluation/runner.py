@@ -1,4 +1,4 @@
-"""Evaluation over the same path as training: each clip is decoded, sampled from and scored, without an update."""
+"""Evaluation of a policy by the same path as training: decode, generate and score, without an update."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from rlsys.types import PromptItem, Sampling, ScoredGroup
 
 
 class GroupSource(Protocol):
-    """Samples and scores groups."""
+    """A source of groups that are sampled and scored."""
 
     def start(self, item: PromptItem, sampling: Sampling) -> Future[ScoredGroup]:
-        """Start to sample responses to `item` and to score them."""
+        """Start sampling and scoring responses to `item`. The future raises what `GroupProducer.start` raises."""
 
 
 def evaluate(
     source: GroupSource, items: Sequence[PromptItem], config: RunConfig, check: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
-    """Return metrics of the published policy: {"greedy": …, "sampled": …}.
+    """Return the held-out metrics of the published policy: {"greedy": …, "sampled": …}.
 
-    "sampled" is at temperature 1 and averages over all samples. When `items` has several tasks, each task also has
+    "sampled" is at temperature 1 and averages over all samples. If `items` has several tasks, each task also has
     {"greedy/<task>": …, "sampled/<task>": …}.
-    Unusable rows are skipped as in training (`data.on_bad_clip`) and counted in `rows_left_out`; when every row is
+    Unusable rows are skipped as in training (`data.on_bad_clip`) and counted in `rows_left_out`; if every row is
     unusable, the last one's error is raised.
     Seeds depend on the run's seed and the row, so two evaluations of equal weights agree.
-    check: called while waiting for a group; raises an error if no group can come any more.
+    check: called while waiting for a group; raises an error if no group can arrive any more.
     """
     answers = {
         "greedy": _answer(source, items, config, check, temperature=0.0, num_samples=1),

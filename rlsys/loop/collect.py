@@ -1,4 +1,4 @@
-"""Collect the groups of the next step: started ahead as far as staleness allows, taken in prompt order."""
+"""Collection of the groups of the next step, started ahead as far as staleness allows and taken in prompt order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from rlsys.types import ScoredGroup
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-"""Seconds between two checks whether the group that is waited for can still arrive."""
+"""Seconds between two checks whether the awaited group can still arrive."""
 MAX_SKIPPED_PER_GROUP = 100
-"""Unusable rows in one step, per group of the step, above which the run ends: the cause is then not single rows."""
+"""Unusable rows per group of a step above which the run ends, because then the cause is not in single rows."""
 
 
 SkipReason = Literal["bad_clip", "truth_outside", "quarantined"]
@@ -38,9 +38,9 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Collected:
-    """The groups of one step, and what became of the other prompts that it consumed.
+    """The groups of one step, and the other prompts that it consumed.
 
-    groups: to train on, in prompt order.  replaced: groups without reward spread, in whose place others were taken.
+    groups: to train on, in prompt order.  replaced: groups without reward spread, replaced by later groups.
     skipped: prompts without a group.  num_stale: groups that had become too old and were sampled again.
     """
 
@@ -53,7 +53,7 @@ class Collected:
 
     @property
     def num_consumed(self) -> int:
-        """Prompts that the step consumed."""
+        """Number of prompts that the step consumed."""
         return len(self.groups) + len(self.replaced) + len(self.skipped)
 
 
@@ -76,13 +76,13 @@ def awaited(future: Future[ScoredGroup], check: Callable[[], None]) -> ScoredGro
         try:
             return future.result(timeout=POLL_S)
         except TimeoutError:
-            if future.done():  # an error of its own, or it ended just now
+            if future.done():  # the TimeoutError is the group's own, or the group ended just now
                 return future.result()
             check()
 
 
 class InFlightGroups:
-    """Groups by prompt index, from their start until the step that uses them is done.
+    """The groups in flight by prompt index, from their start until the step that uses them is done.
 
     They are kept that long because a step whose update fails is repeated with the same groups.
     """
@@ -106,7 +106,7 @@ class InFlightGroups:
                 self._prefetched = prompt_index
 
     def result(self, prompt_index: int) -> ScoredGroup:
-        """Wait for the group of a prompt and return it, see `awaited`."""
+        """Wait for the group of a prompt and return it. Raises as `awaited` does."""
         return awaited(self._groups[prompt_index], self._source.check)
 
     def start_again(self, prompt_index: int) -> None:
@@ -121,7 +121,7 @@ class InFlightGroups:
 
 
 def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, state: RunState) -> Collected:
-    """Return the groups of the next step; `in_flight` may also hold groups of later steps.
+    """Wait for the groups of the next step and return them; `in_flight` may also hold groups of later steps.
 
     A prompt that is skipped, or a group replaced for lack of reward spread, admits one more group at the end of the
     queue. The groups behind it move up, so none becomes older than admission allowed for.
@@ -143,7 +143,9 @@ def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, 
         except RowUnusable as error:
             skipped.append(Skipped(prompt_index=prompt_index, reason=skip_reason(error, config), detail=str(error)))
             if len(skipped) > MAX_SKIPPED_PER_GROUP * wanted:
-                raise RuntimeError(f"{len(skipped)} rows of one step were unusable; last: {error}") from error
+                raise RuntimeError(
+                    f"{len(skipped)} rows of one step were unusable; fix the data or the servers. Last error: {error}"
+                ) from error
             continue
         if problem := objective.staleness_problem(scored, state.step):
             if prompt_index in again:

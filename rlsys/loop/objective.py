@@ -18,7 +18,7 @@ Reference = Sequence[Sequence[np.ndarray]]
 
 
 class Objective(Protocol):
-    """The decisions in which the objectives differ; all methods are pure."""
+    """The decisions in which objectives differ; all methods are pure."""
 
     max_lag: int
     """Number of steps by which a group may start before the step that trains on it."""
@@ -42,7 +42,7 @@ class Objective(Protocol):
 
 
 class PolicyGradient:
-    """GRPO and its relatives: rewards relative to those of the same prompt. Source: arXiv:2402.03300."""
+    """Policy gradient with rewards relative to the same prompt's, as in GRPO. Source: arXiv:2402.03300."""
 
     def __init__(self, config: RunConfig) -> None:
         self._algorithm, self._reward, self._max_tokens = config.algorithm, config.reward, config.rollout.max_tokens
@@ -77,7 +77,7 @@ class PolicyGradient:
 
 
 class Imitation:
-    """Supervised training: the loss is the negative log-likelihood of demonstrations, which never become stale."""
+    """Supervised training on the negative log-likelihood of demonstrations, which never become stale."""
 
     max_lag = 1  # decode the clips of the next step while the learner trains on this one
     needs_reference = False

@@ -39,7 +39,7 @@ class Step:
 
     @property
     def replaced(self) -> tuple[ScoredGroup, ...]:
-        """The groups without reward spread, in whose place others were taken."""
+        """The groups without reward spread, which were replaced by later groups."""
         return self.collected.replaced
 
 

@@ -1,7 +1,7 @@
-"""Turn a prompt item into a scored group: decode, build the prompt, generate, check, score.
+"""Production of scored groups from prompt items: decode, build the prompt, generate, check, score.
 
-Each group is one coroutine on a background event loop, so groups are independent:
-a group is scored as soon as its last rollout ends, while others still generate.
+Each group is one coroutine on a background event loop, so groups are independent: a group is scored as soon as its
+last rollout ends, while others are still being generated.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ LOST_FRAMES: Mapping[str, Any] = {
     "stop": stop_after_attempt(4),
     "reraise": True,
 }
-"""The retry policy when frames of clips are no longer in the object store: decode them and try again."""
+"""The retry policy for clips whose frames are no longer in the object store, which are then decoded again."""
 
 
 class Clips(Protocol):
+    """The store of decoded clips; see `rlsys.data.video.clips`."""
+
     async def get(self, spec: MediaSpec) -> ClipRef: ...
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
@@ -62,31 +64,32 @@ class Clips(Protocol):
 
 
 class Pool(Protocol):
+    """The actors that generate rollouts; see `actors.pool.RolloutPool`."""
+
     async def generate(
         self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
     ) -> tuple[Rollout, ...]: ...
 
 
 class Scorer(Protocol):
+    """The client of the reward servers; see `reward_servers.client`."""
+
     async def score(self, group: RolloutGroup, spans: Mapping[str, tuple[float, float]]) -> ScoredGroup: ...
 
     async def close(self) -> None: ...
 
 
 def sampling_seed(run_seed: int, prompt_index: int, prompt_id: str) -> int:
-    """Return the 48-bit seed of a group's first response: a function of run seed, prompt index and prompt id.
+    """Return the 48-bit seed of a group's first response, a function of run seed, prompt index and prompt id.
 
-    Response i uses seed + i. The same prompt gets another seed in a later epoch, because its index differs.
+    Response i uses seed + i. A prompt has another seed in a later epoch, because its index differs.
     """
     key = f"{run_seed}|{prompt_index}|{prompt_id}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
 
 
 class Preparer:
-    """Decodes the clips of items and builds their prompts, on an event loop of its own.
-
-    Only `with_frames` blocks.
-    """
+    """A preparer of prompts and clips, on an event loop of its own. Only `with_frames` blocks."""
 
     def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
         self._clips, self._prompts = clips, prompts
@@ -135,7 +138,7 @@ class Preparer:
         return asyncio.run_coroutine_threadsafe(make_again(), self._events).result()
 
     def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until it is prepared; errors surface then.
+        """Decode the item's clips now and hold them until it is prepared; errors are raised then.
 
         Nothing is decoded ahead while the live clips fill `data.cache_bytes`.
         """
@@ -172,7 +175,7 @@ class Preparer:
 
 
 class GroupProducer(Preparer):
-    """Produces scored groups. `start` returns at once; the future holds the group or the error."""
+    """A producer of scored groups. `start` returns at once; its future holds the group or the error."""
 
     def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
         super().__init__(clips, prompts)

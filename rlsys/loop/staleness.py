@@ -1,4 +1,4 @@
-"""How far generation may run ahead of learning, and which rollouts are too stale to train on: pure decisions."""
+"""Staleness of rollouts: how far generation may run ahead of learning, and what is too stale to train on."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ def groups_under_way(*, collected: int, prompts_per_step: int, max_lag: int) -> 
     The count starts at the next group to be collected. Groups are trained on in prompt order, `prompts_per_step` at a
     time, so a group that starts behind n others is trained on n // prompts_per_step steps from now.
 
-    collected: groups that wait for the next update.
+    collected: number of groups that wait for the next update.
     """
     return max(0, (max_lag + 1) * prompts_per_step - collected)
 
 
 def lag_steps(*, version: int, weight_version: int) -> int:
-    """Return how many versions (one per step) lie between the weights that sampled a token and the current ones."""
+    """Return the number of versions (one per step) from the weights that sampled a token to the current ones."""
     return version - weight_version
 
 
 def is_fresh(*, version: int, weight_version: int, max_lag: int) -> bool:
-    """Return whether a token may be trained on.
+    """Return whether a token is at most `max_lag` versions old, and so may be trained on.
 
     A version ahead of the current one was sampled before the learner rolled back, from weights that were discarded.
     """

@@ -1,4 +1,4 @@
-"""The state of a run."""
+"""The state of a run that a checkpoint holds beside the weights."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from rlsys.models.model_config import ModelFolderError, read_json
 
 
 class ChatTokenizer:
-    """Text to ids and back, and one user turn to the text that the model was trained on.
+    """A checkpoint's tokenizer with its chat template.
 
     Raises ModelFolderError when the folder has no fast tokenizer, chat template or end token.
     """
@@ -40,32 +40,35 @@ class ChatTokenizer:
         try:
             self._template = _environment().from_string(_chat_template(folder, settings))
         except TemplateError as error:
-            raise ModelFolderError(f"{folder}: its chat template cannot be read: {error}.") from error
+            raise ModelFolderError(
+                f"{folder}: its chat template cannot be read ({error}); copy the model's own."
+            ) from error
         end_token = settings.get("eos_token")
-        if isinstance(end_token, dict):  # how older transformers wrote it
+        if isinstance(end_token, dict):  # the format of older versions of transformers
             end_token = end_token["content"]
         end_token_id = self.id_of(end_token) if end_token else None
         if end_token_id is None:
             raise ModelFolderError(
-                f"{folder}/tokenizer_config.json: eos_token={end_token!r} is no token of tokenizer.json."
+                f"{folder}/tokenizer_config.json: eos_token={end_token!r} is not a token of "
+                "tokenizer.json; copy both files from the model again."
             )
 
         self.end_token_id: int = end_token_id
 
     def id_of(self, token: str) -> int | None:
-        """Id of a token of the vocabulary, None when there is none."""
+        """Return the id of a token of the vocabulary; None if it has no such token."""
         return self._tokenizer.token_to_id(token)
 
     def encode(self, text: str) -> np.ndarray:
-        """i32 ids of `text`; special tokens written out in it become their ids, none is added."""
+        """Return the ids of `text`, i32 [T]. Special tokens written out in it become their ids; none is added."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`, special tokens written out."""
+        """Return the text of `ids`, with special tokens written out."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def user_turn(self, kinds: Sequence[str], text: str) -> str:
-        """A conversation of one user turn, media before `text`, up to where the assistant starts to write."""
+        """Return the text of a conversation with one user turn, media before `text`, up to the assistant's reply."""
         content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
         try:
             return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
@@ -77,7 +80,7 @@ class ChatTokenizer:
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
-    """The template, from the three places where transformers has kept it, newest first."""
+    """Return the chat template, from the three places where transformers has kept it, newest first."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text()
     legacy = read_json(folder, "chat_template.json") if (folder / "chat_template.json").exists() else settings
@@ -87,7 +90,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    # the settings with which transformers renders chat templates: other white space means other tokens
+    # transformers renders chat templates with these settings; different white space would give different tokens
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlocks]
     )
@@ -100,7 +103,7 @@ def _refuse(message: str) -> None:
 
 
 class _GenerationBlocks(Extension):
-    """`{% generation %}…{% endgeneration %}`: marks what the assistant wrote, and renders as what it encloses."""
+    """The Jinja block `{% generation %}…{% endgeneration %}`, which marks the assistant's text and renders as it is."""
 
     tags = {"generation"}
 

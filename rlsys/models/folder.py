@@ -1,4 +1,4 @@
-"""What a checkpoint folder must hold before a run may start from it: headers are read, weights are not."""
+"""Checks of a checkpoint folder before a run starts from it, by the headers of its files and without its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPANIONS = (
     "*processor_config.json",
     "LICENSE*",
 )
-"""Patterns of the files that make weights a checkpoint; whatever else lies in the folder is not part of it."""
+"""Patterns of the files that make up a checkpoint together with the weights; other files in the folder do not."""
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_FILE = "adapter_config.json"
 LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
@@ -42,14 +42,14 @@ NO_WEIGHTS = {
 
 
 def companions(folder: Path) -> list[Path]:
-    """Return the files beside the weights that make `folder` a checkpoint: config, tokenizer, template, processor."""
+    """Return a checkpoint's files other than the weights: config, tokenizer, chat template and processor."""
     return sorted(
         path for path in Path(folder).iterdir() if path.is_file() and any(fnmatch(path.name, one) for one in COMPANIONS)
     )
 
 
 def problems_of_folder(folder: Path) -> Iterator[str]:
-    """Yield what keeps `folder` from being trained from, each with its file and remedy; nothing where it is sound.
+    """Yield every problem that prevents training from `folder`, with its file and remedy; none if it is sound.
 
     Config, tokenizer and template must have been read already (see `PromptBuilder`); they raise errors of their own.
     """
@@ -61,12 +61,12 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
         return
     if (folder / ADAPTER_FILE).exists():
         yield (
-            f"{folder / ADAPTER_FILE}: a LoRA adapter, which libraries load in place of the model or over it; merge it "
-            "into the weights (peft's merge_and_unload) or move the file away."
+            f"{folder / ADAPTER_FILE}: a LoRA adapter, which libraries load instead of the model or on top of it; "
+            "merge it into the weights (peft's merge_and_unload) or move the file away."
         )
     pointers = [path.name for path in companions(folder) if _is_pointer(path)]
     if pointers:
-        yield f"{folder}: {', '.join(pointers)}: git-LFS pointers, not the files; run `git lfs pull` there."
+        yield f"{folder}: {', '.join(pointers)}: these are git-LFS pointers, not the files; run `git lfs pull` there."
     if not any((folder / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
         yield (
             f"{folder}: no processor_config.json or preprocessor_config.json; copy the model's own, which say how "
@@ -86,7 +86,7 @@ def _is_pointer(file: Path) -> bool:
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by tensor name, from the headers of all weight files."""
+    """Return the shapes by tensor name, from the headers of all weight files."""
     if (folder / INDEX).exists():
         try:
             weight_map: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])

@@ -1,4 +1,4 @@
-"""The one reader of a checkpoint folder's `config.json`: no weight is read, and torch is not imported."""
+"""The reader of a checkpoint folder's `config.json`, which needs neither the weights nor torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rlsys.errors import UserError
 
 
 class ModelFolderError(UserError, ValueError):
-    """A model folder that lacks what a run needs; the message names the file and the remedy."""
+    """An error of a model folder that lacks what a run needs; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """Sizes of the vision tower.
 
-    window_size: pixels along a side of the windows that its blocks attend within, but for `num_full_attention` blocks.
-    tokens_per_second: steps of temporal position, see `rlsys.models.mrope`.
+    window_size: side in pixels of the windows within which blocks attend, except for `num_full_attention` blocks.
+    tokens_per_second: temporal positions per second of video, see `rlsys.models.mrope`.
     """
 
     depth: int
@@ -36,15 +36,15 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one patch: channels x frames x height x width."""
+        """Number of values in one patch: channels x frames x height x width."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of the language model, `layers` deep, its vision tower, and the ids of its placeholder tokens.
+    """Sizes of a language model of `layers` layers and its vision tower, and the ids of its placeholder tokens.
 
-    kv: key and value heads x head size.  model_type: the architecture's name, "" where the file has none.
+    kv: key/value heads x head size.  model_type: name of the architecture, "" if the file has none.
     """
 
     model_type: str
@@ -60,9 +60,9 @@ class ModelConfig:
 
 
 def read_model_config(model_path: Path) -> ModelConfig:
-    """What `config.json` in the folder says, in the nested layout or the flat one of published checkpoints.
+    """Read the `config.json` of a folder, in the nested layout or the flat one of published checkpoints.
 
-    Raises ModelFolderError when the file is missing, is not JSON, or lacks a size.
+    Raises ModelFolderError if the file is missing, is not JSON, or lacks a size.
     """
     tree = read_json(Path(model_path), "config.json")
     try:
@@ -75,14 +75,14 @@ def read_model_config(model_path: Path) -> ModelConfig:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of a model folder. Raises ModelFolderError when the file is missing or is none."""
+    """Read a JSON object in a model folder. Raises ModelFolderError if the file is missing or holds something else."""
     try:
         tree = json.loads((folder / name).read_text())
     except FileNotFoundError as error:
         raise ModelFolderError(
             f"model.path={folder}: no {name} there; model.path must be a folder made by save_pretrained."
         ) from error
-    except (OSError, ValueError) as error:  # a git-LFS pointer, for one
+    except (OSError, ValueError) as error:  # for example a git-LFS pointer
         raise ModelFolderError(f"{folder / name}: not readable as JSON ({error}); copy it again.") from error
     if not isinstance(tree, dict):
         raise ModelFolderError(f"{folder / name}: holds {type(tree).__name__}, expected an object; copy it again.")
@@ -107,7 +107,7 @@ def _parse(tree: Mapping[str, Any]) -> ModelConfig:
 
 
 def _parse_vision(tree: Mapping[str, Any]) -> VisionConfig:
-    # a config omits what equals the defaults of transformers
+    # a config omits values that equal the defaults of transformers
     return VisionConfig(
         depth=tree["depth"],
         hidden=tree["hidden_size"],

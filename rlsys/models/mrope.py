@@ -1,8 +1,8 @@
-"""Positions of prompt tokens in time, height and width: the original Qwen2.5-VL rule, in numpy.
+"""Positions of prompt tokens in time, height and width (mRoPE), by the original Qwen2.5-VL rule, in numpy.
 
-Text runs on all three axes at once. A video's time axis advances by seconds, its other axes by
-patches, and the text after it continues at the largest position so far plus one. (transformers 5.19
-continues at the larger of height and width alone, so its own positions must not be used after a video.)
+Text advances on all three axes at once. In a video the time axis advances by seconds and the other axes by patches, and
+the text after it continues at the largest position so far plus one. (transformers 5.19 continues at the larger of
+height and width only, so its positions must not be used after a video.)
 Source: Qwen2.5-VL, arXiv:2502.13923, section 2.1; `get_mrope_input_positions` of vLLM's qwen2_5_vl.py.
 """
 
@@ -19,11 +19,11 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class VisionTokens:
-    """How a checkpoint turns media into tokens.
+    """The parameters by which a checkpoint turns media into tokens.
 
-    merge_size: patches merged into one token along height and along width.
-    temporal_patch_size: frames in one temporal patch.
-    tokens_per_second: positions that one second of video takes on the time axis.
+    merge_size: number of patches merged into one token, along height and along width.
+    temporal_patch_size: number of frames in one temporal patch.
+    tokens_per_second: number of positions per second of video on the time axis.
     """
 
     image_pad_id: int
@@ -33,11 +33,11 @@ class VisionTokens:
     tokens_per_second: float
 
     def pad_id(self, kind: Literal["video", "image"]) -> int:
-        """The placeholder of a medium of `kind`."""
+        """Return the id of the placeholder token of a medium of `kind`."""
         return self.video_pad_id if kind == "video" else self.image_pad_id
 
     def num_tokens(self, grid_thw: Grid) -> int:
-        """Placeholders that a medium of this grid, counted in patches, expands to."""
+        """Return the number of placeholder tokens of a medium with this grid of patches."""
         time, height, width = grid_thw
         return time * height * width // self.merge_size**2
 
@@ -45,12 +45,12 @@ class VisionTokens:
 def mrope_positions(
     ids: np.ndarray, grids: Sequence[Grid], seconds_per_grid: Sequence[float], vision: VisionTokens
 ) -> tuple[np.ndarray, int]:
-    """Positions of the expanded prompt `ids`, and the position of the token that follows it.
+    """Return the positions of the expanded prompt `ids`, and the position of the token that follows it.
 
     ids: int [P].  grids: patches in (time, height, width) of each medium, in prompt order.
     seconds_per_grid: of each medium, as `engine_seconds_per_grid` returns it; not read for an image.
-    Returns i32 [3, P] and the next position, the same on all three axes. Raises ValueError when the
-    runs of placeholders are not what the grids ask for.
+    Returns i32 [3, P] and the next position, the same on all three axes. Raises ValueError if the
+    runs of placeholders do not match the grids.
     """
     is_pad = (ids == vision.image_pad_id) | (ids == vision.video_pad_id)
     parts: list[np.ndarray] = []
@@ -77,10 +77,10 @@ def mrope_positions(
 def engine_seconds_per_grid(
     second_per_grid_s: float, dtype: Literal["float32", "bfloat16"], temporal_patch_size: int = 2
 ) -> float:
-    """`second_per_grid_s` as the engine computes with it: its digits decide where positions are cut off to integers.
+    """Return `second_per_grid_s` with the engine's rounding, which decides how positions are truncated to integers.
 
-    The engine gets frames per second and divides; the quotient becomes a float32 tensor, and vLLM casts
-    every floating-point tensor of the processor to the model's dtype, this one included. 0.0, an image, stays.
+    The engine gets frames per second and divides; the quotient becomes a float32 tensor, and vLLM casts every
+    floating-point tensor of the processor to the model's dtype. The 0.0 of an image is returned as it is.
     """
     if second_per_grid_s == 0.0:
         return 0.0

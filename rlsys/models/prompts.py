@@ -1,6 +1,6 @@
-"""A prompt's token ids and positions, made once here and obeyed by engine and learner alike.
+"""Token ids and positions of prompts, computed once for the engine and the learner.
 
-Neither torch nor transformers is imported: building a prompt is text, ids and integer arithmetic.
+Neither torch nor transformers is imported, because building a prompt takes only text, ids and integer arithmetic.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ CONTEXT_TOKENS = 8  # shown on either side of a difference
 
 
 class PromptTooLong(UserError, ValueError):
-    """Prompt plus response exceed `model.max_model_len`; the message holds the sum and the remedy."""
+    """An error for a prompt plus response above `model.max_model_len`; the message has the sum and the remedy."""
 
 
 class PromptContractError(UserError, RuntimeError):
-    """The engine saw another prompt than the one that was built; the message shows where they part."""
+    """An error for an engine that saw another prompt than the one built; the message shows where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCount:
-    """What a prompt and its longest response take of `max_model_len`.
+    """The token count of a prompt and its longest response, against `max_model_len`.
 
     text: tokens of the chat template and the question.  media: (kind, grid in patches) of each medium.
     """
@@ -50,11 +50,11 @@ class TokenCount:
 
     @property
     def total(self) -> int:
-        """Tokens of the expanded prompt plus `max_tokens`."""
+        """Number of tokens of the expanded prompt plus `max_tokens`."""
         return self.text + sum(self._visual(grid) for _, grid in self.media) + self.max_tokens
 
     def check(self) -> None:
-        """Raises PromptTooLong when the total is above `max_model_len`."""
+        """Raise PromptTooLong if the total is above `max_model_len`."""
         if self.total > self.max_model_len:
             raise PromptTooLong(
                 f"{self.prompt_id}: {self}. A prompt with media is never cut: lower data.max_frames, data.max_pixels "
@@ -76,11 +76,11 @@ class TokenCount:
 
 
 class PromptBuilder:
-    """Makes the prompts of one run for the checkpoint in `model_path`.
+    """A builder of prompts for the checkpoint in `model_path`.
 
     think, style: see `rlsys.tasks.table.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
-    dtype: the engine's number format; it decides how seconds are rounded (see `engine_seconds_per_grid`).
-    Raises ModelFolderError when the folder has no tokenizer, chat template or Qwen2.5-VL config.
+    dtype: the engine's number format, which decides how seconds are rounded (see `engine_seconds_per_grid`).
+    Raises ModelFolderError if the folder has no tokenizer, chat template or Qwen2.5-VL config.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class PromptBuilder:
         found = (self._chat.id_of(token) for token in VISION_TOKENS)
         pads = {self._vision.image_pad_id, self._vision.video_pad_id}
         self.banned_token_ids: tuple[int, ...] = tuple(sorted({token for token in found if token is not None} | pads))
-        """Ids that must never be sampled: a placeholder in a response has no pixels behind it."""
+        """Ids that must never be sampled, because a placeholder in a response has no pixels."""
         self.end_token_id: int = self._chat.end_token_id
-        """The id that ends a response."""
+        """Id of the token that ends a response."""
 
     def build(self, item: PromptItem, clips: Sequence[ClipInfo], max_tokens: int | None = None) -> Prompt:
-        """The prompt of `item`, whose media decoded to `clips`, in the same order.
+        """Return the prompt of `item`, whose media were decoded to `clips`, in the same order.
 
-        max_tokens: room for the response, tokens; None takes the builder's.
-        Raises PromptTooLong with the token arithmetic, and ValueError when the clips or the question
+        max_tokens: length of the longest response; None takes the builder's.
+        Raises PromptTooLong with the token arithmetic, and ValueError if the clips or the question
         do not fit the item.
         """
         kinds = _kinds(item)
@@ -129,15 +129,15 @@ class PromptBuilder:
         )
 
     def count_tokens(self, item: PromptItem, grids: Sequence[Grid], max_tokens: int | None = None) -> TokenCount:
-        """The budget of `item` if its media had these grids: no clip need be decoded to know it."""
+        """Return the token count of `item` for media with these grids, which needs no decoded clip."""
         return self._count(item, self._engine_ids(item), grids, max_tokens)
 
     def encode_response(self, text: str) -> np.ndarray:
-        """i32 ids of a response that the assistant would write, the end token included."""
+        """Return the ids of a response of the assistant, i32 [R], including the end token."""
         return np.append(self._chat.encode(text), np.int32(self.end_token_id))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`, special tokens written out."""
+        """Return the text of `ids`, with special tokens written out."""
         return self._chat.decode(ids)
 
     def _engine_ids(self, item: PromptItem) -> np.ndarray:
@@ -177,7 +177,7 @@ class PromptBuilder:
 def check_contract(
     prompt: Prompt, engine_prompt_ids: np.ndarray, decode: Callable[[Sequence[int] | np.ndarray], str]
 ) -> None:
-    """Raises PromptContractError unless the engine saw exactly `prompt.prompt_ids`; it shows where they part."""
+    """Raise PromptContractError unless the engine saw exactly `prompt.prompt_ids`; it shows where they differ."""
     built, engine = prompt.prompt_ids, np.asarray(engine_prompt_ids)
     if np.array_equal(built, engine):
         return
@@ -191,7 +191,7 @@ def check_contract(
         if counts[0][token] != counts[1][token]
     ]
     raise PromptContractError(
-        f"The engine saw another prompt than the one that was built: they part at token {first} "
+        f"The engine saw another prompt than the one that was built: they differ from token {first} on "
         f"(lengths: built {built.size}, engine {engine.size}).\n"
         f"  built:  {_around(built, first, decode)}\n"
         f"  engine: {_around(engine, first, decode)}\n"
@@ -202,7 +202,7 @@ def check_contract(
 
 
 def _around(ids: np.ndarray, index: int, decode: Callable[[Sequence[int] | np.ndarray], str]) -> str:
-    """Tokens about `index`, the one there between >> <<, repeats counted instead of repeated."""
+    """Return the tokens around `index`, that one in >> <<; runs of equal tokens are shown once with their count."""
 
     def shown(part: np.ndarray) -> list[str]:
         runs = ((token, len(list(run))) for token, run in groupby(part.tolist()))

@@ -1,4 +1,4 @@
-"""How many numbers a Qwen2.5-VL checkpoint holds, from the sizes in its config.json: no weight is read."""
+"""Number of parameters of a Qwen2.5-VL checkpoint, computed from the sizes in its config.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rlsys.models.model_config import read_model_config
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """Sizes of the language model, `layers` deep, and of the vision tower.
+    """Sizes of a language model of `layers` layers and of its vision tower.
 
-    kv: key and value heads x head size.  embedding, language, tower, projector: numbers in each part; an output head
-    of its own counts as embedding.
+    kv: key/value heads x head size.  embedding, language, tower, projector: number of parameters of each part; an
+    output head of its own counts as embedding.
     """
 
     layers: int
@@ -33,17 +33,18 @@ class ModelSizes:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters of the whole model."""
         return self.embedding + self.language + self.tower + self.projector
 
     def trained(self, learner: LearnerConfig) -> int:
-        """Numbers that the optimiser moves: adapters alone with LoRA, else all parts that are not frozen."""
+        """Return the number of trained parameters: only adapters with LoRA, else all parts that are not frozen."""
         if learner.lora.rank:
             return self.layers * learner.lora.rank * sum(sum(self._sides(name)) for name in learner.lora.targets)
         frozen = {"vision_tower": self.tower, "projector": self.projector}
         return self.parameters - sum(frozen[part] for part in learner.frozen_parts)
 
     def _sides(self, layer: str) -> tuple[int, int]:
-        """Inputs and outputs of a linear layer of the language model."""
+        """Return the numbers of inputs and outputs of a linear layer of the language model."""
         sides = {
             "q_proj": (self.hidden, self.hidden),
             "k_proj": (self.hidden, self.kv),
@@ -55,13 +56,13 @@ class ModelSizes:
         }
         if layer not in sides:
             raise ConfigError(
-                f"learner.lora.targets: {layer} is no linear layer of the language model; it has {', '.join(sides)}."
+                f"learner.lora.targets: {layer} is not a linear layer of the language model; it has {', '.join(sides)}."
             )
         return sides[layer]
 
 
 def read_model_sizes(model_path: Path) -> ModelSizes:
-    """The sizes of the checkpoint in a folder. Raises ModelFolderError when its config.json cannot be used."""
+    """Return the sizes of the checkpoint in a folder. Raises ModelFolderError if its config.json cannot be used."""
     config = read_model_config(model_path)
     vision, hidden, mlp, kv = config.vision, config.hidden, config.mlp, config.kv
     attention = 2 * hidden * (hidden + kv) + hidden + 2 * kv  # queries, keys and values have biases, outputs none

@@ -1,7 +1,7 @@
-"""A real Qwen2.5-VL small enough to train on two cores, written as an ordinary checkpoint folder.
+"""A Qwen2.5-VL small enough to train on two cores, written as an ordinary checkpoint folder.
 
-Architecture, tokenizer class, processors and file names are those of the published models; only the
-sizes differ. Everything is made here: nothing is downloaded, and the same seed writes the same bytes.
+Architecture, tokenizer class, processors and file names are those of the published models; only the sizes differ.
+Nothing is downloaded, and the same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ COMMON_WORDS = "question which and first last end in of seconds video answer sta
 OPTION_LETTERS = ("(A)", "(B)", "(C)", "(D)")
 BOX_STEP = 0.05
 CORNERS = tuple(f"{mark}{BOX_STEP * step:.2f}" for mark in ("[", ",", "],[") for step in range(round(1 / BOX_STEP) + 1))
-"""Corners of boxes on a grid of 0.05, with the punctuation before them: eight boxes are 34 tokens and not 150."""
+"""Corners of boxes on a grid of 0.05 with the punctuation before them, so that eight boxes are 34 tokens, not 150."""
 
 Words = Literal["grounding", "all"]
 
 MAX_POSITIONS = 8192
-INITIALIZER_RANGE = 0.08  # 0.02, the published value, learns far later at this width
+INITIALIZER_RANGE = 0.08  # the published value, 0.02, learns much later at this width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
     Torch's global random state is left as it was.
     """
     if not Path(folder).exists():
-        new = aside(Path(folder))  # a half-written model must not pass for one
+        new = aside(Path(folder))  # a half-written folder must not look like a model
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         make_tiny(new, seed=seed, size=size, words=words)
@@ -118,13 +118,13 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
         do_sample=True,
         temperature=1.0,
     )
-    disable_progress_bar()  # one file, over in a blink
+    disable_progress_bar()  # one small file needs no progress bar
     model.save_pretrained(folder)
     _make_processor(tokenizer).save_pretrained(folder)
 
 
 def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
-    """Byte-level BPE: bytes, merges for the demo's wording, Qwen's special tokens, the tags.
+    """Return a byte-level BPE tokenizer with merges for the demo's wording, Qwen's special tokens and the tags.
 
     words: "grounding" covers the questions of `rlsys.demo.synthetic` with 384 entries, "all" those of
     `rlsys.demo.synthetic_tasks` with 448; there, option letters and box corners are one token each.
@@ -160,7 +160,7 @@ def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
 
 
 def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL's configuration at the given sizes, with the token ids of `tokenizer`."""
+    """Return Qwen2.5-VL's configuration at the given sizes, with the token ids of `tokenizer`."""
     token_id = tokenizer.convert_tokens_to_ids
     text = Qwen2_5_VLTextConfig(
         vocab_size=len(tokenizer),
@@ -212,7 +212,7 @@ def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
 
 
 def _grounding_corpus() -> list[str]:
-    """What the merges are learned from: the demo's sentences often, the full prompts' common words once."""
+    """Return the texts that merges are learned from: the demo's sentences often, common words of prompts once."""
     questions = [f"When does the {c} {s} {v}?" for c, s, v in product(COLOURS, SHAPES, VERBS)]
     answers = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)] * len(VERBS)
     return [
@@ -224,7 +224,7 @@ def _grounding_corpus() -> list[str]:
 
 
 def _mixture_corpus() -> list[str]:
-    """The sentences of the mixture: every word often, so that each becomes a token; common words once."""
+    """Return the mixture's sentences, often enough that each word becomes a token, and common words once."""
     pairs = [f"{c} {s}" for c, s in product(COLOURS, SHAPES)]
     often = ("What happens?", "Which", "When", "Where", "user", "assistant", "1.5 to 3.0", "[(1.0, 2.5)]", "[0.4]]")
     return [
@@ -240,7 +240,10 @@ def _mixture_corpus() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Wording:
-    """vocabulary_size: of the whole tokenizer.  added: tokens that are taken out of a text before its merges."""
+    """The texts of a tokenizer and its size.
+
+    vocabulary_size: of the whole tokenizer.  added: tokens that are split off a text before its merges.
+    """
 
     vocabulary_size: int
     added: tuple[str, ...]

@@ -16,13 +16,13 @@ from rlsys.models.sizes import ModelSizes
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
 FRAME_BYTES_PER_TOKEN = 28 * 28 * 2 * 3
-"""u8 RGB of the pixels under one visual token: 28 x 28 of two frames."""
+"""Bytes of the pixels of one visual token: 28 x 28 pixels of two frames, u8 RGB."""
 LOGIT_NUMBERS = 1 << 26
 """Largest number of logits that the learner holds at once."""
 LIVE_NUMBERS = 10**9
 """DeepSpeed's stage3_max_live_parameters: number of parameters that ZeRO-3 holds gathered at a time."""
 BUCKET_NUMBERS = 5 * 10**8
-"""Number of gradients that DeepSpeed reduces at a time."""
+"""Number of gradient values that DeepSpeed reduces at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +98,18 @@ class Prompts:
 
     @property
     def mean(self) -> float:
+        """Mean number of tokens of a prompt."""
         return self.mean_text + self.mean_visual
 
     @property
     def longest(self) -> int:
+        """Largest number of tokens of a prompt."""
         return self.longest_text + self.longest_visual
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plan: a number with its unit, and how it was computed."""
+    """One line of a plan: a number with its unit, and how it was computed."""
 
     name: str
     value: str
@@ -236,7 +238,7 @@ def total_flops(config: RunConfig, prompts: Prompts) -> float:
 
 
 def mean_response(config: RunConfig, given: Assumptions) -> float:
-    """Tokens."""
+    """Return the mean number of tokens of a response."""
     return given.response_tokens or config.rollout.max_tokens / 2
 
 
@@ -255,5 +257,5 @@ def shown(num_bytes: float) -> str:
 
 
 def average(values: Sequence[float]) -> float:
-    """Return the mean, 0 for no values."""
+    """Return the mean; 0 if there are no values."""
     return fmean(values) if values else 0.0

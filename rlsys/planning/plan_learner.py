@@ -23,7 +23,7 @@ from rlsys.planning.plan import (
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """The memory of one rank in bytes; `host` lies in host memory, the rest on the device.
+    """The memory of one rank in bytes; `host` is in host memory, the rest on the device.
 
     gathered: gathered layers and reduction buckets of ZeRO.  reference: the second model that a KL penalty needs.
     """
@@ -39,6 +39,7 @@ class RankMemory:
 
     @property
     def device(self) -> float:
+        """Bytes on the device."""
         parts = (self.weights, self.gathered, self.gradients, self.optimiser, self.reference)
         return sum(parts) + self.activations + self.logits
 

@@ -22,7 +22,7 @@ from rlsys.types import MediaSpec, PromptItem
 log = logging.getLogger(__name__)
 
 FRAME_BYTES_PER_PATCH = 14 * 14 * 2 * 3
-"""u8 RGB of the pixels of one patch: 14 x 14 of two frames."""
+"""Bytes of the pixels of one patch: 14 x 14 pixels of two frames, u8 RGB."""
 
 BY_BUDGET = "as section data allows"
 Grid = tuple[int, int, int]
@@ -39,7 +39,7 @@ class ClipBytes:
 def clip_bytes(
     config: RunConfig, items: Sequence[PromptItem], payload: int, held_out: Sequence[PromptItem] = ()
 ) -> ClipBytes:
-    """Return the peak bytes of clips in use: by the pixel budgets if that fits the store, else by the clips' headers.
+    """Return the peak bytes of clips in use, by the pixel budgets if that fits the store, else by the files' headers.
 
     Without items every clip is assumed to be as large as section `data` allows.  payload: see `weights_bytes`.
     """

@@ -1,6 +1,6 @@
-"""Lower bound on the step time at each lag, and the best actor:learner split: pure arithmetic.
+"""Lower bound on the step time at each lag, and the best actor:learner split.
 
-Whatever the order of groups, three quantities bound a step from below:
+In any order of groups, three quantities bound a step from below:
 
 - Generation. The actors' slots generate a step's groups and load its weights. Under `pause` an actor loads only
   between groups, so each of its turns takes at least one whole group.

@@ -1,13 +1,14 @@
-"""Model weights in transit: what a version is, how its bytes travel from learner to actors, how it is checked.
+"""Model weights in transit from learner to actors: versions, manifests, transfers and checks.
 
 - `version` (`WeightVersion`): the record that names one set of weights
 - `manifest` (`Bucket`, `Manifest`, `NamedTensor`, `NamedTensors`, `Rendezvous`, `RunningDigest`, `TensorEntry`,
   `TensorSpec`, `WeightTransfer`, `differences`, `digest_of`, `entry_of`, `manifest_of`, `plan_buckets`): names,
   shapes and digests of tensors, and the buckets that carry them
-- `delivery` (`deliver`): returns once every actor holds a version
+- `delivery` (`deliver`): a version delivered to every actor
 - `broadcast` (`BroadcastFailed`, `BroadcastResult`, `BroadcastSender`, `Transmit`, `is_open`, `join`,
   `receive_broadcast`): a broadcast over gloo
-- `tensors` (`ADAPTER_PREFIX`, `HEAD`, `as_named`, `as_tensor`, `embedding_name`, `spec_of`): between torch and bytes
-- `check` (`TensorComparison`, `compare`, `largest_difference`): learner, actors and checkpoint compared tensor by
-  tensor
+- `tensors` (`ADAPTER_PREFIX`, `HEAD`, `as_named`, `as_tensor`, `embedding_name`, `spec_of`): conversion between
+  torch tensors and bytes
+- `check` (`TensorComparison`, `compare`, `largest_difference`): comparison of the weights that learner, actors
+  and checkpoint hold
 """

@@ -1,6 +1,6 @@
 """Broadcasts of weight buckets from one sender to the receivers that join in time (gloo).
 
-Every broadcast has a process group of its own: receivers that died since the last one are not in it, new ones are.
+Every broadcast has a process group of its own, without receivers that died since the last one and with new ones.
 Every wait has a deadline. A receiver that joins too late, or loses the connection, gets BroadcastFailed and takes
 the object store's copy instead.
 """
@@ -36,7 +36,7 @@ CONNECT_S = 5.0
 
 
 class BroadcastFailed(RuntimeError):
-    """The broadcast has ended, was missed, or lost one of its members; the message says which."""
+    """A broadcast that ended early, was missed, or lost one of its members; the message says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ class BroadcastResult:
 
 
 Get = Callable[[Bucket], NamedTensors]
-"""Returns a bucket's tensors."""
+"""A function that returns a bucket's tensors."""
 Transmit = Callable[[Bucket], int]
-"""Sends a bucket to all receivers and returns the number of bytes sent."""
+"""A function that sends a bucket to all receivers and returns the number of bytes sent."""
 Channel = Callable[[Rendezvous, dist.Store, int, Get], AbstractContextManager[Transmit]]
-"""A context, open while the receivers are connected; takes the rendezvous, its store and their number."""
+"""A context that is open while the receivers are connected; takes the rendezvous, its store and their number."""
 
 
 class BroadcastSender:
@@ -69,7 +69,7 @@ class BroadcastSender:
             num_receivers=num_receivers,
             timeout_s=timeout_s,
         )
-        # given a socket, the store does not listen on every network
+        # with a socket of its own the store does not listen on every network interface
         self._store: dist.Store | None = dist.TCPStore(
             host,
             self.rendezvous.port,
@@ -82,7 +82,7 @@ class BroadcastSender:
     def send(
         self, buckets: Sequence[Bucket], manifest: Manifest, get: Get, channel: Channel | None = None
     ) -> BroadcastResult:
-        """Broadcast the buckets that the receivers which joined need, and close. A failure is reported in the result.
+        """Broadcast the buckets that the receivers need, and close. A failure is reported in the result.
 
         channel: how the bytes travel; None means gloo.
         """
@@ -116,7 +116,7 @@ class BroadcastSender:
         return list(range(1, len(keys) + 1))
 
     def close(self) -> None:
-        """Close the rendezvous: no receiver can join any more."""
+        """Close the rendezvous, so that no receiver can join any more."""
         self._store = None
 
 
@@ -137,7 +137,7 @@ def over_gloo(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BroadcastMember:
-    """A receiver in a broadcast. rank: 1 and up, of `size`.  indices: of the buckets that will be sent."""
+    """A receiver in a broadcast. rank: from 1 to `size` - 1.  indices: of the buckets that will be sent."""
 
     rendezvous: Rendezvous
     store: dist.Store
@@ -146,7 +146,7 @@ class BroadcastMember:
     indices: tuple[int, ...]
 
     def wait_for(self, key: str) -> bytes:
-        """Return a value that the sender announces to all. Raises BroadcastFailed."""
+        """Return a value that the sender announces to all receivers. Raises BroadcastFailed if it does not come."""
         try:
             self.store.wait([key], datetime.timedelta(seconds=self.rendezvous.timeout_s))
             return self.store.get(key)
@@ -155,7 +155,7 @@ class BroadcastMember:
 
 
 def join(transfer: WeightTransfer, wanted: Sequence[Bucket]) -> BroadcastMember:
-    """Join the broadcast of a transfer and wait until it begins. Raises BroadcastFailed."""
+    """Join the broadcast of a transfer and wait until it begins. Raises BroadcastFailed if it is missed or lost."""
     rendezvous = transfer.rendezvous
     if rendezvous is None:
         raise BroadcastFailed("this version is not broadcast.")
@@ -177,7 +177,7 @@ def join(transfer: WeightTransfer, wanted: Sequence[Bucket]) -> BroadcastMember:
 def receive_broadcast(
     transfer: WeightTransfer, wanted: Sequence[Bucket], manifest: Manifest
 ) -> Iterator[tuple[Bucket, dict[str, NamedTensor]]]:
-    """Yield the wanted buckets and their tensors as they arrive. Raises BroadcastFailed.
+    """Yield the wanted buckets and their tensors as they arrive. Raises BroadcastFailed if the broadcast is lost.
 
     The tensors of a bucket share one buffer, which lives as long as they do.
     """
@@ -195,7 +195,7 @@ def receive_broadcast(
 
 
 def pack(tensors: NamedTensors, bucket: Bucket, manifest: Manifest) -> torch.Tensor:
-    """Return the bucket's bytes in one buffer, u8; a tensor with two names is in it once."""
+    """Return the bucket's bytes in one buffer, u8 [bytes]; a tensor with two names is in it once."""
     offsets, size = _offsets(bucket, manifest)
     packed = np.empty(size, np.uint8)
     for name in bucket.names:
@@ -246,7 +246,7 @@ def _find(rendezvous: Rendezvous) -> dist.Store:
 def _group(rendezvous: Rendezvous, store: dist.Store, rank: int, size: int) -> dist.ProcessGroupGloo:
     options = dist.ProcessGroupGloo._Options()
     options._timeout = datetime.timedelta(seconds=rendezvous.timeout_s)
-    # the local address that reaches the rendezvous is one that the other members can reach too
+    # the local address of a connection to the rendezvous is reachable for the other members too
     with socket.create_connection((rendezvous.host, rendezvous.port), timeout=CONNECT_S) as connection:
         own = connection.getsockname()[0]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]

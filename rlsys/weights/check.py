@@ -15,10 +15,11 @@ from rlsys.weights.manifest import Manifest, NamedTensor, TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class HeldWeights:
-    """What one holder has. holder: "actor 0", "checkpoint", ...
+    """The weights that one holder has. holder: "actor 0", "checkpoint", ...
 
-    manifest: what it was sent, or consists of.  differences: by name, the largest absolute difference from the
-    learner's tensor as read back; None where it cannot be read there (then the manifest alone decides).
+    manifest: of the weights that it was sent or that are on disk.
+    differences: by name, the largest absolute difference of the value read back from the learner's tensor; None if it
+    cannot be read back, in which case the manifest decides.
     """
 
     holder: str
@@ -28,7 +29,7 @@ class HeldWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorComparison:
-    """One tensor of the learner's. findings: text by holder.  is_equal: every holder has the learner's value."""
+    """The comparison of one tensor. findings: text by holder.  is_equal: all holders have the learner's value."""
 
     name: str
     spec: TensorSpec
@@ -37,10 +38,10 @@ class TensorComparison:
 
 
 def compare(learner: Learner, pool: Pool, version: int, model_folder: Path | None) -> list[TensorComparison]:
-    """Compare what the learner, every actor and, if given, a model folder hold, tensor by tensor.
+    """Compare the weights of the learner, every actor and, if given, a model folder, tensor by tensor.
 
-    The actors are compared with what the learner would publish now; nothing is loaded into them. Works on a live run
-    too, with its stack's learner and pool, between two steps.
+    The actors are compared with what the learner would publish now; nothing is loaded into them. This also works
+    between two steps of a live run, with its stack's learner and pool.
     """
     transfer, published = learner.publish(version)
     found = dict(pool.compare_weights(transfer))
@@ -51,7 +52,7 @@ def compare(learner: Learner, pool: Pool, version: int, model_folder: Path | Non
 
 
 def check_holders(learner: Manifest, holders: Sequence[HeldWeights]) -> list[TensorComparison]:
-    """Return a comparison for each tensor of the learner's and each that only a holder has, sorted by name."""
+    """Return a comparison for each tensor that the learner or any holder has, sorted by name."""
     compared = []
     for name in sorted(learner.keys() | {name for held in holders for name in held.manifest}):
         spec = (
@@ -67,11 +68,11 @@ def check_holders(learner: Manifest, holders: Sequence[HeldWeights]) -> list[Ten
 
 
 def finding(name: str, learner: Manifest, held: HeldWeights) -> tuple[str, bool]:
-    """Describe what one holder has of one tensor, and whether that is the learner's value."""
+    """Return a description of one tensor at one holder, and whether it has the learner's value."""
     if name not in held.manifest:
         return "missing", False
     if name not in learner:
-        return "not the learner's", False
+        return "not in the learner", False
     difference = held.differences.get(name)
     if held.manifest[name].spec != learner[name].spec:
         have = held.manifest[name].spec
@@ -84,7 +85,7 @@ def finding(name: str, learner: Manifest, held: HeldWeights) -> tuple[str, bool]
 
 
 def largest_difference(one: NamedTensor, other: NamedTensor) -> float | None:
-    """Return the largest absolute difference between two tensors' numbers; None where shape or dtype differ."""
+    """Return the largest absolute difference between two tensors' numbers; None if shape or dtype differ."""
     if one.spec != other.spec:
         return None
     if one.data.size == 0:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Learner(Protocol):
-    """The side that publishes; see `learner.group.LearnerGroup`."""
+    """The side that publishes weights; see `learner.group.LearnerGroup`."""
 
     def publish(self, version: int) -> tuple[WeightTransfer, WeightVersion]: ...
 
@@ -30,7 +30,7 @@ class Learner(Protocol):
 
 
 class Pool(Protocol):
-    """The side that receives; see `actors.pool.RolloutPool`."""
+    """The side that receives weights; see `actors.pool.RolloutPool`."""
 
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> int: ...
 
@@ -40,16 +40,16 @@ class Pool(Protocol):
 
 
 def deliver(learner: Learner, pool: Pool, transfer: WeightTransfer, version: WeightVersion) -> None:
-    """Return once every actor has acknowledged the version and its broadcast, if there is one, has ended.
+    """Deliver a version: return once every actor has acknowledged it and its broadcast, if any, has ended.
 
-    Raises LearnerLost instead of the actors' errors if the learner died and took what it had stored with it.
+    Raises LearnerLost instead of the actors' errors if the learner died, and with it the weights that it stored.
     """
     with ThreadPoolExecutor(1) as threads:
         broadcasts = transfer.rendezvous is not None and version.transport == "collective"
         broadcast = threads.submit(learner.send) if broadcasts else None
         try:
             pool.load_weights(transfer, version)
-        except (RuntimeError, ValueError):  # actors that could not fetch refuse the weights, with a ValueError
+        except (RuntimeError, ValueError):  # actors that could not fetch the weights raise ValueError
             learner.require_alive()
             raise
     if broadcast is not None and (problem := broadcast.result().problem):

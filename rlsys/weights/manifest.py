@@ -1,7 +1,6 @@
-"""Weights as named bytes: the one form in which they are compared, transferred and identified.
+"""Weights as named bytes, the form in which they are compared, transferred and identified.
 
-Everything is numpy: bfloat16 has no numpy dtype, so a tensor travels as its raw bytes together with the name of its
-dtype.
+A tensor is its raw bytes in numpy together with the name of its dtype, because numpy has no bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 HASH_THREADS = min(8, len(os.sched_getaffinity(0)))
-"""hashlib releases the GIL while it hashes."""
+"""Number of threads that hash tensors; hashlib releases the GIL while it hashes."""
 THREADS_PAY_BYTES = 8 << 20
 
 Key = TypeVar("Key")
@@ -25,14 +24,14 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Shape and dtype name ("float32", "bfloat16", ...) of one tensor."""
+    """The shape and dtype name ("float32", "bfloat16", ...) of one tensor."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def num_bytes(self) -> int:
-        """Size of the data."""
+        """Size of the data in bytes."""
         return math.prod(self.shape) * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
 
 
@@ -45,23 +44,23 @@ class NamedTensor:
 
 
 NamedTensors: TypeAlias = Mapping[str, NamedTensor]
-"""Tensors by name. One that has two names is one object under both."""
+"""Tensors by name. A tensor with two names is one object under both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """A tensor's line in a manifest. sha256: of its bytes, hex."""
+    """The entry of a tensor in a manifest. sha256: of its bytes, hex."""
 
     spec: TensorSpec
     sha256: str
 
 
 Manifest: TypeAlias = Mapping[str, TensorEntry]
-"""Spec and hash of every tensor of a set of weights, by name: enough to verify them one by one."""
+"""Spec and hash of every tensor of a set of weights, by name, with which they can be verified one by one."""
 
 
 def entry_of(tensor: NamedTensor) -> TensorEntry:
-    """Return the tensor's line in a manifest."""
+    """Return the tensor's entry in a manifest."""
     data = np.ascontiguousarray(tensor.data).data
     return TensorEntry(spec=tensor.spec, sha256=hashlib.sha256(data).hexdigest())
 
@@ -79,9 +78,9 @@ def manifest_of(tensors: NamedTensors, threads: int = HASH_THREADS) -> dict[str,
 
 
 def digest_of(manifest: Manifest) -> str:
-    """Return the SHA-256 (hex) over the manifest's lines, sorted by name.
+    """Return the SHA-256 (hex) over the manifest's entries, sorted by name.
 
-    A new digest needs no tensor hashed again that did not change.
+    Only tensors that changed have to be hashed again for a new digest.
     """
     sha = hashlib.sha256()
     for name in sorted(manifest):
@@ -128,10 +127,10 @@ def differences(expected: Mapping[str, TensorSpec], got: Mapping[str, TensorSpec
 class Bucket:
     """Tensors that are transferred together.
 
-    num_bytes: what is moved; a tensor with two names counts once.
+    num_bytes: size of the transfer; a tensor with two names counts once.
     stored: reference to their `NamedTensors` in the object store.
-    handles: for tensors on a GPU, by name, what opens each from another process on the same GPU: a mapping from
-    the GPU's UUID to the arguments of torch's `rebuild_cuda_tensor`.
+    handles: by name of a tensor on a GPU, a mapping from the GPU's UUID to the arguments of torch's
+    `rebuild_cuda_tensor`, which opens the tensor from another process on the same GPU.
     """
 
     names: tuple[str, ...]
@@ -144,8 +143,8 @@ class Bucket:
 class Rendezvous:
     """The address at which the receivers of one broadcast meet its sender; closed once the broadcast has ended.
 
-    name: unique to this broadcast.  num_receivers: how many are expected; the broadcast begins when all have joined,
-    or `timeout_s` after it was opened without those that have not. Every further step may take `timeout_s`.
+    name: unique to this broadcast.  num_receivers: expected number; the broadcast begins when all have joined, or
+    `timeout_s` after it was opened, without the missing ones.  timeout_s: also the time limit of every further step.
     """
 
     name: str
@@ -157,9 +156,9 @@ class Rendezvous:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightTransfer:
-    """How to get the bytes of one version: always from the object store, and by broadcast where there is one.
+    """The ways to get the bytes of one version: always from the object store, and by broadcast if there is one.
 
-    timeout_s: what fetching one bucket may take.
+    timeout_s: time limit for fetching one bucket.
     """
 
     buckets: tuple[Bucket, ...]
@@ -168,7 +167,7 @@ class WeightTransfer:
 
 
 def plan_buckets(sizes: Mapping[Key, int], max_bytes: int) -> list[list[Key]]:
-    """Group keys, in their order, up to `max_bytes` a bucket; a larger one has a bucket to itself."""
+    """Return the keys grouped in order into buckets of at most `max_bytes`; a larger one has a bucket to itself."""
     buckets: list[list[Key]] = []
     used = 0
     for key, size in sizes.items():

@@ -12,9 +12,9 @@ from rlsys.weights.manifest import Manifest
 class WeightVersion:
     """One set of weights: its number, its contents and its digest.
 
-    version: batches trained on so far, however many optimiser updates each took.
+    version: number of batches trained on so far, regardless of the number of optimiser updates for each.
     digest: see `rlsys.weights.manifest.digest`.
-    manifest: the spec and hash of every tensor; an engine loads nothing that is not in it.
+    manifest: the spec and hash of every tensor; an engine loads only tensors that it lists.
     kind: all weights of the model ("full"), or LoRA adapters for the model that the engine was started with.
     """
 

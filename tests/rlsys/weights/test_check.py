@@ -22,7 +22,7 @@ def test_each_finding_is_told_and_only_sameness_is_equal() -> None:
         "stale": ("was sent other bytes", False),
         "spoilt": ("differs by 0.25", False),
         "lost": ("missing", False),
-        "more": ("not the learner's", False),
+        "more": ("not in the learner", False),
     }
 
 
