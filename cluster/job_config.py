@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel
 
+from rlsys import env
 from rlsys.config.part import ConfigError
 from rlsys.config.run import RunConfig, parse
 from rlsys.urls import has_secret, masked_url
@@ -18,11 +19,12 @@ _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)", re.S)
 _SERVER = re.compile(r"\w[\w+.-]*://|databricks\b|uc\b")
 REMEDIES = {
     "tracking.uri": "leave it out and set MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, here, where they become variables of the job, or",
     "reward.judge.urls": "give the key in the variable that reward.judge.api_key_env names",
 }
-"""What to do instead of a secret in a URL. The variables are those of the cluster's nodes: a job's own can be read by
-all who see its dashboard."""
+"""What to do instead of a secret in a URL."""
+TRACKING_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""MLflow's own variables for access to a tracking server."""
 
 
 def job_config(config: RunConfig) -> RunConfig:
@@ -57,11 +59,24 @@ def absolute_uri(uri: str) -> str:
     if sqlite := _SQLITE.fullmatch(uri):
         start, path, query = sqlite.groups()
         if path.startswith("file:"):
-            raise ConfigError(f"tracking.uri={uri}: a job needs an absolute path; write sqlite:////folder/mlflow.db.")
+            raise ConfigError(
+                f"tracking.uri={masked_url(uri)}: a job needs an absolute path; write sqlite:////folder/mlflow.db."
+            )
         return uri if path in ("", ":memory:") else f"{start}{Path(path).absolute()}{query}"
     if uri.startswith("file:") and not uri.startswith("file:/"):
         return f"file:{Path(uri.removeprefix('file:')).absolute()}"
     return uri if _SERVER.match(uri) or uri.startswith("file:") else str(Path(uri).absolute())
+
+
+def tracking_variables(config: RunConfig) -> dict[str, str]:
+    """Return the variables with which a job reaches the MLflow store that a run would use here.
+
+    They are for the job's environment alone, which those who may use the cluster can read: they hold secrets.
+    """
+    found = {name: value for name in TRACKING_SECRETS if (value := env.read(name))}
+    if config.tracking.uri is None and (uri := env.read("MLFLOW_TRACKING_URI")):
+        found["MLFLOW_TRACKING_URI"] = absolute_uri(uri)
+    return found
 
 
 class _QuotedText(yaml.SafeDumper):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import socket
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.address import Address, cluster_address, require_cluster
 from cluster.placement import (
     Bundle,
     Demand,
@@ -25,6 +23,7 @@ from cluster.placement import (
     logical_cpus,
     plan_placement,
 )
+from cluster.temporary import claim_folder
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 from rlsys.end_signals import rearm
@@ -45,9 +44,6 @@ TOKEN_REMEDY = (
     "To give it one, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token."
 )
 RESERVE_TIMEOUT_S = 120.0
-KNOCK_TIMEOUT_S = 10.0
-MAX_TEMP_DIR = 60
-"""Ray puts sockets under its temporary folder, and the path of a socket has at most 107 characters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +97,7 @@ def living_nodes() -> tuple[Node, ...]:
 @contextmanager
 def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
     """Connect this process; the value says whether the cluster was started here."""
-    address = config.address or env.read("RAY_ADDRESS")
+    address = cluster_address(config)
     if ray.is_initialized():
         yield False
     elif address:
@@ -117,37 +113,29 @@ def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
             yield True
 
 
-def _attach(config: ClusterConfig, address: str) -> None:
-    if address.startswith("http"):
-        raise ConfigError(
-            f"{address} is a dashboard, not a cluster; use `rlsys submit --address {address}`, "
-            "or set cluster.address to the head node's address, for example 10.0.0.1:6379."
-        )
-    log.info("attaching to the Ray cluster at %s", address)
-    _knock(address)
+def _attach(config: ClusterConfig, address: Address) -> None:
+    log.info("attaching to the Ray cluster at %s", address.value)
+    require_cluster(address)
     try:
         ray.init(
-            address=address,
+            address=address.value,
             logging_level=logging.WARNING,
             log_to_driver=_shows_worker_logs(),
             runtime_env=runtime_env(config, code="there" if env.read("RAY_JOB_CONFIG_JSON_ENV_VAR") else "send"),
         )
     except (AuthenticationError, ConnectionError) as error:  # Ray does not tell a wrong token from a wrong port
         raise ConfigError(
-            f"what listens at {address} does not let this process in: {error}\n"
-            f"If it is a Ray cluster, it may want a token. {TOKEN_REMEDY}"
+            f"the Ray cluster at {address.value} does not let this process in: {error}\n"
+            f"It may want a token. {TOKEN_REMEDY}"
         ) from error
-
-
-def _knock(address: str) -> None:
-    """Raises ConfigError when nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, separator, port = address.rpartition(":")
-    if not (separator and port.isdigit()) or "/" in host:
-        return  # "auto", or a form with a protocol, which Ray looks into
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_TIMEOUT_S).close()
-    except OSError as error:
-        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        versions = " ".join(str(error).split())
+        raise ConfigError(
+            f"{address}: this cluster runs another version of Ray or Python ({versions}); install the same versions "
+            "here, or start the cluster from this environment."
+        ) from error
 
 
 @contextmanager
@@ -163,7 +151,7 @@ def _loopback() -> Iterator[None]:
 
 @contextmanager
 def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
-    folder = Path(tempfile.mkdtemp(prefix="rlsys-", dir=short_temp_dir()))
+    folder = claim_folder()
     num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
     # it warns at every start that the cluster asks for a token, which this process has
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
@@ -180,16 +168,15 @@ def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
                 log_to_driver=_shows_worker_logs(),
                 runtime_env=runtime_env(config, code="here"),
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
+                _temp_dir=str(folder.path),
             )
         yield
         failed = False
     finally:
         ray.shutdown()
         if failed:
-            log.warning("the workers' logs are in %s", folder / "session_latest" / "logs")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # a process that is still ending may write once more
+            log.warning("the workers' logs are in %s", folder.path / "session_latest" / "logs")
+        folder.release(keep=failed)
 
 
 def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]) -> dict[str, Any]:
@@ -209,12 +196,6 @@ def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]
 def _is_installed() -> bool:
     """Whether the packages lie where workers look anyway; in PYTHONPATH that folder would come before Python's own."""
     return ROOT in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-
-
-def short_temp_dir() -> Path:
-    """A folder for Ray's sockets whose path is short enough."""
-    usual = Path(tempfile.gettempdir())
-    return usual if len(str(usual)) <= MAX_TEMP_DIR else Path("/tmp")
 
 
 @contextmanager

@@ -7,11 +7,11 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cluster.job_config import as_yaml, job_config
+from cluster.job_config import as_yaml, job_config, tracking_variables
 from cluster.job_files import SubmitError, code_files, pack, scorer_files
 from cluster.launch import TOKEN_REMEDY
 from rlsys import env
@@ -50,7 +50,7 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
         pack(code_files() | scorer_files(scorers), folder)
         (folder / SUBMITTED).mkdir()
         (folder / SUBMITTED / config_path.name).write_text(as_yaml(config), encoding="utf-8")
-        client, job_id = _send(entrypoint(config_path, command), folder, address)
+        client, job_id = _send(entrypoint(config_path, command), folder, address, tracking_variables(config))
     log.info("job %s is on %s", job_id, address)
     if not follow:
         log.info("its log: ray job logs --follow --address %s %s", address, job_id)
@@ -68,16 +68,18 @@ def entrypoint(config_path: Path, command: Command = "train") -> str:
     return f'"$(sh cluster/job_python.sh)" -m rlsys.commands.app {command} {file}'
 
 
-def _send(command: str, folder: Path, address: str) -> tuple[JobSubmissionClient, str]:
+def _send(command: str, folder: Path, address: str, tracking: Mapping[str, str]) -> tuple[JobSubmissionClient, str]:
     if not address.startswith("http"):
         raise SubmitError(f"--address {address}: give the cluster's dashboard, for example http://HOST:8265.")
-    variables = {"RLSYS_GIT_COMMIT": git_commit()}
+    commit = {"RLSYS_GIT_COMMIT": git_commit()}
     # `ray start` and ray.init turn tokens on where this user has one; Ray 2.60's job client forgets to
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(
-            entrypoint=command, runtime_env={"working_dir": str(folder), "env_vars": variables}, metadata=variables
+            entrypoint=command,
+            runtime_env={"working_dir": str(folder), "env_vars": {**commit, **tracking}},
+            metadata=commit,
         )
     except AuthenticationError as error:
         raise SubmitError(f"the cluster at {address} wants a token. {TOKEN_REMEDY}") from error

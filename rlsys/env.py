@@ -65,6 +65,21 @@ READ = {
             why="MLflow's own variable: the store of a run whose `tracking.uri` is null; unset: a file of the run.",
         ),
         Variable(
+            name="MLFLOW_TRACKING_USERNAME",
+            default=None,
+            why="MLflow's own variable: the user of its server; `rlsys submit` passes it on to the job.",
+        ),
+        Variable(
+            name="MLFLOW_TRACKING_PASSWORD",
+            default=None,
+            why="MLflow's own variable: the user's password; `rlsys submit` passes it on to the job.",
+        ),
+        Variable(
+            name="MLFLOW_TRACKING_TOKEN",
+            default=None,
+            why="MLflow's own variable: a token of its server; `rlsys submit` passes it on to the job.",
+        ),
+        Variable(
             name="no_proxy",
             default=None,
             why="Hosts that are reached without `http_proxy`; an MLflow server on loopback is added to them.",
@@ -82,7 +97,38 @@ READ = {
         Variable(
             name="RAY_ADDRESS",
             default=None,
-            why="Cluster to attach to when `cluster.address` is null; Ray sets it inside a submitted job.",
+            why="Cluster to attach to when `cluster.address` is null (HOST:PORT, or auto for one on this machine); "
+            "unset or local: one is started. Ray sets it inside a submitted job.",
+        ),
+        Variable(
+            name="RAY_USE_TLS",
+            default=None,
+            why="Set to 1 where Ray's processes talk through TLS; only Ray can then tell whether a cluster answers.",
+        ),
+        Variable(
+            name="RAY_AUTH_MODE",
+            default=None,
+            why="Ray's own variable: token, or disabled for a cluster without one; unset: a token is used.",
+        ),
+        Variable(
+            name="RAY_AUTH_TOKEN",
+            default=None,
+            why="Token of the Ray cluster; unset: the one of `RAY_AUTH_TOKEN_PATH` or of ~/.ray/auth_token.",
+        ),
+        Variable(
+            name="RAY_AUTH_TOKEN_PATH",
+            default=None,
+            why="File with the token of the Ray cluster.",
+        ),
+        Variable(
+            name="RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE",
+            default=None,
+            why="Set to 1 to let an object store of over 10 GB lie on a disk where shared memory is too small.",
+        ),
+        Variable(
+            name="TMPDIR",
+            default=None,
+            why="Folder of temporary files, Ray's logs and sockets among them; unset: /tmp.",
         ),
     )
 }
@@ -141,6 +187,15 @@ RANKS_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # 
 def read(name: str) -> str | None:
     """Return a variable's value, or its default if it is unset or empty. Raises KeyError for an unlisted one."""
     return os.environ.get(name) or READ[name].default
+
+
+def named_cluster(address: str | None) -> str | None:
+    """Return the address of the Ray cluster to attach to, None if one is to be started.
+
+    address: the config's; None means what RAY_ADDRESS says. An empty text or "local" asks for a cluster of one's own.
+    """
+    named = (address if address is not None else read("RAY_ADDRESS") or "").strip()
+    return None if named in ("", "local") else named
 
 
 def be_quiet() -> None:

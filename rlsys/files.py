@@ -6,11 +6,14 @@ New content is written to a temporary name, flushed to disk, and renamed over th
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 UNFINISHED = ".tmp-"
 """Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
+PROBE_BYTES = 1 << 16
+"""Bytes that are written to find out whether a disk takes any."""
 
 
 def aside(path: Path) -> Path:
@@ -40,6 +43,27 @@ def write_whole(path: Path, content: str | bytes, *, synced: bool = True) -> Non
         raise
     if synced:
         sync(path.parent)
+
+
+def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
+    """Return why no file can be written to a folder, "" if one can; what is written to find out is gone at once.
+
+    A folder that does not exist is judged by the nearest one above it, in which it would be created, unless it must
+    exist already.
+    """
+    place = Path(folder)
+    if must_exist and not os.path.isdir(place):
+        return "not a folder" if os.path.exists(place) else "no such folder"
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:  # by trying: modes say little of root, mounts and quotas
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"no file can be written to {place} ({error.strerror})"
+    return ""
 
 
 def rename_synced(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from rlsys import env
 from rlsys.commands.arguments import ALLOW_CHANGES_HELP, CONFIG_HELP, FORK_HELP, OVERRIDES_HELP, RESUME_HELP
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.debug import debug_app
-from rlsys.commands.errors import clear_errors
+from rlsys.commands.errors import clear_errors, require_writable
 from rlsys.commands.judge import judge_app, score
 from rlsys.commands.plan import plan
 from rlsys.commands.rewards import rewards_app
@@ -87,10 +87,12 @@ def demo(
     from rlsys.demo.grounding import run_demo
 
     with clear_errors():
+        folder = out or Path("runs/demo_all_tasks" if tasks == "all" else "runs/demo")
+        require_writable("--out", folder)
         if tasks == "all":
-            run_demo_all_tasks(out or Path("runs/demo_all_tasks"), seed)
+            run_demo_all_tasks(folder, seed)
         else:
-            run_demo(out or Path("runs/demo"), seed)
+            run_demo(folder, seed)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.commands.errors import clear_errors
+from rlsys.commands.errors import clear_errors, require_writable
 
 
 def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
@@ -39,6 +39,8 @@ def replay(
     from rlsys.runs.replay import rescore
 
     with clear_errors():
+        if output:
+            require_writable("--output", output.parent)
         if scores:
             count, changed = rescore(run_folder, step)
             tree: object = {"step": step, "responses": count, "changed": [asdict(one) for one in changed]}

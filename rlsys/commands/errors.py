@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from rlsys.config.part import ConfigError
 from rlsys.end_signals import end_on_signals
 from rlsys.errors import UserError
+from rlsys.files import why_not_writable
 from rlsys.urls import has_secret, masked_url
 
 
@@ -28,3 +30,9 @@ def refuse_secrets(option: str, url: str) -> None:
     """Raise ConfigError for a URL that contains a secret; the message does not repeat the secret."""
     if has_secret(url):
         raise ConfigError(f"{option} {masked_url(url)} contains a secret; pass it in an environment variable instead.")
+
+
+def require_writable(option: str, folder: Path) -> None:
+    """Raise ConfigError for a folder to which no file can be written, before any work is done for it."""
+    if why := why_not_writable(folder):
+        raise ConfigError(f"{option} {folder}: {why}; choose a folder that can be written to and has room.")

@@ -66,7 +66,7 @@ def clip_bytes(
 
 def is_attached(config: RunConfig) -> bool:
     """Return whether the run attaches to a cluster, which has its own object store."""
-    return bool(config.cluster.address or env.read("RAY_ADDRESS"))
+    return env.named_cluster(config.cluster.address) is not None
 
 
 def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:

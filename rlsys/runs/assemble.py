@@ -174,6 +174,7 @@ def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
     """
     from cluster.launch import open_cluster
 
+    require_machine(config)
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config))
         yield Stack(config, tasks, cluster, resources)
@@ -185,6 +186,7 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
     from cluster.launch import open_cluster
     from rlsys.data.video.clips import ClipStore
 
+    require_machine(config)
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts="learner"))
         prompts, clips = prompt_builder(config), ClipStore(config.data)
@@ -206,6 +208,7 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
     with ExitStack() as resources:
         url = config.reward.url
         if not url:
+            require_machine(config)
             cluster = resources.enter_context(open_cluster(config, parts="rewards"))
             url = launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
@@ -213,6 +216,23 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
         yield RewardClient(
             config.reward, url, token, think=config.data.think, reading=config.answers.reading, was_healthy=True
         )
+
+
+def machine_problems(config: RunConfig) -> list[str]:
+    """Return what keeps a run from starting on this machine: home, temporary files, shared memory, address."""
+    from cluster.surroundings import problems
+
+    return list(problems(config.cluster))
+
+
+def require_machine(config: RunConfig) -> None:
+    """Raise ConfigError if no run can start on this machine, or if no cluster answers at the address to attach to."""
+    from cluster.address import cluster_address, require_cluster
+
+    if found := machine_problems(config):
+        raise ConfigError("\n".join(found))
+    if address := cluster_address(config.cluster):
+        require_cluster(address)
 
 
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:

@@ -14,8 +14,9 @@ from rlsys.errors import UserError
 from rlsys.models.folder import problems_of_folder
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
-from rlsys.runs.assemble import import_scorers, judge_of, needs_judge, prompt_builder
+from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
 from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.output_space import output_problems
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
 from rlsys.tracking.store_address import TrackingError, require_driver, store_uri
@@ -40,7 +41,7 @@ class Report:
 def check(config: RunConfig) -> Report:
     """Check the data, the model folder, the reward weights and the token budget of each row."""
     facts: list[str] = []
-    problems: list[str] = []
+    problems: list[str] = machine_problems(config)
     problems += _reward_problems(config.reward)
     problems += _tracking_problems(config)
     loaded: list[tuple[PromptItem, ...]] = []
@@ -61,6 +62,7 @@ def check(config: RunConfig) -> Report:
     try:
         prompts = prompt_builder(config)
         problems += problems_of_folder(config.model.path)
+        problems += output_problems(config)
         budget = _token_budget([_RowTokens(item=item) for item in items], prompts)
     except UserError as error:
         problems.append(str(error))
@@ -77,7 +79,7 @@ def check(config: RunConfig) -> Report:
 
 def check_services(config: RunConfig) -> Report:
     """Check the sections `reward` and `cluster`, which are what `rlsys rewards serve` reads."""
-    problems = _reward_problems(config.reward)
+    problems = [*machine_problems(config), *_reward_problems(config.reward)]
     judge = ""
     try:
         judge = judge_of(config.reward)
@@ -95,7 +97,8 @@ def check_sft(
     config: RunConfig, demonstrations: Sequence[Demonstration], held_out: Sequence[PromptItem], prompts: PromptBuilder
 ) -> Report:
     """Check what `rlsys sft` needs: the tokens of the demonstrations, and what a configured evaluation needs."""
-    problems = [*problems_of_folder(config.model.path), *_memory_problems(config), *_tracking_problems(config)]
+    problems = [*machine_problems(config), *problems_of_folder(config.model.path), *output_problems(config)]
+    problems += [*_memory_problems(config), *_tracking_problems(config)]
     if held_out:
         problems += _reward_problems(config.reward)
         problems += _judge_problems(config, held_out)

@@ -13,18 +13,15 @@ from rlsys.config.run import ConfigError, RunConfig
 from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
-from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify_model
 from rlsys.runs.continuation import ResumePoint, StartOptions
+from rlsys.runs.output_space import checkpoint_bytes
 from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
-
-BYTES_OF_ADAMW = 12
-"""Bytes per trained parameter in a checkpoint: the float32 weight and both moments."""
 
 PAUSE_S = 5.0
 """Pause before a restart that follows a failed one, growing linearly: a cluster needs time to notice a dead node."""
@@ -219,7 +216,7 @@ class Recovery:
                 extra(folder)
             return digest
 
-        self._newest = self.checkpoints.save(state, write, num_bytes=self._estimate)
+        self._newest = self.checkpoints.save(state, write, num_bytes=checkpoint_bytes(self._config))
         log.info("saved the checkpoint of step %d in %s", state.step, self._newest)
         return self._newest
 
@@ -255,13 +252,6 @@ class Recovery:
     def newest_of(self, step: int) -> Path | None:
         """Return the newest checkpoint if it is of `step`, else None."""
         return self._newest if self._newest and self.newest_state.step == step else None
-
-    @property
-    def _estimate(self) -> int:
-        """Estimated bytes of a checkpoint, used for the first one."""
-        sizes, learner = read_model_sizes(self._config.model.path), self._config.learner
-        number = 2 if self._config.model.dtype == "bfloat16" else 4
-        return sizes.trained(learner) * (BYTES_OF_ADAMW + number) + sizes.parameters * number
 
 
 def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedError:

@@ -16,7 +16,7 @@ from rlsys.evaluation.report import write_loss_curve
 from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Imitation
 from rlsys.loop.parts import Step
-from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack
+from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack, require_machine
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.demonstrations import Demonstration, read_lessons
 from rlsys.runs.recovery import find_resume_point, has_ended
@@ -46,6 +46,8 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
         point = find_resume_point(config, options, "sft")
         if has_ended(config, point):
             return read_summary(config)
+        if stack is None:
+            require_machine(config)
         lessons = read_lessons(config)
         lessons.report.raise_problems()
         for fact in lessons.report.facts:

@@ -19,7 +19,7 @@ from rlsys.loop.parts import Step
 from rlsys.loop.producer import sampling_seed
 from rlsys.loop.state import RunState
 from rlsys.runs import ledger
-from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.assemble import Stack, open_stack, require_machine
 from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.items import held_out_items, training_items
@@ -47,6 +47,8 @@ def train(config: RunConfig, options: StartOptions = FRESH, *, stack: Stack | No
         point = find_resume_point(config, options)
         if has_ended(config, point):
             return read_summary(config)
+        if stack is None:
+            require_machine(config)
         check(config).raise_problems()
         items, held_out = training_items(config), held_out_items(config)
         start = describe_start(config, point, items, command="train", allow_changes=options.allow_changes)

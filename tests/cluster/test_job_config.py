@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.job_config import absolute_uri, as_yaml, job_config
+from cluster.job_config import absolute_uri, as_yaml, job_config, tracking_variables
 from rlsys.config import bundled
 from rlsys.config.part import ConfigError
 from rlsys.config.run import RunConfig, load, parse
@@ -154,3 +154,25 @@ def test_a_url_with_a_password_is_refused_without_repeating_it(
         job_config(parse(run_tree(**section), source="test"))
     assert remedy in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_store_and_its_secrets_of_here_are_for_the_job_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = {
+        "MLFLOW_TRACKING_URI": "https://me:hunter2@mlflow:5000",
+        "MLFLOW_TRACKING_USERNAME": "me",
+        "MLFLOW_TRACKING_PASSWORD": "hunter2",
+        "MLFLOW_TRACKING_TOKEN": "hunter3",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    sent = job_config(parse(run_tree(), source="test"))
+    assert tracking_variables(sent) == given
+    assert "hunter" not in as_yaml(sent)
+    named = parse(run_tree(tracking={"uri": "http://mlflow:5000"}), source="test")
+    assert "MLFLOW_TRACKING_URI" not in tracking_variables(named)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert tracking_variables(sent)["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
+    for name in given:
+        monkeypatch.delenv(name)
+    assert tracking_variables(sent) == {}

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.launch import MAX_TEMP_DIR, ROOT, open_cluster, runtime_env, short_temp_dir
+from cluster.launch import ROOT, open_cluster, runtime_env
+from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
 from rlsys.config.run import ClusterConfig, ConfigError, parse
 from tests.support.cluster import RayHead
 from tests.support.pace import patience

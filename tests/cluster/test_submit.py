@@ -56,7 +56,7 @@ import json, os, pathlib, sys
 import rlsys.config.run
 config = rlsys.config.run.load(next(pathlib.Path("submitted").iterdir()))
 found = {"python": sys.executable, "code": rlsys.config.run.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
-found |= {"run_name": config.tracking.run_name}
+found |= {"run_name": config.tracking.run_name, "store": os.environ.get("MLFLOW_TRACKING_URI", "")}
 found |= {"output_dir": str(config.output_dir), "address": os.environ["RAY_ADDRESS"]}
 sys.stdout.write("FOUND " + json.dumps(found) + chr(10))
 sys.exit(int(sys.argv[1]))
@@ -87,7 +87,7 @@ def send(config_file: Path, code: str, ray_head: RayHead, **more: str) -> subpro
 def test_a_job_runs_the_packed_code_on_the_clusters_python_and_reports_its_status(
     exit_code: int, ray_head: RayHead, config_file: Path
 ) -> None:
-    done = send(config_file, str(exit_code), ray_head)
+    done = send(config_file, str(exit_code), ray_head, MLFLOW_TRACKING_URI="http://me:hunter2@mlflow:5000")
     assert done.returncode == (1 if exit_code else 0), done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
     found = json.loads(line.removeprefix("FOUND "))
@@ -96,6 +96,8 @@ def test_a_job_runs_the_packed_code_on_the_clusters_python_and_reports_its_statu
     assert found["output_dir"] == str(config_file.parent / "out")
     assert found["run_name"] == RUN_NAME
     assert found["address"] == ray_head.address
+    assert found["store"] == "http://me:hunter2@mlflow:5000"
+    assert "hunter2" not in done.stderr + done.stdout.replace(line, "")
     assert len(found["commit"]) >= 7
     assert ("FAILED" if exit_code else "SUCCEEDED") in done.stderr
 

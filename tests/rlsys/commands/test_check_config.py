@@ -81,3 +81,28 @@ def test_no_command_shows_the_secret_of_a_url(command: list[str], empty_folder: 
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
     assert "hunter2" not in done.output
+
+
+def test_a_machine_on_which_no_run_can_start_is_a_problem_of_the_config_there(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1")
+    done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml"])
+    assert done.exit_code == 2
+    assert "RAY_ADDRESS=10.0.0.1: not HOST:PORT" in done.output
+
+
+def test_an_output_folder_behind_a_file_is_a_problem(empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    (empty_folder / "file").touch()
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "output_dir=file/run"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
+    assert done.exit_code == 2
+    assert "output_dir=file/run: no file can be written to file" in done.output
+
+
+def test_a_demo_into_a_folder_that_cannot_be_written_is_refused_at_once(empty_folder: Path) -> None:
+    (empty_folder / "file").touch()
+    done = CliRunner().invoke(app, ["demo", "--out", "file/demo"])
+    assert done.exit_code == 2
+    assert "--out file/demo: no file can be written to file" in done.output

@@ -98,7 +98,7 @@ def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         def trained(self, learner: object) -> int:
             return 0
 
-    monkeypatch.setattr("rlsys.runs.recovery.read_model_sizes", lambda path: Sizes())
+    monkeypatch.setattr("rlsys.runs.output_space.read_model_sizes", lambda path: Sizes())
 
 
 def test_without_a_checkpoint_the_learner_starts_from_the_model_again(tmp_path: Path) -> None:

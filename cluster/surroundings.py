@@ -1,0 +1,111 @@
+"""What a run needs of the machine that it starts on: a home folder, temporary files, shared memory, an address.
+
+Everything is checked in a moment and before any process starts, because Ray and the libraries would fail late, in
+workers, or with a traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cluster.address import cluster_address
+from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
+from rlsys import env
+from rlsys.config.run import ClusterConfig, ConfigError
+from rlsys.files import why_not_writable
+
+SHARED_MEMORY = Path("/dev/shm")
+MAX_SLOW_STORE_BYTES = 10_000_000_000
+"""Ray refuses to keep a larger object store outside of shared memory, unless RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE."""
+
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files with the memory limit of a container."""
+
+log = logging.getLogger(__name__)
+
+
+def problems(config: ClusterConfig) -> Iterator[str]:
+    """Yield a sentence for each thing that keeps a run from starting on this machine."""
+    try:
+        address = cluster_address(config)
+    except ConfigError as error:
+        yield str(error)
+        return
+    found = list(_temporary_problems())
+    yield from found
+    if address is None:
+        yield from _home_problems()
+        if not found:
+            yield from _store_problems(config.object_store_mib)
+
+
+def _temporary_problems() -> Iterator[str]:
+    named = env.read("TMPDIR")
+    if named and (why := why_not_writable(Path(named), must_exist=True)):
+        yield f"TMPDIR={named}: {why}; give a folder that can be written to and has room, or unset TMPDIR."
+        return
+    try:
+        folder = short_temp_dir()
+    except FileNotFoundError as error:
+        yield f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one that can be written to."
+        return
+    if why := why_not_writable(folder, must_exist=True):
+        reason = f"TMPDIR is longer than the {MAX_TEMP_DIR} characters that Ray's sockets leave, and " if named else ""
+        yield f"{reason}{folder}: {why}; set TMPDIR to a short path that can be written to and has room."
+
+
+def _home_problems() -> Iterator[str]:
+    """Yield why Ray could not store the token of its cluster, unless there is a token or none is used."""
+    if env.read("RAY_AUTH_TOKEN") or env.read("RAY_AUTH_TOKEN_PATH") or env.read("RAY_AUTH_MODE") == "disabled":
+        return
+    try:
+        home = Path.home()
+    except RuntimeError:
+        yield "this user has no home folder, where Ray keeps the token of its cluster; set HOME or RAY_AUTH_TOKEN."
+        return
+    folder = home / ".ray"
+    if os.access(folder / "auth_token", os.R_OK):
+        return
+    why = why_not_writable(home, must_exist=True) or why_not_writable(folder)
+    if why:
+        yield (
+            f"HOME={home}: {why}, and Ray keeps the token of its cluster in {folder}; set HOME to a folder that can be "
+            "written to, or RAY_AUTH_TOKEN to a token of your own."
+        )
+
+
+def _store_problems(object_store_mib: int) -> Iterator[str]:
+    wanted, key = object_store_mib << 20, f"cluster.object_store_mib={object_store_mib}"
+    memory = _memory_bytes()
+    if wanted > memory:
+        yield f"{key} is more than the {memory >> 20} MiB of memory that this machine or container has; lower it."
+        return
+    shared = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    if shared >= wanted:
+        return
+    folder = short_temp_dir()
+    lacks = f"{key}: {SHARED_MEMORY} has only {shared >> 20} MiB free"
+    remedy = f"free space in {SHARED_MEMORY}, start the container with --shm-size, or lower cluster.object_store_mib"
+    if wanted > MAX_SLOW_STORE_BYTES and not env.read("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"):
+        yield f"{lacks}, and Ray keeps so large an object store nowhere else; {remedy}."
+    elif (free := shutil.disk_usage(folder).free) < wanted:
+        yield f"{lacks}, and {folder}, which would take its place, {free >> 20} MiB; {remedy}."
+    else:
+        log.warning("%s, so the object store lies in %s and is slow; %s", lacks, folder, remedy)
+
+
+def _memory_bytes() -> int:
+    """Return the bytes of memory of this machine, or of the container if that has less."""
+    limits = [psutil.virtual_memory().total]
+    for file in CGROUP_LIMITS:
+        try:
+            limits.append(int(file.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(limits)
