@@ -31,6 +31,7 @@ from learner.loss.schedule import BatchSchedule
 from learner.model.frozen import freeze
 from learner.model.lora import adapters_off, add_adapters
 from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.packing.attention import num_compilations
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
@@ -154,6 +155,8 @@ class LearnerEngine:
         stats.add("perf/learner_passes", len(shard.micro_batches))
         stats.add("optim/grad_norm", grad_norm)
         stats.add("optim/lr", learning_rate)
+        if self.spec.model.attention == "flex_attention":
+            stats.add("perf/learner_compilations", num_compilations())
         return stats
 
     def _backward(self, shard: RankShard, rows: Sequence[Row], stats: RankStats) -> None:

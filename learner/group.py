@@ -56,18 +56,21 @@ class LearnerGroup:
         *,
         num_ranks: int,
         device: str,
-        threads: int,
+        threads: int | None,
         timeout_s: float,
         options: Sequence[Mapping[str, Any]] | None = None,
     ) -> LearnerGroup:
         """Start the processes and return at once; the first `load` waits for them.
 
         options: Ray actor options of each rank (resources, scheduling strategy); None requests one
-        CPU per rank and, on "cuda", one GPU.  timeout_s: time limit for every later call, in seconds.
+        CPU per rank and, on "cuda", one GPU.  threads: see `LearnerConfig.threads`.
+        timeout_s: time limit for every later call, in seconds.
         """
         if options is None:
             options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
-        environment = {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": str(threads)}
+        if threads is None and device == "cpu":
+            threads = 1
+        environment = {"DS_ACCELERATOR": device} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         actor = ray.remote(LearnerWorker)
         workers: list[Any] = [
             actor.options(**chosen, runtime_env={"env_vars": environment}).remote(

@@ -36,7 +36,7 @@ MicroBatches = tuple[tuple[Row, ...], ...]
 class LearnerWorker:
     """One process, one rank. The process outlives the models that it trains one after another."""
 
-    def __init__(self, rank: int, num_ranks: int, device: str, threads: int, timeout_s: float) -> None:
+    def __init__(self, rank: int, num_ranks: int, device: str, threads: int | None, timeout_s: float) -> None:
         self._rank, self._num_ranks = rank, num_ranks
         self._device, self._threads, self._timeout_s = device, threads, timeout_s
         self._store: Any = None
@@ -58,7 +58,8 @@ class LearnerWorker:
             import learner.engine  # noqa: F401
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         transformers.utils.logging.disable_progress_bar()
-        torch.set_num_threads(self._threads)
+        # Ray limits a process to the cores that it reserved, which for a rank with a GPU is one
+        torch.set_num_threads(self._threads or max(1, (os.cpu_count() or 1) // self._num_ranks))
 
     def where(self) -> tuple[str, str]:
         """Return the id and the address of the node that this rank is on."""

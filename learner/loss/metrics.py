@@ -32,6 +32,7 @@ REDUCTIONS: Mapping[str, Reduction] = {
     "policy/correction_masked_frac": "token_mean",
     "perf/learner_tokens": "sum",
     "perf/learner_passes": "max",
+    "perf/learner_compilations": "max",
     "optim/grad_norm": "max",
     "optim/lr": "max",
 }

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
-from learner.packing.packed_mask import PackedMask
+from learner.packing.packed_mask import BLOCK, PackedMask
 
 FORMS = {
     "sdpa": "packed_sdpa",
@@ -164,8 +164,13 @@ def packed_flex(
     scaling: float,
     **unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention by FlexAttention, uncompiled on a CPU (for tests); shapes are those of `packed_sdpa`."""
-    attend = flex_attention if query.device.type == "cpu" else _compiled_flex()
+    """Compute attention by FlexAttention, uncompiled on a CPU (for tests); shapes are those of `packed_sdpa`.
+
+    A pass of one block is computed row by row: it has nothing to skip, and would be compiled for by itself.
+    """
+    if attention_mask.length <= BLOCK:
+        return packed_by_row(module, query, key, value, attention_mask, scaling)
+    attend = flex_attention if query.device.type == "cpu" else compiled_flex()
     repeats = query.shape[1] // key.shape[1]
     if repeats & (repeats - 1):  # as in transformers, since not all kernels support 7 query heads per key head
         key, value = (one.repeat_interleave(repeats, dim=1) for one in (key, value))
@@ -174,8 +179,19 @@ def packed_flex(
 
 
 @cache
-def _compiled_flex() -> Callable[..., torch.Tensor]:
-    return torch.compile(flex_attention)
+def compiled_flex(backend: str = "inductor") -> Callable[..., torch.Tensor]:
+    """Return FlexAttention compiled once for passes of every length, by grad mode.
+
+    Compiled for single lengths it would reach PyTorch's limit of recompilations after a few passes and then compute
+    with the whole mask in memory, without a word; at the limit it raises FailOnRecompileLimitHit instead.
+    """
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(flex_attention, dynamic=True, backend=backend)
+
+
+def num_compilations() -> int:
+    """Return how many graphs this process has compiled so far; a number that grows with the steps costs time."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 for _name, _form in (("packed_sdpa", packed_sdpa), ("packed_by_row", packed_by_row), ("packed_flex", packed_flex)):

@@ -64,8 +64,9 @@ class LearnerConfig(Part):
     micro_batch_tokens: int = Field(default=16384, ge=64)
     """Largest number of tokens in one forward pass of a rank; a longer group is split over passes that repeat its
     prompt."""
-    threads: int = Field(default=1, ge=1)
-    """Number of torch threads of one rank on CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """Number of torch threads of one rank. null: 1 on CPU; with GPUs, the cores of its machine divided by `num_ranks`,
+    because an offloaded optimiser runs on them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     frozen_parts: tuple[Literal["vision_tower", "projector"], ...] = ()

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.packing.attention import packed_by_row, packed_sdpa
+from learner.packing.attention import compiled_flex, num_compilations, packed_by_row, packed_flex, packed_sdpa
 from learner.packing.packed_mask import BLOCK, PackedMask, RowSpan
 
 HEADS, KEY_HEADS, HEAD_DIM = 6, 2, 16
@@ -124,3 +124,31 @@ def test_bfloat16_is_rounding_away_from_float32() -> None:
     found = with_gradients(halves, lambda *inputs: packed_sdpa(None, *inputs, mask, SCALING)[0])
     assert found[0].dtype == torch.bfloat16
     assert (found[0].float() - expected[0]).abs().max() < 0.03
+
+
+def test_flex_attention_is_not_compiled_again_for_every_length() -> None:
+    """Traced with no code generated: PyTorch has no backward pass of it on CPUs, but recompiles for equal reasons."""
+    attend = compiled_flex("eager")
+
+    def compilations(shapes: list[Shape]) -> int:
+        mask = make_mask(shapes)
+        tensors = [tensor.detach().transpose(1, 2) for tensor in make_inputs(mask.length)]
+        wanted = by_softmax(*tensors, written_out(shapes))
+        for wants_grad in (True, False):
+            with torch.set_grad_enabled(wants_grad):
+                found = attend(*tensors, block_mask=mask.blocks, scale=SCALING, enable_gqa=True)
+            torch.testing.assert_close(found.transpose(1, 2), wanted, rtol=1e-5, atol=1e-5)
+        return num_compilations()
+
+    first = [compilations(shapes) for shapes in ([(200, [9, 30])], [(1000, [90] * 4)], [(130, [])], [(700, [5, 31])])]
+    assert first[-1] < torch._dynamo.config.recompile_limit
+    others = [compilations([(prompt, [7]), (90, [prompt % 89])]) for prompt in range(140, 1200, 131)]
+    assert set(others) == {first[-1]}
+
+
+def test_a_pass_of_one_block_needs_no_flex_attention() -> None:
+    mask = make_mask([(1, [])])
+    tensors = [tensor.transpose(1, 2) for tensor in make_inputs(mask.length)]
+    (found, _), (wanted, _) = (form(None, *tensors, mask, SCALING) for form in (packed_flex, packed_by_row))
+    assert torch.equal(found, wanted)
+    assert "blocks" not in vars(mask)
