@@ -67,7 +67,7 @@ def measure_rules() -> list[dict[str, Any]]:
         row, names, count = ScoreRow(rollout_id="a", task=task, **fields), default_names(task), 5000
         started = time.perf_counter()
         for _ in range(count):
-            rule_scores(row, names, ScoreSettings(), {})
+            rule_scores(row, names, ScoreSettings())
         results.append({"part": "rules", "what": f"in process, {task}", "rows_per_s": count / _since(started)})
     url = app.launch(RewardConfig(token_env=NO_TOKEN), "rules", with_judge=False)
     for size in (1, 8, 64):

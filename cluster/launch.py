@@ -185,7 +185,7 @@ def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]
     code: "here" (this machine's own files), "send" (packed and sent), "there" (a submitted job brought it).
     Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
     """
-    variables = env.QUIET | env.PATIENT | (env.CPU_WORKERS if config.device == "cpu" else {})
+    variables = env.QUIET | env.SERVE_PROXY | (env.CPU_WORKERS if config.device == "cpu" else {})
     if code == "here" and not _is_installed():
         earlier = os.environ.get("PYTHONPATH", "")
         variables = variables | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), earlier) if path)}

@@ -15,7 +15,7 @@ from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import in_order, open_judge, pumped
 from reward_servers.judging.which_judge import judge_kind
 from reward_servers.schema import RequestSettings, ScoreRequest, ScoreRow
-from reward_servers.scorers.user_scorers import UserScorer
+from reward_servers.scorers.scorer_processes import ScorerProcesses
 from reward_servers.server.service import RewardService
 from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 8
 
 
 class OfflineRow(BaseModel):
-    """One line: a response, its truth, and whether reasoning was requested. Other keys are ignored.
+    """One line of a file: a response, its truth, and whether reasoning was requested. Other keys are ignored.
 
     The truth of a caption may be the reference caption itself. scores: null computes the task's default
     scores, or those that the caller gives the task. question, num_tokens, duration_s, options: see `schema.ScoreRow`.
@@ -67,22 +67,23 @@ def score_lines(
     lines: Iterable[str],
     judge: JudgeConfig | None = None,
     settings: ScoreSettings | None = None,
-    user_scorers: Mapping[str, UserScorer] | None = None,
+    scorers: Mapping[str, str] | None = None,
     timeout_s: float = 300.0,
     reading: Reading = "paper",
     names_of: Callable[[str], Sequence[str]] = default_names,
 ) -> Iterator[dict[str, Json]]:
-    """One result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
-    `evidence` if a judge was called.
+    """Yield one result per line that is not blank, in order: `line` (from 1), `task`, `status`, `scores`, `reason`, and
+    `evidence` if a judge was called, `fault` if a custom scorer failed.
 
     A line that cannot be read is "malformed" with a reason that names the line, and the next one is scored. Up to
     `judge.max_concurrency` judged rows run at once, each for `timeout_s` at most. judge None: its defaults, which are
-    sentence embeddings; where those are not installed, rows that need a judge are "infra". names_of: task -> the scores
-    of a row that names none. Raises ConfigError for a judge that cannot be used.
+    sentence embeddings; where those are not installed, rows that need a judge are "infra". scorers: as
+    `reward.scorers`. names_of: task -> the scores of a row that names none. Raises ConfigError for a judge that cannot
+    be used.
     """
     numbers = RequestSettings(**(settings or ScoreSettings()).model_dump(), reading=reading)
     scoring = _Scoring(settings=numbers, timeout_s=timeout_s, names_of=names_of)
-    return pumped(_scored_lines(lines, judge, user_scorers, scoring))
+    return pumped(_scored_lines(lines, judge, scorers or {}, scoring))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +98,12 @@ class _Scoring:
 async def _scored_lines(
     lines: Iterable[str],
     config: JudgeConfig | None,
-    user_scorers: Mapping[str, UserScorer] | None,
+    scorers: Mapping[str, str],
     scoring: _Scoring,
 ) -> AsyncIterator[dict[str, Json]]:
     async with AsyncExitStack() as resources:
-        service = RewardService(_judge(config, resources), user_scorers)
+        service = RewardService(_judge(config, resources), ScorerProcesses(scorers))
+        resources.callback(service.close)
 
         async def scored(numbered: tuple[int, str]) -> dict[str, Json]:
             number, line = numbered
@@ -147,4 +149,5 @@ async def _scored(service: RewardService, number: int, line: str, scoring: _Scor
         "scores": dict(reply.scores),
         "reason": f"line {number}: {reply.reason}" if reply.reason else "",
     }
-    return result if reply.evidence is None else {**result, "evidence": reply.evidence}
+    evidence = {} if reply.evidence is None else {"evidence": reply.evidence}
+    return result | evidence | ({} if reply.fault is None else {"fault": reply.fault.model_dump()})

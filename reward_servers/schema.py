@@ -19,10 +19,12 @@ MAX_TEXT_CHARS = 1 << 20
 MAX_ID_CHARS = 512
 """Most characters of a rollout's id."""
 MAX_TIMEOUT_S = 3600.0
+SLOW_HEADER = "x-rlsys-slow-scorers"
+"""Header of an answer that names the slow custom scorers, as JSON: score name -> mean seconds of a call."""
 
 
 class Wire(BaseModel):
-    """The base of all messages: frozen, strict, without unknown keys."""
+    """Base of all messages: frozen, strict, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -56,15 +58,33 @@ class RequestSettings(ScoreSettings):
 
 
 class ScoreRequest(Wire):
-    """timeout_s: after it the caller no longer waits, and rows without a verdict come back as "infra"."""
+    """Rows to score, and how.
+
+    timeout_s: after it the caller no longer waits, and rows without a verdict come back as "infra".
+    """
 
     rows: list[ScoreRow] = Field(min_length=1, max_length=MAX_ROWS)
     settings: RequestSettings = RequestSettings()
     timeout_s: float = Field(default=60.0, gt=0, le=MAX_TIMEOUT_S)
 
 
+class ScorerFault(Wire):
+    """What a custom scorer did instead of returning a number in [0, 1].
+
+    kind: "raised KeyError", "returned NoneType", "ended its process", "could not start" or "late" (not back at the
+    deadline).  details: the traceback, or a sentence.
+    """
+
+    scorer: str
+    kind: str
+    details: str
+
+
 class ScoreReply(Wire):
-    """The scores of one response; `scores` is empty unless `status` is "ok". See `rlsys.types.Score`."""
+    """The scores of one response; `scores` is empty unless `status` is "ok". See `rlsys.types.Score`.
+
+    fault: of the custom scorer for which the row has no scores.
+    """
 
     rollout_id: str
     status: Status
@@ -72,6 +92,7 @@ class ScoreReply(Wire):
     reason: str
     evidence: Any = None
     seconds: float = 0.0
+    fault: ScorerFault | None = None
 
 
 REPLIES: TypeAdapter[list[ScoreReply]] = TypeAdapter(list[ScoreReply])

@@ -146,8 +146,11 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",  # its threads do not survive the forks of worker processes
 }
 
-# Set for every process of a Ray cluster: on a busy machine Serve's proxy starts in more than the 5 s it is given.
-PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+# Set for every process of a Ray cluster, for the proxy of Ray Serve.
+SERVE_PROXY = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine it starts in more than the 5 s it is given
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reward_servers.server.intake.middlewares",  # bounds half-sent bodies
+}
 
 # Set where calls go to a tracking server: what fails is tried again by `rlsys.tracking.uploader`,
 # which can say so and stop.
@@ -199,8 +202,8 @@ def named_cluster(address: str | None) -> str | None:
 
 
 def be_quiet() -> None:
-    """Set `QUIET` and `PATIENT` in this process, except for variables that the user has set."""
-    _set_defaults(QUIET | PATIENT)
+    """Set `QUIET` and `SERVE_PROXY` in this process, except for variables that the user has set."""
+    _set_defaults(QUIET | SERVE_PROXY)
 
 
 def bound_tracking_calls() -> None:

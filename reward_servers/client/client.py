@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_servers.client.failures import FailureWindow
+from reward_servers.client.failures import FailureWindow, ScorerTrial
 from reward_servers.client.transport import RewardServerError, Transport, Unanswered
 from reward_servers.schema import MAX_ID_CHARS, ScoreReply
 from rlsys.config.answers import Reading
@@ -54,6 +54,7 @@ class RewardClient:
         self._think = think
         self._transport = Transport(reward, url, token, was_healthy=was_healthy)
         self._windows: dict[str, FailureWindow] = {}  # by task: a task whose judge fails must not hide in the others
+        self._trial = ScorerTrial()
         self._num_unanswered = 0
         self.num_waiting = 0
         """Groups that are at the servers now, or on their way."""
@@ -61,10 +62,11 @@ class RewardClient:
         self._paused_s = self._paused_since_s = self._say_at_s = 0.0
 
     async def score(self, group: RolloutGroup, spans: Mapping[str, tuple[float, float]]) -> ScoredGroup:
-        """`group` with its scores; `spans` comes back with "score" added (time.monotonic seconds).
+        """Return `group` with its scores; `spans` comes back with "score" added (time.monotonic seconds).
 
         After `reward.timeout_s` without an answer every rollout is invalid, with the last failure as reason.
-        Raises RewardServerError for what no retry can fix, and when a pause outlasts `reward.max_pause_s`.
+        Raises RewardServerError for what no retry can fix, such as a custom scorer that fails for every response, and
+        when a pause outlasts `reward.max_pause_s`.
         """
         started_s = time.monotonic()
         weights = _asked(score_weights(group.item.task, self._reward))
@@ -83,7 +85,7 @@ class RewardClient:
         return scored_group(group, weights, replies, {**spans, "score": (started_s, time.monotonic())})
 
     def counters(self) -> dict[str, float]:
-        """Since the start: requests, retries, groups without an answer, seconds that the run was paused."""
+        """Return the counts since the start: requests, retries, unanswered groups, seconds of pause."""
         return {
             "reward/requests": float(self._transport.num_requests),
             "reward/retries": float(self._transport.num_retries),
@@ -96,7 +98,7 @@ class RewardClient:
         await self._transport.close()
 
     def _lost_too_much(self, replies: Sequence[ScoreReply]) -> list[int]:
-        """The rows that are lost, or none where they are few enough to continue without."""
+        """Return the rows that are lost, or none where they are few enough to continue without."""
         lost = [index for index, reply in enumerate(replies) if is_lost(reply)]
         return lost if len(lost) > self._reward.max_failure_frac * len(replies) else []
 
@@ -122,7 +124,7 @@ class RewardClient:
         return {"rows": rows, "settings": {**self._reward.settings.model_dump(), "reading": self._reading}}
 
     async def _replies(self, request: Mapping[str, Any], names: tuple[str, ...]) -> list[ScoreReply]:
-        """A reply per row, in order; "infra" with the last failure where none came."""
+        """Return a reply per row, in order; "infra" with the last failure where none came."""
         started_s = time.monotonic()
         ids = [row["rollout_id"] for row in request["rows"]]
         try:
@@ -139,7 +141,10 @@ class RewardClient:
                     f"{self._transport.url}: scores {sorted(reply.scores)} came back where {sorted(names)} were due; "
                     "run the same version of rlsys in the job and in its reward servers."
                 )
-        return [by_id[name] for name in ids]
+        replies = [by_id[name] for name in ids]
+        if (broken := self._trial.add(replies)) is not None:
+            raise RewardServerError(broken)
+        return replies
 
     async def _paused_until_scored(
         self, request: Mapping[str, Any], names: tuple[str, ...], replies: list[ScoreReply], window: FailureWindow
@@ -195,7 +200,7 @@ def short_id(rollout_id: str) -> str:
 
 
 def is_lost(reply: ScoreReply) -> bool:
-    """Whether the score is missing: the servers failed, the judge's answer was no answer, or it would not judge.
+    """Return whether the score is missing: the servers failed, the judge's answer was no answer, or it would not judge.
 
     All three are missing data, and training without a task's scores would go unnoticed otherwise.
     """
@@ -208,7 +213,10 @@ def scored_group(
     replies: Sequence[ScoreReply],
     spans: Mapping[str, tuple[float, float]],
 ) -> ScoredGroup:
-    """replies: per rollout, in order; scores and reward of one that is not "ok" are NaN."""
+    """Return `group` with the scores of its replies, one per rollout, in order.
+
+    Scores and reward of one that is not "ok" are NaN.
+    """
     is_valid = np.array([reply.status == "ok" for reply in replies], dtype=bool)
     scores = np.full((len(replies), len(weights)), np.nan, dtype=np.float32)
     for row, reply in enumerate(replies):
@@ -227,5 +235,5 @@ def scored_group(
 
 
 def _asked(weights: Mapping[str, float]) -> dict[str, float]:
-    """Without the scores that need a second group of rollouts; see `rlsys.algorithm.order_contrast`."""
+    """Return the weights without the scores that need a second group, see `rlsys.algorithm.order_contrast`."""
     return {name: weight for name, weight in weights.items() if name not in GROUP_SCORES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,20 @@ from tenacity import (
 )
 
 from reward_servers.client.retry_after import retry_after_s
-from reward_servers.schema import REPLIES, ScoreReply
+from reward_servers.schema import REPLIES, SLOW_HEADER, ScoreReply
 from reward_servers.server.auth import is_loopback
 from rlsys.config.run import RewardConfig
 from rlsys.errors import UserError
 
+_log = logging.getLogger(__name__)
+_WARN_EVERY_S = 300.0
+MAX_REPLY_BYTES = 32 << 20
+"""Most bytes of one answer: 1,024 rows with 32 kB of evidence each."""
+_MAX_ERROR_BYTES = 64 << 10  # of an answer that is quoted in an error
+_HEADERS = {"Accept-Encoding": "identity"}  # what is compressed has no size before it is unpacked
 _BACKOFF = wait_random_exponential(multiplier=0.25, max=10)  # seconds; full jitter, so that clients spread out
 _CONNECT_TIMEOUT_S = 5.0
+_STATUS_TIMEOUT_S = 30.0
 _MAX_CONNECTIONS = 64
 _MARGIN_S = 2.0  # the servers give up this long before the caller does, so that their partial results still arrive
 
@@ -64,13 +72,14 @@ class Transport:
         self._reward = reward
         self._http = _http_client(self.url, token, reward.timeout_s)
         self._has_answered = was_healthy
+        self._warn_at_s = 0.0
         self.num_requests = self.num_retries = 0
 
     async def close(self) -> None:
         await self._http.aclose()
 
     async def ask(self, request: Mapping[str, Any]) -> Mapping[str, ScoreReply]:
-        """Reply per rollout id to the body `request` of a ScoreRequest, which gets its `timeout_s` here.
+        """Return the reply per rollout id to the body `request` of a ScoreRequest, which gets its `timeout_s` here.
 
         Raises Unanswered, with the last failure, when `reward.timeout_s` passes first, and RewardServerError for
         what no retry can fix.
@@ -106,18 +115,51 @@ class Transport:
         left_s = deadline_s - time.monotonic()
         timeout_s = max(left_s - _MARGIN_S, left_s / 2, 0.01)
         try:
-            response = await self._http.post("/v1/score", content=json.dumps({**request, "timeout_s": timeout_s}))
+            async with self._http.stream(
+                "POST", "/v1/score", content=json.dumps({**request, "timeout_s": timeout_s})
+            ) as response:
+                content = await self._content(response)
         except httpx.TransportError as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
         if response.status_code != 200:
-            self._raise_for(response)
-        replies = _replies(response.content, [row["rollout_id"] for row in request["rows"]])
+            self._raise_for(response, content)
+        replies = _replies(content, [row["rollout_id"] for row in request["rows"]])
         self._has_answered = True
+        self._warn_of_slow(response.headers.get(SLOW_HEADER, ""))
         return replies
 
-    def _raise_for(self, response: httpx.Response) -> None:
-        """Unanswered for a status that may pass, RewardServerError for one that will not."""
-        status, detail = response.status_code, response.text[:500]
+    def _warn_of_slow(self, header: str) -> None:
+        """Log which custom scorers are slow, now and then."""
+        if not header or time.monotonic() < self._warn_at_s:
+            return
+        try:
+            slow = {str(name): float(seconds) for name, seconds in dict(json.loads(header)).items()}
+        except (ValueError, TypeError):
+            return  # of another version
+        self._warn_at_s = time.monotonic() + _WARN_EVERY_S
+        named = ", ".join(f"{name!r} {seconds:.2g} s" for name, seconds in slow.items())
+        _log.warning("slow custom scorers at %s (reward.scorers), seconds of a call: %s", self.url, named)
+
+    async def _content(self, response: httpx.Response) -> bytes:
+        """Return the body of an answer, the beginning of one that is an error.
+
+        Raises Unanswered where it is too large, RewardServerError where it is compressed.
+        """
+        is_error = response.status_code != 200
+        content = bytearray()
+        if not is_error:
+            _refuse_compressed(response)
+        async for part in response.aiter_raw():
+            content += part
+            if is_error and len(content) > _MAX_ERROR_BYTES:
+                break
+            if len(content) > MAX_REPLY_BYTES:
+                raise Unanswered(_too_large(response))
+        return bytes(content)
+
+    def _raise_for(self, response: httpx.Response, content: bytes) -> None:
+        """Raise Unanswered for a status that may pass, RewardServerError for one that will not."""
+        status, detail = response.status_code, content.decode("utf-8", "replace")[:500]
         # 404: a proxy that restarts has no routes for a moment, but one that never answered is a wrong address
         if status in (408, 425, 429) or status >= 500 or (status == 404 and self._has_answered):
             raise Unanswered(f"HTTP {status}: {detail}", retry_after_s(response.headers))
@@ -141,13 +183,15 @@ def wait_until_healthy(url: str, timeout_s: float) -> ServiceInfo:
     url = _checked(url)
     deadline_s = time.monotonic() + timeout_s
     last = "no answer"
-    with httpx.Client(base_url=url, timeout=_CONNECT_TIMEOUT_S, trust_env=_trusts_proxies(url)) as http:
+    with httpx.Client(
+        base_url=url, headers=_HEADERS, timeout=_CONNECT_TIMEOUT_S, trust_env=_trusts_proxies(url)
+    ) as http:
         while True:
             try:
-                response = http.get("/healthz")
-                if response.status_code == 200:
-                    return ServiceInfo.model_validate_json(response.content)
-                last = f"HTTP {response.status_code}: {response.text[:200]}"
+                status, content = _got(http, "/healthz", deadline_s)
+                if status == 200:
+                    return ServiceInfo.model_validate_json(content)
+                last = f"HTTP {status}: {content.decode('utf-8', 'replace')[:200]}"
             except httpx.TransportError as error:
                 last = f"{type(error).__name__}: {error}"
             except ValueError as error:
@@ -163,17 +207,50 @@ def wait_until_healthy(url: str, timeout_s: float) -> ServiceInfo:
 def fetch_status(url: str, token: str | None) -> dict[str, Any]:
     """Return the answer of GET /v1/status of the servers at `url`. Raises RewardServerError when there is none."""
     url = _checked(url)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(base_url=url, timeout=30.0, headers=headers, trust_env=_trusts_proxies(url)) as http:
+    headers = _HEADERS | ({"Authorization": f"Bearer {token}"} if token else {})
+    with httpx.Client(base_url=url, timeout=_STATUS_TIMEOUT_S, headers=headers, trust_env=_trusts_proxies(url)) as http:
         try:
-            response = http.get("/v1/status")
+            status, content = _got(http, "/v1/status", time.monotonic() + _STATUS_TIMEOUT_S)
         except httpx.TransportError as error:
             raise RewardServerError(
                 f"{url}: no reward servers answer there ({type(error).__name__}: {error})."
             ) from error
-    if response.status_code != 200:
-        raise RewardServerError(f"{url}/v1/status answered HTTP {response.status_code}: {response.text[:300]}")
-    return dict(response.json())
+    if status != 200:
+        raise RewardServerError(f"{url}/v1/status answered HTTP {status}: {content.decode('utf-8', 'replace')[:300]}")
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise RewardServerError(f"{url}/v1/status: this is no rlsys reward server ({error}).") from error
+
+
+def _got(http: httpx.Client, path: str, deadline_s: float) -> tuple[int, bytes]:
+    """Return status and body of GET `path`. Raises RewardServerError for an answer that is too large or compressed.
+
+    Raises ReadTimeout for one that is not complete at the deadline."""
+    content = bytearray()
+    with http.stream("GET", path) as response:
+        if response.status_code == 200:
+            _refuse_compressed(response)
+        for part in response.iter_raw():
+            content += part
+            if len(content) > MAX_REPLY_BYTES:
+                raise RewardServerError(_too_large(response))
+            if time.monotonic() > deadline_s + _CONNECT_TIMEOUT_S:
+                raise httpx.ReadTimeout("the answer was not complete in time")
+    return response.status_code, bytes(content)
+
+
+def _too_large(response: httpx.Response) -> str:
+    return f"{response.url} answered with more than {MAX_REPLY_BYTES >> 20} MiB, which no reward server does"
+
+
+def _refuse_compressed(response: httpx.Response) -> None:
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() not in ("identity", ""):
+        raise RewardServerError(
+            f"{response.url} answered with Content-Encoding {encoding[:40]}, which was not asked for; turn compression "
+            "off in the proxy between the run and its reward servers, and check reward.url."
+        )
 
 
 def _checked(url: str) -> str:
@@ -184,7 +261,7 @@ def _checked(url: str) -> str:
 
 
 def _http_client(url: str, token: str | None, timeout_s: float) -> httpx.AsyncClient:
-    headers = {"Content-Type": "application/json"}
+    headers = {**_HEADERS, "Content-Type": "application/json"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     return httpx.AsyncClient(
@@ -207,7 +284,7 @@ def _wait_s(state: RetryCallState) -> float:
 
 
 def _replies(content: bytes, ids: Sequence[str]) -> Mapping[str, ScoreReply]:
-    """Reply per id; Unanswered unless every id came back exactly once and nothing else did."""
+    """Return the reply per id. Raises Unanswered unless every id came back exactly once and nothing else did."""
     try:
         replies = REPLIES.validate_json(content)
     except ValidationError as error:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from reward_servers.schema import ScoreRow
 from reward_servers.scorers.reasoning_scorers import anchor_progress, cited_times, length_bonus
 from reward_servers.scorers.response import Response, read_response
-from reward_servers.scorers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
 from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.geometry import mean_box_iou, spans_iou
 from rlsys.tasks.table import GROUP_SCORES, JUDGED, Scoring, default_names
 from rlsys.types import Json, Score
 
-__all__ = ["SCORERS", "Response", "UserScorer", "default_names", "load_user_scorers", "rule_scores", "score"]
+__all__ = ["SCORERS", "Response", "Ruled", "default_names", "rule_scores", "ruled", "score"]
 
 Scorer = Callable[[Response, Scoring, ScoreSettings], float]
 """(response, the score's entry in the task's row, settings) -> number in [0, 1]."""
@@ -29,7 +29,7 @@ def _layout(response: Response, _how: Scoring, _settings: ScoreSettings) -> floa
 
 
 def _compared(measure: Callable[[Any, Any, ScoreSettings], float]) -> Scorer:
-    """A scorer of one block: `measure(answer, true answer, settings)`, 0 when the block holds no answer."""
+    """Return a scorer of one block: `measure(answer, true answer, settings)`, 0 when the block holds no answer."""
 
     def scorer(response: Response, how: Scoring, settings: ScoreSettings) -> float:
         if how.block is None:
@@ -41,7 +41,7 @@ def _compared(measure: Callable[[Any, Any, ScoreSettings], float]) -> Scorer:
 
 
 def relative_accuracy(answer: float, truth: float, tiers: Sequence[tuple[float, float]] = ()) -> float:
-    """How near a number is to the true one, by its relative error |answer - truth| / |truth|.
+    """Return how near a number is to the true one, by its relative error |answer - truth| / |truth|.
 
     tiers: (relative error below, score); the first that holds counts, 0 when none does. () is the mean relative
     accuracy: of the ten tolerances 0.05, 0.10, …, 0.50 the share that the error is below.
@@ -83,46 +83,55 @@ SCORERS: Mapping[str, Scorer] = {
 }
 
 
-def rule_scores(
+@dataclass(frozen=True, kw_only=True)
+class Ruled:
+    """The built-in scores of a row. response: what custom scorers are called with; None where the row is not "ok"."""
+
+    score: Score
+    response: Response | None = None
+
+
+def ruled(
     row: ScoreRow,
     names: Sequence[str],
     settings: ScoreSettings,
-    user_scorers: Mapping[str, UserScorer],
     reading: Reading = "paper",
-) -> Score:
-    """The scores `names` of `row`, in that order, except those that the judge or the caller computes.
+    custom: Collection[str] = (),
+) -> Ruled:
+    """Return the scores `names` of `row`, in that order, except those that the judge or the caller computes.
 
+    custom: the names of custom scores, which the caller computes.
     A response that cannot be read is "ok" with scores of 0. "malformed" with a reason and without scores: an unknown
-    task or score, a broken truth, or a field that a score needs and the row does not give. "infra": a user's scorer
-    raised, or returned something else than a number in [0, 1].
+    task or score, a broken truth, or a field that a score needs and the row does not give.
     """
     try:
         response = read_response(row, reading)
-        scores = {name: _score(response, name, settings, user_scorers) for name in names if _is_ruled(response, name)}
+        scores = {name: _score(response, name, settings, custom) for name in names if _is_ruled(response, name, custom)}
     except ValueError as error:
-        return Score(status="malformed", scores={}, reason=str(error))
-    except UserScorerError as error:
-        return Score(status="infra", scores={}, reason=str(error))
-    return Score(status="ok", scores=scores, reason="")
+        return Ruled(score=Score(status="malformed", scores={}, reason=str(error)))
+    return Ruled(score=Score(status="ok", scores=scores, reason=""), response=response)
+
+
+def rule_scores(row: ScoreRow, names: Sequence[str], settings: ScoreSettings, reading: Reading = "paper") -> Score:
+    """Return the built-in scores `names` of `row`, see `ruled`."""
+    return ruled(row, names, settings, reading).score
 
 
 def score(task: str, text: str, truth: Json, think: bool = True, reading: Reading = "paper") -> Score:
     """Compute the default scores of `task`, except the judge's, for the response `text`."""
     # not validated: the limits of a request are none of a function call's
     row = ScoreRow.model_construct(rollout_id="0", task=task, text=text, truth=truth, think=think)
-    return rule_scores(row, default_names(task), ScoreSettings(), {}, reading=reading)
+    return rule_scores(row, default_names(task), ScoreSettings(), reading)
 
 
-def _is_ruled(response: Response, name: str) -> bool:
+def _is_ruled(response: Response, name: str, custom: Collection[str]) -> bool:
     how = response.row.scores.get(name)
-    return how is None or how.scorer not in JUDGED | GROUP_SCORES
+    return name not in custom if how is None else how.scorer not in JUDGED | GROUP_SCORES
 
 
-def _score(response: Response, name: str, settings: ScoreSettings, user_scorers: Mapping[str, UserScorer]) -> float:
+def _score(response: Response, name: str, settings: ScoreSettings, custom: Collection[str]) -> float:
     how = response.row.scores.get(name)
     if how is not None:
         return SCORERS[how.scorer](response, how, settings)
-    if name in user_scorers:
-        return call_user_scorer(name, user_scorers[name], response)
-    known = ", ".join([*response.row.scores, *user_scorers])
+    known = ", ".join([*response.row.scores, *custom])
     raise ValueError(f"score {name!r} is not known for {response.task}; these servers have {known}.")

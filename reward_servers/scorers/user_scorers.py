@@ -4,47 +4,85 @@
         return float("please" in response.text)
 
 `reward.scorers={polite: my_rewards:says_please}` and `reward.weights={captioning: {polite: 0.5}}` add half of it to
-the reward of captions. The function takes one `Response` and returns a number in [0, 1]. It runs wherever
-the servers run, so its module must be importable there. It must be fast (a millisecond), without side effects and
-safe to call from several threads. What it raises, or returns instead, is trouble of the scorer ("infra"), never a 0.
+the reward of captions. The function takes one `Response` and returns a number in [0, 1]. It runs wherever the servers
+run, so its module must be importable there, in processes of its own (`reward_servers.scorers.scorer_processes`). What
+it raises, or returns instead of a score, is trouble of the scorer ("infra"), never a 0.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import logging
-import numbers
+import traceback
 from collections.abc import Callable, Mapping
 
+from reward_servers.schema import ScorerFault
 from reward_servers.scorers.response import Response
 from rlsys.config.run import ConfigError
 
 UserScorer = Callable[[Response], float]
 
-_log = logging.getLogger(__name__)
+TOLERANCE = 1e-6
+"""How far outside [0, 1] rounding may put a score; it is then moved to the nearest end."""
+_MAX_DETAIL_CHARS = 6000
+_MAX_SHOWN_CHARS = 120
+_MAX_FRAMES = 12
 
 
 class UserScorerError(Exception):
     """A user's scorer gave no number in [0, 1]; the message names the scorer and what it did instead."""
 
+    def __init__(self, reason: str, fault: ScorerFault) -> None:
+        super().__init__(reason)
+        self.fault = fault
+
 
 def load_user_scorers(scorers: Mapping[str, str]) -> Mapping[str, UserScorer]:
-    """Score name -> function, for `reward.scorers`. Raises ConfigError naming module, function and remedy."""
+    """Return score name -> function, for `reward.scorers`. Raises ConfigError naming module, function and remedy."""
     return {name: _load(name, reference) for name, reference in scorers.items()}
 
 
 def call_user_scorer(name: str, scorer: UserScorer, response: Response) -> float:
-    """Return the score of `scorer`, in [0, 1]. Raises UserScorerError for anything else, its exceptions included."""
+    """Return the score of `scorer`, in [0, 1].
+
+    Any value with a real number in it is taken: bool as 1 or 0, scalars and zero-dimensional arrays of numpy and torch.
+    Raises UserScorerError for every other value, and for whatever the scorer raises, SystemExit included.
+    """
     try:
         value: object = scorer(response)
-    except Exception as error:
-        _log.exception("scorer %s raised", name)
-        raise UserScorerError(f"scorer {name!r} raised {type(error).__name__}: {error}") from error
-    # numbers.Real: numpy's scalars and bool count too; NaN compares false
-    if not isinstance(value, numbers.Real) or not 0.0 <= float(value) <= 1.0:
-        raise UserScorerError(f"scorer {name!r} returned {_shown(value)}; return a number from 0 to 1.")
-    return float(value)
+    except BaseException as error:  # noqa: BLE001 - a user's code may raise anything, and none of it may end the server
+        raise _raised(name, scorer, error) from error
+    number = _number(value)
+    if number is None or not -TOLERANCE <= number <= 1 + TOLERANCE:  # NaN compares false
+        shown, where = _shown(value), _place(scorer)
+        reason = f"scorer {name!r} returned {shown}{where and f' ({where})'}; return a number from 0 to 1."
+        fault = ScorerFault(scorer=name, kind=f"returned {type(value).__name__}", details=reason)
+        raise UserScorerError(reason, fault)
+    return min(max(number, 0.0), 1.0)
+
+
+def _number(value: object) -> float | None:
+    """Return the number that `value` is, or None."""
+    if not hasattr(type(value), "__float__") or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - of a user's class, or a number beyond a float's range
+        return None
+
+
+def _raised(name: str, scorer: UserScorer, error: BaseException) -> UserScorerError:
+    """Return what is known of an exception: its type, the user's own line, and the end of its traceback."""
+    inside = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    frames = traceback.extract_tb(inside)
+    own_file = getattr(getattr(scorer, "__code__", None), "co_filename", None)
+    at = next((frame for frame in reversed(frames) if frame.filename == own_file), frames[-1] if frames else None)
+    where = f" ({at.filename}:{at.lineno})" if at is not None else ""
+    said = _shortened("".join(traceback.format_exception_only(type(error), error)).strip(), 500)
+    stack = "".join(traceback.format_list(frames[-_MAX_FRAMES:]))
+    details = f"Traceback (most recent call last):\n{stack[-_MAX_DETAIL_CHARS:]}{said}"
+    fault = ScorerFault(scorer=name, kind=f"raised {type(error).__name__}", details=details)
+    return UserScorerError(f"scorer {name!r} raised {said}{where}", fault)
 
 
 def _load(name: str, reference: str) -> UserScorer:
@@ -64,9 +102,23 @@ def _load(name: str, reference: str) -> UserScorer:
         raise ConfigError(f"{field}: {module.__file__ or module_name} has no function {function_name!r}.")
     if inspect.iscoroutinefunction(function):
         raise ConfigError(f"{field}: it is an async function; scorers are called and not awaited.")
+    if inspect.isgeneratorfunction(function):
+        raise ConfigError(f"{field}: it is a generator; return one number instead of yielding.")
     return function
 
 
+def _place(scorer: UserScorer) -> str:
+    code = getattr(scorer, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - of a user's class
+        text = f"a {type(value).__name__}, whose repr raises {type(error).__name__}"
+    return _shortened(text, _MAX_SHOWN_CHARS)
+
+
+def _shortened(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[:size]}…"

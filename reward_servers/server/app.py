@@ -25,7 +25,8 @@ from reward_servers.judging.endpoints.board_actor import ClusterBoard
 from reward_servers.judging.judge import Judge, JudgeTask, build_judge
 from reward_servers.judging.served_model import with_served_model
 from reward_servers.judging.which_judge import judge_kind
-from reward_servers.scorers.scorers import load_user_scorers
+from reward_servers.scorers.scorer_processes import ScorerProcesses
+from reward_servers.scorers.user_scorers import load_user_scorers
 from reward_servers.server.auth import TokenCheck, refuse_open_bind, token_from_environment
 from reward_servers.server.exported_metrics import Exported, flattened
 from reward_servers.server.service import Busy, RewardService
@@ -99,7 +100,7 @@ class RuleScorers:
     def __init__(self, reward: RewardConfig, token_check: TokenCheck | None, judge: Any, kind: str | None) -> None:
         self._token_check = token_check
         self._judge = None if judge is None or kind is None else JudgeHandle(judge, kind)
-        self._service = RewardService(self._judge, load_user_scorers(reward.scorers))
+        self._service = RewardService(self._judge, ScorerProcesses(reward.scorers))
         self._exported = Exported("reward", self._service.counters)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -10,7 +10,7 @@ STATUSES = ("ok", "abstain", "infra", "malformed")
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """`status` is what GET /v1/status answers: replicas per deployment, counters per replica, the judge's endpoints."""
+    """Yield the lines of what GET /v1/status answers: replicas per deployment, counters, the judge's endpoints."""
     yield f"{status['application']}"
     for name, deployment in status["deployments"].items():
         states = ", ".join(f"{count} {state.lower()}" for state, count in deployment["replicas"].items() if count)
@@ -21,6 +21,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
     )
     statuses = ", ".join(f"{_n(rules[f'rows_{name}'])} {name}" for name in STATUSES)
     yield f"  rows: {_n(rules['rows'])} ({statuses}), {rules['rows_per_s']:.2f} a second in the last minute"
+    for name, seconds in sorted(_scorer_seconds(status["rules"]).items()):
+        yield f"  custom scorer {name}: {seconds:.2g} s a call"
     if not status["judge"]:
         yield "  judge: none"
         return
@@ -47,6 +49,17 @@ def _summed(replicas: Sequence[Mapping[str, Any]]) -> Counter[str]:
     for replica in replicas:
         total.update(replica["counters"])
     return total
+
+
+def _scorer_seconds(replicas: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the mean seconds of each custom scorer, of the replica where it is slowest."""
+    found: dict[str, float] = {}
+    for replica in replicas:
+        for key, value in replica["counters"].items():
+            if key.startswith("scorer_") and key.endswith("_s"):
+                name = key.removeprefix("scorer_").removesuffix("_s")
+                found[name] = max(found.get(name, 0.0), value)
+    return found
 
 
 def _n(count: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -11,8 +13,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
-from reward_servers.schema import MAX_BODY_BYTES, REPLIES, ScoreRequest
+from reward_servers.schema import MAX_BODY_BYTES, REPLIES, SLOW_HEADER, ScoreRequest
 from reward_servers.server.auth import TokenCheck
+from reward_servers.server.intake import BODY_TIMEOUT_S
 from reward_servers.server.service import Busy, RewardService
 
 GetStatus = Callable[[], Awaitable[dict[str, Any]]]
@@ -29,7 +32,7 @@ class Refusal(Exception):
 def build_app(
     service: RewardService, token_check: TokenCheck | None, status: GetStatus, max_body_bytes: int = MAX_BODY_BYTES
 ) -> FastAPI:
-    """The application: POST /v1/score, GET /v1/status and GET /healthz. token_check None lets everyone ask.
+    """Return the application: POST /v1/score, GET /v1/status and GET /healthz. token_check None lets everyone ask.
 
     status: the answer of /v1/status for the whole service. /healthz needs no token and reports only what can be scored.
     """
@@ -57,13 +60,15 @@ def build_app(
             replies = await service.score(asked)
         except Busy as busy:
             raise Refusal(429, str(busy), {"Retry-After": str(math.ceil(busy.retry_after_s))}) from busy
-        return Response(REPLIES.dump_json(replies), media_type="application/json")
+        slow = service.slow_scorers()
+        headers = {SLOW_HEADER: json.dumps(slow)} if slow else None
+        return Response(REPLIES.dump_json(replies), headers=headers, media_type="application/json")
 
     return app
 
 
 def parse_request(body: bytes) -> ScoreRequest:
-    """The request in `body`. Refusal 422 names row, field and problem, and never repeats the row's text."""
+    """Return the request in `body`. Refusal 422 names row, field and problem, and never repeats the row's text."""
     try:
         request = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
@@ -101,9 +106,13 @@ def _check_content_type(request: Request) -> None:
 async def _body(request: Request, limit: int) -> bytes:
     # counted while it arrives: a chunked request has no length to look at
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise Refusal(413, f"the body has more than {limit} bytes; send fewer rows per request.")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise Refusal(413, f"the body has more than {limit} bytes; send fewer rows per request.")
+                parts.append(part)
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s.", {"Connection": "close"}) from None
     return b"".join(parts)

@@ -76,12 +76,13 @@ def score(  # noqa: PLR0913 - a parameter for each option
         run = load_services(config)
         reward = run.reward
         check_weights(reward)
+        load_user_scorers(reward.scorers)  # which says what is wrong with them before the first row
         with jsonl.open(encoding="utf-8", errors="replace") as lines:
             for row in score_lines(
                 lines,
                 chosen or (reward.judge if reward.judge != JudgeConfig() else None),
                 reward.settings if tiers is None else _settings(tiers),
-                load_user_scorers(reward.scorers),
+                reward.scorers,
                 timeout_s=timeout,
                 reading=reading or run.answers.reading,
                 names_of=lambda task: list(score_weights(task, reward)),

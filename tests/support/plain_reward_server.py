@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from reward_servers.scorers.response import Response
+from reward_servers.scorers.scorer_processes import ScorerProcesses
 from reward_servers.server.service import RewardService
 from reward_servers.server.web import build_app
 
@@ -45,7 +46,11 @@ def plain_reward_server() -> Iterator[str]:
 
 if __name__ == "__main__":
     uvicorn.run(
-        build_app(RewardService(None, {"checksum": checksum}), None, no_status),
+        build_app(
+            RewardService(None, ScorerProcesses({"checksum": "tests.support.plain_reward_server:checksum"})),
+            None,
+            no_status,
+        ),
         fd=int(sys.argv[1]),
         log_level="warning",
     )

@@ -14,6 +14,7 @@ import ray
 
 from reward_servers.client.client import RewardClient
 from reward_servers.server import app
+from rlsys import env
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 from tests.support.factories import make_group
@@ -29,6 +30,7 @@ def serve_cluster() -> Iterator[Path]:
     """Folder of the logs of a local Ray cluster; what was launched on it ends with the module."""
     temp_dir = tempfile.mkdtemp(prefix="rw", dir="/tmp")  # short: Ray keeps sockets in it
     is_ours = not ray.is_initialized()
+    env.be_quiet()  # the cluster's processes inherit it
     if is_ours:
         ray.init(
             address="local",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gzip
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 from reward_servers.client import client as client_module
 from reward_servers.client.client import RewardClient, short_id
-from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from reward_servers.client.transport import MAX_REPLY_BYTES, RewardServerError, fetch_status, wait_until_healthy
 from reward_servers.schema import MAX_ID_CHARS
 from rlsys.algorithm.advantages import group_advantages
 from rlsys.config.run import ConfigError, RewardConfig
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.stack
 Rows = list[dict[str, Any]]
 Answer = Callable[[Rows], tuple[int, Mapping[str, str], bytes]]
 GROUP = make_group(num_rollouts=4)
+SPACES = b" " * (200 << 20)
+"""Made before memory is measured."""
 
 
 class FaultyServer:
@@ -41,6 +45,8 @@ class FaultyServer:
     def __init__(self, answers: Sequence[Answer]) -> None:
         self.seen: list[tuple[float, Mapping[str, str], Rows]] = []
         self.requests: list[dict[str, Any]] = []
+        self.page: bytes | None = None  # of every GET
+        self.page_headers: dict[str, str] = {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,8 +62,20 @@ class FaultyServer:
                 for name, value in {"content-length": str(len(body)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(ConnectionError):  # of a client that has read enough
+                    self.wfile.write(body)
                 self.close_connection = "content-length" in headers
+
+            def do_GET(self) -> None:
+                if outer.page is None:
+                    self.send_error(501)
+                    return
+                self.send_response(200)
+                for name, value in {"content-length": str(len(outer.page)), **outer.page_headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with suppress(ConnectionError):
+                    self.wfile.write(outer.page)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Silence."""
@@ -199,6 +217,89 @@ def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
     paused = next(record.message for record in caplog.records if "paused" in record.message)
     assert "4 of the last 4 rollouts" in paused and "http://judge:1/v1: connection refused" in paused
     assert any("the run continues" in record.message for record in caplog.records)
+
+
+def broken_scorer(*kinds: str) -> Answer:
+    """A custom scorer fails for row k in the way `kinds[k]`, all of the last kind; "" is a score."""
+
+    def answer(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        found = []
+        for index, row in enumerate(rows):
+            kind = kinds[min(index, len(kinds) - 1)]
+            fault = {"scorer": "mine", "kind": kind, "details": 'File "my_rewards.py", line 3, in mine'}
+            one = reply(row["rollout_id"], status="infra" if kind else "ok", reason="scorer 'mine' failed")
+            if not kind:
+                one["scores"] = {"format": 1.0, "iou": 1.0, "mine": 1.0}
+            found.append({**one, "fault": fault if kind else None})
+        return 200, {}, json.dumps(found).encode()
+
+    return answer
+
+
+def score_twice(url: str, **reward: object) -> list[ScoredGroup]:
+    mine = {"scorers": {"mine": "a:b"}, "weights": {"temporal_grounding": {"mine": 1.0}}}
+
+    async def ask() -> list[ScoredGroup]:
+        client = RewardClient(RewardConfig.model_validate({"timeout_s": patience(5.0), **mine, **reward}), url)
+        try:
+            return [await client.score(GROUP, {}), await client.score(GROUP, {})]
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("kind", ["raised KeyError", "returned NoneType", "ended its process", "could not start"])
+def test_a_scorer_that_fails_for_every_row_of_the_first_requests_ends_the_run_with_the_users_line(kind: str) -> None:
+    with server(broken_scorer(kind)) as faulty, pytest.raises(RewardServerError) as error:
+        score_twice(faulty.url)
+    assert len(faulty.seen) == 2
+    first, _, rest = str(error.value).partition("\n")
+    assert first == (
+        f"reward.scorers.mine: the scorer {kind} for all 8 responses of the first 2 requests and never returned a "
+        "score; correct it and start again."
+    )
+    assert rest == 'File "my_rewards.py", line 3, in mine'
+
+
+def test_a_pause_does_not_hide_a_scorer_that_never_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_FIRST_WAIT_S", 0.05)
+    with server(broken_scorer("raised KeyError")) as faulty, pytest.raises(RewardServerError, match="KeyError for all"):
+        score_twice(faulty.url, failure_window=4)
+    assert len(faulty.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (broken_scorer("raised KeyError", "", "raised KeyError"),) * 2,  # it works for some rows
+        (broken_scorer("raised KeyError"), broken_scorer("raised ValueError")),  # each time in another way
+        (broken_scorer("raised KeyError", "raised ValueError"),) * 2,
+        (broken_scorer("late"),) * 2,  # it may be warming up
+        (broken_scorer(""), broken_scorer("raised KeyError")),  # it has worked before
+    ],
+)
+def test_a_scorer_that_fails_otherwise_is_missing_data_with_the_reason(answers: tuple[Answer, ...]) -> None:
+    with server(*answers) as faulty:
+        _, second = score_twice(faulty.url)
+    assert not second.is_valid.all()
+    assert {reason for reason in second.reasons if reason} == {"infra: scorer 'mine' failed"}
+
+
+def test_the_run_is_told_which_scorer_is_slow(caplog: pytest.LogCaptureFixture) -> None:
+    def slowly(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        status, _, body = good(rows)
+        return status, {"x-rlsys-slow-scorers": json.dumps({"mine": 2.5})}, body
+
+    with server(slowly) as faulty:
+        score(faulty.url)
+        score(faulty.url)
+    warned = [record.message for record in caplog.records if "slow custom scorers" in record.message]
+    assert len(warned) == 2 and all("'mine' 2.5 s" in message for message in warned)  # once a client
+    for nonsense in ("{", "[1]", '{"mine": "x"}', "null"):
+        headers = {"x-rlsys-slow-scorers": nonsense}
+        with server(lambda rows, headers=headers: (200, headers, good(rows)[2])) as faulty:  # type: ignore[misc]
+            assert score(faulty.url)[0].is_valid.all()
 
 
 @pytest.mark.parametrize("status", ["infra", "abstain", "malformed"])
@@ -443,6 +544,65 @@ def test_waiting_for_health_ends_with_url_and_remedy() -> None:
     assert faulty.url in str(error.value) and "501" in str(error.value)
     with pytest.raises(RewardServerError, match="ConnectError"):
         wait_until_healthy(faulty.url, patience(0.3))
+
+
+def test_an_answer_without_end_costs_neither_memory_nor_the_run() -> None:
+    def huge(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        return 200, {"content-length": str(1 << 40)}, b" " * (MAX_REPLY_BYTES + (1 << 20))
+
+    def huge_error(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        return 500, {"content-length": str(1 << 40)}, b"x" * (1 << 20)
+
+    with server(huge, huge_error, good) as faulty:
+        scored, counters = score(faulty.url, timeout_s=patience(20.0))
+    assert scored.is_valid.all() and counters["reward/retries"] == 2
+    with server(huge) as faulty:
+        scored, _ = score(faulty.url, timeout_s=patience(1.0))
+    assert_all_missing(scored, f"{faulty.url}/v1/score answered with more than 32 MiB")
+
+
+def test_200_mb_of_an_answer_are_not_kept() -> None:
+    def endless(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        return 200, {"content-length": str(200 << 20)}, SPACES
+
+    tracemalloc.start()
+    with server(endless) as faulty:
+        score(faulty.url, timeout_s=patience(1.0))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * MAX_REPLY_BYTES  # the limit, its growth by doubling, and the rest
+
+
+@pytest.mark.parametrize(
+    ("page", "headers", "said"),
+    [
+        (b" " * (MAX_REPLY_BYTES + 1), {}, "more than 32 MiB"),
+        (gzip.compress(b"{}"), {"content-encoding": "gzip"}, "Content-Encoding gzip"),
+        (b"<html>", {}, "this is no rlsys reward server"),
+        (b"[1]", {}, "this is no rlsys reward server"),
+    ],
+)
+def test_health_and_status_are_read_within_bounds_too(page: bytes, headers: dict[str, str], said: str) -> None:
+    with server(good) as faulty:
+        faulty.page, faulty.page_headers = page, headers
+        for ask in (lambda: wait_until_healthy(faulty.url, 0.1), lambda: fetch_status(faulty.url, None)):
+            with pytest.raises(RewardServerError, match=said):
+                ask()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "x" * 10_000])
+def test_a_compressed_answer_is_refused_before_it_is_unpacked(encoding: str) -> None:
+    def bomb(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        return 200, {"content-encoding": encoding}, gzip.compress(b"[" + b" " * (64 << 20) + b"]")
+
+    with (
+        server(bomb) as faulty,
+        pytest.raises(RewardServerError, match="Content-Encoding .*turn compression off") as error,
+    ):
+        score(faulty.url)
+    assert len(str(error.value)) < 1000
+    ((_, headers, _),) = faulty.seen
+    assert headers["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize("name", ["x" * 513, "é" * 100_000, "", "\ud800"])

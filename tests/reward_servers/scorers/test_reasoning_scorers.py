@@ -20,7 +20,7 @@ def scored(name: str, reasoning: str = "", answer: str = "2.0 to 6.0", **fields:
     """One score of a grounding row whose truth is 2 to 6 seconds of a clip of 10."""
     row = {"rollout_id": "r", "task": "temporal_grounding", "truth": [2.0, 6.0], "duration_s": 10.0, "num_tokens": 400}
     text = f"<think>{reasoning}</think><answer>{answer}</answer>"
-    return rule_scores(ScoreRow(**(row | {"text": text} | fields)), [name], ScoreSettings(), {})  # type: ignore[arg-type]
+    return rule_scores(ScoreRow(**(row | {"text": text} | fields)), [name], ScoreSettings())  # type: ignore[arg-type]
 
 
 def value(name: str, reasoning: str = "", answer: str = "2.0 to 6.0", **fields: object) -> float:
@@ -39,7 +39,7 @@ def test_only_correct_responses_earn_the_length_bonus() -> None:
     assert value("length_bonus", answer="no idea") == 0.0
     row = ScoreRow(rollout_id="r", task="numeric_qa", text="<answer>90</answer>", truth=100, num_tokens=3)
     narrow = ScoreSettings(length_window_tokens=(3, 3))
-    assert dict(rule_scores(row, ["length_bonus"], narrow, {}).scores) == {"length_bonus": 1.0}
+    assert dict(rule_scores(row, ["length_bonus"], narrow).scores) == {"length_bonus": 1.0}
 
 
 def test_cited_times_must_lie_inside_the_clip_and_meet_the_truth() -> None:
@@ -56,7 +56,7 @@ def test_times_outside_the_reasoning_are_not_cited() -> None:
     row = ScoreRow(
         rollout_id="r", task="temporal_grounding", text="<answer>2 to 6</answer>", truth=[2, 6], duration_s=9.0
     )
-    assert dict(rule_scores(row, ["cited_times"], ScoreSettings(), {}).scores) == {"cited_times": 0.0}
+    assert dict(rule_scores(row, ["cited_times"], ScoreSettings()).scores) == {"cited_times": 0.0}
 
 
 def test_anchors_must_gain_accuracy_step_by_step() -> None:
@@ -77,7 +77,7 @@ def test_grounded_qa_compares_with_all_its_periods() -> None:
         truth={"answer": "(A)", "glue": [[0, 2], [7, 9]]},
         duration_s=10.0,
     )
-    found = rule_scores(row, ["cited_times", "anchor_progress"], ScoreSettings(), {})
+    found = rule_scores(row, ["cited_times", "anchor_progress"], ScoreSettings())
     assert dict(found.scores) == {"cited_times": 1.0, "anchor_progress": 1.0}
 
 

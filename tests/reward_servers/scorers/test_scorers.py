@@ -113,16 +113,16 @@ def test_numbers_score_by_their_relative_error(
 ) -> None:
     assert relative_accuracy(answer, truth, tiers) == expected
     row = ScoreRow(rollout_id="r", task="numeric_qa", text=f"<answer>{answer:.9f}</answer>", truth=truth)
-    reply = rule_scores(row, ["accuracy"], ScoreSettings(relative_error_tiers=tiers), {})
+    reply = rule_scores(row, ["accuracy"], ScoreSettings(relative_error_tiers=tiers))
     assert dict(reply.scores) == {"accuracy": expected}
 
 
 def test_only_the_named_scores_are_computed_and_the_judges_are_left_to_the_judge() -> None:
     row = ScoreRow(rollout_id="r", task="captioning", text="<answer>a</answer>", truth={"caption": "b"}, think=False)
     names = ["f1", "format", "recall", "consistency", "order_contrast"]
-    assert dict(rule_scores(row, names, ScoreSettings(), {}).scores) == {"format": 1.0}
-    assert dict(rule_scores(row, [], ScoreSettings(), {}).scores) == {}
-    wrong = rule_scores(row, ["format", "beauty"], ScoreSettings(), {})
+    assert dict(rule_scores(row, names, ScoreSettings()).scores) == {"format": 1.0}
+    assert dict(rule_scores(row, [], ScoreSettings()).scores) == {}
+    wrong = rule_scores(row, ["format", "beauty"], ScoreSettings())
     assert (wrong.status, dict(wrong.scores)) == ("malformed", {})
     assert "'beauty' is not known for captioning; these servers have format, recall" in wrong.reason
 
@@ -131,7 +131,7 @@ def test_only_the_named_scores_are_computed_and_the_judges_are_left_to_the_judge
 def test_any_response_has_every_score_in_zero_to_one(task: str, text: str, think: bool) -> None:
     row = ScoreRow(rollout_id="r", task=task, text=text, truth=TRUTHS[task], think=True, num_tokens=400, duration_s=9.0)
     names = list(TASKS[task].scores)
-    reply = rule_scores(row, names, ScoreSettings(), {})
+    reply = rule_scores(row, names, ScoreSettings())
     assert reply.status == "ok"
     assert list(reply.scores) == [name for name in names if TASKS[task].scores[name].scorer in SCORERS]
     assert all(0 <= value <= 1 for value in reply.scores.values())

@@ -292,7 +292,7 @@ def test_scores_equal_those_of_counting(task: str) -> None:
     settings = ScoreSettings()
     for case, text, is_laid_out, think in cases(task):
         row = ScoreRow(rollout_id="r", task=task, text=text, truth=case.truth, think=think)
-        found = rule_scores(row, names, settings, {}, reading="strict")
+        found = rule_scores(row, names, settings, reading="strict")
         is_readable = all(is_read for _, is_read in case.blocks.values())
         expected = {"format": float(is_laid_out and is_readable), **case.expected}
         assert found.status == "ok", found.reason
@@ -314,7 +314,7 @@ def test_length_bonus_equals_counting() -> None:
             truth=seconds(truth),
             num_tokens=num_tokens,
         )
-        found = rule_scores(row, ["length_bonus"], ScoreSettings(length_window_tokens=(fewest, most)), {})
+        found = rule_scores(row, ["length_bonus"], ScoreSettings(length_window_tokens=(fewest, most)))
         right = tick_iou([answer], [truth]) > 0.1
         assert found.scores["length_bonus"] == float(right and num_tokens in range(fewest, most + 1))
 
@@ -335,7 +335,7 @@ def test_times_in_the_reasoning_equal_counting() -> None:
             truth=seconds(truth),
             duration_s=80 / TICKS_PER_S,
         )
-        found = rule_scores(row, ["cited_times", "anchor_progress"], ScoreSettings(), {}).scores
+        found = rule_scores(row, ["cited_times", "anchor_progress"], ScoreSettings()).scores
         right = sum(end <= 80 and bool(ticks([(start, end)]) & ticks([truth])) for start, end in anchors)
         right += sum(moment <= 80 and truth[0] <= moment <= truth[1] for moment in moments)
         cited = len(anchors) + len(moments)

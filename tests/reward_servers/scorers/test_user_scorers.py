@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from reward_servers.schema import ScoreRow
-from reward_servers.scorers.response import Response
-from reward_servers.scorers.scorers import load_user_scorers, rule_scores
-from rlsys.config.run import ConfigError, RewardConfig, ScoreSettings
+from reward_servers.scorers.response import Response, read_response
+from reward_servers.scorers.user_scorers import TOLERANCE, UserScorerError, call_user_scorer, load_user_scorers
+from rlsys.config.run import ConfigError, RewardConfig
 from rlsys.tasks.answers import TimeSpans
 from rlsys.tasks.table import check_weights, score_weights
-from rlsys.types import Score
 
 HERE = "tests.reward_servers.scorers.test_user_scorers"
 
@@ -43,15 +48,23 @@ ROW = ScoreRow(
 )
 
 
+def scored(scorer: Callable[[Response], object], row: ScoreRow = ROW) -> float:
+    return call_user_scorer("mine", scorer, read_response(row))  # type: ignore[arg-type]
+
+
+def fault_of(scorer: Callable[[Response], object]) -> UserScorerError:
+    with pytest.raises(UserScorerError) as error:
+        scored(scorer)
+    return error.value
+
+
 def test_a_function_named_in_the_config_adds_to_the_reward() -> None:
     reward = RewardConfig(
         scorers={"polite": f"{HERE}:polite"}, weights={"temporal_grounding": {"polite": 0.5, "format": 0.0}}
     )
     check_weights(reward)
-    weights = score_weights("temporal_grounding", reward)
-    found = rule_scores(ROW, list(weights), reward.settings, load_user_scorers(reward.scorers))
-    assert weights == {"format": 0.0, "iou": 1.0, "polite": 0.5}
-    assert (found.status, dict(found.scores)) == ("ok", {"format": 1.0, "iou": 1.0, "polite": 1.0})
+    assert score_weights("temporal_grounding", reward) == {"format": 0.0, "iou": 1.0, "polite": 0.5}
+    assert scored(load_user_scorers(reward.scorers)["polite"]) == 1.0
 
 
 def test_a_scorer_sees_the_whole_row() -> None:
@@ -61,7 +74,7 @@ def test_a_scorer_sees_the_whole_row() -> None:
         seen.append(response)
         return 1.0
 
-    rule_scores(ROW, ["look"], ScoreSettings(), {"look": look})
+    scored(look)
     (response,) = seen
     assert (response.text, response.think_text, response.asks_for_think) == (TEXT, "Wait, please.", True)
     assert (response.task, response.truth, response.question) == ("temporal_grounding", [2.0, 6.0], "When?")
@@ -69,37 +82,111 @@ def test_a_scorer_sees_the_whole_row() -> None:
     assert response.answers == response.expected == {"answer": TimeSpans(spans=((2.0, 6.0),))}
 
 
-def with_scorer(scorer: Callable[[Response], object]) -> Score:
-    return rule_scores(ROW, ["iou", "mine"], ScoreSettings(), {"mine": scorer})  # type: ignore[dict-item]
+@pytest.mark.parametrize(
+    ("value", "score"),
+    [
+        *((0, 0.0), (1, 1.0), (True, 1.0), (False, 0.0), (np.True_, 1.0), (0.5, 0.5), (Fraction(1, 4), 0.25)),
+        *((Decimal("0.5"), 0.5), (np.float32(0.25), 0.25), (np.int64(1), 1.0), (np.array(0.5), 0.5)),
+        (torch.tensor(0.5), 0.5),
+        *((1.0000001, 1.0), (1 + TOLERANCE, 1.0), (-1e-9, 0.0), (np.float32(1.0000001), 1.0)),
+    ],
+)
+def test_a_value_that_holds_one_number_from_zero_to_one_is_a_score(value: object, score: float) -> None:
+    found = scored(lambda _: value)
+    assert type(found) is float and found == score
 
 
-@pytest.mark.parametrize("value", [0, 1, True, 0.5, np.float32(0.25), np.int64(1)])
-def test_any_real_number_from_zero_to_one_is_a_score(value: float) -> None:
-    assert dict(with_scorer(lambda _: value).scores) == {"iou": 1.0, "mine": float(value)}
+class Unspeakable:
+    """Raises from every conversion that a message may need."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
 
 
-@pytest.mark.parametrize("value", [None, "1", -0.1, 1.1, float("nan"), float("inf"), [1.0], 1j, np.array([0.5, 0.5])])
-def test_what_is_no_such_number_is_the_scorers_trouble(value: object) -> None:
-    found = with_scorer(lambda _: value)
-    assert (found.status, dict(found.scores)) == ("infra", {})
-    assert "scorer 'mine' returned" in found.reason
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        *((None, "NoneType"), ("1", "str"), (b"1", "bytes"), (-0.1, "float"), (1.1, "float"), (1.00001, "float")),
+        *((math.nan, "float"), (math.inf, "float"), (-math.inf, "float"), (10**400, "int"), ([1.0], "list")),
+        *((1j, "complex"), (np.array([0.5, 0.5]), "ndarray"), (np.array([0.5]), "ndarray")),
+        *((torch.tensor([0.5]), "Tensor"), (torch.tensor(math.nan), "Tensor"), ((0.5 for _ in "a"), "generator")),
+        *((Unspeakable(), "Unspeakable"), ({"score": 1.0}, "dict")),
+    ],
+)
+def test_every_other_value_is_the_scorers_fault_and_never_a_score(value: object, kind: str) -> None:
+    error = fault_of(lambda _: value)
+    assert error.fault.kind == f"returned {kind}"
+    assert str(error).startswith("scorer 'mine' ") and len(str(error)) < 600
+    assert f"{__file__}:" in str(error)
 
 
-def test_an_exception_is_the_scorers_trouble_and_is_named() -> None:
+def deep(response: Response) -> float:
+    return deep(response) + 1
+
+
+def leaves(code: object) -> Callable[[Response], float]:
+    def scorer(response: Response) -> float:
+        sys.exit(code)  # type: ignore[arg-type]
+
+    return scorer
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def mute(response: Response) -> float:
+    raise Mute
+
+
+def interrupted(response: Response) -> float:
+    raise KeyboardInterrupt
+
+
+def wordy(response: Response) -> float:
+    raise ValueError("x" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "kind"),
+    [
+        (leaves(0), "SystemExit"),
+        (leaves("bye"), "SystemExit"),
+        (deep, "RecursionError"),
+        (mute, "Mute"),
+        (interrupted, "KeyboardInterrupt"),
+        (wordy, "ValueError"),
+    ],
+)
+def test_whatever_a_scorer_raises_is_its_fault_and_ends_nothing(scorer: Callable[[Response], float], kind: str) -> None:
+    error = fault_of(scorer)
+    assert error.fault.kind == f"raised {kind}" and error.fault.scorer == "mine"
+    assert __file__ in error.fault.details and len(error.fault.details) < 8000
+
+
+def test_a_traceback_shows_the_users_own_line() -> None:
     def broken(response: Response) -> float:
         return response.answers["no such block"] and 1.0  # type: ignore[return-value]
 
-    found = with_scorer(broken)
-    assert (found.status, dict(found.scores)) == ("infra", {})
-    assert found.reason == "scorer 'mine' raised KeyError: 'no such block'"
-    with_value_error = with_scorer(lambda _: int("x"))
-    assert with_value_error.status == "infra"
+    error = fault_of(broken)
+    line = broken.__code__.co_firstlineno + 1
+    assert str(error) == f"scorer 'mine' raised KeyError: 'no such block' ({__file__}:{line})"
+    assert error.fault.details.startswith("Traceback (most recent call last):\n")
+    assert f'File "{__file__}", line {line}, in broken\n    return response.answers[' in error.fault.details
+    assert error.fault.details.endswith("KeyError: 'no such block'") and "call_user_scorer" not in error.fault.details
 
 
-def test_a_score_that_the_servers_do_not_have_is_named_with_those_they_have() -> None:
-    found = rule_scores(ROW, ["theirs"], ScoreSettings(), {"mine": lambda _: 1.0})
-    assert found.status == "malformed"
-    assert "'theirs'" in found.reason and "mine" in found.reason
+def test_the_users_line_is_named_although_a_library_raised() -> None:
+    def broken(response: Response) -> float:
+        return float(json.loads(response.text))
+
+    error = fault_of(broken)
+    assert f"({__file__}:{broken.__code__.co_firstlineno + 1})" in str(error) and "json" in error.fault.details
+
+
+def yielding(response: Response) -> Iterator[float]:
+    yield 1.0
 
 
 @pytest.mark.parametrize(
@@ -109,6 +196,7 @@ def test_a_score_that_the_servers_do_not_have_is_named_with_those_they_have() ->
         (f"{HERE}:no_such_function", "has no function 'no_such_function'"),
         (f"{HERE}:TEXT", "has no function 'TEXT'"),
         (f"{HERE}:hasty", "async function"),
+        (f"{HERE}:yielding", "it is a generator; return one number"),
         ("os.system", "package.module:function"),
         (":score", "package.module:function"),
     ],

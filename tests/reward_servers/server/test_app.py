@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -14,6 +16,7 @@ from ray import serve
 
 from reward_servers.client.transport import RewardServerError, wait_until_healthy
 from reward_servers.server import app
+from reward_servers.server.intake import BODY_TIMEOUT_S
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
 from tests.support.factories import make_group
@@ -80,6 +83,23 @@ def test_bad_requests_get_through_serve_as_they_are(url: str) -> None:
         assert http.post("/v1/score", content=b"{").status_code == 422
         assert http.post("/v1/score", content=b" " * (9 << 20)).status_code == 413
         assert http.get("/v1/score").status_code == 405
+
+
+def test_clients_that_send_half_a_body_hold_nobody_out(url: str) -> None:
+    """More of them than the replica and its queue have places for (128 and 512)."""
+    address = urlsplit(url)
+    head = (
+        f"POST {address.path}/v1/score HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        'Content-Length: 1000\r\n\r\n{"rows": ['
+    )
+    with ExitStack() as crowd:
+        for _ in range(800):
+            half = crowd.enter_context(socket.create_connection((address.hostname, address.port)))
+            half.sendall(head.encode())
+        scored = score_groups(url, [group_of(TEXTS) for _ in range(8)], timeout_s=patience(8.0))
+        assert all(group.is_valid.all() for group in scored), scored[0].reasons
+        half.settimeout(patience(BODY_TIMEOUT_S + 20))
+        assert half.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_guarded_servers_run_beside_open_ones_and_want_their_token(

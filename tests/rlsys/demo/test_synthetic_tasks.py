@@ -193,7 +193,6 @@ def test_right_demonstrations_are_in_the_asked_form_and_score_full_marks(rows: l
                 ScoreRow(rollout_id="0", task=task, text=text, truth=item.truth),
                 names,
                 ScoreSettings(),
-                {},
             )
             assert scored.status == "ok", scored.reason
             # corners are written to the nearest 0.05, so boxes are nearly right

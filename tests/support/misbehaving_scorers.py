@@ -1,0 +1,63 @@
+"""Custom scorers that do what they should not, and a few that behave. Light, as processes of their own import it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+from reward_servers.scorers.response import Response
+
+
+def process_id(response: Response) -> float:
+    return os.getpid() / 1e9
+
+
+def exits(response: Response) -> float:
+    os._exit(7)
+
+
+def crashes(response: Response) -> float:
+    os.abort()
+
+
+def hangs(response: Response) -> float:
+    if "hang" in response.text:
+        time.sleep(3600)
+    return 1.0
+
+
+def backtracks(response: Response) -> float:
+    """Holds the interpreter's lock for ever, as a careless regular expression does."""
+    return float(bool(re.match(r"(a+)+$", "a" * 64 + "!")))
+
+
+def half_a_second(response: Response) -> float:
+    time.sleep(0.5)
+    return 0.5
+
+
+def vandal(response: Response) -> float:
+    """Changes all that it is given, and its copy was as the others' is."""
+    is_whole = response.truth == [2.0, 6.0] and set(response.answers) == {"answer"}
+    response.truth[:] = [0.0, 0.0]
+    response.answers.clear()  # type: ignore[attr-defined]
+    response.expected.clear()  # type: ignore[attr-defined]
+    object.__setattr__(response, "text", "")
+    return float(is_whole)
+
+
+def picky(response: Response) -> float:
+    if "bad" in response.text:
+        raise ValueError("not this one")
+    return 0.75
+
+
+def talks(response: Response) -> float:
+    os.write(1, b"to stdout")
+    print("to stdout")  # noqa: T201
+    return float(os.read(0, 10) == b"")
+
+
+def has_secret(response: Response) -> float:
+    return float("RLSYS_TEST_SECRET" in os.environ)
