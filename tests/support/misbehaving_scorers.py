@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
+import uuid
+from pathlib import Path
 
 from reward_servers.scorers.response import Response
 
@@ -35,6 +37,15 @@ def backtracks(response: Response) -> float:
 def half_a_second(response: Response) -> float:
     time.sleep(0.5)
     return 0.5
+
+
+def meets(response: Response) -> float:
+    """Waits in the folder that the response names until four calls are there."""
+    folder = Path(response.text)
+    (folder / uuid.uuid4().hex).touch()
+    while len(list(folder.iterdir())) < 4:
+        time.sleep(0.01)
+    return 1.0
 
 
 def vandal(response: Response) -> float:
