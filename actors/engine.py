@@ -11,9 +11,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +20,14 @@ import numpy as np
 from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from actors.weights.loading import Workers
 from actors.weights.native import take_natively
-from actors.weights.receive import TransferStats, WeightsIterator, changed_names, fetch, holding, receive
+from actors.weights.receive import TransferStats, changed_names, fetch, holding, receive
 from actors.weights.weights_in import (
     check_manifest,
-    compared,
     engine_module,
     expected_adapter,
     expected_weights,
-    stale_adapter,
-    stale_parameters,
     write_adapter,
 )
 from rlsys.lean_imports import lean_imports
@@ -69,13 +65,14 @@ class RolloutEngine:
         self._spec = spec
         keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
+        self._workers = Workers(self._engine.collective_rpc, spec.rollout.tensor_parallel_size)
         self._chat = ChatTokenizer(spec.model.path)
         self._expected = expected_weights(spec.model.path, spec.model.dtype)
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model.path`
         self._held: Manifest = {}  # of the last full model loaded
-        self.stats = TransferStats()
+        self.last_update = TransferStats()
         """Size of the last update."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self._version: WeightVersion | None = None
@@ -181,15 +178,12 @@ class RolloutEngine:
         first = next(parts, None)  # weights that are refused before the engine changes raise here
         if first is not None:
             self._give_up()
-            iterator = WeightsIterator(itertools.chain((first,), parts), names)
-            with _quiet_about_the_rest():
-                self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
-            if iterator.error is not None:
+            if error := self._workers.load(itertools.chain((first,), parts), names, version.manifest):
                 if self._running:  # running groups would continue with parts of two versions
-                    raise RuntimeError(f"version {version.version} failed midway: {iterator.error}") from iterator.error
-                raise iterator.error
+                    raise RuntimeError(f"version {version.version} failed midway: {error}") from error
+                raise error
         self._reset_caches()
-        self._check_held(version.manifest, version)
+        stats.num_verified = self._check_held(transfer, version)
         self._held, self.last_update = version.manifest, stats
 
     def _give_up(self) -> None:
@@ -197,13 +191,17 @@ class RolloutEngine:
         self.version, self._held, self._holds_its_own = None, {}, False
         self._remove_adapter()
 
-    def _check_held(self, manifest: Manifest, version: WeightVersion) -> None:
-        """Read back vLLM's weights. Raises RuntimeError if they differ from the weights that it was given."""
-        if self._spec.rollout.tensor_parallel_size > 1:  # matrices are split over processes, so they cannot be compared
-            manifest = {name: entry for name, entry in manifest.items() if len(entry.spec.shape) == 1}
-        for num_read, stale in self._engine.apply_model(partial(stale_parameters, manifest=manifest)):
-            if stale or not num_read:
-                raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
+    def _check_held(self, transfer: WeightTransfer, version: WeightVersion) -> int:
+        """Read back what vLLM holds and return how many tensors; RuntimeError where that is not what it was given."""
+
+        def stored(names: Collection[str]) -> Iterator[NamedTensors]:
+            for bucket in holding(transfer.buckets, names):
+                yield fetch(bucket, transfer.timeout_s)
+
+        num_read, stale = self._workers.check(version.manifest, stored)
+        if stale or not num_read:
+            raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all tensors'}.")
+        return num_read
 
     def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """Return the acknowledged manifest, and by name the engine's largest absolute difference from the transfer.
@@ -212,8 +210,7 @@ class RolloutEngine:
         """
         found: dict[str, float | None] = {}
         for bucket in transfer.buckets:
-            tensors = fetch(bucket, transfer.timeout_s)
-            found |= self._engine.apply_model(partial(compared, tensors=tensors, specs=self._expected.specs))[0]
+            found |= self._workers.differences(fetch(bucket, transfer.timeout_s), self._expected.specs)
         return (self.version.manifest if self.version else {}), found
 
     def _load_adapter(self, transfer: WeightTransfer, version: WeightVersion) -> None:
@@ -239,10 +236,9 @@ class RolloutEngine:
             self._adapter = LoRARequest("adapter", 1, folder)
             self._engine.add_lora(self._adapter)
         self._reset_prefix_cache()
-        if self._spec.rollout.tensor_parallel_size == 1:
-            for num_read, stale in self._engine.apply_model(partial(stale_adapter, tensors=tensors)):
-                if stale or not num_read:
-                    raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all of it'}.")
+        stats.num_verified, stale = self._workers.check_adapter(tensors, self._spec.lora.alpha / self._spec.lora.rank)
+        if stale or not stats.num_verified:
+            raise RuntimeError(f"version {version.version}: vLLM holds other values in {stale or 'all of it'}.")
         self.last_update = stats
 
     def _remove_adapter(self) -> None:
@@ -321,22 +317,6 @@ class RolloutEngine:
             return f"{ids.size} tokens have the versions {versions[:4]}…; each needs one."
         banned = np.intersect1d(ids, self._spec.banned_token_ids)
         return f"contains the banned tokens {banned.tolist()}." if banned.size else ""
-
-
-@contextmanager
-def _quiet_about_the_rest() -> Iterator[None]:
-    """Silence vLLM's warnings about every module that an update leaves unchanged."""
-    loggers = [
-        logging.getLogger(f"vllm.model_executor.model_loader.reload.{name}") for name in ("layerwise", "inplace")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _token_versions(child: CompletionOutput) -> np.ndarray:

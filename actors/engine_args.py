@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from actors.engine_settings import SETTINGS
 from actors.requests import EngineSpec
 from actors.weights.native import BACKENDS
 
 if TYPE_CHECKING:
     from vllm import EngineArgs
 
-CPU_BATCH_TOKENS = 8192  # prompt tokens of one step, enough for several prompts that arrive together
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maximum for which vLLM reserves memory
 
 
@@ -18,14 +18,25 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
     """Return vLLM's settings for an engine."""
     from vllm import EngineArgs
 
+    settings = SETTINGS[spec.device]
     common: dict[str, Any] = {
         "model": str(spec.model.path),
         "dtype": spec.model.dtype,
         "max_model_len": spec.model.max_model_len,
         "max_num_seqs": spec.rollout.max_num_seqs,
         "seed": spec.seed,
+        "tensor_parallel_size": spec.rollout.tensor_parallel_size,
+        # Ray's executor would ask for actors of its own beside this one
+        "distributed_executor_backend": "mp" if spec.rollout.tensor_parallel_size > 1 else "uni",
         "logprobs_mode": "raw_logprobs",
-        "enable_prefix_caching": True,
+        "enforce_eager": not settings.cuda_graphs,
+        "async_scheduling": settings.async_scheduling,
+        "enable_chunked_prefill": settings.chunked_prefill,
+        "enable_prefix_caching": settings.prefix_cache,
+        "block_size": settings.block_size,
+        "max_num_batched_tokens": settings.batch_tokens(
+            spec.model.max_model_len, spec.largest_clip_tokens, spec.rollout.max_num_seqs
+        ),
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         # frames arrive at the model's resolution, and the processor must not change them
@@ -40,22 +51,14 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         from vllm.config import WeightTransferConfig
 
         backend = BACKENDS.get(spec.weights.transport)
-        executor = "mp" if spec.rollout.tensor_parallel_size > 1 else None
         return EngineArgs(
             **common,
-            tensor_parallel_size=spec.rollout.tensor_parallel_size,
             gpu_memory_utilization=spec.rollout.gpu_memory_utilization,
-            distributed_executor_backend=executor,
             weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
         )
     return EngineArgs(
         **common,
-        enforce_eager=True,  # starts in 3 s instead of 49 s
-        block_size=32,  # the minimum of CPU attention, so that short prompts share a prefix too
         kv_cache_memory_bytes=spec.rollout.kv_cache_mib << 20,
-        # a seeded request fails on CPU if its prompt is processed in parts ("CPU Generator does not use offset")
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(CPU_BATCH_TOKENS, spec.model.max_model_len),
         skip_mm_profiling=True,
     )
 

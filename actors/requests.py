@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from actors.engine_settings import SETTINGS
 from actors.errors import PromptRefused
 from rlsys import env
 from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
@@ -29,6 +30,7 @@ class EngineSpec:
 
     lora: of the adapters that the engine may be sent instead of full models; rank 0 means none.
     device, weight_update: as in sections `cluster` and `pipeline`.
+    largest_clip_tokens: visual tokens of the largest clip or image that it will be sent; 0: as many as a prompt has.
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
     """
 
@@ -39,6 +41,7 @@ class EngineSpec:
     lora: LoraConfig = LoraConfig()
     device: Literal["cpu", "cuda"] = "cpu"
     weight_update: WeightUpdate = "pause"
+    largest_clip_tokens: int = 0
     seed: int = 0
 
 
@@ -70,10 +73,12 @@ class EngineLimits:
 
 def environment(spec: EngineSpec) -> dict[str, str]:
     """Return the environment variables that an engine's process needs before anything is imported."""
+    runner = {"VLLM_USE_V2_MODEL_RUNNER": str(SETTINGS[spec.device].model_runner - 1)}
     if spec.device == "cuda":
         # vLLM would run the engine in another process, whose wire format turns tensors into lists
-        return {**env.QUIET, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, "OMP_NUM_THREADS": str(spec.rollout.threads)}
+        return {**env.QUIET, **runner, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    threads = {"OMP_NUM_THREADS": str(spec.rollout.threads)}
+    return {**env.QUIET, **env.CPU_WORKERS, **env.CPU_ENGINE, **runner, **threads}
 
 
 def check_request(request: GroupRequest, frames: Sequence[np.ndarray], limits: EngineLimits) -> None:

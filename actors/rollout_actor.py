@@ -22,6 +22,7 @@ from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, Prompt
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate
 from rlsys.types import Rollout
 from rlsys.weights.manifest import Manifest, WeightTransfer
+from rlsys.weights.sockets import engine_sockets
 from rlsys.weights.version import WeightVersion
 
 SHUTDOWN_S = 10.0  # time for an engine to free its resources before the caller ends the process
@@ -273,6 +274,10 @@ class RolloutActor:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("actors").setLevel(logging.INFO)
         logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # vLLM warns at import if there is no GPU
+        if spec.device == "cuda" and spec.weights.transport == "collective":
+            import ray
+
+            os.environ.update(engine_sockets(ray.util.get_node_ip_address()))  # its workers inherit it
         from actors.engine import RolloutEngine  # torch and vLLM are imported in this process only
 
         self._loop = EngineLoop(partial(RolloutEngine, spec), spec.weight_update)

@@ -31,10 +31,10 @@ from learner.packing.packing import PackedBatch
 from learner.packing.rows import Response, Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
-from rlsys import env
 from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, RolloutConfig, TrainConfig
 from rlsys.models.mrope import VisionTokens, mrope_positions
 from rlsys.types import ClipInfo, ClipRef, Prompt
+from rlsys.weights.sockets import rank_sockets
 
 Form = Literal["packed", "padded", "floor"]
 FORMS: tuple[Form, ...] = ("packed", "padded", "floor")
@@ -268,7 +268,7 @@ class Bench:
         if setting.device == "cpu":
             _keep_freed_memory(True)
         if not torch.distributed.is_initialized():
-            os.environ.update(env.RANKS_ON_LOOPBACK)
+            os.environ.update(rank_sockets(LOOPBACK, ranks_share_node=True, engines_join=False))
             join_ranks(0, 1, open_store(1, LOOPBACK, 60.0), device=setting.device, timeout_s=600.0)
         spec = LearnerSpec(
             model=ModelConfig(path=model_path, dtype=setting.dtype, attention=setting.attention),

@@ -90,18 +90,18 @@ class LearnerGroup:
     def load(self, spec: LearnerSpec) -> None:
         """Load `spec.model.path` with a fresh optimiser and schedule, and free the model of an earlier `load`."""
         if not self._is_joined:
-            self._join()
+            self._join(engines_join=spec.weights.transport == "collective")
         self._call("load", spec)
         self._spec = spec
         self._cost = read_cost_model(spec.model.path, spec.learner.untrained_parts)
 
-    def _join(self) -> None:
-        """Connect the ranks with each other."""
+    def _join(self, *, engines_join: bool) -> None:
+        """Connect the ranks with each other. engines_join: whether rank 0 will broadcast to engines."""
         self._call("prepare")
         places = self._call("where")
         host = LOOPBACK if len({node for node, _ in places}) == 1 else places[0][1]
         (port,) = self._wait("open_store", [self._workers[0].open_store.remote(host)])
-        self._call("join", host, port)
+        self._call("join", host, port, engines_join)
         self._is_joined = True
 
     def update(self, batch: TrainBatch) -> dict[str, float]:

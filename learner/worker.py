@@ -18,10 +18,10 @@ from learner.loss.metrics import RankStats
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
-from rlsys import env
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
 from rlsys.weights.manifest import Manifest, WeightTransfer, digest_of
+from rlsys.weights.sockets import rank_sockets
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ class LearnerWorker:
         self._store = open_store(self._num_ranks, host, self._timeout_s)
         return self._store.port
 
-    def join(self, host: str, port: int) -> None:
-        """Become a rank; return once all ranks have joined."""
+    def join(self, host: str, port: int, engines_join: bool) -> None:
+        """Become a rank; return once all ranks have joined. engines_join: see `rank_sockets`."""
         from learner.engine import find_store, join_ranks
 
-        if host == LOOPBACK:
-            os.environ.update(env.RANKS_ON_LOOPBACK)
+        _, address = self.where()
+        os.environ.update(rank_sockets(address, ranks_share_node=host == LOOPBACK, engines_join=engines_join))
         store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
         join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
 

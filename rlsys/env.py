@@ -95,6 +95,16 @@ READ = {
             why="The user's cache folder, where verdicts of the judge are kept by default; unset: ~/.cache.",
         ),
         Variable(
+            name="GLOO_SOCKET_IFNAME",
+            default=None,
+            why="Network interface of gloo; unset: loopback for learner ranks that share a node.",
+        ),
+        Variable(
+            name="NCCL_SOCKET_IFNAME",
+            default=None,
+            why="Network interface of NCCL; unset: loopback if all that ever join share a node, else the node's.",
+        ),
+        Variable(
             name="RAY_ADDRESS",
             default=None,
             why="Cluster to attach to when `cluster.address` is null (HOST:PORT, or auto for one on this machine); "
@@ -184,7 +194,7 @@ CPU_SERVED_MODEL = {
 
 # Set by each learner rank for itself.
 LEARNER_RANK = {"LOCAL_RANK": "0"}  # DeepSpeed asks for it; Ray shows each rank its own device as the first
-RANKS_ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # else they listen on the network
+# The interfaces on which ranks and engines listen depend on where they run: `rlsys.weights.sockets`.
 
 
 def read(name: str) -> str | None:

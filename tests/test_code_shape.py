@@ -22,7 +22,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 LEAVES = {
-    "vllm": {"actors/engine.py", "actors/engine_args.py", "learner/weights/nccl.py"},
+    "vllm": {"actors/engine.py", "actors/engine_args.py", "actors/weights/in_worker.py", "learner/weights/nccl.py"},
     "deepspeed": {"learner/engine.py", "learner/checkpoint_files.py", "learner/checkpoints.py"},
     "peft": {"learner/model/lora.py"},
     "ray.serve": {"reward_servers/server/app.py", "reward_servers/judging/served_model.py"},

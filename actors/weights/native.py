@@ -71,7 +71,7 @@ def take_natively(
         log.warning("%s; fetching the weights from the object store", error)
         return None
     offset = 1 + (member.rank - 1) * spec.rollout.tensor_parallel_size
-    rpc("init_weight_transfer_engine", kwargs={"init_info": {**info, "rank_offset": offset, "packed": False}})
+    rpc("init_weight_transfer_engine", kwargs={"init_info": {**info, "rank_offset": offset}})
     begin()
     rpc("start_weight_update")
     for index in member.indices:

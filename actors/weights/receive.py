@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
-import torch
 
 from actors.errors import WeightsGone, WeightsRefused
 from actors.weights.weights_in import bucket_problems, refused
 from rlsys.weights.broadcast import BroadcastFailed, receive_broadcast
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, WeightTransfer
-from rlsys.weights.tensors import as_tensor
 from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
@@ -25,12 +23,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class TransferStats:
-    """The size of one update: bytes by source, and the number of tensors loaded."""
+    """The size of one update: bytes by source, and the number of tensors loaded.
+
+    num_verified: tensors of the version that were read back from every worker of the engine and compared.
+    """
 
     stored_bytes: int = 0
     broadcast_bytes: int = 0
     num_loaded: int = 0
     num_tensors: int = 0
+    num_verified: int = 0
 
 
 def changed_names(manifest: Manifest, held: Manifest, module_of: Callable[[str], str]) -> set[str]:
@@ -86,25 +88,3 @@ def receive(
         stats.stored_bytes += bucket.num_bytes
     for bucket in remaining:
         yield fetch(bucket, transfer.timeout_s)
-
-
-class WeightsIterator:
-    """An iterator over tensors for vLLM, which an error ends early; the error is kept in `error`.
-
-    Raising it would leave vLLM's modules half rebuilt, and the next update would continue from there.
-    """
-
-    def __init__(self, buckets: Iterator[NamedTensors], names: Collection[str]) -> None:
-        self._buckets, self._names = buckets, names
-        self.error: WeightsRefused | None = None
-        self.num_given = 0
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        try:
-            for tensors in self._buckets:
-                for name, tensor in tensors.items():
-                    if name in self._names:
-                        self.num_given += 1
-                        yield name, as_tensor(tensor)
-        except WeightsRefused as error:
-            self.error = error

@@ -1,4 +1,4 @@
-"""Checks of the weights that an engine is sent, before and after they are loaded.
+"""Checks of the weights that an engine is sent, before they are loaded.
 
 A wrong shape inside vLLM makes the engine hang, so names, shapes, dtypes, bytes and finiteness are checked first,
 against the checkpoint that the engine was loaded from.
@@ -7,8 +7,7 @@ against the checkpoint that the engine was loaded from.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +26,9 @@ from rlsys.weights.manifest import (
     WeightTransfer,
     differences,
     digest_of,
-    entry_of,
     manifest_of,
 )
-from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_named, as_tensor, embedding_name
+from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_tensor, embedding_name
 from rlsys.weights.version import WeightVersion
 
 TEXT_LAYERS = "language_model.model.layers."
@@ -174,77 +172,3 @@ def engine_module(name: str) -> str:
     module = engine_name(name).rpartition(".")[0]
     parent, _, kind = module.rpartition(".")
     return f"{parent}.{FUSED[kind][0]}" if kind in FUSED else module
-
-
-def readable(model: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that vLLM keeps as it received them, by checkpoint name; parts of fused layers are slices.
-
-    On CPU the matrices of linear layers, which vLLM repacks and frees, cannot be read back, nor can tensors that are
-    split over several processes. A layer with an adapter has the original one as its `base_layer`.
-    """
-    parameters = {
-        name.replace(".base_layer.", "."): held for name, held in model.named_parameters(remove_duplicate=False)
-    }
-    for name, spec in specs.items():
-        held = parameters.get(f"{engine_module(name)}.{name.rpartition('.')[2]}")
-        if held is None or tuple(held.shape[1:]) != spec.shape[1:] or held.numel() < math.prod(spec.shape):
-            continue
-        kind = engine_name(name).split(".")[-2]
-        if kind in FUSED:
-            parts = [specs.get(part) for part in _parts(name, kind)]
-            sizes = [part.shape[0] for part in parts if part is not None]
-            if len(sizes) < len(parts) or sum(sizes) != held.shape[0]:
-                continue
-            held = held.split(sizes)[FUSED[kind][1]]
-        # an embedding may be padded to a multiple of 64 rows
-        yield name, held[: spec.shape[0]].detach()
-
-
-def _parts(name: str, kind: str) -> list[str]:
-    """Return the checkpoint's names of all parts of the layer that `name` is fused into, in order."""
-    fused = FUSED[kind][0]
-    return [name.replace(f".{kind}.", f".{part}.") for part, (whole, _) in FUSED.items() if whole == fused]
-
-
-def stale_parameters(model: torch.nn.Module, manifest: Manifest) -> tuple[int, list[str]]:
-    """Return how many tensors can be read back from vLLM's model, and which of them differ from the manifest."""
-    num_read, stale = 0, []
-    for name, held in readable(model, {name: entry.spec for name, entry in manifest.items()}):
-        num_read += 1
-        if entry_of(as_named(held)) != manifest[name]:
-            stale.append(name)
-    return num_read, stale
-
-
-def compared(model: torch.nn.Module, tensors: NamedTensors, specs: Mapping[str, TensorSpec]) -> dict[str, float | None]:
-    """Return by name the largest absolute difference between vLLM's values and `tensors`; None if unreadable.
-
-    specs: of the whole model, because a part's slice of a fused layer depends on the other parts.
-    """
-    found: dict[str, float | None] = dict.fromkeys(tensors)
-    for name, held in readable(model, specs):
-        if name in tensors:
-            sent = as_tensor(tensors[name])
-            found[name] = (held.cpu().double() - sent.double()).abs().max().item()
-    return found
-
-
-def stale_adapter(model: torch.nn.Module, tensors: NamedTensors) -> tuple[int, list[str]]:
-    """Return how many matrices of an adapter can be read back from vLLM's layers, and which of them differ there.
-
-    Only the "A" matrices are compared: vLLM has multiplied the others by the scale.
-    """
-    layers = dict(model.named_modules())
-    num_read, stale = 0, []
-    for name, named in tensors.items():
-        layer = name.removeprefix(ADAPTER_PREFIX).removesuffix(".lora_A.weight")
-        if layer + ".lora_A.weight" != name.removeprefix(ADAPTER_PREFIX):
-            continue
-        parent, _, kind = engine_name(layer).rpartition(".")
-        fused, part = FUSED.get(kind, (kind, 0))
-        held = layers[f"{parent}.{fused}"].lora_a_stacked[part][0, 0]
-        num_read += 1
-        sent = as_tensor(named)
-        if not torch.equal(held[: sent.shape[0], : sent.shape[1]].cpu(), sent):
-            stale.append(name)
-    return num_read, stale

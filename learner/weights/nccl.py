@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 POLL_S = 0.01
+WHOLE_BUCKET = 1 << 62
+"""Bytes after which vLLM would begin another broadcast within a bucket: never."""
+NUM_BUFFERS = 2
+"""Buckets on their way: one is packed while the one before is sent."""
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -29,38 +36,109 @@ def over_nccl(
     get: Callable[[Bucket], NamedTensors],
     ranks_each: int,
 ) -> Iterator[Transmit]:
-    """Send the tensors of a bucket one after another, in the order of its names.
+    """Send each bucket as one buffer of bytes, its tensors one after another in the order of its names.
 
-    ranks_each: number of GPUs of one engine.  Raises RuntimeError if a bucket is not sent within the deadline; the
-    communicator is then aborted, and a receiver that still waits ends at its own process's deadline.
+    ranks_each: number of GPUs of one engine.  Raises RuntimeError if the group is not complete, or a bucket not sent,
+    within the deadline; the communicator is then aborted, and a receiver that still waits ends at its own process's
+    deadline.
     """
     from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
     with socket.create_server((rendezvous.host, 0)) as free:
         port = free.getsockname()[1]
-    info = {"master_address": rendezvous.host, "master_port": port, "world_size": 1 + num_members * ranks_each}
+    info = group_info(rendezvous.host, port, num_members * ranks_each)
     store.set("nccl", json.dumps(info))
-    group = trainer_init(info)
+    timeout_s, gpu = rendezvous.timeout_s, torch.cuda.current_device()
+
+    def connect() -> Any:
+        torch.cuda.set_device(gpu)  # a thread begins with the first one
+        return trainer_init(info)
+
+    group = within(timeout_s, "the engines did not connect", connect)
+    buffers = [_Buffer() for _ in range(NUM_BUFFERS)]
 
     def transmit(bucket: Bucket) -> int:
-        named = get(bucket)
-        tensors = [as_tensor(named[name]).to("cuda") for name in bucket.names]
-        for tensor in tensors:
-            group.broadcast(tensor, src=0, stream=torch.cuda.current_stream())
-        _wait(rendezvous.timeout_s)
-        return sum(tensor.nbytes for tensor in tensors)
+        buffers.append(buffer := buffers.pop(0))
+        buffer.wait(timeout_s)
+        return buffer.send(group, get(bucket), bucket.names)
 
     try:
         yield transmit
+        for buffer in buffers:
+            buffer.wait(timeout_s)
     finally:
         group.destroy()
 
 
-def _wait(timeout_s: float) -> None:
-    done: Any = torch.cuda.Event()
-    done.record()
-    deadline = time.monotonic() + timeout_s
-    while not done.query():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"a bucket was not sent within weights.timeout_s={timeout_s:g} s")
-        time.sleep(POLL_S)
+def group_info(host: str, port: int, num_receivers: int) -> dict[str, Any]:
+    """Return what a receiver needs to join, and how the tensors are packed; it adds its own rank."""
+    return {
+        "master_address": host,
+        "master_port": port,
+        "world_size": 1 + num_receivers,
+        "packed": True,
+        "packed_buffer_size_bytes": WHOLE_BUCKET,
+        "packed_num_buffers": NUM_BUFFERS,
+    }
+
+
+def pack(tensors: NamedTensors, names: Sequence[str], packed: torch.Tensor) -> None:
+    """Write tensors one after another into a buffer of exactly their bytes, u8, which is how vLLM unpacks them."""
+    end = 0
+    for name in names:
+        data = as_tensor(tensors[name]).view(-1).view(torch.uint8)
+        packed[end : end + data.numel()].copy_(data)
+        end += data.numel()
+
+
+class _Buffer:
+    """Pinned memory on the host, from which one bucket at a time goes to the GPU and on to the receivers."""
+
+    def __init__(self) -> None:
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+        self._on_gpu = self._pinned
+        self._sent: Any = None
+
+    def send(self, group: Any, tensors: NamedTensors, names: Sequence[str]) -> int:
+        """Begin to send; returns the number of bytes."""
+        size = sum(tensors[name].spec.num_bytes for name in names)
+        if self._pinned.numel() < size:
+            self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        pack(tensors, names, self._pinned[:size])
+        self._on_gpu = self._pinned[:size].to("cuda", non_blocking=True)
+        group.broadcast(self._on_gpu, src=0, stream=torch.cuda.current_stream())
+        self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._sent.record()
+        return size
+
+    def wait(self, timeout_s: float) -> None:
+        """Return once what was sent last has left; RuntimeError after the deadline."""
+        deadline = time.monotonic() + timeout_s
+        while self._sent is not None and not self._sent.query():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a bucket was not sent within weights.timeout_s={timeout_s:g} s")
+            time.sleep(POLL_S)
+
+
+def within(timeout_s: float, what: str, function: Callable[[], Result]) -> Result:
+    """Return what `function` returns, or raise what it raises; RuntimeError if it takes longer than `timeout_s`.
+
+    It then goes on in a thread that does not keep the process alive: NCCL cannot be interrupted while it connects.
+    """
+    found: list[Result] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(function())
+        except Exception as error:  # noqa: BLE001  # raised in the caller's thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise RuntimeError(f"{what} within weights.timeout_s={timeout_s:g} s")
+    return found[0]

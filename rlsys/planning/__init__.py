@@ -1,6 +1,6 @@
 """`rlsys plan`: memory and step times by arithmetic, without starting anything.
 
-- `plan` (`Assumptions`, `Prompts`, `Section`, `assumptions`, `average`, `engine_room`, `engine_section`,
+- `plan` (`BYTES`, `Assumptions`, `Prompts`, `Section`, `assumptions`, `average`, `engine_room`, `engine_section`,
   `mean_response`, `payload_bytes`, `token_section`): engines and tokens, and the assumptions behind them
 - `plan_learner` (`learner_section`): memory of the learner ranks
 - `plan_store` (`clip_bytes`, `is_attached`, `store_section`, `weights_bytes`): use of the object store

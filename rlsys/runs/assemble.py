@@ -18,6 +18,7 @@ from rlsys.config.run import (
     RewardConfig,
     RunConfig,
 )
+from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.run_file import name_on_cluster
@@ -259,6 +260,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         device=config.cluster.device,
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
+        largest_clip_tokens=largest_clip_tokens(config.data),
         seed=config.seed,
     )
 

@@ -13,6 +13,8 @@ from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.models.folder import problems_of_folder
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
+from rlsys.models.sizes import read_model_sizes
+from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
 from rlsys.runs.items import held_out_items, training_items
@@ -23,6 +25,7 @@ from rlsys.tracking.store_address import TrackingError, require_driver, store_ur
 from rlsys.types import PromptItem
 
 SHOWN = 10
+CPU_BLOCK_TOKENS = 32  # of the engine's cache of keys and values on CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def check(config: RunConfig) -> Report:
         prompts = prompt_builder(config)
         problems += problems_of_folder(config.model.path)
         problems += output_problems(config)
+        problems += _cache_problems(config)
         budget = _token_budget([_RowTokens(item=item) for item in items], prompts)
     except UserError as error:
         problems.append(str(error))
@@ -179,6 +183,21 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
             f"data.cache_bytes={config.data.cache_bytes} takes over three quarters of "
             f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which "
             "clips in use share; lower the first or raise the second."
+        )
+
+
+def _cache_problems(config: RunConfig) -> Iterator[str]:
+    """Yield why an engine on CPU cannot hold one sequence; `rlsys plan` estimates it for GPUs, whose memory it asks."""
+    if config.cluster.device != "cpu":
+        return
+    sizes, longest = read_model_sizes(config.model.path), config.model.max_model_len
+    block = CPU_BLOCK_TOKENS * 2 * sizes.layers * sizes.kv * BYTES[config.model.dtype]
+    num_blocks = -(-longest // CPU_BLOCK_TOKENS) + 1  # vLLM keeps one to itself
+    needed_mib = -(-num_blocks * block // (1 << 20))
+    if needed_mib > config.rollout.kv_cache_mib:
+        yield (
+            f"rollout.kv_cache_mib={config.rollout.kv_cache_mib} cannot hold one sequence of model.max_model_len="
+            f"{longest} tokens; raise it to {needed_mib}, or lower model.max_model_len."
         )
 
 

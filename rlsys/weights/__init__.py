@@ -7,6 +7,7 @@
 - `delivery` (`deliver`): a version delivered to every actor
 - `broadcast` (`BroadcastFailed`, `BroadcastResult`, `BroadcastSender`, `Transmit`, `is_open`, `join`,
   `receive_broadcast`): a broadcast over gloo
+- `sockets` (`engine_sockets`, `rank_sockets`): the network interfaces on which groups listen
 - `tensors` (`ADAPTER_PREFIX`, `HEAD`, `as_named`, `as_tensor`, `embedding_name`, `spec_of`): conversion between
   torch tensors and bytes
 - `check` (`TensorComparison`, `compare`, `largest_difference`): comparison of the weights that learner, actors

@@ -122,6 +122,24 @@ class ProbeActor(RolloutActor):
         """Size of the last update."""
         return await asyncio.wrap_future(self._loop.call(lambda engine: engine.last_update))
 
+    async def in_workers(self, function: Any, *args: Any) -> list[Any]:
+        """Call a function with every vLLM worker of the engine, and return what each answers."""
+        return await asyncio.wrap_future(
+            self._loop.call(lambda engine: engine._engine.collective_rpc(function, args=args))
+        )
+
+    async def fatal_update(self, *update: Any) -> str:
+        """Load weights and return the error for which the actor would have to be replaced."""
+
+        def run(engine: Any) -> str:
+            try:
+                engine.load_weights(*update)
+            except RuntimeError as error:
+                return str(error)
+            return ""
+
+        return await asyncio.wrap_future(self._loop.call(run))
+
     async def break_engine(self) -> None:
         """Make the engine's next step fail, as a fault inside vLLM would."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from rlsys.config.run import DataConfig
 from rlsys.data.video.frames import SIZE_FACTOR, TEMPORAL_PATCH
 from rlsys.types import PromptItem, VideoSpec
 
@@ -19,6 +20,12 @@ def largest_grids(item: PromptItem) -> list[tuple[int, int, int]]:
         else (1, MERGED, MERGED * _cells(spec.max_pixels))
         for spec in item.media
     ]
+
+
+def largest_clip_tokens(data: DataConfig) -> int:
+    """Return the number of visual tokens of the largest clip or image that section `data` allows."""
+    video = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
+    return max(math.prod(video) // MERGED**2, _cells(data.max_pixels))
 
 
 @lru_cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from actors.errors import WeightsRefused
-from actors.weights.receive import TransferStats, WeightsIterator, changed_names, holding, receive
+from actors.weights.receive import TransferStats, changed_names, holding, receive
 from actors.weights.weights_in import engine_module
 from rlsys.weights.broadcast import BroadcastSender
 from rlsys.weights.manifest import Bucket, NamedTensor, WeightTransfer
@@ -68,17 +67,6 @@ def test_a_bad_bucket_is_found_before_the_first_is_handed_on(bad: int) -> None:
     parts = receive(transfer, transfer.buckets, VERSION, TransferStats())
     with pytest.raises(WeightsRefused, match=f"w{bad}: its digest is"):
         next(parts)
-
-
-def test_a_feed_ends_at_an_error_and_keeps_it() -> None:
-    def parts() -> Iterator[NamedTensors]:
-        yield PARTS[0]
-        raise WeightsRefused("bad")
-
-    feed = WeightsIterator(parts(), {"w0", "w1"})
-    assert [name for name, _ in feed] == ["w0"]
-    assert str(feed.error) == "bad"
-    assert [name for name, _ in WeightsIterator(iter(PARTS), {"w1"})] == ["w1"]
 
 
 def broadcast(parts: tuple[NamedTensors, ...], stored: tuple[NamedTensors, ...]) -> tuple[list[str], TransferStats]:

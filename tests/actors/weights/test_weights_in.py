@@ -17,16 +17,13 @@ from actors.weights.weights_in import (
     as_tensor,
     bucket_problems,
     check_manifest,
-    compared,
     engine_name,
     expected_adapter,
     expected_weights,
     refused,
-    stale_adapter,
-    stale_parameters,
 )
 from rlsys.config.run import LoraConfig
-from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer, manifest_of
+from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer
 from rlsys.weights.tensors import HEAD
 from rlsys.weights.version import WeightVersion
 from tests.support.transfers import named
@@ -170,24 +167,6 @@ def test_both_styles_of_checkpoint_names_lead_to_one_parameter(old_style: str, n
     assert engine_name(old_style) == engine_name(new_style) == parameter
 
 
-def test_a_parameter_that_was_not_updated_is_found(tensors: dict[str, NamedTensor]) -> None:
-    class Held(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.language_model = torch.nn.Module()
-            self.language_model.model = torch.nn.Module()
-            self.language_model.model.norm = torch.nn.RMSNorm(3)
-            self.language_model.model.embed_tokens = torch.nn.Embedding(8, 3)  # padded from 4 rows
-
-    held = Held()
-    with torch.no_grad():
-        held.language_model.model.embed_tokens.weight[:4] = as_tensor(tensors[EMBEDDING])
-    assert stale_parameters(held, manifest_of(tensors)) == (2, [])
-    with torch.no_grad():
-        held.language_model.model.norm.weight[1] = 3.0
-    assert stale_parameters(held, manifest_of(tensors)) == (2, ["model.norm.weight"])
-
-
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 
 
@@ -220,55 +199,3 @@ def test_an_adapter_of_another_rank_is_refused(tiny_model_dir: Path) -> None:
     assert "q_proj.lora_A.weight: expected float32[3, 128], got float32[2, 128]" in refusal(
         sent, wider, version_of(sent)
     )
-
-
-def test_an_adapter_that_was_not_taken_is_found() -> None:
-    class Fused(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            # [adapters, 1, rank that there is room for, inputs], for q, k and v
-            self.lora_a_stacked = tuple(torch.zeros(1, 1, 8, 4) for _ in range(3))
-
-    held = torch.nn.Module()
-    held.language_model = torch.nn.Module()
-    held.language_model.model = torch.nn.Module()
-    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
-    held.language_model.model.layers[0].self_attn = torch.nn.Module()
-    held.language_model.model.layers[0].self_attn.qkv_proj = Fused()
-    name = "base_model.model.model.language_model.layers.0.self_attn.v_proj"
-    sent = {
-        f"{name}.lora_A.weight": named(np.ones((2, 4), np.float32)),
-        f"{name}.lora_B.weight": named(np.ones((6, 2), np.float32)),
-    }
-    assert stale_adapter(held, sent) == (1, [f"{name}.lora_A.weight"])
-    held.language_model.model.layers[0].self_attn.qkv_proj.lora_a_stacked[2][0, 0, :2] = 1.0
-    assert stale_adapter(held, sent) == (1, [])
-
-
-def test_parts_of_a_fused_projection_are_read_back_as_slices() -> None:
-    class Attention(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv_proj = torch.nn.Linear(4, 8)
-
-    held = torch.nn.Module()
-    held.language_model = torch.nn.Module()
-    held.language_model.model = torch.nn.Module()
-    held.language_model.model.layers = torch.nn.ModuleList([torch.nn.Module()])
-    held.language_model.model.layers[0].self_attn = Attention()
-    fused = held.language_model.model.layers[0].self_attn.qkv_proj
-    sizes = {"q": slice(0, 4), "k": slice(4, 6), "v": slice(6, 8)}
-    sent = {
-        f"model.layers.0.self_attn.{kind}_proj.{leaf}": named(getattr(fused, leaf).detach().numpy()[rows].copy())
-        for kind, rows in sizes.items()
-        for leaf in ("weight", "bias")
-    }
-    assert stale_parameters(held, manifest_of(sent)) == (6, [])
-    with torch.no_grad():
-        fused.weight[5, 0] += 0.5
-    assert stale_parameters(held, manifest_of(sent)) == (6, ["model.layers.0.self_attn.k_proj.weight"])
-    specs = {name: tensor.spec for name, tensor in sent.items()}
-    key = {name: tensor for name, tensor in sent.items() if "k_proj" in name}
-    assert list(compared(held, key, specs).values()) == pytest.approx([0.5, 0.0])
-    # without the others nobody knows where a part lies
-    assert stale_parameters(held, manifest_of(key)) == (0, [])

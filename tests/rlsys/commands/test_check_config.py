@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,20 @@ def test_a_tiny_model_that_a_run_would_make_is_checked_and_not_left_behind(empty
     planned = CliRunner().invoke(app, ["plan", "demo.yaml", *given])
     assert planned.exit_code == 0, planned.output
     assert files_in(empty_folder) == before
+
+
+def test_an_engine_that_cannot_hold_its_longest_sequence_is_a_problem(empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "model.max_model_len=20000"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, "rollout.kv_cache_mib=20"])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    found = re.search(
+        r"rollout.kv_cache_mib=20 cannot hold .* model.max_model_len=20000 tokens; raise it to (\d+)", said
+    )
+    assert found
+    enough = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, f"rollout.kv_cache_mib={found[1]}"])
+    assert enough.exit_code == 0, enough.output
 
 
 @pytest.mark.parametrize("name", ["judge_72b.yaml", "judge_tiny_cpu.yaml"])

@@ -1,0 +1,168 @@
+"""What each worker process of an engine does with weights: `collective_rpc` calls these functions there.
+
+A module of vLLM is rebuilt once all of its tensors have come. Tensors are compared as soon as their module is, with
+the bytes that were sent, and only then let go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+
+from actors.weights.held import HeldPart, held_parts, stale_adapter
+from actors.weights.sharing import SharedTensors
+from rlsys.weights.manifest import Manifest, TensorEntry, TensorSpec, entry_of
+from rlsys.weights.tensors import as_named
+
+Sent: TypeAlias = Mapping[str, torch.Tensor] | SharedTensors
+"""Whole tensors by name: themselves if the worker lives in the engine's process, else in shared memory."""
+Worker: TypeAlias = Any
+"""vLLM's `Worker`."""
+
+
+@dataclass(kw_only=True)
+class Received:
+    """What a worker was sent.
+
+    manifest: of the version that is being loaded.  waiting: sent, but not compared yet.  compared: by name, whether
+    the worker holds it.  prints: what identifies the worker's part of a tensor that was found to be this entry's.
+    """
+
+    manifest: Manifest = field(default_factory=dict)
+    waiting: dict[str, torch.Tensor] = field(default_factory=dict)
+    compared: dict[str, bool] = field(default_factory=dict)
+    prints: dict[str, tuple[TensorEntry, tuple[int, ...]]] = field(default_factory=dict)
+
+
+_RECEIVED: WeakKeyDictionary[torch.nn.Module, Received] = WeakKeyDictionary()
+
+
+def _received(worker: Worker) -> Received:
+    return _RECEIVED.setdefault(worker.get_model(), Received())
+
+
+def _opened(sent: Sent) -> Mapping[str, torch.Tensor]:
+    return sent.open() if isinstance(sent, SharedTensors) else sent
+
+
+def begin(worker: Worker, manifest: Manifest) -> None:
+    """Let the model take tensors; what follows changes it."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload.layerwise import initialize_layerwise_reload
+
+    received = _received(worker)
+    received.manifest, received.waiting, received.compared = manifest, {}, {}
+    with set_current_vllm_config(worker.vllm_config):
+        initialize_layerwise_reload(worker.get_model())
+
+
+def load(worker: Worker, sent: Sent) -> None:
+    """Load whole tensors, or this worker's parts of them, and compare those of modules that are complete."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    received, tensors = _received(worker), _opened(sent)
+    with set_current_vllm_config(worker.vllm_config), _quiet_about_the_rest():
+        worker.get_model().load_weights(iter(tensors.items()))
+    received.waiting |= tensors
+    for part in _waiting_parts(worker, received):
+        if not get_layerwise_info(part.layer).can_load():  # it has all of its tensors
+            _compare(received, part)
+
+
+def finish(worker: Worker) -> None:
+    """Complete the modules that are not yet, drop what was computed with the old weights, and compare the rest."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload
+
+    received = _received(worker)
+    with set_current_vllm_config(worker.vllm_config), _quiet_about_the_rest():
+        finalize_layerwise_reload(worker.get_model(), worker.model_config)
+    worker.model_runner.reset_lora_state()
+    worker.model_runner.reset_encoder_cache()
+    worker.model_runner.reset_mm_cache()
+    for part in _waiting_parts(worker, received):
+        _compare(received, part)
+    received.waiting = {}
+
+
+def _waiting_parts(worker: Worker, received: Received) -> list[HeldPart]:
+    """Return what the model holds of the tensors that wait; a list, because comparing takes them out."""
+    if not received.waiting:
+        return []
+    specs = {name: entry.spec for name, entry in received.manifest.items()}
+    return list(held_parts(worker.get_model(), specs, received.waiting))
+
+
+def _compare(received: Received, part: HeldPart) -> None:
+    is_held = part.equals(received.waiting.pop(part.name))
+    received.compared[part.name] = is_held
+    if is_held:
+        received.prints[part.name] = received.manifest[part.name], part.fingerprint()
+
+
+def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], list[str]]:
+    """Compare what the model holds with a manifest.
+
+    Returns how many tensors were compared, which of them differ, and which could not be compared: split ones that
+    never came through `load`, of which a manifest says nothing.
+    """
+    received = _received(worker)
+    compared, received.compared = received.compared, {}
+    num_read, stale, unknown = 0, [], []
+    for part in held_parts(worker.get_model(), {name: entry.spec for name, entry in manifest.items()}):
+        name, entry = part.name, manifest[part.name]
+        known, wanted = received.prints.get(name, (None, ()))
+        if name in compared:
+            is_held = compared[name]
+        elif known == entry:
+            is_held = part.fingerprint() == wanted
+        elif part.shard.is_whole:
+            dtype = getattr(torch, entry.spec.dtype)
+            is_held = all(entry_of(as_named(held.to(dtype))) == entry for held in part.readings)
+        else:
+            unknown.append(name)
+            continue
+        num_read += 1
+        if not is_held:
+            stale.append(name)
+    return num_read, stale, unknown
+
+
+def check_sent(worker: Worker, sent: Sent, manifest: Manifest) -> list[str]:
+    """Return which of the tensors the model holds other values of; the others are known from now on."""
+    received, tensors = _received(worker), _opened(sent)
+    received.manifest, received.waiting, received.compared = manifest, dict(tensors), {}
+    for part in _waiting_parts(worker, received):
+        _compare(received, part)
+    compared, received.compared, received.waiting = received.compared, {}, {}
+    return [name for name, is_held in compared.items() if not is_held]
+
+
+def differences(worker: Worker, sent: Sent, specs: Mapping[str, TensorSpec]) -> dict[str, float]:
+    """Return by name how far the model is from the tensors at most, of those that can be read."""
+    tensors = _opened(sent)
+    return {part.name: part.difference(tensors[part.name]) for part in held_parts(worker.get_model(), specs, tensors)}
+
+
+def check_adapter(worker: Worker, sent: Sent, scale: float) -> tuple[int, list[str]]:
+    """Return how many matrices of the adapter are held, and which of them differ from those sent."""
+    return stale_adapter(worker.get_model(), _opened(sent), scale)
+
+
+@contextmanager
+def _quiet_about_the_rest() -> Iterator[None]:
+    """vLLM warns, module by module, of all that an update leaves as it is."""
+    logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
