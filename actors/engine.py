@@ -331,6 +331,7 @@ def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
         vocab_size=config.get_text_config().vocab_size,
         max_model_len=spec.model.max_model_len,
         max_num_seqs=spec.rollout.max_num_seqs,
+        max_clip_tokens=engine.input_processor.mm_encoder_cache_size,
         image_pad_id=config.image_token_id,
         video_pad_id=config.video_token_id,
         patch_size=config.vision_config.patch_size,

@@ -65,6 +65,7 @@ class EngineLimits:
     vocab_size: int
     max_model_len: int
     max_num_seqs: int
+    max_clip_tokens: int
     image_pad_id: int
     video_pad_id: int
     patch_size: int
@@ -138,6 +139,12 @@ def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: 
             return (
                 f"the frames of {clip.kind} {clip.digest[:12]} are {array.dtype}{list(array.shape)}, "
                 f"its grid {clip.grid_thw} needs uint8{list(wanted)}."
+            )
+        visual = math.prod(clip.grid_thw) // limits.merge_size**2
+        if visual > limits.max_clip_tokens:
+            return (
+                f"{clip.kind} {clip.digest[:12]} has {visual} visual tokens, above the {limits.max_clip_tokens} that "
+                "the engine's vision tower reads at once; lower data.max_frames, data.max_pixels or data.total_pixels."
             )
         if min(clip.grid_thw) < 1 or height % limits.merge_size or width % limits.merge_size:
             rule = f"height and width must be multiples of {limits.merge_size}"

@@ -1,12 +1,14 @@
-"""Tensors in a file of shared memory, which every worker process of an engine reads in place.
+"""Tensors in shared memory, which every worker process of an engine reads in place.
 
-The bytes are copied once, whatever the number of workers, and each worker copies its own part out of the file.
+The bytes are copied once, whatever the number of workers, and each worker copies its own part out of them. The memory
+belongs to a file without a name: /dev/shm, often 64 MiB in a container, does not limit it, and nothing is left behind
+by a process that is killed.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +18,15 @@ import torch
 
 from rlsys.weights.manifest import NamedTensors, TensorSpec
 
-FOLDERS = ("/dev/shm", tempfile.gettempdir())
-"""Where the file goes: the first folder with room for it."""
 _ALIGNMENT = 64  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedTensors:
-    """Tensors in one file. layout: name, spec and first byte of each; two names may share their bytes."""
+    """Tensors in one file. layout: name, spec and first byte of each; two names may share their bytes.
+
+    path: leads to the file as long as the process that made it keeps it open.
+    """
 
     path: str
     num_bytes: int
@@ -40,36 +43,21 @@ class SharedTensors:
 
 @contextmanager
 def shared(tensors: NamedTensors) -> Iterator[SharedTensors]:
-    """Copy tensors into shared memory; the file is gone after the block. Raises OSError if there is no room."""
+    """Copy tensors into shared memory; it cannot be opened after the block. Raises OSError if there is no room."""
     starts: dict[int, int] = {}
     layout, end = [], 0
     for name, tensor in tensors.items():
         if id(tensor) not in starts:
             starts[id(tensor)], end = end, end + -(-tensor.spec.num_bytes // _ALIGNMENT) * _ALIGNMENT
         layout.append((name, tensor.spec, starts[id(tensor)]))
-    path = _reserve(max(end, 1))
+    handle = os.memfd_create("rlsys-weights", os.MFD_CLOEXEC)
     try:
-        memory = np.memmap(path, np.uint8, "r+")
-        for (_, spec, start), tensor in zip(layout, tensors.values(), strict=True):
-            memory[start : start + spec.num_bytes] = tensor.data
-        del memory
-        yield SharedTensors(path=path, num_bytes=end, layout=tuple(layout))
+        os.posix_fallocate(handle, 0, max(end, 1))  # without the memory a later write would kill the process
+        with mmap.mmap(handle, max(end, 1)) as memory:
+            packed = np.frombuffer(memory, np.uint8)
+            for (_, spec, start), tensor in zip(layout, tensors.values(), strict=True):
+                packed[start : start + spec.num_bytes] = tensor.data
+            del packed
+        yield SharedTensors(path=f"/proc/{os.getpid()}/fd/{handle}", num_bytes=end, layout=tuple(layout))
     finally:
-        os.unlink(path)
-
-
-def _reserve(num_bytes: int) -> str:
-    """Return the path of a new file of that size. The space is taken now: without it a later write kills a process."""
-    for folder in FOLDERS:
-        handle, path = tempfile.mkstemp(prefix="rlsys-weights-", dir=folder if os.path.isdir(folder) else None)
-        try:
-            os.posix_fallocate(handle, 0, num_bytes)
-        except OSError:
-            os.unlink(path)
-            if folder == FOLDERS[-1]:
-                raise
-        else:
-            return path
-        finally:
-            os.close(handle)
-    raise AssertionError("unreachable: the last folder returns or raises")
+        os.close(handle)

@@ -19,6 +19,7 @@ LIMITS = EngineLimits(
     vocab_size=10,
     max_model_len=40,
     max_num_seqs=4,
+    max_clip_tokens=30,
     image_pad_id=IMAGE_PAD,
     video_pad_id=VIDEO_PAD,
     patch_size=14,
@@ -55,6 +56,13 @@ def refusal(ids: list[int], clips: list[ClipInfo], frames: list[np.ndarray] | No
         check_request(request, [frames_of(info) for info in clips] if frames is None else frames, LIMITS)
     assert "file:3" in str(caught.value)
     return str(caught.value)
+
+
+def test_a_clip_above_what_the_vision_tower_reads_at_once_is_refused_by_its_tokens() -> None:
+    long = replace(clip(), grid_thw=(31, 2, 2))
+    said = refusal([1, VIDEO_PAD], [long], max_tokens=1)
+    assert "has 31 visual tokens, above the 30 that the engine's vision tower reads at once" in said
+    assert "data.max_frames" in said
 
 
 def test_a_prompt_that_fits_to_the_last_token_passes() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -49,7 +50,8 @@ def engines(actor_cluster: None, tiny_model_dir: Path) -> Iterator[Engines]:
     one, two = start_probe(spec), start_probe(replace(spec, rollout=rollout))
     start = time.perf_counter()
     ray.get([one.ping.remote(), two.ping.remote()])
-    print(f"started in {time.perf_counter() - start:.1f} s")  # noqa: T201
+    sizes = [mib for engine in (one, two) for mib in ray.get(engine.in_workers.remote(resident_mib))]
+    print(f"started in {time.perf_counter() - start:.1f} s; resident MiB of the workers: {sizes}")  # noqa: T201
     yield Engines(one=one, two=two, ask=Asker(tiny_model_dir), model=tiny_model_dir)
     ray.get(two.shutdown.remote())
 
@@ -149,6 +151,10 @@ def test_a_worker_that_took_another_part_of_a_matrix_is_found(engines: Engines, 
     load(engines.two, weights.new, 14)
     load(engines.one, weights.new, 14)
     check_equal(engines.greedy(engines.one), engines.greedy(engines.two))
+
+
+def resident_mib(worker: Any) -> int:
+    return psutil.Process().memory_info().rss >> 20
 
 
 def spoil_a_norm(worker: Any, rank: int) -> None:

@@ -638,7 +638,7 @@ def stub_group(behaviours: Sequence[str], timeout_s: float) -> LearnerGroup:
         def open_store(self, host: str) -> int:
             return 0
 
-        def join(self, host: str, port: int) -> None: ...
+        def join(self, host: str, port: int, engines_join: bool) -> None: ...
 
         def load(self, spec: object) -> None:
             if self._behaviour == "raise":
