@@ -2,6 +2,8 @@
 
 - `judge` (`Judge`, `JudgeTask`, `build_judge`): the interface, one question, and the judge of a config
 - `which_judge` (`judge_kind`): the kind of judge that a config selects
+- `first_request` (`with_first_request`): what a person must change at the endpoints, found before a run starts
+- `unusable` (`NEEDS_CHANGE`, `JudgeUnusable`, `is_final`): a judge that no retry makes usable
 - `event_scores` (`EventVerdict`, `event_scores`): verdicts on events -> recall, precision, F1
 - `local_judge` (`in_order`, `judged_in_order`, `open_judge`, `pumped`): a judge in this process
 - `served_model` (`with_served_model`): a judge model served with Ray Serve LLM

@@ -17,6 +17,8 @@ MAX_EVENTS = 32
 """Largest number of events of one text. More would not fit one answer; the splitter's prompt states the limit."""
 _EVENT_CHARS, _REASON_CHARS = 200, 100
 _PLAIN = r'[^"\\\x00-\x1f]'
+_NUMBER = re.compile(r"\s*#?([0-9]{1,4})(?:\.0*)?\s*")
+_MANY = 10_000
 _ENTAILED = {"entailed": True, "not_entailed": False, "cannot_tell": None}
 _CONSISTENT = {"consistent": True, "inconsistent": False, "cannot_tell": None}
 
@@ -183,6 +185,7 @@ def _read_verdicts(answer: Json, events: Sequence[str]) -> list[Json]:
         case {"verdicts": list(verdicts)}:
             if len(verdicts) != len(events):
                 raise Unusable(f"it has {len(verdicts)} verdicts, {len(events)} are needed")
+            _check_indices([_index(verdict) for verdict in verdicts])
             return [_read_verdict(*pair) for pair in enumerate(zip(verdicts, events, strict=True), start=1)]
     raise Unusable('it is not {"verdicts": […]}')
 
@@ -190,18 +193,43 @@ def _read_verdicts(answer: Json, events: Sequence[str]) -> list[Json]:
 def _read_verdict(index: int, pair: tuple[Json, str]) -> Json:
     value, event = pair
     match value:
-        case {"index": int(found), "reason": str(reason), "verdict": str(verdict)} if verdict in _ENTAILED:
-            if found != index:
-                raise Unusable(f"verdict {index} has index {found}")
-            return EventVerdict(event=event, entailed=_ENTAILED[verdict], reason=reason.strip()).as_json()
+        case {"reason": str(reason), "verdict": str(verdict)} if _word(verdict) in _ENTAILED:
+            return EventVerdict(event=event, entailed=_ENTAILED[_word(verdict)], reason=reason.strip()).as_json()
     raise Unusable(f"verdict {index} is not {{index, reason, verdict}} with a verdict of {', '.join(_ENTAILED)}")
 
 
 def _read_consistency(answer: Json) -> Json:
     match answer:
-        case {"reason": str(reason), "verdict": str(verdict)} if verdict in _CONSISTENT:
-            return {"consistent": _CONSISTENT[verdict], "reason": reason.strip()}
+        case {"reason": str(reason), "verdict": str(verdict)} if _word(verdict) in _CONSISTENT:
+            return {"consistent": _CONSISTENT[_word(verdict)], "reason": reason.strip()}
     raise Unusable(f"it is not {{reason, verdict}} with a verdict of {', '.join(_CONSISTENT)}")
+
+
+def _check_indices(indices: Sequence[int | None]) -> None:
+    """Raise Unusable unless the indices count every event once, in order, from 1 or from 0.
+
+    A part of a count from 0 could as well be a part of one from 1, so only a complete one is read.
+    """
+    if list(indices) not in (list(range(1, len(indices) + 1)), list(range(len(indices)))):
+        found = ", ".join("none" if index is None else str(index) for index in indices)
+        raise Unusable(f"its verdicts have the indices {found} instead of 1 to {len(indices)} in order")
+
+
+def _index(verdict: Json) -> int | None:
+    """Return the index of a verdict, which models also write as a text or a float; None where there is none."""
+    index = verdict.get("index") if isinstance(verdict, dict) else None
+    if isinstance(index, bool):
+        return None
+    if isinstance(index, float) and index.is_integer() and abs(index) < _MANY:
+        return int(index)
+    if isinstance(index, str) and (number := _NUMBER.fullmatch(index)):
+        return int(number[1])
+    return index if isinstance(index, int) and abs(index) < _MANY else None
+
+
+def _word(verdict: str) -> str:
+    """Return a verdict as the schema spells it: models without one write `Not entailed`."""
+    return verdict.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 _VERSIONS: dict[CallName, str] = {name: prompt_version(name) for name in _PROMPTS}

@@ -29,6 +29,8 @@ from reward_servers.judging.endpoints.leases import Board
 from reward_servers.judging.endpoints.llm import Completion, JudgeFailure, JudgeLlm
 from reward_servers.judging.endpoints.shared_calls import SharedCalls
 from reward_servers.judging.event_scores import EventVerdict, event_scores
+from reward_servers.judging.first_request import ProbedJudge
+from reward_servers.judging.unusable import NEEDS_CHANGE, JudgeUnusable
 from reward_servers.judging.verdicts import AnswerKey, VerdictCache
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Json, Score
@@ -91,12 +93,16 @@ class _JudgeAnswer:
 
 
 class EventJudge:
-    """The judge that asks a language model. One per replica; one event loop."""
+    """The judge that asks a language model. One per replica; one event loop.
+
+    raises_final: whether a judge that cannot be used is an error of `score`; else it is the reason of every score.
+    """
 
     kind: Literal["llm", "embedding"] = "llm"
 
-    def __init__(self, llm: Completer, model: str, cache: VerdictCache) -> None:
+    def __init__(self, llm: Completer, model: str, cache: VerdictCache, *, raises_final: bool = False) -> None:
         self.model = model
+        self._raises_final = raises_final
         self._llm = llm
         self._cache = cache
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verdicts")
@@ -104,10 +110,11 @@ class EventJudge:
         self._counts: Counter[str] = Counter()
 
     async def score(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
-        """One score per task, in order; equal tasks are judged once, the others side by side.
+        """Return one score per task, in order; equal tasks are judged once, the others side by side.
 
         Status "ok" has the scores of `want` (or "consistency"); "abstain" when the model cannot tell and that could
         change a score, or refuses; "infra" and "malformed" as the call failed. A failed task leaves the others alone.
+        Raises JudgeUnusable when no endpoint can be used and this judge raises that.
         """
         different = list(dict.fromkeys(tasks))
         scores = await _together(*(self._score(task, deadline_s) for task in different))
@@ -140,7 +147,9 @@ class EventJudge:
             scores, reason, evidence = await judged(task, deadline_s)
             status: Literal["ok", "abstain", "infra", "malformed"] = "ok" if scores is not None else "abstain"
         except JudgeFailure as failure:
-            status, scores, reason, evidence = failure.status, None, failure.reason, None
+            if failure.is_final and self._raises_final:
+                raise JudgeUnusable(f"{NEEDS_CHANGE}{failure.reason}") from None
+            status, scores, reason, evidence = failure.status, None, _reason(failure), None
         except TimeoutError as error:
             status, scores, reason, evidence = "infra", None, f"judge {self.model}: {error}", None
         self._counts[status] += 1
@@ -247,6 +256,10 @@ class EventJudge:
         raise JudgeFailure("malformed", f"judge {self.model}: the answer to {call.name} was twice unusable: {problem}")
 
 
+def _reason(failure: JudgeFailure) -> str:
+    return f"{NEEDS_CHANGE}{failure.reason}" if failure.is_final else failure.reason
+
+
 def _undecided(verdicts: Sequence[EventVerdict]) -> str:
     undecided = [verdict for verdict in verdicts if verdict.entailed is None]
     return (
@@ -265,10 +278,10 @@ async def _together(*work: Coroutine[Any, Any, Result]) -> list[Result]:
     return [task.result() for task in tasks]
 
 
-def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None) -> Judge:
-    """The judge that `config` asks for: a language model at `config.urls`, or sentence embeddings without one.
+def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None, *, raises_final: bool = False) -> Judge:
+    """Return the judge that `config` asks for: a language model at `config.urls`, or sentence embeddings without one.
 
-    board: owns the limits of the endpoints; needed with `config.urls` only.
+    board: owns the limits of the endpoints; needed with `config.urls` only.  raises_final: see `EventJudge`.
     Raises ConfigError when neither is possible, CacheError when the cache of verdicts cannot be opened.
     """
     if not config.urls:
@@ -277,4 +290,6 @@ def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None) -
         return EmbeddingJudge(config.embedding_threshold)
     if board is None:
         raise ValueError("reward.judge.urls are set: a board that owns their limits is needed.")
-    return EventJudge(JudgeLlm(config, board, api_key), config.model, VerdictCache(config.cache_path))
+    setups = config.setups if isinstance(config, ProbedJudge) else None
+    llm = JudgeLlm(config, board, api_key, setups)
+    return EventJudge(llm, config.model, VerdictCache(config.cache_path), raises_final=raises_final)

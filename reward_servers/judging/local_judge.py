@@ -23,9 +23,13 @@ _AHEAD = 4
 
 @asynccontextmanager
 async def open_judge(config: JudgeConfig) -> AsyncIterator[Judge]:
-    """The judge of `config`, with the endpoints' limits kept in this process. Raises as `build_judge` does."""
+    """Open the judge of `config`, with the endpoints' limits kept in this process.
+
+    Raises as `build_judge` does; its `score` raises JudgeUnusable when a person must change something first.
+    """
     board = EndpointBoard(config) if config.urls else None
-    judge = build_judge(config, board, token_from_environment(config.api_key_env) if config.urls else None)
+    key = token_from_environment(config.api_key_env) if config.urls else None
+    judge = build_judge(config, board, key, raises_final=True)
     try:
         yield judge
     finally:
@@ -35,7 +39,7 @@ async def open_judge(config: JudgeConfig) -> AsyncIterator[Judge]:
 async def judged_in_order(
     judge: Judge, tasks: Iterable[JudgeTask], num_at_once: int, timeout_s: float
 ) -> AsyncIterator[Score]:
-    """A score per task, in order. Each has `timeout_s` from when it is begun, not from when the first one is."""
+    """Yield a score per task, in order. Each has `timeout_s` from when it is begun, not from when the first one is."""
 
     async def judged(task: JudgeTask) -> Score:
         return (await judge.score([task], time.monotonic() + timeout_s))[0]
@@ -47,7 +51,7 @@ async def judged_in_order(
 async def in_order(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], num_at_once: int
 ) -> AsyncIterator[Result]:
-    """`work` of each item, up to `num_at_once` at a time, results in the items' order. Items are read as needed."""
+    """Yield `work` of each item in the items' order, up to `num_at_once` at a time. Items are read as needed."""
     free = asyncio.Semaphore(num_at_once)
 
     async def limited(item: Item) -> Result:
@@ -68,7 +72,7 @@ async def in_order(
 
 
 def pumped(results: AsyncIterator[Result]) -> Iterator[Result]:
-    """The results for a caller that is not asynchronous, each as soon as it is there."""
+    """Yield the results for a caller that is not asynchronous, each as soon as it is there."""
 
     async def following() -> list[Result]:
         async for result in results:

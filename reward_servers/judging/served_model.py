@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from starlette.datastructures import Headers
 
+from reward_servers.judging.first_request import with_first_request
 from reward_servers.server.auth import TokenCheck
 from rlsys import env
 from rlsys.config.run import JudgeConfig
@@ -23,13 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 def with_served_model(judge: JudgeConfig, name: str, base_url: str) -> tuple[JudgeConfig, str | None]:
-    """The judge's config with endpoints that exist, and the key to them.
+    """Return the judge's config with endpoints that exist, and the key to them.
 
     Where `serve_model` is set, the model is started as application `name` at `base_url`/`name`, behind a key that
-    is made here. Elsewhere the config comes back as it is, with the key of the environment.
+    is made here. Elsewhere the endpoints of `urls` get a first request, with the key of the environment, and the
+    config comes back with what they take. Raises JudgeUnusable when a person must change something first.
     """
     if judge.serve_model is None:
-        return judge, os.environ.get(judge.api_key_env) or None
+        given = os.environ.get(judge.api_key_env) or None
+        return (with_first_request(judge, given) if judge.urls else judge), given
     key = secrets.token_urlsafe(32)
     _log.info("serving the judge's model %s; this takes a minute on CPU, several for 72B parameters", judge.serve_model)
     with _own_logging():
@@ -39,7 +42,10 @@ def with_served_model(judge: JudgeConfig, name: str, base_url: str) -> tuple[Jud
 
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """Ray Serve LLM 2.60 makes the root logger write JSON, of every library's chatter, once it is imported."""
+    """Keep this process's logging while Ray Serve LLM is imported.
+
+    Version 2.60 makes the root logger write JSON, of every library's chatter.
+    """
     root = logging.getLogger()
     level, handlers = root.level, [(handler, handler.formatter, list(handler.filters)) for handler in root.handlers]
     logging.disable(logging.WARNING)
@@ -72,7 +78,7 @@ def _application(judge: JudgeConfig, key: str) -> Any:
 
 
 def model_arguments(judge: JudgeConfig, *, has_gpus: bool) -> dict[str, Any]:
-    """Fields of Ray's LLMConfig for the judge's model; without enough GPUs in the cluster it runs on CPU."""
+    """Return the fields of Ray's LLMConfig for the judge's model; without enough GPUs in the cluster it runs on CPU."""
     engine: dict[str, Any] = {
         "max_model_len": judge.serve_max_model_len,
         # else a model may write white space until its budget is spent, which the grammar of JSON allows
@@ -96,7 +102,7 @@ def model_arguments(judge: JudgeConfig, *, has_gpus: bool) -> dict[str, Any]:
 
 
 class KeyGuard:
-    """Lets requests with the right bearer token through to the model; the model's own server knows no keys."""
+    """Let requests with the right bearer token through to the model; the model's own server knows no keys."""
 
     def __init__(self, app: Any, check: TokenCheck) -> None:
         self._app, self._check = app, check

@@ -32,6 +32,8 @@ class Fault:
     instead of a sensible answer.  drop: elements missing at the end of each list of a sensible answer.
     delay_s: before the answer; None takes the server's.  byte_s: seconds between single bytes of the body.
     cut: the connection ends in the middle of the body.  hang: no answer at all, until the caller hangs up.
+    message_fields: of the model's message, instead of `content` alone.  num_times: the body is sent so often, without
+    a Content-Length.
     """
 
     status: int = 200
@@ -46,6 +48,8 @@ class Fault:
     byte_s: float = 0.0
     cut: bool = False
     hang: bool = False
+    message_fields: tuple[tuple[str, Any], ...] = ()
+    num_times: int = 1
 
 
 FINE = Fault()
@@ -92,8 +96,11 @@ class Seen:
 
     @property
     def schema(self) -> JsonObject:
-        """JSON schema that the answer is to have."""
-        return self.body["response_format"]["json_schema"]["schema"]
+        """JSON schema that the answer is to have, from the request's parameters or from its prompt."""
+        form = self.body.get("response_format", {})
+        if "json_schema" in form:
+            return form["json_schema"]["schema"]
+        return json.loads(self.user.rpartition("Its schema: ")[2])
 
 
 def sensible_answer(seen: Seen) -> JsonObject:
@@ -155,7 +162,8 @@ class FaultServer:
     """The server; a context manager. Everything that counts is public and may be read from any thread.
 
     answer: of well-answered requests.  delay_s: before each answer.  api_key, model: others are refused as vLLM does.
-    has_usage: whether answers say what they cost.  rule: asked for each request that the script leaves open.
+    has_usage: whether answers say what they cost.  route: the only path that is answered; others get `elsewhere`.
+    rule: asked for each request that the script leaves open.
     """
 
     def __init__(
@@ -168,6 +176,9 @@ class FaultServer:
     ) -> None:
         self.answer, self.delay_s, self.api_key, self.model, self.has_usage = answer, delay_s, api_key, model, has_usage
         self.rule: Callable[[Seen], Fault | None] = lambda _: None
+        self.route: str | None = None
+        self.elsewhere = error(404, "no such path")
+        self.num_bytes_sent = 0
         self.seen: list[Seen] = []
         self.in_flight = self.max_concurrency = self.num_hung_up = self.port = 0
         self._script: deque[Fault] = deque()
@@ -276,8 +287,9 @@ class FaultServer:
         return seen
 
     def _fault(self, seen: Seen) -> Fault:
-        if not seen.path.endswith("/chat/completions"):
-            return error(404, f"no such path: {seen.path}")
+        path = seen.path.partition("?")[0]
+        if not path.endswith("/chat/completions") or self.route not in (None, path):
+            return self.elsewhere
         if self.api_key is not None and seen.headers.get("authorization") != f"Bearer {self.api_key}":
             return error(401, f"Incorrect API key provided: {seen.headers.get('authorization')}")
         if self.model is not None and seen.body["model"] != self.model:
@@ -292,7 +304,8 @@ class FaultServer:
         if (delay_s or fault.hang) and not await self._stays(reader, None if fault.hang else delay_s):
             return False
         body = fault.body if fault.body is not None else json.dumps(self._reply(seen, fault)).encode()
-        headers = (("Content-Type", "application/json"), ("Content-Length", str(len(body))), *fault.headers)
+        length = (("Content-Length", str(len(body))),) if fault.num_times == 1 else (("Connection", "close"),)
+        headers = (("Content-Type", "application/json"), *length, *fault.headers)
         head = f"HTTP/1.1 {fault.status} {'OK' if fault.status == 200 else 'Failure'}\r\n"
         writer.write((head + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n").encode())
         if fault.cut:
@@ -306,9 +319,13 @@ class FaultServer:
                 await writer.drain()
                 await asyncio.sleep(fault.byte_s)
         else:
-            writer.write(body)
-            await writer.drain()
-        return True
+            for _ in range(fault.num_times):
+                writer.write(body)
+                await writer.drain()
+                self.num_bytes_sent += len(body)
+        if fault.num_times > 1:
+            writer.close()
+        return fault.num_times == 1
 
     def _reply(self, seen: Seen, fault: Fault) -> JsonObject:
         if fault.status != 200:
@@ -316,7 +333,7 @@ class FaultServer:
         content = fault.content
         if content is None and fault.refusal is None:
             content = json.dumps(_shortened(self.answer(seen), fault.drop))
-        message = {"role": "assistant", "content": content, "refusal": fault.refusal}
+        message = {"role": "assistant", "content": content, "refusal": fault.refusal, **dict(fault.message_fields)}
         usage = {"prompt_tokens": seen.tokens, "completion_tokens": 0, "total_tokens": seen.tokens}
         return {
             "id": f"chatcmpl-{seen.number}",

@@ -19,6 +19,7 @@ from reward_servers.judging.endpoints.endpoint_state import Endpoint, quantile
 from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease, NoEndpoint
 from reward_servers.judging.endpoints.limits import Breaker, Window
 from rlsys.config.run import ConfigError, JudgeConfig
+from rlsys.urls import has_secret
 
 WINDOW_S = 60.0
 ARRIVAL_S = 5.0
@@ -167,13 +168,16 @@ class EndpointBoard:
 
 
 def checked_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
-    """The base URLs without a slash at the end. ConfigError when one cannot be called or may show a secret."""
-    checked = [url.rstrip("/") for url in urls]
+    """Return the base URLs without a slash at the end; a query such as `?api-version=` stays.
+
+    Raises ConfigError when one cannot be called or may show a secret.
+    """
+    checked = [url.strip().rstrip("/") for url in urls]
     for url in checked:
-        if any(mark in url for mark in "@?#"):
+        if any(mark in url for mark in "@#") or has_secret(url):
             place = url.rsplit("@", 1)[-1].partition("?")[0].partition("#")[0]
             raise ConfigError(
-                f"reward.judge.urls: the one at {place!r} holds a user, a query or a fragment; URLs show up in logs, "
+                f"reward.judge.urls: the one at {place!r} holds a user, a secret or a fragment; URLs show up in logs, "
                 "so give the key in the environment variable that reward.judge.api_key_env names."
             )
         if not _is_base_url(url):

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from reward_servers.judging.endpoints.chat_call import CallFailed, ChatAnswer, ChatCaller
+from reward_servers.judging.endpoints.chat_call import CallFailed, ChatAnswer, ChatCaller, Setup
+from reward_servers.judging.endpoints.dialect import ChatQuestion
+from reward_servers.judging.endpoints.endpoint_state import MAX_PAUSE_S
 from reward_servers.judging.endpoints.endpoints import checked_urls
 from reward_servers.judging.endpoints.leases import UNUSED, Board, CallReport, Lease, NoEndpoint, Outcome
 from rlsys.config.run import JudgeConfig
@@ -28,21 +30,26 @@ _MARGIN_SHARE = 0.1  # or this share of the time there is, if that is less
 _CLOSE_S = 2.0
 _BYTES_PER_TOKEN = 3  # fewer than in any usual text, so that the estimate is rather too high
 _MAX_MALFORMED = 2
+_LARGER = 2  # times `max_output_tokens` for the second try of an answer that was cut off
 _OUTCOMES: Mapping[str, Outcome] = {
     "infra": "infra",
     "setup": "infra",
     "rejected": "rejected",
+    "too_long": "rejected",
     "malformed": "malformed",
     "abstain": "abstain",
 }
 
 
 class JudgeFailure(Exception):
-    """The judge gave no answer. status: as of `rlsys.types.Score`.  reason: names the endpoint and its error."""
+    """The judge gave no answer. status: as of `rlsys.types.Score`.  reason: names the endpoint and its error.
 
-    def __init__(self, status: Literal["abstain", "infra", "malformed"], reason: str) -> None:
-        super().__init__(status, reason)
-        self.status, self.reason = status, reason
+    is_final: no endpoint will answer any call until a person changes something.
+    """
+
+    def __init__(self, status: Literal["abstain", "infra", "malformed"], reason: str, is_final: bool = False) -> None:
+        super().__init__(status, reason, is_final)
+        self.status, self.reason, self.is_final = status, reason, is_final
 
     def __str__(self) -> str:
         return f"{self.status}: {self.reason}"
@@ -67,14 +74,13 @@ class _TryAgain(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    messages: list[dict[str, str]]
-    response_format: dict[str, Any]
+    chat: ChatQuestion
     tokens: int
     deadline_s: float
     margin_s: float
 
     def left_s(self) -> float:
-        """Seconds that may still be spent, short of the margin."""
+        """Return the seconds that may still be spent, short of the margin."""
         return max(0.0, self.deadline_s - self.margin_s - time.monotonic())
 
 
@@ -83,54 +89,65 @@ class _Trail:
     """What happened so far to one question.
 
     failed: URLs that failed, the latest last.  hopeless: those that would reject every retry.
+    unusable: those that would refuse any other question too.  was_cut: an answer ended at the limit of tokens.
     """
 
     num_calls: int = 0
     num_malformed: int = 0
     failed: list[str] = field(default_factory=list)
     hopeless: set[str] = field(default_factory=set)
+    unusable: set[str] = field(default_factory=set)
+    was_cut: bool = False
     last: str = "no turn at any endpoint came"
     last_status: Literal["infra", "malformed"] = "infra"
     releases: set[asyncio.Task[None]] = field(default_factory=set)
 
     def add(self, url: str, failure: CallFailed) -> None:
         self.last = failure.reason
-        self.last_status = "malformed" if failure.kind == "malformed" else "infra"
+        self.last_status = "malformed" if failure.kind in ("malformed", "too_long") else "infra"
         self.num_malformed += failure.kind == "malformed"
+        self.was_cut |= failure.was_cut
         self.failed = [*(other for other in self.failed if other != url), url]
-        if failure.kind in ("setup", "rejected"):
+        if failure.kind in ("setup", "rejected", "too_long"):
             self.hopeless.add(url)
+        if failure.kind == "setup":
+            self.unusable.add(url)
 
     def avoid(self, urls: tuple[str, ...]) -> tuple[str, ...]:
-        """URLs to ask last: those that failed; once all did, the latest one and the hopeless ones."""
+        """Return the URLs to ask last: those that failed; once all did, the latest one and the hopeless ones."""
         return tuple(self.failed) if set(self.failed) < set(urls) else (*self.hopeless, *self.failed[-1:])
 
-    def failure(self, why: str = "") -> JudgeFailure:
+    def failure(self, why: str = "", *, is_final: bool = False) -> JudgeFailure:
         made = f"{self.num_calls} call{'s' * (self.num_calls != 1)} made"
-        return JudgeFailure(self.last_status, f"{self.last} ({', '.join(filter(None, (made, why)))})")
+        return JudgeFailure(self.last_status, f"{self.last} ({', '.join(filter(None, (made, why)))})", is_final)
 
 
 class JudgeLlm:
     """Asks the model behind the endpoints of `config.urls`. Use it from one event loop; it cannot be pickled.
 
     board: owner of the limits, shared with every other caller of these endpoints.  api_key: None sends none.
+    setups: what is known of endpoints already, by URL.
     """
 
-    def __init__(self, config: JudgeConfig, board: Board, api_key: str | None) -> None:
+    def __init__(
+        self, config: JudgeConfig, board: Board, api_key: str | None, setups: Mapping[str, Setup] | None = None
+    ) -> None:
         self._config = config
         self._urls = checked_urls(config.urls)
         self._board = board
-        self._caller = ChatCaller(config, api_key)
+        self._caller = ChatCaller(config, api_key, setups)
+        self._away_until_s: dict[str, float] = {}  # by URL, of time.monotonic: pauses that were logged
         self._background: set[asyncio.Future[Any]] = set()  # else they could be collected while they run
 
     async def complete(
         self, system: str, user: str, schema: Mapping[str, Any], schema_name: str, deadline_s: float
     ) -> Completion:
-        """The model's JSON answer in the form of `schema`, by `deadline_s` (of time.monotonic).
+        """Return the model's JSON answer in the form of `schema`, by `deadline_s` (of time.monotonic).
 
         Whether it has that form is for the caller to see: an endpoint may ignore the schema.
-        Raises JudgeFailure: "abstain" when the model refuses, "malformed" after two answers that are no JSON object,
-        "infra" for everything else, by the deadline at the latest.
+        Raises JudgeFailure: "abstain" when the model refuses, "malformed" after two answers that are cut off or no
+        JSON object and for texts that do not fit its context, "infra" for everything else, by the deadline at the
+        latest; final when every endpoint needs a change.
         """
         question = self._question(system, user, schema, schema_name, deadline_s)
         trail = _Trail()
@@ -159,19 +176,16 @@ class JudgeLlm:
     ) -> _Question:
         # a lone surrogate cannot be written as UTF-8, and no verdict hangs on one
         system, user = (text.encode("utf-8", "replace").decode() for text in (system, user))
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        json_schema = {"name": schema_name, "strict": True, "schema": dict(schema)}
-        num_bytes = len(f"{system}{user}{json_schema}".encode())
+        num_bytes = len(f"{system}{user}{schema_name}{dict(schema)}".encode())
         return _Question(
-            messages=messages,
-            response_format={"type": "json_schema", "json_schema": json_schema},
+            chat=ChatQuestion(system=system, user=user, schema=schema, schema_name=schema_name),
             tokens=-(-num_bytes // _BYTES_PER_TOKEN) + self._config.max_output_tokens,
             deadline_s=deadline_s,
             margin_s=min(_MARGIN_S, max(0.0, deadline_s - time.monotonic()) * _MARGIN_SHARE),
         )
 
     async def _round(self, question: _Question, trail: _Trail) -> Completion:
-        """One call, and its hedge. Raises _TryAgain, or JudgeFailure when nothing more is worth trying."""
+        """Make one call, and its hedge. Raises _TryAgain, or JudgeFailure when nothing more is worth trying."""
         if trail.releases:
             await asyncio.wait(trail.releases)  # the owner must know of the last failure before the next request
         if question.left_s() == 0:
@@ -217,20 +231,26 @@ class JudgeLlm:
             self._release(asking.result(), UNUSED)
 
     def _start(self, lease: Lease, question: _Question, trail: _Trail) -> asyncio.Task[Completion]:
-        """The call of `lease` as a task that reports its end to the owner, whatever that end is."""
+        """Start the call of `lease` as a task that reports its end to the owner, whatever that end is."""
         trail.num_calls += 1
         if trail.num_calls == 1:
             trail.last = f"{lease.url}: no answer yet"
         timeout_s = min(self._config.call_timeout_s, question.left_s())
-        call = asyncio.create_task(self._call(lease, question, timeout_s))
+        call = asyncio.create_task(self._call(lease, question, timeout_s, trail))
         self._background.add(call)
         call.add_done_callback(self._background.discard)
         call.add_done_callback(partial(self._report, lease, timeout_s, time.monotonic(), trail))
         return call
 
-    async def _call(self, lease: Lease, question: _Question, timeout_s: float) -> Completion:
+    async def _call(self, lease: Lease, question: _Question, timeout_s: float, trail: _Trail) -> Completion:
         started_s = time.monotonic()
-        answer: ChatAnswer = await self._caller.call(lease.url, question.messages, question.response_format, timeout_s)
+        answer: ChatAnswer = await self._caller.call(
+            lease.url,
+            question.chat,
+            timeout_s,
+            max_tokens=self._config.max_output_tokens * (_LARGER if trail.was_cut else 1),
+            is_spelled_out=trail.num_malformed > 0 and not trail.was_cut,
+        )
         tokens = question.tokens if answer.tokens is None else answer.tokens
         return Completion(value=answer.value, tokens=tokens, url=lease.url, seconds=time.monotonic() - started_s)
 
@@ -242,6 +262,7 @@ class JudgeLlm:
         if call.cancelled():
             report = CallReport(outcome="abandoned", seconds=seconds, hung_up=True)
         elif isinstance(error, CallFailed):
+            self._log_long_pause(lease.url, error.retry_after_s)
             # a call that was given little time is no evidence about the endpoint
             was_hurried = error.hung_up and timeout_s < self._config.call_timeout_s / 2
             report = CallReport(
@@ -259,6 +280,19 @@ class JudgeLlm:
             report = CallReport(outcome="ok", seconds=seconds, tokens=call.result().tokens)
         self._release(lease, report, trail)
 
+    def _log_long_pause(self, url: str, pause_s: float) -> None:
+        now_s = time.monotonic()
+        if pause_s <= self._config.call_timeout_s or now_s < self._away_until_s.get(url, 0.0):
+            return
+        self._away_until_s[url] = now_s + min(pause_s, MAX_PAUSE_S)
+        _log.warning(
+            "judge endpoint %s asks to be left alone for %.0f s (Retry-After) and gets no calls for %.0f s. Rows "
+            "wait for reward.timeout_s, and then a run pauses for at most reward.max_pause_s.",
+            url,
+            pause_s,
+            min(pause_s, MAX_PAUSE_S),
+        )
+
     def _release(self, lease: Lease, report: CallReport, trail: _Trail | None = None) -> None:
         # in the background: neither a cancelled caller nor one whose time is up can wait for the owner
         release = self._keep(asyncio.ensure_future(self._board.release(lease.lease_id, report)))
@@ -269,7 +303,7 @@ class JudgeLlm:
     async def _hedge(
         self, calls: dict[asyncio.Task[Completion], str], url: str, question: _Question, trail: _Trail
     ) -> None:
-        """Adds a second call once the first takes longer than most do, if an endpoint has room at once."""
+        """Add a second call once the first takes longer than most do, if an endpoint has room at once."""
         try:
             after_s = await self._board.hedge_after_s()
             if after_s is None or trail.num_calls >= self._config.max_attempts:
@@ -301,7 +335,7 @@ class JudgeLlm:
             or trail.num_calls >= self._config.max_attempts
             or trail.hopeless >= set(self._urls)
         ):
-            raise trail.failure()
+            raise trail.failure(is_final=trail.unusable >= set(self._urls))
         raise _TryAgain
 
     def _keep(self, work: asyncio.Future[Any]) -> Any:

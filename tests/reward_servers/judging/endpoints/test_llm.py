@@ -146,20 +146,24 @@ def test_without_a_key_none_is_sent_whatever_the_environment_holds(
     "fault", [too_many(), error(500), error(503), HALF, NOT_A_COMPLETION, NOT_JSON, CUT_OFF], ids=str
 )
 def test_one_fault_costs_one_more_call_and_no_answer(server: FaultServer, fault: Fault) -> None:
-    server.script(fault)
-    completion, snapshot = answer(config(server))
+    async def work(llm: JudgeLlm, board: Board) -> Completion:
+        await ask(llm)
+        server.script(fault)
+        return await ask(llm)
+
+    completion, snapshot = using(config(server), work)
     assert completion.value == EVENTS
-    assert len(server.seen) == 2
-    assert only(snapshot)["calls"] == 2
+    assert len(server.seen) == 3
+    assert only(snapshot)["calls"] == 3
 
 
 @pytest.mark.parametrize(
     ("fault", "status", "calls", "said"),
     [
-        (too_many(), "infra", 3, "HTTP 429: Error code: 429 - slow down"),
-        (error(500), "infra", 3, "HTTP 500: Error code: 500 - made to fail"),
+        (too_many(), "infra", 3, "HTTP 429: slow down"),
+        (error(500), "infra", 3, "HTTP 500: made to fail"),
         (HALF, "infra", 3, "RemoteProtocolError"),
-        (NOT_A_COMPLETION, "infra", 3, "HTTP 200 without a chat completion: '<html>"),
+        (NOT_A_COMPLETION, "infra", 1, "HTTP 200 without a chat completion: '<html>"),
         (NOT_JSON, "malformed", 2, "the answer is not JSON"),
         (Fault(content="[1, 2]"), "malformed", 2, "a JSON list, not an object"),
         (Fault(content='{"events": [NaN]}'), "malformed", 2, "NaN is no JSON number"),

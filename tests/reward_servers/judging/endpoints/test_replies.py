@@ -1,0 +1,182 @@
+"""Replies in every form that models and servers write: read where they are clear, missing data where they are not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reward_servers.judging.endpoints.replies import NotJson, json_object
+from tests.support.judge_calls import RIGHT, judge_config, judged, questions
+from tests.support.judge_fault_server import Fault, FaultServer
+
+YES = '{"reason": "it says so", "verdict": "consistent"}'
+NO = '{"reason": "it does not", "verdict": "inconsistent"}'
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+READ = {
+    "alone": NO,
+    "white space": f"\n\n  {NO}\n",
+    "fence": f"```json\n{NO}\n```",
+    "fence without a name": f"```\n{NO}\n```",
+    "text around a fence": f"Here is my verdict:\n```json\n{NO}\n```\nI hope it helps {{or not}}.",
+    "text around": f"The verdict is {NO}, I think.",
+    "after reasoning": f"<think>Is it {{B}}? {YES} would be wrong.</think>\n{NO}",
+    "after reasoning, in a fence": f"<think>Hm.</think>```json\n{NO}```",
+    "only the closing tag": f"Is it {YES}? No.</think>{NO}",
+    "reasoning that never ends": f"<think>Let me see. {NO}",
+    "inside the reasoning": f"<think>{NO}</think>",
+    "twice the same": f"{NO}\n{NO}",
+    "latex before": rf"\frac{{1}}{{2}} and \boxed{{B}}: {NO}",
+    "another spelling": '{"reason": "", "verdict": " Inconsistent "}',
+    "byte-order mark": f"\ufeff{NO}",
+}
+
+
+@pytest.mark.parametrize("form", READ)
+def test_a_clear_answer_is_read_in_whatever_form_it_comes(server: FaultServer, tmp_path: Path, form: str) -> None:
+    server.rule = lambda _: Fault(content=READ[form])
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 0.0}), score.reason
+    assert len(server.seen) == 1
+
+
+UNREAD = {
+    "nothing": "",
+    "prose": "It is consistent.",
+    "two answers": f"{YES} or rather {NO}",
+    "two answers in a list": f"[{YES}, {NO}]",
+    "two answers in reasoning without an end": f"<think>{YES} No: {NO}",
+    "half an answer": YES[:-10],
+    "a key twice": '{"verdict": "consistent", "verdict": "inconsistent", "reason": ""}',
+    "not a number": '{"reason": "", "verdict": NaN}',
+    "braces": "{" * 100_000,
+    "deep": '{"a":[' * 100_000,
+    "starts": '{"a" ' * 100_000,
+}
+
+
+@pytest.mark.parametrize("form", UNREAD)
+def test_an_answer_that_is_not_clear_is_missing_data(server: FaultServer, tmp_path: Path, form: str) -> None:
+    server.rule = lambda _: Fault(content=UNREAD[form])
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("malformed", {})
+    assert "the answer is not JSON" in score.reason
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"content": "", "reasoning_content": f"Hm. {NO}"},
+        {"content": None, "reasoning_content": NO},
+        {"content": " \n", "reasoning": NO},
+        {"content": [{"type": "text", "text": NO[:10]}, {"type": "text", "text": NO[10:]}]},
+        {"content": NO, "reasoning_content": YES},
+        {"content": NO, "reasoning": {"effort": "low"}, "tool_calls": None, "audio": None},
+    ],
+)
+def test_an_answer_is_found_where_servers_put_it(server: FaultServer, tmp_path: Path, fields: dict) -> None:
+    server.rule = lambda _: Fault(message_fields=tuple(fields.items()))
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 0.0}), score.reason
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_no_content_at_all_is_missing_data(server: FaultServer, tmp_path: Path, content: object) -> None:
+    server.rule = lambda _: Fault(message_fields=(("content", content),))
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("malformed", {})
+
+
+BODIES = {
+    "no choices": {"choices": []},
+    "choices null": {"choices": None},
+    "choices of another kind": {"choices": "yes"},
+    "a choice without a message": {"choices": [{"text": YES}]},
+    "a message of another kind": {"choices": [{"message": "yes"}]},
+    "content of another kind": {"choices": [{"message": {"content": 7}}]},
+}
+
+
+@pytest.mark.parametrize("form", BODIES)
+def test_a_completion_without_an_answer_may_pass_and_is_missing_data(
+    server: FaultServer, tmp_path: Path, form: str
+) -> None:
+    fault = Fault(body=json.dumps(BODIES[form]).encode())
+    server.rule = lambda seen: fault if seen.number < 3 else None
+    first, second = judged(judge_config(server, tmp_path), *questions(2))
+    assert (first.status, first.scores) == ("infra", {})
+    assert 'HTTP 200 without a chat completion: \'{"choices"' in first.reason
+    assert second.status == "ok"
+
+
+@pytest.mark.parametrize(("code", "status", "calls"), [(402, "infra", 1), (429, "infra", 3), ("busy", "infra", 3)])
+def test_an_error_with_status_200_counts_as_what_it_says(
+    server: FaultServer, tmp_path: Path, code: object, status: str, calls: int
+) -> None:
+    error = {"error": {"code": code, "message": "Insufficient credits" if code == 402 else "wait a moment"}}
+    server.rule = lambda _: Fault(body=json.dumps(error).encode())
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == (status, {})
+    assert error["error"]["message"] in score.reason
+    assert len(server.seen) == calls
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens"])
+def test_a_cut_answer_gets_one_more_try_with_more_tokens(server: FaultServer, tmp_path: Path, reason: str) -> None:
+    server.rule = lambda seen: Fault(content=YES, finish_reason=reason) if seen.body["max_tokens"] < 2048 else None
+    (score,) = judged(judge_config(server, tmp_path, max_output_tokens=1024), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 1.0})
+    assert [seen.body["max_tokens"] for seen in server.seen] == [1024, 2048]
+
+
+def test_an_answer_that_is_cut_twice_is_malformed_and_no_verdict(server: FaultServer, tmp_path: Path) -> None:
+    server.rule = lambda _: Fault(content=NO, finish_reason="length")  # complete by the look of it
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("malformed", {})
+    assert "was cut off (reward.judge.max_output_tokens=2048)" in score.reason
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "max_tokens is too large: 4096. This model supports at most 3000 completion tokens.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 4096. The maximum context length is 4000 tokens.",
+        "This model's maximum context length is 4096 tokens. However, you requested 4500 tokens.",
+    ],
+)
+def test_an_endpoint_without_more_tokens_leaves_the_cut_answer_malformed(
+    server: FaultServer, tmp_path: Path, said: str
+) -> None:
+    server.rule = lambda seen: (
+        Fault(content=YES, finish_reason="length")
+        if seen.body["max_tokens"] == 2048
+        else Fault(status=400, message=said)
+    )
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("malformed", {})
+    assert "was cut off" in score.reason and "more is refused" in score.reason
+    assert len(server.seen) == 2
+
+
+def test_a_filtered_answer_is_an_abstention(server: FaultServer, tmp_path: Path) -> None:
+    server.rule = lambda _: Fault(content=YES, finish_reason="content_filter")
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("abstain", {})
+
+
+@pytest.mark.parametrize("size", [10_000, 20_000, 40_000])
+def test_a_hostile_answer_is_read_in_bounded_steps(size: int) -> None:
+    for start in ('{"a":', '{"', "{", '{"a":[', "<think>", "```json"):
+        with pytest.raises(NotJson):
+            json_object(start * size)
