@@ -12,6 +12,7 @@ import pytest
 
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
+from reward_servers.judging.unusable import JudgeUnusable
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
 from tests.support.judge_fault_server import (
@@ -86,7 +87,6 @@ def test_one_fault_is_made_good(server: FaultServer, tmp_path: Path, fault: Faul
     [
         (too_many("1"), "infra"),
         (error(500), "infra"),
-        (error(401), "infra"),
         (HALF, "infra"),
         (HANG, "infra"),
         (NOT_JSON, "malformed"),
@@ -111,6 +111,13 @@ def test_a_fault_that_stays_is_missing_data_and_is_not_kept(
     ((healed,), counters) = scored(server, tmp_path, bad)
     assert (healed.status, healed.scores) == ("ok", {"recall": 0.0})
     assert counters["calls"] >= 1  # what was not answered was not kept
+
+
+@pytest.mark.parametrize("fault", [error(401), error(402), error(403)], ids=str)
+def test_a_fault_that_never_passes_is_an_error_and_no_score(server: FaultServer, tmp_path: Path, fault: Fault) -> None:
+    server.rule = lambda seen: fault if is_verdict(seen) else None
+    with pytest.raises(JudgeUnusable, match="made to fail"):
+        scored(server, tmp_path, FIRST)
 
 
 def test_an_endpoint_that_is_gone_is_named_and_one_that_is_back_is_used(server: FaultServer, tmp_path: Path) -> None:

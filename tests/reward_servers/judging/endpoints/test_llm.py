@@ -411,7 +411,9 @@ def test_closing_does_not_wait_for_those_who_gave_up_waiting(server: FaultServer
 
     async def work(llm: JudgeLlm, board: EndpointBoard) -> None:
         asked = asyncio.create_task(ask(llm, 30.0))  # type: ignore[arg-type]
-        await eventually(lambda: bool(server.seen))
+        async with asyncio.timeout(patience(20.0)):
+            while only(await board.snapshot())["state"] != "paused":
+                await asyncio.sleep(0.02)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
 
