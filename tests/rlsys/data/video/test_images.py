@@ -1,0 +1,159 @@
+"""Images as a person sees them: transparency on white, deep greys and palettes with their content, upright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rlsys.data.video.decode import decode
+from rlsys.data.video.images import files_of_folder
+from rlsys.types import ImageSpec
+from tests.support.video_files import make_spec, shared_data
+
+SIDE = 112
+INNER = (slice(30, 82), slice(30, 82))
+"""Where the drawing is, one patch inside."""
+
+
+def shown(path: Path) -> np.ndarray:
+    """The decoded picture, u8 [H, W, 3]."""
+    return decode(ImageSpec(uri=str(path), min_pixels=784, max_pixels=SIDE * SIDE)).frames[0]
+
+
+def drawing(ground: tuple[int, ...], pen: tuple[int, ...]) -> np.ndarray:
+    """A square drawn on an empty ground, u8 [H, W, channels]."""
+    picture = np.tile(np.array(ground, np.uint8), (SIDE, SIDE, 1))
+    picture[28:84, 28:84] = pen
+    return picture
+
+
+def assert_black_on_white(picture: np.ndarray) -> None:
+    assert picture[INNER].max() < 10
+    assert picture[:20].min() > 245
+
+
+def save_transparent(kind: str, folder: Path) -> Path:
+    path = folder / ("a.webp" if kind == "webp" else "a.gif" if kind == "gif" else "a.png")
+    rgba = Image.fromarray(drawing((0, 0, 0, 0), (0, 0, 0, 255)))
+    if kind == "LA":
+        rgba = rgba.convert("LA")
+    if kind in ("palette", "gif"):
+        indices = Image.fromarray(drawing((0,), (1,))[:, :, 0], mode="P")
+        indices.putpalette([0, 0, 0, 0, 0, 0])
+        indices.save(path, transparency=0)
+    elif kind == "palette with alpha":
+        indices = Image.fromarray(drawing((0,), (1,))[:, :, 0], mode="P")
+        indices.putpalette([0, 0, 0, 0, 0, 0])
+        indices.save(path, transparency=bytes([0, 255]))
+    elif kind == "colour key":
+        Image.fromarray(drawing((255, 0, 255), (0, 0, 0))).save(path, transparency=(255, 0, 255))
+    elif kind == "webp":
+        rgba.save(path, lossless=True)
+    else:
+        rgba.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette", "palette with alpha", "colour key", "gif", "webp"])
+def test_transparency_is_laid_on_white(tmp_path: Path, kind: str) -> None:
+    assert_black_on_white(shown(save_transparent(kind, tmp_path)))
+
+
+def test_half_transparent_red_on_white_is_pink(tmp_path: Path) -> None:
+    Image.fromarray(drawing((0, 0, 0, 0), (255, 0, 0, 128))).save(tmp_path / "a.png")
+    assert np.abs(shown(tmp_path / "a.png")[INNER].astype(int) - [255, 127, 127]).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
+def test_deep_greys_keep_their_content(tmp_path: Path, suffix: str) -> None:
+    ramp = np.tile(np.linspace(0, 65535, SIDE).astype(np.uint16), (SIDE, 1))
+    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
+    picture = shown(tmp_path / f"a.{suffix}")
+    assert np.abs(picture[:, :, 0].astype(float) - ramp / 257).max() <= 1.5
+    assert np.array_equal(picture[:, :, 0], picture[:, :, 2])
+
+
+def test_floating_point_greys_fill_the_range(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.linspace(-3.0, 5.0, SIDE, dtype=np.float32), (SIDE, 1))).save(tmp_path / "a.tif")
+    picture = shown(tmp_path / "a.tif")
+    assert picture[:, 0].max() <= 1 and picture[:, -1].min() >= 254
+    assert 125 <= picture[:, SIDE // 2].mean() <= 131
+
+
+def test_palettes_keep_their_colours(tmp_path: Path) -> None:
+    indices = Image.fromarray(drawing((3,), (1,))[:, :, 0], mode="P")
+    indices.putpalette([0, 0, 0, 10, 200, 30, 9, 9, 9, 240, 5, 60])
+    indices.save(tmp_path / "a.png")
+    picture = shown(tmp_path / "a.png")
+    assert picture[56, 56].tolist() == [10, 200, 30] and picture[4, 4].tolist() == [240, 5, 60]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    """The corner that a viewer shows at the upper left is bright, whatever way the camera was held."""
+    upright = np.zeros((56, SIDE), np.uint8)
+    upright[:28, :28] = 255
+    # the stored array is the one that the orientation's turn makes upright
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(tmp_path / f"a.{suffix}", exif=exif)
+    picture = shown(tmp_path / f"a.{suffix}")
+    assert picture.shape[:2] == (56, SIDE)
+    assert picture[4:24, 4:24].min() > 230 and picture[4:24, 34:].max() < 25 and picture[34:].max() < 25
+
+
+def test_one_bit_and_cmyk_images_are_read(tmp_path: Path) -> None:
+    black = Image.fromarray(drawing((255,), (0,))[:, :, 0])
+    black.convert("1").save(tmp_path / "a.png")
+    black.convert("CMYK").save(tmp_path / "b.jpg", quality=95)
+    for name in ("a.png", "b.jpg"):
+        picture = shown(tmp_path / name)
+        assert picture[INNER].max() < 25 and picture[:20].min() > 230
+
+
+@pytest.mark.parametrize("pattern", ["{}.png", "frame_{}.png", "{:02d}.png", "v2_f{}_end.png"])
+def test_numbers_in_names_are_ordered_as_numbers(tmp_path: Path, pattern: str) -> None:
+    for index in range(12):
+        Image.fromarray(np.full((56, 56, 3), 20 * index, np.uint8)).save(tmp_path / pattern.format(index))
+    assert [path.name for path in files_of_folder(tmp_path)] == [pattern.format(index) for index in range(12)]
+    clip = decode(make_spec(tmp_path, fps=10.0, min_frames=12, max_frames=12))
+    assert clip.frames.mean(axis=(1, 2, 3)).tolist() == [20 * index for index in range(12)]
+
+
+@pytest.mark.parametrize("name", ["rgba.png", "la.png", "p.png"])
+def test_the_reported_drawings_are_black_on_white(name: str) -> None:
+    path = shared_data("cases", "images", name)
+    with Image.open(path) as image:
+        is_drawn = np.asarray(image.convert("RGBA").resize((SIDE, SIDE), Image.Resampling.NEAREST))[:, :, 3] > 0
+    picture = shown(path)
+    assert picture[0, 0].min() == 255  # transparent in all three
+    assert picture[is_drawn].mean() < 40 and picture[~is_drawn].mean() > 215  # resizing blurs the edges
+
+
+def test_the_reported_deep_grey_is_a_ramp() -> None:
+    picture = shown(shared_data("cases", "images", "g16.png"))
+    assert picture.min() <= 3 and picture.max() >= 252
+    assert 125 <= picture.mean() <= 130
+
+
+def test_the_reported_folder_is_in_the_order_of_its_numbers() -> None:
+    folder = shared_data("cases", "images", "unpadded")
+    assert [path.name for path in files_of_folder(folder)] == [f"{index}.jpg" for index in range(24)]
+    clip = decode(make_spec(folder, fps=10.0, min_frames=24, max_frames=24))
+    brightness = clip.frames.mean(axis=(1, 2, 3))
+    assert len(brightness) == 24 and brightness[0] == pytest.approx(20, abs=2)
+    assert brightness[23] == pytest.approx(73.75, abs=2)
