@@ -70,17 +70,19 @@ def prompt_version(name: CallName) -> str:
 
 
 def split_call(text: str) -> JudgeCall:
-    """Asks for the events of a text that is not blank; read as a list of strings."""
+    """Return the call that asks for the events of a text that is not blank; read as a list of strings."""
     return _split(text, _VERSIONS["split"])
 
 
 def entailment_call(events: Sequence[str], premise: Sequence[str]) -> JudgeCall:
-    """Asks of each event whether the events of `premise`, in order, entail it; read as a list of verdicts as JSON."""
+    """Return the call that asks of each event whether those of `premise` entail it; read as verdicts in JSON."""
     return _entailment(tuple(events), tuple(premise), _VERSIONS["entailment"])
 
 
 def consistency_call(question: str, reasoning: str, answer: str) -> JudgeCall:
-    """Asks whether `answer` follows from `reasoning`; read as `{"consistent": bool or null, "reason": str}`.
+    """Return the call that asks whether `answer` follows from `reasoning`.
+
+    It is read as `{"consistent": bool or null, "reason": str}`.
 
     Source: Video-R2 (consistency of reasoning and answer).
     """

@@ -51,7 +51,7 @@ _BULLET = re.compile(r"^[\s\-*\u2022\"'(\[]*(?:[0-9]{1,3}[.):]?\s+)?")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text`, and the clauses of a sentence that have a subject of their own; at most 32.
+    """Return the sentences of `text`, and the clauses of a sentence that have a subject of their own; at most 32.
 
     Pieces without a letter are skipped. Linear in the length of the text, of which 20,000 characters are read.
     """
@@ -64,12 +64,12 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _closed(sentence: str) -> str:
-    """With one full stop: to the model, a sentence without one is a little different."""
+    """Return the sentence with one full stop: to the model, a sentence without one is a little different."""
     return f"{sentence.strip().rstrip('.!?;, ')}."
 
 
 class SentenceEmbedder:
-    """all-MiniLM-L6-v2 from the installed package, on CPU with one thread. Loads in about a second.
+    """Load all-MiniLM-L6-v2 from the installed package, on CPU with one thread. Loads in about a second.
 
     Torch's number of threads is set for the whole process. Raises ConfigError when the package is missing.
     """
@@ -87,7 +87,7 @@ class SentenceEmbedder:
         self._model: Any = AutoModel.from_pretrained(folder).eval()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """f32 [N, 384], each row of length 1: the mean of the token embeddings, as the model was trained."""
+        """Return f32 [N, 384], each row of length 1: the mean of the token embeddings, as the model was trained."""
         if not texts:
             return np.zeros((0, self._model.config.hidden_size), np.float32)
         by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # little padding in a batch
@@ -107,7 +107,10 @@ class SentenceEmbedder:
 
 
 class EmbeddingJudge:
-    """Event recall by similarity of sentences. Its records say `"judge": "embedding"`, the model and the threshold."""
+    """The judge of event recall by similarity of sentences.
+
+    Its records say `"judge": "embedding"`, the model and the threshold.
+    """
 
     kind: Literal["llm", "embedding"] = "embedding"
 
@@ -120,7 +123,7 @@ class EmbeddingJudge:
         self._counts: Counter[str] = Counter()
 
     async def score(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
-        """One score per task, in order. Consistency of a reasoning is beyond embeddings: "abstain"."""
+        """Return one score per task, in order. Consistency of a reasoning is beyond embeddings: "abstain"."""
         different = list(dict.fromkeys(tasks))
         run = asyncio.get_running_loop().run_in_executor
         work = run(self._thread, self._scores, different, deadline_s)
@@ -134,7 +137,7 @@ class EmbeddingJudge:
         return [by_task[task] for task in tasks]
 
     def counters(self) -> dict[str, Any]:
-        """Tasks by status, and sentences embedded and looked up."""
+        """Return tasks by status, and sentences embedded and looked up."""
         return {
             "judge": self.kind,
             "model": self.model,

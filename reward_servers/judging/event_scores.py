@@ -1,4 +1,4 @@
-"""From verdicts on single events to recall, precision and F1. Pure: used while scoring and by `rlsys judge rescore`.
+"""Turn verdicts on single events into recall, precision and F1. Pure: used while scoring and by `rlsys judge rescore`.
 
 Source: VideoChat-R1 (arXiv:2504.06958), eq. 6: recall = entailed reference events / reference events. Precision is
 the same with the roles exchanged, as in Dream-1k (arXiv:2407.00634); F1 is their harmonic mean.
@@ -17,19 +17,19 @@ Tiers = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class EventVerdict:
-    """entailed: None where the judge cannot tell.  reason: the judge's, in a few words."""
+    """The verdict on one event. entailed: None where the judge cannot tell.  reason: the judge's, in a few words."""
 
     event: str
     entailed: bool | None
     reason: str
 
     def as_json(self) -> dict[str, Json]:
-        """As it stands in the evidence of a score."""
+        """Return the verdict as it stands in the evidence of a score."""
         return {"event": self.event, "entailed": self.entailed, "reason": self.reason}
 
     @classmethod
     def from_json(cls, value: Json) -> EventVerdict:
-        """The inverse of `as_json`. Raises ValueError for anything else."""
+        """Return the verdict that `as_json` wrote. Raises ValueError for anything else."""
         match value:
             case {"event": str(event), "entailed": bool() | None as entailed, "reason": str(reason)}:
                 return cls(event=event, entailed=entailed, reason=reason)
@@ -37,7 +37,7 @@ class EventVerdict:
 
 
 def tiered(recall: float, tiers: Tiers) -> float:
-    """The reward of the highest tier that `recall` reaches; 0 below all of them; `recall` itself without tiers."""
+    """Return the reward of the highest tier that `recall` reaches, 0 below all; `recall` itself without tiers."""
     if not tiers:
         return recall
     return max(((at_least, reward) for at_least, reward in tiers if recall >= at_least), default=(0.0, 0.0))[1]
@@ -46,7 +46,7 @@ def tiered(recall: float, tiers: Tiers) -> float:
 def event_scores(
     recall: Sequence[EventVerdict], precision: Sequence[EventVerdict] | None, want: Collection[str], tiers: Tiers
 ) -> dict[str, float] | None:
-    """The wanted ones of "recall", "precision" and "f1"; None when an undecided event could change one of them.
+    """Return the wanted ones of "recall", "precision" and "f1"; None when an undecided event could change one of them.
 
     Tiers apply to "recall" alone, which is the reward; precision and F1 are for evaluation. An event that the judge
     cannot tell is neither counted as missed (a fault of the judge would cost reward) nor skipped in the count (a

@@ -63,11 +63,11 @@ class Judge(Protocol):
     model: str
 
     async def score(self, tasks: Sequence[JudgeTask], deadline_s: float) -> list[Score]:
-        """One score per task, in order, each with its own status. deadline_s: of `time.monotonic`."""
+        """Return one score per task, in order, each with its own status. deadline_s: of `time.monotonic`."""
         ...
 
     def counters(self) -> dict[str, Any]:
-        """What was done since the start, as JSON."""
+        """Return what was done since the start, as JSON."""
         ...
 
     async def close(self) -> None:
@@ -122,7 +122,7 @@ class EventJudge:
         return [by_task[task] for task in tasks]
 
     def counters(self) -> dict[str, Any]:
-        """Tasks by status, calls made and shared, and the cache's figures."""
+        """Return tasks by status, calls made and shared, and the cache's figures."""
         return {
             "judge": self.kind,
             "model": self.model,
@@ -269,7 +269,7 @@ def _undecided(verdicts: Sequence[EventVerdict]) -> str:
 
 
 async def _together(*work: Coroutine[Any, Any, Result]) -> list[Result]:
-    """All results in order. When one fails the others are ended and its error is raised."""
+    """Return all results in order. When one fails the others are ended and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in work]

@@ -20,7 +20,10 @@ _MARKS = frozenset("<>[]&")
 
 @dataclass(frozen=True, kw_only=True)
 class JudgePrompt:
-    """name: of the file, with its version.  user: with `{{place}}`s.  second_try: what a bad answer adds."""
+    """A prompt of the judge.
+
+    name: of the file, with its version.  user: with `{{place}}`s.  second_try: what a bad answer adds.
+    """
 
     name: str
     system: str
@@ -28,17 +31,17 @@ class JudgePrompt:
     second_try: str
 
     def filled(self, **texts: str) -> str:
-        """The user message. Every place is filled in one pass, so that no text can bring a place of its own."""
+        """Return the user message. Every place is filled in one pass, so that no text can bring a place of its own."""
         return _fill(self.user, texts)
 
     def filled_again(self, problem: str, **texts: str) -> str:
-        """The user message of a second try. problem: in our words, never in the data's."""
+        """Return the user message of a second try. problem: in our words, never in the data's."""
         return f"{self.filled(**texts)}\n\n{_fill(self.second_try, {'problem': problem})}"
 
 
 @cache
 def judge_prompt(name: str) -> JudgePrompt:
-    """The prompt in `prompts/<name>.txt`."""
+    """Return the prompt in `prompts/<name>.txt`."""
     parts = _SECTION.split((_FOLDER / f"{name}.txt").read_text(encoding="utf-8"))
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     return JudgePrompt(
@@ -50,7 +53,7 @@ def judge_prompt(name: str) -> JudgePrompt:
 
 
 def quoted(text: str) -> str:
-    """`text` as a JSON string on one line that holds no tag, no role marker and no invisible character.
+    """Return `text` as a JSON string on one line that holds no tag, no role marker and no invisible character.
 
     They are escaped, not removed: the judge can still read that they were there. `<` never appears, so data
     cannot close the tag that it stands in, nor be read as a special token of a model.
@@ -59,7 +62,7 @@ def quoted(text: str) -> str:
 
 
 def numbered(texts: Sequence[str]) -> str:
-    """One quoted text a line, numbered from 1."""
+    """Return one quoted text a line, numbered from 1."""
     return "\n".join(f"{number}. {quoted(text)}" for number, text in enumerate(texts, start=1))
 
 

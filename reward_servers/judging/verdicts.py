@@ -48,7 +48,7 @@ class AnswerKey:
     inputs: tuple[str, ...]
 
     def digest(self) -> bytes:
-        """SHA-256 over all of it; equal only for equal keys."""
+        """Return the SHA-256 over all of it; equal only for equal keys."""
         parts = [self.call, self.model, self.prompt_version, *self.inputs]
         return hashlib.sha256(json.dumps(parts).encode()).digest()
 
@@ -63,7 +63,7 @@ class Stored:
 
 
 def default_path() -> Path:
-    """`rlsys/verdicts.sqlite` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    """Return `rlsys/verdicts.sqlite` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(env.read("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsys" / "verdicts.sqlite"
 
 
@@ -86,7 +86,7 @@ class VerdictCache:
         self._db = _opened(self.path)
 
     def get(self, key: AnswerKey) -> Stored | None:
-        """What was answered before, or None."""
+        """Return what was answered before, or None."""
         with self._lock:
             digest = key.digest()
             row = self._run("SELECT answer, created_s FROM answers WHERE key = ?", (digest,))
@@ -117,7 +117,7 @@ class VerdictCache:
             )
 
     def stats(self) -> dict[str, float]:
-        """Look-ups of this process, and the file as it is: entries, bytes, ages in seconds."""
+        """Return the look-ups of this process, and the file as it is: entries, bytes, ages in seconds."""
         with self._lock:
             oldest = self._run("SELECT created_s FROM answers WHERE typeof(created_s) = 'real' LIMIT 1", ())
             newest = self._run("SELECT max(number) FROM answers", ())  # nothing is ever deleted: also their count

@@ -29,7 +29,9 @@ from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.urls import masked_url
 
 FailureKind = Literal["infra", "setup", "rejected", "too_long", "malformed", "abstain"]
-"""infra: may pass.  setup: this endpoint refuses every call until a person changes something.  rejected: it will never
+"""How a call fails.
+
+infra: may pass.  setup: this endpoint refuses every call until a person changes something.  rejected: it will never
 take this call.  too_long: nor this one, as its texts do not fit.  malformed: an answer that cannot be used.
 abstain: the model or its filter refused to answer."""
 
@@ -76,7 +78,10 @@ class CallFailed(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatAnswer:
-    """value: the JSON object that the model wrote.  tokens: of prompt and answer; None when the endpoint is silent."""
+    """A usable answer.
+
+    value: the JSON object that the model wrote.  tokens: of prompt and answer; None when the endpoint is silent.
+    """
 
     value: dict[str, Any]
     tokens: int | None

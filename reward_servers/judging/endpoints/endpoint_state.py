@@ -49,7 +49,7 @@ class Endpoint:
         return len(self.held) + len(self.draining)
 
     def is_away(self, now: float) -> bool:
-        """True while no call may go to it, however few are in flight."""
+        """Return whether no call may go to it, however few are in flight."""
         return now < self.paused_until or not self.breaker.admits(now)
 
     def is_spent(self, now: float, tokens: int) -> bool:
@@ -99,7 +99,7 @@ class Endpoint:
             self.paused_until, self.pause_reason = until, reason
 
     def expire(self, now: float) -> None:
-        """Takes back leases whose holders are gone. They all last equally long, so the oldest end first."""
+        """Take back leases whose holders are gone. They all last equally long, so the oldest end first."""
         while self.draining and self.draining[0] <= now:
             self.draining.popleft()
         while self.held:
@@ -111,7 +111,7 @@ class Endpoint:
             self.breaker.ended_unknown(lease_id)
 
     def next_change_s(self, now: float) -> float:
-        """Second at which time alone may let another call in; inf when only the end of a call can."""
+        """Return the second at which time alone may let another call in; inf when only the end of a call can."""
         oldest = next(iter(self.held.values()), None)
         times = [
             self.paused_until,
@@ -123,7 +123,7 @@ class Endpoint:
         return min((when for when in times if when is not None and when > now), default=math.inf)
 
     def state(self, now: float) -> str:
-        """Why a call cannot go here now, for a person."""
+        """Return why a call cannot go here now, for a person."""
         breaker = self.breaker.state(now)
         if now < self.paused_until:
             text = f"paused for {self.paused_until - now:.1f} s more ({self.pause_reason})"
@@ -156,6 +156,6 @@ class Endpoint:
 
 
 def quantile(values: Collection[float], share: float) -> float | None:
-    """Nearest-rank quantile; None of nothing."""
+    """Return the nearest-rank quantile; None of nothing."""
     ordered = sorted(values)
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else None

@@ -64,7 +64,7 @@ class EndpointBoard:
                 endpoint.pause(clock() + max(quiet_s, limited_s), "the owner of the limits restarted")
 
     async def acquire(self, tokens: int, avoid: tuple[str, ...], wait_s: float) -> Lease:
-        """A lease for a call of about `tokens`, as soon as it is this caller's turn.
+        """Return a lease for a call of about `tokens`, as soon as it is this caller's turn.
 
         The least loaded endpoint that has room, outside `avoid` unless all others are paused, unavailable or
         out of quota.
@@ -92,17 +92,20 @@ class EndpointBoard:
                 self._dispatch()  # who stood behind may go
 
     async def release(self, lease_id: str, report: CallReport) -> None:
-        """Ends a lease. One that has run out, or is of an owner before a restart, is ignored."""
+        """End a lease. One that has run out, or is of an owner before a restart, is ignored."""
         self._end(lease_id, report)
         self._dispatch()
 
     async def hedge_after_s(self) -> float | None:
-        """95th percentile of the seconds that recent calls took; None before there are enough of them."""
+        """Return the 95th percentile of the seconds that recent calls took; None before there are enough of them."""
         seconds = [value for endpoint in self._endpoints.values() for value in endpoint.seconds]
         return quantile(seconds, 0.95) if len(seconds) >= _MIN_SAMPLES else None
 
     async def snapshot(self) -> dict[str, Any]:
-        """`waiting` callers, and per URL under `endpoints` its state, load, outcomes, last error and percentiles."""
+        """Return the number of `waiting` callers, and under `endpoints` what there is to know of each.
+
+        By URL: state, load, outcomes, last error and percentiles.
+        """
         self._dispatch()
         now = self._clock()
         return {
@@ -132,7 +135,7 @@ class EndpointBoard:
             waiter.lease.set_exception(NoEndpoint(f"no judge endpoint was available within {wait_s:.1f} s: {states}"))
 
     def _dispatch(self) -> None:
-        """Grants what can be granted now, and sets the timer for when time alone may change that."""
+        """Grant what can be granted now, and sets the timer for when time alone may change that."""
         now = self._clock()
         for endpoint in self._endpoints.values():
             endpoint.expire(now)
@@ -208,6 +211,6 @@ def _endpoint(url: str, config: JudgeConfig, window_s: float) -> Endpoint:
 
 
 def _wanted(here: list[Endpoint], waiter: _Waiter, now: float) -> list[Endpoint]:
-    """Endpoints that `waiter` takes: those it does not avoid if one of them has calls and tokens left, else all."""
+    """Return what `waiter` takes: endpoints it does not avoid if one has calls and tokens left, else all."""
     liked = [endpoint for endpoint in here if endpoint.url not in waiter.avoid]
     return liked if any(not endpoint.is_spent(now, waiter.tokens) for endpoint in liked) else here

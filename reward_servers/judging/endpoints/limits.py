@@ -35,7 +35,7 @@ class Window:
         self._charges: list[Charge] = []  # the first to leave is the first
 
     def add(self, now: float, tokens: int) -> Charge:
-        """A call of `tokens` starts; `now` never goes backwards."""
+        """Count a call of `tokens` that starts; `now` never goes backwards."""
         self.drop_old(now)
         charge = Charge(now + self.arrival_s + self.seconds, 1, tokens)
         insort(self._charges, charge, key=_leaves_at)
@@ -44,7 +44,7 @@ class Window:
         return charge
 
     def settle(self, charge: Charge, now: float, tokens: int, calls: int = 1) -> None:
-        """The call of `charge` is over and took `tokens` after all; calls 0: it was never made."""
+        """Correct the `charge` of a call that is over and took `tokens`; calls 0: it was never made."""
         if not charge.is_counted:
             return
         self.tokens += tokens - charge.tokens
@@ -56,9 +56,9 @@ class Window:
         insort(self._charges, charge, key=_leaves_at)
 
     def free_at(self, now: float, tokens: int) -> float:
-        """Second at which one more call of `tokens` fits at the latest, if none starts before; `now` when it does.
+        """Return the second at which one more call of `tokens` fits at the latest; `now` when it does.
 
-        A call that is larger than the limit itself fits once the window is empty.
+        That is if none starts before. A call that is larger than the limit itself fits once the window is empty.
         """
         self.drop_old(now)
         when, calls, held = now, self.calls, self.tokens
@@ -70,7 +70,7 @@ class Window:
         return when
 
     def next_drop_s(self) -> float | None:
-        """Second at which the next call leaves the window; None when it is empty or nothing is limited."""
+        """Return the second at which the next call leaves the window; None when it is empty or nothing is limited."""
         is_limited = self.max_calls or self.max_tokens
         return self._charges[0].leaves_at if self._charges and is_limited else None
 
@@ -93,7 +93,7 @@ def _leaves_at(charge: Charge) -> float:
 
 
 class Breaker:
-    """Leaves an endpoint alone for `open_s` after `max_failures` in a row, then lets one call try it.
+    """A circuit breaker: no calls for `open_s` after `max_failures` in a row, and then one that tries the endpoint.
 
     closed: every call may go. open: none. half_open: one, the probe, and its end decides. Ends of calls that began
     before it opened carry no new information and are ignored.
@@ -116,7 +116,7 @@ class Breaker:
 
     @property
     def opens_at(self) -> float | None:
-        """Second at which a probe may go; None when it is closed."""
+        """Return the second at which a probe may go; None when it is closed."""
         return self._open_until
 
     def started(self, call: str, now: float) -> None:
@@ -125,13 +125,13 @@ class Breaker:
             self._probe = call
 
     def succeeded(self, call: str) -> None:
-        """The endpoint answered."""
+        """Note that the endpoint answered."""
         if self._open_until is None or call == self._probe:
             self._open_until = self._probe = None
             self.failures_in_row = 0
 
     def failed(self, call: str, now: float, *, at_once: bool = False) -> None:
-        """The endpoint failed; at_once: in a way that will last, so that one time is enough."""
+        """Note that the endpoint failed; at_once: in a way that will last, so that one time is enough."""
         is_probe = call == self._probe
         if self._open_until is not None and not is_probe:
             return
@@ -140,6 +140,6 @@ class Breaker:
             self._open_until, self._probe = now + self.open_s, None
 
     def ended_unknown(self, call: str) -> None:
-        """The call ended without information about the endpoint; a probe may be tried again."""
+        """Note that the call ended without information about the endpoint; a probe may be tried again."""
         if call == self._probe:
             self._probe = None

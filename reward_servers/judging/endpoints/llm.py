@@ -57,8 +57,9 @@ class JudgeFailure(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """value: the JSON object that the model wrote.  url: of the endpoint that answered.  seconds: that its call took.
+    """An answer of the model.
 
+    value: the JSON object that it wrote.  url: of the endpoint that answered.  seconds: that its call took.
     tokens: of prompt and answer, estimated where the endpoint does not report them.
     """
 

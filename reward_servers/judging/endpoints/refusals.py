@@ -14,7 +14,9 @@ from typing import Any, Literal
 from reward_servers.client.retry_after import retry_after_s
 
 RefusalKind = Literal["passing", "filtered", "quota", "key", "model", "budget", "context", "request", "place"]
-"""passing: try again later.  filtered: a content filter refused the question.  quota: money or quota is spent.
+"""What a refusal means.
+
+passing: try again later.  filtered: a content filter refused the question.  quota: money or quota is spent.
 key: a key is needed or refused.  model: no such model.  budget: `max_tokens` is above what the model may write.
 context: prompt and answer do not fit.  request: refused for another reason.  place: no endpoint at this address."""
 

@@ -28,7 +28,7 @@ class SharedCalls(Generic[Result]):
         self.num_shared = 0
 
     async def get(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Result]], deadline_s: float) -> Result:
-        """What `start()` returns or raises, or what the same call that runs already does.
+        """Return what `start()` returns or raises, or what the same call that runs already does.
 
         deadline_s: of `time.monotonic`; TimeoutError after it. A caller that joined a call which ran out of time,
         and has time left itself, starts a new call; any other failure is raised for all of them.

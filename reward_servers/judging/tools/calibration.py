@@ -44,7 +44,9 @@ class LabelledRow(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """counts: (person's label, judge's verdict) -> events; the verdict is None where the judge cannot tell.
+    """Agreement of a judge with people.
+
+    counts: (person's label, judge's verdict) -> events; the verdict is None where the judge cannot tell.
 
     failed: status -> rows without any verdict, which are in no other figure.
     """
@@ -60,13 +62,13 @@ class Calibration:
 
     @property
     def agreement(self) -> float:
-        """Share of decided events with the same label and verdict; NaN without any."""
+        """Return the share of decided events with the same label and verdict; NaN without any."""
         same = self.counts[True, True] + self.counts[False, False]
         return same / self.num_decided if self.num_decided else math.nan
 
     @property
     def kappa(self) -> float:
-        """Agreement beyond chance: 1 is full, 0 is what the shares of both alone would give; NaN when undefined.
+        """Return the agreement beyond chance: 1 is full, 0 what both shares alone would give; NaN when undefined.
 
         Source: Cohen (1960), A coefficient of agreement for nominal scales.
         """
@@ -79,7 +81,7 @@ class Calibration:
         return (self.agreement - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
 
     def lines(self) -> Iterator[str]:
-        """For a person to read."""
+        """Yield the lines for a person to read."""
         yield f"judge       {self.judge}"
         yield f"events      {self.num_decided} decided, {self._undecided()} where the judge cannot tell"
         yield f"agreement   {self.agreement:.3f}"
@@ -98,7 +100,7 @@ class Calibration:
 
 
 async def calibrate(judge: Judge, path: Path, num_at_once: int = 8, timeout_s: float = 300.0) -> Calibration:
-    """Compares verdicts on the labelled events of a file with the labels. Raises LabelError for a broken file."""
+    """Compare verdicts on the labelled events of a file with the labels. Raises LabelError for a broken file."""
     rows = list(labelled_rows(path))
     tasks = [
         JudgeTask(
@@ -125,7 +127,7 @@ async def calibrate(judge: Judge, path: Path, num_at_once: int = 8, timeout_s: f
 
 
 def labelled_rows(path: Path) -> Iterator[LabelledRow]:
-    """The rows of a file. Raises LabelError naming the line."""
+    """Yield the rows of a file. Raises LabelError naming the line."""
     found = False
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():

@@ -20,7 +20,7 @@ _AT_ONCE = 8
 
 
 def calibration_lines(path: Path, config: JudgeConfig, timeout_s: float) -> Iterator[str]:
-    """Agreement of the judge with the labels in `path`. See `calibration`."""
+    """Yield the agreement of the judge with the labels in `path`. See `calibration`."""
 
     async def calibrated() -> calibration.Calibration:
         async with open_judge(config) as judge:
@@ -42,7 +42,7 @@ def probe_report(config: JudgeConfig, timeout_s: float) -> ProbeReport:
 def rescore_lines(
     path: Path, settings: ScoreSettings, config: JudgeConfig | None, out: Path | None, timeout_s: float
 ) -> Iterator[str]:
-    """A line for every row that changed, then a summary. See `rescoring`.
+    """Yield a line for every row that changed, then a summary. See `rescoring`.
 
     config: of another judge; None scores the stored verdicts again. out: where the rows go as they are now.
     """

@@ -41,7 +41,7 @@ class Rescored:
 
 @dataclass
 class RescoreSummary:
-    """Adds up rows: how many changed, and the mean recall of those that have one before and after."""
+    """Add up rows: how many changed, and the mean recall of those that have one before and after."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sum_before: float = 0.0
@@ -60,7 +60,7 @@ class RescoreSummary:
             self.sum_after += row.after
 
     def lines(self) -> Iterator[str]:
-        """For a person to read."""
+        """Yield the lines for a person to read."""
         counts, both = self.counts, self.counts["both"]
         yield f"rows       {counts['rows']} with event verdicts, {counts['changed']} changed"
         yield f"verdicts   {counts['flipped']} of {counts['events']} differ"
@@ -72,7 +72,7 @@ class RescoreSummary:
 async def rescore(
     path: Path, judge: Judge | None, settings: ScoreSettings, num_at_once: int = 8, timeout_s: float = 300.0
 ) -> AsyncIterator[Rescored]:
-    """Every row of a JSONL file that holds event verdicts in `evidence`, scored again, in the file's order.
+    """Yield the rows of a JSONL file that hold event verdicts in `evidence`, scored again, in order.
 
     judge None: the stored verdicts under `settings.recall_tiers`, offline. A judge: new verdicts on the stored
     reference events, so that both can be compared event by event. Raises EvidenceError for a line that is no JSON
