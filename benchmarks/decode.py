@@ -1,9 +1,9 @@
-"""What it costs to decode a clip, by kind of file, against decord alone: `python -m benchmarks.decode`.
+"""The cost of decoding a clip by kind of file, compared with decord alone: `python -m benchmarks.decode`.
 
 Workload: the same moving pictures, 30 s of 480 x 272 at 30 frames a second, written by FFmpeg's encoders in several
 containers and codecs; 60 frames of each are read (2 a second) and resized to about 100,000 pixels in one process with
-one thread. Seconds are CPU seconds, medians of interleaved repetitions. Decord alone asks for the frames that it counts
-at these times, checks nothing and hashes nothing; each picture carries its number, which tells whether it is right.
+one thread. Seconds are CPU seconds, medians of interleaved repetitions. Decord alone reads the frames that it counts
+at these times, without checks or hashes; each picture shows its number, which tells whether it is the right one.
 With `--folder`, the files of a folder are measured instead, and which of them take the fast path.
 """
 
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A container and a codec. name: of the file, whose suffix chooses the container."""
+    """A kind of file: a container and a codec. name: of the file, whose suffix selects the container."""
 
     name: str
     codec: str
@@ -63,7 +63,7 @@ KINDS = (
 
 
 def numbered(number: int) -> np.ndarray:
-    """u8 [H, W, 3]: a moving gradient under the picture's number, as a row of dark and bright blocks."""
+    """Return a picture, u8 [H, W, 3]: a moving gradient under its number as a row of dark and bright blocks."""
     height, width = SIZE
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     picture = np.stack([across + 2 * number, down + number, across + down], axis=2).astype(np.uint8) // 2 + 60
@@ -74,7 +74,7 @@ def numbered(number: int) -> np.ndarray:
 
 
 def number_of(frame: np.ndarray) -> int:
-    """The number that a frame of any size shows."""
+    """Return the number that a frame of any size shows."""
     height, width, _ = frame.shape
     row = frame[height // 16 : height // 6].mean(axis=(0, 2))
     return sum(int(row[int((bit + 0.5) * width / BITS)] > 125) << bit for bit in range(BITS))
@@ -105,7 +105,7 @@ def spec_of(path: Path) -> VideoSpec:
 
 
 def with_decord_alone(path: Path, size: tuple[int, int], num_frames: int) -> np.ndarray:
-    """u8 [T, H, W, 3]: evenly spaced by decord's own count of frames, as most training code reads videos."""
+    """Return frames u8 [T, H, W, 3], evenly spaced by decord's count, as most training code reads videos."""
     reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
     indices = np.linspace(0, len(reader), num_frames, endpoint=False).astype(int)
     frames = reader.get_batch(list(indices)).asnumpy()
@@ -113,14 +113,14 @@ def with_decord_alone(path: Path, size: tuple[int, int], num_frames: int) -> np.
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """CPU seconds of all threads of this process: other work on the machine counts little."""
+    """Return the CPU seconds of a call in all threads of this process, which other processes hardly affect."""
     started = time.process_time()
     call()
     return time.process_time() - started
 
 
 def measure(path: Path, repetitions: int) -> dict[str, Any]:
-    """CPU seconds a clip of both ways, and how many of decord's frames are others than ours."""
+    """Return the CPU seconds per clip of both decoders, and the number of frames that decord gets wrong."""
     spec = spec_of(path)
     clip = decode(spec)
     _, height, width, _ = clip.frames.shape
@@ -158,7 +158,7 @@ def of_kinds(folder: Path, repetitions: int) -> Iterator[dict[str, Any]]:
 
 
 def wrong(shown: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many frames are further than one from those at the requested times."""
+    """Return the number of frames that differ by more than one from those at the requested times."""
     return sum(abs(one - other) > 1 for one, other in zip(shown, wanted, strict=True))
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="measure the videos in this folder instead")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         source = (

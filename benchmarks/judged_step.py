@@ -1,4 +1,4 @@
-"""Training steps whose captions a slow language model judges: how much of the judging do other groups hide?"""
+"""Training steps whose captions a slow language model judges, and how much of the judging other groups hide."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LESSONS = {"num_steps": 200, "prompts_per_step": 16, "learning_rate": 2e-3, "war
 
 
 def draw_rows(folder: Path, num_clips: int, tasks: Collection[str]) -> SyntheticSet:
-    """Drawn clips with the rows of some tasks alone."""
+    """Draw clips and keep only the rows of some tasks."""
     drawn = draw_mixture(folder, num_clips=num_clips, seed=7)
     wanted = {"captioning": lambda row: "caption" in row, "multiple_choice": lambda row: row.keys() >= {"options"}}
     lines = [
@@ -41,7 +41,7 @@ def draw_rows(folder: Path, num_clips: int, tasks: Collection[str]) -> Synthetic
 
 
 def judged_config(folder: Path, clips: SyntheticSet, *overrides: str) -> RunConfig:
-    """The demo's config on these clips, in `folder`."""
+    """Return the demo's config for these clips, in `folder`."""
     make_tiny(folder / "untrained", seed=0, words="all")
     settings = {
         "output_dir": folder / "run",
@@ -58,7 +58,7 @@ def judged_config(folder: Path, clips: SyntheticSet, *overrides: str) -> RunConf
 
 
 def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) -> RunConfig:
-    """The config with a model that answers these rows in form, after a few supervised steps."""
+    """Return the config with a model that answers these rows in the correct format, after a few supervised steps."""
     changes = {
         "output_dir": folder,
         "train": TrainConfig.model_validate(LESSONS),
@@ -68,7 +68,7 @@ def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) ->
 
 
 def measure_training(folder: Path, call_s: float) -> list[dict[str, Any]]:
-    """The share of judging time in which other groups of the step were still being generated."""
+    """Return the share of judging time in which other groups of the step were still being generated, by lag."""
     clips = draw_rows(folder / "clips", 100, {"captioning"})
     with FaultServer(delay_s=call_s) as endpoint:
         config = judged_config(

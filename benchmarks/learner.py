@@ -1,10 +1,10 @@
-"""A learner step, packed against padded and against its floor: `python -m benchmarks.learner [--quick] --json FILE`.
+"""Time and memory of a learner step: packed, padded and floor: `python -m benchmarks.learner [--quick] --json FILE`.
 
-The three forms are those of `benchmarks.learner_step`, in one process, one rank. Parts and their work:
+The three forms are those of `benchmarks.learner_step`, in one process with one rank. The parts are:
 - ratios: video prompts of 1 to 32 times the 64 tokens of a response, G = 4, 8 and 16.
 - frames: clips of 8 to 256 frames (8 visual tokens a frame), G = 8.  groups: G of 2 to 32, prompts of ten responses.
-Of each case every form makes an update in turn, a few times over; a figure is the median. Machines differ in how
-evenly they run, so figures of one row compare best with each other. Peak memory is that of one more update.
+In each case the forms take turns in making updates, and the median of each is reported. A machine's speed varies, so
+figures of one row are the most comparable. Peak memory is that of one further update.
 
 A benchmark that was interrupted continues: every case that is measured goes to `FILE.partial` at once, and the same
 command with the same settings measures only what is missing there. The file goes when FILE is written.
@@ -42,7 +42,7 @@ RESPONSE_TOKENS = {"cpu": 64, "cuda": 256}
 RATIOS, QUICK_RATIOS = (1, 2, 4, 10, 16, 32), (1, 4, 10, 32)
 GROUP_SIZES = (4, 8, 16)
 AIM = (10, 8)
-"""Ratio of prompt to response and G, of which an aim speaks: five times padded, within 1.15 of the floor."""
+"""Ratio of prompt to response, and G, of the case with a target: five times as fast as padded, within 1.15 of floor."""
 FRAMES = (8, 16, 32, 64, 128, 256)
 GROWING_GROUPS = (2, 4, 8, 16, 32)
 FLOPS_PER_MULTIPLY_ADD = 2
@@ -51,7 +51,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sizes of a group. frames: of its clip, where they are what grows."""
+    """The sizes of a group. frames: of its clip, in the cases that vary it."""
 
     prompt_tokens: int
     response_tokens: int
@@ -96,7 +96,7 @@ class Measured:
 
 
 def ratio_cases(response_tokens: int, quick: bool) -> list[Case]:
-    """Every ratio with every G; in a quick run every ratio with G = 8, and every G with 10:1."""
+    """Return every ratio with every G; in a quick run every ratio with G = 8, and every G with 10:1."""
     ratios = QUICK_RATIOS if quick else RATIOS
     return [
         Case(prompt_tokens=ratio * response_tokens, response_tokens=response_tokens, group_size=group_size)
@@ -107,7 +107,7 @@ def ratio_cases(response_tokens: int, quick: bool) -> list[Case]:
 
 
 def frame_cases(setting: Setting, response_tokens: int, quick: bool) -> list[Case]:
-    """Clips of more and more frames. A prompt has 16 tokens beside the visual ones."""
+    """Return cases with increasing numbers of frames; a prompt has 16 tokens beside the visual ones."""
     return [
         Case(
             prompt_tokens=16 + frames // 2 * setting.shape.tokens_per_two_frames,
@@ -120,7 +120,7 @@ def frame_cases(setting: Setting, response_tokens: int, quick: bool) -> list[Cas
 
 
 def group_cases(response_tokens: int, quick: bool) -> list[Case]:
-    """More and more responses to a prompt of ten times their length."""
+    """Return cases with increasing numbers of responses to a prompt of ten times their length."""
     sizes = GROWING_GROUPS[:4] if quick else GROWING_GROUPS
     return [
         Case(prompt_tokens=AIM[0] * response_tokens, response_tokens=response_tokens, group_size=size) for size in sizes
@@ -128,7 +128,7 @@ def group_cases(response_tokens: int, quick: bool) -> list[Case]:
 
 
 def measure(bench: Bench, case: Case, repeats: int) -> Result:
-    """Median seconds of an update in each form, measured in turn, and its peak memory in MiB."""
+    """Return the median seconds of an update in each form, measured in turn, and its peak memory in MiB."""
     row = make_row(
         bench.setting.shape,
         prompt_tokens=case.prompt_tokens,
@@ -174,10 +174,10 @@ def _or_nan(bench: Bench, form: Form, row: Row) -> float:
 
 
 def throughput(result: Result, setting: Setting, model_path: Path, peak_tflops: float) -> Result:
-    """Unique tokens per second, and MFU by form: its forward and backward products over what the GPU could do.
+    """Return unique tokens per second, and the model FLOP utilisation (MFU) by form.
 
-    Products are counted by `learner.cost` from the shapes (attention by the pairs of tokens that see each other,
-    nothing for recomputation), two operations each.
+    `learner.packing.cost` counts multiply-adds from the shapes (attention by the pairs of tokens that see each other,
+    nothing for recomputation), with two operations each.
     """
     sizes = {key: result[key] for key in ("prompt_tokens", "response_tokens", "group_size")}
     row = make_row(setting.shape, **sizes)
@@ -222,7 +222,7 @@ def run(arguments: argparse.Namespace, setting: Setting, folder: Path, measured:
 
 
 def markdown(rows: Sequence[Result]) -> Iterator[str]:
-    """The table of `docs/learner.md`."""
+    """Yield the lines of the table in `docs/learner.md`."""
     yield "| prompt : response | G | padded | packed | faster | floor | of the floor | packed peak | padded peak |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows:
@@ -234,7 +234,7 @@ def markdown(rows: Sequence[Result]) -> Iterator[str]:
 
 
 def verdict(results: Result) -> Iterator[str]:
-    """The aim's row, and how cost grows, in the run's own numbers."""
+    """Yield the result of the target case and the growth of cost, in the run's own numbers."""
     for row in results["ratios"]:
         if (row["prompt_tokens"] // row["response_tokens"], row["group_size"]) == AIM:
             yield (
@@ -249,7 +249,7 @@ def verdict(results: Result) -> Iterator[str]:
 
 
 def settings(arguments: argparse.Namespace) -> list[Setting]:
-    """One for each kind of attention."""
+    """Return the settings for each requested kind of attention."""
     shape = SHAPES[arguments.shape]
     if arguments.layers:
         shape = replace(shape, layers=arguments.layers)
@@ -270,19 +270,31 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the part ratios alone, fewer of them, 3 repeats")
-    parser.add_argument("--json", type=Path, default=Path("runs/bench/learner.json"), help="where the figures go")
-    parser.add_argument("--plot", type=Path, help="a PNG; the growth goes to NAME_growth.png beside it")
+    parser.add_argument("--quick", action="store_true", help="only the part `ratios`, with fewer cases and 3 repeats")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/learner.json"), help="JSON file for the results")
+    parser.add_argument(
+        "--plot", type=Path, help="PNG file for the plot; the growth is plotted to NAME_growth.png beside it"
+    )
     parser.add_argument("--only", nargs="+", choices=("ratios", "frames", "groups"), help="these parts")
-    parser.add_argument("--repeats", type=int, default=0, help="updates per case and form; 0: 5, or 3 when quick")
-    parser.add_argument("--response-tokens", type=int, default=0, help="of each response; 0: 64, or 256 on a GPU")
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="updates per case and form; 0 means 5, or 3 with --quick"
+    )
+    parser.add_argument(
+        "--response-tokens", type=int, default=0, help="tokens of each response; 0 means 64, or 256 on a GPU"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads on a CPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
-    parser.add_argument("--layers", type=int, default=0, help="of the language model; 0: the shape's own")
+    parser.add_argument(
+        "--layers", type=int, default=0, help="layers of the language model; 0 means the shape's own number"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--attention", default="sdpa", help="of the packed form, one or several with commas")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the GPU, dense, for MFU (H100, H200: 989)")
+    parser.add_argument(
+        "--attention", default="sdpa", help="attention of the packed form; several are separated by commas"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, default=0.0, help="dense peak of the GPU, for MFU (H100, H200: 989)"
+    )
     return parser.parse_args()
 
 

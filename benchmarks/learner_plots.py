@@ -1,4 +1,4 @@
-"""The pictures of `benchmarks.learner`."""
+"""The plots of `benchmarks.learner`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from matplotlib.axes import Axes  # noqa: E402
 Rows = Sequence[Mapping[str, Any]]
 COLOURS = {"packed": "tab:blue", "padded": "tab:red", "floor": "tab:gray"}
 FITTED = 3
-"""Last points that an exponent is fitted to: before them fixed costs rule."""
+"""Number of last points that an exponent is fitted to; before them fixed costs dominate."""
 
 
 def unique_tokens(row: Mapping[str, Any]) -> int:
-    """Tokens of the packed sequence."""
+    """Return the number of tokens of the packed sequence."""
     return row["prompt_tokens"] + row["group_size"] * (row["response_tokens"] - 1)
 
 
 def slope(part: Literal["frames", "groups"], rows: Rows, form: str) -> float:
-    """Exponent of the seconds of a form over the part's size, by least squares on the last points."""
+    """Return the exponent of a form's seconds over the part's size, by least squares on the last points."""
     x = np.log([SIZES[part](row) for row in rows[-FITTED:]])
     y = np.log([row[f"{form}_s"] for row in rows[-FITTED:]])
     return float(np.polyfit(x, y, 1)[0])
@@ -39,7 +39,7 @@ SIZES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def plot_ratios(rows: Rows, path: Path) -> Path:
-    """How many times faster than padded, how close to the floor, and memory over unique tokens."""
+    """Plot the speed-up over padded, the distance from the floor, and memory over unique tokens; return `path`."""
     figure, (faster, floor, memory) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for group_size in sorted({row["group_size"] for row in rows}):
         of_group = [row for row in rows if row["group_size"] == group_size]
@@ -71,7 +71,7 @@ def plot_ratios(rows: Rows, path: Path) -> Path:
 
 
 def plot_growth(frames: Rows, groups: Rows, path: Path) -> Path:
-    """Seconds of a step over the clip's frames and over G, both axes logarithmic, with fitted exponents."""
+    """Plot seconds of a step over frames and over G, on logarithmic axes with fitted exponents; return `path`."""
     figure, pair = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=True)
     parts: tuple[tuple[Literal["frames", "groups"], Rows, str], ...] = (
         ("frames", frames, "frames of the clip"),

@@ -1,11 +1,11 @@
-"""One learner step in three forms, for `benchmarks.learner`: packed, padded as peers do it, and the floor.
+"""One learner step in three forms, for `benchmarks.learner`: packed, padded as in other systems, and the floor.
 
 All three go through `LearnerEngine.update`: cutting patches, forward, loss, backward, clipping and AdamW under
-DeepSpeed. They differ in the batch alone:
-- packed: `[prompt][response 1]…[response G]`, as the learner does it.
+DeepSpeed. They differ only in the batch:
+- packed: `[prompt][response 1]…[response G]`, as in the learner.
 - padded: each response behind a copy of its prompt, G rows of equal length (so nothing is lost to padding), each with
-  a vision pass of its own, ordinary causal attention; logits at response tokens alone, as in the packed form.
-- floor: the packed form's tokens as if they were one causal sequence. Wrong log-probs, but what that many tokens cost.
+  a vision pass of its own and ordinary causal attention; logits only at response tokens, as in the packed form.
+- floor: the packed form's tokens as one causal sequence, whose log-probs are wrong but whose cost is a lower bound.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a Qwen2.5-VL. side_px: of the square frames that its clips have here."""
+    """The sizes of a Qwen2.5-VL. side_px: of the square frames of its clips."""
 
     hidden: int
     mlp: int
@@ -122,7 +122,7 @@ SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What stays the same during a run of the benchmark. padded_rows: of the padded form in one pass; 0 takes all G."""
+    """The constants of a benchmark run. padded_rows: rows of the padded form in one pass; 0 takes all G."""
 
     shape: Shape
     device: str
@@ -134,7 +134,7 @@ class Setting:
 
 
 def write_model(folder: Path, setting: Setting, seed: int = 0) -> None:
-    """A randomly initialised checkpoint of the shape: config, weights and the processor's numbers, no tokenizer."""
+    """Write a randomly initialised checkpoint of the shape: config, weights and processor, without a tokenizer."""
     shape = setting.shape
     text = Qwen2_5_VLTextConfig(
         vocab_size=shape.vocabulary,
@@ -183,13 +183,13 @@ def write_model(folder: Path, setting: Setting, seed: int = 0) -> None:
 
 
 def _special_ids(shape: Shape) -> tuple[int, int, int, int]:
-    """Vision start, vision end, image and video placeholder: the last of the vocabulary."""
+    """Return the ids of vision start, vision end, image and video placeholder, the last of the vocabulary."""
     first = shape.vocabulary - 4
     return first, first + 1, first + 2, first + 3
 
 
 def make_row(shape: Shape, *, prompt_tokens: int, response_tokens: int, group_size: int, seed: int = 0) -> Row:
-    """A video prompt, all visual but for a few tokens, with G responses of random ids and advantages."""
+    """Return a row with an almost entirely visual prompt and G responses of random ids and advantages."""
     if prompt_tokens < MIN_TEXT + shape.tokens_per_two_frames:
         raise ValueError(f"prompt_tokens={prompt_tokens}: two frames alone are {shape.tokens_per_two_frames} tokens.")
     rng = np.random.default_rng(seed)
@@ -232,15 +232,15 @@ def make_row(shape: Shape, *, prompt_tokens: int, response_tokens: int, group_si
 
 
 class SwitchedPolicy(PackedPolicy):
-    """The learner's policy, able to take a pass as ordinary causal rows.
+    """The learner's policy, which can also compute a pass as ordinary causal rows.
 
-    num_rows: equally long rows that the pass's tokens are; 0 for the packed form.
+    num_rows: number of equally long rows in a pass; 0 for the packed form.
     """
 
     num_rows = 0
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `PackedPolicy.forward`."""
+        """Return log-probs and entropies, see `PackedPolicy.forward`."""
         if not self.num_rows:
             return super().forward(batch)
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
@@ -260,7 +260,7 @@ class SwitchedPolicy(PackedPolicy):
 
 
 class Bench:
-    """An engine in this process, and what its steps take."""
+    """A learner engine in this process, with measurements of its steps."""
 
     def __init__(self, setting: Setting, model_path: Path) -> None:
         self.setting = setting
@@ -283,7 +283,7 @@ class Bench:
         self._policy.__class__ = SwitchedPolicy
 
     def seconds(self, form: Form, row: Row) -> float:
-        """Wall time of one update."""
+        """Return the wall time of one update."""
         shard = self._shard(form, row)
         self._policy.num_rows = {"packed": 0, "floor": 1, "padded": len(shard.micro_batches[0])}[form]
         self._wait()
@@ -293,10 +293,10 @@ class Bench:
         return time.perf_counter() - started
 
     def peak_mb(self, form: Form, row: Row) -> float:
-        """MiB that one update needs at its peak beyond what was held before it: weights and optimiser are not in it.
+        """Return the peak memory of one update in MiB, beyond the memory held before it (weights and optimiser).
 
-        On a CPU the kernel's high-water mark of resident memory, reset before the step, with freed memory
-        given back at once; on a GPU what the allocator handed out.
+        On a CPU it is the kernel's high-water mark of resident memory, reset before the step, with freed memory
+        returned at once; on a GPU it is the allocator's peak.
         """
         if self.setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -330,7 +330,7 @@ class Bench:
 
 
 def alone(row: Row, index: int) -> Row:
-    """One response behind a prompt of its own, whose clip no other row shares: a shared one is computed once."""
+    """Return a row with one response, whose clip no other row shares, because a shared clip is computed once."""
     clips = tuple(
         replace(clip, info=replace(clip.info, digest=f"{clip.info.digest}~{index}"), frames=clip.frames.copy())
         for clip in row.clips
@@ -339,7 +339,7 @@ def alone(row: Row, index: int) -> Row:
 
 
 def _keep_freed_memory(keeps: bool) -> None:
-    """Let glibc keep what is freed (its usual way, faster) or give it back at once, so that residence tells need."""
+    """Make glibc keep freed memory (its default, faster) or return it at once, so that resident means used."""
     libc = ctypes.CDLL(None)
     size = 32 * MIB if keeps else 256 << 10
     libc.mallopt(M_MMAP_THRESHOLD, size)

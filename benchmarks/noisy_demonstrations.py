@@ -1,10 +1,12 @@
-"""Where a verifiable reward should beat supervision: demonstrations whose boundaries are off by up to half a second.
+"""GRPO against supervised training on demonstrations whose boundaries are off by up to half a second.
 
-All arms of a seed start from one cold start and see the same clips: supervised ones continue imitating the noisy
+All arms of a seed begin with the same cold start and see the same clips: supervised arms continue to imitate the noisy
 demonstrations, GRPO is rewarded by the exact spans. Numbers of steps are fixed, so that results do not depend on the
-machine, and chosen so that both kinds take about the same time; what they took is reported.
+machine, and chosen so that both kinds take about the same time, which is reported.
+
     python -m benchmarks.noisy_demonstrations --seed 0 --seed 1 --json FILE [--arm grpo --arm sft ...]
-An arm that FILE already has is not run again.
+
+Arms that are already in FILE are not run again.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ SUPERVISED: Mapping[str, tuple[str, ...]] = {
     "sft, rate x 2": ("train.learning_rate=2e-3",),
     "sft, rate x 0.3": ("train.learning_rate=3e-4",),
 }
-"""More supervised steps: overrides of `demo_more_sft.yaml`."""
+"""Supervised arm -> overrides of `demo_more_sft.yaml`."""
 
 REWARDED: Mapping[str, tuple[str, ...]] = {
     "grpo": (),
@@ -69,11 +71,11 @@ REWARDED: Mapping[str, tuple[str, ...]] = {
     "2 epochs, cispo": ("algorithm.epochs_per_batch=2", "algorithm.policy_loss=cispo", "train.learning_rate=2e-4"),
     "2 epochs, gspo": ("algorithm.epochs_per_batch=2", "algorithm.ratio=sequence", "train.learning_rate=2e-4"),
 }
-"""GRPO and its variants: overrides of `demo.yaml`."""
+"""GRPO arm -> overrides of `demo.yaml`."""
 
 
 def noisy_text(item: PromptItem, rng: np.random.Generator) -> str:
-    """A well-formed answer whose boundaries are each moved by up to `JITTER_S`, in tenths of a second."""
+    """Return a well-formed answer whose boundaries are each moved by up to `JITTER_S`, in tenths of a second."""
     while True:
         start_s, end_s = (max(0.0, round(edge + rng.uniform(-JITTER_S, JITTER_S), 1)) for edge in item.truth)
         if start_s < end_s:
@@ -81,7 +83,7 @@ def noisy_text(item: PromptItem, rng: np.random.Generator) -> str:
 
 
 class Seed:
-    """Clips, noisy demonstrations and the cold start of one seed, and the arms that start there."""
+    """One seed: its clips, noisy demonstrations and cold start, and the arms that begin with it."""
 
     def __init__(self, folder: Path, seed: int, cold_start_steps: int) -> None:
         self.seed, self._folder, self._cold_start_steps = seed, folder, cold_start_steps
@@ -100,12 +102,12 @@ class Seed:
         )
 
     def baselines(self) -> dict[str, Any]:
-        """The best answer that looks at no video."""
+        """Return the metrics of the best constant answer."""
         interval, ious = best_constant_interval(self._held_out)
         return {"interval_s": list(interval), "miou": float(np.mean(ious))}
 
     def supervise(self, stack: Stack, name: str, config_name: str, model: Path, overrides: tuple[str, ...]) -> str:
-        """Folder of the model after a supervised stage from `model`."""
+        """Run a supervised stage from `model` and return the folder of its model."""
         config = load(
             bundled.FOLDER / config_name,
             (
@@ -120,7 +122,7 @@ class Seed:
         return sft(config, stack=stack).model
 
     def cold_start(self, stack: Stack) -> str:
-        """Folder of the model that every arm starts from."""
+        """Return the folder of the model that every arm starts from, training it if necessary."""
         name, steps = f"cold_start_{self._cold_start_steps}", self._cold_start_steps
         done = self._folder / name / "checkpoints" / f"step_{steps:06d}" / "model"
         if done.exists():
@@ -129,7 +131,7 @@ class Seed:
         return self.supervise(stack, name, "demo_cold_start.yaml", self.config.model.path, start)
 
     def arm(self, stack: Stack, name: str, cold_start: str) -> dict[str, Any]:
-        """Held-out metrics after the arm, the same with another question's video, and the seconds it trained."""
+        """Run an arm and return its held-out metrics, those with another question's video, and its training time."""
         if name == "cold start":
             return self._evaluated(stack, self._load(stack, cold_start))
         folder = f"{name.replace(', ', '_').replace(' ', '_')}-{time.time():.0f}"
@@ -176,7 +178,7 @@ class Seed:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One line an arm, means over its seeds with the seeds behind them."""
+    """Return a table with one line per arm: means over its seeds, and the seeds."""
     shown = Table(title=f"Held-out clips; demonstrations off by up to {JITTER_S} s", title_justify="left")
     for heading in ("arm", "greedy mIoU", "seeds", "sampled mIoU", "sampled reward", "other video", "seconds"):
         shown.add_column(heading, justify="left" if heading in ("arm", "seeds") else "right")
@@ -198,10 +200,14 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def main(
     seed: Annotated[list[int], typer.Option(help="Seed; may be given several times.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Results; arms that are in it are not run again.")],
-    arm: Annotated[list[str] | None, typer.Option(help="An arm; all of them by default.")] = None,
+    json_file: Annotated[
+        Path, typer.Option("--json", help="File for the results; arms that are in it are not run again.")
+    ],
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Arm to run, may be given several times; by default all.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for clips and runs.")] = Path("runs/noisy_demonstrations"),
-    cold_start_steps: Annotated[int, typer.Option(help="Supervised steps before the arms part.")] = COLD_START_STEPS,
+    cold_start_steps: Annotated[int, typer.Option(help="Supervised steps of the cold start.")] = COLD_START_STEPS,
 ) -> None:
     """Run the arms that are missing, seed by seed, and print the table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

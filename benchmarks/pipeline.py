@@ -1,4 +1,4 @@
-"""How much of generating, judging and learning the pipeline hides: steps of the real stack against their longest phase.
+"""Step times of the real stack compared with their longest phase: how much the pipeline hides of the other phases.
 
     python -m benchmarks.pipeline --json FILE --plot-dir docs            # all of it, half an hour
     python -m benchmarks.pipeline --quick                                # max_lag 0 and 1, judge 0 and 3 s
@@ -57,7 +57,7 @@ ALONE = 2  # times that each phase is measured by itself before, and again after
 
 
 class SlowJudge:
-    """Scores as `scorer` does, `delay_s` later."""
+    """A scorer that scores as `scorer` does, `delay_s` later."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.delay_s = scorer, 0.0
@@ -72,7 +72,7 @@ class SlowJudge:
 
 @dataclass(frozen=True, kw_only=True)
 class Phases:
-    """Seconds of each phase of a step, alone. score: of the last group, after its generation."""
+    """The seconds of each phase of a step by itself. score: of the last group, after its generation."""
 
     generate: float
     score: float
@@ -81,17 +81,17 @@ class Phases:
     response_tokens: float
 
     def floor_s(self, judge_s: float) -> float:
-        """The longest phase."""
+        """Return the seconds of the longest phase."""
         return max(self.generate, self.score + judge_s, self.learn)
 
     def bound_s(self, judge_s: float, max_lag: int) -> float:
-        """What no order of work can beat."""
+        """Return the lower bound on the seconds of a step at this lag."""
         around = self.generate + self.score + judge_s + self.learn + self.sync
         return max(self.generate, self.learn, around / (max_lag + 1))
 
 
 def workload(folder: Path, max_tokens: int, max_lag: int = 0, weight_update: str = "pause") -> RunConfig:
-    """The config of one measured run; clips and model are drawn into `folder` once."""
+    """Return the config of one measured run; clips and model are created in `folder` once."""
     clips, model = folder / "clips", folder / "model"
     if not model.exists():
         draw_dataset(clips, num_clips=64, seed=0, durations_s=(4.0,), size_px=112, num_objects=1)
@@ -117,7 +117,7 @@ def workload(folder: Path, max_tokens: int, max_lag: int = 0, weight_update: str
 
 
 def generate_alone(stack: Stack, config: RunConfig) -> list[ScoredGroup]:
-    """A step's groups, their clips decoded before and nothing else going on."""
+    """Generate and return a step's groups, with their clips decoded before and nothing else running."""
     parts = Recorded(stack, config)
     for prompt_index in range(GROUPS):
         parts.start(prompt_index).result()
@@ -126,13 +126,13 @@ def generate_alone(stack: Stack, config: RunConfig) -> list[ScoredGroup]:
 
 
 def generated_in(groups: Sequence[ScoredGroup]) -> float:
-    """Seconds from the start of the first to the end of the last."""
+    """Return the seconds from the start of the first generation to the end of the last."""
     spans = [scored.spans["generate"] for scored in groups]
     return max(end for _, end in spans) - min(start for start, _ in spans)
 
 
 def tokens_for(stack: Stack, folder: Path) -> int:
-    """Response tokens at which a step's generation takes `GENERATE_S` here."""
+    """Return the number of response tokens at which a step's generation takes `GENERATE_S` on this machine."""
     stack.load_learner(workload(folder, MAX_TOKENS))
     stack.publish(0)
     tokens = FIRST_TOKENS
@@ -143,7 +143,7 @@ def tokens_for(stack: Stack, folder: Path) -> int:
 
 
 def measure_alone(stack: Stack, config: RunConfig) -> Phases:
-    """The phases one by one."""
+    """Measure the phases one by one."""
     stack.load_learner(config)
     stack.publish(0)
     rounds = [generate_alone(stack, config) for _ in range(ALONE)]
@@ -164,7 +164,7 @@ def measure_alone(stack: Stack, config: RunConfig) -> Phases:
 
 
 def between(before: Phases, after: Phases) -> Phases:
-    """The phases as they were in between: the means."""
+    """Return the means of two measurements of the phases, as an estimate for the time between them."""
     later = asdict(after)
     return Phases(**{name: (value + later[name]) / 2 for name, value in asdict(before).items()})
 
@@ -176,7 +176,7 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def measure(stack: Stack, config: RunConfig, num_steps: int) -> dict[str, float]:
-    """Step seconds (mean and 90th percentile) where the pipeline is full, and how old the rollouts were."""
+    """Return the step seconds (mean and 90th percentile) with a full pipeline, and the rollouts' staleness."""
     max_lag = config.pipeline.max_lag
     warm_up = max_lag + 2
     total = warm_up + num_steps + max_lag
@@ -204,7 +204,7 @@ def measure(stack: Stack, config: RunConfig, num_steps: int) -> dict[str, float]
 def run_all(
     folder: Path, ways: Sequence[str], lags: Sequence[int], judges: Sequence[float], num_steps: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each combination. At max_lag 0 nothing runs when weights come, so the way of updating is moot."""
+    """Yield a row for each combination. At max_lag 0 all ways of updating are equal, so only one is run."""
     tokens = 0
     for way in ways:
         with open_stack(workload(folder, MAX_TOKENS, weight_update=way), {"temporal_grounding"}) as stack:
@@ -234,7 +234,7 @@ def run_all(
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The table."""
+    """Print the table of results."""
     console = Console(width=130)
     table = Table(title="Seconds of a step, mean; of generating and learning alone", title_justify="left")
     headings = (
@@ -272,7 +272,7 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Steps in lengths of their longest phase, against the judge's latency, by lag and way."""
+    """Plot step times relative to their longest phase over the judge's latency, by lag and way of updating."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -296,15 +296,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="max_lag 0 and 1, judge 0 and 3 s, pause alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only max_lag 0 and 1, judge 0 and 3 s, pause.")] = False,
     curves: Annotated[bool, typer.Option("--curves", help="Learning curves of the demo at max_lag 0, 1, 2.")] = False,
-    steps: Annotated[int, typer.Option(help="Measured steps a run; of --curves, all steps. 0: the usual.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
-    plot_dir: Annotated[Path | None, typer.Option(help="Folder of the plots.")] = None,
-    weight_update: Annotated[str, typer.Option(help="Of --curves.")] = "keep",
-    cold_start_steps: Annotated[int, typer.Option(help="Of --curves; 0: as many as the demo.")] = 0,
+    steps: Annotated[
+        int, typer.Option(help="Measured steps per run, or all steps with --curves; 0 is the default.")
+    ] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
+    plot_dir: Annotated[Path | None, typer.Option(help="Folder for the plots.")] = None,
+    weight_update: Annotated[str, typer.Option(help="pipeline.weight_update with --curves.")] = "keep",
+    cold_start_steps: Annotated[int, typer.Option(help="Supervised steps with --curves; 0 means the demo's.")] = 0,
 ) -> None:
-    """Measure, print a table, write numbers and a plot on request."""
+    """Measure, print a table, and write numbers and a plot on request."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     env.be_quiet()
     with tempfile.TemporaryDirectory(prefix="rlsys-pipeline-") as name:

@@ -1,4 +1,4 @@
-"""Learning curves of the demo at several lags, side by side: one cold start, one stack, the same prompts in order."""
+"""Learning curves of the demo at several lags, with one cold start, one stack, and the same prompts in order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WINDOW = 10  # steps that a plotted point is the mean of
 
 
 class Curve(Recorded):
-    """The loop's parts on a stack; of each step, its mean reward and when it was over."""
+    """The loop's parts on a stack, which record each step's mean reward and end time."""
 
     def __init__(self, stack: Stack, config: RunConfig) -> None:
         super().__init__(stack, config)
@@ -61,9 +61,10 @@ class Curve(Recorded):
 def run_curves(
     folder: Path, json_file: Path | None, plot_dir: Path | None, *, num_steps: int, way: str, lessons: int
 ) -> None:
-    """Train with each lag from one cold start; print a table, write numbers and a plot on request.
+    """Train at each lag from one cold start, print a table, and write numbers and a plot on request.
 
-    num_steps: of each; 0 takes the demo's.  way: `pipeline.weight_update`.  lessons: supervised steps, 0: the demo's.
+    num_steps: of each run; 0 takes the demo's.  way: `pipeline.weight_update`.  lessons: number of supervised steps; 0
+    takes the demo's.
     """
     clips = {
         name: draw_dataset(folder / name, num_clips=n, seed=row) for row, (name, n) in enumerate(NUM_CLIPS.items())
@@ -90,7 +91,7 @@ def run_curves(
 
 
 def with_lag(config: RunConfig, max_lag: int, way: str) -> RunConfig:
-    """The config with another section `pipeline`."""
+    """Return the config with another section `pipeline`."""
     changes = {"max_lag": max_lag, "weight_update": way}
     return config.model_copy(update={"pipeline": config.pipeline.model_copy(update=changes)})
 
@@ -130,7 +131,7 @@ def _table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Sampled reward, as a running mean, against steps and against seconds."""
+    """Plot the running mean of the sampled reward over steps and over seconds."""
     import matplotlib
 
     matplotlib.use("Agg")

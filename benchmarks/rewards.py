@@ -1,17 +1,19 @@
-"""Reward servers on the real Ray Serve: `python -m benchmarks.rewards [--json FILE] [--only PART …]`.
+"""Throughput and latency of the reward servers: `python -m benchmarks.rewards [--json FILE] [--only PART …]`.
 
-Parts and their work:
+The servers run on Ray Serve.
+
+The parts are:
 - rules: one well-formed response of temporal grounding, tracking and grounded QA, scored in this process and over HTTP
   with 1, 8 and 64 rows a request, 8 requests open, one replica.
 - judge: captions that were not judged before, one row a request, two calls a row (split it, judge it), an endpoint that
   takes 0.5 s for a call and has no limit of its own; 1, 2, 4 and 8 replicas of the judge with four requests open in
-  each, twice as many offered. Linear is the rate of one replica times their number.
+  each and twice as many offered. "Linear" is the rate of one replica times their number.
 - load: seconds of a request with 4 replicas at 70 % of the rate they just had, arrivals evenly spaced.
 - cache: the same rows again.
 - scale: seconds from the first of 16 open requests until four replicas run, and from the last until one does.
 - training: a tiny model that was taught to write captions, 16 prompts x 8 responses a step, the same endpoint; the
   share of judging that other groups' generation hides, in synchronous steps and with one step of lag.
-Everything grows with rows; a row's cost does not depend on how many there are.
+The cost of a row does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ Rows = list[dict[str, Any]]
 
 
 def measure_rules() -> list[dict[str, Any]]:
-    """Rows per second of the rules, in process and over HTTP."""
+    """Return the rows per second of the rule scorers, in process and over HTTP."""
     results = []
     for task, fields in RULE_ROWS.items():
         row, names, count = ScoreRow(rollout_id="a", task=task, **fields), default_names(task), 5000
@@ -83,7 +85,7 @@ def measure_rules() -> list[dict[str, Any]]:
 
 
 def measure_judge(folder: Path) -> list[dict[str, Any]]:
-    """Rates by replicas, then load and cache with four of them."""
+    """Return the rates by number of replicas, then load and cache with four of them."""
     results: list[dict[str, Any]] = []
     with FaultServer(delay_s=CALL_S) as endpoint:
         for replicas in REPLICAS:
@@ -121,7 +123,7 @@ def _cache(url: str, known: Sequence[Rows], rate: float) -> dict[str, Any]:
 
 
 def measure_scaling(folder: Path) -> list[dict[str, Any]]:
-    """Seconds until the judge has grown to its load and shrunk again."""
+    """Return the seconds until the judge has scaled up to its load and down again."""
     with FaultServer(delay_s=CALL_S) as endpoint:
         url = app.launch(_judged(endpoint, folder, min_replicas=1, max_replicas=4), "scaling")
         up_s, down_s = asyncio.run(_grow_and_shrink(url))
@@ -178,7 +180,7 @@ def _captions(name: str, count: int) -> list[Rows]:
 
 
 async def _closed_loop(url: str, requests: Sequence[Rows], num_open: int) -> tuple[float, list[float]]:
-    """Seconds for all requests with `num_open` of them open at a time, and seconds of each."""
+    """Return the seconds of all requests with `num_open` of them open at a time, and of each request."""
     slots = asyncio.Semaphore(num_open)
     took: list[float] = []
     async with _http(url, num_open) as http:
@@ -195,7 +197,7 @@ async def _closed_loop(url: str, requests: Sequence[Rows], num_open: int) -> tup
 
 
 async def _open_loop(url: str, requests: Sequence[Rows], rate: float) -> list[float]:
-    """Seconds of each request, sent at `rate` a second whether or not earlier ones are back."""
+    """Return the seconds of each request, sent at `rate` per second whether or not earlier ones were answered."""
     async with _http(url, 1000) as http:
         tasks = []
         for rows in requests:
@@ -260,7 +262,7 @@ def _cluster() -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
     parser.add_argument("--only", nargs="+", choices=("rules", "judge", "scale", "training"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rlsys-rewards-") as name:

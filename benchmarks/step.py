@@ -1,4 +1,4 @@
-"""Seconds per step by phase on a fixed workload, real stack: `make bench`.
+"""Seconds per step by phase, on a fixed workload and the real stack: `make bench`.
 
 Workload: synthetic clips of 8 frames of 112 px, a randomly initialised Qwen2.5-VL of 1.5 M
 parameters, G = 8, up to 32 response tokens, 4 and 16 prompts a step, one reward server,
@@ -41,7 +41,7 @@ WARM_UP = 3
 
 
 class Recorded:
-    """The loop's parts on a stack, keeping each step."""
+    """The loop's parts on a stack, which record each step."""
 
     def __init__(self, stack: Stack, config: RunConfig) -> None:
         self._stack, self._config, self._items = stack, config, training_items(config)
@@ -69,7 +69,7 @@ class Recorded:
         self._stack.pool.raise_if_weights_gone()
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Nothing."""
+        """Do nothing: the benchmark resumes no run."""
 
     def recover(self, error: LearnerLost) -> RunState:
         raise error
@@ -121,7 +121,7 @@ def workload(folder: Path, prompts_per_step: int, num_steps: int) -> RunConfig:
 
 
 def measure(stack: Stack, config: RunConfig) -> dict[str, Any]:
-    """Medians over the steps after the warm-up. Phases overlap: `collect` covers decode to score."""
+    """Return medians over the steps after the warm-up. Phases overlap: `collect` covers decode to score."""
     before = stack.clips.counters()
     stack.load_learner(config)
     run = Recorded(stack, config)
@@ -147,7 +147,7 @@ def measure(stack: Stack, config: RunConfig) -> dict[str, Any]:
 
 
 def _phases(step: Step) -> dict[str, float]:
-    """Wall seconds in which at least one group was in the phase, and those of the loop."""
+    """Return the wall seconds in which at least one group was in each phase, and those of the loop's phases."""
     spans = {
         phase: sum(end - start for start, end in union(scored.spans[phase] for scored in step.groups))
         for phase in ("decode", "prompt", "generate", "score")
@@ -175,7 +175,7 @@ def show(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=15, help="steps per workload, warm-up included")
-    parser.add_argument("--json", type=Path, default=Path("runs/bench/step.json"), help="where the figures go")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/step.json"), help="JSON file for the results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as name:

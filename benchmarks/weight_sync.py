@@ -1,10 +1,10 @@
-"""What weight sync costs: bytes, seconds and copies by transport, against the machine's memory bandwidth.
+"""The cost of weight sync: bytes, seconds and copies by transport, compared with the machine's memory bandwidth.
 
     python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
 
-The learner's end (`learner.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to
-the tensors that vLLM is handed) are the real ones, in two Ray processes; no engine loads them, because a vLLM
-engine of the larger sizes would take more memory and time than what is measured. A last part sends 200 updates
+The learner's end (`learner.weights.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to
+the tensors for vLLM) are the real ones, in two Ray processes; no engine loads the weights, because a vLLM engine of
+the larger sizes would take more memory and time than the transfer. A last part sends 200 updates
 and records the resident memory of both processes.
 """
 
@@ -50,9 +50,10 @@ BUCKET_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One transport at one size, a later update. seconds: of the whole update; the others are parts of it.
+    """The measurement of one transport at one size, of an update after the first.
 
-    copy_bytes_per_s: what numpy copied just before, for on a shared machine that changes.
+    seconds: of the whole update; other times are parts of it.  copy_bytes_per_s: numpy's copying rate measured just
+    before, because it varies on a shared machine.
     """
 
     transport: str
@@ -69,7 +70,7 @@ class Measured:
 
 
 class FakeLearner:
-    """Owns tensors of a model's size; publishes them as rank 0 does."""
+    """A stand-in for the learner, which owns tensors of a model's size and publishes them as rank 0 does."""
 
     def own(self, num_bytes: int, transport: str) -> None:
         torch.manual_seed(0)
@@ -109,7 +110,7 @@ class FakeLearner:
 
 
 class FakeActor:
-    """Receives and checks as an engine does, and copies each tensor to where it is kept, as vLLM does."""
+    """A stand-in for an actor, which receives, checks and copies each tensor as an engine does."""
 
     def forget(self) -> None:
         self._held: Manifest = {}
@@ -142,7 +143,7 @@ def version_of(manifest: Manifest, version: int) -> WeightVersion:
 
 
 def resident_mib() -> tuple[float, float]:
-    """Of this process: its own memory, and what it has mapped of the object store."""
+    """Return this process's own resident memory and its mapped part of the object store, in MiB."""
     found = dict.fromkeys(("RssAnon", "RssShmem"), 0.0)
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -152,7 +153,7 @@ def resident_mib() -> tuple[float, float]:
 
 
 def bandwidth(num_bytes: int = 128 << 20, repeats: int = 3) -> float:
-    """Bytes a second that numpy copies, best of some."""
+    """Return the bytes per second that numpy copies, the best of `repeats` measurements."""
     source = np.ones(num_bytes, np.uint8)
     target = np.zeros_like(source)
     best = float("inf")
@@ -164,7 +165,7 @@ def bandwidth(num_bytes: int = 128 << 20, repeats: int = 3) -> float:
 
 
 def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, float, float]:
-    """One update: what the actor took, seconds until it was published, seconds until it was taken."""
+    """Run one update; return the actor's stats, and the seconds until it was published and until it was loaded."""
     start = time.perf_counter()
     transfer, announced = ray.get(learner.publish.remote(version))
     published = time.perf_counter()
@@ -176,7 +177,7 @@ def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, float
 
 
 def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: int) -> Measured:
-    """The fastest of some updates after the first, which sends everything."""
+    """Return the fastest of `repeats` updates after the first, which sends everything."""
     set_up(pair, model_bytes, transport)
     update(*pair, 0)
     copied = bandwidth()
@@ -194,19 +195,19 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
 
 
 def started() -> tuple[Any, Any]:
-    """A learner and an actor, one process each."""
+    """Start a learner and an actor, one process each."""
     options = {"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}
     return ray.remote(FakeLearner).options(**options).remote(), ray.remote(FakeActor).options(**options).remote()
 
 
 def set_up(pair: tuple[Any, Any], model_bytes: int, transport: str) -> None:
-    """Both forget what they had."""
+    """Reset both processes to a model of this size."""
     learner, actor = pair
     ray.get([learner.own.remote(model_bytes, transport), actor.forget.remote()])
 
 
 def resident_over(pair: tuple[Any, Any], updates: int, model_bytes: int, transport: str) -> dict[str, list[float]]:
-    """Own and mapped memory of both processes after each update, MiB."""
+    """Return the own and mapped memory of both processes after each update, in MiB."""
     set_up(pair, model_bytes, transport)
     series: dict[str, list[float]] = {}
     for version in range(updates):
@@ -219,7 +220,7 @@ def resident_over(pair: tuple[Any, Any], updates: int, model_bytes: int, transpo
 
 
 def slope(series: list[float]) -> float:
-    """MiB an update, over the second half: the first fills allocators and the store's map."""
+    """Return the growth in MiB per update over the second half, as the first half fills allocators and mappings."""
     half = series[len(series) // 2 :]
     return float(np.polyfit(np.arange(len(half)), half, 1)[0])
 
@@ -255,9 +256,9 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two small sizes and fewer updates, under three minutes.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where the plot of resident memory goes.")] = None,
-    updates: Annotated[int, typer.Option(help="Updates over which resident memory is watched.")] = 200,
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="File for the plot of resident memory.")] = None,
+    updates: Annotated[int, typer.Option(help="Number of updates over which resident memory is recorded.")] = 200,
 ) -> None:
     """Measure every transport at several sizes, and resident memory over many updates."""
     env.be_quiet()

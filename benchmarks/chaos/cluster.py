@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on loopback, whose processes can be found and killed, and none but those.
+"""A Ray cluster of two nodes on loopback, whose processes, and no others, can be found and killed.
 
 with TwoNodes(folder) as cluster:
     …                                  # drivers attach to cluster.address with cluster.environment
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +33,7 @@ START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 15.0
 GONE_TIMEOUT_S = 60.0
 SETTINGS = {
-    # Ray replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines
+    # without this setting Ray replaces 127.0.0.1 by the machine's address in its network
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # a raylet that is stopped counts as lost after some 15 s, not 40
@@ -48,28 +48,33 @@ SETTINGS = {
 }
 
 
+def started(command: Sequence[str], environment: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
+    """Start a command in the repository's folder and a session of its own, with its output appended to a file."""
+    with log_file.open("a") as output:
+        return subprocess.Popen(
+            command,
+            cwd=REPO,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+
+
 class NodeProcess:
-    """One node: a `benchmarks.chaos.node` and all that it starts."""
+    """One node: a process of `benchmarks.chaos.node` and everything that it starts."""
 
     def __init__(self, address: str, command: Sequence[str], environment: dict[str, str], log_file: Path) -> None:
         self.address, self._log = address, log_file
-        with log_file.open("a") as output:
-            self._process = subprocess.Popen(
-                command,
-                cwd=REPO,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
+        self._process = started(command, environment, log_file)
 
     @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
 
     def wait_up(self, ready: Path) -> str:
-        """HOST:PORT of the cluster, once the node is up."""
+        """Wait until the node is up and return the HOST:PORT of the cluster. Raises RuntimeError if it ends."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (ready.exists() and (address := ready.read_text())):
             if self.has_ended or time.monotonic() > deadline:
@@ -78,7 +83,7 @@ class NodeProcess:
         return address
 
     def tree(self) -> list[psutil.Process]:
-        """What descends from the node, which is the part of the machine that may be harmed."""
+        """Return the node's descendants, which are the only processes that may be harmed."""
         return [] if self.has_ended else descendants(self._process.pid)
 
     def raylet(self) -> psutil.Process | None:
@@ -88,7 +93,7 @@ class NodeProcess:
         return None
 
     def end(self, *, hard: bool = False) -> None:
-        """The node and what descends from it. hard: as when its machine loses power."""
+        """End the node and its descendants. hard: with SIGKILL, as if its machine lost power."""
         tree = self.tree()
         if hard:
             signal_all(tree, signal.SIGKILL)
@@ -105,7 +110,10 @@ class NodeProcess:
 
 
 class TwoNodes:
-    """Open inside `with`. Its temporary folder (with Ray's logs) goes at the end unless `keep_logs` was set."""
+    """A context manager that runs two nodes.
+
+    Its temporary folder with Ray's logs is deleted at the end unless `keep_logs` is set.
+    """
 
     def __init__(self, folder: Path, *, num_cpus: int = 3, store_mib: int = 150) -> None:
         self._folder, self._num_cpus, self._store_mib = folder, num_cpus, store_mib
@@ -165,12 +173,12 @@ class TwoNodes:
         return NodeProcess(address, command, {**os.environ, **self.environment}, self._folder / "nodes.log"), ready
 
     def restart_second(self) -> None:
-        """A new node joins in place of the second one. Returns at once."""
+        """Start a new node in place of the second one. Returns at once."""
         self.second.end(hard=True)
         self.second, _ = self._start(SECOND)
 
     def find(self, kind: str) -> list[psutil.Process]:
-        """The living processes of a kind on both nodes, by node and age."""
+        """Return the living processes of a kind on both nodes, by node and age."""
         start, *parts = TITLES[kind]
         return [
             process
@@ -182,17 +190,17 @@ class TwoNodes:
         ]
 
     def where(self, process: psutil.Process) -> str:
-        """Address of the node that a process belongs to, "" when it is of neither."""
+        """Return the address of the node that a process belongs to, "" if it belongs to neither."""
         return next((node.address for node in (self.head, self.second) if process in node.tree()), "")
 
     def note_processes(self) -> None:
-        """Remember what runs now, so that it can be looked for once its node is gone."""
+        """Record the processes that run now, to look for survivors once their node has ended."""
         for node in (self.head, self.second):
             for process in node.tree():
                 self._known[process.pid, process.create_time()] = process
 
     def survivors(self, timeout_s: float = GONE_TIMEOUT_S) -> list[psutil.Process]:
-        """Processes which live on after `timeout_s`, of nodes that have ended, or though somebody stopped them."""
+        """Return the processes of ended nodes, and stopped processes, that are still alive after `timeout_s`."""
         of_nodes = {process for node in (self.head, self.second) for process in node.tree()}
         old = [process for process in self._known.values() if process not in of_nodes]
         stopped = [process for process in of_nodes if is_stopped(process)]
@@ -201,7 +209,7 @@ class TwoNodes:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Living processes that descend from one; [] when it is gone."""
+    """Return the living descendants of a process; [] if it has ended."""
     try:
         found = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -210,7 +218,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """What a process calls itself; "" for one that has ended."""
+    """Return the title of a process; "" if it has ended."""
     try:
         return " ".join(process.cmdline()).rstrip()  # Ray's own titles are padded
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -225,7 +233,7 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Those that have ended meanwhile are skipped; psutil makes sure that an id was not taken by another."""
+    """Send a signal to processes, except ended ones; psutil makes sure that their ids were not reused."""
     for process in processes:
         try:
             process.send_signal(number)

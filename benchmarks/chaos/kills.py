@@ -1,4 +1,4 @@
-"""Who is to die when, and what came of it. Pure."""
+"""The plan of kills, and what each of them cost: pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLES: Mapping[str, tuple[str, ...]] = {
     "judge": ("ray::ServeReplica", ":JudgeServer"),
     "decoder": ("ray::Decoder",),
 }
-"""Kind of victim -> what the title of its process begins with and contains. "driver" and "raylet" are known by id."""
+"""Kind of victim -> the start of its process's title, and texts in it. "driver" and "raylet" are known by id."""
 
 ALL: tuple[tuple[str, signal.Signals], ...] = (
     ("actor", KILL),
@@ -35,12 +35,12 @@ ALL: tuple[tuple[str, signal.Signals], ...] = (
     ("decoder", STOP),
     ("judge", STOP),
 )
-"""Every kind with every signal, those that a run without a judge can have too first."""
+"""Every kind of victim with every signal; those that also exist in a run without a judge come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """To be done `delay_s` after step `after_step` was first done."""
+    """A planned kill, due `delay_s` after step `after_step` was first done."""
 
     victim: str
     signal: signal.Signals
@@ -50,12 +50,12 @@ class Kill:
 
 @dataclass(kw_only=True)
 class Deed:
-    """A kill that was done, or could not be for want of a victim.
+    """A kill that was carried out, or for which there was no victim.
 
-    at_s: when, in seconds since the run began.  pid: 0 for no victim.  where: address of the victim's node.
+    at_s: seconds since the run began.  pid: 0 for no victim.  where: address of the victim's node.
     step: the newest step done by then.  next_step_s: seconds from the kill until a newer step was done.
-    is_recovered: that step was done, or there was none left to do.
-    lost_s: what the steps behind it took longer than the median one of the run without kills.
+    is_recovered: whether that step was done, or no step was left.
+    lost_s: seconds by which the following steps exceeded the median step of the run without kills.
     """
 
     kill: Kill
@@ -72,9 +72,9 @@ class Deed:
 def plan_kills(
     seed: int, victims: Sequence[tuple[str, signal.Signals]], *, first_step: int = 1, spread_s: float = 3.0
 ) -> list[Kill]:
-    """The victims in a random order at random instants, some while the one before is still being dealt with.
+    """Return kills of the victims in random order and at random times, some during the recovery from the one before.
 
-    Every third comes within `spread_s` after the one before it; the others one to three steps later.
+    Every third kill comes within `spread_s` after the one before it, the others one to three steps later.
     """
     draws = random.Random(seed)
     order = list(victims)
@@ -88,15 +88,15 @@ def plan_kills(
 
 
 def steps_for(kills: Sequence[Kill], behind: int = 4) -> int:
-    """Steps of a run in which all of them find their place, with some quiet ones at the end."""
+    """Return the number of steps of a run that has room for all kills, and `behind` steps after them."""
     return max(kill.after_step for kill in kills) + behind
 
 
 def spread_losses(deeds: Sequence[Deed], step_times_s: Mapping[int, float], median_s: float) -> None:
-    """Give each deed its `next_step_s` and its share of the time by which steps were longer than `median_s`.
+    """Set each deed's `next_step_s` and its share of the time by which steps were longer than `median_s`.
 
-    step_times_s: by step of a run that has ended, when it was first done, on the clock of `at_s`. What a step took
-    too long goes to the deeds that came during it, in equal parts, or else to those that came last before it.
+    step_times_s: by step of a finished run, when it was first done, on the clock of `at_s`. The excess time of a step
+    is split equally over the deeds during it, or else over the last ones before it.
     """
     times = sorted(step_times_s.items())
     done = [deed for deed in deeds if deed.pid]
@@ -114,14 +114,14 @@ def spread_losses(deeds: Sequence[Deed], step_times_s: Mapping[int, float], medi
 
 
 def median_step_s(step_times_s: Mapping[int, float]) -> float:
-    """Of the times between steps, the first of which are skipped where there are enough: they warm up."""
+    """Return the median time between steps, without the first ones (warm-up) if there are enough."""
     times = [at_s for _, at_s in sorted(step_times_s.items())]
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     return statistics.median(gaps[2:] or gaps)
 
 
 def by_kind(deeds: Sequence[Deed]) -> list[dict[str, object]]:
-    """A row per kind of victim and signal: how many, how many were survived, seconds lost."""
+    """Return a row per kind of victim and signal: number of kills, number survived, and seconds lost."""
     rows = []
     for victim, number in dict.fromkeys((deed.kill.victim, deed.kill.signal) for deed in deeds if deed.pid):
         those = [d for d in deeds if d.pid and (d.kill.victim, d.kill.signal) == (victim, number)]

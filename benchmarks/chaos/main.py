@@ -1,8 +1,8 @@
-"""Real training on two nodes while its processes are killed and stopped: `python -m benchmarks.chaos`.
+"""Training on two nodes while processes are killed and stopped: `python -m benchmarks.chaos`.
 
 Workload: synthetic clips, a randomly initialised Qwen2.5-VL of 0.7 M parameters, 4 prompts of 4 responses a step,
 two rollout actors, two learner ranks, reward servers with a judge whose language model is a local stand-in.
-First without kills, then the same run with them, then a run with `max_lag` 1 with a third as many.
+It is run without kills, then with kills, and then at `max_lag` 1 with a third as many kills.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ TASKS = ("temporal_grounding", "captioning", "multiple_choice")
 def config(
     folder: Path, name: str, num_steps: int, *, patience: float = 1.0, **sections: dict[str, Any]
 ) -> dict[str, Any]:
-    """A small run in `folder/name` on `folder/tiny` and `folder/clips`. sections: laid over its own.
+    """Return the config of a small run in `folder/name` on `folder/tiny` and `folder/clips`.
 
-    Deadlines are long enough that on two idle cores no healthy process is taken for a hung one, and hardly longer.
-    patience: times these.
+    sections: merged into its own sections. Deadlines are just long enough that on two idle cores no healthy process
+    counts as hung.  patience: factor of the deadlines.
     """
     clips = folder / "clips"
     own: dict[str, Any] = {
@@ -91,7 +91,7 @@ def config(
 
 
 def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
-    """Write model and clips into `folder`; the sections of a config that they need."""
+    """Write the model and clips into `folder`, and return the config sections that refer to them."""
     make_tiny(folder / "tiny", seed=0, words="all" if judged else "grounding")
     if not judged:
         draw_dataset(folder / "clips", num_clips=12, seed=5)
@@ -105,7 +105,7 @@ def prepare(folder: Path, *, judged: bool) -> dict[str, dict[str, Any]]:
 
 
 def teach(folder: Path, sections: dict[str, dict[str, Any]], cluster: TwoNodes, patience: float) -> Path:
-    """The folder of a model that mostly answers in the correct format, as the judge sees nothing else."""
+    """Train a model to answer mostly in the correct format, without which nothing is judged; return its folder."""
     lessons: dict[str, Any] = {"train": LESSONS, "rollout": {"max_tokens": 40}, "data": sections["data"]}
     settings = config(folder, "taught", NUM_LESSONS, patience=patience, **lessons)
     clips = SyntheticSet(annotations=Path(settings["data"]["annotations"]), videos=Path(settings["data"]["videos"]))
@@ -117,7 +117,7 @@ def teach(folder: Path, sections: dict[str, dict[str, Any]], cluster: TwoNodes, 
 
 
 def measure(folder: Path, kills: Sequence[Kill], lag_kills: Sequence[Kill], patience: float) -> dict[str, Any]:
-    """Runs without and with kills; what was killed, what it cost, and what was wrong at the end."""
+    """Run without and with kills, and return what was killed, what it cost, and the problems found at the end."""
     sections = prepare(folder, judged=True)
     with FaultServer() as endpoint, TwoNodes(folder / "nodes") as cluster:
         judge = {"urls": [endpoint.url], "cache_path": str(folder / "verdicts.sqlite")}
@@ -145,7 +145,7 @@ def measure(folder: Path, kills: Sequence[Kill], lag_kills: Sequence[Kill], pati
 
 
 def report(run: Run) -> dict[str, Any]:
-    """What is kept of a run."""
+    """Return the results of a run as JSON values."""
     return {
         "steps": len(run.step_times_s),
         "wall_s": run.wall_s,
@@ -159,7 +159,7 @@ def report(run: Run) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """A table per run with kills."""
+    """Print a table for each run with kills."""
     console = Console()
     for name in ("max_lag 0", "max_lag 1"):
         if name not in results:
@@ -181,16 +181,20 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Exit code 1 when anything was not as it should be."""
+    """Run the benchmark; exit with code 1 if any problem was found."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="in the synchronous run; 0 leaves it out")
-    parser.add_argument("--lag-kills", type=int, default=10, help="in the run with max_lag 1; 0 leaves it out")
-    parser.add_argument("--seed", type=int, default=0, help="of victims and instants")
-    parser.add_argument("--patience", type=float, default=1.0, help="times the deadlines, for slow machines")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills in the synchronous run; 0 skips it")
+    parser.add_argument(
+        "--lag-kills", type=int, default=10, help="number of kills in the run with max_lag 1; 0 skips it"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of victims and times")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor of all deadlines, for slow machines")
     parser.add_argument("--only", nargs="*", help="victims, such as actor:SIGKILL; every kind by default")
-    parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--folder", type=Path, help="for runs and logs, which stay; a temporary one by default")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for runs and logs, which is kept; by default a temporary one"
+    )
     given = parser.parse_args()
     victims = [one for one in ALL if not given.only or f"{one[0]}:{one[1].name}" in given.only]
     kills = plan_kills(given.seed, list(islice(cycle(victims), given.kills)))

@@ -1,8 +1,7 @@
-"""One node of a Ray cluster on loopback, for as long as this process lives.
+"""One node of a Ray cluster on loopback, which runs as long as this process.
 
-`ray start` refuses a second node where the first is on 127.0.0.1, so this starts what `ray start` starts.
-It writes `HOST:PORT` of the cluster into a file once the node is up, and ends on request or when its
-raylet is gone, as the service of a node does.
+`ray start` refuses a second node if the first is on 127.0.0.1, so this starts the same processes itself. It writes
+`HOST:PORT` of the cluster into a file once the node is up, and ends on request or when its raylet has ended.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ POLL_S = 0.2
 
 
 def node(address: str, cluster: str | None, *, num_cpus: int, store_mib: int, folder: Path) -> Node:
-    """The processes of a node at `address`: of a new cluster, or joining the one whose GCS is at `cluster`."""
+    """Start a node at `address`, of a new cluster or of the one whose GCS is at `cluster`."""
     params = RayParams(
         node_ip_address=address,
         gcs_address=cluster,
@@ -43,7 +42,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Serve a node until asked to end, or until its raylet has died: exit code 0 or 1."""
+    """Run a node until requested to end (exit code 0) or until its raylet has died (exit code 1)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
     parser.add_argument("--cluster")

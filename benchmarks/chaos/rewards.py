@@ -1,4 +1,4 @@
-"""Reward servers of their own, outside a run's cluster, that can be away for a while."""
+"""Reward servers outside a run's cluster, which can be killed and started again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_TIMEOUT_S = 180.0
 
 
 class RewardServers:
-    """`rlsys rewards serve` on a Ray of its own, always at the same `url`. Not started by its making."""
+    """`rlsys rewards serve` on a Ray cluster of its own, always at the same `url`; `start` starts it."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -31,7 +31,7 @@ class RewardServers:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns at once; see `wait_up`."""
+        """Start the servers and return at once; see `wait_up`."""
         command = ["rewards", "serve", "--name", NAME, f"reward.port={self._port}"]
         command.append(f"reward.scorers={{{chaos_scorer.NAME}: {chaos_scorer.REFERENCE}}}")
         with self._log.open("a") as output:
@@ -46,7 +46,7 @@ class RewardServers:
             )
 
     def wait_up(self) -> None:
-        """Returns once they score."""
+        """Wait until the servers score. Raises if they end or take too long."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
@@ -57,7 +57,7 @@ class RewardServers:
         raise RuntimeError(f"no reward servers at {self.url}:\n{self._log.read_text()[-4000:]}")
 
     def kill(self) -> None:
-        """All of their processes at once, as when their machine loses power."""
+        """Kill all of their processes at once, as if their machine lost power."""
         if self._process is not None:
             signal_all(descendants(self._process.pid), signal.SIGKILL)
             self._process.kill()

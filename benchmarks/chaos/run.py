@@ -1,4 +1,4 @@
-"""A real run on a cluster of two nodes, with and without kills, and what must hold afterwards."""
+"""A run on a cluster of two nodes with kills, and the checks of its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psutil
 import yaml
 
-from benchmarks.chaos.cluster import REPO, SECOND, TwoNodes, is_stopped, signal_all, title
+from benchmarks.chaos.cluster import SECOND, TwoNodes, is_stopped, signal_all, started, title
 from benchmarks.chaos.kills import STOP, Deed, Kill, spread_losses
 from rlsys.runs import ledger
 from rlsys.runs.checkpoint import find, load_state
@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 VICTIM_TIMEOUT_S = 90.0
-"""What a victim that is just being started may take to appear."""
+"""Seconds for which a victim that is being started may take to appear."""
 STOPPED_S = 15.0
-"""After so long a stopped driver, or a machine whose raylet is stopped, is switched off by its operator."""
+"""Seconds after which the operator ends a stopped driver, or a node whose raylet is stopped."""
 TAIL = 6000
 COMPARED = ("reward/total", "reward/iou", "reward/format", "advantage", "loss", "policy", "optim")
-"""Metrics that depend on weights, prompts and seeds alone."""
+"""Prefixes of metrics that depend only on weights, prompts and seeds."""
 
 
 class ChaosFailed(AssertionError):
-    """The run did not continue, or not as it should have; the message has the log's end."""
+    """An error for a run that did not continue or ended wrongly; the message has the end of its log."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run left. step_times_s: by step, when it was first done, since the run began."""
+    """The results of a run. step_times_s: by step, seconds from the run's start until it was first done."""
 
     folder: Path
     deeds: list[Deed]
@@ -56,9 +56,9 @@ class Run:
 
 
 class ChaosRun:
-    """One run, its driver started again as often as it is killed.
+    """One run, whose driver is started again whenever it is killed.
 
-    silence_s: without a new step for so long it counts as hung.  command: of `rlsys`.
+    silence_s: seconds without a new step after which it counts as hung.  command: subcommand of `rlsys`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ChaosRun:
         self._progress_s = 0.0
 
     def run(self) -> Run:
-        """Returns once the run has ended well. Raises ChaosFailed when it ended otherwise, or hangs."""
+        """Return the results once the run has succeeded. Raises ChaosFailed if it fails or hangs."""
         self._began = time.monotonic()
         self._start_driver()
         try:
@@ -113,16 +113,8 @@ class ChaosRun:
         self._run.starts += 1
         with self._log.open("a") as output:
             output.write(f"--- {self._now():.1f} s: {' '.join(command[2:])}\n")
-            output.flush()
-            self._driver = subprocess.Popen(
-                command,
-                cwd=REPO,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **self._cluster.environment, "PYTHONFAULTHANDLER": "1"},
-            )
+        environment = {**os.environ, **self._cluster.environment, "PYTHONFAULTHANDLER": "1"}
+        self._driver = started(command, environment, self._log)
         self._progress_s = self._now()
 
     def _restart_driver(self, code: int) -> None:
@@ -137,7 +129,7 @@ class ChaosRun:
         self._driver.wait()
 
     def _look(self) -> None:
-        """Take note of steps, and do what operators and their services do."""
+        """Record new steps, and restart what an operator or a service would restart."""
         for step in self._steps.new():
             self._run.step_times_s[step] = self._progress_s = self._now()
         for at_s, what in list(self._switch_off):
@@ -173,7 +165,7 @@ class ChaosRun:
         self._due_s = None
 
     def _do(self, kill: Kill) -> Deed | None:
-        """None when there is no victim now."""
+        """Carry out a kill and return it; None if there is no victim now."""
         self._cluster.note_processes()
         victim = self._victim(kill)
         if victim is None:
@@ -198,14 +190,14 @@ class ChaosRun:
             raylet = self._cluster.second.raylet()
             return None if raylet is None or is_stopped(raylet) else raylet
         found = self._cluster.find(kill.victim)
-        # which one is a matter of the instant, as the instants are drawn
+        # the choice depends on the time, which is random
         return found[int(kill.delay_s * 1000) % len(found)] if found else None
 
     def _tail(self) -> str:
         return f"{self._log}\n{self._log.read_text(errors='replace')[-TAIL:]}"
 
     def _dump_stacks(self) -> None:
-        """The driver writes the stacks of its threads into its log (PYTHONFAULTHANDLER), if it can."""
+        """Make the driver write the stacks of its threads into its log (PYTHONFAULTHANDLER), if it can."""
         if self._driver.poll() is None:
             self._driver.send_signal(signal.SIGABRT)
             time.sleep(2.0)
@@ -221,7 +213,7 @@ class ChaosRun:
 
 
 class StepWatch:
-    """Tells which steps a run has newly done, from what its tracker writes to disk with each step."""
+    """A watch for a run's new steps, in the files that its tracker writes with each step."""
 
     def __init__(self, run_folder: Path) -> None:
         self._folder = run_folder / FOLDER
@@ -229,7 +221,7 @@ class StepWatch:
         self._newest = 0
 
     def new(self) -> list[int]:
-        """The steps that are done and were not at the last call, each once."""
+        """Return the steps that were done since the last call, each once."""
         found = []
         for path in sorted(self._folder.glob("*/*.jsonl")):
             try:
@@ -244,7 +236,7 @@ class StepWatch:
 
 
 def check_run(run: Run, reference: Run | None, num_steps: int) -> list[str]:
-    """What is wrong with a finished run; [] when nothing is. reference: one that must be equal to it."""
+    """Return the problems of a finished run; [] if there are none. reference: a run that must equal it."""
     final = find(run.folder)
     state = load_state(final)
     entries = ledger.read(final)
@@ -273,7 +265,7 @@ def check_run(run: Run, reference: Run | None, num_steps: int) -> list[str]:
 
 
 def tracked(run_folder: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every metric in the run's own SQLite file, in order of steps."""
+    """Return (step, value) of every metric in the run's SQLite file, in order of steps."""
     values: dict[str, list[tuple[int, float]]] = {}
     with closing(sqlite3.connect(f"file:{run_folder / 'mlflow.db'}?mode=ro", uri=True)) as database:
         rows = database.execute("select key, step, value from metrics where run_uuid = ? order by step", (run_id,))
@@ -283,7 +275,7 @@ def tracked(run_folder: Path, run_id: str) -> dict[str, list[tuple[int, float]]]
 
 
 def finish(run: Run, cluster: TwoNodes, median_s: float) -> Run:
-    """The run with its losses reckoned, and with what lives on of what was killed with its node or stopped."""
+    """Return the run with the losses of its kills computed and the surviving processes listed."""
     spread_losses(run.deeds, run.step_times_s, median_s)
     run.left_over = [f"{one.pid} {title(one)}" for one in cluster.survivors()]
     return run

@@ -1,4 +1,4 @@
-"""A score that tells any two answers apart, so that a model which knows nothing yet has something to learn from."""
+"""A scorer that gives different answers different scores, so that an untrained model has something to learn from."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ NAME, REFERENCE = "spread", "benchmarks.chaos.scorer:spread"
 
 
 def spread(response: Response) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """Return a number in [0, 1) that depends only on the text."""
     return zlib.crc32(response.text.encode("utf-8", "replace")) % 1000 / 1000

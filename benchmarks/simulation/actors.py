@@ -1,4 +1,4 @@
-"""Rollout actors in virtual time: where groups wait, what an update of the weights does to them, what a death does."""
+"""Rollout actors in virtual time: queueing of groups, updates of the weights, and faults of actors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from benchmarks.simulation.virtual_time import Events, Meter
 
 @dataclass(eq=False)
 class Job:
-    """A group to generate. seconds: in a slot, undisturbed.
+    """A group to generate. seconds: in a slot, without interruptions.
 
-    versions: of the weights of its first and its newest tokens, () before there is one.
-    left_s: until it ends, or until its actor dies or hangs under it (`fate`).  since_s: start of the stretch that runs.
+    versions: of the weights of its first and its newest tokens, () before the first token.
+    left_s: until it ends, or until its actor dies or hangs (`fate`).  since_s: when it last began to run.
     """
 
     prompt_index: int
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(eq=False)
 class _Actor:
-    """version: of its weights.  is_behind: it is to load newer ones.  is_hung: it does nothing, unnoticed."""
+    """An actor. version: of its weights.  is_behind: it must load newer ones.  is_hung: it hangs, unnoticed so far."""
 
     version: int = -1
     is_behind: bool = False
@@ -45,7 +45,7 @@ class _Actor:
 
 
 class SimulatedActors:
-    """What `System` says of actors, in virtual time. Deaths under a group are drawn by `seed`."""
+    """The actors of a `System` in virtual time. Their deaths are drawn by `seed`."""
 
     def __init__(self, events: Events, system: System, phases: Phases, faults: Faults, seed: int) -> None:
         self._events, self._seed, self._faults = events, seed, faults
@@ -58,12 +58,12 @@ class SimulatedActors:
         self.wasted_s = 0.0
 
     def submit(self, job: Job) -> None:
-        """Generate a group, sooner or later, and call its `on_done`."""
+        """Queue a group for generation; its `on_done` is called at the end."""
         self._waiting.append(job)
         self._share_out()
 
     def cancel(self, job: Job) -> None:
-        """Forget a group: its slot is free."""
+        """Discard a group and free its slot."""
         job.is_cancelled = True
         if job in self._waiting:
             self._waiting.remove(job)
@@ -75,7 +75,7 @@ class SimulatedActors:
                 self._advance(actor)
 
     def publish(self, version: int) -> None:
-        """Bring all actors to `version`; returns, after some time, once those that live hold it."""
+        """Load `version` into all actors; return, in virtual time, once all living ones hold it."""
         self._version = version
         for actor in self._actors:
             actor.is_behind = not actor.is_down
@@ -150,13 +150,13 @@ class SimulatedActors:
         self._advance(actor)
 
     def _stop(self, actor: _Actor) -> None:
-        """Stop everything that it runs."""
+        """Stop all groups that the actor runs."""
         self.busy.change(-len(actor.running))
         for job in actor.running:
             job.left_s -= self._events.now - job.since_s
 
     def _give_back(self, actor: _Actor) -> None:
-        """What it ran waits again, before all others, as if it had never been begun."""
+        """Put the actor's groups back at the front of the queue, to be generated from their beginning."""
         for job in actor.running:
             self.wasted_s += self._events.now - job.since_s
             job.versions, job.attempts = (), job.attempts + 1

@@ -1,4 +1,4 @@
-"""Step times of the real loop in simulated time: against the judge's latency, the number of actors and stragglers.
+"""Step times of the real loop in virtual time, by the judge's latency, the number of actors, and faults.
 
     python -m benchmarks.simulation --plot-dir docs --json simulate.json
 
@@ -27,11 +27,11 @@ FAULT_STEPS = 24
 LARGE = System(num_actors=64, num_ranks=8, prompts_per_step=128, decode_workers=64, checkpoint_every=5)
 """Two rounds of groups for the actors in each step, 16 groups for each rank."""
 EVEN = Phases(generate_s=10, score_s=3, update_s=0.6, optimizer_s=0.4, sync_s=0.5)
-"""All groups alike: generating takes a step 20 s, learning 10 s."""
+"""Equal groups: per step, generation takes 20 s and learning 10 s."""
 UNEVEN = replace(
     EVEN, decode_s=1, generate_spread=0.4, straggler_frac=0.02, straggler_times=4, score_spread=0.5, update_spread=0.3
 )
-"""Long-tailed lengths and judge, and one group in fifty that takes four times as long."""
+"""Long-tailed response lengths and judge latencies, and one group in fifty that takes four times as long."""
 FAULTS = Faults(
     unscored_frac=0.02,
     bad_clip_frac=0.01,
@@ -127,7 +127,7 @@ def of_divisions() -> Iterator[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [
         f"| {row['what']} | {row['max_lag_allowed']} | {row['step_s']:.1f} ({row['step_p95_s']:.1f}) | "
@@ -139,7 +139,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], part: str, label: str, path: Path) -> None:
-    """Step time by lag, with the longest phase as a dashed line."""
+    """Plot step times by lag, with the longest phase as a dashed line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -166,10 +166,10 @@ def plot(rows: Sequence[dict[str, Any]], part: str, label: str, path: Path) -> N
 
 
 def main(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go.")] = None,
-    plot_dir: Annotated[Path | None, typer.Option(help="Folder of the plots.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
+    plot_dir: Annotated[Path | None, typer.Option(help="Folder for the plots.")] = None,
 ) -> None:
-    """Print tables; write numbers and plots on request."""
+    """Print tables, and write numbers and plots on request."""
     rows: Rows = []
     parts = (against_judge, against_actors, against_decoding, under_faults, under_learner_faults, ways_of_updating)
     for part in (*parts, of_divisions):

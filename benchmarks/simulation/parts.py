@@ -1,4 +1,4 @@
-"""The loop's parts in virtual time: everything that a group meets, and a record of every step."""
+"""The loop's parts in virtual time, which take each group through its phases and record every step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEARNER = 1 << 40  # keeps the random numbers of the learner's fate apart from t
 
 @dataclass(eq=False)
 class _Group:
-    """A group on its way. job: None before its clip is there.  outcome: None before its score is."""
+    """A group in flight. job: None until its clip is decoded.  outcome: None until it is scored."""
 
     plan: Draw
     job: Job | None = None
@@ -37,7 +37,7 @@ class _Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The end of a step: when, and busy seconds so far of slots of actors, ranks of the learner, and the judge."""
+    """The end of a step: its time, and the busy seconds so far of actor slots, learner ranks and the judge."""
 
     at_s: float
     actors_s: float
@@ -52,7 +52,7 @@ class Moment:
 
 
 class SimulatedParts:
-    """What `rlsys.loop.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
+    """The parts that `rlsys.loop.loop.run` drives; time passes in `publish`, `update` and the futures' `result`."""
 
     def __init__(
         self, system: System, phases: Phases, faults: Faults, seed: int, start: RunState, num_steps: int = 1
@@ -79,18 +79,18 @@ class SimulatedParts:
         return draw_group(prompt_index, self._phases, self._faults, self._seed)
 
     def start(self, prompt_index: int) -> VirtualFuture:
-        """Decode, generate and judge one group, in time."""
+        """Start to decode, generate and judge one group in virtual time."""
         group = _Group(self.plan(prompt_index))
         self._when_decoded(prompt_index, lambda: self._generate(group))
         return VirtualFuture(lambda future: self._arrive(future, group), lambda: self._cancel(group))
 
     def prefetch(self, prompt_index: int) -> None:
-        """Decode a clip that a group will ask for."""
+        """Start to decode the clip of a group that will start soon."""
         if prompt_index not in self._clips:
             self._when_decoded(prompt_index, lambda: None)
 
     def check(self) -> None:
-        """Simulated weights are never out of reach."""
+        """Do nothing, because simulated weights are never lost."""
 
     def _when_decoded(self, prompt_index: int, proceed: Callable[[], None]) -> None:
         waiting = self._clips.get(prompt_index, [])
@@ -136,10 +136,10 @@ class SimulatedParts:
             future.set_result(group.outcome)
 
     def keep(self, step: int, collected: Collected) -> None:
-        """Nothing: what a step that is done again needs is sampled again."""
+        """Do nothing: a step that is repeated samples its groups again."""
 
     def learner_lost(self, error: LearnerLost) -> None:
-        """Spend the time of a restart; what was recorded since the last checkpoint is done again."""
+        """Let the time of a restart pass; steps since the last checkpoint are repeated."""
         self.events.advance(self._faults.learner_restart_s)
         self.num_learners_lost += 1
         del self.moments[self._saved.step :], self.entries[self._saved.step :]
@@ -149,18 +149,18 @@ class SimulatedParts:
         return self._saved
 
     def begin(self, state: RunState) -> None:
-        """Nothing: a simulated run evaluates nothing."""
+        """Do nothing: a simulated run has no evaluation."""
 
     def finish(self, state: RunState) -> RunState:
         """Return the state at the end."""
         return state
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
-        """The simulation has no reference policy."""
+        """Raise NotImplementedError: the simulation has no reference policy."""
         raise NotImplementedError("a simulated run has no KL in its reward.")
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """The ranks share the groups, longest first to the least busy; the slowest decides."""
+        """Let the time of an update pass: ranks get groups longest first, and the slowest rank decides."""
         costs = [self.plan(_draw_of(group)).update_s for group in batch.groups]
         loads = rank_loads(costs, self.system.num_ranks)
         self._num_updates += 1
@@ -180,12 +180,12 @@ class SimulatedParts:
         return {}
 
     def publish(self, version: int) -> WeightVersion:
-        """See `SimulatedActors.publish`."""
+        """Publish a version, see `SimulatedActors.publish`."""
         self.actors.publish(version)
         return WeightVersion(version=version, transport="simulated", num_tensors=0, num_bytes=0, digest=f"{version}")
 
     def record(self, step: Step) -> None:
-        """Keep the moment and the prompt_indices, and a checkpoint when one is due."""
+        """Record the moment and the prompt indices, and a checkpoint when one is due."""
         version = step.state.step - 1
         rollouts = [scored.group.rollouts[0] for scored in step.groups]
         self.entries.append(
@@ -210,7 +210,7 @@ class SimulatedParts:
 
 
 def rank_loads(costs: Sequence[float], num_ranks: int) -> list[float]:
-    """Seconds of each rank when groups go to the least busy one, costliest first."""
+    """Return the seconds of each rank if groups go to the least busy one, costliest first."""
     loads = [0.0] * num_ranks
     for cost in sorted(costs, reverse=True):
         loads[loads.index(min(loads))] += cost

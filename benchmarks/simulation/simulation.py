@@ -1,4 +1,4 @@
-"""The real loop on simulated parts: what a step takes, who is idle, and how actors and ranks are best divided."""
+"""The real loop on simulated parts: step times, idle times, and the best split of devices."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_d
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Results of a run without its start and end, where the pipeline fills and empties. Times in seconds.
+    """The results of a run without its start and end, where the pipeline fills and empties. Times are in seconds.
 
     step_s, step_p95_s: of a step, mean and 95th percentile.
-    generate_s, score_s, learn_s: what the phases take when each has a step's groups to itself, mean.
-    capacity_s: of the phase with most work for its slots or ranks, if all of them always worked. Steps of long and
-    short groups that overlap can be shorter than the longest phase, never in the long run than this.
-    *_busy: share of the time in which slots of actors, ranks and the judge's slots work; judge_busy is NaN where
-    the judge has no bound.
+    generate_s, score_s, learn_s: mean time of each phase by itself, for a step's groups.
+    capacity_s: time per step of the phase with the most work per slot or rank, if all were always busy. Overlapping
+    steps can be shorter than the longest phase, but in the long run not shorter than this.
+    *_busy: share of the time in which actor slots, ranks and the judge's slots are busy; judge_busy is NaN if the
+    judge has no limit.
     max_lag, mean_lag: steps between the weights of a group's first token and those it trains, of all steps.
-    groups_*, of all steps: unscored (missing data), replaced, sampled again for their age; bad_clips: without a clip.
-    *_lost: actors and learners.  wasted_s: generation, summed over slots, that was thrown away with an actor.
-    learners_lost: a step that was done again takes all the time since the one before it.
+    groups_*: number in all steps that were unscored, replaced, or sampled again because of their age.
+    bad_clips: number of groups without a clip.  actors_lost, learners_lost: numbers of losses; a repeated step takes
+    all the time since the step before it.  wasted_s: generation time, summed over slots, that was lost with an actor.
     """
 
     num_steps: int
@@ -57,16 +57,16 @@ class Report:
 
     @property
     def floor_s(self) -> float:
-        """The longest phase: what a step would take if the others were hidden behind it."""
+        """Return the longest phase, which is the step time if all other phases are hidden."""
         return max(self.generate_s, self.score_s, self.learn_s)
 
 
 def simulate(
     system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
 ) -> Report:
-    """Train for `num_steps` in virtual time. Equal arguments, equal report.
+    """Train for `num_steps` in virtual time and return a report, which is a function of the arguments.
 
-    Raises RuntimeError where the loop trains on a group that is too old, and ScoringFailed as the loop does.
+    Raises RuntimeError if the loop trains on a group that is too old, and ScoringFailed as the loop does.
     """
     return report(*run(system, phases, faults, num_steps=num_steps, seed=seed))
 
@@ -74,11 +74,11 @@ def simulate(
 def run(
     system: System, phases: Phases, faults: Faults = NO_FAULTS, *, num_steps: int = 30, seed: int = 0
 ) -> tuple[SimulatedParts, System, Phases]:
-    """The parts at the end of a run, for `report` and for a closer look."""
+    """Run the loop and return its parts, for `report` and for inspection."""
     start = replace(START, seed=seed)
     parts = SimulatedParts(system, phases, faults, seed, start, num_steps)
     level = collect.log.level
-    collect.log.setLevel(logging.ERROR)  # it warns of every clip that it skips
+    collect.log.setLevel(logging.ERROR)  # it warns about every clip that it skips
     try:
         loop.run(parts, parts.config)
     finally:
@@ -87,7 +87,7 @@ def run(
 
 
 def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
-    """What the moments of a run come to."""
+    """Return the report of a run."""
     start = Moment(at_s=0.0, actors_s=0.0, learner_s=0.0, judge_s=0.0)
     moments = [start, *parts.moments]
     cut = system.max_lag + 1
@@ -128,7 +128,7 @@ def report(parts: SimulatedParts, system: System, phases: Phases) -> Report:
 
 
 def _alone(parts: SimulatedParts, prompt_indices: Sequence[int]) -> tuple[float, ...]:
-    """What generating, scoring and learning take when a step's groups are there at once; their work per server."""
+    """Return the mean times of the phases for a step's groups, each by itself, and their work per server."""
     system = parts.system
     plans = [parts.plan(prompt_index) for prompt_index in prompt_indices]
     generate = [plan.generate_s for plan in plans]
@@ -146,7 +146,7 @@ def _alone(parts: SimulatedParts, prompt_indices: Sequence[int]) -> tuple[float,
 
 
 def makespan(seconds: Sequence[float], count: int) -> float:
-    """When the last of some tasks ends that `count` servers take in order; count 0 serves all at once."""
+    """Return the time at which `count` servers finish tasks that they take in order; count 0 serves all at once."""
     if count == 0 or count >= len(seconds):
         return max(seconds, default=0.0)
     ends = [0.0] * count
@@ -157,7 +157,7 @@ def makespan(seconds: Sequence[float], count: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """Devices divided between actors and learner, and what a step takes then."""
+    """A split of devices between actors and learner, and its step time."""
 
     num_actors: int
     num_ranks: int
@@ -167,9 +167,9 @@ class Division:
 def divisions(
     system: System, phases: Phases, *, num_devices: int, devices_per_actor: int = 1, num_steps: int = 12, seed: int = 0
 ) -> Iterator[Division]:
-    """Every way to give all devices to actors and ranks, one device a rank, that the loop can run.
+    """Yield every feasible split of the devices between actors and ranks, one device per rank.
 
-    What is left of `devices_per_actor` stays unused. The number of ranks divides `system.prompts_per_step`.
+    A remainder of `devices_per_actor` stays unused. The number of ranks divides `system.prompts_per_step`.
     """
     for num_ranks in range(1, num_devices):
         num_actors = (num_devices - num_ranks) // devices_per_actor
@@ -180,7 +180,7 @@ def divisions(
 
 
 def balanced(candidates: Sequence[Division]) -> Division:
-    """The division with the shortest step; of those within 1 %, the one with the fewest actors."""
+    """Return the split with the shortest step; of those within 1 %, the one with the fewest actors."""
     shortest = min(candidate.report.step_s for candidate in candidates)
     good = [candidate for candidate in candidates if candidate.report.step_s <= 1.01 * shortest]
     return min(good, key=lambda candidate: candidate.num_actors)

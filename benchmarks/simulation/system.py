@@ -1,4 +1,4 @@
-"""What a simulated run is made of: how long things take, how many do them, what goes wrong."""
+"""The parameters of a simulated run: times of phases, faults, numbers of workers, and rules."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlsys.config.run import RunConfig, parse
 
 @dataclass(frozen=True, kw_only=True)
 class Phases:
-    """What one group takes in each phase, seconds, in the mean.
+    """The mean seconds of one group in each phase.
 
-    generate_s: in a slot of an actor.  score_s: at the judge, from asking to the verdict.
-    update_s: forward and backward on one rank.  optimizer_s: of a step, all ranks together, on top.
-    sync_s: an actor's, to take new weights.  decode_s: of its clip.
+    generate_s: in a slot of an actor.  score_s: at the judge, from request to verdict.
+    update_s: forward and backward on one rank.  optimizer_s: additional time of a step, for all ranks together.
+    sync_s: for an actor to load new weights.  decode_s: for its clip.
     *_spread: standard deviation of the logarithm; 0 makes all groups equal.
-    straggler_frac: share of groups that generate `straggler_times` as long as they otherwise would.
+    straggler_frac: share of groups that take `straggler_times` as long to generate as they otherwise would.
     """
 
     generate_s: float
@@ -36,13 +36,13 @@ class Phases:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """Shares of all groups that meet each fault.
+    """The shares of groups, or updates, with each fault.
 
-    unscored_frac: the judge fails, so they are missing data.  flat_frac: equal rewards.  bad_clip_frac: no clip.
-    lost_frac: their actor dies under them. All groups that it had are started again elsewhere, and after restart_s it
-    is back with the newest weights.
-    hung_frac: their actor stops under them. Nobody sees it before hung_s are over; then it counts as dead.
-    learner_lost_frac: of updates, a rank dies under them. After learner_restart_s the learner is at its last
+    unscored_frac: the judge fails, so the reward is missing.  flat_frac: equal rewards.  bad_clip_frac: no clip.
+    lost_frac: the actor dies during generation. All its groups are started again elsewhere, and after restart_s it is
+    back with the newest weights.
+    hung_frac: the actor hangs during generation, and counts as dead after hung_s.
+    learner_lost_frac: share of updates in which a rank dies. After learner_restart_s the learner is at its last
     checkpoint.
     """
 
@@ -59,12 +59,12 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Counts and rules. slots: groups that an actor generates at once.  judge_slots: groups judged at once.
+    """The numbers of workers, and the rules of the loop.
 
-    judge_slots, decode_workers: 0 bounds nothing.
-    Groups wait in one queue until an actor has room.
+    slots: groups that an actor generates at once. Groups wait in one queue until an actor has room.
+    judge_slots, decode_workers: groups judged, or clips decoded, at once; 0 means no limit.
     weight_update, decode_ahead: as in the config, sections `pipeline` and `data`.
-    checkpoint_every: steps; where a lost learner resumes.
+    checkpoint_every: number of steps between the checkpoints from which a lost learner resumes.
     """
 
     num_actors: int
@@ -80,7 +80,7 @@ class System:
     checkpoint_every: int = 1
 
     def config(self, num_steps: int, seed: int) -> RunConfig:
-        """The config that the loop runs with."""
+        """Return the config that the loop runs with."""
         tree = {
             "seed": seed,
             "output_dir": "simulated",
@@ -95,7 +95,7 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What one group will take, in seconds, and what will go wrong with it."""
+    """The times of one group, in seconds, and its faults."""
 
     prompt_index: int
     generate_s: float
@@ -107,7 +107,7 @@ class Draw:
 
 
 def draw_group(prompt_index: int, phases: Phases, faults: Faults, seed: int) -> Draw:
-    """Draw the group of a prompt index: a function of seed and index alone, whatever else happens in the run."""
+    """Draw the times and faults of a prompt index, a function of only seed and index."""
     rng = np.random.default_rng([seed, prompt_index])
     generate, score, update = (
         float(np.exp(spread * normal - spread**2 / 2))

@@ -1,4 +1,4 @@
-"""Virtual time, which passes only when a result is awaited: events in order, and futures that run them."""
+"""Virtual time, which passes only when a result is awaited: an event queue, and futures that advance it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.types import ScoredGroup
 
 
 class Events:
-    """What will happen when. now: seconds since the start. Events of one instant happen in the order of planning."""
+    """A queue of future events. now: seconds since the start. Simultaneous events occur in the order of planning."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -21,18 +21,18 @@ class Events:
         self._serial = itertools.count()
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Plan `action`."""
+        """Plan `action` for `seconds` from now."""
         heapq.heappush(self._planned, (self.now + seconds, next(self._serial), action))
 
     def run_until(self, is_done: Callable[[], bool]) -> None:
-        """Let time pass until `is_done`. Raises RuntimeError when nothing is planned that could bring it about."""
+        """Let time pass until `is_done`. Raises RuntimeError if no event is left before that."""
         while not is_done():
             if not self._planned:
                 raise RuntimeError(f"at {self.now:g} s a result is awaited that no event will produce.")
             self._next()
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Let `seconds` pass."""
         stop = self.now + seconds
         while self._planned and self._planned[0][0] <= stop:
             self._next()
@@ -44,7 +44,7 @@ class Events:
 
 
 class VirtualFuture(Future[ScoredGroup]):
-    """A group that is on its way. Asking for the result lets time pass until it is there.
+    """The future of a group, whose `result` lets time pass until the group is there.
 
     arrive: called with the future when its result is requested; it is done when that returns.
     on_cancel: called when the group is no longer wanted.
@@ -55,33 +55,33 @@ class VirtualFuture(Future[ScoredGroup]):
         self._arrive, self._on_cancel = arrive, on_cancel
 
     def cancel(self) -> bool:
-        """See `Future.cancel`: whether it was in time."""
+        """Cancel the group and return whether it was not done yet, see `Future.cancel`."""
         is_in_time = super().cancel()
         if is_in_time:
             self._on_cancel()
         return is_in_time
 
     def result(self, timeout: float | None = None) -> ScoredGroup:
-        """See `Future.result`. Virtual time has no deadlines: `timeout` is for the real clock."""
+        """Return the group, see `Future.result`. `timeout` is ignored, as virtual time has no deadlines."""
         if not self.done():
             self._arrive(self)
         return super().result(timeout)
 
 
 class Meter:
-    """How much was busy for how long."""
+    """A meter of busy time."""
 
     def __init__(self, events: Events) -> None:
         self._events, self._level, self._since, self._total = events, 0, 0.0, 0.0
 
     def change(self, by: int) -> None:
-        """So many more are busy from now on."""
+        """Change the number of busy workers by `by` from now on."""
         self._total, self._since = self.total_s, self._events.now
         self._level += by
 
     @property
     def total_s(self) -> float:
-        """Busy seconds so far, summed over everything that was."""
+        """Return the busy seconds so far, summed over workers."""
         return self._total + self._level * (self._events.now - self._since)
 
 
@@ -92,7 +92,7 @@ class _Task:
 
 
 class Servers:
-    """Equal servers with one queue, first come first served. count: 0 serves all at once."""
+    """Equal servers with one queue, first come first served. count: number of servers; 0 serves all at once."""
 
     def __init__(self, events: Events, count: int) -> None:
         self._events, self._count, self._num_busy = events, count, 0
@@ -100,7 +100,7 @@ class Servers:
         self.busy = Meter(events)
 
     def submit(self, seconds: float, on_done: Callable[[], None]) -> None:
-        """Serve something that takes so long, then call `on_done`."""
+        """Queue a task that takes `seconds`; `on_done` is called at its end."""
         self._waiting.append(_Task(seconds, on_done))
         self._advance()
 

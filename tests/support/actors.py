@@ -1,4 +1,4 @@
-"""Engines for tests, each in a Ray actor of its own: vLLM changes torch's threading for its whole process."""
+"""Engines for tests, each in a Ray actor of its own, because vLLM changes torch's threading for its whole process."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SAMPLING = Sampling(num_samples=4, temperature=1.0, top_p=1.0, max_tokens=12, se
 
 
 class ProbeActor(RolloutActor):
-    """A rollout actor that also answers questions of tests about its engine."""
+    """A rollout actor with further methods by which tests inspect and control its engine."""
 
     async def assume(self, version: WeightVersion) -> None:
-        """Let the engine sample with the checkpoint that it was started from, under this version."""
+        """Make the engine sample with the checkpoint that it was started from, under this version."""
 
         def assume(engine: Any) -> None:
             engine.version = version
@@ -43,7 +43,7 @@ class ProbeActor(RolloutActor):
     async def update_between(
         self, asked: Sequence[GroupRequest], frames: Sequence[np.ndarray], steps: int, *update: Any
     ) -> list[tuple[Rollout, ...]]:
-        """The groups of `asked` (one clip each), which run together; after so many steps comes the update."""
+        """Run groups (one clip each) together, update the weights after `steps` steps, and return the groups."""
 
         def run(engine: Any) -> list[tuple[Rollout, ...]]:
             for index, (request, clip) in enumerate(zip(asked, frames, strict=True)):
@@ -61,7 +61,7 @@ class ProbeActor(RolloutActor):
     async def update_behind(
         self, first: GroupRequest, second: GroupRequest, frames: np.ndarray, *update: Any
     ) -> tuple[Rollout, ...]:
-        """The second group, which begins one step after the first on the same clip; the update comes as that ends."""
+        """Return the second group, which begins one step after the first; the update comes when the first ends."""
 
         def run(engine: Any) -> tuple[Rollout, ...]:
             engine.add("first", first, (frames,))
@@ -78,7 +78,7 @@ class ProbeActor(RolloutActor):
         return await asyncio.wrap_future(self._loop.call(run))
 
     async def forced_logprobs(self, request: GroupRequest, frames: np.ndarray, response: np.ndarray) -> np.ndarray:
-        """f32 [R]: log-probs of a response that is given, read in one go by the weights that the engine holds."""
+        """Return the log-probs of a given response under the engine's weights, f32 [R], in one forward pass."""
 
         def run(engine: Any) -> np.ndarray:
             from vllm import SamplingParams
@@ -102,11 +102,11 @@ class ProbeActor(RolloutActor):
         return await asyncio.wrap_future(self._loop.call(run))
 
     async def set_weight_update(self, weight_update: WeightUpdate) -> None:
-        """As if the actor had been started with it."""
+        """Change `pipeline.weight_update` as if the actor had been started with it."""
         self._loop._weight_update = weight_update
 
     async def cache_sizes(self) -> dict[str, int]:
-        """Entries of each cache: prefix blocks, image features as the scheduler and as the model count them."""
+        """Return the number of entries of each cache: prefix blocks, and image features by scheduler and by model."""
 
         def read(engine: Any) -> dict[str, int]:
             core = engine._engine.engine_core.engine_core
@@ -119,7 +119,7 @@ class ProbeActor(RolloutActor):
         return await asyncio.wrap_future(self._loop.call(read))
 
     async def last_update(self) -> TransferStats:
-        """Size of the last update."""
+        """Return the size of the last update."""
         return await asyncio.wrap_future(self._loop.call(lambda engine: engine.last_update))
 
     async def in_workers(self, function: Any, *args: Any) -> list[Any]:
@@ -153,7 +153,7 @@ class ProbeActor(RolloutActor):
 
 
 def engine_spec(model_path: Path, **changes: Any) -> EngineSpec:
-    """A small engine on one thread for a tiny model."""
+    """Return the spec of a small engine on one thread for a tiny model."""
     spec = EngineSpec(
         model=ModelConfig(path=model_path, dtype="float32", max_model_len=MAX_MODEL_LEN),
         rollout=RolloutConfig(max_num_seqs=64, kv_cache_mib=16),
@@ -163,7 +163,7 @@ def engine_spec(model_path: Path, **changes: Any) -> EngineSpec:
 
 
 def start_probe(spec: EngineSpec) -> Any:
-    """A handle of a ProbeActor, at once; its first answer takes as long as the engine takes to load."""
+    """Start a ProbeActor and return its handle at once; its first answer waits until the engine is loaded."""
     options = {"num_cpus": 0, "max_restarts": 0, "runtime_env": {"env_vars": environment(spec)}}
     return ray.remote(ProbeActor).options(**options).remote(spec)
 
@@ -175,7 +175,7 @@ def prompt_builder(model_path: Path) -> PromptBuilder:
 
 
 class Asker:
-    """Makes prompts about random clips and asks for their rollouts."""
+    """A maker of prompts about random clips, which requests their rollouts."""
 
     def __init__(self, model_path: Path) -> None:
         self._builder = prompt_builder(model_path)
@@ -184,7 +184,7 @@ class Asker:
         self.decode = self._builder.decode
 
     def prompt(self, index: int, *, kind: str = "video", frames: int = 4) -> tuple[PromptItem, Prompt, ClipRef]:
-        """Prompt number `index`: its clip is a function of the number."""
+        """Return prompt number `index`, whose clip is a function of the number."""
         video = VideoSpec(
             uri="", fps=2.0, min_frames=2, max_frames=8, min_pixels=784, max_pixels=3136, total_pixels=31360
         )
@@ -201,13 +201,13 @@ class Asker:
         return item, self._builder.build(item, [clip.info]), clip
 
     def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> ray.ObjectRef:
-        """A reference to the rollouts of prompt `index`, sampled by one actor."""
+        """Request the rollouts of prompt `index` from an actor, and return a reference to them."""
         return actor.generate.remote(*self.request(index, sampling, kind=kind))
 
     def request(
         self, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video", frames: int = 4
     ) -> tuple[GroupRequest, Any]:
-        """What an actor is asked for, and the frames of its clip."""
+        """Return the request for prompt `index`, and the frames of its clip."""
         item, prompt, clip = self.prompt(index, kind=kind, frames=frames)
         request = GroupRequest(
             prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
@@ -216,7 +216,7 @@ class Asker:
 
 
 def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
-    """Noise of 56 x 56 pixels at 2 frames a second."""
+    """Return a clip of noise with 56 x 56 pixels at 2 frames per second."""
     num_frames = frames if kind == "video" else 1
     array = np.random.default_rng(seed).integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
     info = ClipInfo(
@@ -232,13 +232,13 @@ def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
 
 
 def ids_and_logprobs(rollouts: tuple[Rollout, ...]) -> list[tuple[list[int], list[float]]]:
-    """What two samplings must share to be the same, to the last bit."""
+    """Return the ids and log-probs of rollouts, which are equal if two samplings agree to the last bit."""
     return [(rollout.response_ids.tolist(), rollout.response_logprobs.tolist()) for rollout in rollouts]
 
 
 @pytest.fixture(scope="module")
 def actor_cluster() -> Iterator[None]:
-    """A Ray of this module's own, whose workers can also import what lies beside the tests."""
+    """Run a Ray cluster for one test module, whose workers can also import the tests."""
     env.be_quiet()
     import_path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), *([import_path] if import_path else [])])

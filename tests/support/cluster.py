@@ -1,4 +1,4 @@
-"""A Ray cluster of its own process tree, as an operator starts one, for tests that submit jobs."""
+"""A Ray cluster in a process tree of its own, as an operator starts one, for tests that submit jobs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.pace import patience
 
 START_TIMEOUT_S = 120.0  # on the reference machine, see `tests.support.pace`
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines."""
+"""Without this setting Ray replaces 127.0.0.1 by the machine's address in its network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayHead:
-    """dashboard: http://… for jobs.  address: HOST:PORT for drivers.
+    """The addresses of a cluster. dashboard: http://… for jobs.  address: HOST:PORT for drivers.
 
     environment: what a process that talks to the cluster needs. Ray keeps its settings per process,
     and other tests start clusters in this one, so let a subprocess do the talking.
@@ -41,7 +41,7 @@ class RayHead:
 
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[RayHead]:
-    """`ray start --head` on loopback with ports and a folder of its own; ends with its processes and no others."""
+    """Run `ray start --head` on loopback with ports and a folder of its own; end it with its processes only."""
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # short: Ray's sockets go below it
     gcs, dashboard, client, agent = _free_ports(4)
     command = [
@@ -97,7 +97,7 @@ def _wait_until_up(url: str, token: str, process: subprocess.Popen[bytes], log: 
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
-    """End the process and everything that descends from it, each by its own id."""
+    """End the process and all its descendants, each by its id."""
     tree = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.terminate()  # `ray start --block` ends what it started
     try:

@@ -1,4 +1,4 @@
-"""Opens the cluster of the config given as JSON, asks its workers what they see, writes that as one line of JSON."""
+"""Open the cluster of a config given as JSON, and write what its workers see as one line of JSON."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How a test's file is written.
+    """The settings with which a video file is written.
 
     times: when each frame is shown, in frames of `fps`; None: one after the other.
     has_sound: whether a silent track starts at 0, however late the pictures start.

@@ -41,7 +41,7 @@ def make_group(
 
 
 def make_scored(group: RolloutGroup, rewards: Sequence[float], is_valid: Sequence[bool] | None = None) -> ScoredGroup:
-    """A scored group whose one score, `iou`, equals the reward."""
+    """Return a scored group whose only score, `iou`, equals the reward."""
     array = np.array(rewards, np.float32)
     valid = np.ones(len(rewards), bool) if is_valid is None else np.array(is_valid)
     array = np.where(valid, array, np.nan).astype(np.float32)

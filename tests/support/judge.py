@@ -1,4 +1,4 @@
-"""A real language model behind an OpenAI-compatible server, for the judge: tiny, untrained, hence random verdicts."""
+"""A language model behind an OpenAI-compatible server for the judge; it is untrained, so its verdicts are random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ captions, and answers of 1,500 tokens."""
 
 
 class JudgeServer(NamedTuple):
-    """url: as for `reward.judge.urls`.  model: its name.  log: what the server said."""
+    """The judge's server. url: as in `reward.judge.urls`.  model: its name.  log: the server's output."""
 
     url: str
     model: str
@@ -34,7 +34,7 @@ class JudgeServer(NamedTuple):
 
 @pytest.fixture(scope="session")
 def judge_server(bench_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeServer]:
-    """vLLM's own OpenAI server with the benchmark's model on one thread; up after a minute or two."""
+    """Run vLLM's OpenAI server with the benchmark's model on one thread; starting takes a minute or two."""
     log = tmp_path_factory.mktemp("judge_server") / "log.txt"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A small OpenAI-speaking server that answers a judge's questions sensibly, or in any bad way that it is told to.
+"""A small OpenAI-compatible server that answers a judge's questions sensibly, or with scripted faults.
 
     with FaultServer() as server:                 # http://127.0.0.1:PORT/v1 in server.url
         server.script(too_many(retry_after="1"), HANG)   # the next two requests; those after them are answered
@@ -26,7 +26,7 @@ JsonObject = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """How one request is answered; the default is well.
+    """The answer to one request; the default is a sensible one.
 
     message: of an error.  body: the whole HTTP body, instead of a chat completion.  content: the model's text,
     instead of a sensible answer.  drop: elements missing at the end of each list of a sensible answer.
@@ -69,7 +69,7 @@ def error(status: int, message: str = "made to fail") -> Fault:
 
 
 def too_many(retry_after: str | None = None) -> Fault:
-    """429. retry_after: the header, seconds or a date."""
+    """Return a 429 answer. retry_after: the header, seconds or a date."""
     headers = () if retry_after is None else (("Retry-After", retry_after),)
     return Fault(status=429, headers=headers, message="slow down")
 
@@ -80,7 +80,7 @@ def slow(delay_s: float) -> Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A request. number: from 0.  at: second of time.monotonic at which it was there.  tokens: billed for it."""
+    """A request. number: from 0.  at: time.monotonic at its arrival.  tokens: billed for it."""
 
     number: int
     at: float
@@ -96,7 +96,7 @@ class Seen:
 
     @property
     def schema(self) -> JsonObject:
-        """JSON schema that the answer is to have, from the request's parameters or from its prompt."""
+        """JSON schema of the requested answer, from the request's parameters or from its prompt."""
         form = self.body.get("response_format", {})
         if "json_schema" in form:
             return form["json_schema"]["schema"]
@@ -104,7 +104,7 @@ class Seen:
 
 
 def sensible_answer(seen: Seen) -> JsonObject:
-    """An answer in the form of the request's schema.
+    """Return an answer in the form of the request's schema.
 
     A list of texts gets the sentences of the quoted text in <description>. A verdict is the first value of its enum
     when the description holds the statement word for word, else the second; without statements it is the first.
@@ -152,14 +152,14 @@ def _is_held(material: _Material) -> bool:
 
 
 def _quoted(text: str, tag: str) -> list[str]:
-    """The JSON strings, one a line, that stand in a tag."""
+    """Return the JSON strings in a tag, one per line."""
     inside = re.search(rf"<{tag}>\n(.*?)\n</{tag}>", text, re.DOTALL)
     lines = inside.group(1).splitlines() if inside else []
     return [json.loads(line[line.index('"') :]) for line in lines if '"' in line]
 
 
 class FaultServer:
-    """The server; a context manager. Everything that counts is public and may be read from any thread.
+    """The server, a context manager. Its counters are public and may be read from any thread.
 
     answer: of well-answered requests.  delay_s: before each answer.  api_key, model: others are refused as vLLM does.
     has_usage: whether answers say what they cost.  route: the only path that is answered; others get `elsewhere`.
@@ -203,23 +203,23 @@ class FaultServer:
         self._loop.close()
 
     def script(self, *faults: Fault) -> None:
-        """The next requests, in order, are answered so."""
+        """Set the answers to the next requests, in order."""
         self._script.extend(faults)
 
     def start(self) -> None:
-        """Listens, on the port that it had before."""
+        """Start to listen, on the same port as before."""
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     def stop(self) -> None:
-        """Gone: nobody can connect, and open connections end."""
+        """Stop listening and end all connections."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
 
     def most_in(self, window_s: float) -> int:
-        """Most requests that arrived in any stretch of `window_s`."""
+        """Return the largest number of requests that arrived within any `window_s` seconds."""
         return self._most(window_s, [1] * len(self.seen))
 
     def most_tokens_in(self, window_s: float) -> int:
-        """Most tokens of requests that arrived in any stretch of `window_s`."""
+        """Return the largest number of tokens of requests that arrived within any `window_s` seconds."""
         return self._most(window_s, [seen.tokens for seen in self.seen])
 
     def _most(self, window_s: float, weights: list[int]) -> int:
@@ -259,7 +259,7 @@ class FaultServer:
             writer.transport.abort()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answers one request of a connection; False when the connection is over."""
+        """Answer one request of a connection; return False if the connection has ended."""
         seen = self._arrived(*await _read_request(reader))
         self.in_flight += 1
         self.max_concurrency = max(self.max_concurrency, self.in_flight)
@@ -269,7 +269,7 @@ class FaultServer:
             self.in_flight -= 1
 
     async def _stays(self, reader: asyncio.StreamReader, seconds: float | None) -> bool:
-        """Whether the caller is still there after `seconds`; None waits until it is not."""
+        """Return whether the caller is still connected after `seconds`; None waits until it is not."""
         gone = asyncio.ensure_future(
             reader.read(1)
         )  # before its answer a caller sends nothing: this can only be the end
@@ -299,7 +299,7 @@ class FaultServer:
     async def _respond(
         self, seen: Seen, fault: Fault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Whether the connection can be used again."""
+        """Send the answer and return whether the connection can be used again."""
         delay_s = self.delay_s if fault.delay_s is None else fault.delay_s
         if (delay_s or fault.hang) and not await self._stays(reader, None if fault.hang else delay_s):
             return False

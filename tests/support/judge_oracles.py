@@ -1,4 +1,4 @@
-"""Models for the judge's logic that answer by rule, and can be told to fail."""
+"""Models that answer a judge by rules, and can be scripted to fail."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ URL = "http://judge.example/v1"
 
 
 class Oracle:
-    """Events are sentences, and a statement is entailed when the description has the same sentence.
+    """A model for which events are sentences, and a statement is entailed if the description has the same sentence.
 
-    answers: by call, what to say instead, in order; an exception is raised.  wait: what every call waits for.
+    answers: by call, scripted answers in order; an exception is raised.  wait: an event that every call waits for.
     """
 
     def __init__(self) -> None:
@@ -70,13 +70,13 @@ class Oracle:
 
 
 def between(text: str, tag: str) -> str:
-    """What stands in the only element `tag` of the prompt."""
+    """Return the content of the only element `tag` of the prompt."""
     (found,) = re.findall(rf"<{tag}>\n(.*?)\n</{tag}>", text, re.DOTALL)
     return found
 
 
 def quoted_texts(block: str) -> list[str]:
-    """The JSON strings of a block, one a line."""
+    """Return the JSON strings of a block, one per line."""
     return [json.loads(re.sub(r"^\d+\. ", "", line)) for line in block.splitlines() if line]
 
 

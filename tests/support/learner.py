@@ -35,7 +35,7 @@ def make_clip(rng: np.random.Generator, kind: str, num_frames: int = 12, side: i
 
 
 def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: int = 15) -> Prompt:
-    """Vision blocks, then text; temporal step 2 a grid row for videos; next position = largest + 1."""
+    """Return a prompt of vision blocks, then text, with a temporal step of 2 per grid row for videos."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     here = 0
@@ -69,7 +69,7 @@ def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: in
 def make_group(
     rng: np.random.Generator, name: str, kinds: Sequence[str], response_lengths: Sequence[int], num_text: int = 15
 ) -> RolloutGroup:
-    """A group whose media are `kinds` ("video" or "image", () is text only); sampler log-probs are made up."""
+    """Return a group with media of these `kinds` ("video" or "image", () is text only) and random log-probs."""
     clips = tuple(make_clip(rng, kind) for kind in kinds)
     prompt = make_prompt(rng, clips, num_text)
     rollouts = tuple(
@@ -92,7 +92,7 @@ def make_group(
 
 
 def make_batch(rng: np.random.Generator, groups: Sequence[RolloutGroup], objective: str = "grpo") -> TrainBatch:
-    """A batch that trains on every rollout."""
+    """Return a batch that trains on every rollout."""
     sizes = [len(group.rollouts) for group in groups]
     draw = rng.normal if objective == "grpo" else lambda size: np.ones(size)
     return TrainBatch(
@@ -104,7 +104,7 @@ def make_batch(rng: np.random.Generator, groups: Sequence[RolloutGroup], objecti
 
 
 def make_row(group: RolloutGroup) -> Row:
-    """All rollouts of the group, advantages 1, 2, 3..."""
+    """Return a row of all rollouts of the group, with advantages 1, 2, 3..."""
     size = len(group.rollouts)
     return group_row(group, np.arange(1, size + 1, dtype=np.float32), np.ones(size, bool))
 
@@ -120,7 +120,7 @@ def learner_config(**changes: object) -> LearnerConfig:
 
 
 def cost_model(**changes: object) -> CostModel:
-    """The sizes of the demo's model."""
+    """Return a cost model with the sizes of the demo's model."""
     sizes = {
         "layers": 3,
         "hidden": 128,

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's model (0.71 M parameters, seed 0), freshly written. Read-only: copy before changing it."""
+    """Write the demo's model (0.71 M parameters, seed 0). Read-only: copy it before changing it."""
     from rlsys.models.tiny import make_tiny  # imports torch and transformers, seconds that other tests need not pay
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -19,7 +19,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bench_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The benchmark's model (1.55 M parameters, two vision blocks of which one windowed, seed 0)."""
+    """Write the benchmark's model (1.55 M parameters, two vision blocks, one of them windowed, seed 0)."""
     from rlsys.models.tiny import make_tiny
 
     folder = tmp_path_factory.mktemp("models") / "bench"

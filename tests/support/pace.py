@@ -1,4 +1,4 @@
-"""How long to wait on this machine: deadlines of tests scale with one measured number.
+"""Deadlines of tests, which scale with the measured speed of the machine.
 
 A deadline in a test is written in seconds of an idle reference machine (two cores). `patience` turns it into seconds
 of this machine under its present load. A deadline that is never reached costs no time, so it may be generous.
@@ -15,18 +15,18 @@ import pytest
 REFERENCE_S = 0.5
 """Seconds that the probe takes on the reference machine."""
 PROBE = "import numpy; numpy.linalg.svd(numpy.random.default_rng(0).random((200, 200)))"
-"""What tests wait for, in small: a process starts, imports a library, and computes."""
+"""A small example of what tests wait for: a process starts, imports a library, and computes."""
 MEASURE_EVERY_S = 60.0
-"""The load of a machine changes while a test suite runs."""
+"""Seconds between measurements, because the load of a machine changes while a test suite runs."""
 
 
 def patience(seconds: float) -> float:
-    """Return `seconds` of the reference machine in seconds of this one; never fewer."""
+    """Return `seconds` of the reference machine in seconds of this one, but never fewer."""
     return round(seconds * _pace.value, 1)
 
 
 class _Pace:
-    """How many times slower than the reference machine this one is; at least 1."""
+    """The factor by which this machine is slower than the reference machine; at least 1."""
 
     def __init__(self) -> None:
         self._value: float | None = None
@@ -53,7 +53,7 @@ _pace = _Pace()
 
 
 def pytest_runtest_setup() -> None:
-    """Measure anew between tests, never inside one, where it would hold up an event loop."""
+    """Measure between tests, never inside one, where it would block an event loop."""
     _pace.measure_if_old()
 
 

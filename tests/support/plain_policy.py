@@ -1,4 +1,4 @@
-"""What packing is compared with: Hugging Face's own processors and forward pass, one padded sequence per response."""
+"""The reference for packing: Hugging Face's processors and forward pass, with one padded sequence per response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from learner.packing.rows import Row
 
 
 def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
-    """The row's clips through Hugging Face's processors, frames as they are."""
+    """Return the model's vision arguments for the row's clips, by Hugging Face's processors without resizing."""
     videos = [clip.frames for clip in row.clips if clip.info.kind == "video"]
     images = [clip.frames[0] for clip in row.clips if clip.info.kind == "image"]
     found = {}
@@ -27,7 +27,7 @@ def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def plain_logprobs(model: Qwen2_5_VLForConditionalGeneration, row: Row, folder: Path) -> list[torch.Tensor]:
-    """Each response alone behind its prompt, the group padded at the right."""
+    """Return the log-probs of each response, each behind a copy of its prompt and padded on the right."""
     num_prompt = len(row.prompt.prompt_ids)
     width = num_prompt + max(len(response.ids) for response in row.responses)
     size = len(row.responses)

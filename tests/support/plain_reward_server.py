@@ -1,4 +1,4 @@
-"""The rule scorers in a process of their own, without Ray Serve: for runs that are killed and started many times."""
+"""The rule scorers in a process of their own without Ray Serve, for runs that are killed and started many times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reward_servers.server.web import build_app
 
 
 def checksum(response: Response) -> float:
-    """A score in [0, 1] that differs between any two texts, so that an untrained model has something to learn from."""
+    """Return a score in [0, 1] that differs between texts, so that an untrained model has something to learn from."""
     return sum(response.text.encode()) % 11 / 10
 
 
@@ -29,7 +29,7 @@ async def no_status() -> dict[str, Any]:
 
 @contextmanager
 def plain_reward_server() -> Iterator[str]:
-    """Its URL, for `reward.url`."""
+    """Run the server and yield its URL, for `reward.url`."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,4 +1,4 @@
-"""A local Ray cluster for tests of the reward servers on Ray Serve, and captions to judge."""
+"""A local Ray cluster for tests of the reward servers on Ray Serve, and captions for the judge."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.pace import patience
 
 NO_TOKEN = "RLSYS_TEST_NO_TOKEN"
 REFERENCE = "A dog runs. It stops. A man waves."
-"""The fault server calls an event recalled when the caption holds it word for word."""
+"""A reference caption; for the fault server an event is recalled if the caption contains it word for word."""
 
 
 @pytest.fixture(scope="module")
 def serve_cluster() -> Iterator[Path]:
-    """Folder of the logs of a local Ray cluster; what was launched on it ends with the module."""
+    """Run a local Ray cluster for one test module, with everything launched on it, and yield its log folder."""
     temp_dir = tempfile.mkdtemp(prefix="rw", dir="/tmp")  # short: Ray keeps sockets in it
     is_ours = not ray.is_initialized()
     env.be_quiet()  # the cluster's processes inherit it
@@ -48,7 +48,7 @@ def serve_cluster() -> Iterator[Path]:
 
 
 def captions(*texts: str, prompt_id: str = "captions:0", reference: str = REFERENCE) -> RolloutGroup:
-    """A group of responses of the captioning task, one per text."""
+    """Return a group of responses to a captioning prompt, one per text."""
     group = make_group(prompt_id, num_rollouts=len(texts))
     rollouts = tuple(
         dataclasses.replace(rollout, text=f"<think>I look.</think><answer>{text}</answer>")
@@ -61,7 +61,7 @@ def captions(*texts: str, prompt_id: str = "captions:0", reference: str = REFERE
 def score_groups(
     url: str, groups: Sequence[RolloutGroup], token: str | None = None, **reward: object
 ) -> list[ScoredGroup]:
-    """Scores through the real client, all groups at once."""
+    """Score all groups at once through the real client."""
 
     async def ask() -> list[ScoredGroup]:
         client = RewardClient(RewardConfig.model_validate({"timeout_s": patience(30.0), **reward}), url, token)

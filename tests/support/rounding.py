@@ -1,6 +1,6 @@
-"""How far float32 rounding moves a result when its sums are taken in another order, as every processor takes them.
+"""Bounds on the float32 rounding of results whose sums are computed in another order, as it varies by processor.
 
-Bounds follow from the arithmetic and not from what one processor was seen to do. A fault that these tests look for (a
+The bounds follow from the arithmetic, not from observations on one processor. A fault that these tests look for (a
 wrong mask, position, weight or neighbour) moves log-probabilities by 0.01 and more, a thousand times as much.
 """
 

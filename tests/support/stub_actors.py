@@ -17,7 +17,7 @@ from rlsys.weights.version import WeightVersion
 
 
 class StubActor:
-    """Answers at once with rollouts that depend on seed and version; what it does otherwise is in the prompt's id.
+    """An actor that answers at once with rollouts that depend on seed and version; the prompt's id scripts faults.
 
     behaviour: "sound"; "stillborn" fails while it starts; "forgetful" acknowledges another digest; "stuck" hangs when
     it is sent the second version of the weights.
@@ -87,5 +87,5 @@ class StubActor:
 
 
 def start_stub(behaviour: str = "sound") -> ray.actor.ActorHandle:
-    """A handle, at once."""
+    """Start a stub and return its handle at once."""
     return ray.remote(StubActor).options(num_cpus=0, max_restarts=0).remote(behaviour)

@@ -1,4 +1,4 @@
-"""A truth and a right response, without reasoning, for every task of the table."""
+"""A truth and a correct response without reasoning for every task of the table."""
 
 from __future__ import annotations
 

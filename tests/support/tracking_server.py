@@ -1,4 +1,4 @@
-"""A real `mlflow server` on loopback, to be stopped, killed and started again."""
+"""An `mlflow server` on loopback that tests stop, kill and start again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.pace import patience
 
 
 class TrackingServer:
-    """Keeps its database and files in `home`, and its port over restarts. Not started by its making."""
+    """A server that keeps its database and files in `home`, and its port over restarts; `start` starts it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -27,7 +27,7 @@ class TrackingServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns once it answers."""
+        """Start the server and return once it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._home}/server.db"]
         command += ["--artifacts-destination", str(self._home / "files")]
@@ -53,7 +53,7 @@ class TrackingServer:
         raise AssertionError(f"no answer from {self.uri}: {log.read_text()}")
 
     def send_signal(self, number: signal.Signals) -> None:
-        """To all of its processes."""
+        """Send a signal to all of the server's processes."""
         assert self._process is not None
         os.killpg(self._process.pid, number)
 

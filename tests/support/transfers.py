@@ -1,4 +1,4 @@
-"""Weights as tests send and read them."""
+"""Weights, and their transfers, for tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def named(array: np.ndarray) -> NamedTensor:
 
 
 def version_of(tensors: NamedTensors, version: int = 0, kind: Literal["full", "adapter"] = "full") -> WeightVersion:
-    """The version that a tensors truly is."""
+    """Return the version of some tensors, with their digest and manifest."""
     manifest = manifest_of(tensors)
     return WeightVersion(
         version=version,
@@ -35,7 +35,7 @@ def version_of(tensors: NamedTensors, version: int = 0, kind: Literal["full", "a
 
 
 def transfer_of(tensors: NamedTensors, max_bytes: int = 1 << 20) -> WeightTransfer:
-    """The tensors in the object store, in several buckets."""
+    """Put tensors into the object store, in buckets of at most `max_bytes`, and return their transfer."""
     buckets = plan_buckets({name: tensor.data.nbytes for name, tensor in tensors.items()}, max_bytes)
     return WeightTransfer(
         buckets=tuple(bucket_of({name: tensors[name] for name in names}) for names in buckets), timeout_s=patience(30.0)
@@ -48,5 +48,5 @@ def bucket_of(tensors: NamedTensors) -> Bucket:
 
 
 def tensors_of(transfer: WeightTransfer) -> dict[str, NamedTensor]:
-    """All that was shipped."""
+    """Return all tensors of a transfer."""
     return {name: tensor for bucket in transfer.buckets for name, tensor in ray.get(bucket.stored).items()}

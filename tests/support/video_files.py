@@ -1,4 +1,4 @@
-"""Small video files for tests, made by opencv or byte by byte, and the way to the shared real ones."""
+"""Small video files for tests, written by opencv or byte by byte, and access to the shared real ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support.encoding import Encoding, write_video
 from tests.support.paths import REPO
 
 SHARED_DATA = Path(os.environ.get("RLSYS_SHARED_DATA", REPO.parent / "shared" / "data"))
-"""Real data that are not in the repository, and may be absent."""
+"""The folder of real data, which are not in the repository and may be absent."""
 
 
 def shared_data(*parts: str) -> Path:
-    """A file or folder of the shared real data; skips the test where it is absent."""
+    """Return a file or folder of the shared real data; skip the test if it is absent."""
     path = SHARED_DATA.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"{path} is not there; RLSYS_SHARED_DATA names the folder of real data")
@@ -38,7 +38,7 @@ def make_spec(uri: Path | str, **changes: object) -> VideoSpec:
 def make_video(
     path: Path, *, num_frames: int = 60, fps: float = 10.0, size: tuple[int, int] = (48, 64), codec: str = "mp4v"
 ) -> Path:
-    """Frame i of the video is `numbered_frame(i)`. size: (height, width)."""
+    """Write a video whose frame i is `numbered_frame(i)`. size: (height, width)."""
     frames = np.array([numbered_frame(index, size) for index in range(num_frames)], np.uint8).reshape(-1, *size, 3)
     if codec == "VP80":  # opencv cannot write it beside decord, whose libvpx takes the place of its own
         write_video(path, frames, Encoding(codec="libvpx", fps=int(fps), format="webm"))
@@ -48,14 +48,14 @@ def make_video(
 
 
 def numbered_frame(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """u8 [H, W, 3]: the number's eight bits as dark and bright columns; any codec and resizing leaves it legible."""
+    """Return a frame, u8 [H, W, 3], with a number's eight bits as columns, legible after any codec and resizing."""
     bits = np.array([(number >> bit) & 1 for bit in range(8)])
     row = np.repeat(np.where(bits, 220, 30), size[1] // 8)
     return np.broadcast_to(row[None, :, None], (*size, 3)).astype(np.uint8)
 
 
 def frames_shown(frames: np.ndarray) -> list[int]:
-    """The numbers that these frames of `make_video` show."""
+    """Return the numbers that these frames of `make_video` show."""
     columns = frames.mean(axis=(1, 3)).reshape(len(frames), 8, -1).mean(axis=2)
     return [int(((row > 125) << np.arange(8)).sum()) for row in columns]
 
@@ -70,7 +70,7 @@ def make_wave(path: Path) -> Path:
 
 
 def cut(source: Path, target: Path, share: float) -> Path:
-    """The first `share` of a file's bytes."""
+    """Write the first `share` of a file's bytes to another file."""
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * share)])
     return target
@@ -96,7 +96,7 @@ def set_frame_durations(path: Path, durations_s: Sequence[float]) -> None:
 
 
 def move_index_to_front(source: Path, target: Path) -> Path:
-    """What `-movflags faststart` does: moov before mdat, chunk offsets moved along."""
+    """Copy an MP4 with moov before mdat and adjusted chunk offsets, as `-movflags faststart` does."""
     data = source.read_bytes()
     top = [(name, data[start : start + size]) for name, start, size in _boxes(data, 0, len(data), nested=False)]
     moov = bytearray(next(body for name, body in top if name == b"moov"))

@@ -1,6 +1,6 @@
-"""What vLLM itself makes of prompts: run as a process, JSON in, JSON out.
+"""Prompts as vLLM itself processes them; run as a process with JSON in and JSON out.
 
-Its own process, because vLLM changes torch's threading for everything else in a process.
+It is a process of its own, because vLLM changes torch's threading for everything else in a process.
 stdin: {"model", "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "fps"}]}],
 "generate": bool}.  stdout's last line: {"prompts": [{"prompt_ids", "position_ids", "next_position"}],
 "generated": [[id, …], …]}.
@@ -30,7 +30,7 @@ NO_CHANGE = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_fram
 
 
 def medium(spec: dict[str, Any]) -> Any:
-    """Random frames as the engine takes them: a video with metadata, or one image."""
+    """Return random frames in the engine's form: a video with metadata, or one image."""
     frames = np.random.default_rng(0).integers(
         0, 256, (spec["frames"], spec["height"], spec["width"], 3), dtype=np.uint8
     )
@@ -49,20 +49,20 @@ def medium(spec: dict[str, Any]) -> Any:
 
 
 def by_kind(media: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The media of each kind, in prompt order."""
+    """Return the media of each kind, in prompt order."""
     kinds = dict.fromkeys(spec["kind"] for spec in media)
     return {kind: [medium(spec) for spec in media if spec["kind"] == kind] for kind in kinds}
 
 
 @cache
 def processing(model: str, dtype: str) -> tuple[ModelConfig, Any]:
-    """vLLM's processor for a checkpoint, set up as the engine's must be."""
+    """Return vLLM's config and processor for a checkpoint, with the settings that the engine must have."""
     config = ModelConfig(model=model, dtype=dtype, mm_processor_kwargs=NO_CHANGE)
     return config, MULTIMODAL_REGISTRY.create_processor(config)
 
 
 def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Expanded ids and mRoPE positions by vLLM's processor and vLLM's own function; no weights are loaded."""
+    """Return expanded ids and mRoPE positions by vLLM's own functions; no weights are loaded."""
     config, processor = processing(model, prompt["dtype"])
     if prompt["media"]:
         processed = processor(prompt["engine_ids"], processor.info.parse_mm_data(by_kind(prompt["media"])))
@@ -81,7 +81,7 @@ def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
-    """Prompt ids as the engine reports them, then what it sampled."""
+    """Return the prompt ids that the engine reports, and the ids that it sampled."""
     engine = LLM(
         model=model,
         dtype="float32",
