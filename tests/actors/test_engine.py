@@ -1,4 +1,4 @@
-"""Real vLLM engines: reproducible seeds, banned tokens, verified weights, and a pool that loses real actors.
+"""vLLM engines: reproducible seeds, banned tokens, verified weights, and a pool that loses actors.
 
 Two engines serve all tests of this file; the last tests kill them.
 """
@@ -35,7 +35,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """old: an engine started from the tiny model.  new: one from the same model with other weights.
+    """Two engines. old: started from the tiny model.  new: started from the same model with other weights.
 
     Their own weights as parts: `old_tensors`, `new_tensors`.
     """
@@ -60,7 +60,7 @@ def as_tensors(weights: Mapping[str, np.ndarray]) -> dict[str, NamedTensor]:
 
 
 def changed(tensors: NamedTensors, name: str, array: np.ndarray) -> dict[str, NamedTensor]:
-    """The tensors with other values for one tensor, and for the head when that is tied to it."""
+    """Return the tensors with other values for one tensor, and for the head if that is tied to it."""
     names = {name, HEAD} if name == EMBEDDING else {name}
     return {**tensors, **{one: as_tensors({EMBEDDING: array})[HEAD] for one in names}}
 
@@ -102,7 +102,7 @@ def test_generation_before_the_first_acknowledged_weights_is_refused(engines: En
         ray.get(engines.ask.ask(engines.old, 0))
 
 
-def test_weights_that_were_sent_give_exactly_what_a_fresh_engine_gives(engines: Engines) -> None:
+def test_sent_weights_give_exactly_the_rollouts_of_a_fresh_engine(engines: Engines) -> None:
     ask = engines.ask
     load(engines.old, engines.old_tensors, version=1)
     before = ray.get([ask.ask(engines.old, index) for index in range(3)])
@@ -119,7 +119,7 @@ def test_weights_that_were_sent_give_exactly_what_a_fresh_engine_gives(engines: 
 
 
 @pytest.mark.parametrize("part", [("visual.",), (EMBEDDING, HEAD)])
-def test_one_changed_part_is_neither_lost_nor_hidden_by_a_cache(engines: Engines, part: tuple[str, ...]) -> None:
+def test_one_changed_tensor_is_neither_lost_nor_hidden_by_a_cache(engines: Engines, part: tuple[str, ...]) -> None:
     load(engines.old, engines.old_tensors)
     before = ray.get(engines.ask.ask(engines.old, 0))
     mixed = {
@@ -133,7 +133,7 @@ def test_one_changed_part_is_neither_lost_nor_hidden_by_a_cache(engines: Engines
     assert same(after, ray.get(engines.ask.ask(engines.new, 0)))
 
 
-def test_a_seed_gives_the_same_rollouts_alone_in_company_warm_and_on_another_engine(engines: Engines) -> None:
+def test_a_seed_gives_the_same_rollouts_alone_batched_warm_and_on_another_engine(engines: Engines) -> None:
     ask = engines.ask
     load(engines.old, engines.old_tensors)
     load(engines.new, engines.old_tensors)
@@ -171,7 +171,7 @@ def test_a_rollout_reports_the_prompt_the_end_and_the_log_probs_of_its_tokens(en
         assert rollout.text == engines.ask.decode(rollout.response_ids[: rollout.response_ids.size - int(ended)])
 
 
-def test_greedy_takes_the_likeliest_token_whatever_the_seed(engines: Engines) -> None:
+def test_greedy_takes_the_most_likely_token_for_any_seed(engines: Engines) -> None:
     load(engines.old, engines.old_tensors)
     greedy = replace(SAMPLING, temperature=0.0, num_samples=1)
     first, second = ray.get([engines.ask.ask(engines.old, 0, replace(greedy, seed=seed)) for seed in (1, 2)])
@@ -180,7 +180,7 @@ def test_greedy_takes_the_likeliest_token_whatever_the_seed(engines: Engines) ->
     assert first[0].response_logprobs[0] >= max(rollout.response_logprobs[0] for rollout in sampled)
 
 
-def test_banned_tokens_are_never_sampled_even_where_the_model_wants_nothing_else(engines: Engines) -> None:
+def test_banned_tokens_are_never_sampled_even_if_they_have_all_the_probability(engines: Engines) -> None:
     banned = list(engines.ask.banned_token_ids)
     embedding = np.frombuffer(engines.old_tensors[EMBEDDING].data, np.float32).reshape(384, -1).copy()
     first, second = np.random.default_rng(0).standard_normal((2, embedding.shape[1])).astype(np.float32)
@@ -213,12 +213,12 @@ def test_wrong_tensors_are_refused_and_the_engine_keeps_its_weights(engines: Eng
 
 
 def in_parts(*parts: NamedTensors, rendezvous: Rendezvous | None = None) -> WeightTransfer:
-    """Each part in a bucket of its own."""
+    """Return a transfer with each part in a bucket of its own."""
     return WeightTransfer(buckets=tuple(map(bucket_of, parts)), timeout_s=patience(30.0), rendezvous=rendezvous)
 
 
 def split(tensors: NamedTensors) -> tuple[NamedTensors, NamedTensors]:
-    """Vision tower and language model."""
+    """Return the tensors of the vision tower and those of the language model."""
     return tuple(
         {name: tensor for name, tensor in tensors.items() if name.startswith("visual.") == is_tower}
         for is_tower in (True, False)
@@ -229,7 +229,7 @@ def num_bytes(tensors: NamedTensors) -> int:
     return sum(tensor.data.nbytes for tensor in tensors.values())
 
 
-def test_only_buckets_with_something_new_are_taken_and_a_newcomer_takes_all(engines: Engines) -> None:
+def test_only_changed_buckets_are_loaded_and_a_new_engine_loads_all(engines: Engines) -> None:
     (old_tower, _), (_, new_rest) = split(engines.old_tensors), split(engines.new_tensors)
     mixed = {**old_tower, **new_rest}
     load(engines.old, engines.old_tensors)
@@ -252,7 +252,7 @@ def test_only_buckets_with_something_new_are_taken_and_a_newcomer_takes_all(engi
     assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
 
 
-def test_a_broadcast_brings_what_the_store_would(engines: Engines) -> None:
+def test_a_broadcast_delivers_the_same_weights_as_the_store(engines: Engines) -> None:
     load(engines.old, engines.old_tensors)
     load(engines.new, engines.new_tensors)
     before = ray.get(engines.ask.ask(engines.new, 0))
@@ -269,7 +269,7 @@ def test_a_broadcast_brings_what_the_store_would(engines: Engines) -> None:
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
 
 
-def test_an_engine_that_got_half_a_version_samples_nothing_until_it_has_a_whole_one(engines: Engines) -> None:
+def test_an_engine_with_half_a_version_samples_nothing_until_it_has_a_complete_one(engines: Engines) -> None:
     load(engines.old, engines.old_tensors)
     before = ray.get(engines.ask.ask(engines.old, 0))
     tower, version = split(engines.new_tensors)[0], version_of(engines.new_tensors, 7)
@@ -291,7 +291,7 @@ def test_an_engine_that_got_half_a_version_samples_nothing_until_it_has_a_whole_
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
 
 
-def test_an_engine_tells_how_far_it_is_from_other_weights(engines: Engines) -> None:
+def test_an_engine_reports_its_difference_from_other_weights(engines: Engines) -> None:
     load(engines.old, engines.old_tensors)
     name = "model.norm.weight"
     far = np.frombuffer(engines.old_tensors[name].data, np.float32) + 0.5

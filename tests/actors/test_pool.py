@@ -1,4 +1,4 @@
-"""The pool over actors that die, hang, refuse and lie: no group is lost, no failure is endless."""
+"""The pool with actors that die, hang, refuse weights or acknowledge wrong ones: no group is lost, every wait ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pool_of(
     start_timeout_s: float = 60.0,
     max_num_seqs: int | None = None,
 ) -> Iterator[RolloutPool]:
-    """A pool of stubs; replacements behave as `later`. Times are those of the reference machine."""
+    """Run a pool of stubs, whose replacements behave as `later`. Times are those of the reference machine."""
     to_come = dict(enumerate(behaviours))
     pool = RolloutPool(
         lambda slot: start_stub(to_come.pop(slot, later)),
@@ -81,7 +81,7 @@ def publish(pool: RolloutPool, number: int) -> int:
 
 
 class Sender:
-    """Owns what it puts into the object store, as the learner's first rank does."""
+    """A process that owns the objects that it puts into the object store, as the learner's first rank does."""
 
     def put(self) -> list[ray.ObjectRef]:
         return [ray.put(np.zeros(1 << 20, np.uint8))]
@@ -123,7 +123,7 @@ async def gather(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     return await asyncio.gather(*coroutines, return_exceptions=True)
 
 
-def test_groups_are_shared_out_and_come_back_in_sample_order(background: Callable[..., Future[Any]]) -> None:
+def test_groups_are_distributed_and_return_in_sample_order(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound", "sound") as pool:
         assert publish(pool, 3) == 2
         groups = background(gather(*(group(pool, f"slow:0.5{index}") for index in range(6)))).result(patience(60.0))
@@ -176,7 +176,7 @@ def test_a_queue_is_not_a_hang(background: Callable[..., Future[Any]]) -> None:
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
-def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
+def test_a_prompt_that_kills_two_actors_is_quarantined_and_concurrent_prompts_are_not(
     background: Callable[..., Future[Any]],
 ) -> None:
     with pool_of("sound", "sound") as pool:
@@ -193,7 +193,7 @@ def test_a_prompt_that_kills_two_actors_is_quarantined_and_its_company_is_not(
         assert ids(background(group(pool, "next")).result(patience(60.0))) == [[10, 0], [11, 0]]
 
 
-def test_a_killer_on_the_only_actor_takes_neither_its_company_nor_the_place_with_it(
+def test_a_killing_prompt_on_the_only_actor_loses_neither_other_groups_nor_the_slot(
     background: Callable[..., Future[Any]],
 ) -> None:
     with pool_of("sound") as pool:
@@ -205,7 +205,7 @@ def test_a_killer_on_the_only_actor_takes_neither_its_company_nor_the_place_with
         assert pool.counters()["rollout/dead_actors"] == 0
 
 
-def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_in_order(
+def test_an_actor_gets_the_groups_that_fit_and_one_more_and_the_rest_waits_in_order(
     background: Callable[..., Future[Any]],
 ) -> None:
     with pool_of("sound", max_num_seqs=5) as pool:
@@ -221,7 +221,7 @@ def test_an_actor_is_given_what_it_has_room_for_and_one_more_and_the_rest_waits_
         assert pool.counters()["rollout/waiting_groups"] == 0
 
 
-def test_health_is_told_by_counts(background: Callable[..., Future[Any]]) -> None:
+def test_counters_report_health(background: Callable[..., Future[Any]]) -> None:
     def health() -> dict[str, float]:
         return {name: pool.counters()[f"rollout/{name}_actors"] for name in ("healthy", "suspect", "stale", "dead")}
 
@@ -250,7 +250,7 @@ def test_actors_that_hang_over_an_update_are_replaced_together(background: Calla
         assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 1], [11, 1]]
 
 
-def test_a_wait_in_which_nothing_can_happen_any_more_ends(background: Callable[..., Future[Any]]) -> None:
+def test_a_wait_without_possible_progress_ends(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound") as pool:
         publish(pool, 0)
         replicas = pool._replicas
@@ -269,7 +269,7 @@ def test_actors_that_cannot_start_end_the_wait_with_their_own_error(background: 
             background(group(pool, "p")).result(patience(60.0))
 
 
-def test_one_place_that_cannot_start_leaves_the_work_to_the_others(background: Callable[..., Future[Any]]) -> None:
+def test_a_slot_that_cannot_start_leaves_the_work_to_the_others(background: Callable[..., Future[Any]]) -> None:
     behaviours = iter(["sound", *["stillborn"] * 3])
     pool = RolloutPool(
         lambda place: start_stub(next(behaviours)), 2, timeout_s=patience(60.0), start_timeout_s=patience(60.0)
@@ -279,7 +279,7 @@ def test_one_place_that_cannot_start_leaves_the_work_to_the_others(background: C
     pool.shutdown()
 
 
-def test_weights_that_every_actor_refuses_are_the_callers_error_and_the_old_ones_serve_on(
+def test_weights_that_every_actor_refuses_are_an_error_and_the_old_ones_stay_in_use(
     background: Callable[..., Future[Any]],
 ) -> None:
     with pool_of("sound", "sound") as pool:
@@ -309,7 +309,7 @@ def test_an_actor_that_dies_between_updates_is_replaced_by_the_next_update(
         assert all(ids(rollouts) == [[10, 2], [11, 2]] for rollouts in groups)
 
 
-def test_shutting_down_ends_the_processes_and_fails_what_runs(background: Callable[..., Future[Any]]) -> None:
+def test_shutting_down_ends_the_processes_and_fails_running_groups(background: Callable[..., Future[Any]]) -> None:
     with pool_of("sound", "sound") as pool:
         publish(pool, 0)
         processes = [psutil.Process(pid) for pid in _pids_now(pool)]
@@ -332,7 +332,7 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def test_weights_that_went_with_their_sender_cost_no_actor(
+def test_weights_lost_with_their_sender_cost_no_actor(
     background: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
 ) -> None:
     with pool_of("sound", "sound") as pool:
@@ -345,7 +345,7 @@ def test_weights_that_went_with_their_sender_cost_no_actor(
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
-def test_a_newcomer_waits_for_weights_that_can_be_fetched() -> None:
+def test_a_new_replica_waits_for_weights_that_can_be_fetched() -> None:
     with pool_of("sound") as pool:
         with pytest.raises(LearnerLost, match="version 1"):
             pool.load_weights(object_of_a_dead_sender(), version(1))
@@ -353,7 +353,7 @@ def test_a_newcomer_waits_for_weights_that_can_be_fetched() -> None:
         assert pool.counters()["rollout/lost_actors"] == 0
 
 
-def test_when_learner_and_actors_die_while_groups_wait_that_is_told_and_they_wait_on(
+def test_groups_wait_on_and_the_loss_is_reported_when_learner_and_actors_die(
     background: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
 ) -> None:
     with pool_of("sound") as pool:

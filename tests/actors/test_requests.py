@@ -1,4 +1,4 @@
-"""What an engine refuses, and that it says why; no vLLM here."""
+"""Requests that an engine refuses, and the messages that say why, without vLLM."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_clip_without_a_placeholder_is_refused() -> None:
     assert "placeholders [] for clips ['video']" in refusal([1, 2], [clip()])
 
 
-def test_an_image_in_a_videos_place_is_refused() -> None:
+def test_an_image_at_the_placeholder_of_a_video_is_refused() -> None:
     refusal([1, VIDEO_PAD, IMAGE_PAD], [clip("image", (1, 4, 4), 0.0), clip()])
 
 
@@ -128,11 +128,11 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
         ({"seed": 2**63 - 4}, "seed="),
     ],
 )
-def test_sampling_that_vllm_would_take_silently_or_fail_on_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_sampling_that_vllm_would_silently_accept_or_fail_on_is_refused(settings: dict[str, Any], said: str) -> None:
     assert said in refusal([1, 2], [], **settings)
 
 
-def test_threads_are_set_on_cpu_alone_and_the_engine_is_in_its_actors_process_everywhere() -> None:
+def test_threads_are_set_only_on_cpu_and_the_engine_always_runs_in_its_actors_process() -> None:
     spec = EngineSpec(
         model=ModelConfig(path=Path("m")), rollout=RolloutConfig(threads=3), device="cuda", banned_token_ids=()
     )

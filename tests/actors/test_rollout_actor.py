@@ -1,4 +1,4 @@
-"""The engine's thread: order, updates between groups, failures; with an engine that only counts."""
+"""The engine's thread: order, updates between groups, and failures, with an engine that only counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HALF_TAKEN = 99  # a version that is refused when a part of it is loaded
 
 
 class CountingEngine:
-    """Finishes each group after as many steps as its prompt has tokens; writes down what it is told."""
+    """An engine that finishes each group after as many steps as its prompt has tokens, and records its calls."""
 
     def __init__(self) -> None:
         self.steps_left: dict[str, int] = {}
@@ -124,7 +124,7 @@ def version(number: int) -> WeightVersion:
     return WeightVersion(version=number, transport="", num_tensors=0, num_bytes=0, digest="")
 
 
-def test_a_short_group_comes_out_before_a_long_one_that_came_first(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_a_short_group_ends_before_a_long_one_that_was_added_first(engine: CountingEngine, loop: EngineLoop) -> None:
     engine.may_step.clear()
     groups = [loop.generate(request("long", 5), ()), loop.generate(request("short", 1), ())]
     engine.may_step.set()
@@ -132,9 +132,7 @@ def test_a_short_group_comes_out_before_a_long_one_that_came_first(engine: Count
     assert engine.told.index("end short") < engine.told.index("end long")
 
 
-def test_an_update_waits_for_what_runs_and_goes_before_what_has_not_begun(
-    engine: CountingEngine, loop: EngineLoop
-) -> None:
+def test_an_update_waits_for_running_groups_and_precedes_waiting_ones(engine: CountingEngine, loop: EngineLoop) -> None:
     engine.most = 1
     engine.may_step.clear()
     groups = [loop.generate(request("before", 3), ()), loop.generate(request("no room"), ())]
@@ -147,7 +145,7 @@ def test_an_update_waits_for_what_runs_and_goes_before_what_has_not_begun(
     assert engine.told == ["add before", "end before", "load 4", *_both("no room"), *_both("after")]
 
 
-def test_keep_loads_while_groups_run_and_they_go_on(engine: CountingEngine) -> None:
+def test_keep_loads_while_groups_run_and_they_continue(engine: CountingEngine) -> None:
     with _loop(engine, "keep") as loop:
         engine.may_step.clear()
         running = loop.generate(request("running", 3), ())
@@ -160,7 +158,7 @@ def test_keep_loads_while_groups_run_and_they_go_on(engine: CountingEngine) -> N
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("abort", "full"), ("keep", "adapter")])
-def test_groups_that_may_not_go_on_are_ended_by_an_update(
+def test_groups_that_may_not_continue_are_ended_by_an_update(
     engine: CountingEngine, mode: WeightUpdate, kind: Literal["full", "adapter"]
 ) -> None:
     with _loop(engine, mode) as loop:
@@ -176,7 +174,7 @@ def test_groups_that_may_not_go_on_are_ended_by_an_update(
         assert engine.told == ["add running", "abort running", "load 7", *_both("again")]
 
 
-def test_nothing_goes_on_with_weights_of_which_only_a_part_came(engine: CountingEngine) -> None:
+def test_no_group_continues_with_incomplete_weights(engine: CountingEngine) -> None:
     with _loop(engine, "keep") as loop:
         engine.may_step.clear()
         running = loop.generate(request("running", 1000), ())
@@ -189,7 +187,7 @@ def test_nothing_goes_on_with_weights_of_which_only_a_part_came(engine: Counting
             running.result(patience(WAIT_S))
 
 
-def test_a_running_group_that_nobody_awaits_any_more_is_taken_out(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_a_running_group_that_is_no_longer_awaited_is_aborted(engine: CountingEngine, loop: EngineLoop) -> None:
     engine.may_step.clear()
     running = loop.generate(request("running", 1000), ())
     _until_told(engine, "add running")
@@ -237,7 +235,9 @@ def test_when_the_engine_fails_everything_pending_and_later_fails_with_its_error
             future.result(patience(WAIT_S))
 
 
-def test_a_group_that_nobody_awaits_any_more_never_reaches_the_engine(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_a_waiting_group_that_is_no_longer_awaited_never_reaches_the_engine(
+    engine: CountingEngine, loop: EngineLoop
+) -> None:
     engine.may_step.clear()
     running = loop.generate(request("running", 2), ())
     _until_told(engine, "add running")
@@ -253,7 +253,7 @@ def test_a_group_that_nobody_awaits_any_more_never_reaches_the_engine(engine: Co
     assert "add cancelled" not in engine.told
 
 
-def test_stopping_ends_the_engine_and_fails_what_still_runs(engine: CountingEngine, loop: EngineLoop) -> None:
+def test_stopping_ends_the_engine_and_fails_running_groups(engine: CountingEngine, loop: EngineLoop) -> None:
     engine.may_step.clear()
     running = loop.generate(request("endless", 1000), ())
     stopped = loop.stop()

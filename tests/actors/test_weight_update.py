@@ -1,4 +1,4 @@
-"""Weights that change while a real engine generates: what is kept, what is computed anew, and what says so."""
+"""Updates of the weights while an engine generates: kept tokens, recomputed caches, and recorded versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWITCH = 20  # tokens at which the weights change: a block of the prefix cache i
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Two versions of one kind."""
+    """Return two versions of the same kind."""
 
     kind: Literal["full", "adapter"]
     old: NamedTensors
@@ -54,7 +54,7 @@ class Setting:
     model: Path
 
     def run(self, *update: object) -> list[tuple[Rollout, ...]]:
-        """Four groups; the update comes after the token SWITCH - 1."""
+        """Return four groups, with the update after token SWITCH - 1."""
         asked, frames = zip(*(self.ask.request(index, LONG) for index in range(4)), strict=True)
         return ray.get(self.engine.update_between.remote(asked, frames, SWITCH, *update))
 
@@ -91,7 +91,7 @@ def models(model: Path) -> Weights:
 
 
 @pytest.mark.parametrize("make", [adapters, models])  # in this order: whoever got a model takes no adapters
-def test_kept_groups_go_on_under_the_new_weights(setting: Setting, make: Any) -> None:
+def test_kept_groups_continue_under_the_new_weights(setting: Setting, make: Any) -> None:
     weights = make(setting.model)
     ray.get(setting.engine.load_weights.remote(*weights.old_as(1)))
     undisturbed = setting.run()
@@ -110,7 +110,7 @@ def test_kept_groups_go_on_under_the_new_weights(setting: Setting, make: Any) ->
     assert fresh != [ids_and_logprobs(group) for group in changed]
 
 
-def test_a_kept_group_whose_clip_another_one_had_read_reads_it_itself(setting: Setting) -> None:
+def test_a_kept_group_recomputes_a_clip_that_another_group_had_computed(setting: Setting) -> None:
     # vLLM gives its workers no pixels of a clip that the prefix cache covers, and an update empties that cache
     weights = models(setting.model)
     ray.get(setting.engine.load_weights.remote(*weights.old_as(6)))
@@ -125,7 +125,7 @@ def test_a_kept_group_whose_clip_another_one_had_read_reads_it_itself(setting: S
 
 
 def check_switch(setting: Setting, index: int, undisturbed: Rollout, changed: Rollout) -> None:
-    """The old model's tokens before the switch, the new model's log-probs behind it, and versions that say so."""
+    """Check for the old model's tokens before the switch, the new model's log-probs after it, and their versions."""
     size = changed.response_ids.size
     first = min(SWITCH, size)
     assert changed.token_versions.tolist() == [3] * first + [4] * (size - first)

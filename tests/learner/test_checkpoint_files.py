@@ -18,7 +18,7 @@ from rlsys.errors import CheckpointUnsafe
 
 
 class Calls:
-    """Pickled, it is a call of `os.mkdir`."""
+    """An object whose pickle is a call of `os.mkdir`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -36,7 +36,7 @@ def test_a_file_that_names_a_function_is_refused_with_its_name(tmp_path: Path) -
     assert not (tmp_path / "was_here").exists()
 
 
-def test_no_call_of_torch_load_runs_code_whatever_its_caller_says(tmp_path: Path) -> None:
+def test_no_call_of_torch_load_runs_code_regardless_of_its_caller(tmp_path: Path) -> None:
     torch.save(Calls(tmp_path / "was_here"), tmp_path / "a.pt")
     with data_only(), pytest.raises(pickle.UnpicklingError, match="mkdir"):
         torch.load(tmp_path / "a.pt", weights_only=False)
@@ -45,9 +45,7 @@ def test_no_call_of_torch_load_runs_code_whatever_its_caller_says(tmp_path: Path
     assert (tmp_path / "was_here").exists()  # outside it is the caller's business, and the file was a real one
 
 
-def test_what_the_environment_says_of_weights_only_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_does_not_override_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save(Calls(tmp_path / "was_here"), tmp_path / "a.pt")
     with data_only(), pytest.raises(pickle.UnpicklingError):
@@ -71,7 +69,7 @@ def class_of_ours(file: Path) -> None:
 
 
 def code_in_a_later_protocol(file: Path) -> None:
-    """A global that is put together on the stack, which a look at the opcodes alone does not name."""
+    """Return a pickle that composes a global's name on the stack, where the opcodes do not show it."""
     torch.save({"a": 1}, file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a/data.pkl", pickle.dumps(Calls(file.parent / "was_here"), protocol=4))

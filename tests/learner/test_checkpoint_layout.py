@@ -1,4 +1,4 @@
-"""When a checkpoint is resumed as it is, when it is cut anew, and when it does not fit."""
+"""Checkpoints that are resumed unchanged, resharded, or refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def layout(**learner: Any) -> Layout:
     return layout_of(spec, num_ranks=2)
 
 
-def test_what_is_trained_is_part_of_the_layout_in_any_order() -> None:
+def test_trained_parts_belong_to_the_layout_in_any_order() -> None:
     assert layout(zero_stage=2) == SAVED
     assert layout(frozen_parts=("vision_tower", "projector")) == layout(frozen_parts=("projector", "vision_tower"))
     first, second = (layout(lora={"rank": 4, "targets": targets}) for targets in (("q_proj",), ("v_proj",)))
@@ -57,7 +57,9 @@ def test_without_zero_every_rank_has_everything() -> None:
         ({"trained": "LoRA of rank 4 on q_proj"}, "set learner.lora and learner.frozen_parts"),
     ],
 )
-def test_what_the_optimiser_state_does_not_fit_is_refused_with_the_remedy(change: dict[str, Any], said: str) -> None:
+def test_a_config_that_the_optimiser_state_does_not_fit_is_refused_with_the_remedy(
+    change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(CheckpointError, match=said):
         must_reshard(SAVED, replace(SAVED, **change), Path("run"))
 

@@ -1,4 +1,4 @@
-"""Our settings as DeepSpeed's JSON, what may be merged into it and what may not. No DeepSpeed here."""
+"""The config as DeepSpeed's JSON, and the keys that may be merged into it, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_no_bucket_is_larger_than_the_model_or_the_bound() -> None:
     assert settings(num_numbers=10**10)["zero_optimization"]["allgather_bucket_size"] == MAX_BUCKET_NUMBERS
 
 
-def test_offload_moves_what_is_named_and_pins_it_for_a_gpu_alone() -> None:
+def test_offload_moves_the_named_parts_and_pins_them_only_for_a_gpu() -> None:
     zero = settings(zero_stage=3, offload=("optimizer", "parameters"), device="cuda")["zero_optimization"]
     assert zero["offload_optimizer"] == zero["offload_param"] == {"device": "cpu", "pin_memory": True}
     zero = settings(zero_stage=2, offload=("optimizer",))["zero_optimization"]
@@ -111,7 +111,7 @@ def test_keys_beside_ours_are_accepted() -> None:
     assert parse(tree, "run.yaml").learner.deepspeed == raw
 
 
-def test_whatever_we_set_that_is_no_default_is_listed_as_ours() -> None:
+def test_every_key_that_we_set_against_the_default_is_listed_as_ours() -> None:
     tunable = {"reduce_bucket_size", "allgather_bucket_size", "overlap_comm", "contiguous_gradients", "pin_memory"}
     found = settings(zero_stage=3, offload=("optimizer", "parameters"))
     ours = {key for key, _ in flat_items(found) if key.rsplit(".", 1)[-1] not in tunable | {"steps_per_print"}}

@@ -1,4 +1,4 @@
-"""Packed passes against padded sequences: the same numbers, whatever is trained and however the rows are split.
+"""Packed passes against padded sequences: equal numbers for all trained parts and all splits of rows.
 
 The oracle is the unmodified Hugging Face model with Hugging Face's processors, each response alone behind its prompt.
 """
@@ -31,12 +31,12 @@ from tests.support.rounding import GRADIENT, LOGPROB
 LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 WHOLE = 1 << 20
 SPLIT = 48
-"""Tokens of a pass for which most groups are split over passes."""
+"""Number of tokens of a pass at which most groups are split over passes."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a learner may be set up: what it trains, and how it computes that."""
+    """A setup of the learner: its trained parts, and its ways of computing."""
 
     frozen_parts: tuple[str, ...] = ()
     lora: bool = False
@@ -68,7 +68,7 @@ def plain_model(bench_model_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def random_rows(seed: int) -> list[Row]:
-    """A video, an image, several media, text alone, and a second question on the first video."""
+    """Return groups with a video, an image, several media, only text, and a second question on the first video."""
     rng = np.random.default_rng(seed)
     kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
     rows = []
@@ -103,7 +103,7 @@ def make_policy(folder: Path, setting: Setting) -> PackedPolicy:
 def make_oracle(
     plain: Qwen2_5_VLForConditionalGeneration, policy: PackedPolicy, setting: Setting, folder: Path
 ) -> torch.nn.Module:
-    """The plain model, with peft's own wrapping and the policy's adapters for LoRA."""
+    """Return the plain model; for LoRA, wrapped by peft with the policy's adapters."""
     if not setting.lora:
         return plain
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -119,7 +119,7 @@ def make_oracle(
 def packed_results(
     policy: PackedPolicy, rows: Sequence[Row], setting: Setting, folder: Path
 ) -> tuple[dict[Response, torch.Tensor], dict[str, torch.Tensor]]:
-    """Log-probabilities by response and gradients by parameter, over all passes of all ranks."""
+    """Return log-probs by response and gradients by parameter, over all passes of all ranks."""
     layout = read_layout(policy.model, folder)
     plan = plan_passes(rows, setting.num_ranks, setting.budget, read_cost_model(folder, setting.frozen_parts))
     found: dict[Response, torch.Tensor] = {}
@@ -175,7 +175,9 @@ def assert_equal_gradients(found: Mapping[str, torch.Tensor], expected: Mapping[
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_packed_is_padded(name: str, bench_model_dir: Path, plain_model: Qwen2_5_VLForConditionalGeneration) -> None:
+def test_packed_passes_equal_padded_ones(
+    name: str, bench_model_dir: Path, plain_model: Qwen2_5_VLForConditionalGeneration
+) -> None:
     setting = SETTINGS[name]
     rows = random_rows(seed=list(SETTINGS).index(name))
     policy = make_policy(bench_model_dir, setting)

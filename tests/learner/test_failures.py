@@ -1,4 +1,4 @@
-"""Which failures of ranks are losses, and which are errors that would come again."""
+"""Failures of ranks that are losses, and those that are errors of the code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_dead_or_hung_process_is_a_loss_and_an_error_of_the_code_is_not(
     assert type(verdict("update", errors, silent, 5.0)) is expected
 
 
-def test_every_rank_is_heard() -> None:
+def test_every_rank_is_reported() -> None:
     problem = verdict("update", {1: DIED, 0: BROKEN}, (2,), 5.0)
     assert "learner.update: all ranks were stopped, because rank 0: RuntimeError: " in str(problem)
     assert "rank 1: ActorDiedError: " in str(problem)

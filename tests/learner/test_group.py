@@ -1,4 +1,4 @@
-"""Real ranks on a real (small) Ray cluster: DeepSpeed against plain torch, whatever the split."""
+"""Learner ranks on a small Ray cluster: DeepSpeed against plain torch, for any split."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from tests.support.pace import patience
 from tests.support.transfers import tensors_of
 
 TINY_PASS = 64
-"""Padded tokens for which almost every row of these tests needs a pass of its own."""
+"""Number of tokens of a pass at which almost every row of these tests needs a pass of its own."""
 
 
 PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-"""ZeRO-3 would leave parameters as small as these on every rank."""
+"""DeepSpeed settings without which ZeRO-3 would leave such small parameters on every rank."""
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
@@ -59,7 +59,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def groups(cluster: None) -> Iterator[dict[int, LearnerGroup]]:
-    """Learners of one, two and four ranks, to be loaded again and again as in a run of several stages."""
+    """Learners of one, two and four ranks, which are loaded repeatedly as in a run of several stages."""
     launched = {
         n: LearnerGroup.launch(num_ranks=n, device="cpu", threads=1, timeout_s=patience(120.0)) for n in (1, 2, 4)
     }
@@ -92,7 +92,7 @@ def with_learner(spec: LearnerSpec, **changes: object) -> LearnerSpec:
 
 
 def mixed_groups(seed: int = 5) -> list[RolloutGroup]:
-    """Unequal lengths and all kinds of media, so that ranks never hold the same."""
+    """Return groups of unequal lengths and all kinds of media, so that ranks never have equal work."""
     rng = np.random.default_rng(seed)
     kinds = [("video",), (), ("image",), ("image", "video"), ()]
     return [make_group(rng, str(i), kind, rng.integers(1, 9, 3).tolist()) for i, kind in enumerate(kinds)]
@@ -113,7 +113,7 @@ def flat(tensors: Mapping[str, NamedTensor], names: Iterable[str]) -> torch.Tens
 
 
 class PlainRun:
-    """The same updates with torch alone: one process, one pass, AdamW, clipping."""
+    """A run of the same updates with only torch: one process, one pass, AdamW, clipping."""
 
     def __init__(self, spec: LearnerSpec, batches: Sequence[TrainBatch]) -> None:
         policy = PackedPolicy(load_model(spec.model.path, dtype="float32", attention="sdpa"))
@@ -187,7 +187,7 @@ def test_equal_inputs_give_equal_bits(
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_restored_learner_goes_on_bit_for_bit(
+def test_restored_learner_continues_bit_for_bit(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path, zero_stage: int
 ) -> None:
     learner, spec = groups[2], make_spec(tiny_model_dir, zero_stage=zero_stage)
@@ -228,7 +228,7 @@ def test_published_weights_are_the_exported_folder(
     assert version.digest != digest(read_folder(tiny_model_dir))
 
 
-def test_what_is_frozen_is_published_once_until_a_checkpoint_is_restored(
+def test_frozen_parts_are_published_once_until_a_checkpoint_is_restored(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
 ) -> None:
     learner = groups[2]
@@ -253,7 +253,7 @@ def test_what_is_frozen_is_published_once_until_a_checkpoint_is_restored(
     assert set(differences.values()) == {0.0}
 
 
-def test_exported_folder_is_the_policy_for_everyone(
+def test_exported_folder_is_the_policy_for_every_library(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
 ) -> None:
     learner = groups[2]
@@ -321,7 +321,7 @@ def test_on_policy_update_has_ratio_one_and_clips_nothing(
 
 
 def plain_updates(spec: LearnerSpec, batch: TrainBatch) -> tuple[list[float], torch.Tensor]:
-    """The updates that a batch asks for, with torch alone and one learning rate: losses, and all weights afterwards."""
+    """Run a batch's updates with only torch and one learning rate; return the losses and all weights afterwards."""
     policy = PackedPolicy(load_model(spec.model.path, dtype="float32", attention="sdpa"))
     layout, train = read_layout(policy.model, spec.model.path), spec.train
     optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=0.0)
@@ -371,7 +371,7 @@ def test_mini_batches_and_epochs_are_updates_one_after_the_other(
     assert groups[2].update(batches[1])["optim/lr"] == pytest.approx(1e-3 * 0.9)
 
 
-def test_before_a_lone_update_the_learner_s_old_policy_is_itself_and_the_reference_stays(
+def test_before_a_single_update_the_learners_old_policy_is_itself_and_the_reference_stays(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
 ) -> None:
     algorithm = AlgorithmConfig(old_policy="learner", kl_coef=0.1, kl_in="reward")
@@ -414,19 +414,19 @@ def test_bfloat16_trains_and_publishes_bfloat16(
 def updated(
     learner: LearnerGroup, spec: LearnerSpec, batches: Sequence[TrainBatch]
 ) -> tuple[dict[str, NamedTensor], float]:
-    """Weights after an update on each batch, and the norm of the first gradient."""
+    """Return the weights after an update on each batch, and the norm of the first gradient."""
     learner.load(spec)
     norms = [learner.update(batch)["optim/grad_norm"] for batch in batches]
     return weights_of(learner), norms[0]
 
 
 GRADIENT_ROUNDING = 1e-5
-"""Of a gradient's size: sums of thousands of float32 terms in another order, over a network's depth."""
+"""Rounding of a gradient relative to its size, from sums of thousands of float32 terms in another order."""
 ADAMW_EPS = 1e-8
 
 
 def update_rounding(spec: LearnerSpec, num_steps: int) -> float:
-    """How far apart equal updates may end, as a share of their size, when gradients differ by rounding alone.
+    """Return how far equal updates may differ, relative to their size, if gradients differ only by rounding.
 
     A step of AdamW, g / (|g| + eps), has the slope eps / (|g| + eps)^2. Where n gradients of size s lie evenly about 0,
     a rounding error of r s in each moves the step by r sqrt(s / (3 eps)) of its norm (the integral of the squared
@@ -440,7 +440,7 @@ def update_rounding(spec: LearnerSpec, num_steps: int) -> float:
 def relative_difference(
     found: Mapping[str, NamedTensor], wanted: Mapping[str, NamedTensor], start: Mapping[str, NamedTensor]
 ) -> float:
-    """Distance between two ends of an update from `start`, divided by its length."""
+    """Return the distance between two results of an update from `start`, divided by its length."""
     assert found.keys() == wanted.keys() == start.keys()
     ends = (flat(tensors, wanted) for tensors in (found, wanted, start))
     found_end, wanted_end, begin = ends
@@ -450,7 +450,7 @@ def relative_difference(
 def test_1_2_and_4_ranks_at_zero_2_and_3_give_the_same_weights_after_three_updates(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch]
 ) -> None:
-    """However the work is cut, the weights end where one rank alone ends; see `update_rounding` for the bound."""
+    """For any split of the work the weights equal those of one rank; `update_rounding` gives the bound."""
     three = [batches[0], batches[1], batches[0]]
     start = read_folder(tiny_model_dir)
     wanted, norm = updated(groups[1], make_spec(tiny_model_dir, learning_rate=1e-5), three)
@@ -473,7 +473,7 @@ def test_1_2_and_4_ranks_at_zero_2_and_3_give_the_same_weights_after_three_updat
         (3, {"offload": ("optimizer", "parameters")}),
     ],
 )
-def test_whatever_is_trained_two_ranks_do_as_one(
+def test_two_ranks_equal_one_for_all_trained_parts(
     groups: dict[int, LearnerGroup],
     tiny_model_dir: Path,
     batches: list[TrainBatch],
@@ -523,7 +523,7 @@ def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
     resumed: tuple[int, int],
     changes: dict[str, object],
 ) -> None:
-    """The next update is the one that would have been made: had the moments or the rate been lost, it would not be."""
+    """The next update equals that of an uninterrupted run, which needs the moments and the learning rate."""
     specs = [
         with_learner(make_spec(tiny_model_dir, zero_stage=stage, learning_rate=1e-4), **changes)
         for _, stage in (saved, resumed)
@@ -623,14 +623,14 @@ def test_a_rank_that_cannot_import_what_it_needs_is_an_error_and_no_loss(cluster
 
 
 def stub_group(behaviours: Sequence[str], timeout_s: float) -> LearnerGroup:
-    """Ranks with faults that real ones cannot be made to have on demand."""
+    """Ranks with faults that real ones cannot be made to show on command."""
 
     class Stub:  # in here, so that it is sent by value: workers cannot import this module
         def __init__(self, behaviour: str) -> None:
             self._behaviour = behaviour
 
         def prepare(self) -> None:
-            """Nothing is needed."""
+            """Do nothing."""
 
         def where(self) -> tuple[str, str]:
             return "node", "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Real ranks that are killed, stopped, run out of disk or miss their frames: what is told, and who lives on."""
+"""Learner ranks that are killed, stopped, run out of disk or lack frames: the errors, and the surviving ranks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def launch(tiny_model_dir: Path) -> LearnerGroup:
 
 @pytest.fixture(scope="module")
 def ranks(actor_cluster: None, tiny_model_dir: Path) -> Iterator[LearnerGroup]:
-    """Two ranks at ZeRO-3, which every test here leaves alive."""
+    """Start two ranks at ZeRO-3, which every test here leaves alive."""
     group = launch(tiny_model_dir)
     yield group
     group.shutdown()
@@ -64,7 +64,7 @@ def batch_of(seed: int, *, by_reference: bool = False) -> TrainBatch:
 
 
 def of_a_dead_process() -> ray.ObjectRef:
-    """A reference whose object went with the process that had put it."""
+    """Return a reference to an object that was lost with the process that had put it."""
 
     class Holder:  # in here, so that it is sent by value
         def put(self) -> list[ray.ObjectRef]:
@@ -95,7 +95,7 @@ def pids(group: LearnerGroup) -> list[int]:
         LAYOUT_FILE,
     ],
 )
-def test_a_disk_that_is_full_on_one_rank_is_told_by_all_and_they_live_on(
+def test_a_full_disk_on_one_rank_is_an_error_on_all_and_they_continue(
     ranks: LearnerGroup, full: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "full" / full
@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_on_one_rank_is_told_by_all_and_they_live_on(
     assert ranks.publish(0)[1].digest == digest
 
 
-def test_an_export_that_does_not_fit_leaves_no_rank_at_its_gathers(ranks: LearnerGroup, tmp_path: Path) -> None:
+def test_an_export_that_does_not_fit_leaves_no_rank_waiting(ranks: LearnerGroup, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.safetensors").symlink_to("/dev/full")
     with pytest.raises(NotWritten, match="No space left"):
@@ -118,7 +118,7 @@ def test_an_export_that_does_not_fit_leaves_no_rank_at_its_gathers(ranks: Learne
     assert ranks.export(tmp_path / "sound") == ranks.publish(0)[1].digest
 
 
-def test_frames_that_are_gone_are_named_before_any_rank_computes(ranks: LearnerGroup, tmp_path: Path) -> None:
+def test_lost_frames_are_named_before_any_rank_computes(ranks: LearnerGroup, tmp_path: Path) -> None:
     before = ranks.publish(0)[1].digest
     gone = of_a_dead_process()
     batch = batch_of(2, by_reference=True)
@@ -132,7 +132,7 @@ def test_frames_that_are_gone_are_named_before_any_rank_computes(ranks: LearnerG
     ranks.update(batch_of(2))
 
 
-def test_a_rank_that_is_killed_in_an_update_is_a_loss_whatever_the_others_say(
+def test_a_rank_killed_in_an_update_is_a_loss_despite_the_errors_of_others(
     actor_cluster: None, tiny_model_dir: Path
 ) -> None:
     group = launch(tiny_model_dir)

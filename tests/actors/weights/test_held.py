@@ -115,7 +115,7 @@ def test_a_fingerprint_changes_with_every_bit_and_with_the_order(dtype: torch.dt
     assert of(tensor) == before
 
 
-def test_an_adapter_that_was_not_taken_is_found() -> None:
+def test_an_adapter_that_was_not_loaded_is_found() -> None:
     fused = torch.nn.Module()
     # [adapters, 1, rank that there is room for, inputs] and [adapters, 1, outputs, rank], for q, k and v
     fused.lora_a_stacked = tuple(torch.zeros(1, 1, 8, 4) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Which buckets go GPU to GPU, and what vLLM is told of them; nothing here has a GPU."""
+"""The buckets that are sent GPU to GPU, and their description for vLLM, without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bucket(*names: str) -> Bucket:
     return Bucket(names=names, num_bytes=1, stored=None)
 
 
-def test_buckets_that_share_a_module_go_together() -> None:
+def test_buckets_that_share_a_module_are_loaded_together() -> None:
     first = bucket("model.norm.weight", f"{ATTENTION}k_proj.weight")
     second = bucket(f"{ATTENTION}q_proj.weight", f"{ATTENTION}o_proj.weight")
     third = bucket(f"{ATTENTION}o_proj.bias")

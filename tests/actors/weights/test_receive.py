@@ -1,4 +1,4 @@
-"""Which buckets an engine takes, and that nothing unchecked reaches it; no vLLM here."""
+"""The buckets that an engine needs, and their checks, without vLLM."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def spoilt(part: NamedTensors) -> dict[str, NamedTensor]:
     return {name: replace(tensor, data=tensor.data + 1) for name, tensor in part.items()}
 
 
-def test_a_fused_projection_is_loaded_whole_or_not_at_all() -> None:
+def test_a_fused_projection_is_loaded_completely_or_not_at_all() -> None:
     names = [f"{ATTENTION}{kind}_proj.{leaf}" for kind in "qkvo" for leaf in ("weight", "bias")]
     held = {name: named(np.zeros(2, np.float32)) for name in names}
     after = {**held, f"{ATTENTION}k_proj.bias": named(np.ones(2, np.float32))}
@@ -52,7 +52,7 @@ def test_a_fused_projection_is_loaded_whole_or_not_at_all() -> None:
     assert changed_names(manifests[0], manifests[0], engine_module) == set()
 
 
-def test_only_buckets_with_something_new_are_fetched() -> None:
+def test_only_buckets_with_changed_tensors_are_fetched() -> None:
     transfer = transfer_of(*PARTS)
     stats = TransferStats()
     buckets = holding(transfer.buckets, {"w1"})
@@ -61,7 +61,7 @@ def test_only_buckets_with_something_new_are_fetched() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, 2])
-def test_a_bad_bucket_is_found_before_the_first_is_handed_on(bad: int) -> None:
+def test_a_bad_bucket_is_found_before_the_first_is_passed_on(bad: int) -> None:
     parts = [spoilt(part) if index == bad else part for index, part in enumerate(PARTS)]
     transfer = transfer_of(*parts)
     parts = receive(transfer, transfer.buckets, VERSION, TransferStats())
@@ -70,7 +70,7 @@ def test_a_bad_bucket_is_found_before_the_first_is_handed_on(bad: int) -> None:
 
 
 def broadcast(parts: tuple[NamedTensors, ...], stored: tuple[NamedTensors, ...]) -> tuple[list[str], TransferStats]:
-    """What arrives when `parts` are broadcast and `stored` lie in the store; the third broadcast fails."""
+    """Return the tensors received if `parts` are broadcast, of which the third fails, and `stored` are in the store."""
     plain = transfer_of(*stored)
     sender = BroadcastSender("127.0.0.1", 1, 10.0)
     transfer = replace(plain, rendezvous=sender.rendezvous)
@@ -91,18 +91,18 @@ def broadcast(parts: tuple[NamedTensors, ...], stored: tuple[NamedTensors, ...])
         return taken.result(), stats
 
 
-def test_what_a_broadcast_did_not_bring_comes_from_the_store() -> None:
+def test_buckets_that_a_broadcast_lost_come_from_the_store() -> None:
     names, stats = broadcast(PARTS[:2], PARTS)
     assert names == ["w0", "w1", "w2"]
     assert (stats.broadcast_bytes, stats.stored_bytes) == (32, 16)
 
 
-def test_what_a_broadcast_spoilt_comes_from_the_store() -> None:
+def test_buckets_that_a_broadcast_damaged_come_from_the_store() -> None:
     names, stats = broadcast((PARTS[0], spoilt(PARTS[1]), PARTS[2]), PARTS)
     assert names == ["w0", "w2", "w1"]
     assert (stats.broadcast_bytes, stats.stored_bytes) == (32, 16)
 
 
-def test_what_neither_brings_is_refused() -> None:
+def test_buckets_that_neither_source_has_are_refused() -> None:
     with pytest.raises(WeightsRefused, match="w2: its digest is"):
         broadcast(PARTS[:2], (*PARTS[:2], spoilt(PARTS[2])))

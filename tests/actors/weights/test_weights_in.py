@@ -1,4 +1,4 @@
-"""A tensors is checked to the last byte before it may touch an engine; no vLLM here."""
+"""Tensors are checked to the last byte before they reach an engine; without vLLM."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def version_of(tensors: Mapping[str, NamedTensor]) -> WeightVersion:
 
 
 def check_sent(sent: Mapping[str, NamedTensor], version: WeightVersion, expected: Expected) -> None:
-    """What an engine does with a transfer of one bucket."""
+    """Check a transfer of one bucket as an engine does."""
     bucket = Bucket(names=tuple(sent), num_bytes=0, stored=None)
     check_manifest(version, expected, WeightTransfer(buckets=(bucket,), timeout_s=1.0))
     if problems := bucket_problems(sent, bucket.names, version.manifest):
@@ -80,7 +80,7 @@ def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path) -> None:
     assert {name: spec.shape for name, spec in expected.specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
 
 
-def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
         expected_weights(tmp_path, "float32")
 
@@ -163,7 +163,9 @@ def test_bfloat16_travels_as_its_bytes() -> None:
         ("lm_head.weight", "lm_head.weight", "language_model.lm_head.weight"),
     ],
 )
-def test_both_styles_of_checkpoint_names_lead_to_one_parameter(old_style: str, new_style: str, parameter: str) -> None:
+def test_both_styles_of_checkpoint_names_map_to_the_same_parameter(
+    old_style: str, new_style: str, parameter: str
+) -> None:
     assert engine_name(old_style) == engine_name(new_style) == parameter
 
 

@@ -1,4 +1,4 @@
-"""Corrections for the sampler's log-probabilities, and how far the two policies are apart, by hand."""
+"""Corrections for the sampler's log-probs, and metrics of the mismatch, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_truncated_importance_sampling_cuts_off_above() -> None:
     assert not found.is_masked.any()
 
 
-def test_icepop_leaves_tokens_outside_the_bounds_out() -> None:
+def test_icepop_masks_tokens_outside_the_bounds() -> None:
     found = masked(LOG_RATIO, low=0.4, high=2.5)
     torch.testing.assert_close(found.factor, torch.tensor([0.0, 0.5, 1.0, 2.0, 0.0]))
     assert found.is_masked.tolist() == [True, False, False, False, True]
 
 
-def test_sequence_mask_leaves_out_responses_by_their_geometric_mean() -> None:
+def test_sequence_mask_drops_responses_by_their_geometric_mean() -> None:
     # geometric means: sqrt(0.25 x 0.5), and cbrt(1 x 2 x 4) = 2
     index = torch.tensor([0, 0, 1, 1, 1])
     found = sequence_masked(LOG_RATIO, index, 2, low=0.3, high=1.9)
@@ -59,7 +59,7 @@ def test_mismatch_by_hand() -> None:
     assert not any(values.requires_grad for values in found.values())
 
 
-def test_the_estimate_of_the_kl_is_right_on_average_over_the_sampler_s_tokens() -> None:
+def test_the_estimate_of_the_kl_is_unbiased_over_the_samplers_tokens() -> None:
     sampler, learner = torch.tensor([0.1, 0.2, 0.7]), torch.tensor([0.3, 0.3, 0.4])
     estimate = (sampler * mismatch(learner.log(), sampler.log())["policy/sampler_kl"]).sum()
     torch.testing.assert_close(estimate, (sampler * (sampler / learner).log()).sum())

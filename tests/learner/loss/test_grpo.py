@@ -13,7 +13,7 @@ Outcome = tuple[float, float, bool, bool, bool]
 
 
 def outcome(found: Surrogate, logprob: torch.Tensor) -> Outcome:
-    """Loss, its gradient by the log-probability, and which bounds are active: low, high, dual."""
+    """Return the loss, its gradient by the log-prob, and the active bounds: low, high, dual."""
     found.loss.sum().backward()
     bounds = (found.is_clipped_low, found.is_clipped_high, found.is_dual_clipped)
     return found.loss.item(), logprob.grad.item(), *(bound.item() for bound in bounds)

@@ -1,4 +1,4 @@
-"""KL estimates by hand, and what their gradients are on average over a distribution's own samples."""
+"""KL estimates by hand, and their mean gradients over samples of the distribution."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_kl_by_hand(estimator: str, double: float, half: float) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_k1_and_k3_are_the_kl_on_average(estimator: str) -> None:
+def test_k1_and_k3_are_unbiased(estimator: str) -> None:
     estimate = (POLICY * kl_estimate(POLICY.log(), REFERENCE.log(), estimator)).sum()
     torch.testing.assert_close(estimate, (POLICY * (POLICY / REFERENCE).log()).sum())
 
@@ -38,7 +38,7 @@ def test_k3_is_never_negative() -> None:
 
 
 def mean_gradient(estimator: str) -> torch.Tensor:
-    """Of the estimate as a loss, by the logits, over the policy's own tokens."""
+    """Return the mean gradient of the estimate as a loss, by the logits, over the policy's own tokens."""
     logits = POLICY.log().requires_grad_()
     logprobs = logits.log_softmax(0)
     (POLICY * kl_estimate(logprobs, REFERENCE.log(), estimator)).sum().backward()
@@ -59,11 +59,11 @@ def test_k2_as_a_loss_has_the_gradient_of_the_kl() -> None:
     torch.testing.assert_close(mean_gradient("k2"), exact_gradient("reverse"))
 
 
-def test_k3_as_a_loss_has_the_gradient_of_the_kl_the_other_way_round() -> None:
+def test_k3_as_a_loss_has_the_gradient_of_the_reverse_kl() -> None:
     torch.testing.assert_close(mean_gradient("k3"), exact_gradient("forward"))
 
 
-def test_k1_as_a_loss_pulls_nowhere() -> None:
+def test_k1_as_a_loss_has_no_gradient_on_average() -> None:
     torch.testing.assert_close(mean_gradient("k1"), torch.zeros(3).double())
 
 

@@ -71,7 +71,7 @@ def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
 
 
 class MemoryMeter(TorchDispatchMode):
-    """Bytes of all tensors made since it was entered: alive now, and at most."""
+    """A counter of the bytes of tensors created since it was entered: alive now, and at most."""
 
     def __init__(self) -> None:
         super().__init__()

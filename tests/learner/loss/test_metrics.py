@@ -7,14 +7,14 @@ from rlsys.tracking.metrics import MetricNames
 
 
 def stats_of(num_tokens: int, **values: float) -> RankStats:
-    """A double underscore stands for a slash."""
+    """Return stats with these metrics; a double underscore in a name stands for a slash."""
     stats = RankStats(num_tokens=num_tokens)
     for name, value in values.items():
         stats.add(name.replace("__", "/"), value)
     return stats
 
 
-def test_token_means_count_every_token_once_whatever_rank_had_it() -> None:
+def test_token_means_count_every_token_once_on_any_rank() -> None:
     one, three = stats_of(1, policy__entropy=4.0), stats_of(3, policy__entropy=1.0 + 1.0 + 2.0)
     assert combine([[one, three]]) == {"policy/entropy": 2.0, "optim/updates": 1.0}
 
@@ -40,7 +40,7 @@ def test_weighted_losses_of_ranks_add_up_to_the_loss() -> None:
     assert combine([[stats_of(2, loss__total=0.5), stats_of(1, loss__total=0.25)]])["loss/total"] == 0.75
 
 
-def test_updates_of_a_batch_come_together() -> None:
+def test_updates_of_a_batch_are_combined() -> None:
     first = [
         stats_of(2, policy__entropy=3.0, loss__total=1.0, perf__learner_tokens=10),
         stats_of(1, policy__entropy=3.0, loss__total=2.0, perf__learner_tokens=5),
@@ -61,7 +61,7 @@ def test_updates_of_a_batch_come_together() -> None:
     }
 
 
-def test_effective_samples_by_hand_whatever_the_split() -> None:
+def test_effective_samples_by_hand_for_any_split() -> None:
     # ratios 1, 1 and 2: (1 + 1 + 2)^2 / (3 x (1 + 1 + 4))
     names = ("policy/sampler_ratio/mean", "policy/sampler_ratio_squared/mean")
     for ranks in ([(1, 1, 2)], [(1,), (1, 2)], [(2, 1, 1), ()]):
@@ -86,9 +86,9 @@ def test_learner_and_sampler_are_compared_before_any_update() -> None:
     assert found["policy/entropy"] == 2.0
 
 
-def test_every_sum_says_how_updates_come_together() -> None:
+def test_every_sum_has_a_reduction_over_updates() -> None:
     assert {name for name, reduction in REDUCTIONS.items() if reduction == "sum"} <= set(OVER_UPDATES)
 
 
-def test_the_names_are_names_of_metrics_and_none_is_a_folder_of_another() -> None:
+def test_names_are_metric_names_and_none_is_a_prefix_folder_of_another() -> None:
     MetricNames().add([*REDUCTIONS, "policy/effective_sample_frac", "optim/updates"])

@@ -39,7 +39,7 @@ PROMPT = Prompt(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Toy:
-    """Responses to one prompt under a softmax policy with logits of its own for every token; all f64."""
+    """Responses to one prompt under a softmax policy with separate logits for every token, all f64."""
 
     responses: tuple[Response, ...]
     logits: tuple[torch.Tensor, ...]
@@ -51,7 +51,7 @@ class Toy:
 
 
 def make_toy(lengths: Sequence[int] = (3, 1, 5, 2), seed: int = 0, spread: float = 0.3, old: bool = False) -> Toy:
-    """spread: how far sampler, old policy and reference are from the policy, in nats."""
+    """Return a random case. spread: distance of sampler, old policy and reference from the policy, in nats."""
     rng = np.random.default_rng(seed)
     logits = tuple(torch.from_numpy(rng.normal(size=(n, VOCABULARY))).requires_grad_() for n in lengths)
     ids = [rng.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths]
@@ -73,7 +73,7 @@ def make_toy(lengths: Sequence[int] = (3, 1, 5, 2), seed: int = 0, spread: float
 
 
 def pack_toy(toy: Toy, algorithm: AlgorithmConfig, order: Sequence[int] | None = None) -> list[PackedBatch]:
-    """One pass with all responses, or with `order` a pass for each."""
+    """Return one pass with all responses, or with `order` one pass for each."""
     row = Row(prompt_id="toy", prompt=PROMPT, clips=(), responses=toy.responses)
     responses = weighted([row], algorithm.loss_mean, MAX_TOKENS)[0].responses
     passes = [responses] if order is None else [(responses[index],) for index in order]
@@ -216,7 +216,7 @@ def test_for_responses_of_one_token_gspo_is_grpo(loss_mean: str) -> None:
     torch.testing.assert_close(gradient(toy, losses[0]), gradient(toy, losses[1]), rtol=1e-12, atol=0)
 
 
-def test_gspo_with_the_mean_over_sequences_is_the_paper_s_objective() -> None:
+def test_gspo_with_the_mean_over_sequences_is_the_objective_of_the_paper() -> None:
     toy = make_toy()
     loss, _ = total(toy, AlgorithmConfig(ratio="sequence", loss_mean="sequence", clip_low=0.99, clip_high=99))
     ratios = [
@@ -236,14 +236,14 @@ def test_without_mismatch_a_correction_changes_nothing(method: str) -> None:
     assert not parts["policy/correction_capped_frac"].any() and not parts["policy/correction_masked_frac"].any()
 
 
-def test_in_the_first_update_with_the_learner_s_old_policy_the_ratio_is_one() -> None:
+def test_the_ratio_is_one_in_the_first_update_with_the_learners_old_policy() -> None:
     _, parts = total(make_toy(), AlgorithmConfig(old_policy="learner", ratio="token"))
     assert (parts["policy/ratio/max"] == 1).all()
     assert (parts["policy/sampler_ratio/mean"] != 1).all()
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[9], VARIANTS[34], VARIANTS[41], VARIANTS[70]])
-def test_passes_add_up_and_the_order_of_responses_is_of_no_account(variant: dict[str, object]) -> None:
+def test_passes_add_up_and_the_order_of_responses_does_not_matter(variant: dict[str, object]) -> None:
     algorithm, toy = AlgorithmConfig(**variant), make_toy(seed=3)
     loss, parts = total(toy, algorithm)
     order = [2, 0, 3, 1]
@@ -265,7 +265,7 @@ def rank_stats(parts: dict[str, torch.Tensor]) -> RankStats:
     return stats
 
 
-def test_the_parts_say_what_was_done() -> None:
+def test_the_parts_explain_the_loss() -> None:
     algorithm = AlgorithmConfig(
         old_policy="learner", sampler_correction="icepop", correction_low=0.8, correction_high=1.2, kl_coef=0.1
     )
@@ -294,7 +294,7 @@ def test_the_parts_say_what_was_done() -> None:
     assert parts["loss/total"].sum().item() == pytest.approx((parts["loss/policy"] + parts["loss/kl"]).sum().item())
 
 
-def test_the_supervised_loss_takes_no_notice_of_the_algorithm() -> None:
+def test_the_supervised_loss_ignores_the_algorithm() -> None:
     toy = make_toy()
     (batch,) = pack_toy(toy, AlgorithmConfig())
     logprobs = torch.cat([toy.logprobs(index) for index in range(len(toy.responses))])

@@ -69,7 +69,7 @@ def run(train: TrainConfig, steps: int) -> tuple[torch.optim.AdamW, BatchSchedul
 
 
 def restored(train: TrainConfig, optimizer: torch.optim.AdamW, schedule: BatchSchedule) -> dict[str, Any]:
-    """The settings of a new optimizer that took over the state of another, in DeepSpeed's order."""
+    """Return the settings of a new optimizer that loaded the state of another, in DeepSpeed's order."""
     new_optimizer, new_schedule = run(train, 0)
     new_schedule.load_state_dict(schedule.state_dict())
     new_optimizer.load_state_dict(optimizer.state_dict())
@@ -84,7 +84,7 @@ def test_an_unchanged_config_is_restored_to_the_last_bit() -> None:
     assert {name: value for name, value in restored(train, optimizer, schedule).items() if name != "params"} == before
 
 
-def test_what_the_config_changed_takes_effect_on_a_resume() -> None:
+def test_changes_of_the_config_take_effect_on_a_resume() -> None:
     optimizer, schedule = run(train_config(num_steps=8, schedule="linear", learning_rate=1e-3), 4)
     changed = {"learning_rate": 2e-5, "betas": (0.8, 0.99), "weight_decay": 0.25, "num_steps": 16}
     group = restored(train_config(schedule="linear", **changed), optimizer, schedule)

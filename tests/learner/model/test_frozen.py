@@ -1,4 +1,4 @@
-"""Frozen parts: what is trained, and how often the vision tower looks at a clip."""
+"""Frozen parts: trained parameters, and the number of times that the vision tower computes a clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.rounding import LOGPROB
 
 BOTH = ("vision_tower", "projector")
 BLANK = 4
-"""Patches of the blank image that keeps ranks in step."""
+"""Number of patches of the blank image that keeps ranks synchronised."""
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def packed(policy: PackedPolicy, folder: Path, *rows: Row) -> PackedBatch:
 
 
 def count_patches(policy: PackedPolicy) -> list[int]:
-    """Filled with the patches of every call of the tower from now on."""
+    """Return a list to which every call of the tower appends its number of patches."""
     seen: list[int] = []
     policy.model.model.visual.register_forward_pre_hook(lambda module, arguments: seen.append(len(arguments[0])))
     return seen
 
 
 def rows() -> tuple[Row, Row, Row]:
-    """A video of 6 x 4 x 4 patches, an image of 4 x 4, and text alone."""
+    """Return rows with a video of 6 x 4 x 4 patches, an image of 4 x 4, and only text."""
     rng = np.random.default_rng(0)
     return tuple(
         make_row(make_group(rng, str(i), kinds, [5, 3])) for i, kinds in enumerate([("video",), ("image",), ()])

@@ -1,4 +1,4 @@
-"""The forms of attention over a packed sequence against a softmax over all tokens with the mask written out."""
+"""The forms of attention over a packed sequence, against a softmax over all tokens with an explicit mask."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = st.lists(
 
 
 def make_mask(shapes: Sequence[Shape]) -> PackedMask:
-    """One row for each (prompt tokens, tokens of each response)."""
+    """Return one row for each (prompt tokens, tokens of each response)."""
     rows: list[RowSpan] = []
     for prompt, responses in shapes:
         rows.append(RowSpan(start=rows[-1].stop if rows else 0, prompt=prompt, responses=tuple(responses)))
@@ -35,7 +35,7 @@ def make_mask(shapes: Sequence[Shape]) -> PackedMask:
 
 
 def written_out(shapes: Sequence[Shape]) -> torch.Tensor:
-    """bool [L, L]."""
+    """Return the explicit mask, bool [L, L]."""
     tokens = torch.tensor(
         [
             (row, part)
@@ -55,7 +55,7 @@ def by_softmax(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen
 
 
 def make_inputs(length: int) -> list[torch.Tensor]:
-    """Query, key and value, laid out as a layer hands them over."""
+    """Return random query, key and value in the layout that a layer passes."""
     torch.manual_seed(0)
     return [torch.randn(1, length, n, HEAD_DIM).requires_grad_() for n in (HEADS, KEY_HEADS, KEY_HEADS)]
 
@@ -97,7 +97,7 @@ def test_blocks_by_hand() -> None:
 
 
 class LargestArray(TorchDispatchMode):
-    """Numbers in the largest tensor made since it was entered."""
+    """A record of the size of the largest tensor created since it was entered."""
 
     largest = 0
 
@@ -108,7 +108,7 @@ class LargestArray(TorchDispatchMode):
         return made
 
 
-def test_nothing_of_all_tokens_by_all_tokens_is_ever_made() -> None:
+def test_no_tensor_of_all_tokens_by_all_tokens_is_created() -> None:
     mask = make_mask([(400, [50] * 8), (300, [20] * 8)])
     leaves = make_inputs(mask.length)
     with LargestArray() as meter:

@@ -32,7 +32,7 @@ def test_the_first_epoch_is_in_order_and_later_ones_are_shuffled_by_the_seed(bat
     assert plan != plan_updates(batch, algorithm, seed=2)
 
 
-def test_a_mini_batch_without_a_trained_token_is_left_out(batch: TrainBatch) -> None:
+def test_a_mini_batch_without_a_trained_token_is_skipped(batch: TrainBatch) -> None:
     is_trained = tuple(np.full(2, index not in (2, 3)) for index in range(6))
     plan = plan_updates(replace(batch, is_trained=is_trained), AlgorithmConfig(mini_batches=3), seed=0)
     assert plan == [[0, 1], [4, 5]]
@@ -45,7 +45,7 @@ def test_a_supervised_batch_is_one_update(batch: TrainBatch) -> None:
     assert plan_updates(replace(batch, objective="nll"), algorithm, seed=0) == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_a_part_has_its_groups_with_what_belongs_to_them(batch: TrainBatch) -> None:
+def test_a_part_has_its_groups_with_their_advantages_and_masks(batch: TrainBatch) -> None:
     part = part_of(batch, [4, 1])
     assert [group.item.prompt_id for group in part.groups] == ["4", "1"]
     assert part.advantages == (batch.advantages[4], batch.advantages[1])

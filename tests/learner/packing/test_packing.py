@@ -1,4 +1,4 @@
-"""Packed rows against the plain model: one padded sequence per response, Hugging Face's own forward and processors."""
+"""Packed rows against Hugging Face's processors and forward pass, with one padded sequence per response."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_pixel_format_of_the_published_layout(tmp_path: Path, tiny_model_dir: Pa
     assert read_pixel_format(tmp_path) == read_pixel_format(tiny_model_dir)
 
 
-def test_a_folder_without_processor_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_processor_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no processor_config.json or preprocessor_config.json"):
         read_pixel_format(tmp_path)
 

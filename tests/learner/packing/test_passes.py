@@ -18,7 +18,7 @@ SHAPES = st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(0, 40), min
 
 
 def text_rows(shapes: Sequence[tuple[int, Sequence[int]]]) -> list[Row]:
-    """One row for each (prompt tokens, tokens of each response)."""
+    """Return one row for each (prompt tokens, tokens of each response)."""
     rng = np.random.default_rng(0)
     return [make_row(make_group(rng, str(i), (), sizes, num_text=prompt)) for i, (prompt, sizes) in enumerate(shapes)]
 
@@ -50,9 +50,7 @@ def test_every_response_is_computed_once_within_the_budget_and_ranks_make_equal_
 
 @settings(max_examples=40, deadline=None)
 @given(SHAPES, st.integers(1, 4))
-def test_no_rank_has_more_than_another_by_more_than_its_costliest_row(
-    shapes: list[tuple[int, list[int]]], num_ranks: int
-) -> None:
+def test_ranks_differ_by_at_most_the_costliest_row(shapes: list[tuple[int, list[int]]], num_ranks: int) -> None:
     rows = text_rows(shapes)
     loads = [
         sum(COST.row(row) for computed in passes for row in computed)
@@ -97,7 +95,7 @@ def test_a_group_over_the_budget_repeats_its_prompt() -> None:
     assert {id(response) for part in parts for response in part.responses} == set(map(id, row.responses))
 
 
-def test_a_response_over_the_budget_goes_alone() -> None:
+def test_a_response_over_the_budget_has_a_pass_of_its_own() -> None:
     (row,) = text_rows([(40, [100, 5])])
     assert [[len(response.ids) for response in part.responses] for part in split_row(row, 60)] == [[100], [5]]
 

@@ -1,4 +1,4 @@
-"""What one rank publishes: in which planned, how often, and how much of the model is whole at once."""
+"""The publication of one rank: its buckets, how often each is stored, and how much is gathered at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exported(model: Qwen2_5_VLForConditionalGeneration) -> dict[str, ExportedTen
 
 
 class Store:
-    """Keeps copies, as the object store does."""
+    """A store that keeps copies, as the object store does."""
 
     def __init__(self) -> None:
         self.put_bytes: list[int] = []
@@ -44,7 +44,7 @@ class Store:
         return {name: NamedTensor(spec=tensor.spec, data=tensor.data.copy()) for name, tensor in tensors.items()}
 
 
-def test_buckets_hold_everything_once_and_frozen_parts_apart(exported: dict[str, ExportedTensor]) -> None:
+def test_buckets_hold_every_tensor_once_with_frozen_parts_apart(exported: dict[str, ExportedTensor]) -> None:
     planned = plan_export(exported, MAX_BYTES)
     names = [name for bucket in planned for name in bucket.exported]
     assert sorted(names) == sorted(exported)

@@ -1,4 +1,4 @@
-"""Tensors into files one by one, read back by the library itself."""
+"""Tensors written into files one by one, and read back by the safetensors library."""
 
 from __future__ import annotations
 

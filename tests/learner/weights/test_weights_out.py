@@ -1,4 +1,4 @@
-"""Weights on their way out, in one process: how much is whole at once, and that everyone can read the folders."""
+"""Export of weights in one process: how much is gathered at once, and folders that libraries can read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 
 
 class CountingGather:
-    """Opens parameters as DeepSpeed would, and notes the most bytes that were open at once."""
+    """A gather that opens parameters as DeepSpeed does, and records the most bytes open at once."""
 
     def __init__(self) -> None:
         self.open_bytes = self.most_bytes = 0
@@ -55,7 +55,7 @@ def everything_at_hand(parameters: Sequence[nn.Parameter]) -> nullcontext[None]:
 
 
 def adapted(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, dict[str, str]]:
-    """The model with adapters that change it, and its checkpoint names."""
+    """Return the model with adapters that change it, and its checkpoint names."""
     model = load_model(folder, dtype="float32", attention="sdpa")
     names = checkpoint_names(model)
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_without_its_adapters_the_model_is_the_one_that_it_started_from(
     assert not any("visual" in name for name in trained)
 
 
-def test_an_unknown_target_is_named_with_those_that_there_are(tiny_model_dir: Path) -> None:
+def test_an_unknown_target_is_named_with_the_available_ones(tiny_model_dir: Path) -> None:
     model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
-    with pytest.raises(ConfigError, match="qkv are no linear layers.*it has down_proj, gate_proj"):
+    with pytest.raises(ConfigError, match="qkv are not linear layers.*it has down_proj, gate_proj"):
         add_adapters(model, LoraConfig(rank=2, targets=("q_proj", "qkv")))

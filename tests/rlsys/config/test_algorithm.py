@@ -1,4 +1,4 @@
-"""Every combination of variants either is a config or is refused by name."""
+"""Combinations of variants, each of which is accepted or refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_pair_of_choices_is_accepted_or_refused_by_the_names_of_its_fields
             check({**first, one: values[0], other: values[1]})
 
 
-def test_every_combination_of_what_excludes_each_other_is_accepted_or_refused() -> None:
+def test_every_combination_of_exclusive_choices_is_accepted_or_refused() -> None:
     names = ("advantage", "policy_loss", "ratio", "dual_clip", "old_policy", "sampler_correction", "kl_in", "kl_coef")
     first = {name: choices[0] for name, choices in CHOICES.items()}
     for values in itertools.product(*(CHOICES[name] for name in names)):

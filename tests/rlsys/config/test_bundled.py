@@ -1,4 +1,4 @@
-"""The configs that come with the package, by name."""
+"""The configs that the package contains, by name."""
 
 from __future__ import annotations
 
@@ -29,16 +29,14 @@ def test_a_bundled_config_is_found_from_an_empty_folder(
     assert load(Path(path)).tracking.experiment == "rlsys-demo"
 
 
-def test_a_file_of_ones_own_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_at_the_path_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.yaml").write_text("output_dir: mine\nmodel: {path: m}\n")
     assert load(Path("demo.yaml")).output_dir == Path("mine")
 
 
 @pytest.mark.parametrize("path", ["my/demo.yaml", "dmo.yaml", "../configs/demo.yaml", "judge"])
-def test_a_path_that_is_not_there_lists_the_bundled_ones(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_path_lists_the_bundled_configs(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"no such config file.*charades_sta\.yaml, demo\.yaml"):
         load(Path(path))

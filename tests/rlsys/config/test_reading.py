@@ -1,4 +1,4 @@
-"""Traps of YAML and of hand-written configs: each is read as meant, or refused with the remedy."""
+"""Pitfalls of YAML and of hand-written configs, each of which is read as intended or refused with the remedy."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_trap_is_an_error_with_its_place(tmp_path: Path, text: str, says: str)
         ("'~'", "~"),
     ],
 )
-def test_plain_values_are_what_a_reader_takes_them_for(tmp_path: Path, text: str, value: object) -> None:
+def test_plain_values_have_their_obvious_meaning(tmp_path: Path, text: str, value: object) -> None:
     assert tree_of(tmp_path, f"a: {text}\n") == {"a": value}
 
 
@@ -110,7 +110,7 @@ def test_anchors_and_merged_mappings_still_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["lists", "mappings", "merges"])
 def test_an_alias_bomb_is_refused_by_its_size(tmp_path: Path, kind: str) -> None:
-    """Eleven levels of nine: 3e10 values. Counting is linear in the 100 that are written; unfolding takes hours."""
+    """Eleven levels of nine aliases are 3e10 values. Counting visits the 100 written ones; expanding takes hours."""
     first = {"lists": "[x, y]", "mappings": "{x: 1, y: 2}", "merges": "{x: 1, y: 2}"}[kind]
     lines = [f"a0: &a0 {first}"]
     for level in range(1, 12):
@@ -207,7 +207,7 @@ def test_a_number_sign_on_the_command_line_is_no_comment(override: str, value: o
         ("a.b={c: 1, c: 2}", "given twice"),
     ],
 )
-def test_an_override_that_cannot_be_meant_is_refused(override: str, says: str) -> None:
+def test_a_senseless_override_is_refused(override: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         apply_override({}, override)
     assert says in str(error.value)

@@ -29,7 +29,7 @@ def test_charades_config_has_the_settings_of_the_paper() -> None:
     assert (config.train.prompts_per_step, config.data.fps) == (16, 2.0)
 
 
-def test_overrides_are_yaml_values_laid_over_the_file(minimal: Path) -> None:
+def test_overrides_are_yaml_values_merged_into_the_file(minimal: Path) -> None:
     config = load(minimal, ["train.num_steps=7", "train.betas=[0.9, 0.95]", "reward.url=http://host:1", "seed=3"])
     assert (config.train.num_steps, config.train.betas, config.reward.url, config.seed) == (
         7,

@@ -1,4 +1,4 @@
-"""The demo's own decisions; the run itself is `make demo`."""
+"""The decisions of the demo; the run itself is `make demo`."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_bytes_and_a_larger_set_begins_with_the_sma
 
 
 def colour_area(frame: np.ndarray, colour: str) -> float:
-    """Share of pixels nearer to `colour` than to the grey ground and the other colours."""
+    """Return the share of pixels that are closer to `colour` than to the grey background and the other colours."""
     names = list(COLOURS)
     palette = np.array([COLOURS[name] for name in names] + [[level] * 3 for level in (96, 120, 145)])
     nearest = np.linalg.norm(frame[:, :, None].astype(float) - palette, axis=3).argmin(axis=2)
@@ -92,7 +92,7 @@ def test_shapes_differ_in_how_much_of_their_box_they_fill(items: tuple[PromptIte
     assert np.mean(fill["triangle"]) < 0.64
 
 
-def test_demonstrations_are_right_and_a_share_is_malformed_in_two_ways(items: tuple[PromptItem, ...]) -> None:
+def test_demonstrations_are_correct_and_a_share_is_malformed_in_two_ways(items: tuple[PromptItem, ...]) -> None:
     item = items[0]
     rng = np.random.default_rng(0)
     right = demonstration_text(item, rng, 0.0)
@@ -126,6 +126,6 @@ def test_questions_of_other_data_have_no_demonstration(items: tuple[PromptItem, 
         ({"num_clips": 0}, "num_clips=0"),
     ],
 )
-def test_knobs_that_would_break_the_annotations_are_refused(tmp_path: Path, knob: dict, message: str) -> None:
+def test_arguments_that_would_break_the_annotations_are_refused(tmp_path: Path, knob: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_dataset(tmp_path, **({"num_clips": 1, "seed": 0} | knob))

@@ -63,7 +63,7 @@ def items(rows: list[dict[str, Any]], task: str) -> list[PromptItem]:
 
 
 def in_colour(frame: np.ndarray, colour: str) -> np.ndarray:
-    """bool [H, W]: pixels nearer to `colour` than to the grey ground and the other colours."""
+    """Return the pixels that are closer to `colour` than to the grey background and other colours, bool [H, W]."""
     names = list(COLOURS)
     palette = np.array([COLOURS[name] for name in names] + [[level] * 3 for level in (96, 120, 145)])
     nearest = np.linalg.norm(frame[:, :, None].astype(float) - palette, axis=3).argmin(axis=2)
@@ -76,7 +76,9 @@ def frames_of(drawn: SyntheticSet, row: dict[str, Any]) -> np.ndarray:
     return clip.frames
 
 
-def test_every_clip_has_one_row_of_each_task_and_rows_are_routed_by_what_they_carry(rows: list[dict[str, Any]]) -> None:
+def test_every_clip_has_one_row_of_each_task_and_rows_are_routed_by_their_annotations(
+    rows: list[dict[str, Any]],
+) -> None:
     assert len(rows) == NUM_CLIPS * len(ROWS)
     carried = {
         "temporal_grounding": {"clue"},
@@ -165,7 +167,7 @@ def test_the_file_is_routed_by_its_annotations_without_a_dirty_row(
 
 
 def test_sentences_of_different_captions_are_far_apart_for_the_embedding_judge() -> None:
-    """The demo's threshold is 0.85: anything below is another event, and a paraphrase is not."""
+    """Sentences of different captions are below the demo's threshold of 0.85, so they are different events."""
     right = [f"Something {colour} {verb}." for colour in COLOURS for verb in ("moves", "appears")]
     vectors = SentenceEmbedder().embed([*right, *(text.replace("moves", "is moving") for text in right[::2])])
     similarity = vectors[: len(right)] @ vectors.T
@@ -181,7 +183,7 @@ def test_standing_still_and_the_mean_box_are_poor_answers_to_tracking(rows: list
     assert constant < 0.2
 
 
-def test_right_demonstrations_are_in_the_asked_form_and_score_full_marks(rows: list[dict[str, Any]]) -> None:
+def test_correct_demonstrations_have_the_correct_format_and_full_scores(rows: list[dict[str, Any]]) -> None:
     rng = np.random.default_rng(0)
     for task in ROWS:
         for row, item in zip(by_task(rows, task), items(rows, task), strict=True):
@@ -221,7 +223,7 @@ def test_grounding_demonstrations_are_those_of_the_grounding_demo(rows: list[dic
 
 
 def test_the_grounding_set_is_drawn_byte_for_byte_as_before(tmp_path: Path) -> None:
-    """The published numbers of the grounding demo hold for these clips and annotations alone."""
+    """The published numbers of the grounding demo are those of exactly these clips and annotations."""
     found = draw_dataset(tmp_path, num_clips=3, seed=1000)
     digest = hashlib.sha256(found.annotations.read_bytes()).hexdigest()
     assert digest == "275ad17a99096f9f7802564baaaa5cae43a31b97620722185bd39ff20d373350"
@@ -248,6 +250,8 @@ def test_questions_of_other_data_have_no_demonstration(task: str, question: str,
 @pytest.mark.parametrize(
     ("knob", "message"), [({"num_clips": 0}, "num_clips=0"), ({"source_fps": (5,)}, "even numbers")]
 )
-def test_knobs_that_would_break_the_annotations_are_refused(tmp_path: Path, knob: dict[str, Any], message: str) -> None:
+def test_arguments_that_would_break_the_annotations_are_refused(
+    tmp_path: Path, knob: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         draw_mixture(tmp_path, **({"num_clips": 1, "seed": 0} | knob))

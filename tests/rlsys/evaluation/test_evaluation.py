@@ -66,7 +66,7 @@ def test_shuffling_gives_every_question_another_video_and_keeps_its_true_answer(
 
 def test_an_evaluation_answers_all_prompts_with_a_bounded_number_in_flight() -> None:
     class Source:
-        """A source whose groups are made when their result is awaited."""
+        """A source whose groups are created when their result is awaited."""
 
         def __init__(self) -> None:
             self.in_flight = self.most = 0
@@ -94,7 +94,7 @@ def test_an_evaluation_answers_all_prompts_with_a_bounded_number_in_flight() -> 
     assert source.most == 12
 
 
-def test_an_evaluation_whose_groups_cannot_come_ends_with_the_reason_and_cancels_them() -> None:
+def test_an_evaluation_whose_groups_cannot_arrive_ends_with_the_reason_and_cancels_them() -> None:
     class Silent:
         def __init__(self) -> None:
             self.started: list[Future[ScoredGroup]] = []
@@ -144,7 +144,7 @@ def test_unusable_rows_are_skipped_in_an_evaluation_and_counted(caplog: pytest.L
         evaluate(WithBadRows(BAD), [items[0], items[2]], parse(CONFIG, source="test"))
 
 
-def test_a_bad_clip_stops_an_evaluation_where_the_config_says_so() -> None:
+def test_a_bad_clip_stops_an_evaluation_if_the_config_says_so() -> None:
     config = parse({**CONFIG, "data": {"on_bad_clip": "stop"}}, source="test")
     with pytest.raises(ClipError, match="a.mp4"):
         evaluate(WithBadRows(BAD), [make_item("file:1"), make_item("file:0")], config)

@@ -66,13 +66,13 @@ class InMemoryParts:
         self.prefetched.append(prompt_index)
 
     def check(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def keep(self, step: int, collected: Collected) -> None:
         self.kept.append((step, collected.prompt_indices))
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
-        """The sampler's own, which are -1, but for the first response of each group, which is less likely by 0.1."""
+        """Return the sampler's log-probs, which are -1, lowered by 0.1 for the first response of each group."""
         self.num_reference_passes += 1
         return [[np.full(3, -1.1 if index == 0 else -1.0, np.float32) for index in range(4)] for _ in groups]
 
@@ -89,7 +89,7 @@ class InMemoryParts:
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
-def test_every_draw_is_trained_on_once_and_in_order_whatever_the_lag(max_lag: int) -> None:
+def test_every_prompt_is_trained_on_once_and_in_order_at_any_lag(max_lag: int) -> None:
     parts = InMemoryParts()
     end = loop.train(parts, config(max_lag=max_lag), START)
     assert [name for step in parts.trained for name in step] == [f"file:{prompt_index}" for prompt_index in range(20)]
@@ -119,7 +119,7 @@ def test_a_rollout_that_is_too_old_stops_the_run() -> None:
         loop.train(parts, config(), START)
 
 
-def test_a_row_with_an_unusable_clip_is_left_out_counted_and_replaced() -> None:
+def test_a_row_with_an_unusable_clip_is_skipped_counted_and_replaced() -> None:
     parts = InMemoryParts(bad_prompts=frozenset({1, 2, 7}))
     end = loop.train(parts, config(num_steps=2), START)
     assert parts.trained == [["file:0", "file:3", "file:4", "file:5"], ["file:6", "file:8", "file:9", "file:10"]]
@@ -132,7 +132,7 @@ def test_an_unusable_clip_stops_the_run_when_the_config_says_so() -> None:
         loop.train(InMemoryParts(bad_prompts=frozenset({1})), config(on_bad_clip="stop"), START)
 
 
-def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
+def test_a_resumed_run_continues_with_the_first_untrained_prompt() -> None:
     first = InMemoryParts()
     middle = loop.train(first, config(max_lag=2, num_steps=2), START)
     second = InMemoryParts()
@@ -142,7 +142,7 @@ def test_a_resumed_run_draws_what_the_first_had_not_trained_on() -> None:
     assert first.trained + second.trained == whole.trained
 
 
-def test_groups_without_spread_are_replaced_by_the_next_draws_and_counted() -> None:
+def test_groups_without_spread_are_replaced_by_the_next_prompts_and_counted() -> None:
     parts = InMemoryParts(flat_prompts=frozenset({1, 4, 9}))
     end = loop.train(parts, config(num_steps=2, max_extra_groups=3), START)
     assert parts.trained == [["file:0", "file:2", "file:3", "file:5"], ["file:6", "file:7", "file:8", "file:10"]]
@@ -169,7 +169,7 @@ def test_without_dynamic_sampling_no_group_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 3])
-def test_replacing_groups_and_leaving_out_clips_admits_no_rollout_that_is_too_old(max_lag: int) -> None:
+def test_replacing_groups_and_skipping_clips_admits_no_rollout_that_is_too_old(max_lag: int) -> None:
     rng = np.random.default_rng(max_lag)
     flat, bad = (frozenset(rng.choice(60, 12, replace=False).tolist()) for _ in range(2))
     parts = InMemoryParts(bad_prompts=bad, flat_prompts=flat)
@@ -201,7 +201,7 @@ def test_a_resumed_run_replaces_what_the_whole_run_would_have(max_lag: int) -> N
     assert first.trained + second.trained == whole.trained
 
 
-def test_kl_in_the_reward_is_taken_off_before_advantages_and_not_off_the_records() -> None:
+def test_kl_is_subtracted_from_rewards_before_advantages_and_not_in_the_records() -> None:
     parts = InMemoryParts()
     loop.train(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", kl_estimator="k1", advantage="dr_grpo"), START)
     (step,) = parts.steps
@@ -213,7 +213,7 @@ def test_kl_in_the_reward_is_taken_off_before_advantages_and_not_off_the_records
     assert set(step.seconds) == {"collect", "reference", "update", "sync"}
 
 
-def test_the_reference_is_asked_only_for_a_kl_in_the_reward() -> None:
+def test_the_reference_is_computed_only_for_a_kl_in_the_reward() -> None:
     parts = InMemoryParts()
     loop.train(parts, config(num_steps=1, kl_coef=0.5), START)
     assert parts.num_reference_passes == 0
@@ -279,7 +279,7 @@ class FailingRun(InMemoryParts):
         return super().update(batch)
 
     def load_learner(self) -> RunState:
-        """The newest state that was recorded."""
+        """Return the newest recorded state."""
         return self.steps[-1].state if self.steps else START
 
     def begin(self, state: RunState) -> None:
@@ -294,7 +294,7 @@ class FailingRun(InMemoryParts):
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
-def test_a_step_whose_learner_is_lost_is_done_again_with_the_groups_that_are_there(max_lag: int) -> None:
+def test_a_step_whose_learner_is_lost_is_repeated_with_the_same_groups(max_lag: int) -> None:
     settings, whole = config(max_lag=max_lag), InMemoryParts()
     parts = FailingRun([1, 3, 6], settings)
     end = loop.run(parts, settings)
@@ -307,7 +307,7 @@ def test_a_step_whose_learner_is_lost_is_done_again_with_the_groups_that_are_the
 
 
 @pytest.mark.parametrize("lost_in", ["load_learner", "begin", "publish", "finish"])
-def test_a_learner_that_is_lost_anywhere_comes_back_by_the_same_way(lost_in: str) -> None:
+def test_a_learner_lost_in_any_phase_recovers_in_the_same_way(lost_in: str) -> None:
     class Once(FailingRun):
         def __getattribute__(self, name: str) -> object:
             if name == lost_in and not object.__getattribute__(self, "num_lost"):
@@ -324,7 +324,7 @@ def test_a_learner_that_is_lost_anywhere_comes_back_by_the_same_way(lost_in: str
 
 
 @pytest.mark.parametrize("max_lag", [0, 1])
-def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_lag: int) -> None:
+def test_rolling_back_several_steps_samples_again_what_is_too_old_or_too_new(max_lag: int) -> None:
     class GoesFarBack(FailingRun):
         def load_learner(self) -> RunState:
             if not self.num_lost:
@@ -343,11 +343,11 @@ def test_going_back_several_steps_samples_again_what_is_too_old_or_too_new(max_l
     assert 0 <= min(lags) <= max(lags) <= max_lag
 
 
-def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_missed_and_they_are_used(
+def test_a_learner_that_dies_while_groups_wait_for_its_weights_is_noticed_and_they_are_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class WaitsInVain(FailingRun):
-        """Whose third prompt is answered when the learner has been started again."""
+        """A run whose third prompt is answered once the learner has been started again."""
 
         def __init__(self) -> None:
             super().__init__([], config())
@@ -392,7 +392,7 @@ def test_weights_that_are_not_those_of_the_checkpoint_stop_the_run() -> None:
         loop.train(InMemoryParts(), config(), state)
 
 
-def test_a_row_that_kills_engines_is_left_out_and_told_apart_from_a_bad_clip() -> None:
+def test_a_row_that_kills_engines_is_skipped_and_distinguished_from_a_bad_clip() -> None:
     class Quarantining(InMemoryParts):
         def start(self, prompt_index: int) -> Future[ScoredGroup]:
             future = super().start(prompt_index)

@@ -37,7 +37,7 @@ def keep(folder: Path, is_kept: Callable[[str], bool]) -> None:
 
 
 def shard(folder: Path, missing: str = "") -> None:
-    """Two files and an index, as large models have; `missing` is not written, or not put into its file."""
+    """Write two files and an index, as large models have; `missing` is not written, or not put into its file."""
     tensors = load_file(folder / WEIGHTS)
     names = sorted(tensors)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -127,7 +127,7 @@ def test_sharded_weights_are_as_good_as_one_file(folder: Path) -> None:
         ("{{ 1 / 0 }}", "chat template fails"),
     ],
 )
-def test_a_template_that_fails_is_an_error_with_its_own_words(folder: Path, template: str, said: str) -> None:
+def test_a_template_that_fails_is_an_error_with_its_message(folder: Path, template: str, said: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelFolderError, match=said):
         ChatTokenizer(folder).user_turn(["video"], "When?")
@@ -142,13 +142,13 @@ def test_generation_blocks_render_as_what_they_enclose(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", [POINTER, "[]", "", '{"a":'])
-def test_files_that_are_not_what_their_name_says_are_errors(folder: Path, name: str, text: str) -> None:
+def test_files_that_do_not_match_their_name_are_errors(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ModelFolderError, match=name):
         ChatTokenizer(folder)
 
 
-def test_a_checkpoint_is_made_of_what_belongs_to_one_and_can_be_written_over(folder: Path, tmp_path: Path) -> None:
+def test_only_files_of_a_checkpoint_are_copied_and_can_be_overwritten(folder: Path, tmp_path: Path) -> None:
     (folder / ".git" / "lfs").mkdir(parents=True)
     (folder / ".git" / "lfs" / "object").write_bytes(b"x" * 1000)
     (folder / "runs").mkdir()

@@ -14,7 +14,7 @@ VISION = VisionTokens(image_pad_id=IMAGE, video_pad_id=VIDEO, merge_size=2, temp
 
 
 def prompt_of(*parts: int | tuple[int, Grid]) -> np.ndarray:
-    """Ids of a prompt: a number stands for so many text tokens, (pad, grid) for a medium."""
+    """Return the ids of a prompt; a number stands for that many text tokens, (pad, grid) for a medium."""
     runs = [np.full(part, TEXT) if isinstance(part, int) else np.full(np.prod(part[1]) // 4, part[0]) for part in parts]
     return np.concatenate(runs).astype(np.int32)
 
@@ -38,7 +38,7 @@ def test_text_alone_counts_up_on_every_axis() -> None:
     assert following == 5
 
 
-def test_an_image_takes_one_position_in_time_and_text_goes_on_after_its_longer_side() -> None:
+def test_an_image_takes_one_position_in_time_and_text_continues_after_its_longer_side() -> None:
     positions, following = mrope_positions(prompt_of(1, (IMAGE, (1, 4, 6)), 1), [(1, 4, 6)], [0.0], VISION)
     assert positions[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 4]
     assert positions[1].tolist() == [0, 1, 1, 1, 2, 2, 2, 4]
@@ -46,14 +46,14 @@ def test_an_image_takes_one_position_in_time_and_text_goes_on_after_its_longer_s
     assert following == 5
 
 
-def test_media_that_touch_each_other_are_told_apart_by_their_grids() -> None:
+def test_adjacent_media_are_distinguished_by_their_grids() -> None:
     grids = [(1, 2, 2), (1, 2, 4)]
     positions, following = mrope_positions(prompt_of((IMAGE, grids[0]), (IMAGE, grids[1])), grids, [0.0, 0.0], VISION)
     assert positions.tolist() == [[0, 1, 1], [0, 1, 1], [0, 1, 2]]
     assert following == 3
 
 
-def test_time_steps_between_integers_are_cut_off_not_rounded() -> None:
+def test_time_steps_between_integers_are_truncated_not_rounded() -> None:
     # 0.5 s a grid at 1.5 positions a second: 0, 0.75, 1.5, 2.25
     vision = VisionTokens(
         image_pad_id=IMAGE, video_pad_id=VIDEO, merge_size=2, temporal_patch_size=2, tokens_per_second=1.5

@@ -95,7 +95,7 @@ def builder(tiny_model_dir: Path) -> PromptBuilder:
 
 @pytest.fixture(scope="module")
 def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model laid out as published checkpoints are: template in chat_template.json, old processor file."""
+    """Write the tiny model in the layout of published checkpoints: chat_template.json and the old processor file."""
     folder = tmp_path_factory.mktemp("published") / "model"
     shutil.copytree(tiny_model_dir, folder)
     (folder / "chat_template.jinja").unlink()
@@ -123,7 +123,7 @@ CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDE
 
 @pytest.fixture(scope="module")
 def vllm_says(published_dir: Path) -> dict[str, Any]:
-    """What vLLM makes of every case, in a process of its own; the first prompt is also generated from."""
+    """Run vLLM on every case in a process of its own; it also generates from the first prompt."""
     prompts = []
     for dtype, media in CASES:
         made = builder_for(published_dir, dtype=dtype)
@@ -160,7 +160,7 @@ def test_the_engine_reports_the_prompt_that_was_built_and_generates(
     assert [len(sample) for sample in samples] == [8, 8]
 
 
-def test_bfloat16_cuts_some_time_steps_off_elsewhere(tiny_model_dir: Path) -> None:
+def test_bfloat16_truncates_some_time_steps_differently(tiny_model_dir: Path) -> None:
     # at 3.5 fps a grid is 4/7 s, in bfloat16 146/256 s: the eighth stands at 8 or at int(7 * 2 * 146/256) = 7
     info = clip_info(medium("video", 16, 56, 56, 3.5))
     for dtype, last in (("float32", 8), ("bfloat16", 7)):
@@ -242,13 +242,13 @@ def test_clips_of_another_kind_than_the_items_media_are_refused(builder: PromptB
         builder.build(item_with("image"), [clip_info(VIDEOS[0][0])])
 
 
-def test_a_broken_contract_shows_where_the_prompts_part(builder: PromptBuilder) -> None:
+def test_a_broken_contract_shows_where_the_prompts_differ(builder: PromptBuilder) -> None:
     prompt = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 2.0))])
     resized = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 28, 2.0))])
     with pytest.raises(PromptContractError) as error:
         check_contract(prompt, resized.prompt_ids, builder.decode)
     message = str(error.value)
-    assert "part at token 16 (lengths: built 41, engine 29)" in message
+    assert "differ from token 16 on (lengths: built 41, engine 29)" in message
     assert "'<|vision_start|>' '<|video_pad|>' x12 >>'<|video_pad|>'<< '<|video_pad|>' x11 '<|vision_end|>'" in message
     assert "'<|video_pad|>' x12 >>'<|vision_end|>'<< 'When' ' does'" in message
     assert "'<|video_pad|>': 24 built, 12 engine" in message
@@ -257,7 +257,7 @@ def test_a_broken_contract_shows_where_the_prompts_part(builder: PromptBuilder) 
 
 def test_a_prompt_that_only_stops_early_breaks_the_contract_too(builder: PromptBuilder) -> None:
     prompt = builder.build(item_with("video"), [clip_info(medium("video", 12, 56, 56, 0.5))])
-    with pytest.raises(PromptContractError, match=r"part at token 39 \(lengths: built 41, engine 39\)"):
+    with pytest.raises(PromptContractError, match=r"differ from token 39 on \(lengths: built 41, engine 39\)"):
         check_contract(prompt, prompt.prompt_ids[:-2], builder.decode)
     check_contract(replace(prompt, engine_ids=prompt.engine_ids[:1]), prompt.prompt_ids.copy(), builder.decode)
 

@@ -1,4 +1,4 @@
-"""Memory and times of a planned run, against numbers worked out by hand and a model that was really written."""
+"""Memory and times of a planned run, against numbers worked out by hand and a written model."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> N
         read_model_sizes(tmp_path)
 
 
-def test_trained_numbers_leave_out_frozen_parts_and_count_adapters_alone() -> None:
+def test_trained_parameters_exclude_frozen_parts_and_are_only_adapters_with_lora() -> None:
     assert SMALL.trained(LearnerConfig(frozen_parts=("vision_tower",))) == 850_000
     # 2 layers x rank 4 x (8 + 8 of q_proj, 8 + 4 of v_proj)
     assert SMALL.trained(LearnerConfig(lora=LoraConfig(rank=4, targets=("q_proj", "v_proj")))) == 2 * 4 * (16 + 12)
@@ -165,7 +165,7 @@ def test_trained_numbers_leave_out_frozen_parts_and_count_adapters_alone() -> No
 def test_zero_partitions_one_thing_more_at_each_stage(
     stage: int, weights: float, gradients: float, optimiser: float
 ) -> None:
-    """Bytes a number, of 4 ranks in bfloat16."""
+    """Return the bytes per parameter of 4 ranks in bfloat16."""
     memory = rank_memory(config(learner={"num_ranks": 4, "zero_stage": stage}), SMALL, 100, 0.0)
     found = (memory.weights, memory.gradients, memory.optimiser)
     assert found == pytest.approx((weights * 1e6, gradients * 1e6, optimiser * 1e6))
@@ -177,7 +177,7 @@ def test_what_is_offloaded_is_in_the_hosts_memory() -> None:
     assert (memory.weights, memory.optimiser, memory.host) == (0, 0, 3.5e6)
 
 
-def test_a_kl_term_needs_a_second_model_but_for_adapters() -> None:
+def test_a_kl_term_needs_a_second_model_except_with_adapters() -> None:
     assert rank_memory(config(algorithm={"kl_coef": 0.1}), SMALL, 100, 0.0).reference == 2e6
     adapted = config(algorithm={"kl_coef": 0.1}, learner={"lora": {"rank": 4}})
     assert rank_memory(adapted, SMALL, 100, 0.0).reference == 0
@@ -212,7 +212,7 @@ def test_an_engines_room_is_its_share_of_the_devices_without_weights_and_reserve
 
 
 def held_clips(run: RunConfig, num_items: int, tokens: int, held_out: int = 0) -> ClipBytes:
-    """Of rows whose clips have so many visual tokens by their budget; no file is there."""
+    """Return the peak bytes for rows whose clips have that many visual tokens by their budget; no file exists."""
 
     def video(row: int) -> VideoSpec:
         pixels = tokens * 784
@@ -252,7 +252,7 @@ def test_more_in_use_than_the_object_store_holds_is_a_problem_with_the_arithmeti
     assert not store_section(fits, held_clips(fits, 60, 2000), 2_000_000).problems
 
 
-def test_clips_that_are_smaller_than_the_budgets_allow_are_believed_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_smaller_than_the_budgets_are_planned_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(
         "rlsys.planning.plan_store.plan_grid", lambda spec: (1, 2, 2) if spec.uri != "7" else (1, 20, 20)
@@ -269,14 +269,14 @@ def test_an_evaluation_holds_clips_for_as_many_responses_as_training_does() -> N
     assert held_clips(run, 16, 100, held_out=20).in_use == 20 * 100 * 4704
 
 
-def test_a_clip_with_shuffled_frames_is_there_twice() -> None:
+def test_a_clip_with_shuffled_frames_is_stored_twice() -> None:
     contrasted = config(
         rollout={"shuffled_group_size": 4}, reward={"weights": {"multiple_choice": {"order_contrast": 1.0}}}
     )
     assert held_clips(contrasted, 60, 10).in_use == 2 * 20 * 10 * 4704
 
 
-def test_only_adapters_travel_when_only_they_are_trained() -> None:
+def test_only_adapters_are_sent_if_only_they_are_trained() -> None:
     assert payload_bytes(config(), SMALL) == 2_000_000
     adapted = config(learner={"lora": {"rank": 4, "targets": ["q_proj"]}})
     assert payload_bytes(adapted, SMALL) == 2 * 4 * 16 * 2
@@ -318,7 +318,7 @@ def test_measured_phases_give_the_step_time_and_the_split() -> None:
     assert lines["best split of 8 devices"].value.endswith("ranks")
 
 
-def test_an_unknown_assumption_lists_those_there_are() -> None:
+def test_an_unknown_assumption_lists_the_known_ones() -> None:
     assert assumptions("cuda", ["memory_gib=141"]).memory_gib == 141
     with pytest.raises(ConfigError, match="unknown assumption; the assumptions are tflops"):
         assumptions("cpu", ["memory=141"])

@@ -1,4 +1,4 @@
-"""The bound on a step's time: by hand, and against the simulation of the real loop."""
+"""The bound on the step time, by hand and against the simulation of the real loop."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_more_slots_than_groups_shorten_a_step_only_where_groups_continue_over_a
 @pytest.mark.parametrize("max_lag", [0, 1, 2])
 @pytest.mark.parametrize("score_s", [1.0, 10.0, 20.0, 30.0])
 def test_the_simulation_takes_as_long_where_a_step_fills_the_actors(score_s: float, max_lag: int) -> None:
-    """The stated 4 %, in the setting of the tables in the docs, at an eighth of its size (the bound has ratios only).
+    """Check the stated 4 % with the settings of the docs' tables at an eighth of their size (only ratios matter).
 
     From latencies of which a step's generation is a multiple, so that whole rounds overlap.
     """
@@ -76,7 +76,7 @@ def test_the_simulation_takes_as_long_where_a_step_fills_the_actors(score_s: flo
 
 
 def drawn(seed: int) -> tuple[StepBound, int]:
-    """Some bound and lag: 1 to 16 actors, phases from hidden to longest, loading up to a fifth of generating."""
+    """Return a random bound and lag: 1 to 16 actors, hidden to longest phases, loading up to a fifth of generating."""
     rng = np.random.default_rng(seed)
     num_groups = int(rng.choice([8, 16, 24]))
     bound = StepBound(
@@ -107,7 +107,7 @@ def test_a_simulated_step_lies_between_the_bound_and_a_synchronous_step(seed: in
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_groups_that_are_started_again_take_no_less_than_the_bound(seed: int) -> None:
+def test_restarted_groups_take_no_less_than_the_bound(seed: int) -> None:
     bound, max_lag = drawn(seed)
     bound = replace(bound, weight_update="abort")
     found = simulated_s(bound, max_lag, num_steps=10 + 2 * max_lag)

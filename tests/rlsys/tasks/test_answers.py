@@ -61,7 +61,7 @@ VALUES = (str, dict, tuple, TimeSpans, Boxes, Choice, Phrase, Number, Caption)
 
 
 def adversarial_strings() -> Iterator[str]:
-    """Fragments in any order, right responses with pieces torn out or put in, and noise from all of Unicode."""
+    """Yield fragments in any order, correct responses with pieces removed or added, and noise of all Unicode."""
     rng = random.Random(0)
     whole = [f"<think>At 3 s.</think> {text}" for text in RIGHT.values()]
     for index in range(NUM_STRINGS):
@@ -85,7 +85,7 @@ def numbers_in(value: object) -> Iterator[float]:
 
 
 def read_everything(text: str) -> list[object]:
-    """What every reader makes of `text`, and of the blocks in it."""
+    """Return what every reader reads from `text` and from the blocks in it."""
     inner = [last_block(text, name) for name in ("think", "answer", "glue", "box")]
     parts = {text, *(part for part in inner if part is not None)}
     layouts = [whole_layout(text, blocks) for blocks in (("think", "answer"), ("answer",), ("think", "answer", "glue"))]
@@ -124,7 +124,7 @@ def test_every_task_reads_any_text() -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(st.text(max_size=200))
-def test_text_that_a_search_finds_is_read_too(text: str) -> None:
+def test_text_around_an_answer_is_skipped(text: str) -> None:
     for value in read_everything(text):
         assert all(0 <= number < 1e9 for number in numbers_in(value))
 
@@ -211,7 +211,7 @@ def test_the_last_period_is_read(text: str, period: tuple[float, float]) -> None
     ]
     + ["1234567890 to 3", "0.5 to 1.2.3", "a to b"],
 )
-def test_what_is_no_period_in_plain_seconds_is_none(text: str) -> None:
+def test_other_text_is_not_a_period_in_plain_seconds(text: str) -> None:
     assert read_period(text) is None
 
 
@@ -245,11 +245,11 @@ def test_lists_of_periods_are_read(text: str, periods: tuple[tuple[float, float]
         "]1,2[",
     ],
 )
-def test_what_is_no_list_of_pairs_is_none(text: str) -> None:
+def test_other_text_is_not_a_list_of_pairs(text: str) -> None:
     assert read_periods(text) is None
 
 
-def test_boxes_are_read_only_in_the_number_asked_for_and_only_inside_the_frame() -> None:
+def test_boxes_are_read_only_in_the_requested_number_and_inside_the_frame() -> None:
     box = "[0.1, 0.2, 0.3, 1]"
     eight = f"[{', '.join([box] * 8)}]"
     assert read_boxes(eight, 8) == Boxes(boxes=((0.1, 0.2, 0.3, 1.0),) * 8)
@@ -311,11 +311,11 @@ def test_a_number_is_read_without_its_unit(text: str, number: float) -> None:
     "text",
     ["", "three", "about 3", "1e3", "1,000", "nan", "inf", "0x10", "٣", "９", "1_0", "1234567890", "3 or 4", "1" * 400],
 )
-def test_what_is_no_plain_number_is_none(text: str) -> None:
+def test_other_text_is_not_a_plain_number(text: str) -> None:
     assert read_number(text) is None
 
 
-def test_phrases_that_differ_only_in_writing_are_equal() -> None:
+def test_phrases_that_differ_only_in_notation_are_equal() -> None:
     same = ["low quality", " Low  Quality. ", "'LOW QUALITY'", "(low quality)", "**low\nquality**", "“low quality”"]
     assert {read_phrase(text) for text in same} == {Phrase(text="low quality")}
     assert read_phrase("high quality") != read_phrase("low quality")

@@ -29,9 +29,9 @@ from rlsys.tasks.citations import cited_periods, cited_spans
         ("9999999999 s", ()),
     ],
 )
-def test_times_are_found_where_they_are_times(text: str, spans: tuple[tuple[float, float], ...]) -> None:
+def test_only_numbers_that_are_times_are_cited(text: str, spans: tuple[tuple[float, float], ...]) -> None:
     assert cited_spans(text) == spans
 
 
-def test_periods_are_the_citations_that_last() -> None:
+def test_cited_periods_exclude_moments() -> None:
     assert cited_periods("at 3 s, perhaps 2 to 4, no: 2.5 to 3.5") == ((2, 4), (2.5, 3.5))

@@ -15,7 +15,7 @@ any_float = st.floats(allow_nan=True, allow_infinity=True)
 
 
 def raster_spans(spans: list[tuple[float, float]]) -> np.ndarray:
-    """bool [CELLS]: quarter seconds that some span covers."""
+    """Return the quarter seconds that some span covers, bool [CELLS]."""
     covered = np.zeros(CELLS, bool)
     for start, end in spans:
         covered[int(start * 4) : max(int(start * 4), int(end * 4))] = True
@@ -23,7 +23,7 @@ def raster_spans(spans: list[tuple[float, float]]) -> np.ndarray:
 
 
 def raster_box(box: tuple[float, ...]) -> np.ndarray:
-    """bool [CELLS, CELLS]: cells inside the box."""
+    """Return the cells inside the box, bool [CELLS, CELLS]."""
     covered = np.zeros((CELLS, CELLS), bool)
     x0, y0, x1, y1 = (int(value * CELLS) for value in box)
     covered[y0 : max(y0, y1), x0 : max(x0, x1)] = True

@@ -1,4 +1,4 @@
-"""The three readings of answers, side by side, against tables written out by hand."""
+"""The three readings of answers, against tables written by hand."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_boxes(
         assert answer == (None if wanted is None else Boxes(boxes=(wanted,)))
 
 
-def test_a_fraction_of_a_picture_in_pixels_is_scaled_by_the_lenient_reading_alone() -> None:
+def test_only_the_lenient_reading_scales_fractions_to_a_truth_in_pixels() -> None:
     paper, lenient, _ = read("box", "[0.1, 0.2, 0.5, 0.5]", Expected(frame=(640.0, 480.0)))
     assert paper == Boxes(boxes=((0.1, 0.2, 0.5, 0.5),))
     assert lenient == Boxes(boxes=((64.0, 96.0, 320.0, 240.0),))
@@ -235,7 +235,7 @@ def test_classes() -> None:
 
 
 def test_every_collected_answer_is_read_or_refused() -> None:
-    """The collected answers are read without an error, and none that is ambiguous is read leniently."""
+    """All collected answers are read without an error, and the lenient reading accepts no ambiguous one."""
     ambiguous = {"A or B or C", "(C) or (A)", "(A)(B)(C)(D)", "3-4", "12.5 to 17.8 and 30 to 35"}
     kinds = {"temporal_grounding": "period", "multiple_choice": "choice", "numeric_qa": "number"}
     for line in shared_data("cases", "answers", "answers.jsonl").read_text(encoding="utf-8").splitlines():

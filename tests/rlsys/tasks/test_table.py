@@ -59,7 +59,7 @@ def test_every_row_is_complete(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_right_answer_is_well_formed_in_the_variant_that_was_asked_for_only(task: str) -> None:
+def test_a_right_answer_is_well_formed_only_in_the_requested_variant(task: str) -> None:
     row, answer = TASKS[task], RIGHT[task]
     truth = row.read_truth(TRUTHS[task])
     expected = expected_answer(TRUTHS[task], (), truth)
@@ -74,7 +74,7 @@ def test_a_right_answer_is_well_formed_in_the_variant_that_was_asked_for_only(ta
             assert row.parse(answer, reading, expected) == truth
 
 
-def test_a_block_that_cannot_be_read_spoils_the_format_and_leaves_the_other_block() -> None:
+def test_an_unreadable_block_fails_the_format_and_leaves_the_other_block() -> None:
     text = "<think>a</think><answer>(B)</answer><glue>none</glue>"
     assert not TASKS["grounded_qa"].is_well_formed(text, think=True)
     assert TASKS["grounded_qa"].parse(text)["answer"] is not None
@@ -89,7 +89,7 @@ def test_a_full_prompt_shows_an_example_that_its_own_reader_accepts(task: str) -
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_think_and_no_think_prompts_ask_for_what_the_format_score_demands(task: str) -> None:
+def test_think_and_no_think_prompts_request_what_the_format_score_requires(task: str) -> None:
     asked, not_asked = (prompt_text(item(task), think=think, style="full") for think in (True, False))
     assert "<think>" in asked
     assert "<think>" not in not_asked
@@ -108,7 +108,7 @@ def test_prompts_carry_question_options_and_first_box_with_their_braces_untouche
     assert first_box(TRUTHS["tracking"]) == "[0.1, 0.2, 0.3, 0.4]"
 
 
-def test_a_box_is_asked_for_in_the_unit_of_its_truth_and_of_its_medium() -> None:
+def test_a_box_is_requested_in_the_unit_of_its_truth_and_for_its_medium() -> None:
     fractions = prompt_text(item("spatial_grounding"), think=False, style="full")
     assert "as fractions of the video's width and height between 0 and 1" in fractions
     still = ImageSpec(uri="a.jpg", min_pixels=784, max_pixels=7840)
@@ -186,7 +186,7 @@ def test_truths_survive_json() -> None:
         assert TASKS[task].read_truth(json.loads(json.dumps(truth))) == TASKS[task].read_truth(truth)
 
 
-def test_config_weights_take_the_place_of_the_tables_score_by_score() -> None:
+def test_config_weights_replace_the_tables_score_by_score() -> None:
     reward = RewardConfig(weights={"grounded_qa": {"iou": 2.5, "format": 0.0}})
     assert score_weights("grounded_qa", reward) == {"format": 0.0, "iou": 2.5, "accuracy": 1.0}
     assert score_weights("tracking", reward) == {"format": 1.0, "iou": 1.0}

@@ -1,4 +1,4 @@
-"""Truths whose times are outside the decoded clip."""
+"""True answers whose times are outside the decoded clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A broadcast with everything that may happen in one: nobody comes, somebody comes late, dies or is stopped."""
+"""Broadcasts in which receivers are missing, late, killed or stopped."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened(num_receivers: int, timeout_s: float = 20.0) -> tuple[BroadcastSender
 def take(
     transfer: WeightTransfer, wanted: tuple[Bucket, ...] = BUCKETS, then: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Names that came, in their order, all of them right. then: done after the first bucket."""
+    """Receive a broadcast and return the names of its tensors, after checking them. then: called after each bucket."""
     names: list[str] = []
     for bucket, tensors in receive_broadcast(transfer, wanted, MANIFEST):
         assert manifest_of(tensors) == {name: MANIFEST[name] for name in bucket.names}
@@ -49,7 +49,7 @@ def take(
     return names
 
 
-def test_a_packed_bucket_holds_what_is_the_same_once() -> None:
+def test_a_packed_bucket_holds_a_tensor_with_two_names_once() -> None:
     packed = pack(get(BUCKETS[0]), BUCKETS[0], MANIFEST)
     # 60 bytes, one at 64, 60 at 80
     assert packed.numel() == 140
@@ -57,7 +57,7 @@ def test_a_packed_bucket_holds_what_is_the_same_once() -> None:
     assert manifest_of(unpacked) == {name: MANIFEST[name] for name in BUCKETS[0].names}
 
 
-def test_receivers_get_what_they_want_and_no_one_comes_afterwards() -> None:
+def test_receivers_get_the_buckets_they_want_and_none_joins_afterwards() -> None:
     sender, transfer = opened(3)
     with ThreadPoolExecutor(3) as threads:
         everything = threads.submit(take, transfer)
@@ -71,7 +71,7 @@ def test_receivers_get_what_they_want_and_no_one_comes_afterwards() -> None:
         take(transfer)
 
 
-def test_only_what_somebody_wants_is_sent() -> None:
+def test_only_wanted_buckets_are_sent() -> None:
     sender, transfer = opened(1)
     with ThreadPoolExecutor(1) as threads:
         part = threads.submit(take, transfer, BUCKETS[1:])
@@ -79,7 +79,7 @@ def test_only_what_somebody_wants_is_sent() -> None:
     assert part.result() == ["c"]
 
 
-def test_the_broadcast_begins_without_those_who_have_not_come() -> None:
+def test_the_broadcast_begins_without_missing_receivers() -> None:
     sender, transfer = opened(2, timeout_s=1.5)
     with ThreadPoolExecutor(1) as threads:
         came = threads.submit(take, transfer)
@@ -110,13 +110,13 @@ def test_a_receiver_that_dies_midway_ends_it_for_all_within_the_deadline() -> No
 
 
 def victim_gone(bucket: Bucket, join: Callable[[], None]) -> dict[str, NamedTensor]:
-    """The tensors, of the second bucket only once the victim of the first is dead."""
+    """Return the tensors; those of the second bucket only once the victim of the first has died."""
     if bucket is BUCKETS[1]:
         join()
     return get(bucket)
 
 
-def test_a_sender_that_fails_midway_does_not_hold_up_its_receivers() -> None:
+def test_a_sender_that_fails_midway_does_not_block_its_receivers() -> None:
     sender, transfer = opened(1, timeout_s=10.0)
 
     def fail(bucket: Bucket) -> dict[str, NamedTensor]:

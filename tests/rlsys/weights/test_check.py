@@ -1,4 +1,4 @@
-"""Who holds what, told tensor by tensor."""
+"""Comparison of the weights of several holders, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlsys.weights.manifest import NamedTensor, TensorSpec, manifest_of
 from tests.support.transfers import named
 
 
-def test_each_finding_is_told_and_only_sameness_is_equal() -> None:
+def test_each_finding_is_reported_and_only_equal_weights_are_equal() -> None:
     one, other = named(np.zeros(2, np.float32)), named(np.ones(2, np.float32))
     learner = manifest_of({name: one for name in ("read", "sent", "stale", "spoilt", "lost")})
     sent = {"read": one, "sent": one, "stale": other, "spoilt": one, "more": one}

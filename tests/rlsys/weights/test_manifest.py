@@ -1,4 +1,4 @@
-"""What names weights: manifests, digests, buckets."""
+"""Manifests, digests and buckets of weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_digest_is_that_of_the_sorted_lines_of_the_manifest() -> None:
         running.add("a", tensors["a"])
 
 
-def test_a_new_digest_needs_only_what_changed_to_be_hashed() -> None:
+def test_a_new_digest_hashes_only_changed_tensors() -> None:
     before = {name: named(np.full(4, value, np.float32)) for value, name in enumerate("abc")}
     after = {**before, "b": named(np.full(4, 9, np.float32))}
     assert digest_of({**manifest_of(before), "b": entry_of(after["b"])}) == digest(after) != digest(before)
@@ -36,14 +36,14 @@ def test_name_shape_dtype_and_bytes_each_change_the_digest() -> None:
     assert len({digest({"x": named(array)}), *map(digest, others)}) == 5
 
 
-def test_threads_find_what_one_finds() -> None:
+def test_several_threads_give_the_same_digest() -> None:
     rng = np.random.default_rng(0)
     tensors = {str(index): named(rng.standard_normal(1 << 19)) for index in range(3)}
     tensors["again"] = tensors["0"]
     assert manifest_of(tensors, threads=4) == manifest_of(tensors, threads=1)
 
 
-def test_buckets_are_filled_in_order_and_what_is_too_large_goes_alone() -> None:
+def test_buckets_are_filled_in_order_and_a_large_tensor_goes_alone() -> None:
     assert plan_buckets({"a": 3, "b": 4, "c": 3, "d": 20, "e": 1}, 7) == [["a", "b"], ["c"], ["d"], ["e"]]
     assert plan_buckets({}, 7) == []
 
