@@ -122,7 +122,7 @@ def test_a_broadcast_that_fails_midway_leaves_two_workers_without_weights(engine
     assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
     with pytest.raises(WeightsRefused, match="its digest is"):
         ray.get(taking)
-    with pytest.raises(NoWeights, match="load_weights comes first"):
+    with pytest.raises(NoWeights, match="call load_weights first"):
         engines.greedy(engines.two)
     load(engines.two, weights.old, 8)
     check_equal(before, engines.greedy(engines.two))
@@ -145,7 +145,7 @@ def test_a_worker_that_took_another_part_of_a_matrix_is_found(engines: Engines, 
     ray.get(engines.two.in_workers.remote(take_another_part, 1, names))
     problem = ray.get(engines.two.fatal_update.remote(*weights.new_as(13)))
     assert f"vLLM holds other values in {sorted(names)}" in problem
-    with pytest.raises(NoWeights, match="load_weights comes first"):
+    with pytest.raises(NoWeights, match="call load_weights first"):
         engines.greedy(engines.two)
     ray.get(engines.two.in_workers.remote(take_the_right_part, 1))
     load(engines.two, weights.new, 14)
