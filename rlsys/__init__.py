@@ -9,8 +9,8 @@
 - `clock` (`Clock`): seconds by phase
 - `end_signals` (`end_on_signals`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP and SIGQUIT
 - `env`: every environment variable that is read or set
-- `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`): files that are complete or
-  absent after a crash
+- `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`, `why_not_writable`): files
+  that are complete or absent after a crash
 - `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
 - `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`): URLs without their secrets
 - `commands`: the command line

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rlsys.config.run import RunConfig
 from rlsys.loop.state import RunState
@@ -56,11 +57,12 @@ class ResumePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What is recorded of a start, in `run.json` and as tags of the MLflow run."""
+    """What is recorded of a start, in `run.json` and as tags and tables of the MLflow run."""
 
     command: str
     identity: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def run_file(self, config: RunConfig, mlflow_run_id: str) -> RunFile:
         return RunFile(mlflow_run_id=mlflow_run_id, config=config, command=self.command, identity=self.identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.check import Report, check_sft
-from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.items import Table, read_rows
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.canonical import canonical_response
 from rlsys.types import PromptItem
@@ -26,20 +26,22 @@ class Lessons:
     """The inputs of a supervised run.
 
     demonstrations: to imitate.  held_out: rows to evaluate before and after.  report: facts and problems of both.
+    tables: what MLflow gets of dirty rows and missing videos, see `rlsys.runs.items.Rows`.
     """
 
     demonstrations: tuple[Demonstration, ...]
     held_out: tuple[PromptItem, ...]
     report: Report
+    tables: Mapping[str, Table]
 
 
 def read_lessons(config: RunConfig) -> Lessons:
     """Read and check all inputs of `rlsys sft`. Raises UserError for a file that cannot be used."""
     prompts = prompt_builder(config)
-    demonstrations = load_demonstrations(config, training_items(config), prompts)
-    held_out = held_out_items(config)
-    report = check_sft(config, demonstrations, held_out, prompts)
-    return Lessons(demonstrations=demonstrations, held_out=held_out, report=report)
+    rows = read_rows(config)
+    demonstrations = load_demonstrations(config, rows.training, prompts)
+    report = check_sft(config, demonstrations, rows.held_out, prompts)
+    return Lessons(demonstrations=demonstrations, held_out=rows.held_out, report=report, tables=rows.tables())
 
 
 def load_demonstrations(

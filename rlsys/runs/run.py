@@ -263,6 +263,8 @@ def carry_out(
         forget_summary(config)
         with Tracker(config, run_id=point.state.mlflow_run_id or None, tags=start.tags) as tracker:
             write_run_file(start.run_file(config, tracker.run_id))
+            for name, rows in start.tables.items():
+                tracker.log_table(name, rows)
             point = replace(point, state=replace(point.state, mlflow_run_id=tracker.run_id))
             setting = Setting(config=config, stack=stack, tracker=tracker, point=point, held_out=held_out)
             summary = loop.run(make(setting), config)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
             log.info("%s", fact)
         items = [one.item for one in lessons.demonstrations]
         start = describe_start(config, point, items, command="sft", allow_changes=options.allow_changes)
+        start = replace(start, tables=lessons.tables)
         tasks = {item.task for item in lessons.held_out}
         opened: AbstractContextManager[LearnerStack]
         if stack is not None:

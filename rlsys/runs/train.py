@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack, require_machine
 from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
-from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.items import read_rows
 from rlsys.runs.ledger import Ledger
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
@@ -50,8 +51,10 @@ def train(config: RunConfig, options: StartOptions = FRESH, *, stack: Stack | No
         if stack is None:
             require_machine(config)
         check(config).raise_problems()
-        items, held_out = training_items(config), held_out_items(config)
+        rows = read_rows(config)
+        items, held_out = rows.training, rows.held_out
         start = describe_start(config, point, items, command="train", allow_changes=options.allow_changes)
+        start = replace(start, tables=rows.tables())
         tasks = {item.task for item in (*items, *held_out)}
         opened = open_stack(config, tasks) if stack is None else nullcontext(stack)
         return carry_out(opened, config, point, held_out, lambda setting: GrpoRun(setting, items), start)

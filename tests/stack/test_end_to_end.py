@@ -161,6 +161,45 @@ def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_ml
     assert abs(metrics["reward/kl_penalty/mean"]) > 0  # two updates away from the reference
 
 
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file in a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(file.relative_to(folder)): (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+
+
+def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded_and_leaves_the_other_as_it_was(
+    two_steps: tuple[Path, dict[str, Any]], clips: Clips, tmp_path: Path
+) -> None:
+    out, _ = two_steps
+    parent, before = json.loads((out / "run.json").read_text())["mlflow_run_id"], contents(out)
+    checkpoint = out / "checkpoints" / "step_000002"
+    rows = {
+        **json.loads(clips.annotations.read_text()),
+        "gone": {"duration": 6.0, "timestamps": [[1.0, 2.0]], "sentences": ["x"]},
+    }
+    annotations = tmp_path / "rows.json"
+    annotations.write_text(json.dumps(rows))
+    changes = {"model.path": out.parent / "tiny", "data.annotations": annotations, "train.num_steps": 3}
+    small = {"rollout.num_actors": 1, "learner.num_ranks": 1, "rollout.group_size": 2, "seed": 7}
+    fork = tmp_path / "fork"
+    result = rlsys("train", *on_clips(clips, fork, **changes, **small), "--from", str(checkpoint))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "starting a new run from step 2" in result.stderr
+    summary = json.loads((fork / "summary.json").read_text())
+    assert summary["num_steps"] == 3
+    assert (fork / "checkpoints" / "step_000003" / "model" / "config.json").exists()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{fork / 'mlflow.db'}")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.run_id != parent
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["rlsys.parent_run_id"] == parent
+    assert run.data.tags["rlsys.parent_checkpoint"] == str(checkpoint)
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "reward/total/mean")] == [3]
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/missing_videos.json")).read_text())
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["video"] == "gone"
+    assert contents(out) == before
+
+
 def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(clips: Clips, tmp_path: Path) -> None:
     result = rlsys("check-config", *on_clips(clips, tmp_path / "run", **{"model.max_model_len": 64}))
     assert result.returncode == 2

@@ -43,13 +43,16 @@ class DirtyRow:
 
     row: its place in the file.  field, problem: what is wrong, several joined by "; ".
     action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is skipped,
-    "refused" when it contradicts itself, which refuses the file.
+    "refused" when it contradicts itself, which refuses the file.  video: as the row names it.  is_missing: whether the
+    video is not in the folder of videos.
     """
 
     row: str
     field: str
     problem: str
     action: Literal["dropped", "clipped", "refused"]
+    video: str = ""
+    is_missing: bool = False
 
     def __str__(self) -> str:
         return f"{self.row}: {self.field}: {self.problem}"
@@ -122,6 +125,10 @@ def report_lines(path: Path, format: str, videos: Path | None, *, links_outside:
             f"each tracked sequence is shown by {_tracked_counts(rows)} evenly spaced frames, one per box; "
             "of a folder of frames the first and the last are among them"
         )
+    if missing := missing_videos(dirty):
+        yield f"{len(missing)} missing videos:"
+        for one in missing:
+            yield _printable(f"  {one['video']}: {one['num_rows']} rows ({one['rows']})")
     if dirty:
         yield (
             f"data.on_dirty_row=drop skips {len(dirty) - refused}; clip fixes {clipped}, skips "
@@ -129,6 +136,23 @@ def report_lines(path: Path, format: str, videos: Path | None, *, links_outside:
         )
     for row in dirty:
         yield _printable(f"{row} [{'clip fixes it' if row.action == 'clipped' else row.action}]")
+
+
+def missing_videos(dirty: Sequence[DirtyRow]) -> list[dict[str, str | int]]:
+    """Return a table of the missing videos: each with the number of rows that name it, their places, and the reason."""
+    by_video: dict[str, list[DirtyRow]] = {}
+    for row in dirty:
+        if row.is_missing:
+            by_video.setdefault(row.video, []).append(row)
+    return [
+        {
+            "video": video,
+            "num_rows": len(rows),
+            "rows": ", ".join(row.row for row in rows[:SHOWN]) + (", …" if len(rows) > SHOWN else ""),
+            "reason": rows[0].problem,
+        }
+        for video, rows in by_video.items()
+    ]
 
 
 def _tracked_counts(rows: Sequence[AnnotationRow]) -> str:
@@ -236,7 +260,7 @@ def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tup
     medium = find_medium(row, root)
     if medium is None:
         text = f"{row.video!r} is not in {root}; looked for {', '.join(places(row))}"
-        return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
+        return replace(row, problems=(*row.problems, Problem(field="video", text=text, is_missing=True))), None
     if not links_outside and not is_inside(medium, root):
         text = f"{row.video!r} leads out of {root}, to {medium.resolve()}; set data.links_outside=true to allow it"
         return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
@@ -303,6 +327,8 @@ def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
         field=", ".join(dict.fromkeys(problem.field for problem in problems)),
         problem="; ".join(problem.text for problem in problems),
         action=action,
+        video=row.video,
+        is_missing=any(problem.is_missing for problem in problems),
     )
 
 

@@ -20,13 +20,14 @@ class Problem:
     """What is wrong with a row: field, value and rule in words.
 
     is_fixed: `AnnotationRow.truth` is already without it.  is_contradiction: the row holds two statements that cannot
-    both be right, and guessing is not safe; the file is refused.
+    both be right, and guessing is not safe; the file is refused.  is_missing: the video is not there.
     """
 
     field: str
     text: str
     is_fixed: bool = False
     is_contradiction: bool = False
+    is_missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

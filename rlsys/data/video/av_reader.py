@@ -19,6 +19,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.images import row_bands
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
@@ -31,8 +32,13 @@ INDEXED = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"))
 FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
 FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 DECODERS = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}
-MAX_PIXELS = 64_000_000
-"""Largest number of pixels of a frame or image, above that of 8K video; as RGB it takes 192 MB."""
+MAX_PIXELS = 8192 * 4320
+"""Largest number of pixels of a frame: 8K in its widest form. Decoding it takes 1.4 GB: up to seventeen frames that
+others refer to, and single frames as RGB."""
+MAX_FRAME_BYTES = 3 * MAX_PIXELS
+"""Largest number of bytes of a frame in its own pixel format: 8K of 10 bit with a quarter of the colours."""
+MAX_FAST_PIXELS = 4096 * 2304
+"""Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
 MAX_SECONDS = 1e7
 
 
@@ -67,7 +73,7 @@ def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
                 raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
             stream = streams[0]
             stream.codec_context.thread_count = 1  # decoders run in parallel, one core each
-            _require_size(stream.codec_context.height, stream.codec_context.width, uri)
+            _require_size(stream.codec_context, uri)
             yield container, stream
     except FFmpegError as error:
         raise ClipError(uri, "corrupt", f"decoding failed: {_message(error)}") from error
@@ -77,9 +83,12 @@ def _attached() -> Any:
     return av.stream.Disposition.attached_pic
 
 
-def _require_size(height: int, width: int, uri: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise ClipError(uri, "too_large", f"{width} x {height} pixels, above the limit of {MAX_PIXELS}")
+def _require_size(context: Any, uri: str) -> None:
+    pixels = context.height * context.width
+    bits = context.format.padded_bits_per_pixel if context.format else 0
+    if pixels > MAX_PIXELS or pixels * bits > 8 * MAX_FRAME_BYTES:
+        what = f"{context.width} x {context.height} pixels" + (f" of {bits} bits" if bits else "")
+        raise ClipError(uri, "too_large", f"{what}, above the limit of {MAX_PIXELS} pixels of 24 bits")
 
 
 def probe(path: Path, uri: str) -> Probe:
@@ -106,6 +115,8 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[Any], num_disca
         return f"codec {codec}"
     if stream.codec_context.pix_fmt not in FAST_PIXELS:
         return f"pixel format {stream.codec_context.pix_fmt}"
+    if stream.codec_context.height * stream.codec_context.width > MAX_FAST_PIXELS:
+        return "frames above 4K"
     if num_discarded:
         return "an edit list"
     if len(set(pts)) != len(pts):
@@ -210,9 +221,12 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
 def upright(frame: Any) -> np.ndarray:
     """Return a decoded frame as u8 [H, W, 3] RGB, rotated by its display matrix; transparency becomes white."""
     if frame.format.name in ("rgba", "bgra", "argb", "abgr", "pal8", "ya8") or frame.format.name.startswith("yuva"):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        alpha = rgba[..., 3:]
-        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        rgba = frame.to_ndarray(format="rgba")
+        pixels = np.empty((*rgba.shape[:2], 3), np.uint8)
+        for top, bottom in row_bands(*rgba.shape[:2]):
+            band = rgba[top:bottom].astype(np.uint16)
+            alpha = band[..., 3:]
+            pixels[top:bottom] = (band[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
     else:
         pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels

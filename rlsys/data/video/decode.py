@@ -162,13 +162,13 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
         raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
     indices, spacing_s = select_from_folder(len(files), spec)
     chosen = [files[index] for index in indices]
-    digest = _digest_text(*(f"{path.name}:{digest_file(path)}" for path in chosen))
     resized: list[np.ndarray] = []
     size: tuple[int, int] | None = None
     for path in chosen:  # one at a time: small files may hold large images
         image = _open_image(path)
         size = size or _size_of(spec, image.height, image.width, len(chosen))
         resized.append(_resize(image, size))
+    digest = _digest_text(*(f"{path.name}:{digest_file(path)}" for path in chosen))
     rate = folder_rate(spec)
     return _clip("video", spec, digest, np.stack(resized), indices / rate, spacing_s, len(files) / rate)
 

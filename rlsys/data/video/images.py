@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,25 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", 
 ANIMATED_SUFFIXES = frozenset((".gif", ".apng", ".webp", ".png"))
 MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image; as RGB it takes 192 MB."""
+MAX_FILE_BYTES = 1 << 30
+"""Largest number of bytes of an image; uncompressed 16-bit RGB of `MAX_PIXELS` takes 384 MB."""
+MAX_FILES = 1_000_000
+"""Largest number of images of a folder: nine hours of video at 30 frames per second."""
+PIXELS_AT_ONCE = 4_000_000
+"""Pixels that are converted at a time, so that a large image is held once in its own mode and once as RGB."""
 DEFAULT_FRAME_S = 0.1
 """Duration for which browsers show a frame of an animation with duration 0."""
 
 
 def files_of_folder(folder: Path) -> list[Path]:
-    """Return the images of a folder, ordering numbers in their names as numbers: 10.jpg after 9.jpg."""
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), key=_natural)
+    """Return the images of a folder, ordering numbers in their names as numbers: 10.jpg after 9.jpg.
+
+    Raises ClipError if there are more than `MAX_FILES`.
+    """
+    found = [path for path in islice(folder.iterdir(), MAX_FILES + 1) if path.suffix.lower() in SUFFIXES]
+    if len(found) > MAX_FILES:
+        raise ClipError(str(folder), "too_large", f"more than {MAX_FILES} images in one folder")
+    return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:
@@ -35,29 +48,49 @@ def open_image(path: Path) -> Image.Image:
     """Return an image as RGB, upright, with transparency on white. Raises ClipError."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
-        return flattened(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return flattened(image)
 
 
 def flattened(image: Image.Image) -> Image.Image:
     """Return an image as RGB: transparency laid on white, 16-bit and floating-point greys scaled to 8 bits."""
+    image.load()
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    is_transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+    result = Image.new("RGB", image.size)
+    for top, bottom in row_bands(image.height, image.width):
+        band = image.crop((0, top, image.width, bottom))
+        result.paste(_on_white(band) if is_transparent else band.convert("RGB"), (0, top))
+    return result
+
+
+def row_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield (first row, row behind the last) of bands of about `PIXELS_AT_ONCE` pixels, from top to bottom."""
+    rows = max(1, PIXELS_AT_ONCE // max(1, width))
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
     """Scale 16-bit values by their full range and wider ones by their extremes; Pillow itself clips at 255."""
-    grey = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and grey.min() >= 0 and grey.max() <= 65535):
-        low, high = 0.0, 65535.0 if grey.max() > 255 or image.mode.startswith("I;16") else 255.0
-    else:
-        low, high = float(grey.min()), float(grey.max())
-    scaled = (grey - low) * (255.0 / (high - low) if high > low else 0.0)
-    return Image.fromarray(np.round(scaled).clip(0, 255).astype(np.uint8)).convert("RGB")
+    grey = np.asarray(image)
+    low, high = float(grey.min()), float(grey.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and high <= 65535):
+        low, high = 0.0, 65535.0 if high > 255 or image.mode.startswith("I;16") else 255.0
+    scale = 255.0 / (high - low) if high > low else 0.0
+    bytes_ = np.empty(grey.shape, np.uint8)
+    for top, bottom in row_bands(*grey.shape):
+        scaled = (grey[top:bottom].astype(np.float64) - low) * scale
+        bytes_[top:bottom] = np.round(scaled).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(bytes_).convert("RGB")
 
 
 def is_animation(path: Path) -> bool:
@@ -85,7 +118,7 @@ def animation_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         for index in indices:
             image.seek(index)
-            yield np.asarray(flattened(image.copy()))
+            yield np.asarray(flattened(image)).copy()  # the next frame is drawn over this one
 
 
 def _require_size(image: Image.Image, path: Path) -> None:
@@ -93,6 +126,8 @@ def _require_size(image: Image.Image, path: Path) -> None:
         raise ClipError(
             str(path), "too_large", f"{image.width} x {image.height} pixels, above the limit of {MAX_PIXELS}"
         )
+    if (num_bytes := path.stat().st_size) > MAX_FILE_BYTES:
+        raise ClipError(str(path), "too_large", f"{num_bytes} bytes, above the limit of {MAX_FILE_BYTES}")
 
 
 class _errors:

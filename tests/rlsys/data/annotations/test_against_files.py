@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlsys.config.run import ConfigError, DataConfig
+from rlsys.config.run import ConfigError, DataConfig, parse
 from rlsys.data.annotations.annotations import load_annotations, report_lines
 from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
-from rlsys.runs.items import load_items
+from rlsys.runs.items import load_items, read_rows
 from rlsys.types import ClipInfo, ClipRef, PromptItem
 from tests.support.paths import REPO
 from tests.support.video_files import make_video
@@ -130,3 +130,56 @@ def test_a_large_share_of_missing_videos_is_an_error_that_lists_them(tmp_path: P
     with pytest.raises(ConfigError, match="2 of 3 rows cannot be used, more than data.max_dirty_share=0.5(.|\n)*gone"):
         load_items(DataConfig(), file, videos)
     assert len(load_items(DataConfig(max_dirty_share=0.7), file, videos)) == 1
+
+
+def test_missing_videos_are_a_table_with_their_rows_and_dirty_rows_another(tmp_path: Path, videos: Path) -> None:
+    rows = {
+        "a": charades((1.0, 2.0), (5.0, 4.0), (2.0, 3.0)),
+        "gone": charades((1.0, 2.0), (3.0, 4.0)),
+        "b/c": charades((0.0, 1.0)),
+    }
+    file = rows_of(tmp_path, rows)
+    tree = {
+        "output_dir": tmp_path / "out",
+        "model": {"path": tmp_path / "model"},
+        "data": {"annotations": file, "videos": videos, "max_dirty_share": 0.9},
+    }
+    found = read_rows(parse(tree, source="test"))
+    assert (len(found.training), found.held_out) == (2, ())
+    tables = found.tables()
+    assert set(tables) == {"dirty_rows", "missing_videos"}
+    dirty = {str(row["row"]): row for row in tables["dirty_rows"]}
+    assert set(dirty) == {"a/1", "gone/0", "gone/1", "b/c/0"}
+    assert dirty["a/1"] == {
+        "file": str(file),
+        "row": "a/1",
+        "video": "a",
+        "field": "timestamps",
+        "problem": "[5.0, 4.0] does not end after it starts",
+        "action": "dropped",
+    }
+    missing = {str(row["video"]): row for row in tables["missing_videos"]}
+    assert {video: (row["num_rows"], row["rows"]) for video, row in missing.items()} == {
+        "gone": (2, "gone/0, gone/1"),
+        "b/c": (1, "b/c/0"),
+    }
+    assert str(missing["gone"]["reason"]).startswith(f"'gone' is not in {videos}; looked for gone, gone.mp4")
+    text = "\n".join(report_lines(file, "charades_sta", videos))
+    assert "2 missing videos:\n  gone: 2 rows (gone/0, gone/1)\n  b/c: 1 rows (b/c/0)\n" in text
+
+
+def test_clean_rows_make_no_table_and_a_table_has_a_bounded_length(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tables(rows: dict[str, Any]) -> dict[str, Any]:
+        data = {"annotations": rows_of(tmp_path, rows), "videos": videos, "max_dirty_share": 1}
+        tree = {"output_dir": tmp_path / "out", "model": {"path": tmp_path / "model"}, "data": data}
+        return read_rows(parse(tree, source="test")).tables()
+
+    assert tables({"a": charades((1.0, 2.0))}) == {}
+    monkeypatch.setattr("rlsys.runs.items.MAX_TABLE_ROWS", 20)
+    many = {f"v{index}": charades((0.0, 1.0)) for index in range(25)}
+    assert {name: len(table) for name, table in tables({"a": charades((1.0, 2.0)), **many}).items()} == {
+        "dirty_rows": 20,
+        "missing_videos": 20,
+    }

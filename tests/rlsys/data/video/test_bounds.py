@@ -1,0 +1,149 @@
+"""What a small file can unpack to is bounded before it is unpacked, and large pictures are scaled one at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rlsys.data.video import images
+from rlsys.data.video.av_reader import MAX_PIXELS
+from rlsys.data.video.decode import decode, plan_grid, reads_fast
+from rlsys.data.video.errors import ClipError
+from rlsys.types import ImageSpec
+from tests.support.encoding import Encoding, write_video
+from tests.support.pace import patience
+from tests.support.paths import REPO
+from tests.support.video_files import make_spec
+
+DECODE = """
+import sys
+from pathlib import Path
+from rlsys.data.video.decode import decode
+from rlsys.data.video.errors import ClipError
+from tests.support.video_files import make_spec
+try:
+    print(decode(make_spec(sys.argv[1], min_frames=2, max_frames=4)).frames.shape)
+except ClipError as error:
+    print(error)
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+"""
+LIBRARIES_MIB = 400
+"""Memory of a process that has imported FFmpeg, decord, Pillow and numpy, generously."""
+
+
+def decoded_with_peak(path: Path) -> tuple[str, int]:
+    """What decoding in a process of its own gives, and the most memory that the process ever had, in MiB."""
+    command = [sys.executable, "-c", DECODE, str(path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=patience(200.0), check=True)
+    *said, peak = done.stdout.splitlines()
+    return "\n".join(said), int(peak)
+
+
+def plain_video(path: Path, *, height: int, width: int, num_frames: int, pixels: str = "yuv420p") -> Path:
+    frames = np.broadcast_to(np.uint8(90), (num_frames, height, width, 3))
+    options = {"preset": "ultrafast", "crf": "45"}
+    return write_video(path, frames, Encoding(options=options, pixels=pixels, fps=4))
+
+
+@pytest.mark.stack
+def test_a_small_file_of_huge_frames_is_refused_before_one_is_decoded(tmp_path: Path) -> None:
+    path = plain_video(tmp_path / "a.mp4", height=8192, width=8192, num_frames=2)
+    assert path.stat().st_size < 200_000
+    said, peak_mib = decoded_with_peak(path)
+    assert f"too_large: 8192 x 8192 pixels of 12 bits, above the limit of {MAX_PIXELS} pixels of 24 bits" in said
+    assert peak_mib < LIBRARIES_MIB
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_decoding_8k_takes_its_reference_frames_and_a_few_of_rgb(tmp_path: Path) -> None:
+    path = plain_video(tmp_path / "a.mp4", height=4320, width=7680, num_frames=8)
+    assert reads_fast(path) == "frames above 4K"
+    said, peak_mib = decoded_with_peak(path)
+    assert said == "(4, 84, 140, 3)"
+    # seventeen frames of 1.5 bytes a pixel, and four of RGB: decoded, converted, and their copies
+    assert peak_mib < LIBRARIES_MIB + (17 * 1.5 + 4 * 3) * 4320 * 7680 / 2**20
+
+
+def test_deep_pixels_count_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlsys.data.video.av_reader.MAX_FRAME_BYTES", 48 * 64 * 3)
+    plain = plain_video(tmp_path / "a.mp4", height=48, width=64, num_frames=8)
+    assert decode(make_spec(plain)).frames.shape[0] == 4
+    deep = plain_video(tmp_path / "b.mkv", height=48, width=64, num_frames=8, pixels="yuv444p10le")
+    with pytest.raises(ClipError, match="too_large: 64 x 48 pixels of 48 bits") as raised:
+        decode(make_spec(deep))
+    assert raised.value.kind == "too_large"
+    with pytest.raises(ClipError, match="too_large"):
+        plan_grid(make_spec(deep))
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_a_folder_of_large_pictures_is_scaled_one_picture_at_a_time(mode: str, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    side = 8000
+    Image.new(mode, (side, side), {"RGB": (9, 9, 9), "RGBA": (9, 9, 9, 100), "I;16": 3000}[mode]).save(folder / "0.png")
+    for index in range(1, 20):
+        (folder / f"{index}.png").hardlink_to(folder / "0.png")
+    said, peak_mib = decoded_with_peak(folder)
+    assert said == "(4, 112, 112, 3)"
+    # one picture as stored (4 bytes a pixel at most), as RGB twice, and bands
+    assert peak_mib < LIBRARIES_MIB + (4 + 3 + 3) * side * side / 2**20
+
+
+@pytest.mark.parametrize("side", [9_000, 16_384])
+def test_pictures_above_the_limit_are_refused_by_their_header(side: int, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.new("1", (side, side)).save(folder / "0.png")
+    (folder / "1.png").hardlink_to(folder / "0.png")
+    for spec in (ImageSpec(uri=str(folder / "0.png"), min_pixels=784, max_pixels=7840), make_spec(folder)):
+        with pytest.raises(ClipError) as raised:
+            decode(spec)
+        assert raised.value.kind == "too_large"
+        assert raised.value.uri == str(folder / "0.png")
+
+
+def test_a_folder_has_a_bounded_number_of_pictures_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(4):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{index}.bmp")
+    assert decode(make_spec(tmp_path)).frames.shape[0] == 4
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(ClipError, match=r"0\.bmp: too_large: \d+ bytes, above the limit of 1000"):
+        decode(make_spec(tmp_path))
+    monkeypatch.setattr(images, "MAX_FILES", 3)
+    with pytest.raises(ClipError, match="too_large: more than 3 images in one folder"):
+        decode(make_spec(tmp_path))
+
+
+def noise(mode: str) -> Image.Image:
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 65536, (31, 40), np.uint16))
+    if mode == "I":
+        return Image.fromarray(rng.integers(0, 1 << 20, (31, 40), np.int32))
+    if mode == "F":
+        return Image.fromarray(rng.normal(size=(31, 40)).astype(np.float32))
+    if mode == "P":
+        return Image.fromarray(rng.integers(0, 256, (31, 40, 3), np.uint8)).quantize(16)
+    depth = len(Image.new(mode, (1, 1)).getbands())
+    values = rng.integers(0, 256, (31, 40, depth), np.uint8)
+    return Image.fromarray(values[..., 0] if depth == 1 else values, mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "I;16", "I", "F"])
+def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.asarray(images.flattened(noise(mode)))
+    monkeypatch.setattr(images, "PIXELS_AT_ONCE", 120)
+    assert list(images.row_bands(31, 40)) == [(top, min(top + 3, 31)) for top in range(0, 31, 3)]
+    assert np.array_equal(np.asarray(images.flattened(noise(mode))), whole)
+    assert whole.std() > 10
