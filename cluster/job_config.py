@@ -106,7 +106,7 @@ def _refuse_secrets(tree: Mapping[str, Any]) -> None:
 
 
 def _texts(value: object, name: str) -> Iterator[tuple[str, str]]:
-    """All texts of a tree with the names of their fields, `a.b`; keys as well."""
+    """Yield all texts of a tree, keys included, with the names of their fields (`a.b`)."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield name, str(key)

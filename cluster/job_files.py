@@ -98,7 +98,7 @@ def pack(files: Files, folder: Path) -> None:
 
 
 def _git_files(root: Path, *which: str) -> list[PurePosixPath]:
-    """What `git ls-files` lists; nothing where `root` is no checkout, even if a repository around it is one."""
+    """Return what `git ls-files` lists; nothing if `root` is not a checkout, even if a folder above it is one."""
     if not (root / "pyproject.toml").exists():
         return []
     command = ["git", "-C", str(root), "ls-files", "-z", *which]
@@ -112,7 +112,7 @@ def _git_files(root: Path, *which: str) -> list[PurePosixPath]:
 
 
 def _is_sent(root: Path, target: PurePosixPath) -> bool:
-    """Whether it is a file, not hidden, no link and behind none."""
+    """Return whether it is a file that is neither hidden nor reached through a link."""
     if any(part.startswith(".") for part in target.parts):
         return False
     steps = [root / parent for parent in (target, *target.parents[:-1])]
@@ -120,7 +120,7 @@ def _is_sent(root: Path, target: PurePosixPath) -> bool:
 
 
 def _find(module: str, *folders: Path) -> Path | None:
-    """A top-level module's file or package folder, on the Python path or else in `folders`. Nothing is imported."""
+    """Return a top-level module's file or package folder, on the Python path or in `folders`, without importing it."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

@@ -29,7 +29,7 @@ class PlacementError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What one process reserves."""
+    """The resources that one process reserves."""
 
     cpus: float
     gpus: float
@@ -78,7 +78,7 @@ class Plan:
 
 
 def demand(config: RunConfig, *, parts: Parts = "all") -> Demand:
-    """What these parts of a run with this config reserve."""
+    """Return what these parts of a run with this config reserve."""
     on_gpu = config.cluster.device == "cuda"
     rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
     engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
@@ -94,7 +94,7 @@ def demand(config: RunConfig, *, parts: Parts = "all") -> Demand:
 
 
 def _reward_demand(config: RunConfig) -> tuple[float, tuple[Bundle, ...]]:
-    """CPUs of the reward servers, and a bundle per replica of a judge's model; nothing where they run elsewhere."""
+    """Return the CPUs of reward servers and a bundle per replica of a judge's model; nothing if they are elsewhere."""
     reward = config.reward
     if reward.url:
         return 0.0, ()
@@ -108,7 +108,7 @@ def _reward_demand(config: RunConfig) -> tuple[float, tuple[Bundle, ...]]:
 
 
 def logical_cpus(wanted: Demand, machine_cpus: int) -> int:
-    """Ray CPUs for a cluster of one machine started for the run alone.
+    """Return the Ray CPUs for a cluster of one machine that is started for the run alone.
 
     At least what the run reserves: on a laptop the processes then share the cores, as any programs do.
     """
@@ -116,7 +116,7 @@ def logical_cpus(wanted: Demand, machine_cpus: int) -> int:
 
 
 def plan_placement(wanted: Demand, nodes: Sequence[Node]) -> Plan:
-    """Learner ranks on as few nodes as possible, actors where most room is left.
+    """Place learner ranks on as few nodes as possible, and actors where most room is left.
 
     Raises PlacementError when the processes do not fit. Both orders of placing are tried,
     because an engine over several GPUs needs them on one node, as packed learners like theirs.
@@ -138,7 +138,7 @@ def plan_placement(wanted: Demand, nodes: Sequence[Node]) -> Plan:
 
 
 def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
-    """The arithmetic of what is wanted against what is there."""
+    """Return the comparison of what the run reserves with what the cluster has."""
     lines = [
         "the run does not fit the cluster. It reserves",
         f"  learner.num_ranks={_shown(wanted.learner)}",
@@ -156,7 +156,7 @@ def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
 
 
 def _pack(bundles: Sequence[Bundle], room: dict[str, list[float]]) -> list[str] | None:
-    """A node per bundle, few nodes; takes the resources out of `room`. None when one finds no place."""
+    """Return a node per bundle, using few nodes; None if one does not fit. Takes the resources out of `room`."""
     nodes: list[str] = []
     left = list(bundles)
     while left:
@@ -172,7 +172,7 @@ def _pack(bundles: Sequence[Bundle], room: dict[str, list[float]]) -> list[str] 
 
 
 def _spread(bundles: Sequence[Bundle], room: dict[str, list[float]]) -> list[str] | None:
-    """A node per bundle, each on the node with the fewest so far that has room, then the roomiest."""
+    """Return a node per bundle, each the node with the fewest so far that has room, then the roomiest; else None."""
     nodes: list[str] = []
     for bundle in bundles:
         fitting = [name for name, free in room.items() if _fits(bundle, free)]

@@ -1,4 +1,4 @@
-"""Sends a run to a Ray cluster as a job: the code and the config travel, data and models do not."""
+"""Submit a run to a Ray cluster as a job: the code and the config travel, data and models do not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Command = Literal["train", "sft"]
 
 
 def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bool, command: Command = "train") -> int:
-    """Exit status: 0 when the job was accepted or, with `follow`, when it succeeded; 1 when it did not.
+    """Submit a run as a job; return 0 if it was accepted or, with `follow`, if it succeeded, and 1 otherwise.
 
     command: of `rlsys`, what the job runs.
     address: the cluster's dashboard, http://HOST:8265.  follow: write the job's log to stdout until it ends.
@@ -63,7 +63,7 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
 
 
 def entrypoint(config_path: Path, command: Command = "train") -> str:
-    """The job's shell command, run in the packed tree by the interpreter that the cluster's workers run on."""
+    """Return the job's shell command, run in the packed tree by the interpreter of the cluster's workers."""
     file = shlex.quote(f"{SUBMITTED}/{config_path.name}")
     return f'"$(sh cluster/job_python.sh)" -m rlsys.commands.app {command} {file}'
 

@@ -1,4 +1,4 @@
-"""Annotation files -> PromptItems, with every dirty row reported by its place in the file."""
+"""Read annotation files as PromptItems, and report every dirty row by its place in the file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Annotations:
 
 
 def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
-    """The rows of `path` in `data.format` as items whose media lie in `videos`.
+    """Return the rows of `path` in `data.format` as items whose media lie in `videos`.
 
     Dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
     Raises AnnotationError for a file or folder that cannot be read, for rows that contradict themselves or their
@@ -193,7 +193,7 @@ def _read(path: Path, format: str) -> tuple[list[AnnotationRow], RepeatedKeys]:
 
 
 def _lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
-    """(line number from 1, what it holds) of the lines that are not blank. Raises ValueError when none is JSON."""
+    """Return (line number from 1, content) of the lines that are not blank. Raises ValueError if none is JSON."""
     # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
     lines = enumerate(text.split("\n"), start=1)
     entries = [(str(number), _line(line, repeated)) for number, line in lines if line.strip()]
@@ -211,7 +211,7 @@ def _line(line: str, repeated: RepeatedKeys) -> Json:
 
 
 def _plain(row: AnnotationRow) -> AnnotationRow:
-    """The row without placeholders of media around its question, and with a problem for text that cannot be shown.
+    """Return the row without placeholders of media around its question; text that cannot be shown is a problem.
 
     A control token in a question would act as one in the prompt, and a lone surrogate cannot be written as UTF-8.
     """
@@ -230,7 +230,7 @@ def _plain(row: AnnotationRow) -> AnnotationRow:
 
 
 def _printable(text: str) -> str:
-    """`text` with lone surrogates, which no file or terminal takes, written out."""
+    """Return `text` with lone surrogates, which no file or terminal takes, written out."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -254,7 +254,7 @@ def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
 
 
 def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tuple[AnnotationRow, Path | None]:
-    """The row with everything that its medium shows, all its problems, and where the medium is."""
+    """Return the row with everything that its medium shows and all its problems, and where the medium is."""
     if root is None or not row.video:
         return row if row.needs_size else _checked(row), None
     medium = find_medium(row, root)
@@ -305,7 +305,7 @@ def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
 
 
 def _checked(row: AnnotationRow) -> AnnotationRow:
-    """`row` with a problem more when its task's scorers could not read its truth."""
+    """Return the row, with one more problem if its task's scorers could not read its truth."""
     if not all(problem.is_fixed for problem in row.problems):
         return row
     try:

@@ -47,7 +47,7 @@ def is_inside(path: Path, root: Path) -> bool:
 
 
 def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
-    """What of the medium at `path` a prompt shows, within the config's rates and budgets."""
+    """Return what of the medium at `path` a prompt shows, within the config's rates and budgets."""
     if row.medium == "image":
         return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
     if row.task == "tracking":
@@ -59,7 +59,7 @@ def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
 
 
 def video_spec(uri: str, data: DataConfig) -> VideoSpec:
-    """The frames of a video that the config's rates and budgets ask for."""
+    """Return the frames of a video that the config's rates and budgets select."""
     return VideoSpec(
         uri=uri,
         fps=data.fps,
@@ -72,7 +72,7 @@ def video_spec(uri: str, data: DataConfig) -> VideoSpec:
 
 
 def tracking_spec(uri: str, data: DataConfig, fps: float, num_frames: int = NUM_TRACKED_FRAMES) -> VideoSpec:
-    """Evenly spaced frames, one for each box of the row. VideoChat-R1's code picks seven for eight boxes."""
+    """Return evenly spaced frames, one for each box of the row. VideoChat-R1's code picks seven for eight boxes."""
     return VideoSpec(
         uri=uri,
         fps=fps,
@@ -132,7 +132,7 @@ def _own_fps(folder: Path) -> float | None:
 
 
 def picture_size(path: Path) -> tuple[float, float] | None:
-    """(width, height) in pixels of an image, or of the first image of a folder, as it is shown upright.
+    """Return (width, height) in pixels of an image, or of the first image of a folder, as it is shown upright.
 
     Only the header is read. None for anything else, videos included.
     """

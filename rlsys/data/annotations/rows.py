@@ -99,7 +99,7 @@ class PartFields(BaseModel):
 
 
 def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] | None, Problem | None]:
-    """[start, end] in seconds inside the clip, and what was wrong with it; None when it cannot be fixed.
+    """Return [start, end] in seconds inside the clip, or None if it cannot be fixed, and what was wrong with it.
 
     duration_s: infinite when it is not known.
     """
@@ -123,21 +123,21 @@ def is_number(value: Json) -> bool:
 
 
 def is_unit_box(box: Json) -> bool:
-    """[x0, y0, x1, y1] in fractions of width and height, with an area."""
+    """Return whether a box is [x0, y0, x1, y1] in fractions of width and height, with an area."""
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         return False
     return bool(0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1)
 
 
 def listed(tree: Json) -> Iterator[tuple[str, Json]]:
-    """(label, entry) of a file that is one JSON list."""
+    """Yield (label, entry) of a file that is one JSON list."""
     if not isinstance(tree, list):
         raise TypeError(f"a list of rows is expected, this is a {type(tree).__name__}")
     return ((str(index), entry) for index, entry in enumerate(tree))
 
 
 def broken_row(label: str, entry: Json, error: ValidationError, field: str = "video") -> AnnotationRow:
-    """The row of an entry without the fields that its format asks for."""
+    """Return the row of an entry that lacks the fields of its format."""
     if isinstance(entry, BadLine):
         return AnnotationRow(label=label, video="", problems=(Problem(field="(row)", text=entry.problem),))
     name = str(entry.get(field, "")) if isinstance(entry, dict) else ""

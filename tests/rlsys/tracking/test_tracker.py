@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def test_the_run_says_how_it_ended(error: BaseException, status: str, folder: Pa
     assert run.data.tags.get("error") == ("ValueError: boom" if status == "FAILED" else None)
 
 
-def test_sigterm_ends_the_run_as_killed(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_ends_the_run_as_killed(number: signal.Signals, folder: Path) -> None:
     code = (
         "import sys, time; from rlsys.config.run import parse; from rlsys.tracking.tracker import Tracker\n"
         f"tree = {{'output_dir': {str(folder / 'endings')!r}, 'model': {{'path': 'model'}}}}\n"
@@ -162,11 +164,13 @@ def test_sigterm_ends_the_run_as_killed(folder: Path) -> None:
         "    tracker.log_step(1, {'loss/policy': 1.0}); sys.stdout.write(tracker.run_id + '\\n'); sys.stdout.flush()\n"
         "    time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", code]
+    heed = partial(signal.signal, number, signal.SIG_DFL)  # what started the tests may ignore some, as nohup does
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stdout is not None
         run_id = process.stdout.readline().strip()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=patience(60.0)) == 143
+        process.send_signal(number)
+        assert process.wait(timeout=patience(60.0)) == 128 + number
     run = MlflowClient(f"sqlite:///{folder / 'endings' / 'mlflow.db'}").get_run(run_id)
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss/policy": 1.0})
 
