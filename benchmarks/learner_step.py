@@ -31,7 +31,7 @@ from learner.packing.packing import PackedBatch
 from learner.packing.rows import Response, Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
-from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, RolloutConfig, TrainConfig
+from rlsys.config.run import AlgorithmConfig, LearnerConfig, LoraConfig, ModelConfig, RolloutConfig, TrainConfig
 from rlsys.models.mrope import VisionTokens, mrope_positions
 from rlsys.types import ClipInfo, ClipRef, Prompt
 from rlsys.weights.sockets import rank_sockets
@@ -47,7 +47,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a Qwen2.5-VL. side_px: of the square frames of its clips."""
+    """The sizes of a Qwen2.5-VL. side_px: of the square frames of its clips.
+
+    has_tied_head: whether the output head is the embedding.
+    """
 
     hidden: int
     mlp: int
@@ -62,6 +65,7 @@ class Shape:
     full_attention_blocks: tuple[int, ...]
     mrope_section: tuple[int, int, int]
     side_px: int
+    has_tied_head: bool = True
 
     @property
     def tokens_per_two_frames(self) -> int:
@@ -117,12 +121,32 @@ SHAPES = {
         mrope_section=(16, 24, 24),
         side_px=280,
     ),
+    # Qwen2.5-VL-7B as published
+    "7b": Shape(
+        hidden=3584,
+        mlp=18944,
+        layers=28,
+        heads=28,
+        kv_heads=4,
+        vocabulary=152064,
+        vision_depth=32,
+        vision_hidden=1280,
+        vision_mlp=3420,
+        vision_heads=16,
+        full_attention_blocks=(7, 15, 23, 31),
+        mrope_section=(16, 24, 24),
+        side_px=280,
+        has_tied_head=False,
+    ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """The constants of a benchmark run. padded_rows: rows of the padded form in one pass; 0 takes all G."""
+    """The constants of a benchmark run.
+
+    padded_rows: rows of the padded form in one pass; 0 takes all G.  lora_rank: of the adapters; 0 trains all weights.
+    """
 
     shape: Shape
     device: str
@@ -131,10 +155,15 @@ class Setting:
     threads: int
     padded_rows: int = 0
     gradient_checkpointing: bool = False
+    lora_rank: int = 0
+
+    def learner_config(self) -> LearnerConfig:
+        """Return the config of a learner of one rank."""
+        return LearnerConfig(gradient_checkpointing=self.gradient_checkpointing, lora=LoraConfig(rank=self.lora_rank))
 
 
-def write_model(folder: Path, setting: Setting, seed: int = 0) -> None:
-    """Write a randomly initialised checkpoint of the shape: config, weights and processor, without a tokenizer."""
+def model_config(setting: Setting) -> Qwen2_5_VLConfig:
+    """Return the shape as a checkpoint's config."""
     shape = setting.shape
     text = Qwen2_5_VLTextConfig(
         vocab_size=shape.vocabulary,
@@ -157,16 +186,21 @@ def write_model(folder: Path, setting: Setting, seed: int = 0) -> None:
         fullatt_block_indexes=list(shape.full_attention_blocks),
     )
     start, end, image, video = _special_ids(shape)
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
         image_token_id=image,
         video_token_id=video,
         vision_start_token_id=start,
         vision_end_token_id=end,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.has_tied_head,
         dtype=setting.dtype,
     )
+
+
+def write_model(folder: Path, setting: Setting, seed: int = 0) -> None:
+    """Write a randomly initialised checkpoint of the shape: config, weights and processor, without a tokenizer."""
+    config = model_config(setting)
     disable_progress_bar()
     torch.manual_seed(seed)
     with torch.device(setting.device):
@@ -275,7 +309,7 @@ class Bench:
             rollout=RolloutConfig(max_tokens=1024),
             train=TrainConfig(learning_rate=1e-6, schedule="constant"),
             algorithm=AlgorithmConfig(),
-            learner=LearnerConfig(gradient_checkpointing=setting.gradient_checkpointing),
+            learner=setting.learner_config(),
             device=setting.device,
         )
         self._engine = LearnerEngine(spec)

@@ -1,0 +1,8 @@
+"""Run the check: `python -m benchmarks.gpu_check`."""
+
+import sys
+
+from benchmarks.gpu_check.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The check of the GPU path, at toy sizes: its steps, what becomes of one that fails, and what it needs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu_check.figures import Outcome, at_least, at_most, found, read_lines
+from benchmarks.gpu_check.main import choose, parse_arguments, table
+from benchmarks.gpu_check.steps import LEARNER_LIMIT_S, STEPS
+from tests.support.pace import patience
+from tests.support.paths import REPO
+
+BLOCKED = """
+import socket, sys
+NAMES = {"vllm", "ray", "decord", "av", "openai", "fastapi"}
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in NAMES:
+            raise ImportError(f"the learner's steps must not need {name}")
+sys.meta_path.insert(0, Blocked())
+connect = socket.socket.connect
+def guarded(self, address):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise OSError(f"the learner's steps must not need a network: {address}")
+    return connect(self, address)
+socket.socket.connect = guarded
+"""
+TOY = ("machine", "copies", "ipc", "attention", "zero", "packing", "7b_lora")
+
+
+def check(out: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str, dict[str, Any]]:
+    """Exit status, output and report."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(out), *arguments]
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, cwd=REPO, env=variables, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr, json.loads((out / "report.json").read_text())
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_the_learners_steps_run_without_vllm_ray_and_network(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    code, said, report = check(
+        tmp_path / "out",
+        *("--cpu", "--slack", str(patience(1.0)), "--only", *TOY),
+        environment={"PYTHONPATH": str(tmp_path)},
+    )
+    steps = {step["step"]: step for step in report["steps"]}
+    assert code == 0, said
+    assert tuple(steps) == TOY
+    assert {step["status"] for step in steps.values()} == {"ok"}, said
+    figures = {(name, figure["name"]): figure for name, step in steps.items() for figure in step["figures"]}
+    assert figures["ipc", "difference after a change"]["limit"] == "at most 0"
+    assert figures["zero", "ranks"]["value"] == 2
+    assert 0 < figures["packing", "bf16: packed against float32, mean error"]["value"] < 0.01
+    assert figures["7b_lora", "packed: tokens per second"]["value"] > 0
+    assert len([name for step, name in figures if step == "attention" and name.startswith("error of")]) >= 5
+    assert "7b_lora     ok" in said
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_the_steps_with_engines_run_at_toy_size(tmp_path: Path) -> None:
+    steps = ("parity", "parity_v2", "sync_lora", "sync_tp2")
+    code, said, report = check(tmp_path, "--cpu", "--slack", str(patience(1.0)), "--only", *steps)
+    found_steps = {step["step"]: step for step in report["steps"]}
+    assert code == 0, said
+    assert [found_steps[name]["status"] for name in steps] == ["ok", "skipped", "ok", "skipped"], said
+    figures = {figure["name"]: figure["value"] for figure in found_steps["parity"]["figures"]}
+    assert figures["longest prompt"] > 2048
+    assert figures["kept rollouts with tokens of both versions"] >= 1
+    assert figures["their earlier tokens under the new weights, largest difference"] > 0.01, (
+        "the update changed nothing"
+    )
+
+
+@pytest.mark.stack
+def test_a_step_that_exceeds_its_limit_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+    code, said, report = check(tmp_path, "--cpu", "--slack", "0.001", "--only", "machine", "copies")
+    assert code == 1
+    assert [(step["step"], step["status"]) for step in report["steps"]] == [
+        ("machine", "timed out"),
+        ("copies", "timed out"),
+    ]
+    assert "not done after 0.02 s; see machine.log" in said
+
+
+@pytest.mark.stack
+def test_a_step_that_fails_is_recorded_with_its_error_and_the_others_run(tmp_path: Path) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # no GPU, also where there is one
+    code, _, report = check(
+        tmp_path, "--slack", str(patience(1.0)), "--only", "machine", "sync_store", environment=hidden
+    )
+    machine, sync = report["steps"]
+    assert code == 1
+    assert machine["status"] == "failed"
+    assert "Error: " in machine["error"]
+    assert {figure["name"] for figure in machine["figures"]} >= {"CPU", "torch"}, "figures before the error are kept"
+    assert (sync["status"], "needs 2 GPUs, 0 are here" in sync["error"]) == ("skipped", True)
+
+
+def test_the_learners_steps_fit_into_a_lease_of_ten_minutes() -> None:
+    steps = choose(parse_arguments(["--learner"]))
+    assert steps
+    assert sum(step.limit_s for step in steps) <= LEARNER_LIMIT_S
+    assert not any(step.needs_stack for step in steps)
+    assert choose(parse_arguments(["--full"])) == list(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_every_step_has_its_code(step: Any) -> None:
+    module, _, name = step.code.partition(":")
+    tree = ast.parse((REPO / "benchmarks" / "gpu_check" / f"{module}.py").read_text())
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assigned = {ast.unparse(target) for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
+    assert name in defined | assigned
+
+
+def test_an_unknown_step_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--only", "copies", "speed"])
+    assert "no step speed; the steps are machine, copies" in capsys.readouterr().err
+
+
+def test_a_figure_out_of_bounds_and_one_that_is_not_a_number_are_not_ok() -> None:
+    assert at_most("error", 1.0, 1.0).is_ok
+    assert at_least("length", 2.0, 2.0).is_ok
+    assert not at_most("error", 1.1, 1.0).is_ok
+    assert not at_most("error", float("nan"), 1.0).is_ok
+    assert not at_least("length", float("nan"), 1.0).is_ok
+    figures = (at_most("error", 1.1, 1.0), found("rate", 2.0, "GB/s"))
+    text = table([Outcome(step="copies", status="failed", seconds=1.0, error="why\nmore", figures=figures)])
+    assert text.splitlines()[1:] == ["    failed: why", "    error: 1.1  (at most 1: NO)", "    rate: 2 GB/s"]
+
+
+def test_what_a_killed_step_had_written_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "step.jsonl"
+    assert read_lines(file) == ((), "", "")
+    file.write_text('{"figure": {"name": "rate", "value": 2.0, "unit": "GB/s"}}\n{"figure": {"na')
+    assert read_lines(file) == ((found("rate", 2.0, "GB/s"),), "", "")
