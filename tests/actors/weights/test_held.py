@@ -139,6 +139,25 @@ def parallel(kind: str, rank: int, size: int, **attributes: int) -> torch.nn.Mod
     return layer
 
 
+def test_a_worker_holds_its_columns_of_an_adapters_first_matrix_or_its_rows_of_the_second() -> None:
+    row, column = parallel("RowParallelLinear", 1, 2), parallel("ColumnParallelLinear", 1, 2)
+    first, second = torch.randn(2, 8), torch.randn(6, 2)  # rank 2
+    for base, kind, held in (
+        (row, "down_proj", (first[:, 4:], second)),
+        (column, "other", (first, second[3:])),
+    ):
+        base.lora_a_stacked, base.lora_b_stacked = (held[0][None, None],), (held[1][None, None] * 0.5,)
+        model = modules(language_model__model__layers__0__mlp=torch.nn.Module())
+        model.language_model.model.layers.get_submodule("0").mlp.add_module(kind, base)
+        name = f"base_model.model.model.language_model.layers.0.mlp.{kind}"
+        sent = {f"{name}.lora_A.weight": first, f"{name}.lora_B.weight": second}
+        assert stale_adapter(model, sent, 0.5) == (2, [])
+        # the parts of the other worker
+        base.tp_rank = 0
+        _, stale = stale_adapter(model, sent, 0.5)
+        assert stale == [list(sent)[0 if kind == "down_proj" else 1]]
+
+
 def test_key_and_value_heads_are_shared_where_there_are_fewer_than_workers() -> None:
     def pieces(rank: int, kind: str, rows: int) -> tuple[tuple[int, int], ...]:
         heads = {"total_num_heads": 8, "total_num_kv_heads": 2, "head_size": 16}
