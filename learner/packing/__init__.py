@@ -2,7 +2,7 @@
 
 - `rows` (`Response`, `Row`): prompts and responses to pack
 - `packing` (`ClipKey`, `ModelLayout`, `PackedBatch`, `clip_key`, `pack`): rows as the tensors of one pass
-- `attention` (`FORMS`): attention in which the responses to a prompt do not see each other
+- `attention` (`FORMS`, `num_compilations`): attention in which the responses to a prompt do not see each other
 - `passes` (`plan_passes`): the assignment of rows to ranks and passes
 - `mini_batches` (`part_of`, `plan_updates`): several optimiser updates from one batch
 - `shards` (`OldLogprobs`, `RankShard`, `group_row`, `split_batch`): each rank's share of a batch

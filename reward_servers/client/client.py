@@ -18,6 +18,7 @@ import numpy as np
 
 from reward_servers.client.failures import FailureWindow, ScorerTrial
 from reward_servers.client.transport import RewardServerError, Transport, Unanswered
+from reward_servers.judging.unusable import is_final
 from reward_servers.schema import MAX_ID_CHARS, ScoreReply
 from rlsys.config.answers import Reading
 from rlsys.config.run import RewardConfig
@@ -142,6 +143,8 @@ class RewardClient:
                     "run the same version of rlsys in the job and in its reward servers."
                 )
         replies = [by_id[name] for name in ids]
+        if (unusable := next((reply.reason for reply in replies if is_final(reply.reason)), None)) is not None:
+            raise RewardServerError(f"{unusable} Nothing was lost: change it and resume with --resume.")
         if (broken := self._trial.add(replies)) is not None:
             raise RewardServerError(broken)
         return replies

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from rlsys.data.annotations.rows import (
     AnnotationRow,
+    Entry,
     PartFields,
     Problem,
+    Repeats,
     Seconds,
     Text,
     broken_row,
     is_unit_box,
     listed,
+    read_entries,
     read_span,
     short,
 )
-from rlsys.data.annotations.vtts import CAPTION_QUESTION, read_vtts
+from rlsys.data.annotations.vtts import CAPTION_QUESTION, VttsEntry
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 
@@ -45,35 +49,6 @@ class _CharadesVideo(BaseModel):
     sentences: list[Any]
 
 
-class _NextGqaRow(BaseModel):
-    video: Text
-    question: Text
-    options: list[Text] = Field(min_length=2)
-    answer: Text
-    glue: list[Any] = Field(min_length=1)
-    duration: Seconds
-
-
-class _Got10kRow(BaseModel):
-    path: Text
-    object: Text
-    gt: list[Any]
-
-
-class _VidtabRow(BaseModel):
-    video: Text
-    instruction: Text
-    answer: Text
-
-
-class _CaptionRow(PartFields):
-    video: Text
-    caption: Text
-    events: list[Text] | None = Field(default=None, min_length=1)
-    question: Text = CAPTION_QUESTION
-    duration: Seconds | None = None
-
-
 def read_charades(tree: Json) -> Iterator[AnnotationRow]:
     """`{video: {duration, timestamps: [[s, e]…], sentences: […]}}`: one row per sentence."""
     if not isinstance(tree, dict):
@@ -92,17 +67,15 @@ def read_charades(tree: Json) -> Iterator[AnnotationRow]:
 
 
 def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]:
-    seen: set[tuple[str, str]] = set()
+    repeats = Repeats()
     for index, (value, sentence) in enumerate(zip(entry.timestamps, entry.sentences, strict=True)):
         truth, problem = read_span(value, entry.duration, "timestamps")
         problems = [problem] if problem else []
         if not isinstance(sentence, str) or not sentence.strip():
             problems.append(Problem(field="sentences", text=f"{sentence!r} is not a sentence"))
             sentence = ""
-        key = (repr(value), " ".join(sentence.lower().split()))
-        if key in seen:
+        if repeats.add((repr(value), " ".join(sentence.lower().split()))):
             problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} occurs twice"))
-        seen.add(key)
         yield AnnotationRow(
             label=f"{video}/{index}",
             video=video,
@@ -113,141 +86,163 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]
         )
 
 
-def read_nextgqa(tree: Json) -> Iterator[AnnotationRow]:
-    """List of `{video, question, options, answer, glue: [[s, e]…], duration}`."""
-    seen: set[tuple[str, ...]] = set()
-    for label, entry in listed(tree):
-        try:
-            row = _NextGqaRow.model_validate(entry)
-        except ValidationError as error:
-            yield broken_row(label, entry, error)
-            continue
-        problems = list(_option_problems(row))
-        spans = []
-        for value in row.glue:
-            span, problem = read_span(value, row.duration, "glue")
-            spans += [span] if span else []
-            problems += [problem] if problem else []
-        key = (row.video, row.question, *row.options)
-        if key in seen:
-            problems.append(Problem(field="question", text=f"{row.question!r} with the same options occurs twice"))
-        seen.add(key)
-        yield AnnotationRow(
+class _NextGqaEntry(Entry):
+    """An entry `{video, question, options, answer, glue: [[s, e]…], duration}`."""
+
+    video: Text
+    question: Text
+    options: list[Text] = Field(min_length=2)
+    answer: Text
+    glue: list[Any] = Field(min_length=1)
+    duration: Seconds
+
+    def row(self, label: str) -> AnnotationRow:
+        """Return a row of grounded QA."""
+        read = [read_span(value, self.duration, "glue") for value in self.glue]
+        return AnnotationRow(
             label=label,
-            video=row.video,
+            video=self.video,
             task="grounded_qa",
-            question=row.question,
-            options=tuple(row.options),
-            truth={"answer": row.answer, "glue": spans},
-            problems=tuple(problems),
+            question=self.question,
+            options=tuple(self.options),
+            truth={"answer": self.answer, "glue": [span for span, _ in read if span]},
+            problems=(*self._option_problems(), *(problem for _, problem in read if problem)),
         )
 
+    def identity(self) -> Hashable:
+        """Return the video and the question with its options."""
+        return (self.video, self.question, *self.options)
 
-def _option_problems(row: _NextGqaRow) -> Iterator[Problem]:
-    letters = []
-    for option in row.options:
-        match = re.match(r"\([A-Z]\)", option)
-        if match is None:
-            yield Problem(field="options", text=f"{option!r} does not begin with a letter such as (A)")
-        else:
-            letters.append(match.group())
-    if len(set(letters)) < len(letters):
-        yield Problem(field="options", text=f"letters {' '.join(letters)} repeat")
-    if row.answer not in letters:
-        yield Problem(field="answer", text=f"{row.answer!r} is not among the options {' '.join(letters)}")
+    def repetition(self) -> Problem:
+        """Return the problem of a question that was asked before."""
+        return Problem(field="question", text=f"{self.question!r} with the same options occurs twice")
+
+    def _option_problems(self) -> Iterator[Problem]:
+        letters = []
+        for option in self.options:
+            match = re.match(r"\([A-Z]\)", option)
+            if match is None:
+                yield Problem(field="options", text=f"{option!r} does not begin with a letter such as (A)")
+            else:
+                letters.append(match.group())
+        if len(set(letters)) < len(letters):
+            yield Problem(field="options", text=f"letters {' '.join(letters)} repeat")
+        if self.answer not in letters:
+            yield Problem(field="answer", text=f"{self.answer!r} is not among the options {' '.join(letters)}")
 
 
-def read_got10k(tree: Json) -> Iterator[AnnotationRow]:
-    """List of `{path, object, gt: 8 boxes}`, boxes [x0, y0, x1, y1] normalised to 0..1."""
-    seen: set[tuple[str, str]] = set()
-    for label, entry in listed(tree):
-        try:
-            row = _Got10kRow.model_validate(entry)
-        except ValidationError as error:
-            yield broken_row(label, entry, error, "path")
-            continue
+class _Got10kEntry(Entry):
+    """An entry `{path, object, gt: 8 boxes}`, boxes [x0, y0, x1, y1] in fractions of width and height."""
+
+    VIDEO = "path"
+
+    path: Text
+    object: Text
+    gt: list[Any]
+
+    def row(self, label: str) -> AnnotationRow:
+        """Return a row of tracking."""
         problems = [
             Problem(field="gt", text=f"box {index} is {box}, not [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, likewise y")
-            for index, box in enumerate(row.gt)
+            for index, box in enumerate(self.gt)
             if not is_unit_box(box)
         ]
-        if len(row.gt) != NUM_TRACKED_FRAMES:
-            problems.append(Problem(field="gt", text=f"{len(row.gt)} boxes, {NUM_TRACKED_FRAMES} are expected"))
-        if (row.path, row.object) in seen:
-            problems.append(Problem(field="object", text=f"{row.object!r} of {row.path} occurs twice"))
-        seen.add((row.path, row.object))
-        yield AnnotationRow(
+        if len(self.gt) != NUM_TRACKED_FRAMES:
+            problems.append(Problem(field="gt", text=f"{len(self.gt)} boxes, {NUM_TRACKED_FRAMES} are expected"))
+        return AnnotationRow(
             label=label,
-            video=row.path,
+            video=self.path,
             medium="frames",
             task="tracking",
-            question=row.object,
-            truth=row.gt,
+            question=self.object,
+            truth=self.gt,
             problems=tuple(problems),
         )
 
+    def identity(self) -> Hashable:
+        """Return the folder of frames and the object."""
+        return (self.path, self.object)
 
-def read_vidtab(tree: Json) -> Iterator[AnnotationRow]:
-    """List of `{video, instruction, answer}`: the instruction names the classes as `['low quality', …]`."""
-    seen: set[tuple[str, str]] = set()
-    for label, entry in listed(tree):
-        try:
-            row = _VidtabRow.model_validate(entry)
-        except ValidationError as error:
-            yield broken_row(label, entry, error)
-            continue
+    def repetition(self) -> Problem:
+        """Return the problem of an object that was tracked before."""
+        return Problem(field="object", text=f"{self.object!r} of {self.path} occurs twice")
+
+
+class _VidtabEntry(Entry):
+    """An entry `{video, instruction, answer}`, whose instruction names the classes as `['low quality', …]`."""
+
+    video: Text
+    instruction: Text
+    answer: Text
+
+    def row(self, label: str) -> AnnotationRow:
+        """Return a row of video quality."""
         problems = []
-        classes = [name.casefold() for name in re.findall(r"'([^']{1,200})'", row.instruction)]
-        if classes and row.answer.casefold() not in classes:
-            text = f"{short(row.answer)} is not among the classes that the instruction names: {', '.join(classes)}"
+        classes = [name.casefold() for name in re.findall(r"'([^']{1,200})'", self.instruction)]
+        if classes and self.answer.casefold() not in classes:
+            text = f"{short(self.answer)} is not among the classes that the instruction names: {', '.join(classes)}"
             problems.append(Problem(field="answer", text=text))
-        if (row.video, row.instruction) in seen:
-            problems.append(Problem(field="video", text=f"{row.video!r} with the same instruction occurs twice"))
-        seen.add((row.video, row.instruction))
-        yield AnnotationRow(
+        return AnnotationRow(
             label=label,
-            video=row.video,
+            video=self.video,
             task="video_quality",
-            question=row.instruction,
-            truth=row.answer,
+            question=self.instruction,
+            truth=self.answer,
             problems=tuple(problems),
         )
 
+    def identity(self) -> Hashable:
+        """Return the video and the instruction."""
+        return (self.video, self.instruction)
 
-def read_captions(lines: Json) -> Iterator[AnnotationRow]:
-    """Lines of `{video, caption, events?, question?}`; events are the caption's, for evaluation."""
-    seen: set[tuple[str, str]] = set()
-    for label, entry in lines:
-        try:
-            row = _CaptionRow.model_validate(entry)
-        except ValidationError as error:
-            yield broken_row(label, entry, error)
-            continue
-        problems = []
-        if (row.video, row.question) in seen:
-            problems.append(Problem(field="video", text=f"{row.video!r} with the same question occurs twice"))
-        seen.add((row.video, row.question))
-        problems += row.part_problems()
-        events = {"events": row.events} if row.events else {}
-        yield AnnotationRow(
+    def repetition(self) -> Problem:
+        """Return the problem of an instruction that was given before."""
+        return Problem(field="video", text=f"{self.video!r} with the same instruction occurs twice")
+
+
+class _CaptionEntry(PartFields, Entry):
+    """An entry `{video, caption, events?, question?}`; events are the caption's, for evaluation."""
+
+    video: Text
+    caption: Text
+    events: list[Text] | None = Field(default=None, min_length=1)
+    question: Text = CAPTION_QUESTION
+    duration: Seconds | None = None
+
+    def row(self, label: str) -> AnnotationRow:
+        """Return a row of captioning."""
+        events = {"events": self.events} if self.events else {}
+        return AnnotationRow(
             label=label,
-            video=row.video,
+            video=self.video,
             medium="clip",
             task="captioning",
-            question=row.question,
-            truth={"caption": row.caption, **events},
-            window_s=row.window_s,
-            fps=row.fps,
-            duration_s=row.duration,
-            problems=tuple(problems),
+            question=self.question,
+            truth={"caption": self.caption, **events},
+            window_s=self.window_s,
+            fps=self.fps,
+            duration_s=self.duration,
+            problems=self.part_problems(),
         )
+
+    def identity(self) -> Hashable:
+        """Return the video and the question."""
+        return (self.video, self.question)
+
+    def repetition(self) -> Problem:
+        """Return the problem of a question that was asked before."""
+        return Problem(field="video", text=f"{self.video!r} with the same question occurs twice")
+
+
+def _list_of(kind: type[Entry]) -> Callable[[Json], Iterator[AnnotationRow]]:
+    return lambda tree: read_entries(kind, listed(tree))
 
 
 FORMATS: Mapping[str, Format] = {
     "charades_sta": Format(task="temporal_grounding", read=read_charades),
-    "nextgqa": Format(task="grounded_qa", read=read_nextgqa),
-    "got10k": Format(task="tracking", read=read_got10k),
-    "vidtab": Format(task="video_quality", read=read_vidtab),
-    "captions": Format(task="captioning", read=read_captions, is_lines=True),
-    "vtts": Format(task=None, read=read_vtts, is_lines=True),
+    "nextgqa": Format(task="grounded_qa", read=_list_of(_NextGqaEntry)),
+    "got10k": Format(task="tracking", read=_list_of(_Got10kEntry)),
+    "vidtab": Format(task="video_quality", read=_list_of(_VidtabEntry)),
+    "captions": Format(task="captioning", read=partial(read_entries, _CaptionEntry), is_lines=True),
+    "vtts": Format(task=None, read=partial(read_entries, VttsEntry), is_lines=True),
 }

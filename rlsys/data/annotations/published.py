@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from rlsys.data.annotations.rows import AnnotationRow, Problem, is_number, read_span, short
+from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_span, short
 from rlsys.types import Json
 
 RepeatedKeys = list[str]
@@ -46,7 +46,7 @@ def _joined(first: Json, second: Json) -> Json:
 
 def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
     """Lines of `ID start end##sentence`, as Charades-STA is published. The clips' durations are not in the file."""
-    seen: set[tuple[str, ...]] = set()
+    repeats = Repeats()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -57,10 +57,8 @@ def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
         problems = [problem] if problem else []
         if not sentence:
             problems.append(Problem(field="line", text=f"{short(line)} is not ID start end##sentence"))
-        key = (video, *times, sentence.lower())
-        if key in seen:
+        if repeats.add((video, *times, sentence.lower())):
             problems.append(Problem(field="line", text=f"{short(line)} occurs twice"))
-        seen.add(key)
         yield AnnotationRow(
             label=str(number),
             video=video,

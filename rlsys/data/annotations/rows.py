@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from abc import abstractmethod
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationError
 
@@ -64,6 +65,56 @@ class BadLine:
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Entry(BaseModel):
+    """The fields of one entry of an annotation file, which the format's own class turns into a row.
+
+    VIDEO: the field that names the video.
+    """
+
+    VIDEO: ClassVar[str] = "video"
+
+    @abstractmethod
+    def row(self, label: str) -> AnnotationRow:
+        """Return the row of this entry. label: its place in the file."""
+
+    @abstractmethod
+    def identity(self) -> Hashable:
+        """Return what no two entries of a file may have in common."""
+
+    @abstractmethod
+    def repetition(self) -> Problem:
+        """Return the problem of an entry whose identity an earlier entry has."""
+
+
+def read_entries(kind: type[Entry], entries: Iterable[tuple[str, Json]]) -> Iterator[AnnotationRow]:
+    """Yield the row of each (label, entry), with its problems: fields that are missing or broken, or a repetition."""
+    repeats = Repeats()
+    for label, entry in entries:
+        try:
+            checked = kind.model_validate(entry)
+        except ValidationError as error:
+            yield broken_row(label, entry, error, kind.VIDEO)
+            continue
+        row = checked.row(label)
+        if repeats.add(checked.identity()):
+            row = replace(row, problems=(*row.problems, checked.repetition()))
+        yield row
+
+
+class Repeats:
+    """The identities of the rows that were read, by which a repetition is noticed."""
+
+    def __init__(self) -> None:
+        self._seen: set[Hashable] = set()
+
+    def add(self, identity: Hashable) -> bool:
+        """Add an identity and return whether it was there before."""
+        if identity in self._seen:
+            return True
+        self._seen.add(identity)
+        return False
 
 
 def _part_names(side: str) -> tuple[str, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
-from rlsys.data.annotations.rows import AnnotationRow, PartFields, Problem, Seconds, Text, broken_row, is_number, short
+from rlsys.data.annotations.rows import AnnotationRow, Entry, PartFields, Problem, Seconds, Text, is_number, short
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.tasks.table import task_name
 from rlsys.types import Json
@@ -36,8 +36,15 @@ _NEEDS = {task: kinds for kinds, task in ROUTES.items()}
 _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": "answer", "caption": "caption"}
 
 
-class _VttsRow(PartFields):
-    """Keys of other names, `think` among them, are left alone: no score reads them."""
+class VttsEntry(PartFields, Entry):
+    """An entry `{video or image, question, options?, clue?, answer?, caption?, events?, task?, duration?, width?,
+    height?, video_start?, video_end?, fps?}`.
+
+    `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
+    (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
+    last included in a folder of frames, at the starts of eight equal parts in a video file.
+    Keys of other names, `think` among them, are left alone: no score reads them.
+    """
 
     video: Text | None = None
     image: Text | None = None
@@ -68,6 +75,18 @@ class _VttsRow(PartFields):
     def _no_question_is_empty(cls, value: Json) -> Json:
         return "" if value is None else value
 
+    def row(self, label: str) -> AnnotationRow:
+        """Return the row of the task that the annotations decide."""
+        return _routed(label, self)
+
+    def identity(self) -> Hashable:
+        """Return all that the entry says but the length of its video."""
+        return json.dumps(self.model_dump(exclude={"duration"}), sort_keys=True, default=repr)
+
+    def repetition(self) -> Problem:
+        """Return the problem of a question that was asked before."""
+        return Problem(field="question", text=f"{short(self.question)} with the same annotations occurs twice")
+
 
 @dataclass(frozen=True, kw_only=True)
 class _RowAnswer:
@@ -77,30 +96,6 @@ class _RowAnswer:
     value: Json = None
     options: tuple[Option, ...] = ()
     problems: tuple[Problem, ...] = ()
-
-
-def read_vtts(lines: Json) -> Iterator[AnnotationRow]:
-    """Lines of `{video or image, question, options?, think?, clue?, answer?, caption?, events?, task?, duration?,
-    width?, height?, video_start?, video_end?, fps?}`.
-
-    `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
-    (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
-    last included in a folder of frames, at the starts of eight equal parts in a video file.
-    """
-    seen: set[str] = set()
-    for label, entry in lines:
-        try:
-            row = _VttsRow.model_validate(entry)
-        except ValidationError as error:
-            yield broken_row(label, entry, error)
-            continue
-        routed = _routed(label, row)
-        key = json.dumps(row.model_dump(exclude={"duration"}), sort_keys=True, default=repr)
-        if key in seen:
-            twice = Problem(field="question", text=f"{short(row.question)} with the same annotations occurs twice")
-            routed = replace(routed, problems=(*routed.problems, twice))
-        seen.add(key)
-        yield routed
 
 
 def with_size(row: AnnotationRow, size: Size) -> AnnotationRow:
@@ -113,7 +108,7 @@ def with_size(row: AnnotationRow, size: Size) -> AnnotationRow:
     return replace(row, truth=truth, needs_size=False, problems=(*row.problems, *problems))
 
 
-def _routed(label: str, row: _VttsRow) -> AnnotationRow:
+def _routed(label: str, row: VttsEntry) -> AnnotationRow:
     size = (row.width, row.height) if row.width and row.height else None
     duration_s = row.duration
     if row.window_s is not None:
@@ -146,7 +141,7 @@ def _routed(label: str, row: _VttsRow) -> AnnotationRow:
     )
 
 
-def _read_answer(row: _VttsRow) -> _RowAnswer:
+def _read_answer(row: VttsEntry) -> _RowAnswer:
     if row.answer is None:
         if row.options is None:
             return _RowAnswer()
@@ -172,7 +167,7 @@ def _read_answer(row: _VttsRow) -> _RowAnswer:
     return _RowAnswer(kind="words", problems=(Problem(field="answer", text=text),))
 
 
-def _read_phrase(row: _VttsRow) -> _RowAnswer:
+def _read_phrase(row: VttsEntry) -> _RowAnswer:
     """A class in words; options, where there are any, are the classes."""
     phrase = read_phrase(row.answer) if isinstance(row.answer, str) else None
     if phrase is None:
@@ -188,7 +183,7 @@ def _read_phrase(row: _VttsRow) -> _RowAnswer:
     return _RowAnswer(kind="phrase", value=row.answer, options=options, problems=(problem,) if problem else ())
 
 
-def _task(row: _VttsRow, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ...]]:
+def _task(row: VttsEntry, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ...]]:
     """The task of a row with these annotations, "" when there is none, and why."""
     if row.events and not row.caption:
         return "", (Problem(field="events", text="events without their caption", is_contradiction=True),)
@@ -227,7 +222,7 @@ def _field(kind: str) -> str:
     return _FIELDS.get(kind, "clue")
 
 
-def _medium_problems(row: _VttsRow, clue: Clue) -> Iterator[Problem]:
+def _medium_problems(row: VttsEntry, clue: Clue) -> Iterator[Problem]:
     if row.video and row.image:
         yield Problem(field="image", text="both a video and an image are given; keep one", is_contradiction=True)
     if not row.video and not row.image:
@@ -239,7 +234,7 @@ def _medium_problems(row: _VttsRow, clue: Clue) -> Iterator[Problem]:
         yield Problem(field="width" if row.height else "height", text="width and height belong together; give both")
 
 
-def _truth(task: str, row: _VttsRow, answer: _RowAnswer, clue: Clue, size: Size | None) -> Json:
+def _truth(task: str, row: VttsEntry, answer: _RowAnswer, clue: Clue, size: Size | None) -> Json:
     """The truth of a row without problems, in its task's shape; pixels are left as they are when `size` is None."""
     if task == "tracking":
         in_pixels = not clue.is_normalised and size is not None

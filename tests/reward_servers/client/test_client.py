@@ -219,6 +219,23 @@ def test_too_many_lost_scores_pause_the_run_which_goes_on_with_them(
     assert any("the run continues" in record.message for record in caplog.records)
 
 
+def test_a_judge_that_cannot_be_used_ends_the_run_at_once_with_its_own_words() -> None:
+    words = "the judge cannot be used: http://judge:1/v1: HTTP 402: Insufficient credits. Remedy: pay. (1 call made)"
+    with server(unusable_judge(words)) as faulty, pytest.raises(RewardServerError) as error:
+        score(faulty.url)
+    assert str(error.value) == f"{words} Nothing was lost: change it and resume with --resume."
+    assert len(faulty.seen) == 1
+
+
+def unusable_judge(reason: str) -> Answer:
+    """Every row is "infra" for `reason`."""
+
+    def answer(rows: Rows) -> tuple[int, Mapping[str, str], bytes]:
+        return 200, {}, json.dumps([reply(row["rollout_id"], status="infra", reason=reason) for row in rows]).encode()
+
+    return answer
+
+
 def broken_scorer(*kinds: str) -> Answer:
     """A custom scorer fails for row k in the way `kinds[k]`, all of the last kind; "" is a score."""
 

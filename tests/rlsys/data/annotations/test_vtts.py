@@ -10,7 +10,7 @@ from PIL import Image
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations, report_lines
-from rlsys.data.annotations.formats import FORMATS, read_captions, read_vtts
+from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 from rlsys.types import ImageSpec, Json, PromptItem, VideoSpec
@@ -334,7 +334,7 @@ keys = ["video", "image", "question", "options", "clue", "answer", "caption", "e
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from([*keys, "height"]), values) | values)
 def test_any_json_is_a_row_with_problems_or_one_that_can_be_scored(entry: object) -> None:
-    for read in (read_vtts, read_captions):
+    for read in (FORMATS["vtts"].read, FORMATS["captions"].read):
         (row,) = read([("1", entry)])
         assert row.label == "1"
         if not row.problems and not row.needs_size:
