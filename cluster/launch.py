@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.access_token import require_token
 from cluster.address import Address, cluster_address, require_cluster
 from cluster.placement import (
     Bundle,
@@ -44,6 +45,8 @@ TOKEN_REMEDY = (
     "To give it one, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token."
 )
 RESERVE_TIMEOUT_S = 120.0
+RAY_FOLDER = "r"
+"""Inside the run's temporary folder, which only its user can enter: Ray opens its own to everyone."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,8 +142,11 @@ def _attach(config: ClusterConfig, address: Address) -> None:
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
-    """Ray 2.60 replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines."""
+def on_loopback() -> Iterator[None]:
+    """Keep a cluster that is started inside on loopback.
+
+    Ray 2.60 replaces 127.0.0.1 by the machine's outward address unless it believes in no other machines.
+    """
     believed = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -151,6 +157,7 @@ def _loopback() -> Iterator[None]:
 
 @contextmanager
 def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
+    require_token()
     folder = claim_folder()
     num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
     # it warns at every start that the cluster asks for a token, which this process has
@@ -158,7 +165,7 @@ def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
     log.info("starting Ray on this machine: %d logical CPUs, %d MiB shared memory", num_cpus, config.object_store_mib)
     failed = True
     try:
-        with _loopback():
+        with on_loopback():
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -168,14 +175,14 @@ def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
                 log_to_driver=_shows_worker_logs(),
                 runtime_env=runtime_env(config, code="here"),
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder.path),
+                _temp_dir=str(folder.path / RAY_FOLDER),
             )
         yield
         failed = False
     finally:
         ray.shutdown()
         if failed:
-            log.warning("the workers' logs are in %s", folder.path / "session_latest" / "logs")
+            log.warning("the workers' logs are in %s", folder.path / RAY_FOLDER / "session_latest" / "logs")
         folder.release(keep=failed)
 
 

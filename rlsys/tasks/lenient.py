@@ -30,6 +30,8 @@ MAX_CHARS = 1 << 16
 _MAX_SHORT_CHARS = 2_000
 """The same for an answer that is one letter or one number."""
 
+_MAX_MARKS = 30
+
 _BOXED = re.compile(r"\\(?:boxed|text|mathrm)\s?\{([^{}]{0,200})\}")
 _FORMATTING = re.compile(r"[*_`$\"'“”‘’]|```(?:json)?|<\|(?:box|object_ref)_(?:start|end)\|>")
 _NUM = LOOSE_DECIMAL
@@ -57,7 +59,24 @@ def _plain(text: str, max_chars: int = MAX_CHARS) -> str | None:
     """Return `text` without Markdown, quotes, LaTeX and full-width characters; None if it is too long."""
     if len(text) > max_chars:
         return None
-    return _FORMATTING.sub("", _BOXED.sub(r"\1", unicodedata.normalize("NFKC", text)))
+    return _FORMATTING.sub("", _BOXED.sub(r"\1", _normalized(text)))
+
+
+def _normalized(text: str) -> str:
+    """Return `text` in NFKC, without the combining marks after the 30th in a row.
+
+    Normalisation sorts such a run in time that is quadratic in its length; no language has longer ones (UAX #15, D4).
+    """
+    if text.isascii():
+        return text
+    kept: list[str] = []
+    num_marks = 0
+    for char in text:
+        is_mark = char >= "\u0300" and unicodedata.combining(unicodedata.normalize("NFKD", char)[0]) > 0
+        num_marks = num_marks + 1 if is_mark else 0
+        if num_marks <= _MAX_MARKS:
+            kept.append(char)
+    return unicodedata.normalize("NFKC", "".join(kept))
 
 
 def _only(values: Iterable[Value]) -> Value | None:

@@ -53,6 +53,7 @@ def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path
     assert found["workers"][0]["env"] == {"DS_ACCELERATOR": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
     assert found["workers"][0]["cwd"] == str(tmp_path)
     assert found["folder"].startswith(tempfile.gettempdir())
+    assert found["others_may_enter"] is False
     assert not Path(found["folder"]).exists()
     _, alive = psutil.wait_procs(still_there(found["processes"]), timeout=patience(20.0))
     assert not still_there([process.pid for process in alive])

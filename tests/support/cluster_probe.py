@@ -42,6 +42,7 @@ def main() -> None:
             found["is_local"] = cluster.is_local
             found["cpus"] = ray.cluster_resources()["CPU"]
             found["folder"] = str(Path(ray._private.worker.global_worker.node.get_session_dir_path()).parent)
+            found["others_may_enter"] = bool(Path(found["folder"]).parent.stat().st_mode & 0o077)
             found["processes"] = [process.pid for process in psutil.Process().children(recursive=True)]
             if os.environ.get("PROBE_FAILS"):
                 raise RuntimeError("as the test wants")

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.access_token import require_token
+from cluster.launch import on_loopback
 from reward_servers.client.client import RewardClient
 from reward_servers.server import app
 from rlsys import env
@@ -32,14 +34,16 @@ def serve_cluster() -> Iterator[Path]:
     is_ours = not ray.is_initialized()
     env.be_quiet()  # the cluster's processes inherit it
     if is_ours:
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            num_cpus=4,
-            _temp_dir=temp_dir,
-            object_store_memory=100_000_000,
-        )
+        require_token()
+        with on_loopback():
+            ray.init(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                num_cpus=4,
+                _temp_dir=temp_dir,
+                object_store_memory=100_000_000,
+            )
     yield Path(ray._private.worker._global_node.get_session_dir_path())
     app.shutdown()
     if is_ours:

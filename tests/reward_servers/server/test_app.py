@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import socket
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray import serve
+from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from reward_servers.client.transport import RewardServerError, wait_until_healthy
 from reward_servers.server import app
@@ -100,6 +105,32 @@ def test_clients_that_send_half_a_body_hold_nobody_out(url: str) -> None:
         assert all(group.is_valid.all() for group in scored), scored[0].reasons
         half.settimeout(patience(BODY_TIMEOUT_S + 20))
         assert half.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def is_on_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
+
+
+def test_every_listener_is_on_loopback_or_wants_the_clusters_token(url: str) -> None:
+    """Replicas of Ray Serve 2.60 listen on all addresses for each other, whatever the cluster's own address is."""
+    listeners = {
+        (child.cmdline()[0], found.laddr.ip, found.laddr.port)
+        for child in psutil.Process().children(recursive=True)
+        if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        for found in child.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN
+    }
+    assert len(listeners) > 5  # the cluster's own processes and the proxy are among them
+    is_open = {found for found in listeners if not is_on_loopback(found[1])}
+    assert all(name.startswith("ray::ServeReplica:") for name, *_ in is_open), sorted(is_open)
+    for _, _, port in is_open:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            for service in (ASGIServiceStub(channel).HandleRequest, ASGIServiceStub(channel).HandleRequestStreaming):
+                with pytest.raises(grpc.RpcError) as error:
+                    list(answer) if hasattr(answer := service(ASGIRequest(), timeout=patience(10.0)), "__iter__") else 0
+                assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_guarded_servers_run_beside_open_ones_and_want_their_token(

@@ -1,0 +1,132 @@
+"""Work of every reader and scorer grows clearly below the square of the text, whatever the text is.
+
+CPU time is compared at n and 4n characters, and at 2n where that looks bad. A linear function takes 4 times as long at
+4n, a quadratic one 16 times; `MOST_GROWTH` lies between (8 is the growth of n to the power of 1.5). What takes less
+than `TOO_SHORT_S` at 4n would, if it were quadratic, take under five seconds for the longest text that a request may
+hold, and cannot be told from noise. What looks bad is measured again, and the least time counts: load only adds time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from reward_servers.schema import MAX_TEXT_CHARS, ScoreRow
+from reward_servers.scorers.scorers import SCORERS, rule_scores
+from rlsys.config.answers import Reading
+from rlsys.config.run import ScoreSettings
+from rlsys.tasks.answers import Expected
+from rlsys.tasks.readings import READERS, Reader
+from rlsys.tasks.table import GROUP_SCORES, JUDGED, TASKS
+from tests.support.task_examples import TRUTHS
+
+READINGS: tuple[Reading, ...] = ("paper", "lenient", "strict")
+SIZE = 1 << 11
+MOST_GROWTH = 9.0
+TOO_SHORT_S = 0.0003
+UNITS = (
+    *("1", "1.", "-1e", "1,", ",", " ", "\n\t", ".", "A", "A ", "(A) ", "a) ", "é", "秒", "１", "İ", "ß"),
+    *("1 to 2 ", "1 to ", "to ", "1 and 2, ", "1:00 ", "1:", "12-15 s ", "3 s ", "1 minute 5 "),
+    *("[", "]", "(", "((1, 2", "(1, 2), ", "[1, 2, 3, 4], ", "[[", '{"bbox_2d": [', "0.1, 0.2, "),
+    *("<answer>", "</answer>", "<answer>1</answer>", "<think>", "</think>", "<", "</", "<box>[", "<glue>(1, 2)</glue>"),
+    *("\\boxed{", "\\boxed{A}", "**", "```json", "“", "the answer is ", "The best answer is ", "and the end at "),
+    "\u0301\u0327",  # combining marks in the wrong order, which normalisation has to sort
+    *("\u0f73", "\u0344\u0327", "\U0001f3f3\ufe0f\u200d"),
+)
+
+
+def text_of(unit: str, size: int) -> str:
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def seconds(work: Callable[[], object], tries: int) -> float:
+    """Least CPU time of this thread for one call."""
+    least = float("inf")
+    for _ in range(tries):
+        started = time.thread_time()
+        work()
+        least = min(least, time.thread_time() - started)
+    return least
+
+
+def grows_too_fast(work: Callable[[str], object], text: Callable[[int], str]) -> bool:
+    def took_s(factor: int, tries: int) -> float:
+        given = text(factor * SIZE)
+        return seconds(lambda: work(given), tries)
+
+    largest_s = took_s(4, 1)
+    if largest_s < TOO_SHORT_S or largest_s <= MOST_GROWTH * took_s(1, 1):
+        return False
+    if largest_s > 1.0:
+        return True  # a linear reader takes a hundredth of it
+    smallest_s, middle_s, largest_s = (took_s(factor, 5) for factor in (1, 2, 4))
+    return largest_s > max(MOST_GROWTH * smallest_s, MOST_GROWTH**0.5 * middle_s, TOO_SHORT_S)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_of_every_reading_is_far_from_quadratic(kind: str) -> None:
+    expected = Expected(
+        options=tuple((letter, f"a {letter} b") for letter in "ABCD"), letter="B", num_boxes=8, frame=(640, 480)
+    )
+    slow = set()
+    for reading in READINGS:
+        read = READERS[kind].of(reading)
+        for unit in UNITS:
+            if grows_too_fast(partial(_read, read, expected), partial(text_of, unit)):
+                slow.add((reading, unit))
+    assert not slow
+
+
+def _read(read: Reader, expected: Expected, text: str) -> None:
+    read(text, expected)
+
+
+def scored_names(task: str) -> list[str]:
+    return [name for name, how in TASKS[task].scores.items() if how.scorer not in JUDGED | GROUP_SCORES]
+
+
+@pytest.mark.parametrize("task", TRUTHS)
+def test_every_scorer_is_far_from_quadratic_in_the_response(task: str) -> None:
+    names = scored_names(task)
+
+    def work(text: str) -> None:
+        row = ScoreRow(rollout_id="a", task=task, text=text, truth=TRUTHS[task], num_tokens=400, duration_s=60.0)
+        assert rule_scores(row, names, ScoreSettings(), "lenient").status == "ok"
+
+    frames = ("{}", "<think>{}</think><answer>{}</answer><glue>{}</glue><box>{}</box>")
+    slow = {
+        (frame, unit)
+        for frame in frames
+        for unit in UNITS
+        if grows_too_fast(work, lambda size, frame=frame, unit=unit: frame.replace("{}", text_of(unit, size)))  # type: ignore[misc]
+    }
+    assert not slow
+
+
+def test_every_scorer_of_the_table_is_measured() -> None:
+    measured = {TASKS[task].scores[name].scorer for task in TRUTHS for name in scored_names(task)}
+    assert measured == set(SCORERS) and set(TRUTHS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", ["grounded_qa", "spatiotemporal_qa"])
+def test_scorers_are_far_from_quadratic_in_text_and_truth_together(task: str) -> None:
+    def work(text: str) -> None:
+        spans = [[2.0 * index, 2.0 * index + 1] for index in range(len(text) // 16)]
+        truth = {**TRUTHS[task], "glue": spans}  # type: ignore[dict-item]
+        row = ScoreRow(rollout_id="a", task=task, text=text, truth=truth, num_tokens=400, duration_s=1e6)
+        assert rule_scores(row, scored_names(task), ScoreSettings()).status == "ok"
+
+    def text(size: int) -> str:
+        cited = " ".join(f"{index}.5 to {index + 3} s" for index in range(size // 16))
+        glue = ", ".join(f"({index}.0, {index + 1}.5)" for index in range(size // 16))
+        return f"<think>{cited}</think><answer>(B)</answer><glue>[{glue}]</glue>"
+
+    assert not grows_too_fast(work, text)
+
+
+def test_the_longest_text_of_a_request_is_scored_in_seconds() -> None:
+    """The floor of the measurement above follows from this size."""
+    assert TOO_SHORT_S * (MAX_TEXT_CHARS / (4 * SIZE)) ** 2 < 5
