@@ -19,6 +19,7 @@ from actors.replica import PublishedWeights, Replica, ReplicaLimits
 from actors.replicas import Replicas
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
+from rlsys import env
 from rlsys.errors import FramesLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, WeightTransfer
@@ -82,7 +83,7 @@ class RolloutPool:
             chosen = {"num_cpus": 1, **(options[slot] if options else {})}
             runtime = dict(chosen.pop("runtime_env", {}))
             # torch and vLLM read their environment at import, so it must be set before the process starts
-            runtime["env_vars"] = {**environment(spec), **runtime.get("env_vars", {})}
+            runtime["env_vars"] = {**environment(spec), **env.no_secrets(), **runtime.get("env_vars", {})}
             return remote.options(**chosen, runtime_env=runtime, max_restarts=0).remote(spec, start_timeout_s)
 
         return cls(

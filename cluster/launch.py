@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster
     Raises PlacementError when the run does not fit, ConfigError when the address is not one of a cluster.
     """
     wanted = demand(config, parts=parts)
-    with _connected(config.cluster, wanted) as is_local:
+    with _connected(config, wanted) as is_local:
         rearm()
         nodes = living_nodes()
         plan = plan_placement(wanted, nodes)
@@ -98,13 +98,13 @@ def living_nodes() -> tuple[Node, ...]:
 
 
 @contextmanager
-def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
+def _connected(config: RunConfig, wanted: Demand) -> Iterator[bool]:
     """Connect this process; the value says whether the cluster was started here."""
-    address = cluster_address(config)
+    address = cluster_address(config.cluster)
     if ray.is_initialized():
         yield False
     elif address:
-        _attach(config, address)
+        _attach(config.cluster, address)
         store = ray.cluster_resources().get("object_store_memory", 0.0)
         log.info("its object stores hold %.3g GiB; `rlsys plan` says what a run needs of them", store / 2**30)
         try:
@@ -112,7 +112,7 @@ def _connected(config: ClusterConfig, wanted: Demand) -> Iterator[bool]:
         finally:
             ray.shutdown()
     else:
-        with _started_here(config, wanted):
+        with _started_here(config.cluster, wanted, unneeded_secrets(config)):
             yield True
 
 
@@ -155,8 +155,19 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = believed
 
 
+def unneeded_secrets(config: RunConfig) -> frozenset[str]:
+    """Return the variables with secrets that no process of the run's own cluster needs.
+
+    The driver passes tokens and keys on itself. Others, such as a key of the user's own service or the token of a
+    model hub, stay for custom scorers and for a model that is served beside the judge.
+    """
+    ours = {*env.OWN_SECRETS, config.reward.token_env, config.reward.judge.api_key_env}
+    others_needed = config.reward.scorers or config.reward.judge.serve_model
+    return frozenset(ours if others_needed else ours | env.secrets())
+
+
 @contextmanager
-def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
+def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str]) -> Iterator[None]:
     require_token()
     folder = claim_folder()
     num_cpus = logical_cpus(wanted, os.cpu_count() or 1)
@@ -165,7 +176,7 @@ def _started_here(config: ClusterConfig, wanted: Demand) -> Iterator[None]:
     log.info("starting Ray on this machine: %d logical CPUs, %d MiB shared memory", num_cpus, config.object_store_mib)
     failed = True
     try:
-        with on_loopback():
+        with on_loopback(), env.hidden(secrets):
             ray.init(
                 address="local",
                 num_cpus=num_cpus,

@@ -21,6 +21,7 @@ from learner.packing.rows import Response
 from learner.packing.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
+from rlsys import env
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
@@ -70,7 +71,9 @@ class LearnerGroup:
             options = [{"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}] * num_ranks
         if threads is None and device == "cpu":
             threads = 1
-        environment = {"DS_ACCELERATOR": device} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        environment = (
+            env.no_secrets() | {"DS_ACCELERATOR": device} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        )
         actor = ray.remote(LearnerWorker)
         workers: list[Any] = [
             actor.options(**chosen, runtime_env={"env_vars": environment}).remote(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -209,6 +211,42 @@ def named_cluster(address: str | None) -> str | None:
     """
     named = (address if address is not None else read("RAY_ADDRESS") or "").strip()
     return None if named in ("", "local") else named
+
+
+OWN_SECRETS = frozenset(
+    (
+        "RLSYS_REWARD_TOKEN",
+        "RLSYS_JUDGE_API_KEY",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+    )
+)
+"""Secrets that only the driver of a run uses: it passes on what reward servers need."""
+_SECRET = re.compile(
+    r"(?!RAY_).*(?<![A-Z0-9])(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?![A-Z0-9])", re.I
+)
+"""Names of variables with secrets. Ray's own stay: its processes need the cluster's token."""
+
+
+def secrets() -> frozenset[str]:
+    """Return the names of this process's variables that hold secrets, by their names."""
+    return frozenset(name for name in os.environ if name in OWN_SECRETS or _SECRET.match(name))
+
+
+def no_secrets() -> dict[str, str]:
+    """Return empty values for `secrets`, for the environment of a process that needs none of them."""
+    return dict.fromkeys(sorted(secrets()), "")
+
+
+@contextmanager
+def hidden(names: Iterable[str]) -> Iterator[None]:
+    """Take variables out of this process's environment while the processes that inherit it are started."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def be_quiet() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from reward_servers.schema import ScorerFault
 from reward_servers.scorers.response import Response
 from reward_servers.scorers.user_scorers import UserScorerError
+from rlsys import env
 from rlsys.config.run import ConfigError
 
 MAX_AT_ONCE = 8
@@ -45,7 +46,7 @@ class ScorerProcesses:
     the processes, which otherwise end with this one.
     """
 
-    def __init__(self, references: Mapping[str, str], without: Collection[str] = ()) -> None:
+    def __init__(self, references: Mapping[str, str], without: Collection[str] = env.OWN_SECRETS) -> None:
         self._references = dict(references)
         self._without = frozenset(without)
         self._threads = ThreadPoolExecutor(MAX_AT_ONCE, "custom-scorers")

@@ -117,3 +117,41 @@ def test_a_job_brings_its_own_code() -> None:
 def test_a_long_temporary_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/scratch/" + "x" * MAX_TEMP_DIR)
     assert short_temp_dir() == Path("/tmp")
+
+
+SECRETS = {
+    "RLSYS_REWARD_TOKEN": "reward-token-1",
+    "MY_JUDGE": "judge-key-2",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-password-3",
+    "HF_TOKEN": "hub-token-4",
+    "MY_SERVICE_API_KEY": "service-key-5",
+}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("has_custom_scorers", [False, True])
+def test_secrets_are_only_where_they_are_used(tiny_model_dir: Path, tmp_path: Path, has_custom_scorers: bool) -> None:
+    """The driver alone uses tokens and keys; custom scorers may need the user's own, actors and ranks need none."""
+    config = {
+        "output_dir": "out",
+        "model": {"path": str(tiny_model_dir), "max_model_len": 512},
+        "rollout": {"max_tokens": 64},
+        "cluster": {"object_store_mib": 100},
+        "reward": {
+            "judge": {"api_key_env": "MY_JUDGE"},
+            **({"scorers": {"mine": "my_rewards:mine"}} if has_custom_scorers else {}),
+        },
+    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.secrets_probe", json.dumps(config), *SECRETS.values()],
+        cwd=tmp_path,
+        env={**clean, "PYTHONPATH": str(ROOT), **SECRETS},
+        capture_output=True,
+        text=True,
+        timeout=patience(200.0),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    users_own = ["HF_TOKEN", "MY_SERVICE_API_KEY"] if has_custom_scorers else []
+    assert found == {"task": users_own, "ray": users_own, "LearnerWorker": [], "RolloutActor": [], "Decoder": []}

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, WorkerCrashedError
 
+from rlsys import env
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipInfo, MediaSpec
 
@@ -59,7 +60,9 @@ class Decoders:
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(num_workers)
         self._idle: list[Any] = []
-        self._actor = ray.remote(num_cpus=CPUS_PER_DECODE, max_restarts=0)(Decoder)
+        # decoders open files of unknown origin
+        runtime = {"env_vars": env.no_secrets()}
+        self._actor = ray.remote(num_cpus=CPUS_PER_DECODE, max_restarts=0, runtime_env=runtime)(Decoder)
 
     async def decode(self, spec: MediaSpec) -> tuple[ClipInfo, float, Any]:
         """Return (info, seconds in the decoder, reference to the frames u8 [T, H, W, 3]). Raises ClipError.

@@ -1,0 +1,62 @@
+"""Starts a run's processes and prints, by kind of process, which secrets are in its environment.
+
+`python -m tests.support.secrets_probe CONFIG SECRET…`: CONFIG is a run's config as JSON, SECRET a value to look for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import psutil
+import ray
+
+from actors.pool import RolloutPool
+from actors.requests import EngineSpec
+from cluster.launch import open_cluster
+from learner.group import LearnerGroup
+from rlsys.config.run import parse
+from rlsys.data.video.decoders import Decoders
+from rlsys.data.video.errors import ClipError
+from tests.support.video_files import make_spec
+
+
+def found_in(process: psutil.Process, secrets: list[str]) -> list[str]:
+    """Names of the variables of a process whose value is one of the secrets."""
+    try:
+        return sorted(name for name, value in process.environ().items() if value in secrets)
+    except psutil.Error:
+        return []
+
+
+async def decode_nothing() -> None:
+    decoders = Decoders(1, timeout_s=60.0)
+    try:
+        await decoders.decode(make_spec("none.mp4"))
+    except ClipError:
+        return
+    raise AssertionError("a missing file was decoded")
+
+
+def main() -> None:
+    config, secrets = parse(json.loads(sys.argv[1]), "probe"), sys.argv[2:]
+    with open_cluster(config) as cluster:
+        task = ray.get(ray.remote(lambda: found_in(psutil.Process(), secrets)).remote())
+        learner = LearnerGroup.launch(
+            num_ranks=1, device="cpu", threads=1, timeout_s=120.0, options=cluster.learner_options
+        )
+        ray.get([worker.where.remote() for worker in learner._workers])
+        spec = EngineSpec(model=config.model, rollout=config.rollout, banned_token_ids=())
+        RolloutPool.launch(spec, num_actors=1, options=cluster.actor_options)  # its process is enough
+        asyncio.run(decode_nothing())
+        seen: dict[str, list[str]] = {"task": task}
+        for process in psutil.Process().children(recursive=True):
+            name = (process.cmdline() or ["?"])[0]
+            kind = next((kind for kind in ("LearnerWorker", "RolloutActor", "Decoder") if kind in name), "ray")
+            seen[kind] = sorted({*seen.get(kind, []), *found_in(process, secrets)})
+    sys.stdout.write(json.dumps(seen) + "\n")
+
+
+if __name__ == "__main__":
+    main()
