@@ -1,6 +1,7 @@
 """Rollout actors: vLLM engines in Ray actors, which sample responses and load new weights.
 
 - `pool` (`RolloutPool`): the actors of a run, their placement, and their replacement when one dies
+- `engine_settings` (`SETTINGS`): how an engine runs on each device
 - `requests` (`EngineSpec`): the settings that an actor is started with
 - `errors` (`WeightsGone`, `WeightsRefused`): the errors of engines and actors
 - `weights`: the receiving end of a weight transfer

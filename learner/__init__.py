@@ -1,7 +1,7 @@
 """The learner: DeepSpeed ranks that compute the loss, update the policy and publish its weights.
 
 - `group` (`LearnerGroup`): the ranks as one object, through which a run uses them
-- `engine` (`LearnerEngine`, `join_ranks`, `open_store`): one rank: model, optimiser and packed passes
+- `engine` (`LearnerEngine`, `find_store`, `join_ranks`, `open_store`): one rank: model, optimiser and packed passes
 - `spec` (`LearnerSpec`): the settings that ranks are loaded with
 - `packing`: shared-prompt packing
 - `loss`: losses and their statistics

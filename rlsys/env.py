@@ -107,6 +107,11 @@ READ = {
             why="Network interface of NCCL; unset: loopback if all that ever join share a node, else the node's.",
         ),
         Variable(
+            name="CUDA_VISIBLE_DEVICES",
+            default=None,
+            why="GPUs that `benchmarks.gpu_check` gives its learner ranks, one each; unset: all of the machine.",
+        ),
+        Variable(
             name="RAY_ADDRESS",
             default=None,
             why="Cluster to attach to when `cluster.address` is null (HOST:PORT, or auto for one on this machine); "

@@ -20,6 +20,7 @@ from learner.packing.packing import pack
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
+from rlsys import env
 from rlsys.config.run import AlgorithmConfig, LearnerConfig, ModelConfig, RolloutConfig, TrainConfig
 from rlsys.weights.sockets import rank_sockets
 
@@ -73,7 +74,7 @@ def _compare_stages(check: Check, dtype: Dtype, model: Path, rows: tuple[Row, ..
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
     processes = []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    visible = (env.read("CUDA_VISIBLE_DEVICES") or "").split(",")
     for rank in range(ranks.size):
         # each rank sees its own GPU as the first, as under Ray
         own = visible[rank] if len(visible) > rank and visible[rank] else str(rank)

@@ -2,7 +2,7 @@
 
 - `plan` (`BYTES`, `Assumptions`, `Prompts`, `Section`, `assumptions`, `average`, `engine_room`, `engine_section`,
   `mean_response`, `payload_bytes`, `token_section`): engines and tokens, and the assumptions behind them
-- `plan_learner` (`learner_section`): memory of the learner ranks
+- `plan_learner` (`RankMemory`, `learner_section`, `rank_memory`): memory of the learner ranks
 - `plan_store` (`clip_bytes`, `is_attached`, `store_section`, `weights_bytes`): use of the object store
 - `plan_times` (`Measured`, `phase_times`, `time_section`): seconds of a step by phase
 """
