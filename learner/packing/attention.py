@@ -22,7 +22,6 @@ from learner.packing.packed_mask import BLOCK, PackedMask
 FORMS = {
     "sdpa": "packed_sdpa",
     "eager": "packed_by_row",
-    "flash_attention_2": "packed_flex",
     "flex_attention": "packed_flex",
 }
 """`model.attention` -> name of the language model's attention. Flash attention has no mask in which the responses of a

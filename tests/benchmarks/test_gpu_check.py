@@ -108,7 +108,7 @@ def test_a_step_that_fails_is_recorded_with_its_error_and_the_others_run(tmp_pat
     assert (sync["status"], "needs 2 GPUs, 0 are here" in sync["error"]) == ("skipped", True)
 
 
-def test_the_learners_steps_fit_into_a_lease_of_ten_minutes() -> None:
+def test_the_learners_steps_fit_into_ten_minutes() -> None:
     steps = choose(parse_arguments(["--learner"]))
     assert steps
     assert sum(step.limit_s for step in steps) <= LEARNER_LIMIT_S
