@@ -16,7 +16,7 @@ class Step:
 
 
 LEARNER_LIMIT_S = 540.0
-"""The limits of the learner's steps together: a lease of ten minutes holds them."""
+"""Bound on the sum of the limits of the steps of `--learner`: nine minutes and a reserve."""
 
 STEPS = (
     Step(name="machine", code="transfers:machine", limit_s=20),
