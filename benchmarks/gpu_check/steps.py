@@ -16,7 +16,7 @@ class Step:
 
 
 LEARNER_LIMIT_S = 540.0
-"""Bound on the sum of the limits of the steps of `--learner`: nine minutes and a reserve."""
+"""Bound on the sum of the limits of the steps of `--learner`, in seconds."""
 
 STEPS = (
     Step(name="machine", code="transfers:machine", limit_s=20),
