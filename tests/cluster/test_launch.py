@@ -144,7 +144,7 @@ def test_secrets_are_only_where_they_are_used(tiny_model_dir: Path, tmp_path: Pa
     }
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.secrets_probe", json.dumps(config), *SECRETS.values()],
+        [sys.executable, "-m", "tests.support.environment_probe", json.dumps(config), *SECRETS.values()],
         cwd=tmp_path,
         env={**clean, "PYTHONPATH": str(ROOT), **SECRETS},
         capture_output=True,
