@@ -188,6 +188,9 @@ class RolloutPool:
                 replicas.weights = previous
                 replicas.notify()
             raise refused[actors[0]]
+        with replicas.changed:
+            replicas.accepted = weights
+            replicas.notify()
         for actor, error in refused.items():
             replicas.lose(actor, f"update to version {version.version}: {error}")
         with replicas.changed:

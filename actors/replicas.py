@@ -46,6 +46,8 @@ class Replicas:
         self.changed = threading.Condition()
         self._changed_s = time.monotonic()
         self.weights: PublishedWeights | None = None
+        self.accepted: PublishedWeights | None = None
+        """The weights that `RolloutPool.load_weights` last sent and that at least one replica took."""
         """The current weights, which a new replica gets before it samples."""
         self._gone: PublishedWeights | None = None  # can no longer be fetched
         self.counts: Counter[str] = Counter()
@@ -262,9 +264,22 @@ class Replicas:
         while replica.died_with is None and (wanted := self._admit(replica)) is not None:
             try:
                 for refusal in self.send([replica], wanted).values():
-                    self.lose(replica, reason_of(refusal))
+                    if not self._was_withdrawn(wanted):
+                        self.lose(replica, reason_of(refusal))
             except LearnerLost as error:
                 self._wait_for_successor(wanted, replica, error)
+
+    def _was_withdrawn(self, refused: PublishedWeights) -> bool:
+        """Return whether weights that a newcomer refused are not the current ones any more.
+
+        While an update is under way it waits for the others: what all refuse is withdrawn and no fault of a replica.
+        """
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self._is_closed or self.weights is not refused or self.accepted is refused,
+                timeout=self.limits.stall_s,
+            )
+            return self.weights is not refused
 
     def _wait_for_successor(self, gone: PublishedWeights, replica: Replica, error: LearnerLost) -> None:
         """Wait for other weights than the lost ones; treat the replica as lost if none come in time."""

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
@@ -288,6 +289,23 @@ def test_weights_that_every_actor_refuses_are_an_error_and_the_old_ones_stay_in_
             pool.load_weights(ray.put({"wrong": 0}), version(2))
         assert ids(background(group(pool, "p")).result(patience(60.0))) == [[10, 1], [11, 1]]
         assert pool.counters()["rollout/lost_actors"] == 0
+
+
+def test_a_newcomer_is_not_lost_for_refusing_what_all_refuse() -> None:
+    """It comes up while the others have the refused weights, and is sent them too."""
+    with pool_of("sound", "sound") as pool:
+        publish(pool, 1)
+        with pool._replicas.changed:
+            newcomer = pool._replicas._slots[1].replica
+            newcomer.is_up = False  # as between its first weights and its first admission
+        wrong = ray.put({"wrong": 0.5})
+        update = threading.Thread(target=lambda: pytest.raises(WeightsRefused, pool.load_weights, wrong, version(2)))
+        update.start()
+        _wait_until(lambda: pool._replicas.weights.version.version == 2)
+        pool._replicas._bring_up(pool._replicas._slots[1], newcomer)
+        update.join()
+        assert newcomer.is_up and pool.counters()["rollout/lost_actors"] == 0
+        assert pool.counters()["rollout/ready_actors"] == 2
 
 
 def test_an_actor_that_acknowledges_something_else_is_replaced(background: Callable[..., Future[Any]]) -> None:

@@ -1,6 +1,6 @@
 """Starts a run's processes and prints, by kind of process, which secrets are in its environment.
 
-`python -m tests.support.environment_probe CONFIG SECRET…`: CONFIG is a run's config as JSON, SECRET a value to look for.
+`python -m tests.support.environment_probe CONFIG SECRET…`: CONFIG is a run's config as JSON, SECRET a value to find.
 """
 
 from __future__ import annotations
