@@ -24,7 +24,7 @@ from cluster.placement import (
     logical_cpus,
     plan_placement,
 )
-from cluster.temporary import claim_folder
+from cluster.temporary import claim_folder, end_processes_in
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 from rlsys.end_signals import rearm
@@ -177,6 +177,23 @@ def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str
     failed = True
     try:
         with on_loopback(), env.hidden(secrets):
+            _start(config, num_cpus, folder.path / RAY_FOLDER)
+        yield
+        failed = False
+    finally:
+        ray.shutdown()
+        if failed:
+            log.warning("the workers' logs are in %s", folder.path / RAY_FOLDER / "session_latest" / "logs")
+        folder.release(keep=failed)
+
+
+def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
+    """Start a cluster of one machine; a second time where Ray gives up waiting for its own processes.
+
+    Ray waits 30 s for them, which no setting changes and a busy machine may exceed.
+    """
+    for may_retry in (True, False):
+        try:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -186,15 +203,15 @@ def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str
                 log_to_driver=_shows_worker_logs(),
                 runtime_env=runtime_env(config, code="here"),
                 _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder.path / RAY_FOLDER),
+                _temp_dir=str(folder),
             )
-        yield
-        failed = False
-    finally:
-        ray.shutdown()
-        if failed:
-            log.warning("the workers' logs are in %s", folder.path / RAY_FOLDER / "session_latest" / "logs")
-        folder.release(keep=failed)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if not may_retry or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray was not up in the 30 s that it gives itself; starting it once more")
+            ray.shutdown()
+            end_processes_in(folder)
 
 
 def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]) -> dict[str, Any]:

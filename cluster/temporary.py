@@ -103,7 +103,7 @@ def _sweep_folder(file: Path) -> bool:
             return False
         if not is_due:
             return False
-        _end(list(_processes_in(file.parent)))
+        end_processes_in(file.parent)
         shutil.rmtree(file.parent)
         return True
 
@@ -121,7 +121,9 @@ def _processes_in(folder: Path) -> Iterator[psutil.Process]:
             yield process
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def end_processes_in(folder: Path) -> None:
+    """Kill Ray's processes of this user whose command line names a folder, and their children."""
+    processes = list(_processes_in(folder))
     for process in processes:
         try:
             process.kill()

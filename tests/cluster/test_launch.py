@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from cluster import launch
 from cluster.launch import ROOT, open_cluster, runtime_env
 from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
 from rlsys.config.run import ClusterConfig, ConfigError, parse
@@ -155,3 +157,34 @@ def test_secrets_are_only_where_they_are_used(tiny_model_dir: Path, tmp_path: Pa
     found = json.loads(done.stdout.splitlines()[-1])
     users_own = ["HF_TOKEN", "MY_SERVICE_API_KEY"] if has_custom_scorers else []
     assert found == {"task": users_own, "ray": users_own, "LearnerWorker": [], "RolloutActor": [], "Decoder": []}
+
+
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_a_start_that_ray_gives_up_on_a_busy_machine_is_tried_once_more(
+    failures: int, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def init(**settings: Any) -> None:
+        calls.append(settings["_temp_dir"])
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because …")
+
+    monkeypatch.setattr(launch.ray, "init", init)
+    expected = pytest.raises(Exception, match="timed out during startup") if failures > 1 else nullcontext()
+    with expected:
+        launch._start(ClusterConfig(), 4, tmp_path)
+    assert calls == [str(tmp_path)] * starts
+
+
+def test_a_start_that_fails_otherwise_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def init(**_: Any) -> None:
+        calls.append(1)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(launch.ray, "init", init)
+    with pytest.raises(RuntimeError, match="no"):
+        launch._start(ClusterConfig(), 4, tmp_path)
+    assert len(calls) == 1

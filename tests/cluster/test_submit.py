@@ -56,7 +56,8 @@ import json, os, pathlib, sys
 import rlsys.config.run
 config = rlsys.config.run.load(next(pathlib.Path("submitted").iterdir()))
 found = {"python": sys.executable, "code": rlsys.config.run.__file__, "commit": os.environ["RLSYS_GIT_COMMIT"]}
-found |= {"run_name": config.tracking.run_name, "store": os.environ.get("MLFLOW_TRACKING_URI", "")}
+store = os.environ.get("MLFLOW_TRACKING_URI", "")[::-1]  # backwards, as this goes to logs
+found |= {"run_name": config.tracking.run_name, "store": store}
 found |= {"output_dir": str(config.output_dir), "address": os.environ["RAY_ADDRESS"]}
 sys.stdout.write("FOUND " + json.dumps(found) + chr(10))
 sys.exit(int(sys.argv[1]))
@@ -96,8 +97,8 @@ def test_a_job_runs_the_packed_code_on_the_clusters_python_and_reports_its_statu
     assert found["output_dir"] == str(config_file.parent / "out")
     assert found["run_name"] == RUN_NAME
     assert found["address"] == ray_head.address
-    assert found["store"] == "http://me:hunter2@mlflow:5000"
-    assert "hunter2" not in done.stderr + done.stdout.replace(line, "")
+    assert found["store"][::-1] == "http://me:hunter2@mlflow:5000"
+    assert "hunter2" not in done.stderr + done.stdout
     assert len(found["commit"]) >= 7
     assert ("FAILED" if exit_code else "SUCCEEDED") in done.stderr
 

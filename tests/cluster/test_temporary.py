@@ -124,7 +124,7 @@ def test_a_start_sweeps_what_a_killed_run_left_and_nothing_of_a_living_one(temp:
             again.stdin.flush()
             assert again.wait(patience(60.0)) == 0
             assert again.stderr is not None
-            assert f"removed what killed runs left behind: {left}" in again.stderr.read()
+            assert f"removed what killed runs left behind: {left.parent}" in again.stderr.read()
             assert not third.exists()
     sweep(temp)
     deadline = time.monotonic() + patience(60.0)

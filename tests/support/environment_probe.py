@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 
 import psutil
 import ray
@@ -30,6 +31,19 @@ def found_in(process: psutil.Process, secrets: list[str]) -> list[str]:
         return []
 
 
+def found_by_kind(secrets: list[str]) -> dict[str, list[str]]:
+    """The same for all processes below this one, by kind of process."""
+    seen: dict[str, list[str]] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            name = (process.cmdline() or ["?"])[0]
+        except psutil.Error:  # it has just ended
+            continue
+        kind = next((kind for kind in ("LearnerWorker", "RolloutActor", "Decoder") if kind in name), "ray")
+        seen[kind] = sorted({*seen.get(kind, []), *found_in(process, secrets)})
+    return seen
+
+
 async def decode_nothing() -> None:
     decoders = Decoders(1, timeout_s=60.0)
     try:
@@ -50,11 +64,11 @@ def main() -> None:
         spec = EngineSpec(model=config.model, rollout=config.rollout, banned_token_ids=())
         RolloutPool.launch(spec, num_actors=1, options=cluster.actor_options)  # its process is enough
         asyncio.run(decode_nothing())
-        seen: dict[str, list[str]] = {"task": task}
-        for process in psutil.Process().children(recursive=True):
-            name = (process.cmdline() or ["?"])[0]
-            kind = next((kind for kind in ("LearnerWorker", "RolloutActor", "Decoder") if kind in name), "ray")
-            seen[kind] = sorted({*seen.get(kind, []), *found_in(process, secrets)})
+        seen = {"task": task}
+        deadline_s = time.monotonic() + 90.0
+        while "RolloutActor" not in seen and time.monotonic() < deadline_s:  # its process starts in the background
+            time.sleep(0.1)
+            seen = {"task": task} | found_by_kind(secrets)
     sys.stdout.write(json.dumps(seen) + "\n")
 
 

@@ -222,7 +222,7 @@ def test_weights_that_no_run_can_use_are_all_reported_with_a_remedy() -> None:
         "reward.weights.grounded_qa: all weights are 0",
         "reward.weights.temporal_grounding.iou=nan",
         "reward.scorers.iou: the task table has a score of that name",
-        "reward.scorers.two words: a score's name is one word",
+        "reward.scorers.two words: a score's name consists of letters",
         "reward.scorers.fine='os.system': write it as package.module:function",
     ):
         assert part in str(error.value)
