@@ -16,6 +16,7 @@ def test_a_picture_shows_its_number_at_any_size() -> None:
         assert benchmark.number_of(picture) == benchmark.number_of(picture[::2, ::2]) == number
 
 
+@pytest.mark.slow
 def test_both_ways_read_a_plain_file_and_one_of_them_is_told_to_be_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def called(command: typer.Typer, *words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.stack
 def test_the_commands_on_a_file(command: typer.Typer, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(f"{json.dumps(caption('A dog barks.'))}\n{json.dumps(GROUNDING)}\n")

@@ -126,6 +126,7 @@ def test_bfloat16_is_rounding_away_from_float32() -> None:
     assert (found[0].float() - expected[0]).abs().max() < 0.03
 
 
+@pytest.mark.slow
 def test_flex_attention_is_not_compiled_again_for_every_length() -> None:
     """Traced with no code generated: PyTorch has no backward pass of it on CPUs, but recompiles for equal reasons."""
     attend = compiled_flex("eager")

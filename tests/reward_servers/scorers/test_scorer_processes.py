@@ -21,6 +21,8 @@ from reward_servers.scorers.user_scorers import UserScorerError
 from reward_servers.server.service import RewardService
 from tests.support.pace import patience
 
+pytestmark = pytest.mark.stack
+
 SCORERS = "tests.support.misbehaving_scorers"
 ROW = {"rollout_id": "r", "task": "temporal_grounding", "text": "<answer>2.0 to 6.0</answer>", "truth": [2.0, 6.0]}
 

@@ -129,6 +129,7 @@ def test_text_around_an_answer_is_skipped(text: str) -> None:
         assert all(0 <= number < 1e9 for number in numbers_in(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

@@ -12,6 +12,8 @@ from reward_servers.judging.unusable import NEEDS_CHANGE
 from tests.support.judge_calls import KEY, RIGHT, adapted, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer
 
+pytestmark = pytest.mark.stack
+
 HTML = Fault(body=b"<!doctype html><title>Welcome</title>", headers=(("Content-Type", "text/html"),))
 
 

@@ -13,6 +13,8 @@ from reward_servers.judging.endpoints.dialect import ChatQuestion, Dialect
 from tests.support.judge_calls import RIGHT, adapted, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer, Seen
 
+pytestmark = pytest.mark.stack
+
 Refuses = Callable[[dict[str, Any]], bool]
 
 

@@ -16,6 +16,8 @@ from reward_servers.judging.unusable import JudgeUnusable, is_final
 from tests.support.judge_calls import KEY, RIGHT, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer, too_many
 
+pytestmark = pytest.mark.stack
+
 LATER = {"retry-after": "20"}
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 BUSY = "Requests have exceeded the rate limit of your pricing tier. Please retry after 26 seconds. See /quotaincrease"

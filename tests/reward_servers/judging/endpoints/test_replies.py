@@ -12,6 +12,8 @@ from reward_servers.judging.endpoints.replies import NotJson, json_object
 from tests.support.judge_calls import RIGHT, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer
 
+pytestmark = pytest.mark.stack
+
 YES = '{"reason": "it says so", "verdict": "consistent"}'
 NO = '{"reason": "it does not", "verdict": "inconsistent"}'
 

@@ -15,6 +15,8 @@ from reward_servers.judging.endpoints.reply_bounds import MAX_REPLY_BYTES
 from tests.support.judge_calls import RIGHT, judge_config, judged
 from tests.support.judge_fault_server import Fault, FaultServer
 
+pytestmark = pytest.mark.stack
+
 MIB = 1 << 20
 HEAD = b'{"choices": [{"message": {"content": "'
 
