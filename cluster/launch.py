@@ -65,7 +65,7 @@ class Cluster:
 
 @contextmanager
 def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster]:
-    """The cluster that `cluster.address` or RAY_ADDRESS names, else one started here on loopback.
+    """Open the cluster that `cluster.address` or RAY_ADDRESS names, else one started here on loopback.
 
     Inside a submitted job Ray itself sets RAY_ADDRESS. A process that is connected already stays so.
     On the way out the reservations go, and the cluster too when it was started here.
@@ -85,7 +85,7 @@ def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster
 
 
 def living_nodes() -> tuple[Node, ...]:
-    """The machines of the connected cluster that are up."""
+    """Return the machines of the connected cluster that are up."""
     return tuple(
         Node(
             name=node["NodeManagerAddress"],
@@ -215,7 +215,7 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
 
 
 def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]) -> dict[str, Any]:
-    """What the run's workers get: environment variables, and the code.
+    """Return what the run's workers get: environment variables, and the code.
 
     code: "here" (this machine's own files), "send" (packed and sent), "there" (a submitted job brought it).
     Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
@@ -229,13 +229,16 @@ def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]
 
 
 def _is_installed() -> bool:
-    """Whether the packages lie where workers look anyway; in PYTHONPATH that folder would come before Python's own."""
+    """Return whether the packages lie where workers look anyway.
+
+    In PYTHONPATH that folder would come before Python's own.
+    """
     return ROOT in {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
 
 
 @contextmanager
 def _reserved(bundles: Sequence[Bundle], strategy: str, wanted: Demand) -> Iterator[tuple[dict[str, Any], ...]]:
-    """Actor options that use the reserved bundles, one mapping each."""
+    """Reserve bundles and yield actor options that use them, one mapping each."""
     if not bundles:
         yield ()
         return

@@ -110,7 +110,7 @@ class HeldPart:
         return tuple(reading for reading in (self.value, self.unpacked) if reading is not None)
 
     def equals(self, sent: torch.Tensor) -> bool:
-        """Whether every reading is this worker's part of the whole tensor `sent`, to the last bit."""
+        """Return whether every reading is this worker's part of the whole tensor `sent`, to the last bit."""
         wanted = self.shard.of(sent)
         if any(not torch.equal(held, wanted.to(held.device, held.dtype)) for held in self.readings):
             return False

@@ -158,7 +158,7 @@ def check_adapter(worker: Worker, sent: Sent, scale: float) -> tuple[int, list[s
 
 @contextmanager
 def _quiet_about_the_rest() -> Iterator[None]:
-    """vLLM warns, module by module, of all that an update leaves as it is."""
+    """Silence the warnings that vLLM gives, module by module, of all that an update leaves as it is."""
     logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check_python(version: tuple[int, int], executable: str) -> None:
-    """Raises SetupError on a Python that the code cannot run on."""
+    """Raise SetupError on a Python that the code cannot run on."""
     if version < OLDEST_PYTHON:
         wanted = ".".join(map(str, OLDEST_PYTHON))
         raise SetupError(
@@ -104,7 +104,7 @@ def bring_up_to_date(venv: Path, device: str | None, places: Places = HERE) -> N
 
 
 def fingerprint(device: str, places: Places = HERE) -> str:
-    """SHA-256 over the files that decide what is installed, and the Python that runs them."""
+    """Return the SHA-256 over the files that decide what is installed, and the Python that runs them."""
     sha = hashlib.sha256(f"{platform.python_version()} {places.project}".encode())
     lock, project = places.locks / f"{device}.lock", places.project / "pyproject.toml"
     for file in (lock, project, Path(__file__), INSTALL / f"{SHIM}.py"):
@@ -113,7 +113,7 @@ def fingerprint(device: str, places: Places = HERE) -> str:
 
 
 def driver_version(places: Places = HERE) -> str:
-    """Version of NVIDIA's driver, for example "580.95.05"; "" where there is none."""
+    """Return the version of NVIDIA's driver, for example "580.95.05"; "" where there is none."""
     try:
         text = places.driver_file.read_text()
     except OSError:
@@ -127,7 +127,7 @@ def driver_version(places: Places = HERE) -> str:
 
 
 def driver_problem(version: str) -> str:
-    """Why GPU runs will fail with this driver, "" if they will not. The environment can be made all the same."""
+    """Say why GPU runs will fail with this driver, "" if they will not. The environment can be made all the same."""
     if not version:
         return (
             f"no NVIDIA driver was found on this machine: the environment can be made here, but runs need a machine "
@@ -142,7 +142,7 @@ def driver_problem(version: str) -> str:
 
 
 def install(venv: Path, device: str, places: Places, started: float) -> None:
-    """The locked packages, torch where it can be had, the torchvision shim where needed, rlsys itself."""
+    """Install the locked packages, torch where it can be had, the torchvision shim where needed, rlsys itself."""
     python = str(venv / "bin" / "python")
     pins = read_pins(places.locks / f"{device}.lock")
     plain = [pin for name, pin in pins.items() if name not in TORCH_FAMILY]
@@ -180,12 +180,12 @@ def install(venv: Path, device: str, places: Places, started: float) -> None:
 
 
 def without_cpu_build(pin: str) -> str:
-    """The pin, met by no CPU build: "2.13.0+cpu" satisfies "==2.13.0" and is newer than a plain "2.13.0"."""
+    """Return the pin, met by no CPU build: "2.13.0+cpu" satisfies "==2.13.0" and is newer than a plain "2.13.0"."""
     return f"{pin},!={pin.split('==')[1]}+cpu"
 
 
 def torch_version(python: str) -> tuple[str, str]:
-    """Version and CUDA version of the installed torch, "" for a build without; read, not imported."""
+    """Return the version and CUDA version of the installed torch, "" for a build without; read, not imported."""
     version, _, cuda = _output(
         [python, "-c", f"{VERSION_OF_TORCH}; print(v['__version__'], v['cuda'] or '')"]
     ).partition(" ")
@@ -193,7 +193,7 @@ def torch_version(python: str) -> tuple[str, str]:
 
 
 def check_cuda(python: str) -> None:
-    """Raises SetupError where the installed torch is a build without CUDA."""
+    """Raise SetupError where the installed torch is a build without CUDA."""
     version, cuda = torch_version(python)
     if not cuda:
         raise SetupError(
@@ -204,20 +204,20 @@ def check_cuda(python: str) -> None:
 
 
 def compile_all(python: str, venv: Path) -> None:
-    """Bytecode of every installed module. Files that are no Python of this version are left alone."""
+    """Compile every installed module to bytecode. Files that are no Python of this version are left alone."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [python, "-m", "compileall", "-q", "-j", "0", str(venv / "lib")]
     subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def read_pins(lock: Path) -> dict[str, str]:
-    """Package name -> "name==version", in the order of the lock."""
+    """Return package name -> "name==version", in the order of the lock."""
     lines = (line.split("#")[0].strip() for line in lock.read_text().splitlines())
     return {line.split("==")[0]: line for line in lines if line}
 
 
 def uv_options(pip_config: str) -> tuple[list[str], dict[str, str]]:
-    """uv's flags and environment for what `pip config list` printed, so that both look in the same places.
+    """Return uv's flags and environment for what `pip config list` printed, so that both look in the same places.
 
     pip merges its files itself; what is left is the order global < install < environment.
     """
@@ -262,7 +262,7 @@ def first_that_works(attempts: Sequence[Sequence[str]], environment: Mapping[str
 
 
 def place_shim(python: str) -> bool:
-    """Whether torchvision needed the shim to import, in which case every start of `python` now loads it.
+    """Return whether torchvision needed the shim to import, in which case every start of `python` now loads it.
 
     A shim that is there already is removed first. Beside a CUDA build of torch none is placed: it would abort every
     process whose torchvision is a real one. Raises SetupError where torchvision does not import.

@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:
-    """Seconds that `Retry-After` asks for, as a number or as a date; 0 when there is none that can be read.
+    """Return the seconds that `Retry-After` asks for, as a number or as a date; 0 when there is none that can be read.
 
     headers: looked up in lower case.  `retry-after-ms`, which some judge endpoints send, goes before it.
     A date is taken against the server's own `Date`, so that its clock may be wrong.

@@ -25,7 +25,7 @@ class Judged:
 
 
 def ask_judge_about(row: ScoreRow, names: Collection[str], settings: ScoreSettings) -> Judged:
-    """The judge's questions about the judged scores `names` of a row whose truth has been read before.
+    """Ask the judge its questions about the judged scores `names` of a row whose truth has been read before.
 
     A response without a readable caption, or without reasoning, scores 0 there: that is a wrong answer,
     known without a judge.

@@ -26,7 +26,7 @@ class MissingInput(ValueError):
 
 
 def length_bonus(response: Response, correctness: float, settings: ScoreSettings) -> float:
-    """1 for a correct response whose tokens number within `settings.length_window_tokens`, bounds included.
+    """Return 1 for a correct response whose tokens number within `settings.length_window_tokens`, bounds included.
 
     correctness: the task's own measure of how right the response is; correct above `CORRECT_ABOVE`.
     Source: Video-R1, arXiv:2503.21776, §3.3 (its bonus is 0.2, the weight). Its code gives none when
@@ -107,7 +107,7 @@ class _Periods:
         self._lengths_before = [0.0, *accumulate(end - start for start, end in merged)]
 
     def meet(self, cited: TimeSpan) -> bool:
-        """Whether a period shares time with a true one, or a moment lies in one."""
+        """Return whether a period shares time with a true one, or a moment lies in one."""
         start, end = cited
         if start == end:
             index = bisect_right(self._starts, start) - 1

@@ -189,7 +189,7 @@ def _judge_deployment(judge: JudgeConfig, api_key: str | None) -> Any:
 
 
 def _scaled(deployment: Any, limits: RewardConfig | JudgeConfig) -> Any:  # the decorators' Deployment has no type
-    """The deployment with the replicas and queue of its own section."""
+    """Return the deployment with the replicas and queue of its own section."""
     return deployment.options(
         autoscaling_config=_autoscaling(limits.min_replicas, limits.max_replicas, limits.target_ongoing_requests),
         max_ongoing_requests=2 * limits.target_ongoing_requests,
@@ -254,7 +254,7 @@ def forget() -> None:
 
 
 def _start_serve(reward: RewardConfig) -> tuple[str, int]:
-    """(host, port) that Serve's proxy listens at on this cluster; started when it was not."""
+    """Start Serve's proxy unless it runs, and return the (host, port) that it listens at on this cluster."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of ignored options at every second call
     running = _running_address()
     if running is None:
@@ -303,6 +303,6 @@ def _usable_port(host: str, port: int) -> int:
 
 
 def _reachable(host: str) -> str:
-    """The address at which this machine reaches a server that listens at `host`."""
+    """Return the address at which this machine reaches a server that listens at `host`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
     return f"[{host}]" if ":" in host else host

@@ -23,13 +23,13 @@ class TokenCheck:
         return cls(salt=salt, digest=_digest(salt, token))
 
     def accepts(self, authorization: str | None) -> bool:
-        """True for the header value `Bearer <token>`; takes as long for any wrong token."""
+        """Return True for the header value `Bearer <token>`; takes as long for any wrong token."""
         scheme, _, token = (authorization or "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(_digest(self.salt, token.strip()), self.digest)
 
 
 def token_from_environment(name: str) -> str | None:
-    """The token in the environment variable `name`; None when it is unset or empty.
+    """Return the token in the environment variable `name`; None when it is unset or empty.
 
     Raises ValueError, without showing the value, when it could not travel in an HTTP header.
     """
@@ -42,7 +42,7 @@ def token_from_environment(name: str) -> str | None:
 
 
 def refuse_open_bind(host: str, token: str | None, token_env: str) -> None:
-    """Raises ValueError when `host` can be reached from other machines and no token guards it."""
+    """Raise ValueError when `host` can be reached from other machines and no token guards it."""
     if token is None and not is_loopback(host):
         raise ValueError(
             f"reward.host={host}: other machines can reach this address, so a token is needed; "
@@ -51,7 +51,7 @@ def refuse_open_bind(host: str, token: str | None, token_env: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`, a name or an address."""
+    """Return whether only this machine can reach `host`, a name or an address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

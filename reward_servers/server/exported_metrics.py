@@ -34,7 +34,7 @@ _EVERY_S = 2.0
 
 
 def flattened(counters: Mapping[str, Any]) -> dict[str, float]:
-    """`{"cache": {"hits": 1}}` as `{"cache_hits": 1.0}`; values that are not numbers are skipped."""
+    """Return `{"cache": {"hits": 1}}` as `{"cache_hits": 1.0}`; values that are not numbers are skipped."""
     flat: dict[str, float] = {}
     for name, value in counters.items():
         if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ class Exported:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Adds the seconds of the block to the histogram."""
+        """Add the seconds of the block to the histogram."""
         started_s = time.perf_counter()
         try:
             yield

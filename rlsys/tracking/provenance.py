@@ -25,7 +25,7 @@ def version_tags() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the code, "-dirty" appended when files differ from it; "unknown" where no repository tracks it.
+    """Return the commit of the code, with "-dirty" when files differ from it; "unknown" where no repository tracks it.
 
     An installed package may lie inside the repository of something else, as in a project's `.venv`.
     """

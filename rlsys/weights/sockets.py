@@ -14,7 +14,7 @@ LOOPBACK = "lo"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the address is one that only processes of the same machine reach. False for a host name."""
+    """Return whether the address is one that only processes of the same machine reach. False for a host name."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

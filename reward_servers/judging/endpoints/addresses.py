@@ -50,7 +50,7 @@ class Address:
         return Address(base=base, query=query or self.query)
 
     def may_share_key(self, other: Address) -> bool:
-        """Whether a key for this address may be sent to `other`: the same host, and not from HTTPS to plain HTTP."""
+        """Return whether a key for this address may go to `other`: the same host, and not from HTTPS to plain HTTP."""
         here, there = urlsplit(self.base), urlsplit(other.base)
         hosts = (here.hostname or "", there.hostname or "")
         is_same_host = hosts[0] == hosts[1] or all(is_loopback(host) for host in hosts)

@@ -135,7 +135,7 @@ class EndpointBoard:
             waiter.lease.set_exception(NoEndpoint(f"no judge endpoint was available within {wait_s:.1f} s: {states}"))
 
     def _dispatch(self) -> None:
-        """Grant what can be granted now, and sets the timer for when time alone may change that."""
+        """Grant what can be granted now, and set the timer for when time alone may change that."""
         now = self._clock()
         for endpoint in self._endpoints.values():
             endpoint.expire(now)

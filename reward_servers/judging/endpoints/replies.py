@@ -96,7 +96,7 @@ def read_completion(body: bytes) -> Completion | dict[str, Any] | None:
 
 
 def has_choices(body: bytes) -> bool:
-    """Whether `body` is JSON with `choices`, as only chat endpoints write it, however broken they are."""
+    """Return whether `body` is JSON with `choices`, as only chat endpoints write it, however broken they are."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

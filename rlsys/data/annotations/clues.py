@@ -29,7 +29,7 @@ class Clue:
 
 
 def read_clue(value: Json, duration_s: float | None, size: Size | None) -> Clue:
-    """The clue `value`: `[s, e]`, a list of those, `[x0, y0, x1, y1]`, a list of those (tracking), or
+    """Read the clue `value`: `[s, e]`, a list of those, `[x0, y0, x1, y1]`, a list of those (tracking), or
     `{"temporal": …, "spatial": …}` for both.
 
     A list of one box is a box. Corners all within 0..1 are fractions of width and height, others are pixels.
@@ -86,7 +86,7 @@ def _add_boxes(clue: Clue, rows: list[list[float]], size: Size | None) -> None:
 
 
 def inside_frame(rows: list[list[float]], size: Size | None) -> tuple[list[list[float]], list[Problem]]:
-    """The boxes that have an area, cut to the frame where `size` is known, and what was wrong with the rows."""
+    """Return the boxes that have an area, cut to the frame where `size` is known, and what was wrong with the rows."""
     width, height = size or (math.inf, math.inf)
     boxes: list[list[float]] = []
     problems: list[Problem] = []

@@ -50,7 +50,7 @@ class _CharadesVideo(BaseModel):
 
 
 def read_charades(tree: Json) -> Iterator[AnnotationRow]:
-    """`{video: {duration, timestamps: [[s, e]…], sentences: […]}}`: one row per sentence."""
+    """Yield a row per sentence of `{video: {duration, timestamps: [[s, e]…], sentences: […]}}`."""
     if not isinstance(tree, dict):
         raise TypeError(f"an object of videos is expected, this is a {type(tree).__name__}")
     for video, entry in tree.items():

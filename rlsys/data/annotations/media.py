@@ -21,7 +21,7 @@ _ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
 
 
 def places(row: AnnotationRow) -> tuple[str, ...]:
-    """Paths, relative to the folder of videos, where the row's medium may be."""
+    """Return the paths, relative to the folder of videos, where the row's medium may be."""
     if row.medium == "frames":
         return _frame_folders(row.video)
     if row.medium == "image":
@@ -152,12 +152,18 @@ def picture_size(path: Path) -> tuple[float, float] | None:
 
 
 def _files(name: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Charades-STA names videos without a suffix, NExT-GQA by a path that a flat folder does not have."""
+    """Return the files that a name may mean.
+
+    Charades-STA names videos without a suffix, NExT-GQA by a path that a flat folder does not have.
+    """
     flat = name.rsplit("/", 1)[-1]
     return tuple(dict.fromkeys(f"{base}{suffix}" for base in (name, flat) for suffix in suffixes))
 
 
 def _frame_folders(name: str) -> tuple[str, ...]:
-    """GOT-10k rows carry the absolute path of the authors' machine: `…/val/GOT-10k_Val_000010`."""
+    """Return the folders that a path may mean.
+
+    GOT-10k rows carry the absolute path of the authors' machine: `…/val/GOT-10k_Val_000010`.
+    """
     parts = name.strip("/").split("/")
     return tuple(dict.fromkeys("/".join(parts[-count:]) for count in (1, 2, len(parts))))

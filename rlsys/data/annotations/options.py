@@ -26,7 +26,7 @@ class Option:
 
 
 def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
-    """Options written `(A) …`, `A. …`, `A) …` or bare, which then get letters in order; or what is wrong with them.
+    """Read options written `(A) …`, `A. …`, `A) …` or bare, which get letters in order; or say what is wrong with them.
 
     One string with all of them is split at its letters.
     """
@@ -63,7 +63,7 @@ def _split(text: str) -> Json:
 
 
 def right_letter(answer: Json, options: Sequence[Option]) -> tuple[str | None, Problem | None]:
-    """The letter of the option that `answer` means: its letter, its text, or both; or why it means none.
+    """Return the letter of the option that `answer` means: its letter, its text, or both; or why it means none.
 
     A contradiction: no such option, or the letter of one option with the text of another. Dirt: a letter
     with a text that no option has.

@@ -45,7 +45,7 @@ def _joined(first: Json, second: Json) -> Json:
 
 
 def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
-    """Lines of `ID start end##sentence`, as Charades-STA is published. The clips' durations are not in the file."""
+    """Read lines of `ID start end##sentence`, as Charades-STA is published, without the clips' durations."""
     repeats = Repeats()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -70,7 +70,7 @@ def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
 
 
 def nextgqa_table(path: Path, text: str) -> Iterator[AnnotationRow]:
-    """Rows of `val.csv` with the periods of `gsub_val.json` beside it, as NExT-GQA is published.
+    """Read rows of `val.csv` with the periods of `gsub_val.json` beside it, as NExT-GQA is published.
 
     Raises TypeError when a column or the file of periods is missing.
     """

@@ -23,7 +23,7 @@ class WrittenResponse:
 
 
 def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
-    """The lines of `path`, each with the item that it answers, in the file's order; several may answer one item.
+    """Return the lines of `path`, each with the item that it answers, in the file's order; several may answer one item.
 
     A line is {"prompt_id": "…", "response": "…"}; other keys are ignored, and so are blank lines.
     Raises AnnotationError for a file that cannot be read or has no line, and for lines that are not of this shape

@@ -62,7 +62,7 @@ class VttsEntry(PartFields, Entry):
     @field_validator("*", mode="before")
     @classmethod
     def _nothing_is_none(cls, value: Json) -> Json:
-        """Merged data sets write what a row does not have as "", [] or {}."""
+        """Read "", [] and {} as None: merged data sets write what a row does not have so."""
         return None if value in ("", [], {}) else value
 
     @field_validator("task", mode="after")
@@ -99,7 +99,7 @@ class _RowAnswer:
 
 
 def with_size(row: AnnotationRow, size: Size) -> AnnotationRow:
-    """`row`, whose boxes are pixels of a picture of this size, complete: `needs_size` is then False."""
+    """Return `row` complete, its boxes being pixels of a picture of this size: `needs_size` is then False."""
     if row.task == "tracking":
         boxes, problems = inside_frame(row.truth, size)
         return replace(row, truth=_as_fractions(boxes, size), needs_size=False, problems=(*row.problems, *problems))
@@ -168,7 +168,7 @@ def _read_answer(row: VttsEntry) -> _RowAnswer:
 
 
 def _read_phrase(row: VttsEntry) -> _RowAnswer:
-    """A class in words; options, where there are any, are the classes."""
+    """Read a class in words; options, where there are any, are the classes."""
     phrase = read_phrase(row.answer) if isinstance(row.answer, str) else None
     if phrase is None:
         wrong = Problem(field="answer", text=f"{short(row.answer)} is not a class in words", is_contradiction=True)
@@ -184,7 +184,7 @@ def _read_phrase(row: VttsEntry) -> _RowAnswer:
 
 
 def _task(row: VttsEntry, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ...]]:
-    """The task of a row with these annotations, "" when there is none, and why."""
+    """Return the task of a row with these annotations, "" when there is none, and why."""
     if row.events and not row.caption:
         return "", (Problem(field="events", text="events without their caption", is_contradiction=True),)
     if row.clue is not None and not kinds & {"periods", "box", "boxes"}:
@@ -203,7 +203,7 @@ def _task(row: VttsEntry, kinds: frozenset[str]) -> tuple[str, tuple[Problem, ..
 
 
 def _disagreement(task: str, kinds: frozenset[str]) -> tuple[Problem, ...]:
-    """Why a row that says it is of this task cannot be."""
+    """Say why a row that names this task cannot be of it."""
     if task not in _NEEDS:
         text = f"{task!r} is not known; the tasks are {', '.join(_NEEDS)}"
         return (Problem(field="task", text=text, is_contradiction=True),)
@@ -235,7 +235,7 @@ def _medium_problems(row: VttsEntry, clue: Clue) -> Iterator[Problem]:
 
 
 def _truth(task: str, row: VttsEntry, answer: _RowAnswer, clue: Clue, size: Size | None) -> Json:
-    """The truth of a row without problems, in its task's shape; pixels are left as they are when `size` is None."""
+    """Return the truth of a row without problems, in its task's shape; `size` None leaves pixels as they are."""
     if task == "tracking":
         in_pixels = not clue.is_normalised and size is not None
         return _as_fractions(clue.boxes or [], size) if in_pixels and size else clue.boxes

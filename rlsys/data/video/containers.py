@@ -37,7 +37,7 @@ def _missing(part: str, end: int, size: int) -> str | None:
 
 
 def _mp4_shortfall(file: BinaryIO, size: int) -> str | None:
-    """ISO base media: a chain of boxes, each [size u32][type 4][size u64 when the first is 1].
+    """Read ISO base media: a chain of boxes, each [size u32][type 4][size u64 when the first is 1].
 
     Trailing junk after the last box is common and harmless, so only boxes of a known type are considered.
     """
@@ -63,7 +63,7 @@ def _mp4_shortfall(file: BinaryIO, size: int) -> str | None:
 
 
 def _matroska_shortfall(file: BinaryIO, size: int) -> str | None:
-    """EBML: [id][length][body], a header and then one segment with everything else in it."""
+    """Read EBML: [id][length][body], a header and then one segment with everything else in it."""
     for expected in (_EBML_HEADER, _MATROSKA_SEGMENT):
         if int.from_bytes(file.read(4), "big") != expected:
             return None
@@ -78,7 +78,7 @@ def _matroska_shortfall(file: BinaryIO, size: int) -> str | None:
 
 
 def _read_length(file: BinaryIO) -> int | None:
-    """An EBML length: leading zero bits count its bytes; all ones mean unknown, as live streams write it."""
+    """Read an EBML length: leading zero bits count its bytes; all ones mean unknown, as live streams write it."""
     first = file.read(1)
     if not first or not first[0]:
         return None
