@@ -292,19 +292,22 @@ def test_weights_that_every_actor_refuses_are_an_error_and_the_old_ones_stay_in_
 
 
 def test_a_newcomer_is_not_lost_for_refusing_what_all_refuse() -> None:
-    """It comes up while the others have the refused weights, and is sent them too."""
+    """It comes up during an update, is sent the same weights as the others, and waits for what becomes of them."""
     with pool_of("sound", "sound") as pool:
         publish(pool, 1)
-        with pool._replicas.changed:
-            newcomer = pool._replicas._slots[1].replica
-            newcomer.is_up = False  # as between its first weights and its first admission
-        wrong = ray.put({"wrong": 0.5})
-        update = threading.Thread(target=lambda: pytest.raises(WeightsRefused, pool.load_weights, wrong, version(2)))
-        update.start()
-        _wait_until(lambda: pool._replicas.weights.version.version == 2)
-        pool._replicas._bring_up(pool._replicas._slots[1], newcomer)
-        update.join()
-        assert newcomer.is_up and pool.counters()["rollout/lost_actors"] == 0
+        _wait_until(lambda: len(pool._replicas.up()) == 2)
+        replicas, slot = pool._replicas, pool._replicas._slots[1]
+        with replicas.changed:
+            slot.replica.is_up = False
+            previous, replicas.weights = replicas.weights, PublishedWeights(ray.put({"wrong": 0}), version(2))
+        coming_up = threading.Thread(target=replicas._bring_up, args=(slot, slot.replica))
+        coming_up.start()
+        time.sleep(0.5)  # it has refused by now
+        with replicas.changed:
+            replicas.weights = previous
+            replicas.notify()
+        coming_up.join()
+        assert slot.replica.is_up and pool.counters()["rollout/lost_actors"] == 0
         assert pool.counters()["rollout/ready_actors"] == 2
 
 

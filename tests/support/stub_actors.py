@@ -35,9 +35,8 @@ class StubActor:
     async def ping(self) -> int:
         return os.getpid()
 
-    async def load_weights(self, tensors: Mapping[str, float], version: WeightVersion) -> WeightVersion:
+    async def load_weights(self, tensors: Mapping[str, object], version: WeightVersion) -> WeightVersion:
         if "wrong" in tensors:
-            await asyncio.sleep(float(tensors["wrong"]))
             raise WeightsRefused("wrong: not a weight of this model")
         if self._behaviour == "stuck" and self._version is not None:
             time.sleep(600)
