@@ -72,6 +72,23 @@ class Shape:
         return (self.side_px // (PATCH * MERGE)) ** 2
 
 
+_3B = Shape(
+    hidden=2048,
+    mlp=11008,
+    layers=36,
+    heads=16,
+    kv_heads=2,
+    vocabulary=151936,
+    vision_depth=32,
+    vision_hidden=1280,
+    vision_mlp=3420,
+    vision_heads=16,
+    full_attention_blocks=(7, 15, 23, 31),
+    mrope_section=(16, 24, 24),
+    side_px=280,
+)
+"""Qwen2.5-VL-3B as published; the 7B has its vision tower."""
+
 SHAPES = {
     # a visual token costs as much in the tower as in the language model, and the head a tenth of it, as in the 3B
     "small": Shape(
@@ -105,39 +122,8 @@ SHAPES = {
         mrope_section=(4, 6, 6),
         side_px=56,
     ),
-    # Qwen2.5-VL-3B as published
-    "3b": Shape(
-        hidden=2048,
-        mlp=11008,
-        layers=36,
-        heads=16,
-        kv_heads=2,
-        vocabulary=151936,
-        vision_depth=32,
-        vision_hidden=1280,
-        vision_mlp=3420,
-        vision_heads=16,
-        full_attention_blocks=(7, 15, 23, 31),
-        mrope_section=(16, 24, 24),
-        side_px=280,
-    ),
-    # Qwen2.5-VL-7B as published
-    "7b": Shape(
-        hidden=3584,
-        mlp=18944,
-        layers=28,
-        heads=28,
-        kv_heads=4,
-        vocabulary=152064,
-        vision_depth=32,
-        vision_hidden=1280,
-        vision_mlp=3420,
-        vision_heads=16,
-        full_attention_blocks=(7, 15, 23, 31),
-        mrope_section=(16, 24, 24),
-        side_px=280,
-        has_tied_head=False,
-    ),
+    "3b": _3B,
+    "7b": replace(_3B, hidden=3584, mlp=18944, layers=28, heads=28, kv_heads=4, vocabulary=152064, has_tied_head=False),
 }
 
 

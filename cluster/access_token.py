@@ -25,12 +25,8 @@ def require_token() -> None:
     Creates ~/.ray/auth_token where there is none, and takes the permissions of others from one that they can read.
     Raises ConfigError when RAY_AUTH_MODE turns the token off.
     """
-    mode = env.read("RAY_AUTH_MODE")
-    if mode is not None and mode.lower() != "token":
-        raise ConfigError(
-            f"RAY_AUTH_MODE={mode}: without its token anyone who reaches this machine could run code on the cluster, "
-            "as some of Ray's processes listen on all addresses; unset RAY_AUTH_MODE, or set it to token."
-        )
+    if problem := mode_problem():
+        raise ConfigError(problem)
     if env.read("RAY_AUTH_TOKEN") is not None:
         return
     named = env.read("RAY_AUTH_TOKEN_PATH")
@@ -41,6 +37,17 @@ def require_token() -> None:
             _own_token(Path.home() / ".ray" / "auth_token")
     except OSError as error:  # Ray says why it cannot have a token
         log.debug("the cluster's token: %s", error)
+
+
+def mode_problem() -> str:
+    """Return why a cluster may not be started under this RAY_AUTH_MODE, "" if it may."""
+    mode = env.read("RAY_AUTH_MODE")
+    if mode is None or mode.lower() == "token":
+        return ""
+    return (
+        f"RAY_AUTH_MODE={mode}: without its token anyone who reaches this machine could run code on the cluster, "
+        "as some of Ray's processes listen on all addresses; unset RAY_AUTH_MODE, or set it to token."
+    )
 
 
 def _own_token(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.access_token import mode_problem
 from cluster.address import cluster_address
 from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
 from rlsys import env
@@ -61,8 +62,11 @@ def _temporary_problems() -> Iterator[str]:
 
 
 def _home_problems() -> Iterator[str]:
-    """Yield why Ray could not store the token of its cluster, unless there is a token or none is used."""
-    if env.read("RAY_AUTH_TOKEN") or env.read("RAY_AUTH_TOKEN_PATH") or env.read("RAY_AUTH_MODE") == "disabled":
+    """Yield why the cluster could have no token, or why Ray could not store it unless there is one."""
+    if problem := mode_problem():
+        yield problem
+        return
+    if env.read("RAY_AUTH_TOKEN") or env.read("RAY_AUTH_TOKEN_PATH"):
         return
     try:
         home = Path.home()

@@ -59,7 +59,7 @@ class LearnerWorker:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         transformers.utils.logging.disable_progress_bar()
         # Ray limits a process to the cores that it reserved, which for a rank with a GPU is one
-        torch.set_num_threads(self._threads or max(1, (os.cpu_count() or 1) // self._num_ranks))
+        torch.set_num_threads(self._threads or max(1, len(os.sched_getaffinity(0)) // self._num_ranks))
 
     def where(self) -> tuple[str, str]:
         """Return the id and the address of the node that this rank is on."""

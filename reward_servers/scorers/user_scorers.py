@@ -92,7 +92,7 @@ def _load(name: str, reference: str) -> UserScorer:
         raise ConfigError(f"{field}: write it as package.module:function.")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that was meant to be run may end by itself
         remedy = "put it on the Python path of the reward servers (PYTHONPATH, or the job's working directory)"
         raise ConfigError(
             f"{field}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); {remedy}."

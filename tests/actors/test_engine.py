@@ -269,22 +269,27 @@ def test_a_broadcast_delivers_the_same_weights_as_the_store(engines: Engines) ->
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
 
 
-def test_an_engine_with_half_a_version_samples_nothing_until_it_has_a_complete_one(engines: Engines) -> None:
-    load(engines.old, engines.old_tensors)
-    before = ray.get(engines.ask.ask(engines.old, 0))
-    tower, version = split(engines.new_tensors)[0], version_of(engines.new_tensors, 7)
-    sender = BroadcastSender("127.0.0.1", 1, 60.0)
-    transfer = in_parts(tower, split(engines.old_tensors)[1], rendezvous=sender.rendezvous)
+def send_half(engine: ray.actor.ActorHandle, new: NamedTensors, old: NamedTensors) -> None:
+    """Broadcast new weights to an engine; the sender goes after the first of two parts, and the store has the old."""
+    tower, version = split(new)[0], version_of(new, 7)
+    sender = BroadcastSender("127.0.0.1", 1, patience(60.0))
+    transfer = in_parts(tower, split(old)[1], rendezvous=sender.rendezvous)
 
     def get(bucket: Bucket) -> NamedTensors:
         if bucket is transfer.buckets[1]:
             raise RuntimeError("the sender is gone")
         return tower
 
-    taking = engines.old.load_weights.remote(transfer, version)
+    taking = engine.load_weights.remote(transfer, version)
     assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
     with pytest.raises(WeightsRefused, match="its digest is"):
         ray.get(taking)
+
+
+def test_an_engine_with_half_a_version_samples_nothing_until_it_has_a_complete_one(engines: Engines) -> None:
+    load(engines.old, engines.old_tensors)
+    before = ray.get(engines.ask.ask(engines.old, 0))
+    send_half(engines.old, engines.new_tensors, engines.old_tensors)
     with pytest.raises(NoWeights, match="call load_weights first"):
         ray.get(engines.ask.ask(engines.old, 0))
     load(engines.old, engines.old_tensors)

@@ -14,15 +14,13 @@ import pytest
 import ray
 import torch
 
-from actors.errors import NoWeights, WeightsRefused
+from actors.errors import NoWeights
 from rlsys.types import Rollout
-from rlsys.weights.broadcast import BroadcastSender
-from rlsys.weights.manifest import Bucket, NamedTensors
+from rlsys.weights.manifest import NamedTensors
 from rlsys.weights.tensors import HEAD
-from tests.actors.test_engine import EMBEDDING, changed, in_parts, split
+from tests.actors.test_engine import EMBEDDING, changed, send_half
 from tests.actors.test_weight_update import LORA, adapters, models
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
-from tests.support.pace import patience
 from tests.support.transfers import transfer_of, version_of
 
 GREEDY = replace(SAMPLING, num_samples=1, temperature=0.0, max_tokens=24)
@@ -109,19 +107,7 @@ def test_a_broadcast_that_fails_midway_leaves_two_workers_without_weights(engine
     weights = models(engines.model)
     load(engines.two, weights.old, 6)
     before = engines.greedy(engines.two)
-    tower, version = split(weights.new)[0], version_of(weights.new, 7)
-    sender = BroadcastSender("127.0.0.1", 1, patience(60.0))
-    transfer = in_parts(tower, split(weights.old)[1], rendezvous=sender.rendezvous)
-
-    def get(bucket: Bucket) -> NamedTensors:
-        if bucket is transfer.buckets[1]:
-            raise RuntimeError("the sender is gone")
-        return tower
-
-    taking = engines.two.load_weights.remote(transfer, version)
-    assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
-    with pytest.raises(WeightsRefused, match="its digest is"):
-        ray.get(taking)
+    send_half(engines.two, weights.new, weights.old)
     with pytest.raises(NoWeights, match="call load_weights first"):
         engines.greedy(engines.two)
     load(engines.two, weights.old, 8)

@@ -63,6 +63,12 @@ def test_a_home_is_not_needed_where_the_token_is_given(monkeypatch: pytest.Monke
     assert list(problems(ClusterConfig(object_store_mib=80))) == []
 
 
+def test_a_cluster_without_a_token_is_named_before_it_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    (problem,) = problems(ClusterConfig(object_store_mib=80))
+    assert problem.startswith("RAY_AUTH_MODE=disabled: ") and "unset RAY_AUTH_MODE" in problem
+
+
 @pytest.mark.parametrize(("options", "why"), [("ro", "Read-only file system"), ("size=4k", "No space left on device")])
 def test_a_home_that_takes_no_file_is_named(options: str, why: str, tmp_path: Path) -> None:
     found, _ = listed({tmp_path: options}, HOME=str(tmp_path))

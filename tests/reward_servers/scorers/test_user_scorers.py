@@ -212,3 +212,12 @@ def test_a_module_that_fails_while_it_is_imported_is_refused(tmp_path: Path, mon
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="ZeroDivisionError: division by zero"):
         load_user_scorers({"mine": "broken_rewards:score"})
+
+
+def test_a_module_that_ends_python_when_it_is_imported_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_script.py").write_text("import sys\n\ndef score(response): return 1.0\n\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="module 'a_script' cannot be imported \\(SystemExit: 0\\)"):
+        load_user_scorers({"mine": "a_script:score"})

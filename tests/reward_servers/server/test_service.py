@@ -203,6 +203,21 @@ def test_a_judge_that_hangs_costs_the_callers_deadline() -> None:
     assert reply["status"] == "infra" and "did not answer" in reply["reason"]
 
 
+def test_rules_that_are_not_done_at_the_callers_deadline_are_missing_data() -> None:
+    """Long texts: what is done in time counts, and the other rows are "infra" and never 0."""
+    text = "<think>" + "from 1 s to 2 s, " * 20_000 + "</think><answer>1 to 2</answer>"
+    rows = [
+        {**ROW, "rollout_id": str(index), "text": text, "scores": ["iou", "cited_times"], "duration_s": 9}
+        for index in range(64)
+    ]
+    request = ScoreRequest.model_validate({"rows": rows, "timeout_s": 0.05})
+    replies = asyncio.run(RewardService().score(request))
+    assert [reply.rollout_id for reply in replies] == [one["rollout_id"] for one in rows]
+    assert {reply.status for reply in replies} <= {"ok", "infra"} and replies[-1].status == "infra"
+    assert all(reply.scores["iou"] == 0.5 if reply.status == "ok" else reply.scores == {} for reply in replies)
+    assert "timeout_s" in replies[-1].reason
+
+
 def test_too_many_waiting_for_the_judge_is_429_with_retry_after() -> None:
     async def ask() -> httpx.Response:
         service = RewardService(JudgeThatSays(Busy("too many wait", 1.5)))
