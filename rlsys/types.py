@@ -6,7 +6,7 @@ Ray passes numpy arrays zero-copy and read-only, whereas torch tensors would be 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +98,8 @@ class PromptItem:
     prompt_id: "<file stem>:<row>", unique in a run.  task: key of `rlsys.tasks.table.TASKS`.
     question: filled into the task's template.  options: answer options, () when it has none.
     truth: the JSON value that the task's scorers compare with.
+    labels: what else the file says of the row, by which evaluation groups rows: "video" as the file names it,
+    "duration_s", and the data set's own, such as "question_type" or "category".
     """
 
     prompt_id: str
@@ -106,6 +108,7 @@ class PromptItem:
     options: tuple[str, ...]
     media: tuple[MediaSpec, ...]
     truth: Json
+    labels: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

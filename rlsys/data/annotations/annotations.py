@@ -333,6 +333,7 @@ def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
 
 
 def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> PromptItem:
+    duration = {} if row.duration_s is None else {"duration_s": row.duration_s}
     return PromptItem(
         prompt_id=f"{path.stem}:{row.label}",
         task=row.task,
@@ -340,4 +341,5 @@ def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> Pro
         options=row.options,
         media=(media_spec(row, medium.absolute(), data),),  # workers may have another working directory
         truth=row.truth,
+        labels={"video": row.video, **duration, **row.labels},
     )

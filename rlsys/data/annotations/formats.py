@@ -82,6 +82,7 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]
             task="temporal_grounding",
             question=sentence.strip(),
             truth=truth,
+            duration_s=entry.duration,
             problems=tuple(problems),
         )
 
@@ -95,6 +96,7 @@ class _NextGqaEntry(Entry):
     answer: Text
     glue: list[Any] = Field(min_length=1)
     duration: Seconds
+    type: Any = None
 
     def row(self, label: str) -> AnnotationRow:
         """Return a row of grounded QA."""
@@ -106,6 +108,8 @@ class _NextGqaEntry(Entry):
             question=self.question,
             options=tuple(self.options),
             truth={"answer": self.answer, "glue": [span for span, _ in read if span]},
+            duration_s=self.duration,
+            labels={"question_type": self.type} if isinstance(self.type, str) else {},
             problems=(*self._option_problems(), *(problem for _, problem in read if problem)),
         )
 

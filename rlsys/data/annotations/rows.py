@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationError
@@ -39,7 +39,7 @@ class AnnotationRow:
     row has problems that leave it open.  needs_size: the truth's boxes are pixels of an image whose size the file
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
-    folder.  duration_s: length that the row gives for what it is about.
+    folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
     """
 
     label: str
@@ -53,6 +53,7 @@ class AnnotationRow:
     window_s: tuple[float, float] | None = None
     fps: float | None = None
     duration_s: float | None = None
+    labels: Mapping[str, str | float] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
