@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +19,8 @@ from rlsys.data.annotations.media import (
     rate_problems,
     video_spec,
 )
-from rlsys.data.annotations.published import PUBLISHED, RepeatedKeys, parse_json
-from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem, short
+from rlsys.data.annotations.reading import printable, read_rows, repeated_text
+from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.data.annotations.vtts import with_size
 from rlsys.data.video.errors import AnnotationError, ClipError
 from rlsys.tasks.table import task_named
@@ -29,11 +28,17 @@ from rlsys.tasks.truth_fit import fit_truth
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem
 
-__all__ = ["AnnotationError", "Annotations", "DirtyRow", "load_annotations", "report_lines", "video_spec"]
+__all__ = [
+    "AnnotationError",
+    "Annotations",
+    "DirtyRow",
+    "UnanswerableRow",
+    "load_annotations",
+    "report_lines",
+    "video_spec",
+]
 
 SHOWN = 10
-_PLACEHOLDERS = re.compile(r"\A(?:\s*<(?:video|image)>)+|(?:<(?:video|image)>\s*)+\Z")
-_CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:video|image|s|pad|bos|eos|unk|start_of_turn|end_of_turn)>")
 _log = logging.getLogger(__name__)
 
 
@@ -42,15 +47,15 @@ class DirtyRow:
     """A row that is not as it should be.
 
     row: its place in the file.  field, problem: what is wrong, several joined by "; ".
-    action: "clipped" when the row is kept with its spans cut to the clip, "dropped" when it is skipped,
-    "refused" when it contradicts itself, which refuses the file.  video: as the row names it.  is_missing: whether the
-    video is not in the folder of videos.
+    action: "clipped" when the row is kept with its spans cut to the clip, "kept" when it is kept as published,
+    "dropped" when it is skipped, "refused" when it contradicts itself, which refuses the file.
+    video: as the row names it.  is_missing: whether the video is not in the folder of videos.
     """
 
     row: str
     field: str
     problem: str
-    action: Literal["dropped", "clipped", "refused"]
+    action: Literal["dropped", "clipped", "kept", "refused"]
     video: str = ""
     is_missing: bool = False
 
@@ -59,28 +64,59 @@ class DirtyRow:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class UnanswerableRow:
+    """A published row that no model can be asked, or whose answer nothing can be compared with; it counts as wrong.
+
+    prompt_id, task, question, options, labels: as in `PromptItem`; task is "" where the row leaves it open.
+    truth: as published, None where it cannot be read.  reason: what is wrong, in words.
+    """
+
+    prompt_id: str
+    task: str
+    question: str
+    options: tuple[str, ...]
+    truth: Json
+    labels: Mapping[str, str | float]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Annotations:
-    """items: the usable rows, in the file's order.  num_videos, num_queries: of the whole file."""
+    """The rows of an annotation file.
+
+    items: the usable rows, in the file's order.  num_videos, num_queries: of the whole file.
+    unanswerable: of a file read with keep="published": all rows that are not among `items`; otherwise ().
+    """
 
     items: tuple[PromptItem, ...]
     dirty: tuple[DirtyRow, ...]
     num_videos: int
     num_queries: int
+    unanswerable: tuple[UnanswerableRow, ...] = ()
 
 
-def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotations:
+def load_annotations(
+    path: Path, *, videos: Path, data: DataConfig, keep: Literal["clean", "published"] = "clean"
+) -> Annotations:
     """Return the rows of `path` in `data.format` as items whose media lie in `videos`.
 
-    Dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
-    Raises AnnotationError for a file or folder that cannot be read, for rows that contradict themselves or their
-    task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row.
+    keep="clean": dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
+    keep="published": for figures that can be compared with others', every row of the file is either an item or
+    unanswerable, whatever `data.on_dirty_row` says. Repetitions and rows whose truth runs past the clip are items
+    with their truth as the file states it; a missing or unsafe medium, a question that cannot be asked and a truth
+    that cannot be read, contradictions among them, make a row unanswerable. A row of grounded QA without a period
+    is one of multiple choice.
+    Raises AnnotationError for a file or folder that cannot be read; with keep="clean" also for rows that contradict
+    themselves or their task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row.
     """
     path = Path(path)
-    rows, repeated = _read(path, data.format)
+    rows, repeated = read_rows(path, data.format)
     if repeated:
-        _log.warning("%s: %s", path, _repeated_text(repeated))
-    _refuse_contradictions(path, rows)
+        _log.warning("%s: %s", path, repeated_text(repeated))
     root = _folder(Path(videos))
+    if keep == "published":
+        return _as_published(path, rows, root, data)
+    _refuse_contradictions(path, rows)
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
     for found in rows:
@@ -98,6 +134,30 @@ def load_annotations(path: Path, *, videos: Path, data: DataConfig) -> Annotatio
     )
 
 
+def _as_published(path: Path, rows: Sequence[AnnotationRow], root: Path, data: DataConfig) -> Annotations:
+    """Return all rows: those that can be asked and scored as items, with the truth of the file, and the others."""
+    items: list[PromptItem] = []
+    dirty: list[DirtyRow] = []
+    unanswerable: list[UnanswerableRow] = []
+    for found in rows:
+        row, medium = _complete(found.as_published(), root, data.links_outside)
+        is_usable = medium is not None and all(problem.is_fixed for problem in row.problems)
+        if row.problems or found.problems:
+            every = replace(row, problems=tuple(dict.fromkeys((*found.problems, *row.problems))))
+            dirty.append(replace(_report(every, may_clip=False), action="kept" if is_usable else "dropped"))
+        if medium is not None and is_usable:
+            items.append(_item(path, row, medium, data))
+        else:
+            unanswerable.append(_unanswerable(path, row))
+    return Annotations(
+        items=tuple(items),
+        dirty=tuple(dirty),
+        num_videos=len({row.video for row in rows}),
+        num_queries=len(rows),
+        unanswerable=tuple(unanswerable),
+    )
+
+
 def report_lines(path: Path, format: str, videos: Path | None, *, links_outside: bool = False) -> Iterator[str]:
     """Yield the lines of a report: counts of videos, queries and tasks, then every dirty row.
 
@@ -106,7 +166,7 @@ def report_lines(path: Path, format: str, videos: Path | None, *, links_outside:
     """
     path = Path(path)
     root = None if videos is None else _folder(Path(videos))
-    found, repeated = _read(path, format)
+    found, repeated = read_rows(path, format)
     lengths: dict[Path, float | ClipError] = {}
     rows = [_measured(*_complete(row, root, links_outside), lengths) for row in found]
     dirty = [_report(row, may_clip=True) for row in rows if row.problems]
@@ -114,9 +174,9 @@ def report_lines(path: Path, format: str, videos: Path | None, *, links_outside:
     refused = sum(row.action == "refused" for row in dirty)
     yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
     if repeated:
-        yield _printable(_repeated_text(repeated))
+        yield printable(repeated_text(repeated))
     for error in (found for found in lengths.values() if isinstance(found, ClipError)):
-        yield _printable(f"cannot be decoded (data.on_bad_clip): {error}")
+        yield printable(f"cannot be decoded (data.on_bad_clip): {error}")
     if FORMATS[format].task is None:
         tasks = sorted({row.task for row in rows if row.task})
         yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
@@ -128,14 +188,14 @@ def report_lines(path: Path, format: str, videos: Path | None, *, links_outside:
     if missing := missing_videos(dirty):
         yield f"{len(missing)} missing videos:"
         for one in missing:
-            yield _printable(f"  {one['video']}: {one['num_rows']} rows ({one['rows']})")
+            yield printable(f"  {one['video']}: {one['num_rows']} rows ({one['rows']})")
     if dirty:
         yield (
             f"data.on_dirty_row=drop skips {len(dirty) - refused}; clip fixes {clipped}, skips "
             f"{len(dirty) - clipped - refused}" + (f"; {refused} contradictions refuse the file" if refused else "")
         )
     for row in dirty:
-        yield _printable(f"{row} [{'clip fixes it' if row.action == 'clipped' else row.action}]")
+        yield printable(f"{row} [{'clip fixes it' if row.action == 'clipped' else row.action}]")
 
 
 def missing_videos(dirty: Sequence[DirtyRow]) -> list[dict[str, str | int]]:
@@ -160,80 +220,6 @@ def _tracked_counts(rows: Sequence[AnnotationRow]) -> str:
     return " or ".join(map(str, sorted(counts))) or str(NUM_TRACKED_FRAMES)
 
 
-def _repeated_text(repeated: RepeatedKeys) -> str:
-    names = ", ".join(dict.fromkeys(repeated[:SHOWN])) + (", …" if len(repeated) > SHOWN else "")
-    return f"{len(repeated)} keys occur twice in one object, and their queries are joined: {names}"
-
-
-def _read(path: Path, format: str) -> tuple[list[AnnotationRow], RepeatedKeys]:
-    if format not in FORMATS:
-        raise AnnotationError(f"format {format!r} is not known; the formats are {', '.join(FORMATS)}.")
-    shape = FORMATS[format]
-    published = PUBLISHED.get((format, path.suffix.lower()))
-    repeated: RepeatedKeys = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check data.annotations.") from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8.") from error
-    try:
-        if published is not None:
-            return [_plain(row) for row in published(path, text)], repeated
-        tree = _lines(text, repeated) if shape.is_lines else parse_json(text, repeated)
-        return [_plain(row) for row in shape.read(tree)], repeated
-    except (ValueError, RecursionError) as error:
-        expected = "one JSON object per line" if shape.is_lines else "a JSON file"
-        raise AnnotationError(
-            f"{_printable(str(path))}: not JSON, and data.format={format} reads {expected} ({error}); "
-            "check data.format, or the file where the error is."
-        ) from error
-    except TypeError as error:
-        raise AnnotationError(f"{path}: not in the shape of {format}: {error}; check data.format.") from error
-
-
-def _lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
-    """Return (line number from 1, content) of the lines that are not blank. Raises ValueError if none is JSON."""
-    # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
-    lines = enumerate(text.split("\n"), start=1)
-    entries = [(str(number), _line(line, repeated)) for number, line in lines if line.strip()]
-    bad = [entry.problem for _, entry in entries if isinstance(entry, BadLine)]
-    if entries and len(bad) == len(entries):
-        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {bad[0]}")
-    return entries
-
-
-def _line(line: str, repeated: RepeatedKeys) -> Json:
-    try:
-        return parse_json(line, repeated)
-    except (ValueError, RecursionError) as error:
-        return BadLine(problem=f"not JSON: {error}")
-
-
-def _plain(row: AnnotationRow) -> AnnotationRow:
-    """Return the row without placeholders of media around its question; text that cannot be shown is a problem.
-
-    A control token in a question would act as one in the prompt, and a lone surrogate cannot be written as UTF-8.
-    """
-    question = _PLACEHOLDERS.sub("", row.question).strip()
-    problems = list(row.problems)
-    texts = {"question": question, "options": "\n".join(row.options), "video": row.video, "(row)": row.label}
-    for field, text in texts.items():
-        control = _CONTROL.search(text) if field in ("question", "options") else None
-        if control is not None:
-            problems.append(Problem(field=field, text=f"holds the control token {control.group()}"))
-        if _printable(text) != text:
-            problems.append(Problem(field=field, text=f"{_printable(short(text))} is not valid Unicode"))
-    if question == row.question and len(problems) == len(row.problems):
-        return row
-    return replace(row, question=question, problems=tuple(problems))
-
-
-def _printable(text: str) -> str:
-    """Return `text` with lone surrogates, which no file or terminal takes, written out."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _folder(videos: Path) -> Path:
     if not videos.is_dir():
         raise AnnotationError(f"{videos}: no such folder of videos; check data.videos.")
@@ -250,7 +236,7 @@ def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
     lines.append(
         "These rows contradict themselves or their task, and guessing what they mean is not safe; fix the file."
     )
-    raise AnnotationError(_printable("\n".join(lines)))
+    raise AnnotationError(printable("\n".join(lines)))
 
 
 def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tuple[AnnotationRow, Path | None]:
@@ -333,7 +319,6 @@ def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
 
 
 def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> PromptItem:
-    duration = {} if row.duration_s is None else {"duration_s": row.duration_s}
     return PromptItem(
         prompt_id=f"{path.stem}:{row.label}",
         task=row.task,
@@ -341,5 +326,30 @@ def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> Pro
         options=row.options,
         media=(media_spec(row, medium.absolute(), data),),  # workers may have another working directory
         truth=row.truth,
-        labels={"video": row.video, **duration, **row.labels},
+        labels=_labels(row),
     )
+
+
+def _unanswerable(path: Path, row: AnnotationRow) -> UnanswerableRow:
+    return UnanswerableRow(
+        prompt_id=f"{path.stem}:{row.label}",
+        task=row.task,
+        question=row.question,
+        options=row.options,
+        truth=row.truth if _is_readable(row) else None,
+        labels=_labels(row),
+        reason="; ".join(f"{problem.field}: {problem.text}" for problem in row.problems),
+    )
+
+
+def _is_readable(row: AnnotationRow) -> bool:
+    try:
+        task_named(row.task).read_truth(row.truth)
+    except ValueError:
+        return False
+    return True
+
+
+def _labels(row: AnnotationRow) -> dict[str, str | float]:
+    duration = {} if row.duration_s is None else {"duration_s": row.duration_s}
+    return {"video": row.video, **duration, **row.labels}

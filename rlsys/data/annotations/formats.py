@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rlsys.data.annotations.rows import (
     AnnotationRow,
+    Counted,
     Entry,
     PartFields,
     Problem,
@@ -22,8 +23,10 @@ from rlsys.data.annotations.rows import (
     is_unit_box,
     listed,
     read_entries,
+    read_glue,
     read_span,
     short,
+    stated_span,
 )
 from rlsys.data.annotations.vtts import CAPTION_QUESTION, VttsEntry
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
@@ -75,7 +78,9 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]
             problems.append(Problem(field="sentences", text=f"{sentence!r} is not a sentence"))
             sentence = ""
         if repeats.add((repr(value), " ".join(sentence.lower().split()))):
-            problems.append(Problem(field="sentences", text=f"{sentence!r} with {value} occurs twice"))
+            text = f"{sentence!r} with {value} occurs twice"
+            problems.append(Problem(field="sentences", text=text, is_counted=True))
+        stated = stated_span(value)
         yield AnnotationRow(
             label=f"{video}/{index}",
             video=video,
@@ -83,34 +88,39 @@ def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]
             question=sentence.strip(),
             truth=truth,
             duration_s=entry.duration,
+            counted=Counted(task="temporal_grounding", truth=stated) if stated and stated != truth else None,
             problems=tuple(problems),
         )
 
 
 class _NextGqaEntry(Entry):
-    """An entry `{video, question, options, answer, glue: [[s, e]…], duration}`."""
+    """An entry `{id?, video, question, options, answer, glue: [[s, e]…], duration, type?}`."""
 
+    id: Any = None
     video: Text
     question: Text
     options: list[Text] = Field(min_length=2)
     answer: Text
-    glue: list[Any] = Field(min_length=1)
+    glue: list[Any]
     duration: Seconds
     type: Any = None
 
     def row(self, label: str) -> AnnotationRow:
         """Return a row of grounded QA."""
-        read = [read_span(value, self.duration, "glue") for value in self.glue]
+        spans, counted, problems = read_glue(self.answer, self.glue, self.duration, "glue")
+        qid = {"qid": self.id.rpartition("_")[2]} if isinstance(self.id, str) else {}
+        kind = {"question_type": self.type} if isinstance(self.type, str) else {}
         return AnnotationRow(
             label=label,
             video=self.video,
             task="grounded_qa",
             question=self.question,
             options=tuple(self.options),
-            truth={"answer": self.answer, "glue": [span for span, _ in read if span]},
+            truth={"answer": self.answer, "glue": spans},
             duration_s=self.duration,
-            labels={"question_type": self.type} if isinstance(self.type, str) else {},
-            problems=(*self._option_problems(), *(problem for _, problem in read if problem)),
+            labels={**qid, **kind},
+            counted=counted,
+            problems=(*self._option_problems(), *problems),
         )
 
     def identity(self) -> Hashable:

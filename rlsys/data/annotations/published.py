@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_span, short
+from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_glue, read_span, short
 from rlsys.types import Json
 
 RepeatedKeys = list[str]
@@ -58,7 +58,7 @@ def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
         if not sentence:
             problems.append(Problem(field="line", text=f"{short(line)} is not ID start end##sentence"))
         if repeats.add((video, *times, sentence.lower())):
-            problems.append(Problem(field="line", text=f"{short(line)} occurs twice"))
+            problems.append(Problem(field="line", text=f"{short(line)} occurs twice", is_counted=True))
         yield AnnotationRow(
             label=str(number),
             video=video,
@@ -99,30 +99,31 @@ def _located(path: Path) -> Mapping[str, Mapping[str, Json]]:
 def _table_row(label: str, video: str, row: Mapping[str, str], located: Mapping[str, Json]) -> AnnotationRow:
     texts = [(row[f"a{index}"] or "").strip() for index in range(5)]
     letters = [letter for letter, text in zip("ABCDE", texts, strict=True) if text == (row["answer"] or "").strip()]
+    answer = f"({letters[0]})" if letters else None
     problems: list[Problem] = []
     if len(letters) != 1:
-        problems.append(Problem(field="answer", text=f"{short(row['answer'])} is not the text of one option"))
-    duration = located.get("duration")
-    duration_s = (
-        float(duration) if isinstance(duration, int | float) and is_number(duration) and duration > 0 else math.inf
-    )
+        # the official code takes the first of two equal options
+        text = f"{short(row['answer'])} is not the text of one option"
+        problems.append(Problem(field="answer", text=text, is_counted=bool(letters)))
+    stated = located.get("duration")
+    duration_s = float(stated) if isinstance(stated, int | float) and is_number(stated) and stated > 0 else None
     location = located.get("location")
     values = location.get(row["qid"], []) if isinstance(location, dict) else []
+    spans, counted, wrong = read_glue(answer, values, duration_s or math.inf, "location")
     if not values:
-        problems.append(Problem(field="qid", text=f"{short(row['qid'])} has no period for this video"))
-    spans = []
-    for value in values:
-        span, problem = read_span(value, duration_s, "location")
-        spans += [span] if span else []
-        problems += [problem] if problem else []
+        text = f"{short(row['qid'])} has no period for this video"
+        wrong = [Problem(field="qid", text=text, is_counted=True)]
     return AnnotationRow(
         label=label,
         video=video,
         task="grounded_qa",
         question=(row["question"] or "").strip(),
         options=tuple(f"({letter}) {text}" for letter, text in zip("ABCDE", texts, strict=True)),
-        truth={"answer": f"({letters[0]})" if letters else None, "glue": spans},
-        problems=tuple(problems),
+        truth={"answer": answer, "glue": spans},
+        duration_s=duration_s,
+        labels={"qid": row["qid"] or "", **({"question_type": row["type"]} if row.get("type") else {})},
+        counted=counted,
+        problems=(*problems, *wrong),
     )
 
 

@@ -22,13 +22,23 @@ class Problem:
 
     is_fixed: `AnnotationRow.truth` is already without it.  is_contradiction: the row holds two statements that cannot
     both be right, and guessing is not safe; the file is refused.  is_missing: the video is not there.
+    is_counted: an evaluation of all published rows takes the row in spite of it; see `AnnotationRow.counted`.
     """
 
     field: str
     text: str
     is_fixed: bool = False
+    is_counted: bool = False
     is_contradiction: bool = False
     is_missing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """The task of a row and its truth as the file states it, spans past the clip included."""
+
+    task: str
+    truth: Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,7 @@ class AnnotationRow:
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
     folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
+    counted: what an evaluation of all published rows takes for `task` and `truth`, where that differs.
     """
 
     label: str
@@ -54,7 +65,15 @@ class AnnotationRow:
     fps: float | None = None
     duration_s: float | None = None
     labels: Mapping[str, str | float] = field(default_factory=dict)
+    counted: Counted | None = None
     problems: tuple[Problem, ...] = ()
+
+    def as_published(self) -> AnnotationRow:
+        """Return the row as an evaluation of all published rows takes it, with the problems that stand against it."""
+        kept = tuple(problem for problem in self.problems if not (problem.is_counted or problem.is_fixed))
+        if self.counted is None:
+            return replace(self, problems=kept)
+        return replace(self, task=self.counted.task, truth=self.counted.truth, problems=kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +119,8 @@ def read_entries(kind: type[Entry], entries: Iterable[tuple[str, Json]]) -> Iter
             continue
         row = checked.row(label)
         if repeats.add(checked.identity()):
-            row = replace(row, problems=(*row.problems, checked.repetition()))
+            repetition = replace(checked.repetition(), is_counted=True)
+            row = replace(row, problems=(*row.problems, repetition))
         yield row
 
 
@@ -161,12 +181,42 @@ def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] |
     if end_s <= start_s:
         return None, Problem(field=field, text=f"{value} does not end after it starts")
     if start_s >= duration_s or end_s <= 0:
-        return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s")
+        return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s", is_counted=True)
     if start_s < 0 or end_s > duration_s:
         span = [max(start_s, 0.0), min(end_s, duration_s)]
         what = "starts before the clip" if end_s <= duration_s else f"goes past the clip of {duration_s:g} s"
         return span, Problem(field=field, text=f"{value} {what}", is_fixed=True)
     return [start_s, end_s], None
+
+
+def stated_span(value: Json) -> list[float] | None:
+    """Return [start, end] as a file states it, past the clip or not; None if it does not end after it starts.
+
+    A start before the clip is 0, because no answer is earlier.
+    """
+    if not (isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]):
+        return None
+    return [max(float(value[0]), 0.0), float(value[1])] if value[1] > 0 else None
+
+
+def read_glue(
+    answer: str | None, values: list[Json], duration_s: float, field: str
+) -> tuple[list[list[float]], Counted | None, list[Problem]]:
+    """Read the periods of a row of grounded QA: those inside the clip, the truth as published, and what is wrong.
+
+    answer: the right letter, such as "(C)".  duration_s: infinite when it is not known.
+    A row without any period counts as one of multiple choice, because the official metric takes the periods of such
+    a question for unknown; a period that does not end after it starts counts for nothing beside others.
+    """
+    if not values:
+        missing = Problem(field=field, text="there is no period", is_counted=True)
+        return [], Counted(task="multiple_choice", truth=answer), [missing]
+    read = [read_span(value, duration_s, field) for value in values]
+    spans = [span for span, _ in read if span]
+    stated = [span for span in map(stated_span, values) if span]
+    problems = [replace(problem, is_counted=bool(stated)) for _, problem in read if problem]
+    truth = {"answer": answer, "glue": stated}
+    return spans, Counted(task="grounded_qa", truth=truth) if problems and stated else None, problems
 
 
 def is_number(value: Json) -> bool:
