@@ -32,6 +32,7 @@ from actors.weights.weights_in import (
 )
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
+from rlsys.models.folder import model_digest
 from rlsys.types import ClipInfo, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
@@ -157,12 +158,21 @@ class RolloutEngine:
                 f"{self.num_running} groups are running on version {self.version} and cannot continue with "
                 f"{version}; abort them first."
             )
-        if version.kind == "adapter":
+        if version.kind == "own":
+            self._keep_own(version)
+        elif version.kind == "adapter":
             self._load_adapter(transfer, version)
         else:
             self._load_model(transfer, version)
         self.version = version
         return version
+
+    def _keep_own(self, version: WeightVersion) -> None:
+        """Raise WeightsRefused unless the engine still has the model that it was started with, and `version` is it."""
+        folder, was_sent = self._spec.model.path, not self._holds_its_own or self._adapter is not None
+        if was_sent or (found := model_digest(folder)) != version.digest:
+            reason = "it has been sent others" if was_sent else f"{folder} has the digest {found} here"
+            raise WeightsRefused(f"this engine does not hold the weights {version.digest} of {folder}: {reason}.")
 
     def _load_model(self, transfer: WeightTransfer, version: WeightVersion) -> None:
         check_manifest(version, self._expected, transfer)

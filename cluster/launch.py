@@ -14,6 +14,7 @@ from typing import Any, Literal
 from cluster.access_token import require_token
 from cluster.address import Address, cluster_address, require_cluster
 from cluster.placement import (
+    EVERYTHING,
     Bundle,
     Demand,
     Node,
@@ -64,7 +65,7 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster]:
+def open_cluster(config: RunConfig, *, parts: Parts = EVERYTHING) -> Iterator[Cluster]:
     """Open the cluster that `cluster.address` or RAY_ADDRESS names, else one started here on loopback.
 
     Inside a submitted job Ray itself sets RAY_ADDRESS. A process that is connected already stays so.
@@ -77,7 +78,7 @@ def open_cluster(config: RunConfig, *, parts: Parts = "all") -> Iterator[Cluster
         rearm()
         nodes = living_nodes()
         plan = plan_placement(wanted, nodes)
-        if parts != "rewards":
+        if wanted.learner or wanted.actors:
             log.info("room for learner ranks: %s; actors: %s", _counted(plan.learner_nodes), _counted(plan.actor_nodes))
         # the learner first: its ranks talk to each other all the time, so they get first choice of a node
         with _reserved(wanted.learner, "PACK", wanted) as learner, _reserved(wanted.actors, "SPREAD", wanted) as actors:

@@ -19,8 +19,9 @@ CPUS_PER_MODEL_INGRESS = 1.0
 CPUS_PER_MODEL, CPUS_PER_MODEL_ON_CPU = 1.0, 2.0
 """Ray CPUs of a replica of a judge's model: one that Ray Serve LLM reserves for itself, and one of an engine on CPU."""
 
-Parts = Literal["all", "learner", "rewards"]
-"""Of a run: everything, learner ranks and decoding alone (supervised training), or reward servers alone."""
+Parts = tuple[Literal["learner", "actors", "decoding", "rewards"], ...]
+EVERYTHING: Parts = ("learner", "actors", "decoding", "rewards")
+"""The parts of a training run."""
 
 
 class PlacementError(UserError):
@@ -77,18 +78,18 @@ class Plan:
     actor_nodes: tuple[str, ...]
 
 
-def demand(config: RunConfig, *, parts: Parts = "all") -> Demand:
+def demand(config: RunConfig, *, parts: Parts = EVERYTHING) -> Demand:
     """Return what these parts of a run with this config reserve."""
     on_gpu = config.cluster.device == "cuda"
     rank = Bundle(cpus=config.cluster.cpus_per_rank, gpus=1.0 if on_gpu else 0.0)
     engine_gpus = float(config.rollout.tensor_parallel_size) if on_gpu else 0.0
     actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
-    decoding = config.data.decode_workers * CPUS_PER_DECODE
-    rewards, judge = (0.0, ()) if parts == "learner" else _reward_demand(config)
+    decoding = config.data.decode_workers * CPUS_PER_DECODE if "decoding" in parts else 0.0
+    rewards, judge = _reward_demand(config) if "rewards" in parts else (0.0, ())
     return Demand(
-        learner=() if parts == "rewards" else (rank,) * config.learner.num_ranks,
-        actors=(actor,) * config.rollout.num_actors if parts == "all" else (),
-        other_cpus=rewards + (0.0 if parts == "rewards" else decoding),
+        learner=(rank,) * config.learner.num_ranks if "learner" in parts else (),
+        actors=(actor,) * config.rollout.num_actors if "actors" in parts else (),
+        other_cpus=rewards + decoding,
         judge=judge,
     )
 

@@ -46,7 +46,7 @@ def serve(
         given = settings or []
         has_file = bool(given) and "=" not in given[0]
         run = load_services(Path(given[0]) if has_file else None, given[has_file:])
-        cluster = resources.enter_context(open_cluster(run, parts="rewards"))
+        cluster = resources.enter_context(open_cluster(run, parts=("rewards",)))
         if not detach:
             url = launch_rewards(run.reward, cluster, resources, with_judge=True, name=name)
             log.info("reward.url=%s  (interrupt to stop)", url)
@@ -73,7 +73,7 @@ def stop(
     from cluster.launch import open_cluster
     from reward_servers.server.app import stop as stop_servers
 
-    with clear_errors(), open_cluster(load_services(None, overrides or []), parts="rewards"):
+    with clear_errors(), open_cluster(load_services(None, overrides or []), parts=("rewards",)):
         stop_servers(name)
 
 

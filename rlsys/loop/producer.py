@@ -11,7 +11,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -174,12 +174,48 @@ class Preparer:
         self._clips.close()
 
 
-class GroupProducer(Preparer):
+class Answerer(Preparer):
+    """A producer of groups that are not scored, for evaluation. `answer` returns at once."""
+
+    def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool) -> None:
+        super().__init__(clips, prompts)
+        self._pool = pool
+
+    def answer(self, item: PromptItem, sampling: Sampling) -> Future[RolloutGroup]:
+        """Sample one group. Its future raises ClipError if a clip is unusable."""
+        return asyncio.run_coroutine_threadsafe(self._with_frames_kept(self._answer_once, item, sampling), self._events)
+
+    async def _answer_once(self, item: PromptItem, sampling: Sampling) -> RolloutGroup:
+        prompt, clips = await self._prepare(item, {})
+        return await self._generated(item, prompt, clips, sampling)
+
+    async def _with_frames_kept(self, make: Callable[..., Awaitable[Computed]], *arguments: Any) -> Computed:  # noqa: ANN401
+        """Return `make(*arguments)`, made again after clips whose frames were lost are forgotten."""
+
+        def forget(attempt: RetryCallState) -> None:
+            self._clips.forget(_lost_in(attempt))
+
+        return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(make, *arguments)
+
+    async def _generated(
+        self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
+    ) -> RolloutGroup:
+        """Return the group, whose prompt the engine has seen exactly as it was built."""
+        rollouts = await self._pool.generate(item, prompt, clips, sampling)
+        for rollout in rollouts:
+            try:
+                check_contract(prompt, rollout.prompt_ids, self._prompts.decode)
+            except PromptContractError as error:
+                raise PromptContractError(f"{rollout.rollout_id}: {error}") from None
+        return RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
+
+
+class GroupProducer(Answerer):
     """A producer of scored groups. `start` returns at once; its future holds the group or the error."""
 
     def __init__(self, clips: Clips, prompts: PromptBuilder, pool: Pool, scorer: Scorer, config: RunConfig) -> None:
-        super().__init__(clips, prompts)
-        self._pool, self._scorer = pool, scorer
+        super().__init__(clips, prompts, pool)
+        self._scorer = scorer
         self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
 
     def start(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None = None) -> Future[ScoredGroup]:
@@ -189,17 +225,12 @@ class GroupProducer(Preparer):
         raises TruthOutside, the truth is cut to the clip, or UserError ends the run. None scores it as it is, so that
         every published row counts in an evaluation.
         """
-        return asyncio.run_coroutine_threadsafe(self._make(item, sampling, on_outside), self._events)
+        made = self._with_frames_kept(self._make_once, item, sampling, on_outside)
+        return asyncio.run_coroutine_threadsafe(made, self._events)
 
     def use_scorer(self, scorer: Scorer) -> None:
         """Use another scorer for the groups that start from now on."""
         self._scorer = scorer
-
-    async def _make(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None) -> ScoredGroup:
-        def forget(attempt: RetryCallState) -> None:
-            self._clips.forget(_lost_in(attempt))
-
-        return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(self._make_once, item, sampling, on_outside)
 
     async def _make_once(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
@@ -232,13 +263,7 @@ class GroupProducer(Preparer):
         spans: dict[str, tuple[float, float]],
     ) -> ScoredGroup:
         with _span(spans, "generate"):
-            rollouts = await self._pool.generate(item, prompt, clips, sampling)
-        for rollout in rollouts:
-            try:
-                check_contract(prompt, rollout.prompt_ids, self._prompts.decode)
-            except PromptContractError as error:
-                raise PromptContractError(f"{rollout.rollout_id}: {error}") from None
-        group = RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts)
+            group = await self._generated(item, prompt, clips, sampling)
         return await self._scorer.score(group, spans)
 
     async def _stop(self) -> None:

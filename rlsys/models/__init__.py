@@ -4,7 +4,7 @@
   token ids, and the check that the engine sees the same
 - `chat` (`ChatTokenizer`): tokenizer and chat template
 - `mrope` (`VisionTokens`, `mrope_positions`): positions of text and vision tokens
-- `folder` (`companions`, `problems_of_folder`, `tensor_shapes`): contents and problems of a checkpoint folder
+- `folder` (`companions`, `model_digest`, `problems_of_folder`, `tensor_shapes`): a checkpoint folder
 - `model_config` (`ModelFolderError`, `read_model_config`): the `config.json` of a checkpoint folder
 - `sizes` (`ModelSizes`, `read_model_sizes`): parameters by part
 - `tiny` (`make_tiny`): a Qwen2.5-VL of 0.7 million parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -29,6 +30,8 @@ COMPANIONS = (
 )
 """Patterns of the files that make up a checkpoint together with the weights; other files in the folder do not."""
 LFS_POINTER = b"version https://git-lfs"
+EDGE_BYTES = 1 << 16
+"""Bytes read at either end of a weight file (header and last tensor); reading all of 16 GB would take minutes."""
 ADAPTER_FILE = "adapter_config.json"
 LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
 NO_WEIGHTS = {
@@ -46,6 +49,20 @@ def companions(folder: Path) -> list[Path]:
     return sorted(
         path for path in Path(folder).iterdir() if path.is_file() and any(fnmatch(path.name, one) for one in COMPANIONS)
     )
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of a model folder: of its small files in full, and of each weight file's size and both ends."""
+    sha = hashlib.sha256()
+    for file in companions(folder):
+        sha.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(EDGE_BYTES)
+            stream.seek(max(0, size - EDGE_BYTES))
+            sha.update(f"{file.name}:{size}".encode() + hashlib.sha256(head + stream.read()).digest())
+    return sha.hexdigest()[:16]
 
 
 def problems_of_folder(folder: Path) -> Iterator[str]:

@@ -189,7 +189,7 @@ def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
 
     require_machine(config)
     with ExitStack() as resources:
-        cluster = resources.enter_context(open_cluster(config, parts="learner"))
+        cluster = resources.enter_context(open_cluster(config, parts=("learner", "decoding")))
         prompts, clips = prompt_builder(config), ClipStore(config.data)
         preparer = Preparer(clips, prompts)
         resources.callback(preparer.close)
@@ -210,7 +210,7 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
         url = config.reward.url
         if not url:
             require_machine(config)
-            cluster = resources.enter_context(open_cluster(config, parts="rewards"))
+            cluster = resources.enter_context(open_cluster(config, parts=("rewards",)))
             url = launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
         token = token_from_environment(config.reward.token_env)

@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.models.folder import companions
+from rlsys.models.folder import model_digest
 from rlsys.types import PromptItem
-
-EDGE_BYTES = 1 << 16
-"""Bytes read at either end of a weight file (header and last tensor); reading all of 16 GB would take minutes."""
 
 Identity = Mapping[str, str]
 """The parts of a run's identity by name: a value, or a digest of a value that is too long to show."""
@@ -66,24 +63,11 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], prefix: 
             yield f"{prefix}{key}: {json.dumps(old)} -> {json.dumps(new)}"
 
 
-def model_digest(folder: Path) -> str:
-    """Return a digest of a model folder: of its small files in full, and of each weight file's size and both ends."""
-    sha = hashlib.sha256()
-    for file in companions(folder):
-        sha.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(EDGE_BYTES)
-            stream.seek(max(0, size - EDGE_BYTES))
-            sha.update(f"{file.name}:{size}".encode() + hashlib.sha256(head + stream.read()).digest())
-    return sha.hexdigest()[:16]
-
-
 def _items_digest(items: Sequence[PromptItem]) -> str:
     sha = hashlib.sha256()
     for item in items:
         tree = asdict(item)
+        del tree["labels"]  # nothing is trained on them
         for one in tree["media"]:
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")

@@ -105,7 +105,7 @@ def python(code: str, ray_head: RayHead, **variables: str) -> subprocess.Complet
 OPEN = (
     "import ray; from cluster.launch import open_cluster; from rlsys.config.run import parse\n"
     "config = parse({'output_dir': 'out', 'model': {'path': 'm'}}, source='test')\n"
-    "with open_cluster(config, parts='rewards'): pass\n"
+    "with open_cluster(config, parts=('rewards',)): pass\n"
 )
 
 

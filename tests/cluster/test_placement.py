@@ -56,7 +56,7 @@ def test_a_judges_model_beside_the_run_wants_its_gpus_on_one_node() -> None:
 
 def test_a_judges_model_on_cpu_leaves_room_for_the_reward_servers_on_a_small_machine() -> None:
     tree = {"output_dir": "out", "model": {"path": "m"}, "reward": {"judge": {"serve_model": "runs/tiny"}}}
-    wanted = demand(parse(tree, source="test"), parts="rewards")
+    wanted = demand(parse(tree, source="test"), parts=("rewards",))
     assert wanted.judge == (Bundle(cpus=2, gpus=0),)
     assert wanted.cpus == pytest.approx(2 + 1 + 2 * 0.1)  # model, its ingress, rules and judge
     assert logical_cpus(wanted, machine_cpus=2) == 4

@@ -307,5 +307,5 @@ def test_a_run_that_dies_behind_its_last_step_has_no_summary_and_ends_when_it_is
 def test_supervised_training_reserves_no_room_for_actors_or_rewards(folder: Path, tiny_model_dir: Path) -> None:
     from cluster.placement import demand
 
-    wanted = demand(make_config(folder, tiny_model_dir), parts="learner")
+    wanted = demand(make_config(folder, tiny_model_dir), parts=("learner", "decoding"))
     assert not wanted.actors and len(wanted.learner) == 1 and wanted.other_cpus == 0.5
