@@ -166,7 +166,7 @@ QUIET = {
 # Set for every process of a Ray cluster, for the proxy of Ray Serve.
 SERVE_PROXY = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine it starts in more than the 5 s it is given
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reward_servers.server.intake.middlewares",  # bounds half-sent bodies
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "reward_servers.server.intake.middlewares",  # bounds half-sent ones
 }
 
 # Set where calls go to a tracking server: what fails is tried again by `rlsys.tracking.uploader`,

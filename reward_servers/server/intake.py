@@ -14,6 +14,8 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
+from reward_servers.server.connections import bound_connections
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -134,7 +136,8 @@ class _Arrival:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray Serve puts in front of its proxy."""
+    """Return what Ray Serve puts in front of its proxy, in whose process it calls this before it listens."""
+    bound_connections()
     return [Middleware(Intake)]
 
 

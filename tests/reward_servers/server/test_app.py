@@ -21,6 +21,7 @@ from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from reward_servers.client.transport import RewardServerError, wait_until_healthy
 from reward_servers.server import app
+from reward_servers.server.connections import HEADER_TIMEOUT_S, MAX_WAITING
 from reward_servers.server.intake import BODY_TIMEOUT_S
 from rlsys.config.run import RewardConfig
 from rlsys.types import RolloutGroup
@@ -105,6 +106,24 @@ def test_clients_that_send_half_a_body_hold_nobody_out(url: str) -> None:
         assert all(group.is_valid.all() for group in scored), scored[0].reasons
         half.settimeout(patience(BODY_TIMEOUT_S + 20))
         assert half.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_clients_that_send_half_of_the_headers_hold_nobody_out(url: str) -> None:
+    address = urlsplit(url)
+    half = f"POST {address.path}/v1/score HTTP/1.1\r\nHost: test\r\nX-Half: ".encode()
+    with ExitStack() as crowd:
+        clients = [
+            crowd.enter_context(socket.create_connection((address.hostname, address.port)))
+            for _ in range(MAX_WAITING + 100)
+        ]
+        for client in clients[100:]:
+            client.sendall(half)
+        scored = score_groups(url, [group_of(TEXTS) for _ in range(8)], timeout_s=patience(8.0))
+        assert all(group.is_valid.all() for group in scored), scored[0].reasons
+        clients[0].settimeout(patience(HEADER_TIMEOUT_S / 2))  # one beyond the bound, which has no time left
+        assert clients[0].recv(1000) == b""
+        clients[-1].settimeout(patience(HEADER_TIMEOUT_S + 20))
+        assert clients[-1].recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def is_on_loopback(address: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from uvicorn.config import HTTP_PROTOCOLS
 
 from reward_servers.server.intake import Intake, Message, Receive, Send, middlewares
 from tests.support.pace import patience
@@ -131,5 +132,6 @@ def test_requests_without_a_body_pass_through() -> None:
     assert status == 200
 
 
-def test_ray_serve_is_given_the_middleware() -> None:
+def test_ray_serve_is_given_the_middleware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])  # which it bounds
     assert [middleware.cls for middleware in middlewares()] == [Intake]
