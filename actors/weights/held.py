@@ -6,19 +6,17 @@ the worker's rank, independently of vLLM's loaders, so that a loader that took a
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from actors.weights.weights_in import FUSED, engine_module, engine_name
-from rlsys.weights.manifest import TensorSpec
-from rlsys.weights.tensors import ADAPTER_PREFIX
+from rlsys.weights.manifest import TensorEntry, TensorSpec
+from rlsys.weights.tensors import ADAPTER_PREFIX, all_sums
 
 MAX_UNPACKING = 1 << 31
 """Multiplications for which a repacked matrix is read back; above it costs more than the update."""
-_CHUNK = 1 << 22  # words of a fingerprint that are widened to 64 bits at a time
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -123,36 +121,19 @@ class HeldPart:
         wanted = self.shard.of(sent).double()
         return max((held.cpu().double() - wanted).abs().max().item() for held in self.readings)
 
-    def fingerprint(self) -> tuple[int, ...]:
-        """Return a number for each reading that changes with any of its bits and with their order."""
-        return tuple(fingerprint(held) for held in self.readings)
+    def checksums(self) -> tuple[str, ...]:
+        """Return the checksum of each reading, computed where it is."""
+        return tuple(sums.hex for sums in all_sums(self.readings))
+
+    def is_identified_by(self, entry: TensorEntry) -> bool:
+        """Return whether a manifest's checksum is enough to compare: of a whole parameter in its own dtype."""
+        if self.value is None or self.unpacked is not None:
+            return False
+        return self.shard.is_whole and str(self.value.dtype) == f"torch.{entry.spec.dtype}"
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
-
-
-def fingerprint(tensor: torch.Tensor) -> int:
-    """Return a number that changes with a tensor's bits and with their order, computed where the tensor is.
-
-    On a CPU a checksum of the bytes, CRC-32. On a GPU 64 bits: each word is weighted by an odd number that depends on
-    its place, so that one changed word always changes the sum.
-    """
-    words = _words(tensor.detach()).view(-1)
-    if not words.is_cuda:
-        return zlib.crc32(words.numpy().data)
-    return weighted_sum(words)
-
-
-def weighted_sum(words: torch.Tensor) -> int:
-    """Return the sum of integers [N], each times a number that depends on its place, modulo 2^64."""
-    total = 0
-    for start in range(0, words.numel(), _CHUNK):
-        chunk = words[start : start + _CHUNK].to(torch.int64)
-        places = torch.arange(start, start + chunk.numel(), device=chunk.device, dtype=torch.int64)
-        places.mul_(-7046029254386353131).bitwise_or_(1)  # 2^64 / golden ratio: neighbours get unlike weights
-        total += int(chunk.mul_(places).sum().item())
-    return total & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def held_parts(

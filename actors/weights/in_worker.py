@@ -17,8 +17,8 @@ import torch
 
 from actors.weights.held import HeldPart, held_parts, stale_adapter
 from actors.weights.sharing import SharedTensors
-from rlsys.weights.manifest import Manifest, TensorEntry, TensorSpec, entry_of
-from rlsys.weights.tensors import as_named
+from rlsys.weights.manifest import Manifest, TensorEntry, TensorSpec
+from rlsys.weights.tensors import entries_of
 
 Sent: TypeAlias = Mapping[str, torch.Tensor] | SharedTensors
 """Whole tensors by name: themselves if the worker lives in the engine's process, else in shared memory."""
@@ -31,13 +31,13 @@ class Received:
     """What a worker was sent.
 
     manifest: of the version that is being loaded.  waiting: sent, but not compared yet.  compared: by name, whether
-    the worker holds it.  prints: what identifies the worker's part of a tensor that was found to be this entry's.
+    the worker holds it.  known: checksums of the worker's part of a tensor that was found to be this entry's.
     """
 
     manifest: Manifest = field(default_factory=dict)
     waiting: dict[str, torch.Tensor] = field(default_factory=dict)
     compared: dict[str, bool] = field(default_factory=dict)
-    prints: dict[str, tuple[TensorEntry, tuple[int, ...]]] = field(default_factory=dict)
+    known: dict[str, tuple[TensorEntry, tuple[str, ...]]] = field(default_factory=dict)
 
 
 _RECEIVED: WeakKeyDictionary[torch.nn.Module, Received] = WeakKeyDictionary()
@@ -101,10 +101,12 @@ def _waiting_parts(worker: Worker, received: Received) -> list[HeldPart]:
 
 
 def _compare(received: Received, part: HeldPart) -> None:
-    is_held = part.equals(received.waiting.pop(part.name))
+    sent, entry = received.waiting.pop(part.name), received.manifest[part.name]
+    found = part.checksums()
+    is_held = found == (entry.checksum,) if part.is_identified_by(entry) else part.equals(sent)
     received.compared[part.name] = is_held
     if is_held:
-        received.prints[part.name] = received.manifest[part.name], part.fingerprint()
+        received.known[part.name] = entry, found
 
 
 def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], list[str]]:
@@ -118,14 +120,16 @@ def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], list[str]
     num_read, stale, unknown = 0, [], []
     for part in held_parts(worker.get_model(), {name: entry.spec for name, entry in manifest.items()}):
         name, entry = part.name, manifest[part.name]
-        known, wanted = received.prints.get(name, (None, ()))
+        known, wanted = received.known.get(name, (None, ()))
         if name in compared:
             is_held = compared[name]
         elif known == entry:
-            is_held = part.fingerprint() == wanted
+            is_held = part.checksums() == wanted
+        elif part.is_identified_by(entry):
+            is_held = part.checksums() == (entry.checksum,)
         elif part.shard.is_whole:
             dtype = getattr(torch, entry.spec.dtype)
-            is_held = all(entry_of(as_named(held.to(dtype))) == entry for held in part.readings)
+            is_held = all(found == entry for found in entries_of([held.to(dtype) for held in part.readings]))
         else:
             unknown.append(name)
             continue

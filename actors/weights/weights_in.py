@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import save_file
 
 from actors.errors import WeightsRefused
@@ -28,7 +27,7 @@ from rlsys.weights.manifest import (
     digest_of,
     manifest_of,
 )
-from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_tensor, embedding_name
+from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_tensor, embedding_name, is_finite
 from rlsys.weights.version import WeightVersion
 
 TEXT_LAYERS = "language_model.model.layers."
@@ -120,7 +119,7 @@ def check_manifest(version: WeightVersion, expected: Expected, transfer: WeightT
         problems = [
             f"the manifest's digest is {found}, but version {version.version} was announced as {version.digest}"
         ]
-    if not problems and expected.tied_to and manifest[HEAD].sha256 != manifest[expected.tied_to].sha256:
+    if not problems and expected.tied_to and manifest[HEAD].checksum != manifest[expected.tied_to].checksum:
         problems = [f"{HEAD}: differs from {expected.tied_to}, to which this model ties it"]
     shipped = {name for bucket in transfer.buckets for name in bucket.names}
     problems = problems or [f"{name}: in no bucket of the transfer" for name in manifest if name not in shipped]
@@ -136,14 +135,14 @@ def bucket_problems(tensors: NamedTensors, names: Collection[str], manifest: Man
     if problems:
         return problems
     problems = [
-        f"{name}: its digest is {entry.sha256}, but it was announced as {manifest[name].sha256}"
+        f"{name}: its checksum is {entry.checksum}, but it was announced as {manifest[name].checksum}"
         for name, entry in manifest_of(tensors).items()
         if entry != manifest[name]
     ]
     return problems or [
         f"{name}: holds NaN or infinity; the update that produced it diverged"
         for name, tensor in tensors.items()
-        if not bool(torch.isfinite(as_tensor(tensor)).all())
+        if not is_finite(as_tensor(tensor))
     ]
 
 

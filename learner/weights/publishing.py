@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from learner.weights.weights_out import ExportedTensor, Gather, assist, collect
-from rlsys.weights.manifest import Bucket, NamedTensors, TensorEntry, manifest_of, plan_buckets
+from learner.weights.weights_out import ExportedTensor, Gather, assist, identified
+from rlsys.weights.manifest import Bucket, NamedTensors, TensorEntry, plan_buckets
 
 Put = Callable[[NamedTensors], Any]
 """A function that stores a bucket's tensors and returns the reference by which other processes get them."""
@@ -101,14 +101,14 @@ class Publisher:
             yield found
 
     def _stored(self, planned: PlannedBucket, put: Put) -> tuple[Bucket, dict[str, TensorEntry]]:
-        tensors = collect(planned.exported, self._gather)
+        tensors, entries = identified(planned.exported, self._gather)
         bucket = Bucket(
             names=tuple(planned.exported),
             num_bytes=planned.num_bytes,
             stored=put(tensors),
             handles=self._handles(planned),
         )
-        return bucket, manifest_of(tensors)
+        return bucket, entries
 
     def _handles(self, planned: PlannedBucket) -> dict[str, dict[str, Any]]:
         """Return the handles that open the bucket's tensors from another process on this GPU; {} if not shared."""

@@ -19,8 +19,17 @@ from learner.model.lora import LowRank, adapters, write_adapter_config
 from learner.weights.safetensors_out import write_tensors
 from rlsys.config.run import LoraConfig
 from rlsys.models.folder import companions
-from rlsys.weights.manifest import NamedTensor, NamedTensors, RunningDigest, TensorSpec
-from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_named, as_tensor, embedding_name, spec_of
+from rlsys.weights.manifest import NamedTensor, NamedTensors, RunningDigest, TensorEntry, TensorSpec, manifest_of
+from rlsys.weights.tensors import (
+    ADAPTER_PREFIX,
+    HEAD,
+    as_named,
+    as_tensor,
+    embedding_name,
+    fetched_sums,
+    spec_of,
+    sums_on_device,
+)
 
 ADAPTER_FOLDER = "adapter"
 MAX_FILE_BYTES = 2 << 30
@@ -99,12 +108,39 @@ def collect(exported: Mapping[str, ExportedTensor], gather: Gather) -> dict[str,
 
     On CPU the bytes may alias the live weights: use them before the next update, or copy.
     """
+    return _collected(exported, gather, lambda tensor: tensor.read())
+
+
+def _collected(
+    exported: Mapping[str, ExportedTensor], gather: Gather, read: Callable[[ExportedTensor], torch.Tensor]
+) -> dict[str, NamedTensor]:
     made: dict[ExportedTensor, NamedTensor] = {}
     for tensor in exported.values():
         if tensor not in made:
             with gather(tensor.parameters):
-                made[tensor] = as_named(tensor.read())
+                made[tensor] = as_named(read(tensor))
     return {name: made[tensor] for name, tensor in exported.items()}
+
+
+def identified(
+    exported: Mapping[str, ExportedTensor], gather: Gather
+) -> tuple[dict[str, NamedTensor], dict[str, TensorEntry]]:
+    """Return `collect` and the tensors' manifest. Checksums are computed on the GPU where the weights are on one."""
+    on_gpu: dict[ExportedTensor, torch.Tensor] = {}
+
+    def noting(tensor: ExportedTensor) -> torch.Tensor:
+        value = tensor.read()
+        if value.is_cuda:
+            on_gpu[tensor] = sums_on_device(value)
+        return value
+
+    tensors = _collected(exported, gather, noting)
+    if not on_gpu:
+        return tensors, manifest_of(tensors)
+    sums = dict(zip(on_gpu, fetched_sums(on_gpu.values()), strict=True))
+    return tensors, {
+        name: TensorEntry(spec=tensor.spec, checksum=sums[tensor].hex) for name, tensor in exported.items()
+    }
 
 
 def assist(exported: Iterable[ExportedTensor], gather: Gather) -> None:

@@ -19,6 +19,7 @@ from rlsys.loop.objective import Objective, PolicyGradient
 from rlsys.loop.parts import Parts, Step, WholeRun
 from rlsys.loop.state import RunState
 from rlsys.types import ScoredGroup
+from rlsys.weights.manifest import are_different
 
 Outcome = TypeVar("Outcome")
 
@@ -55,7 +56,7 @@ def train(
     """
     objective, groups = objective or PolicyGradient(config), groups or InFlightGroups(parts)
     published = parts.publish(state.step)
-    if state.weights_digest and published.kind == "full" and published.digest not in ("", state.weights_digest):
+    if published.kind == "full" and are_different(published.digest, state.weights_digest):
         raise WeightsDiffer(
             f"the learner's weights are not those of the checkpoint: their digest is {published.digest}, but step "
             f"{state.step} was saved with {state.weights_digest}. Resume from another checkpoint."

@@ -30,6 +30,7 @@ from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.store_address import store_uri
 from rlsys.tracking.unsent import current_id
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup
+from rlsys.weights.manifest import are_different
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class Replayed:
             for name, one in sorted(self.metrics.items())
         ]
         recorded, replayed = self.digests
-        verdict = "not compared" if not (recorded and replayed) else "equal" if recorded == replayed else "DIFFERENT"
+        is_known = bool(recorded and replayed) and (recorded == replayed or are_different(recorded, replayed))
+        verdict = "not compared" if not is_known else "equal" if recorded == replayed else "DIFFERENT"
         return [
             f"step {self.step}, from the weights of step {self.from_step}",
             f"{'':{width}}  {'recorded':>14}  {'replayed':>14}",

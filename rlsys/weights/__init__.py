@@ -2,14 +2,16 @@
 
 - `version` (`WeightVersion`): the record that names one set of weights
 - `manifest` (`Bucket`, `Manifest`, `NamedTensor`, `NamedTensors`, `Rendezvous`, `RunningDigest`, `TensorEntry`,
-  `TensorSpec`, `WeightTransfer`, `differences`, `digest_of`, `entry_of`, `manifest_of`, `plan_buckets`): names,
-  shapes and digests of tensors, and the buckets that carry them
+  `TensorSpec`, `WeightTransfer`, `are_different`, `differences`, `digest_of`, `manifest_of`, `plan_buckets`): names,
+  shapes and checksums of tensors, and the buckets that carry them
+- `checksum` (`sums_of`): the checksum of a tensor's bytes
 - `delivery` (`deliver`): a version delivered to every actor
 - `broadcast` (`BroadcastFailed`, `BroadcastResult`, `BroadcastSender`, `Transmit`, `is_open`, `join`,
   `receive_broadcast`): a broadcast over gloo
 - `sockets` (`engine_sockets`, `rank_sockets`): the network interfaces on which groups listen
-- `tensors` (`ADAPTER_PREFIX`, `HEAD`, `as_named`, `as_tensor`, `embedding_name`, `spec_of`): conversion between
-  torch tensors and bytes
+- `tensors` (`ADAPTER_PREFIX`, `HEAD`, `all_sums`, `as_named`, `as_tensor`, `embedding_name`, `entries_of`,
+  `fetched_sums`, `is_finite`, `spec_of`, `sums_on_device`): conversion between torch tensors and bytes, and checksums
+  computed where a tensor is
 - `check` (`TensorComparison`, `compare`, `largest_difference`): comparison of the weights that learner, actors
   and checkpoint hold
 """

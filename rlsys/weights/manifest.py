@@ -15,9 +15,14 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-HASH_THREADS = min(8, len(os.sched_getaffinity(0)))
-"""Number of threads that hash tensors; hashlib releases the GIL while it hashes."""
-THREADS_PAY_BYTES = 8 << 20
+from rlsys.weights.checksum import Sums, sums_of
+
+CHECKSUM_THREADS = min(8, len(os.sched_getaffinity(0)))
+"""Number of threads that compute checksums; numpy releases the GIL meanwhile."""
+PIECE_BYTES = 16 << 20
+"""Bytes that a thread does at a time."""
+SCHEME = "sum128"
+"""What a digest begins with: how the checksums of its tensors are computed."""
 
 Key = TypeVar("Key")
 
@@ -49,45 +54,63 @@ NamedTensors: TypeAlias = Mapping[str, NamedTensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """The entry of a tensor in a manifest. sha256: of its bytes, hex."""
+    """The entry of a tensor in a manifest. checksum: of its bytes, see `rlsys.weights.checksum`."""
 
     spec: TensorSpec
-    sha256: str
+    checksum: str
 
 
 Manifest: TypeAlias = Mapping[str, TensorEntry]
-"""Spec and hash of every tensor of a set of weights, by name, with which they can be verified one by one."""
+"""Spec and checksum of every tensor of a set of weights, by name, with which they can be verified one by one."""
 
 
 def entry_of(tensor: NamedTensor) -> TensorEntry:
     """Return the tensor's entry in a manifest."""
-    data = np.ascontiguousarray(tensor.data).data
-    return TensorEntry(spec=tensor.spec, sha256=hashlib.sha256(data).hexdigest())
+    return TensorEntry(spec=tensor.spec, checksum=sums_of(tensor.data).hex)
 
 
-def manifest_of(tensors: NamedTensors, threads: int = HASH_THREADS) -> dict[str, TensorEntry]:
-    """Return the manifest of some tensors. A tensor with two names is hashed once."""
-    distinct = list({id(tensor): tensor for tensor in tensors.values()}.values())
-    if threads > 1 and sum(tensor.data.nbytes for tensor in distinct) >= THREADS_PAY_BYTES:
+def manifest_of(tensors: NamedTensors, threads: int = CHECKSUM_THREADS) -> dict[str, TensorEntry]:
+    """Return the manifest of some tensors. A tensor with two names is read once."""
+    distinct = {id(tensor): tensor for tensor in tensors.values()}
+    pieces = [
+        (key, start) for key, tensor in distinct.items() for start in range(0, max(1, tensor.data.size), PIECE_BYTES)
+    ]
+
+    def sums_of_piece(piece: tuple[int, int]) -> Sums:
+        key, start = piece
+        return sums_of(distinct[key].data[start : start + PIECE_BYTES], start)
+
+    if threads > 1 and sum(tensor.data.nbytes for tensor in distinct.values()) > PIECE_BYTES:
         with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(entry_of, distinct))
+            found = list(pool.map(sums_of_piece, pieces))
     else:
-        found = [entry_of(tensor) for tensor in distinct]
-    by_id = {id(tensor): entry for tensor, entry in zip(distinct, found, strict=True)}
-    return {name: by_id[id(tensor)] for name, tensor in tensors.items()}
+        found = [sums_of_piece(piece) for piece in pieces]
+    totals = dict.fromkeys(distinct, Sums())
+    for (key, _), sums in zip(pieces, found, strict=True):
+        totals[key] += sums
+    return {name: TensorEntry(spec=tensor.spec, checksum=totals[id(tensor)].hex) for name, tensor in tensors.items()}
 
 
 def digest_of(manifest: Manifest) -> str:
-    """Return the SHA-256 (hex) over the manifest's entries, sorted by name.
+    """Return "sum128-" and the SHA-256 (hex) over the manifest's entries, sorted by name.
 
-    Only tensors that changed have to be hashed again for a new digest.
+    Only tensors that changed have to be read again for a new digest.
     """
     sha = hashlib.sha256()
     for name in sorted(manifest):
         entry = manifest[name]
         shape = ",".join(map(str, entry.spec.shape))
-        sha.update(f"{name}|{shape}|{entry.spec.dtype}|{entry.sha256}\n".encode())
-    return sha.hexdigest()
+        sha.update(f"{name}|{shape}|{entry.spec.dtype}|{entry.checksum}\n".encode())
+    return f"{SCHEME}-{sha.hexdigest()}"
+
+
+def are_different(one: str, other: str) -> bool:
+    """Return whether two digests say that the weights differ.
+
+    They say nothing if one of them is "", or if they are of different schemes; rlsys 0.1 wrote them without one.
+    """
+    are_comparable = bool(one and other) and one.rpartition("-")[0] == other.rpartition("-")[0]
+    return are_comparable and one != other
 
 
 def digest(tensors: NamedTensors) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
-from rlsys.weights.manifest import NamedTensor, TensorSpec
+from rlsys.weights.checksum import BLOCK, BLOCK_BYTES, Sums, block_weights, sums_of, word_weights
+from rlsys.weights.manifest import NamedTensor, TensorEntry, TensorSpec
 
 HEAD = "lm_head.weight"
 EMBEDDING_SUFFIX = "embed_tokens.weight"
 ADAPTER_PREFIX = "base_model.model."
 """Prefix that peft puts before a module's name in an adapter's file."""
+_DEVICE_BLOCKS = (32 << 20) // BLOCK_BYTES  # blocks at a time on a device
 
 
 def embedding_name(names: Iterable[str]) -> str | None:
@@ -38,3 +41,63 @@ def as_tensor(named: NamedTensor) -> torch.Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         flat = torch.from_numpy(named.data)
     return flat.view(getattr(torch, named.spec.dtype)).view(named.spec.shape)
+
+
+def sums_on_device(tensor: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """Return `rlsys.weights.checksum.sums_of` of a tensor's bytes, i64 [2], computed and left on its device.
+
+    start: of its first byte, in bytes from the beginning of the tensor of which it is a piece. Needs 64 MiB beside the
+    tensor, and a copy of it if it is not contiguous.
+    """
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    in_first, in_second, of_half = torch.from_numpy(word_weights().view(np.int64)).to(data.device)
+    block, lead = divmod(start, BLOCK_BYTES)
+    num_blocks = -(-(lead + data.numel()) // BLOCK_BYTES)
+    of_blocks = torch.from_numpy(block_weights(block, num_blocks).view(np.int64)).to(data.device)
+    buffer = torch.empty((min(_DEVICE_BLOCKS, num_blocks), BLOCK), dtype=torch.int64, device=data.device)
+    product, total = torch.empty_like(buffer), torch.zeros(2, dtype=torch.int64, device=data.device)
+    at, row = 0, 0
+    while at < data.numel():
+        rows = min(len(buffer), num_blocks - row)
+        words, weighted = buffer[:rows], product[:rows]
+        into = words.view(-1).view(torch.uint8)
+        size = min(into.numel() - lead, data.numel() - at)
+        into[:lead] = 0
+        into[lead : lead + size] = data[at : at + size]
+        into[lead + size :] = 0
+        second = torch.mul(words, in_second, out=weighted).sum(1)
+        first = torch.mul(words, in_first, out=weighted).sum(1)
+        upper = words.bitwise_right_shift_(32).bitwise_and_(0xFFFF_FFFF)  # the shift repeats the sign
+        first += torch.mul(upper, of_half, out=weighted).sum(1)
+        total += (torch.stack([first, second]) * of_blocks[:, row : row + rows]).sum(1)
+        at, row, lead = at + size, row + rows, 0
+    return total
+
+
+def all_sums(tensors: Sequence[torch.Tensor]) -> list[Sums]:
+    """Return the sums of each tensor's bytes, computed where it is, with one wait for the device at the end."""
+    on_gpu = iter(fetched_sums([sums_on_device(one) for one in tensors if one.is_cuda]))
+    return [next(on_gpu) if one.is_cuda else sums_of(as_named(one).data) for one in tensors]
+
+
+def fetched_sums(found: Iterable[torch.Tensor]) -> list[Sums]:
+    """Return results of `sums_on_device`, all fetched at once."""
+    waiting = list(found)
+    rows = torch.stack(waiting).tolist() if waiting else []
+    return [Sums(first % (1 << 64), second % (1 << 64)) for first, second in rows]
+
+
+def entries_of(tensors: Sequence[torch.Tensor]) -> list[TensorEntry]:
+    """Return each tensor's entry in a manifest, with the checksum computed where the tensor is."""
+    return [
+        TensorEntry(spec=spec_of(tensor), checksum=sums.hex)
+        for tensor, sums in zip(tensors, all_sums(tensors), strict=True)
+    ]
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether no number of the tensor is infinite or NaN, in one pass and without a copy."""
+    if not tensor.numel():
+        return True
+    extremes = torch.stack(tensor.aminmax())  # both are NaN if one number is
+    return bool(torch.isfinite(extremes).all())

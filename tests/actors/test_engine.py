@@ -282,7 +282,7 @@ def send_half(engine: ray.actor.ActorHandle, new: NamedTensors, old: NamedTensor
 
     taking = engine.load_weights.remote(transfer, version)
     assert "gone" in sender.send(transfer.buckets, version.manifest, get).problem
-    with pytest.raises(WeightsRefused, match="its digest is"):
+    with pytest.raises(WeightsRefused, match="its checksum is"):
         ray.get(taking)
 
 

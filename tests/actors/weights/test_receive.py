@@ -65,7 +65,7 @@ def test_a_bad_bucket_is_found_before_the_first_is_passed_on(bad: int) -> None:
     parts = [spoilt(part) if index == bad else part for index, part in enumerate(PARTS)]
     transfer = transfer_of(*parts)
     parts = receive(transfer, transfer.buckets, VERSION, TransferStats())
-    with pytest.raises(WeightsRefused, match=f"w{bad}: its digest is"):
+    with pytest.raises(WeightsRefused, match=f"w{bad}: its checksum is"):
         next(parts)
 
 
@@ -104,5 +104,5 @@ def test_buckets_that_a_broadcast_damaged_come_from_the_store() -> None:
 
 
 def test_buckets_that_neither_source_has_are_refused() -> None:
-    with pytest.raises(WeightsRefused, match="w2: its digest is"):
+    with pytest.raises(WeightsRefused, match="w2: its checksum is"):
         broadcast(PARTS[:2], (*PARTS[:2], spoilt(PARTS[2])))
