@@ -91,6 +91,11 @@ def _make_paths_absolute(tree: dict[str, Any], part: type[BaseModel]) -> None:
         kind, value = field.annotation, tree.get(name)
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
             _make_paths_absolute(value, kind)
+        elif isinstance(value, list):
+            for entry in get_args(kind)[:1]:
+                if isinstance(entry, type) and issubclass(entry, BaseModel):
+                    for one in value:
+                        _make_paths_absolute(one, entry)
         elif value is not None and Path in (kind, *get_args(kind)):
             tree[name] = str(Path(value).absolute())
 

@@ -158,7 +158,7 @@ def demonstrated(question: Question, prompts: PromptBuilder, rng: np.random.Gene
 def draw_questions(folder: Path, prompts: PromptBuilder) -> list[Question]:
     """Draw and encode videos, then load them like any data set: annotations, frames, prompts."""
     drawn = draw_dataset(folder, num_clips=NUM_CLIPS, seed=SEED, num_objects=1)
-    frames = DataConfig(min_frames=4, max_frames=12, min_pixels=28 * 28, max_pixels=56 * 56)
+    frames = DataConfig(prompt_style="terse", min_frames=4, max_frames=12, min_pixels=28 * 28, max_pixels=56 * 56)
     questions = []
     for item in load_annotations(drawn.annotations, videos=drawn.videos, data=frames).items:
         clips = [decode(spec) for spec in item.media]
@@ -207,9 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="grpo-") as folder, ray_cluster():
         untrained, warmed_up = Path(folder, "untrained"), Path(folder, "warmed_up")
         make_tiny(untrained, seed=SEED)
-        prompts = PromptBuilder(
-            untrained, think=True, style="terse", max_model_len=MAX_MODEL_LEN, max_tokens=MAX_TOKENS, dtype="float32"
-        )
+        prompts = PromptBuilder(untrained, max_model_len=MAX_MODEL_LEN, max_tokens=MAX_TOKENS, dtype="float32")
         print(f"starting {NUM_ACTORS} vLLM actors and {NUM_RANKS} DeepSpeed ranks")
         # banned: a sampled video placeholder would have no frames behind it
         engine = EngineSpec(model=model_config(untrained), rollout=ROLLOUT, banned_token_ids=prompts.banned_token_ids)

@@ -100,6 +100,8 @@ class PromptItem:
     truth: the JSON value that the task's scorers compare with.
     labels: what else the file says of the row, by which evaluation groups rows: "video" as the file names it,
     "duration_s", and the data set's own, such as "question_type" or "category".
+    think, style: the wording of the prompt, see `rlsys.tasks.table.prompt_text`.
+    source: name of the source that the row comes from, see `rlsys.config.data.sources`.
     """
 
     prompt_id: str
@@ -109,6 +111,9 @@ class PromptItem:
     media: tuple[MediaSpec, ...]
     truth: Json
     labels: Mapping[str, str | float] = field(default_factory=dict)
+    think: bool = True
+    style: Literal["full", "terse"] = "full"
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

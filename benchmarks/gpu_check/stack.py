@@ -173,6 +173,7 @@ async def _sample(stack: Stack, num_frames: int, fps: float, *, seed: int, max_t
         options=(),
         media=(spec,),
         truth=[0.0, 1.0],
+        style="terse",
     )
     clip = ClipRef(info=info, frames=ray.put(frames))
     prompt = stack.prompts.build(item, [info])

@@ -34,7 +34,7 @@ class RewardClient:
     """Scores groups at the servers of one URL. Use it from one event loop.
 
     reward: weights, settings and deadline.  url: base URL, as `reward_servers.server.app.launch` returns it.
-    token: bearer token or None.  think: whether the prompts ask for <think>…</think>.  reading: of the answers.
+    token: bearer token or None.  reading: of the answers.
     was_healthy: whether the servers have answered to `wait_until_healthy`; a 404 may pass then, their proxy restarts.
     Raises ConfigError when `reward.weights` names a task or score that does not exist.
     """
@@ -45,14 +45,12 @@ class RewardClient:
         url: str,
         token: str | None = None,
         *,
-        think: bool = True,
         reading: Reading = "paper",
         was_healthy: bool = False,
     ) -> None:
         check_weights(reward)
         self._reward = reward
         self._reading: Reading = reading
-        self._think = think
         self._transport = Transport(reward, url, token, was_healthy=was_healthy)
         self._windows: dict[str, FailureWindow] = {}  # by task: a task whose judge fails must not hide in the others
         self._trial = ScorerTrial()
@@ -112,7 +110,7 @@ class RewardClient:
                 # a lone surrogate cannot be written as UTF-8, and no answer needs one
                 "text": rollout.text.encode("utf-8", "replace").decode(),
                 "truth": group.item.truth,
-                "think": self._think,
+                "think": group.item.think,
                 "scores": names,
                 "question": group.item.question,
                 "num_tokens": int(rollout.response_ids.size),

@@ -7,6 +7,7 @@ sexagesimal numbers; dates are text; and a `#` on the command line does not star
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,43 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not name:
         raise ConfigError(f"override {masked_url(override)!r}: write it as section.key=value.")
     *sections, key = name.split(".")
-    for section in sections:
-        if tree.get(section) is None:  # missing, or a section with no keys in the file
-            tree[section] = {}
-        if not isinstance(tree[section], dict):
+    value = _value(override, text)
+    place: dict[str, Any] | list[Any] = tree
+    for section, inner in pairwise([*sections, key]):
+        found = _entry(place, section, override)
+        if found is None:  # missing, or a section with no keys in the file
+            found = [] if inner == "0" else {}
+            _put(place, section, found, override)
+        if not isinstance(found, dict | list):
             raise ConfigError(f"override {masked_url(override)!r}: {section} is a value, not a section.")
-        tree = tree[section]
-    tree[key] = _value(override, text)
+        place = found
+    _put(place, key, value, override)
+
+
+def _entry(place: dict[str, Any] | list[Any], key: str, override: str) -> Any:
+    """Return what is at a key of a section or at an index of a list, None if there is nothing."""
+    if isinstance(place, dict):
+        return place.get(key)
+    index = _index(place, key, override)
+    return place[index] if index < len(place) else None
+
+
+def _put(place: dict[str, Any] | list[Any], key: str, value: Any, override: str) -> None:
+    if isinstance(place, dict):
+        place[key] = value
+        return
+    index = _index(place, key, override)
+    place[index : index + 1] = [value]
+
+
+def _index(place: list[Any], key: str, override: str) -> int:
+    """Return the index that a key is; the one after the last entry adds an entry."""
+    if not (key.isascii() and key.isdigit()) or int(key) > len(place):
+        raise ConfigError(
+            f"override {masked_url(override)!r}: {key} is no entry of a list of {len(place)}; entries are counted from "
+            f"0, and {len(place)} adds one."
+        )
+    return int(key)
 
 
 def _value(override: str, text: str) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rlsys.config import bundled
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
+from rlsys.config.data import DataConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import ConfigError, Part
 from rlsys.config.reading import apply_override, read_tree
@@ -31,6 +32,7 @@ __all__ = [
     "AlgorithmConfig",
     "AnswersConfig",
     "ConfigError",
+    "DataConfig",
     "JudgeConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -72,74 +74,6 @@ class ModelConfig(Part):
                 "use flex_attention on GPUs, or sdpa"
             )
         return value
-
-
-class DataConfig(Part):
-    """The settings of annotations, prompts and video decoding."""
-
-    annotations: Path | None = None
-    """Annotation file."""
-    videos: Path | None = None
-    """Folder of the video files (or frame folders) that the annotations name."""
-    format: Literal["charades_sta", "nextgqa", "got10k", "vidtab", "captions", "vtts"] = "charades_sta"
-    """Format of the annotation file. It determines the task, except that "vtts" rows determine their own."""
-    think: bool = True
-    """Request <think>…</think> before the answer; false requests the answer alone."""
-    prompt_style: Literal["full", "terse"] = "full"
-    """Wording of the prompt template; "terse" suits tiny models with a small vocabulary."""
-    fps: float = Field(default=2.0, gt=0)
-    """Frames sampled per second of video."""
-    min_frames: int = Field(default=4, ge=2)
-    """Smallest number of frames of a clip; even."""
-    max_frames: int = Field(default=768, ge=2)
-    """Largest number of frames of a clip; even. A longer clip is sampled more sparsely, evenly over its length."""
-    min_pixels: int = Field(default=128 * 28 * 28, ge=28 * 28)
-    """Smallest height x width of a frame, in pixels."""
-    max_pixels: int = Field(default=768 * 28 * 28, ge=28 * 28)
-    """Largest height x width of a frame, in pixels."""
-    total_pixels: int = Field(default=115200 * 28 * 28, ge=28 * 28)
-    """Largest height x width x frames of a clip, in pixels."""
-    on_bad_clip: Literal["skip", "stop"] = "skip"
-    """Whether a clip that cannot be decoded skips its row, with a count in the metrics, or stops the run."""
-    on_dirty_row: Literal["drop", "clip", "stop"] = "drop"
-    """Whether a dirty annotation row is dropped, repaired if possible (an end past the duration is clipped), or an
-    error."""
-    links_outside: bool = False
-    """Whether symbolic links and `..` in the names of rows may lead out of the folder of videos."""
-    max_dirty_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of rows, missing videos included, that may be skipped as dirty; a larger share is an error before the run
-    starts. 1 allows all but an empty file."""
-    decode_timeout_s: float = Field(default=60.0, gt=0)
-    """Time limit for decoding one clip, in seconds; a clip that exceeds it counts as bad."""
-    decode_workers: int = Field(default=2, ge=1)
-    """Number of clips decoded in parallel."""
-    decode_ahead: int = Field(default=4, ge=0)
-    """Number of prompts whose clips are decoded before their groups start; 0 decodes when a group starts."""
-    cache_bytes: int = Field(default=256 << 20, ge=0)
-    """Limit of decoded frames in the object store, in bytes, up to which clips are cached for reuse and decoded ahead;
-    clips in use count. 0 does neither."""
-
-    @model_validator(mode="after")
-    def _budgets_agree(self) -> DataConfig:
-        for name in ("min_frames", "max_frames"):
-            if getattr(self, name) % 2:
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)}: Qwen2.5-VL merges frames in pairs; use an even number."
-                )
-        if self.min_frames > self.max_frames:
-            raise ValueError(
-                f"data.min_frames={self.min_frames} is above data.max_frames={self.max_frames}; lower the first."
-            )
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(
-                f"data.min_pixels={self.min_pixels} is above data.max_pixels={self.max_pixels}; lower the first."
-            )
-        if self.total_pixels < self.min_pixels * self.min_frames:
-            raise ValueError(
-                f"data.total_pixels={self.total_pixels} is below min_pixels x min_frames = "
-                f"{self.min_pixels * self.min_frames}; no clip can satisfy both."
-            )
-        return self
 
 
 class PipelineConfig(Part):
@@ -346,7 +280,10 @@ def _walk(part: type[BaseModel], prefix: str) -> list[str]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Part):
             lines += _walk(kind, f"{prefix}{name}.")
-        else:
-            default = "required" if field.is_required() else repr(field.default)
-            lines.append(f"{prefix}{name} = {default}  # {field.description}")
+            continue
+        default = "required" if field.is_required() else repr(field.default)
+        lines.append(f"{prefix}{name} = {default}  # {field.description}")
+        for entry in get_args(kind):
+            if isinstance(entry, type) and issubclass(entry, Part):
+                lines += _walk(entry, f"{prefix}{name}.N.")
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlsys.config.part import Part
 
@@ -16,6 +16,9 @@ class TrainConfig(Part):
 
     num_steps: int = Field(default=100, ge=1)
     """Number of training steps; each has one optimiser update per mini-batch and epoch of section `algorithm`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Number of passes over the training rows, in place of `num_steps`: as many steps as use that many prompts, rounded
+    up. Of a weighted mix, one pass has as many prompts as all sources together have rows. null: `num_steps` counts."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Number of groups (prompts) per step."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
@@ -35,3 +38,12 @@ class TrainConfig(Part):
     """Whether the run ends with an error instead of that warning."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm above which gradients are scaled down to it."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> TrainConfig:
+        if self.epochs is not None and "num_steps" in self.model_fields_set:
+            raise ValueError(
+                f"train.epochs={self.epochs:g} and train.num_steps={self.num_steps} are both given; keep one and set "
+                "the other to null (epochs) or remove it (num_steps)."
+            )
+        return self

@@ -1,4 +1,4 @@
-"""The order in which items are sampled: a pure function of the seed, so that resuming needs only a number."""
+"""The order in which the rows of one list are sampled: a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import numpy as np
 
 
 class Sampler:
-    """Maps a prompt index (0, 1, …, over all epochs) to an item: each item once per epoch, reshuffled every epoch."""
+    """Maps a prompt index (0, 1, …, over all epochs) to an item: each item once per epoch, reshuffled every epoch.
 
-    def __init__(self, num_items: int, seed: int) -> None:
+    stream: makes the orders of several lists with one seed independent; None is the order of a single list.
+    """
+
+    def __init__(self, num_items: int, seed: int, stream: int | None = None) -> None:
         if num_items < 1:
             raise ValueError(f"num_items={num_items}: there is nothing to sample from; check the annotations.")
-        self._num_items, self._seed = num_items, seed
+        self._num_items, self._seed, self._stream = num_items, seed, () if stream is None else (stream,)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def epoch_of(self, prompt_index: int) -> int:
@@ -22,12 +25,15 @@ class Sampler:
         """Return the index of the item at a prompt index."""
         if prompt_index < 0:
             raise ValueError(f"prompt_index={prompt_index}: prompt indices are counted from 0.")
-        epoch = self.epoch_of(prompt_index)
+        return int(self.order_of(self.epoch_of(prompt_index))[prompt_index % self._num_items])
+
+    def order_of(self, epoch: int) -> np.ndarray:
+        """Return the indices of all items in the order of an epoch."""
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._permutation(epoch)
-        return int(self._order[prompt_index % self._num_items])
+        return self._order
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # sorting raw random words, because numpy promises the same words in every release, not the same permutations
-        words = np.random.PCG64(np.random.SeedSequence((self._seed, epoch))).random_raw(self._num_items)
-        return np.argsort(words, kind="stable")
+        entropy = np.random.SeedSequence((self._seed, epoch, *self._stream))
+        return np.argsort(np.random.PCG64(entropy).random_raw(self._num_items), kind="stable")

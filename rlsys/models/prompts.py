@@ -78,7 +78,7 @@ class TokenCount:
 class PromptBuilder:
     """A builder of prompts for the checkpoint in `model_path`.
 
-    think, style: see `rlsys.tasks.table.prompt_text`.  max_model_len, max_tokens: the budget of prompt plus response.
+    max_model_len, max_tokens: the budget of prompt plus response.
     dtype: the engine's number format, which decides how seconds are rounded (see `engine_seconds_per_grid`).
     Raises ModelFolderError if the folder has no tokenizer, chat template or Qwen2.5-VL config.
     """
@@ -87,8 +87,6 @@ class PromptBuilder:
         self,
         model_path: Path,
         *,
-        think: bool,
-        style: str,
         max_model_len: int,
         max_tokens: int,
         dtype: Literal["float32", "bfloat16"],
@@ -96,7 +94,7 @@ class PromptBuilder:
         folder = Path(model_path)
         self._chat = ChatTokenizer(folder)
         self._vision = _vision_tokens(folder)
-        self._think, self._style, self._dtype = think, style, dtype
+        self._dtype = dtype
         self._max_model_len, self._max_tokens = max_model_len, max_tokens
         found = (self._chat.id_of(token) for token in VISION_TOKENS)
         pads = {self._vision.image_pad_id, self._vision.video_pad_id}
@@ -141,7 +139,7 @@ class PromptBuilder:
         return self._chat.decode(ids)
 
     def _engine_ids(self, item: PromptItem) -> np.ndarray:
-        question = tasks.prompt_text(item, think=self._think, style=self._style)
+        question = tasks.prompt_text(item, think=item.think, style=item.style)
         ids = self._chat.encode(self._chat.user_turn(_kinds(item), question))
         wanted = [self._vision.pad_id(kind) for kind in _kinds(item)]
         found = [int(token) for token in ids[self._is_pad(ids)]]

@@ -3,10 +3,10 @@
 - `assemble` (`Stack`, `launch_rewards`, `open_stack`, `with_model`): a config -> actors, learner, reward servers
 - `check` (`Report`, `check`, `check_services`): every check that needs no actor
 - `continuation` (`StartOptions`): how a run starts: anew, resumed, or forked from a checkpoint
-- `items` (`held_out_items`, `load_items`, `training_items`): the rows to train on and to evaluate
+- `items` (`held_out_items`, `load_items`, `training_items`, `with_num_steps`): the rows to train on and to evaluate
 - `train` (`train`): `rlsys train`
 - `sft` (`sft`): `rlsys sft`
-- `demonstrations` (`read_lessons`): the responses that `rlsys sft` imitates
+- `demonstrations` (`num_demonstrations`, `read_lessons`): the responses that `rlsys sft` imitates
 - `run` (`Summary`, `held_out_rows`, `write_summary`): the course of a run and its summary
 - `checkpoint` (`find`, `load_state`): checkpoints on disk
 - `ledger` (`Entry`, `entry`): what became of every prompt

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
+from rlsys.config.data import sources
 from rlsys.config.run import (
     ConfigError,
     RewardConfig,
@@ -47,8 +48,6 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
         make_tiny(model.path, seed=config.seed)
     return PromptBuilder(
         model.path,
-        think=config.data.think,
-        style=config.data.prompt_style,
         max_model_len=model.max_model_len,
         max_tokens=config.rollout.max_tokens,
         dtype=model.dtype,
@@ -144,7 +143,6 @@ class Stack(LearnerStack):
             config.reward,
             self.reward_url,
             token,
-            think=config.data.think,
             reading=config.answers.reading,
             was_healthy=True,
         )
@@ -214,9 +212,7 @@ def open_scorer(config: RunConfig, tasks: Collection[str]) -> Iterator[RewardCli
             url = launch_rewards(config.reward, cluster, resources, with_judge=needs_judge(tasks, config.reward))
         _check_served(wait_until_healthy(url, config.reward.timeout_s), tasks, config.reward, url)
         token = token_from_environment(config.reward.token_env)
-        yield RewardClient(
-            config.reward, url, token, think=config.data.think, reading=config.answers.reading, was_healthy=True
-        )
+        yield RewardClient(config.reward, url, token, reading=config.answers.reading, was_healthy=True)
 
 
 def machine_problems(config: RunConfig) -> list[str]:
@@ -260,7 +256,9 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         device=config.cluster.device,
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
-        largest_clip_tokens=largest_clip_tokens(config.data),
+        largest_clip_tokens=max(
+            largest_clip_tokens(data) for data in (config.data, *(one.data for one in sources(config.data)))
+        ),
         seed=config.seed,
     )
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, RewardConfig, RunConfig
 from rlsys.data.video.budgets import largest_grids
 from rlsys.data.video.decode import plan_grid
@@ -17,7 +18,7 @@ from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
-from rlsys.runs.items import held_out_items, training_items
+from rlsys.runs.items import held_out_items, order_of, training_items
 from rlsys.runs.output_space import output_problems
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
@@ -73,12 +74,28 @@ def check(config: RunConfig) -> Report:
     else:
         facts += budget.facts
         problems += budget.problems
-    updates = config.train.num_steps * config.train.prompts_per_step
+    prompts_consumed = config.train.num_steps * config.train.prompts_per_step
+    training = loaded[0] if len(loaded) == 2 else ()
     facts.append(
         f"{config.train.num_steps} updates of {config.train.prompts_per_step} prompts x {config.rollout.group_size} "
-        f"responses" + (f" = {updates / len(items):.2f} epochs" if items else "")
+        f"responses" + (f" = {prompts_consumed / len(training):.2f} epochs" if training else "")
     )
+    try:
+        facts += _shares(config, training, prompts_consumed)
+    except UserError as error:
+        problems.append(str(error))
     return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def _shares(config: RunConfig, items: Sequence[PromptItem], num_prompts: int) -> Iterator[str]:
+    """Yield what the run takes of each source, if there are several."""
+    found = sources(config.data)
+    if len(found) < 2 or not items:
+        return
+    num_rows = Counter(item.source for item in items)
+    for source, taken in zip(found, order_of(config, items).prompts_by_source(num_prompts), strict=True):
+        rows = num_rows[source.name]
+        yield f"{source.name}: {rows} rows, {taken / num_prompts:.1%} of the prompts, {taken / rows:.2f} epochs"
 
 
 def check_services(config: RunConfig) -> Report:

@@ -13,7 +13,7 @@ from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.check import Report, check_sft
-from rlsys.runs.items import Table, read_rows
+from rlsys.runs.items import Table, read_rows, training_items
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.canonical import canonical_response
 from rlsys.types import PromptItem
@@ -44,6 +44,11 @@ def read_lessons(config: RunConfig) -> Lessons:
     return Lessons(demonstrations=demonstrations, held_out=rows.held_out, report=report, tables=rows.tables())
 
 
+def num_demonstrations(config: RunConfig) -> int:
+    """Return the number of demonstrations of a supervised run, without a model. Raises as `load_demonstrations`."""
+    return len(_written(config, training_items(config)))
+
+
 def load_demonstrations(
     config: RunConfig, items: Sequence[PromptItem], prompts: PromptBuilder
 ) -> tuple[Demonstration, ...]:
@@ -51,23 +56,27 @@ def load_demonstrations(
 
     Raises ConfigError if reasoning is wanted and there is none to imitate, AnnotationError for a malformed file.
     """
+    return tuple(
+        Demonstration(item=one.item, response_ids=_with_one_end(prompts, one.text), where=one.where)
+        for one in _written(config, items)
+    )
+
+
+def _written(config: RunConfig, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
     path = config.sft.responses
     if path is not None:
         written = read_responses(path, items)
         if skipped := len({item.prompt_id for item in items} - {one.item.prompt_id for one in written}):
             log.info("%d of %d rows have no response in %s and are skipped", skipped, len(items), path)
-    elif config.data.think:
+    elif thinking := sorted({item.source for item in items if item.think}):
+        of = f" for {', '.join(thinking)}" if config.data.sources else ""
         raise ConfigError(
-            "sft.responses is not set and data.think=true: annotations hold answers but no reasoning to imitate; "
+            f"sft.responses is not set and data.think=true{of}: annotations hold answers but no reasoning to imitate; "
             "set data.think=false to imitate the answers alone, or give sft.responses=FILE.jsonl with full responses."
         )
     else:
-        written = tuple(
-            WrittenResponse(item=item, text=canonical_response(item), where=item.prompt_id) for item in items
-        )
-    return tuple(
-        Demonstration(item=one.item, response_ids=_with_one_end(prompts, one.text), where=one.where) for one in written
-    )
+        return tuple(WrittenResponse(item=item, text=canonical_response(item), where=item.prompt_id) for item in items)
+    return written
 
 
 def _with_one_end(prompts: PromptBuilder, text: str) -> np.ndarray:

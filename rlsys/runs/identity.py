@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.run import ConfigError, RunConfig
+from rlsys.config.data import sources
+from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.models.folder import model_digest
 from rlsys.types import PromptItem
 
@@ -28,7 +29,8 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
         "rollout.group_size": str(config.rollout.group_size),
         "base model (model.path)": model_digest(config.model.path),
         "training data (rows, truths, frame and pixel budgets)": f"{len(items)} rows, {_items_digest(items)}",
-        "prompts (data.think, data.prompt_style)": f"{config.data.think}, {config.data.prompt_style}",
+        "prompts (data.think, data.prompt_style)": _prompts(config.data),
+        **_mixture(config),
         "what is trained (learner.frozen_parts, learner.lora)": json.dumps(
             {"frozen": sorted(learner.frozen_parts), "lora": learner.lora.model_dump(mode="json")}, sort_keys=True
         ),
@@ -67,8 +69,27 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
     sha = hashlib.sha256()
     for item in items:
         tree = asdict(item)
-        del tree["labels"]  # nothing is trained on them
+        # nothing is trained on labels; the others are parts of the identity by themselves
+        for name in ("labels", "think", "style", "source"):
+            del tree[name]
         for one in tree["media"]:
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()[:16]
+
+
+def _prompts(data: DataConfig) -> str:
+    if not data.sources:
+        return f"{data.think}, {data.prompt_style}"
+    return "; ".join(f"{one.name}: {one.data.think}, {one.data.prompt_style}" for one in sources(data))
+
+
+def _mixture(config: RunConfig) -> Identity:
+    """Return what decides the order of the prompts of several sources; {} for a single one."""
+    found = sources(config.data) if config.data.sources else ()
+    if len(found) < 2:
+        return {}
+    has_stages = any(one.from_step or one.until_step for one in found)
+    shares = [f"{one.name} {one.weight or 'by rows'} [{one.from_step}, {one.until_step})" for one in found]
+    per_step = [f"{config.train.prompts_per_step} prompts per step"] if has_stages else []
+    return {"mixture (data.sources)": "; ".join([*shares, *per_step])}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
+from rlsys.config.data import Source, sources
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.data.annotations.annotations import Annotations, DirtyRow, load_annotations, missing_videos
+from rlsys.data.mixture import PromptOrder, prompt_order
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -53,9 +57,9 @@ def read_rows(config: RunConfig) -> Rows:
     """Return all rows of a run. Raises ConfigError as `training_items` and `held_out_items` do."""
     dirty: dict[Path, Sequence[DirtyRow]] = {}
 
-    def load(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
-        loaded = _load(data, annotations, videos)
-        dirty[annotations] = loaded.dirty
+    def load(source: Source) -> tuple[PromptItem, ...]:
+        loaded = _load(source)
+        dirty[source.annotations] = loaded.dirty
         return loaded.items
 
     return Rows(training=training_items(config, load), held_out=held_out_items(config, load), dirty=dirty)
@@ -63,11 +67,23 @@ def read_rows(config: RunConfig) -> Rows:
 
 def load_items(data: DataConfig, annotations: Path, videos: Path) -> tuple[PromptItem, ...]:
     """Return the usable rows of an annotation file. Raises ConfigError if there is none."""
-    return _load(data, annotations, videos).items
+    return load_source(_plain_source(data, annotations, videos))
 
 
-def _load(data: DataConfig, annotations: Path, videos: Path) -> Annotations:
-    loaded = load_annotations(annotations, videos=videos, data=data)
+def load_source(source: Source) -> tuple[PromptItem, ...]:
+    """Return the usable rows of a source. Raises ConfigError if there is none."""
+    return _load(source).items
+
+
+def _plain_source(data: DataConfig, annotations: Path, videos: Path) -> Source:
+    return Source(name=annotations.stem, annotations=annotations, videos=videos, data=data)
+
+
+def _load(source: Source) -> Annotations:
+    annotations, data = source.annotations, source.data
+    loaded = load_annotations(
+        annotations, videos=source.videos, data=data, name=source.name, split=source.split, task=source.task
+    )
     skipped = [row for row in loaded.dirty if row.action == "dropped"]
     if loaded.dirty:
         log.warning("%s: %d dirty rows; `rlsys data check` lists them", annotations, len(loaded.dirty))
@@ -83,20 +99,21 @@ def _load(data: DataConfig, annotations: Path, videos: Path) -> Annotations:
     return loaded
 
 
-Load = Callable[[DataConfig, Path, Path], tuple[PromptItem, ...]]
+Load = Callable[[Source], tuple[PromptItem, ...]]
 
 
-def training_items(config: RunConfig, load: Load = load_items) -> tuple[PromptItem, ...]:
-    """Return the rows to train on. Raises ConfigError if the config names none."""
-    if config.data.annotations is None or config.data.videos is None:
+def training_items(config: RunConfig, load: Load = load_source) -> tuple[PromptItem, ...]:
+    """Return the rows to train on, of all sources in order. Raises ConfigError if the config names none."""
+    found = sources(config.data)
+    if not found:
         raise ConfigError(
             "data.annotations or data.videos is not set, so there is nothing to train on; set both, "
-            "for example data.annotations=FILE.json data.videos=FOLDER."
+            "for example data.annotations=FILE.json data.videos=FOLDER, or list several files in data.sources."
         )
-    return load(config.data, config.data.annotations, config.data.videos)
+    return tuple(item for source in found for item in load(source))
 
 
-def held_out_items(config: RunConfig, load: Load = load_items) -> tuple[PromptItem, ...]:
+def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptItem, ...]:
     """Return the rows to evaluate on, () if the config names none."""
     if config.evaluation.annotations is None:
         return ()
@@ -105,5 +122,24 @@ def held_out_items(config: RunConfig, load: Load = load_items) -> tuple[PromptIt
         raise ConfigError(
             "evaluation.annotations is set, but neither evaluation.videos nor data.videos is; set one of the two."
         )
-    items = load(config.data, config.evaluation.annotations, videos)
+    items = load(_plain_source(config.data, config.evaluation.annotations, videos))
     return items[: config.evaluation.num_prompts or None]
+
+
+def order_of(config: RunConfig, items: Sequence[PromptItem]) -> PromptOrder:
+    """Return the order in which a run samples `items`, which are its training rows."""
+    return prompt_order(items, sources(config.data), seed=config.seed, prompts_per_step=config.train.prompts_per_step)
+
+
+def with_num_steps(config: RunConfig, num_rows: Callable[[RunConfig], int]) -> RunConfig:
+    """Return the config with `train.num_steps` for its `train.epochs`; unchanged if no epochs are set.
+
+    num_rows: counts what the run samples from; called only if it must be known.
+    """
+    if config.train.epochs is None:
+        return config
+    num_prompts = Fraction(str(config.train.epochs)) * num_rows(config)
+    num_steps = max(1, math.ceil(num_prompts / config.train.prompts_per_step))
+    train = config.train.model_copy(update={"num_steps": num_steps, "epochs": None})
+    log.info("train.epochs=%g: %d steps of %d prompts", config.train.epochs, num_steps, train.prompts_per_step)
+    return config.model_copy(update={"train": train})

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
 from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
@@ -43,7 +44,7 @@ def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Sec
 
 def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
     sizes, responses = read_model_sizes(config.model.path), mean_response(config, given)
-    items = training_items(config) if config.data.annotations else ()
+    items = training_items(config) if sources(config.data) else ()
     prompts = prompts_of_items(config, items, responses) if items else prompts_of_budget(config, given, responses)
     room = engine_room(config, sizes, prompts, responses, given)
     is_judged = bool(items) and needs_judge({item.task for item in items}, config.reward)

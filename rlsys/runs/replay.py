@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from rlsys.config.run import RunConfig
-from rlsys.data.sampler import Sampler
 from rlsys.errors import UserError
 from rlsys.loop.objective import PolicyGradient
 from rlsys.runs import ledger
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_scorer
 from rlsys.runs.checkpoint import complete_checkpoints, load_state
 from rlsys.runs.checkpoint_manifest import verify
-from rlsys.runs.items import training_items
+from rlsys.runs.items import order_of, training_items
 from rlsys.runs.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
 from rlsys.runs.run_file import RunFile, read_run_file
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
@@ -194,7 +193,7 @@ def _require(step: int, possible: Mapping[int, Path | None]) -> None:
 
 
 def _item(config: RunConfig, items: Sequence[PromptItem], group: SavedGroup) -> PromptItem:
-    item = items[Sampler(len(items), config.seed).index_at(group.prompt_index)]
+    item = items[order_of(config, items).index_at(group.prompt_index)]
     if item.prompt_id != group.prompt_id:
         raise ReplayError(
             f"prompt {group.prompt_index} was {group.prompt_id} in the run, but is {item.prompt_id} now; "

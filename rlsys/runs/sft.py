@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from rlsys.config.run import RunConfig
-from rlsys.data.sampler import Sampler
 from rlsys.evaluation.report import write_loss_curve
 from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Imitation
 from rlsys.loop.parts import Step
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack, require_machine
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
-from rlsys.runs.demonstrations import Demonstration, read_lessons
+from rlsys.runs.demonstrations import Demonstration, num_demonstrations, read_lessons
+from rlsys.runs.items import order_of, with_num_steps
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
 from rlsys.runs.run_file import write_json
@@ -44,6 +44,7 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
     reward servers if there are held-out rows to evaluate.
     """
     with run_lock(config.output_dir):
+        config = with_num_steps(config, num_demonstrations)
         point = find_resume_point(config, options, "sft")
         if has_ended(config, point):
             return read_summary(config)
@@ -80,15 +81,16 @@ class SftRun(Run[LearnerStack]):
         config, point = setting.config, setting.point
         self.objective = Imitation()
         self.progress = Progress(FINE_TUNING, point.state.step, config.train.num_steps, {})
-        self._demonstrations, self._sampler = demonstrations, Sampler(len(demonstrations), config.seed)
+        self._demonstrations = demonstrations
+        self._order = order_of(config, [one.item for one in demonstrations])
         self.losses = _read_losses(point.checkpoint) if point.checkpoint else {}
 
     def start(self, prompt_index: int) -> Future[ScoredGroup]:
-        one = self._demonstrations[self._sampler.index_at(prompt_index)]
+        one = self._demonstrations[self._order.index_at(prompt_index)]
         return self._stack.preparer.put_together(one.item, partial(demonstration_group, one), one.response_ids.size)
 
     def prefetch(self, prompt_index: int) -> None:
-        self._stack.preparer.prefetch(self._demonstrations[self._sampler.index_at(prompt_index)].item)
+        self._stack.preparer.prefetch(self._demonstrations[self._order.index_at(prompt_index)].item)
 
     def check(self) -> None:
         """Do nothing: no group waits for weights."""

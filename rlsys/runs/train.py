@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
-from rlsys.data.sampler import Sampler
 from rlsys.errors import RowUnusable
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.loop.collect import Collected, Skipped
@@ -23,13 +23,14 @@ from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack, require_machine
 from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
-from rlsys.runs.items import read_rows
+from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
 from rlsys.runs.ledger import Ledger
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
 from rlsys.runs.run_lock import run_lock
 from rlsys.runs.signal_watch import SignalWatch
+from rlsys.runs.source_metrics import SourceMetrics
 from rlsys.tracking.metrics import merge, step_metrics
 from rlsys.tracking.progress import TRAINING, Progress
 from rlsys.types import PromptItem, Sampling, ScoredGroup
@@ -45,6 +46,7 @@ def train(config: RunConfig, options: StartOptions = FRESH, *, stack: Stack | No
     If the run is complete already, its existing summary is returned.
     """
     with run_lock(config.output_dir):
+        config = with_num_steps(config, lambda whole: len(training_items(whole)))
         point = find_resume_point(config, options)
         if has_ended(config, point):
             return read_summary(config)
@@ -73,7 +75,8 @@ class GrpoRun(Run[Stack]):
         self.progress = Progress(
             TRAINING, point.state.step, config.train.num_steps, {"judge queue": lambda: self._stack.scorer.num_waiting}
         )
-        self._items, self._sampler = items, Sampler(len(items), config.seed)
+        self._items, self._order = items, order_of(config, items)
+        self._sources = SourceMetrics(sources(config.data), items, self._order)
         self._signal = SignalWatch(config.train)
         self._rollouts = SavedRollouts(config.output_dir, settings_digest(config))
         self.ledger = Ledger(config.output_dir, ledger.read(point.checkpoint) if point.checkpoint else [])
@@ -82,7 +85,7 @@ class GrpoRun(Run[Stack]):
 
     def start(self, prompt_index: int) -> Future[ScoredGroup]:
         """Start sampling and scoring the prompt's group, or reuse the saved one."""
-        item = self._items[self._sampler.index_at(prompt_index)]
+        item = self._items[self._order.index_at(prompt_index)]
         match self._rollouts.take(prompt_index):
             case SavedGroup() as saved:
                 return self._stack.producer.put_together(
@@ -104,7 +107,7 @@ class GrpoRun(Run[Stack]):
         )
 
     def prefetch(self, prompt_index: int) -> None:
-        self._stack.producer.prefetch(self._items[self._sampler.index_at(prompt_index)])
+        self._stack.producer.prefetch(self._items[self._order.index_at(prompt_index)])
 
     def check(self) -> None:
         self._stack.pool.raise_if_weights_gone()
@@ -122,6 +125,7 @@ class GrpoRun(Run[Stack]):
         metrics = merge(
             step_metrics(step, stack.clips.counters(), stack.pool.counters(), stack.scorer.counters()),
             self.recovery.metrics(),
+            self._sources.of(step),
         )
         self._tracker.log_step(number, metrics)
         self._tracker.log_samples(number, step.groups)

@@ -1,8 +1,8 @@
 """The record of a run: metrics, samples and progress, kept on disk and sent to MLflow.
 
 - `tracker` (`Tracker`): the record of one run
-- `metrics` (`advantage_metrics`, `merge`, `reward_metrics`, `span_metrics`, `step_metrics`, `summarise`, `union`):
-  metrics of a step, and how they are summarised
+- `metrics` (`advantage_metrics`, `merge`, `reward_metrics`, `rewards_of`, `span_metrics`, `step_metrics`, `summarise`,
+  `union`): metrics of a step, and how they are summarised
 - `progress` (`FINE_TUNING`, `TRAINING`, `Progress`, `show_table`): lines and tables in the log
 - `mlflow_store` (`MlflowRun`): a run in an MLflow store
 - `store_address` (`TrackingError`, `require_driver`, `store_uri`): which store a config names

@@ -110,7 +110,7 @@ def step_metrics(
         "data/drawn": float(step.state.prompts_consumed),
         "rollout/replaced_groups": float(len(step.replaced)),
         "rollout/stale_groups": float(step.collected.num_stale),
-        **(summarise("rollout/replaced_reward", _valid_rewards(step.replaced), "mean") if step.replaced else {}),
+        **(summarise("rollout/replaced_reward", rewards_of(step.replaced), "mean") if step.replaced else {}),
         "weights/version": float(step.state.step),
     }
     return merge(
@@ -142,7 +142,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
     `reward/<status>_frac` gives the reasons for failures: the judge abstained, a server error, an unusable verdict.
     """
-    rewards = _valid_rewards(groups)
+    rewards = rewards_of(groups)
     by_name: dict[str, list[np.ndarray]] = {}
     for scored in groups:
         for index, name in enumerate(scored.score_names):
@@ -153,7 +153,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     for name, columns in by_name.items():
         metrics |= summarise(f"reward/{name}", np.concatenate(columns), "mean")
     for task in sorted({scored.group.item.task for scored in groups}):
-        values = _valid_rewards([scored for scored in groups if scored.group.item.task == task])
+        values = rewards_of([scored for scored in groups if scored.group.item.task == task])
         metrics |= summarise(f"reward/by_task/{task}", values, "mean")
     spreads = [np.ptp(scored.rewards[scored.is_valid]) for scored in groups if scored.is_valid.any()]
     metrics |= summarise("reward/group_spread", spreads, "mean")
@@ -167,7 +167,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return metrics
 
 
-def _valid_rewards(groups: Sequence[ScoredGroup]) -> np.ndarray:
+def rewards_of(groups: Sequence[ScoredGroup]) -> np.ndarray:
     """Return the rewards of all rollouts of all groups, f64, NaN where there is no reward."""
     return np.concatenate([np.zeros(0), *(np.where(scored.is_valid, scored.rewards, np.nan) for scored in groups)])
 

@@ -55,7 +55,7 @@ def start(kind: Any, spec: EngineSpec, *args: Any) -> Any:
 
 
 def request(model: Path, seed: int) -> tuple[GroupRequest, np.ndarray]:
-    builder = PromptBuilder(model, think=True, style="terse", max_model_len=3072, max_tokens=8, dtype="float32")
+    builder = PromptBuilder(model, max_model_len=3072, max_tokens=8, dtype="float32")
     video = VideoSpec(
         uri="", fps=2.0, min_frames=4, max_frames=FRAMES, min_pixels=784, max_pixels=SIDE**2, total_pixels=10**8
     )
@@ -66,6 +66,7 @@ def request(model: Path, seed: int) -> tuple[GroupRequest, np.ndarray]:
         options=(),
         media=(video,),
         truth=[0.0, 1.0],
+        style="terse",
     )
     frames = np.random.default_rng(seed).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     info = ClipInfo(

@@ -176,3 +176,18 @@ def test_the_store_and_its_secrets_of_here_are_for_the_job_too(monkeypatch: pyte
     for name in given:
         monkeypatch.delenv(name)
     assert tracking_variables(sent) == {}
+
+
+def test_the_paths_of_every_source_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [
+        {"annotations": "a.json", "videos": "/clips", "weight": 1.0},
+        {"annotations": "/b.json", "weight": 2.0},
+    ]
+    sent = job_config(parse(run_tree(data={"videos": "v", "sources": given}), source="test"))
+    assert sent.data.videos == tmp_path / "v"
+    assert [(one.annotations, one.videos) for one in sent.data.sources] == [
+        (tmp_path / "a.json", Path("/clips")),
+        (Path("/b.json"), None),
+    ]
+    assert read_back(sent, tmp_path) == sent

@@ -77,6 +77,7 @@ def sample(stack: Stack, media: list[tuple[VideoSpec | ImageSpec, ClipRef]], see
         options=(),
         media=tuple(spec for spec, _ in media),
         truth=[0.0, 1.0],
+        style="terse",
     )
     clips = tuple(clip for _, clip in media)
     prompt = stack.prompts.build(item, [clip.info for clip in clips])
@@ -123,7 +124,13 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
 ) -> None:
     spec, clip = video(np.random.default_rng(2), 8, 2.0)
     item = PromptItem(
-        prompt_id="file:7", task="temporal_grounding", question="When?", options=(), media=(spec,), truth=[0.0, 1.0]
+        prompt_id="file:7",
+        task="temporal_grounding",
+        question="When?",
+        options=(),
+        media=(spec,),
+        truth=[0.0, 1.0],
+        style="terse",
     )
     build = stack.prompts.build
 

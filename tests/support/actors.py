@@ -169,9 +169,7 @@ def start_probe(spec: EngineSpec) -> Any:
 
 
 def prompt_builder(model_path: Path) -> PromptBuilder:
-    return PromptBuilder(
-        model_path, think=True, style="terse", max_model_len=MAX_MODEL_LEN, max_tokens=12, dtype="float32"
-    )
+    return PromptBuilder(model_path, max_model_len=MAX_MODEL_LEN, max_tokens=12, dtype="float32")
 
 
 class Asker:
@@ -196,6 +194,7 @@ class Asker:
             options=(),
             media=(media,),
             truth=[0.0, 1.0],
+            style="terse",
         )
         clip = random_clip(index, kind, frames)
         return item, self._builder.build(item, [clip.info]), clip

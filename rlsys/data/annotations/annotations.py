@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from rlsys.config.run import DataConfig
+from rlsys.config.run import ConfigError, DataConfig
 from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.annotations.media import (
     find_medium,
@@ -19,6 +19,7 @@ from rlsys.data.annotations.media import (
     rate_problems,
     video_spec,
 )
+from rlsys.data.annotations.other_task import as_task
 from rlsys.data.annotations.reading import printable, read_rows, repeated_text
 from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.data.annotations.vtts import with_size
@@ -96,10 +97,19 @@ class Annotations:
 
 
 def load_annotations(
-    path: Path, *, videos: Path, data: DataConfig, keep: Literal["clean", "published"] = "clean"
+    path: Path,
+    *,
+    videos: Path,
+    data: DataConfig,
+    keep: Literal["clean", "published"] = "clean",
+    name: str | None = None,
+    split: str | None = None,
+    task: str | None = None,
 ) -> Annotations:
     """Return the rows of `path` in `data.format` as items whose media lie in `videos`.
 
+    name: of the source, which begins the prompt ids; None takes the file's stem.  split: of the rows to keep, None
+    keeps all.  task: to train the rows as, see `rlsys.data.annotations.other_task`; None keeps theirs.
     keep="clean": dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
     keep="published": for figures that can be compared with others', every row of the file is either an item or
     unanswerable, whatever `data.on_dirty_row` says. Repetitions and rows whose truth runs past the clip are items
@@ -107,16 +117,20 @@ def load_annotations(
     that cannot be read, contradictions among them, make a row unanswerable. A row of grounded QA without a period
     is one of multiple choice.
     Raises AnnotationError for a file or folder that cannot be read; with keep="clean" also for rows that contradict
-    themselves or their task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row.
+    themselves or their task, whatever `data.on_dirty_row` says, and under "stop" for the first dirty row. Raises
+    ConfigError for a `split` that no row has and for a `task` that a row cannot be trained as.
     """
-    path = Path(path)
+    path, name = Path(path), name or Path(path).stem
     rows, repeated = read_rows(path, data.format)
     if repeated:
         _log.warning("%s: %s", path, repeated_text(repeated))
+    if keep == "clean":
+        _refuse_contradictions(path, rows)
+    rows = rows if split is None else _of_split(path, rows, split)
+    rows = rows if task is None else as_task(path, rows, task)
     root = _folder(Path(videos))
     if keep == "published":
-        return _as_published(path, rows, root, data)
-    _refuse_contradictions(path, rows)
+        return _as_published(name, rows, root, data)
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
     for found in rows:
@@ -128,13 +142,13 @@ def load_annotations(
                     f"{path}: row {dirty[-1]}; fix the file, or set data.on_dirty_row to drop or clip."
                 )
         if medium is not None and (not row.problems or dirty[-1].action == "clipped"):
-            items.append(_item(path, row, medium, data))
+            items.append(_item(name, row, medium, data))
     return Annotations(
         items=tuple(items), dirty=tuple(dirty), num_videos=len({row.video for row in rows}), num_queries=len(rows)
     )
 
 
-def _as_published(path: Path, rows: Sequence[AnnotationRow], root: Path, data: DataConfig) -> Annotations:
+def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: DataConfig) -> Annotations:
     """Return all rows: those that can be asked and scored as items, with the truth of the file, and the others."""
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
@@ -146,9 +160,9 @@ def _as_published(path: Path, rows: Sequence[AnnotationRow], root: Path, data: D
             every = replace(row, problems=tuple(dict.fromkeys((*found.problems, *row.problems))))
             dirty.append(replace(_report(every, may_clip=False), action="kept" if is_usable else "dropped"))
         if medium is not None and is_usable:
-            items.append(_item(path, row, medium, data))
+            items.append(_item(name, row, medium, data))
         else:
-            unanswerable.append(_unanswerable(path, row))
+            unanswerable.append(_unanswerable(name, row))
     return Annotations(
         items=tuple(items),
         dirty=tuple(dirty),
@@ -318,21 +332,33 @@ def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
     )
 
 
-def _item(path: Path, row: AnnotationRow, medium: Path, data: DataConfig) -> PromptItem:
+def _of_split(path: Path, rows: Sequence[AnnotationRow], split: str) -> list[AnnotationRow]:
+    kept = [row for row in rows if row.labels.get("split") == split]
+    if not kept:
+        known = sorted({str(row.labels["split"]) for row in rows if "split" in row.labels})
+        has = f"its rows are of {', '.join(known)}" if known else "its rows have no field `split`"
+        raise ConfigError(f"{path}: no row of split {split!r}; {has}. Correct `split`, or remove it to keep all rows.")
+    return kept
+
+
+def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> PromptItem:
     return PromptItem(
-        prompt_id=f"{path.stem}:{row.label}",
+        prompt_id=f"{name}:{row.label}",
         task=row.task,
         question=row.question,
         options=row.options,
         media=(media_spec(row, medium.absolute(), data),),  # workers may have another working directory
         truth=row.truth,
         labels=_labels(row),
+        think=data.think,
+        style=data.prompt_style,
+        source=name,
     )
 
 
-def _unanswerable(path: Path, row: AnnotationRow) -> UnanswerableRow:
+def _unanswerable(name: str, row: AnnotationRow) -> UnanswerableRow:
     return UnanswerableRow(
-        prompt_id=f"{path.stem}:{row.label}",
+        prompt_id=f"{name}:{row.label}",
         task=row.task,
         question=row.question,
         options=row.options,

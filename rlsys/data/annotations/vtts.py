@@ -38,7 +38,7 @@ _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": 
 
 class VttsEntry(PartFields, Entry):
     """An entry `{video or image, question, options?, clue?, answer?, caption?, events?, task?, duration?, width?,
-    height?, video_start?, video_end?, fps?}`.
+    height?, video_start?, video_end?, fps?, split?}`.
 
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
@@ -58,6 +58,7 @@ class VttsEntry(PartFields, Entry):
     duration: Seconds | None = None
     width: Seconds | None = None
     height: Seconds | None = None
+    split: Text | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -137,6 +138,7 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         window_s=row.window_s,
         fps=row.fps,
         duration_s=row.duration,
+        labels={"split": row.split} if row.split else {},
         problems=tuple(problems),
     )
 

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -131,11 +132,10 @@ def score(
     url: str, group: RolloutGroup = GROUP, token: str | None = None, think: bool = True, **reward: object
 ) -> tuple[ScoredGroup, dict[str, float]]:
     async def ask() -> tuple[ScoredGroup, dict[str, float]]:
-        client = RewardClient(
-            RewardConfig.model_validate({"timeout_s": patience(5.0), **reward}), url, token, think=think
-        )
+        client = RewardClient(RewardConfig.model_validate({"timeout_s": patience(5.0), **reward}), url, token)
+        asked = replace(group, item=replace(group.item, think=think))
         try:
-            return await client.score(group, {"generate": (1.0, 2.0)}), client.counters()
+            return await client.score(asked, {"generate": (1.0, 2.0)}), client.counters()
         finally:
             await client.close()
 

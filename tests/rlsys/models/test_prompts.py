@@ -67,6 +67,7 @@ def item_with(*kinds: str, question: str = "When does the red square appear?") -
         options=(),
         media=tuple(media_spec(kind) for kind in kinds),
         truth=[1.0, 2.0],
+        style="terse",
     )
 
 
@@ -84,7 +85,7 @@ def clip_info(shown: dict[str, Any]) -> ClipInfo:
 
 
 def builder_for(folder: Path, **changes: Any) -> PromptBuilder:
-    settings = {"think": True, "style": "terse", "max_model_len": 512, "max_tokens": 24, "dtype": "float32"}
+    settings = {"max_model_len": 512, "max_tokens": 24, "dtype": "float32"}
     return PromptBuilder(folder, **{**settings, **changes})
 
 
@@ -283,7 +284,7 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
 def test_building_prompts_loads_neither_torch_nor_transformers(tiny_model_dir: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from rlsys.models.prompts import PromptBuilder;"
-        f"PromptBuilder(Path({str(tiny_model_dir)!r}), think=True, style='terse', max_model_len=99, max_tokens=9,"
+        f"PromptBuilder(Path({str(tiny_model_dir)!r}), max_model_len=99, max_tokens=9,"
         " dtype='float32');"
         "sys.exit(str([name for name in ('torch', 'transformers', 'vllm', 'ray') if name in sys.modules] or ''))"
     )

@@ -1,0 +1,146 @@
+"""The rows of all sources, the number of steps of their epochs, and what a run records of each source."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config.data import sources
+from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.loop.collect import Collected
+from rlsys.loop.parts import Step
+from rlsys.loop.state import RunState
+from rlsys.runs.check import check
+from rlsys.runs.identity import changes, identity
+from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
+from rlsys.runs.source_metrics import SourceMetrics
+from tests.support.factories import batch_of, make_group, make_scored
+
+
+def charades(folder: Path, name: str, num_rows: int, *, num_dirty: int = 0) -> Path:
+    spans = [[0.0, 2.0]] * num_rows + [[5.0, 5.0]] * num_dirty
+    entry = {"duration": 9.0, "timestamps": spans, "sentences": [f"sentence {n}" for n in range(len(spans))]}
+    (folder / f"{name}.json").write_text(json.dumps({"clip": entry}))
+    (folder / "clip.mp4").touch()
+    return folder / f"{name}.json"
+
+
+def config(folder: Path, model: Path | str = "m", **sections: Any) -> RunConfig:
+    data = {"videos": str(folder), **sections.pop("data", {})}
+    tree = {"output_dir": str(folder / "run"), "model": {"path": str(model)}, "data": data, **sections}
+    return parse(tree, source="test")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[dict[str, Any]]:
+    return [
+        {"annotations": str(charades(tmp_path, "long", 6, num_dirty=2)), "fps": 1.0, "think": False},
+        {"annotations": str(charades(tmp_path, "short", 2)), "name": "brief"},
+    ]
+
+
+def test_the_rows_of_all_sources_are_read_with_the_settings_of_each(tmp_path: Path, two: list[dict[str, Any]]) -> None:
+    rows = read_rows(config(tmp_path, data={"sources": two}))
+    assert [item.prompt_id for item in rows.training] == [
+        *(f"long:clip/{n}" for n in range(6)),
+        "brief:clip/0",
+        "brief:clip/1",
+    ]
+    assert [(item.media[0].fps, item.think) for item in rows.training[5:7]] == [(1.0, False), (2.0, True)]
+    assert {path.name: len(dirty) for path, dirty in rows.dirty.items()} == {"long.json": 2, "short.json": 0}
+    assert len(rows.tables()["dirty_rows"]) == 2
+
+
+def test_the_only_source_of_a_list_is_the_file_in_its_short_form(tmp_path: Path) -> None:
+    file = str(charades(tmp_path, "rows", 5))
+    short, listed = (
+        config(tmp_path, data={"annotations": file}),
+        config(tmp_path, data={"sources": [{"annotations": file}]}),
+    )
+    assert [item.prompt_id for item in training_items(short)] == [item.prompt_id for item in training_items(listed)]
+    orders = [order_of(one, training_items(one)) for one in (short, listed)]
+    assert [orders[0].index_at(n) for n in range(12)] == [orders[1].index_at(n) for n in range(12)]
+
+
+@pytest.mark.parametrize(("epochs", "num_steps"), [(1, 3), (1.5, 4), (0.1, 1), (3, 8)])
+def test_epochs_are_as_many_steps_as_reach_every_row(
+    tmp_path: Path, two: list[dict[str, Any]], epochs: float, num_steps: int
+) -> None:
+    given = config(tmp_path, data={"sources": two}, train={"epochs": epochs, "prompts_per_step": 3})
+    found = with_num_steps(given, lambda whole: len(training_items(whole)))
+    assert (found.train.num_steps, found.train.epochs) == (num_steps, None)
+    assert parse(found.model_dump(mode="json"), source="run.json") == found
+    fixed = config(tmp_path, data={"sources": two}, train={"num_steps": 7})
+    assert with_num_steps(fixed, lambda whole: pytest.fail("the rows need not be read")) is fixed
+
+
+def test_a_check_reports_what_is_taken_of_each_source(
+    tmp_path: Path, two: list[dict[str, Any]], tiny_model_dir: Path
+) -> None:
+    weighted = [{**one, "weight": weight} for one, weight in zip(two, (1, 3), strict=True)]
+    given = config(tmp_path, tiny_model_dir, data={"sources": weighted}, train={"num_steps": 4, "prompts_per_step": 4})
+    facts = check(given).facts
+    assert "long: 6 rows, 25.0% of the prompts, 0.67 epochs" in facts
+    assert "brief: 2 rows, 75.0% of the prompts, 6.00 epochs" in facts
+
+
+def test_a_source_without_a_usable_row_is_named(tmp_path: Path, two: list[dict[str, Any]]) -> None:
+    none = {"annotations": str(charades(tmp_path, "none", 0, num_dirty=3))}
+    with pytest.raises(ConfigError, match=r"none\.json: no usable row"):
+        training_items(config(tmp_path, data={"sources": [*two, none]}))
+    with pytest.raises(ConfigError, match=r"list several files in data\.sources"):
+        training_items(config(tmp_path))
+
+
+def test_what_decides_the_order_of_several_sources_is_part_of_a_run(
+    tmp_path: Path, two: list[dict[str, Any]], tiny_model_dir: Path
+) -> None:
+    def of(data: dict[str, Any], **sections: Any) -> Any:
+        one = config(tmp_path, tiny_model_dir, data=data, **sections)
+        return identity(one, training_items(one))
+
+    before = of({"sources": two})
+    assert "mixture (data.sources)" in before
+    weighted = of({"sources": [{**one, "weight": 1} for one in two]})
+    (line,) = changes(before, weighted)
+    assert line.startswith("mixture (data.sources): was long by rows")
+    thinking = of({"sources": [{**two[0], "think": True}, two[1]]})
+    assert [line.partition(":")[0] for line in changes(before, thinking)] == ["prompts (data.think, data.prompt_style)"]
+    assert not changes(before, of({"sources": two}, train={"prompts_per_step": 8}))
+    staged = [two[0], {**two[1], "from_step": 2}]
+    assert changes(of({"sources": staged}), of({"sources": staged}, train={"prompts_per_step": 8}))
+
+
+def test_rewards_rows_and_epochs_are_recorded_by_source(tmp_path: Path, two: list[dict[str, Any]]) -> None:
+    given = config(tmp_path, data={"sources": [{**one, "weight": 1} for one in two]})
+    items = training_items(given)
+    order = order_of(given, items)
+    groups = [make_group(items[order.index_at(n)].prompt_id) for n in range(3)]
+    scored = tuple(
+        make_scored(replace(group, item=items[order.index_at(n)]), [float(n)] * 4) for n, group in enumerate(groups)
+    )
+    step = Step(
+        state=RunState(step=1, prompts_consumed=3, seed=0, mlflow_run_id="", weights_digest=""),
+        collected=Collected(
+            prompt_indices=(0, 1, 2), groups=scored, replaced_indices=(), replaced=(), skipped=(), num_stale=0
+        ),
+        batch=batch_of(scored, given.reward),
+        shaping_metrics={},
+        learner_metrics={},
+        seconds={},
+    )
+    assert SourceMetrics(sources(given.data), items, order).of(step) == {
+        "data/by_source/long/rows": 2.0,
+        "data/by_source/long/drawn": 2.0,
+        "data/by_source/long/epochs": 2 / 6,
+        "reward/by_source/long/mean": 1.0,
+        "data/by_source/brief/rows": 1.0,
+        "data/by_source/brief/drawn": 1.0,
+        "data/by_source/brief/epochs": 0.5,
+        "reward/by_source/brief/mean": 1.0,
+    }
+    assert SourceMetrics(sources(given.data)[:1], items, order).of(step) == {}
