@@ -209,6 +209,11 @@ def read(name: str) -> str | None:
     return os.environ.get(name) or READ[name].default
 
 
+def secret(name: str) -> str | None:
+    """Return the secret in a variable that the config names; None if it is unset or empty."""
+    return os.environ.get(name, "").strip() or None
+
+
 def named_cluster(address: str | None) -> str | None:
     """Return the address of the Ray cluster to attach to, None if one is to be started.
 

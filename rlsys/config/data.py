@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +19,8 @@ PromptStyle = Literal["full", "terse"]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 
 
-class DataSource(Part):
-    """One of several sources of training rows. What it leaves unset is as in section `data`."""
+class RowSource(Part):
+    """An annotation file with its videos. What it leaves unset is as in section `data`."""
 
     annotations: Path
     """Annotation file."""
@@ -33,15 +33,8 @@ class DataSource(Part):
     split: Name | None = None
     """Keep only the rows whose own field `split` is this (formats vtts and captions); null keeps all."""
     task: str | None = None
-    """Train the rows as this task, which needs part of what they are annotated with: rows of grounded_qa also have all
+    """Use the rows as this task, which needs part of what they are annotated with: rows of grounded_qa also have all
     that multiple_choice needs. null: the task of the format, or of each row."""
-    weight: float | None = Field(default=None, gt=0)
-    """Share of prompts that come from this source, relative to the weights of the others; give all sources a weight, or
-    none: then each prompt is a row of the shuffled union."""
-    from_step: int = Field(default=0, ge=0)
-    """Number of steps before this source is used."""
-    until_step: int | None = Field(default=None, ge=1)
-    """Number of steps of the run after which this source is not used any more; null: to the end."""
     think: bool | None = None
     """Request <think>…</think> before the answer; null uses `data.think`."""
     prompt_style: PromptStyle | None = None
@@ -58,6 +51,23 @@ class DataSource(Part):
     """Largest height x width of a frame; null uses `data.max_pixels`."""
     total_pixels: int | None = Field(default=None, ge=28 * 28)
     """Largest height x width x frames of a clip; null uses `data.total_pixels`."""
+
+    @property
+    def given_name(self) -> str:
+        """The source's own name, else the stem of its file."""
+        return self.name or self.annotations.stem
+
+
+class DataSource(RowSource):
+    """One of several sources of training rows."""
+
+    weight: float | None = Field(default=None, gt=0)
+    """Share of prompts that come from this source, relative to the weights of the others; give all sources a weight, or
+    none: then each prompt is a row of the shuffled union."""
+    from_step: int = Field(default=0, ge=0)
+    """Number of steps before this source is used."""
+    until_step: int | None = Field(default=None, ge=1)
+    """Number of steps of the run after which this source is not used any more; null: to the end."""
 
     @model_validator(mode="after")
     def _has_steps(self) -> DataSource:
@@ -192,27 +202,36 @@ def sources(data: DataConfig) -> tuple[Source, ...]:
 
     Raises ConfigError for a source without a folder of videos.
     """
-    listed = data.sources or ((DataSource(annotations=data.annotations),) if data.annotations is not None else ())
-    found = []
-    for index, one in enumerate(listed):
-        merged = _merged(data, one)
-        if merged.videos is None:
-            missing = f"data.sources.{index}.videos and data.videos are" if data.sources else "data.videos is"
-            raise ConfigError(f"{missing} not set, so the videos of {one.annotations} are not found; set it.")
-        found.append(
-            Source(
-                name=_name(one),
-                annotations=one.annotations,
-                videos=merged.videos,
-                data=merged,
-                split=one.split,
-                task=one.task,
-                weight=one.weight,
-                from_step=one.from_step,
-                until_step=one.until_step,
-            )
+    if not data.sources:
+        only = () if data.annotations is None else (DataSource(annotations=data.annotations),)
+        return tuple(resolved(data, one, "data.videos is") for one in only)
+    return tuple(
+        replace(
+            resolved(data, one, f"data.sources.{index}.videos and data.videos are"),
+            weight=one.weight,
+            from_step=one.from_step,
+            until_step=one.until_step,
         )
-    return tuple(found)
+        for index, one in enumerate(data.sources)
+    )
+
+
+def resolved(data: DataConfig, given: RowSource, missing: str) -> Source:
+    """Return a source with the settings of section `data` where it has none of its own.
+
+    Raises ConfigError for a source without a folder of videos. missing: what is not set then, for the message.
+    """
+    merged = _merged(data, given)
+    if merged.videos is None:
+        raise ConfigError(f"{missing} not set, so the videos of {given.annotations} are not found; set it.")
+    return Source(
+        name=given.given_name,
+        annotations=given.annotations,
+        videos=merged.videos,
+        data=merged,
+        split=given.split,
+        task=given.task,
+    )
 
 
 def metric_name(source: str) -> str:
@@ -220,13 +239,9 @@ def metric_name(source: str) -> str:
     return re.sub(r"[^a-z0-9_.]", "_", source.lower())
 
 
-def _name(source: DataSource) -> str:
-    return source.name or source.annotations.stem
-
-
-def _merged(data: DataConfig, source: DataSource) -> DataConfig:
+def _merged(data: DataConfig, source: RowSource) -> DataConfig:
     """Return the section with the source's settings in place of its own, and this one source."""
-    shared = DataSource.model_fields.keys() & DataConfig.model_fields.keys()
+    shared = RowSource.model_fields.keys() & DataConfig.model_fields.keys()
     own = {name: value for name in shared if (value := getattr(source, name)) is not None}
     return data.model_copy(update={**own, "sources": ()})
 
@@ -255,19 +270,21 @@ def _check_budgets(data: DataConfig, where: str) -> None:
 
 def _check_names(given: Sequence[DataSource]) -> None:
     """Raise ValueError for two sources that prompt ids or metrics could not tell apart."""
-    for metric, count in Counter(metric_name(_name(one)) for one in given).items():
+    for metric, count in Counter(metric_name(one.given_name) for one in given).items():
         if count > 1:
-            indices = [index for index, one in enumerate(given) if metric_name(_name(one)) == metric]
+            indices = [index for index, one in enumerate(given) if metric_name(one.given_name) == metric]
             both = " and ".join(f"data.sources.{index} ({given[index].annotations})" for index in indices)
-            raise ValueError(f"{both} are both named {_name(given[indices[0]])!r}; give one of them another `name`.")
+            raise ValueError(
+                f"{both} are both named {given[indices[0]].given_name!r}; give one of them another `name`."
+            )
 
 
 def _check_weights(given: Sequence[DataSource]) -> None:
     without = [index for index, one in enumerate(given) if one.weight is None]
     if without and len(without) < len(given):
         raise ValueError(
-            f"data.sources.{without[0]} ({_name(given[without[0]])}) has no weight, others have one; give every source "
-            "a weight, or none to mix them in proportion to their rows."
+            f"data.sources.{without[0]} ({given[without[0]].given_name}) has no weight, others have one; give every "
+            "source a weight, or none to mix them in proportion to their rows."
         )
 
 

@@ -17,6 +17,7 @@ from rlsys.config import bundled
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
 from rlsys.config.data import DataConfig
+from rlsys.config.evaluation import EvaluationConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import ConfigError, Part
 from rlsys.config.reading import apply_override, read_tree
@@ -33,6 +34,7 @@ __all__ = [
     "AnswersConfig",
     "ConfigError",
     "DataConfig",
+    "EvaluationConfig",
     "JudgeConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -98,19 +100,6 @@ class CheckpointConfig(Part):
     save_rollouts: bool = True
     """Save the rollouts of every step since the oldest checkpoint (tokens, log-probs and scores, no frames), so that a
     resumed run need not sample them again and `rlsys replay` can use them."""
-
-
-class EvaluationConfig(Part):
-    """The settings of evaluation on held-out rows."""
-
-    annotations: Path | None = None
-    """Held-out annotation file in `data.format`; null skips evaluation."""
-    videos: Path | None = None
-    """Folder of the held-out videos; null uses `data.videos`."""
-    num_prompts: int = Field(default=0, ge=0)
-    """Number of rows to evaluate, from the first; 0 uses all."""
-    num_samples: int = Field(default=1, ge=1)
-    """Number of responses per prompt when sampling at temperature 1."""
 
 
 class ClusterConfig(Part):

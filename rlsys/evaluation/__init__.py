@@ -1,5 +1,10 @@
 """Evaluation on held-out rows: answers, metrics and reports.
 
+- `answered` (`Answered`): one evaluated row with a model's texts
+- `answers` (`Answer`, `AnswersFile`): what a model answered to a row, and the file that keeps it
+- `modes` (`Mode`, `modes_of`): greedy, sampled and controls
+- `responders` (`ActorResponder`, `Responder`, `collect_answers`): where answers come from
+- `endpoint` (`EndpointResponder`): answers of a served model
 - `runner` (`evaluate`, `with_shuffled_videos`): answers to held-out rows, sampled and greedy
 - `metrics` (`best_constant_interval`, `iou_metrics`): mIoU, recall and the best constant answer
 - `pages`: HTML pages of rows with frames, spans and boxes

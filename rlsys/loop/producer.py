@@ -88,15 +88,54 @@ def sampling_seed(run_seed: int, prompt_index: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
 
 
-class Preparer:
-    """A preparer of prompts and clips, on an event loop of its own. Only `with_frames` blocks."""
+class ClipFetcher:
+    """A fetcher of the clips of items, on an event loop of its own."""
 
-    def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
-        self._clips, self._prompts = clips, prompts
+    def __init__(self, clips: Clips) -> None:
+        self._clips = clips
         self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may evict a clip before its prompt starts
         self._events = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._events.run_forever, name="group-producer", daemon=True)
         self._thread.start()
+
+    def prefetch(self, item: PromptItem) -> None:
+        """Decode the item's clips now and hold them until they are needed; errors are raised then.
+
+        Nothing is decoded ahead while the live clips fill `data.cache_bytes`.
+        """
+        asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
+
+    async def _prefetch(self, item: PromptItem) -> None:
+        if not self._clips.has_room():
+            return
+        found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
+        self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
+
+    async def _fetch(self, item: PromptItem) -> tuple[ClipRef, ...]:
+        clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
+        self._prefetched.pop(item.prompt_id, None)
+        return clips
+
+    def close(self) -> None:
+        """Cancel running work and stop the decoding processes and the event loop."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
+        self._events.call_soon_threadsafe(self._events.stop)
+        self._thread.join(timeout=30)
+
+    async def _stop(self) -> None:
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._clips.close()
+
+
+class Preparer(ClipFetcher):
+    """A preparer of prompts and clips. Only `with_frames` blocks."""
+
+    def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
+        super().__init__(clips)
+        self._prompts = prompts
 
     def put_together(
         self,
@@ -137,41 +176,14 @@ class Preparer:
 
         return asyncio.run_coroutine_threadsafe(make_again(), self._events).result()
 
-    def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until it is prepared; errors are raised then.
-
-        Nothing is decoded ahead while the live clips fill `data.cache_bytes`.
-        """
-        asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
-
-    async def _prefetch(self, item: PromptItem) -> None:
-        if not self._clips.has_room():
-            return
-        found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
-        self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
-
     async def _prepare(
         self, item: PromptItem, spans: dict[str, tuple[float, float]], response_tokens: int | None = None
     ) -> tuple[Prompt, tuple[ClipRef, ...]]:
         with _span(spans, "decode"):
-            clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
-        self._prefetched.pop(item.prompt_id, None)
+            clips = await self._fetch(item)
         with _span(spans, "prompt"):
             prompt = self._prompts.build(item, [clip.info for clip in clips], response_tokens)
         return prompt, clips
-
-    def close(self) -> None:
-        """Cancel running groups and stop the decoding processes and the event loop."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
-        self._events.call_soon_threadsafe(self._events.stop)
-        self._thread.join(timeout=30)
-
-    async def _stop(self) -> None:
-        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self._clips.close()
 
 
 class Answerer(Preparer):

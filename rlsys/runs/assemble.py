@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-from rlsys.config.data import sources
+from rlsys.config.data import Source, resolved, sources
 from rlsys.config.run import (
     ConfigError,
     RewardConfig,
@@ -28,6 +28,7 @@ from rlsys.weights.delivery import deliver
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
+    from actors.pool import RolloutPool
     from actors.requests import EngineSpec
     from cluster.launch import Cluster
     from learner.group import LearnerGroup
@@ -111,7 +112,6 @@ class Stack(LearnerStack):
     """A learner stack with rollout actors and reward servers, made by `open_stack`."""
 
     def __init__(self, config: RunConfig, tasks: Collection[str], cluster: Cluster, resources: ExitStack) -> None:
-        from actors.pool import RolloutPool
         from reward_servers.client.client import RewardClient
         from reward_servers.client.transport import wait_until_healthy
         from reward_servers.server.auth import token_from_environment
@@ -119,14 +119,7 @@ class Stack(LearnerStack):
 
         prompts, clips = prompt_builder(config), ClipStore(config.data)
         self._engines, self._hold_their_own = engine_spec(config, prompts), True
-        self.pool = RolloutPool.launch(
-            self._engines,
-            config.rollout.num_actors,
-            options=cluster.actor_options,
-            timeout_s=config.rollout.timeout_s,
-            start_timeout_s=config.rollout.start_timeout_s,
-        )
-        resources.callback(self.pool.shutdown)
+        self.pool = launch_pool(config, self._engines, cluster, resources)
         self.learner = _launch_learner(config, cluster)
         resources.callback(lambda: self.learner.shutdown())  # the current one: a relaunch replaces it
         self.reward_url = config.reward.url or launch_rewards(
@@ -232,6 +225,21 @@ def require_machine(config: RunConfig) -> None:
         require_cluster(address)
 
 
+def launch_pool(config: RunConfig, engines: EngineSpec, cluster: Cluster, resources: ExitStack) -> RolloutPool:
+    """Start the rollout actors and register their shutdown with `resources`; the first weights wait for them."""
+    from actors.pool import RolloutPool
+
+    pool = RolloutPool.launch(
+        engines,
+        config.rollout.num_actors,
+        options=cluster.actor_options,
+        timeout_s=config.rollout.timeout_s,
+        start_timeout_s=config.rollout.start_timeout_s,
+    )
+    resources.callback(pool.shutdown)
+    return pool
+
+
 def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:
     from learner.group import LearnerGroup
 
@@ -242,6 +250,12 @@ def _launch_learner(config: RunConfig, cluster: Cluster) -> LearnerGroup:
         timeout_s=config.learner.timeout_s,
         options=cluster.learner_options,
     )
+
+
+def all_sources(config: RunConfig) -> tuple[Source, ...]:
+    """Return the sources of training rows and of `evaluation.sets`."""
+    missing = "evaluation.sets: videos and data.videos are"
+    return (*sources(config.data), *(resolved(config.data, one, missing) for one in config.evaluation.sets))
 
 
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
@@ -257,7 +271,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
         largest_clip_tokens=max(
-            largest_clip_tokens(data) for data in (config.data, *(one.data for one in sources(config.data)))
+            largest_clip_tokens(data) for data in (config.data, *(one.data for one in all_sources(config)))
         ),
         seed=config.seed,
     )

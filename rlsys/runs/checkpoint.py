@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rlsys.errors import CheckpointError
@@ -26,14 +26,24 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 LATEST_FILE = "latest"
+BEST_FILE = "best.json"
 FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The checkpoint that an evaluation found best. metric: as `evaluation.best` names it; higher is better."""
+
+    step: int
+    metric: str
+    value: float
 
 
 class Checkpoints:
     """The checkpoints of one run. One writer at a time.
 
     folder: must be visible to all learner ranks under the same path if `write` has them write.
-    keep: number of the most recent checkpoints to keep.
+    keep: number of the most recent checkpoints to keep. The best one is kept as well, see `mark_best`.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -82,6 +92,28 @@ class Checkpoints:
         """Return the steps of the existing checkpoints, in order."""
         return sorted(int(path.name.removeprefix("step_")) for path in complete_checkpoints(self._folder))
 
+    def recent_steps(self) -> list[int]:
+        """Return the steps of the most recent checkpoints, in order, without an older one that is kept as the best."""
+        return self.steps()[-self._keep :]
+
+    def best(self, metric: str) -> Best | None:
+        """Return the best checkpoint by `metric`; None if none was marked, or by another metric."""
+        try:
+            best = Best(**json.loads((self._folder / BEST_FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return best if best.metric == metric and best.step in self.steps() else None
+
+    def mark_best(self, best: Best) -> None:
+        """Keep the existing checkpoint of `best.step` for as long as no other is marked."""
+        write_whole(self._folder / BEST_FILE, json.dumps(asdict(best)) + "\n")
+
+    def _best_name(self) -> str:
+        try:
+            return f"step_{json.loads((self._folder / BEST_FILE).read_text())['step']:06d}"
+        except (OSError, ValueError, TypeError, KeyError):
+            return ""
+
     def _require_room(self, num_bytes: int) -> None:
         earlier = list(_complete_in(self._folder))
         if earlier:
@@ -101,8 +133,9 @@ class Checkpoints:
         by_age = sorted(others, key=lambda path: (path / STATE_FILE).stat().st_mtime_ns, reverse=True)
         superseded = [path for path in by_age if path.name.startswith(".old-")]
         kept = [path for path in by_age if path not in superseded][: self._keep - 1]
+        best = self._best_name()
         for path in others:
-            if path not in kept:
+            if path not in kept and path.name != best:
                 self._discard(path)
 
     def _discard(self, path: Path) -> None:

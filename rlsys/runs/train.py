@@ -140,7 +140,7 @@ class GrpoRun(Run[Stack]):
         ledger.write(folder, self.ledger.entries)
 
     def _saved(self) -> None:
-        self._rollouts.forget_through(self.recovery.checkpoints.steps()[0])
+        self._rollouts.forget_through(self.recovery.checkpoints.recent_steps()[0])
 
     def _went_back(self, state: RunState) -> None:
         self.ledger.go_back(state.step)

@@ -1,10 +1,10 @@
 """Tasks: the prompts, the parsing of answers, and the scores of each kind of question about a video.
 
 - `table` (`CORRECT_ABOVE`, `GROUP_SCORES`, `JUDGED`, `TASKS`, `Scoring`, `Task`, `check_weights`, `default_names`,
-  `expected_answer`, `judged_scores`, `score_weights`, `task_name`, `task_named`): the task table, and the score
-  weights of a task
-- `answers` (`Answer`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`): answer
-  types, and the parsing of a response into blocks and answers
+  `expected_answer`, `judged_scores`, `prompt_text`, `score_weights`, `task_name`, `task_named`): the task table, and
+  the score weights of a task
+- `answers` (`Answer`, `Boxes`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`):
+  answer types, and the parsing of a response into blocks and answers
 - `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations parsed into true answers
 - `truth_fit` (`fit_truth`): true answers whose times are outside the decoded clip
 - `canonical` (`canonical_response`): the true answer in the requested format

@@ -34,9 +34,14 @@ from rlsys.urls import masked_tree, masked_url
 env.be_quiet()  # mlflow reads its telemetry switch when it is imported
 
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_ARTIFACTS, MLFLOW_RUN_NAME  # noqa: E402
+from mlflow.utils.mlflow_tags import (  # noqa: E402
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_RUN_NAME,
+)
 
 MAX_LISTED_TABLES = 80  # MLflow keeps the list of tables in one tag of 8,000 characters
 MAX_PARAM_LENGTH = 6000  # MLflow's own limit
@@ -182,6 +187,15 @@ class MlflowRun:
     def _log_table(self, record: Record) -> None:
         self._put_table(record["name"], record["text"])
 
+    def _log_dataset(self, record: Record) -> None:
+        source = json.dumps({"uri": record["uri"]})
+        profile = json.dumps({"num_rows": record["num_rows"]})
+        data_set = Dataset(record["name"], record["digest"], "local", source, schema=None, profile=profile)
+        with _store_errors():
+            self._client.log_inputs(
+                self.run_id, [DatasetInput(data_set, [InputTag(MLFLOW_DATASET_CONTEXT, record["context"])])]
+            )
+
     def _log_file(self, record: Record) -> None:
         with _store_errors(), _time_for_an_upload():
             self._client.log_artifact(self.run_id, record["path"], record["folder"])
@@ -241,6 +255,7 @@ class MlflowRun:
 _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
     "start": MlflowRun._log_start,
     "table": MlflowRun._log_table,
+    "dataset": MlflowRun._log_dataset,
     "file": MlflowRun._log_file,
     "folder": MlflowRun._log_folder,
     "block": MlflowRun._log_block,

@@ -167,6 +167,11 @@ class Tracker:
         """Record a table as the artifact `tables/NAME.json`; its columns are all keys of the rows, in order."""
         self._put({"kind": "table", "name": f"tables/{name}.json", "text": table_json(rows)})
 
+    def log_dataset(self, name: str, digest: str, uri: str, num_rows: int, context: str) -> None:
+        """Record a data set as an input of the run. digest: of its file.  context: "training" or "evaluation"."""
+        record = {"kind": "dataset", "name": name, "digest": digest[:36], "uri": uri, "num_rows": num_rows}
+        self._put({**record, "context": context})
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a copy of the file as an artifact of the run, under `folder`."""
         target = self._file_place() / Path(path).name

@@ -18,7 +18,7 @@ import pytest
 from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
 from rlsys.runs import checkpoint
-from rlsys.runs.checkpoint import Checkpoints, find, load_state
+from rlsys.runs.checkpoint import Best, Checkpoints, find, load_state
 from tests.support.pace import patience
 
 STATE = RunState(step=50, prompts_consumed=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
@@ -55,6 +55,31 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
         checkpoints.save(at_step(step), weights_of(f"w{step}"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000015", "step_000020"]
     assert (tmp_path / "latest").read_text() == "step_000020\n"
+
+
+def test_the_best_stays_beside_the_newest_until_another_is_better(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (10, 20, 30, 40, 50):
+        checkpoints.save(at_step(step), weights_of(f"w{step}"))
+        if step in (10, 50):
+            checkpoints.mark_best(Best(step=step, metric="set/miou", value=step / 100))
+        expected = {10: [10], 20: [10, 20], 30: [10, 20, 30], 40: [10, 30, 40], 50: [10, 40, 50]}[step]
+        assert checkpoints.steps() == expected
+    checkpoints.save(at_step(60), weights_of("w60"))
+    assert checkpoints.steps() == checkpoints.recent_steps() == [50, 60]
+    assert checkpoints.best("set/miou") == Best(step=50, metric="set/miou", value=0.5)
+    assert checkpoints.best("set/accuracy") is None
+    assert find(tmp_path).name == "step_000060"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": "x"}', '{"step": 7, "metric": "set/miou", "value": 1.0}'])
+def test_a_mark_of_the_best_that_is_damaged_or_dangling_is_none(tmp_path: Path, text: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(at_step(10), weights_of("w10"))
+    (tmp_path / "best.json").write_text(text)
+    assert checkpoints.best("set/miou") is None
+    checkpoints.save(at_step(20), weights_of("w20"))
+    assert checkpoints.steps() == [20]
 
 
 def test_a_run_that_went_back_resumes_from_what_it_saved_last(tmp_path: Path) -> None:

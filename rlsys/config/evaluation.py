@@ -1,0 +1,107 @@
+"""Section `evaluation`: held-out rows, data sets with their protocols, and what answers their rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlsys.config.data import RowSource
+from rlsys.config.part import Part
+from rlsys.urls import has_secret
+
+Control = Literal["other_video", "text_only"]
+"""How rows are answered once more to see what the video is worth: with the video of another question, or without."""
+
+
+class EvaluationSet(RowSource):
+    """A data set to evaluate on. What it leaves unset is as in section `data`."""
+
+    protocols: tuple[str, ...] = ()
+    """Protocols that score the answers, the first of them for the headline; () uses those of the format."""
+    num_prompts: int = Field(default=0, ge=0)
+    """Number of rows to evaluate, from the first; 0 uses all. A figure from fewer rows is comparable with none."""
+
+
+class EndpointConfig(Part):
+    """The settings of an OpenAI-compatible endpoint that answers in place of the run's own actors."""
+
+    url: str | None = None
+    """Base URL, such as http://host:8000/v1; null lets the actors answer."""
+    model: str | None = None
+    """Name of the served model; null if the endpoint serves one only."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key; if it is unset, none is sent."""
+    frames: Literal["video", "images", "file"] = "video"
+    """How clips are sent. "video": the frames that the actors would see, as a video with their times; vLLM reads it if
+    it was started with --trust-request-mm-kwargs. "images": the same frames as single images, each after its time,
+    which any server reads. "file": a file:// URL of the video, which the server samples by its own rules; it must see
+    the same folder."""
+    encoding: Literal["png", "jpeg"] = "png"
+    """Encoding of frames; png is exact, jpeg a tenth of the size."""
+    concurrency: int = Field(default=16, ge=1)
+    """Number of requests in flight."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Time limit of one request, in seconds."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("an endpoint is an http or https URL, such as http://host:8000/v1")
+        if has_secret(value):
+            raise ValueError(
+                "a URL with a password would end up in records; put the key in evaluation.endpoint.api_key_env"
+            )
+        return value
+
+
+class EvaluationConfig(Part):
+    """The settings of evaluation: on held-out rows of one file, and on data sets by their published protocols."""
+
+    annotations: Path | None = None
+    """Held-out annotation file in `data.format`, scored by the reward servers before and after training; null skips
+    it."""
+    videos: Path | None = None
+    """Folder of the held-out videos; null uses `data.videos`."""
+    num_prompts: int = Field(default=0, ge=0)
+    """Number of rows to evaluate, from the first; 0 uses all."""
+    num_samples: int = Field(default=1, ge=1)
+    """Number of responses per prompt when sampling at temperature 1. `rlsys eval` samples only if it is above 1, for
+    pass@k and the majority."""
+    sets: tuple[EvaluationSet, ...] = ()
+    """Data sets that `rlsys eval` measures by their published protocols, and `rlsys train` every `every_steps`
+    steps."""
+    every_steps: int = Field(default=0, ge=0)
+    """Number of steps between evaluations on `sets` in a training run, after the last one too; 0 never."""
+    best: str | None = None
+    """Metric "SET/METRIC" of `sets`, such as charades_sta/miou, whose best checkpoint is kept and marked in MLflow;
+    null keeps the newest only."""
+    controls: tuple[Control, ...] | None = None
+    """Controls of `sets`: "other_video" and "text_only" answer rows once more without what they are about. null: both
+    in `rlsys eval`, none in a training run."""
+    control_prompts: int = Field(default=200, ge=0)
+    """Number of rows for controls, evenly spaced over the set; 0 uses all."""
+    page_rows: int = Field(default=60, ge=0)
+    """Number of rows of a set that the report page shows with their frames, evenly spaced; others have none."""
+    endpoint: EndpointConfig = EndpointConfig()
+
+    @model_validator(mode="after")
+    def _sets_agree(self) -> EvaluationConfig:
+        names = Counter(one.given_name for one in self.sets)
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"evaluation.sets: {', '.join(repeated)} is the name of several sets; give each its own.")
+        if self.best is not None and self.best.partition("/")[0] not in names:
+            raise ValueError(
+                f"evaluation.best={self.best} must begin with the name of a set and a slash; the sets are "
+                f"{', '.join(names) or 'none (evaluation.sets)'}."
+            )
+        if self.every_steps and not self.sets:
+            raise ValueError(
+                f"evaluation.every_steps={self.every_steps} has nothing to evaluate; list evaluation.sets."
+            )
+        return self

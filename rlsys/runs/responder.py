@@ -1,0 +1,92 @@
+"""Start what answers an evaluation: rollout actors without a learner, or the client of a served model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlsys import env
+from rlsys.config.run import LoraConfig, RunConfig
+from rlsys.data.video.clips import ClipStore
+from rlsys.evaluation.endpoint import EndpointResponder
+from rlsys.evaluation.responders import ActorResponder, Responder
+from rlsys.loop.producer import Answerer
+from rlsys.models.adapter import Adapter, read_adapter
+from rlsys.models.folder import model_digest
+from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
+from rlsys.tasks.table import prompt_text
+from rlsys.weights.manifest import Bucket, WeightTransfer, digest_of, manifest_of
+from rlsys.weights.version import WeightVersion
+
+if TYPE_CHECKING:
+    from actors.pool import RolloutPool
+
+
+@contextmanager
+def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[Responder]:
+    """Start what answers an evaluation: actors with the model of `model.path`, or a client of `evaluation.endpoint`.
+
+    adapter: a folder with a LoRA adapter for the model, or None.
+    """
+    from cluster.launch import open_cluster
+
+    require_machine(config)
+    with ExitStack() as resources:
+        if config.evaluation.endpoint.url is not None:
+            resources.enter_context(open_cluster(config, parts=("decoding",)))
+            remote = _endpoint_responder(config)
+            resources.callback(remote.close)
+            yield remote
+            return
+        cluster = resources.enter_context(open_cluster(config, parts=("actors", "decoding")))
+        low_rank = read_adapter(adapter, config.model.dtype) if adapter else None
+        if low_rank:
+            config = with_adapter(config, low_rank)
+        prompts = prompt_builder(config)
+        pool = launch_pool(config, engine_spec(config, prompts), cluster, resources)
+        _load_own(pool, config, low_rank)
+        answerer = Answerer(ClipStore(config.data), prompts, pool)
+        resources.callback(answerer.close)
+        yield ActorResponder(answerer, pool.raise_if_weights_gone)
+
+
+def _endpoint_responder(config: RunConfig) -> EndpointResponder:
+    endpoint = config.evaluation.endpoint
+    return EndpointResponder(
+        ClipStore(config.data),
+        lambda item: prompt_text(item, think=item.think, style=item.style),
+        endpoint,
+        env.secret(endpoint.api_key_env),
+    )
+
+
+def _load_own(pool: RolloutPool, config: RunConfig, adapter: Adapter | None) -> None:
+    """Have the actors answer with the model that they were started with, and with the adapter, if there is one."""
+    if adapter is None:
+        digest = model_digest(config.model.path)
+        own = WeightVersion(version=0, transport="folder", num_tensors=0, num_bytes=0, digest=digest, kind="own")
+        pool.load_weights(WeightTransfer(buckets=(), timeout_s=config.rollout.timeout_s), own)
+        return
+    import ray
+
+    manifest = manifest_of(adapter.tensors)
+    num_bytes = sum(tensor.data.nbytes for tensor in adapter.tensors.values())
+    bucket = Bucket(names=tuple(adapter.tensors), num_bytes=num_bytes, stored=ray.put(dict(adapter.tensors)))
+    version = WeightVersion(
+        version=0,
+        transport="object_store",
+        num_tensors=len(manifest),
+        num_bytes=num_bytes,
+        digest=digest_of(manifest),
+        kind="adapter",
+        manifest=manifest,
+    )
+    pool.load_weights(WeightTransfer(buckets=(bucket,), timeout_s=config.rollout.timeout_s), version)
+
+
+def with_adapter(config: RunConfig, adapter: Adapter) -> RunConfig:
+    """Return the config with `learner.lora` set as the adapter needs it of its engines."""
+    lora = LoraConfig(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"lora": lora})})
