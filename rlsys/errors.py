@@ -20,6 +20,10 @@ class TruthOutside(RowUnusable):
     """The times of a row's truth are not inside its decoded clip."""
 
 
+class PassRateOutside(RowUnusable):
+    """A row is too easy or too hard, by its pass rate so far (`data.pass_rate`)."""
+
+
 class LearnerLost(RuntimeError):
     """Processes of the learner died or hung, not because of data or settings. Its last checkpoint is intact."""
 

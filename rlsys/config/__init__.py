@@ -6,8 +6,8 @@
   config with its sections, and loading
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
-- `data` (`Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`, and its sources with all their
-  settings
+- `data` (`PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`, and its sources
+  with all their settings
 - `evaluation` (`Control`, `EndpointConfig`): section `evaluation`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read

@@ -61,6 +61,8 @@ class RowSource(Part):
 class DataSource(RowSource):
     """One of several sources of training rows."""
 
+    rows_per_video: int = Field(default=0, ge=0)
+    """Largest number of usable rows of each video, the first ones in the file; 0 keeps all."""
     weight: float | None = Field(default=None, gt=0)
     """Share of prompts that come from this source, relative to the weights of the others; give all sources a weight, or
     none: then each prompt is a row of the shuffled union."""
@@ -178,7 +180,7 @@ class Source:
     """A source of training rows with all its settings.
 
     data: section `data` with the source's own settings in place of the common ones.
-    split, task, weight, from_step, until_step: as in `DataSource`.
+    split, task, rows_per_video, weight, from_step, until_step: as in `DataSource`.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Source:
     data: DataConfig
     split: str | None = None
     task: str | None = None
+    rows_per_video: int = 0
     weight: float | None = None
     from_step: int = 0
     until_step: int | None = None
@@ -208,6 +211,7 @@ def sources(data: DataConfig) -> tuple[Source, ...]:
     return tuple(
         replace(
             resolved(data, one, f"data.sources.{index}.videos and data.videos are"),
+            rows_per_video=one.rows_per_video,
             weight=one.weight,
             from_step=one.from_step,
             until_step=one.until_step,

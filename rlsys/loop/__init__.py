@@ -6,6 +6,6 @@
 - `producer` (`Answerer`, `ClipFetcher`, `Clips`, `GroupProducer`, `Preparer`, `Scorer`, `sampling_seed`): a prompt
   item -> a scored group
 - `collect` (`Collected`, `Skipped`, `awaited`, `skip_reason`): the groups of a step, and why one is skipped
-- `staleness` (`evaluated_at_once`, `lag_steps`, `prompts_held`): how far weights may lag behind
+- `staleness` (`evaluated_at_once`, `groups_under_way`, `lag_steps`, `prompts_held`): how far weights may lag behind
 - `state` (`RunState`): what a checkpoint holds of the loop
 """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from rlsys.config.run import RunConfig
 from rlsys.data.video.errors import ClipError
-from rlsys.errors import RowUnusable, TruthOutside
+from rlsys.errors import PassRateOutside, RowUnusable, TruthOutside, UserError
 from rlsys.loop.objective import Objective
 from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
@@ -24,7 +24,7 @@ MAX_SKIPPED_PER_GROUP = 100
 """Unusable rows per group of a step above which the run ends, because then the cause is not in single rows."""
 
 
-SkipReason = Literal["bad_clip", "truth_outside", "quarantined"]
+SkipReason = Literal["bad_clip", "truth_outside", "quarantined", "pass_rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +143,7 @@ def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, 
         except RowUnusable as error:
             skipped.append(Skipped(prompt_index=prompt_index, reason=skip_reason(error, config), detail=str(error)))
             if len(skipped) > MAX_SKIPPED_PER_GROUP * wanted:
-                raise RuntimeError(
-                    f"{len(skipped)} rows of one step were unusable; fix the data or the servers. Last error: {error}"
-                ) from error
+                raise _too_many_skipped(skipped, error) from error
             continue
         if problem := objective.staleness_problem(scored, state.step):
             if prompt_index in again:
@@ -168,11 +166,25 @@ def collect(in_flight: InFlightGroups, objective: Objective, config: RunConfig, 
     )
 
 
+def _too_many_skipped(skipped: Sequence[Skipped], error: RowUnusable) -> Exception:
+    filtered = sum(one.reason == "pass_rate" for one in skipped)
+    if 2 * filtered > len(skipped):
+        return UserError(
+            f"{filtered} rows in a row have a pass rate outside data.pass_rate, so hardly any is left to train on; "
+            f"lower data.pass_rate.min or raise data.pass_rate.max and continue with --resume. The last one: {error}"
+        )
+    return RuntimeError(
+        f"{len(skipped)} rows of one step were unusable; fix the data or the servers. Last error: {error}"
+    )
+
+
 def skip_reason(error: RowUnusable, config: RunConfig) -> SkipReason:
     """Log that a row is skipped and return why. Raises `error` for a bad clip if data.on_bad_clip is "stop"."""
     is_clip = isinstance(error, ClipError)
     if is_clip and config.data.on_bad_clip == "stop":
         raise error
+    if isinstance(error, PassRateOutside):
+        return "pass_rate"
     log.warning("skipped a row: %s", error)
     if isinstance(error, TruthOutside):
         return "truth_outside"

@@ -82,7 +82,13 @@ def _plain_source(data: DataConfig, annotations: Path, videos: Path) -> Source:
 def _load(source: Source) -> Annotations:
     annotations, data = source.annotations, source.data
     loaded = load_annotations(
-        annotations, videos=source.videos, data=data, name=source.name, split=source.split, task=source.task
+        annotations,
+        videos=source.videos,
+        data=data,
+        name=source.name,
+        split=source.split,
+        task=source.task,
+        rows_per_video=source.rows_per_video,
     )
     skipped = [row for row in loaded.dirty if row.action == "dropped"]
     if loaded.dirty:

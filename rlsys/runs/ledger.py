@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlsys.errors import CheckpointError
 from rlsys.files import write_whole
 from rlsys.loop.collect import Collected
 from rlsys.runs.checkpoint import STATE_FILE, load_state
+from rlsys.tasks.table import task_named
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ class Entry:
 
     trained, replaced: prompt index -> prompt id.  skipped: prompt index -> reason.
     versions: the oldest and the newest weights that sampled a token which was trained on.
-    reward: mean over valid responses.  weights_digest: of the weights after the step, see
+    reward: mean over valid responses.  pass_rates: prompt index -> mean correctness score of the group's valid
+    responses, for groups that have one, replaced ones included.  weights_digest: of the weights after the step, see
     `rlsys.weights.manifest.digest`.
     """
 
@@ -40,6 +44,7 @@ class Entry:
     versions: tuple[int, int]
     reward: float
     weights_digest: str
+    pass_rates: dict[int, float] = field(default_factory=dict)
 
     @property
     def prompt_indices(self) -> list[int]:
@@ -102,7 +107,17 @@ def entry(step: int, collected: Collected, *, reward: float, weights_digest: str
         versions=(min(int(found.min()) for found in versions), max(int(found.max()) for found in versions)),
         reward=reward,
         weights_digest=weights_digest,
+        pass_rates=dict(_pass_rates(collected)),
     )
+
+
+def _pass_rates(collected: Collected) -> Iterator[tuple[int, float]]:
+    prompt_indices = (*collected.prompt_indices, *collected.replaced_indices)
+    for prompt_index, scored in zip(prompt_indices, (*collected.groups, *collected.replaced), strict=True):
+        name = task_named(scored.group.item.task).correctness
+        if name in scored.score_names and scored.is_valid.any():
+            scores = scored.scores[scored.is_valid, scored.score_names.index(name)]
+            yield prompt_index, float(np.mean(scores, dtype=np.float64))
 
 
 def problems(entries: Sequence[Entry], prompts_consumed: int) -> list[str]:
@@ -173,9 +188,10 @@ def _line(one: Entry) -> str:
 
 def _entry(tree: dict[str, Any]) -> Entry:
     # JSON object keys are strings
+    found = {"pass_rates": {}, **tree}
     parts = {
-        name: {int(prompt_index): value for prompt_index, value in tree[name].items()}
-        for name in ("trained", "replaced", "skipped")
+        name: {int(prompt_index): value for prompt_index, value in found[name].items()}
+        for name in ("trained", "replaced", "skipped", "pass_rates")
     }
     return Entry(
         step=tree["step"],

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
-from rlsys.errors import RowUnusable
+from rlsys.errors import PassRateOutside, RowUnusable
 from rlsys.evaluation.report import write_reward_curve
 from rlsys.loop.collect import Collected, Skipped
 from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.parts import Step
 from rlsys.loop.producer import sampling_seed
+from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
 from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack, require_machine
@@ -25,6 +26,7 @@ from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
 from rlsys.runs.ledger import Ledger
+from rlsys.runs.pass_rates import PassRates
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
@@ -80,6 +82,10 @@ class GrpoRun(Run[Stack]):
         self._signal = SignalWatch(config.train)
         self._rollouts = SavedRollouts(config.output_dir, settings_digest(config))
         self.ledger = Ledger(config.output_dir, ledger.read(point.checkpoint) if point.checkpoint else [])
+        in_flight = groups_under_way(
+            collected=0, prompts_per_step=config.train.prompts_per_step, max_lag=self.objective.max_lag
+        )
+        self._pass_rates = PassRates(config.data.pass_rate, self.ledger, in_flight)
         if point.is_new:
             self._rollouts.forget_through(max(self._rollouts.steps(), default=0))
 
@@ -93,6 +99,10 @@ class GrpoRun(Run[Stack]):
                 )
             case Skipped(reason="quarantined", detail=detail):  # sampling it again would kill two actors again
                 return _failed(RowUnusable(detail))
+        try:
+            self._pass_rates.require_inside(prompt_index, item.prompt_id)
+        except PassRateOutside as error:
+            return _failed(error)
         rollout = self._config.rollout
         return self._stack.producer.start(
             item,
@@ -107,7 +117,10 @@ class GrpoRun(Run[Stack]):
         )
 
     def prefetch(self, prompt_index: int) -> None:
-        self._stack.producer.prefetch(self._items[self._order.index_at(prompt_index)])
+        item = self._items[self._order.index_at(prompt_index)]
+        with suppress(PassRateOutside):
+            self._pass_rates.require_inside(prompt_index, item.prompt_id)
+            self._stack.producer.prefetch(item)
 
     def check(self) -> None:
         self._stack.pool.raise_if_weights_gone()

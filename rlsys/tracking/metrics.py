@@ -106,6 +106,7 @@ def step_metrics(
         "perf/response_tokens_per_s": _ratio(num_tokens, total_s),
         "data/bad_draws": float(sum(one.reason == "bad_clip" for one in step.collected.skipped)),
         "data/truth_outside_draws": float(sum(one.reason == "truth_outside" for one in step.collected.skipped)),
+        "data/pass_rate_draws": float(sum(one.reason == "pass_rate" for one in step.collected.skipped)),
         "data/quarantined_draws": float(sum(one.reason == "quarantined" for one in step.collected.skipped)),
         "data/drawn": float(step.state.prompts_consumed),
         "rollout/replaced_groups": float(len(step.replaced)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,11 +106,13 @@ def load_annotations(
     name: str | None = None,
     split: str | None = None,
     task: str | None = None,
+    rows_per_video: int = 0,
 ) -> Annotations:
     """Return the rows of `path` in `data.format` as items whose media lie in `videos`.
 
     name: of the source, which begins the prompt ids; None takes the file's stem.  split: of the rows to keep, None
     keeps all.  task: to train the rows as, see `rlsys.data.annotations.other_task`; None keeps theirs.
+    rows_per_video: largest number of clean rows of a video, the first ones; 0 keeps all.
     keep="clean": dirty rows are dropped, clipped or an error as `data.on_dirty_row` says; the result may be empty.
     keep="published": for figures that can be compared with others', every row of the file is either an item or
     unanswerable, whatever `data.on_dirty_row` says. Repetitions and rows whose truth runs past the clip are items
@@ -144,8 +147,19 @@ def load_annotations(
         if medium is not None and (not row.problems or dirty[-1].action == "clipped"):
             items.append(_item(name, row, medium, data))
     return Annotations(
-        items=tuple(items), dirty=tuple(dirty), num_videos=len({row.video for row in rows}), num_queries=len(rows)
+        items=tuple(_first_of_each(items, rows_per_video) if rows_per_video else items),
+        dirty=tuple(dirty),
+        num_videos=len({row.video for row in rows}),
+        num_queries=len(rows),
     )
+
+
+def _first_of_each(items: Sequence[PromptItem], rows_per_video: int) -> Iterator[PromptItem]:
+    counts: Counter[str | float] = Counter()
+    for item in items:
+        counts[item.labels["video"]] += 1
+        if counts[item.labels["video"]] <= rows_per_video:
+            yield item
 
 
 def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: DataConfig) -> Annotations:

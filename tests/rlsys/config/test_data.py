@@ -9,6 +9,7 @@ import pytest
 
 from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, RunConfig, field_lines, load, parse
+from tests.support.paths import CONFIGS
 
 TWO = [{"annotations": "a.json"}, {"annotations": "b.json", "format": "nextgqa"}]
 
@@ -125,3 +126,15 @@ def test_epochs_and_steps_are_not_given_together() -> None:
         train(epochs=2, num_steps=3)
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         train(epochs=0)
+
+
+def test_the_joint_config_of_videochat_r1_has_three_sources_in_one_epoch() -> None:
+    joint = load(CONFIGS / "videochat_r1_joint.yaml")
+    found = sources(joint.data)
+    assert [(one.name, one.data.format, one.rows_per_video) for one in found] == [
+        ("charades_sta", "charades_sta", 1),
+        ("nextgqa", "nextgqa", 0),
+        ("got10k", "got10k", 0),
+    ]
+    assert all(one.weight is None and one.data.total_pixels == joint.data.total_pixels for one in found)
+    assert (joint.train.epochs, joint.train.prompts_per_step, joint.rollout.group_size) == (1, 16, 8)

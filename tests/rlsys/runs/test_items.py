@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlsys.config.data import sources
-from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.config.run import ConfigError, RunConfig, load, parse
 from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
@@ -19,6 +20,8 @@ from rlsys.runs.identity import changes, identity
 from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
 from rlsys.runs.source_metrics import SourceMetrics
 from tests.support.factories import batch_of, make_group, make_scored
+from tests.support.paths import CONFIGS
+from tests.support.video_files import shared_data
 
 
 def charades(folder: Path, name: str, num_rows: int, *, num_dirty: int = 0) -> Path:
@@ -144,3 +147,39 @@ def test_rewards_rows_and_epochs_are_recorded_by_source(tmp_path: Path, two: lis
         "reward/by_source/brief/mean": 1.0,
     }
     assert SourceMetrics(sources(given.data)[:1], items, order).of(step) == {}
+
+
+@pytest.mark.slow
+def test_the_joint_config_reads_the_published_files_row_by_row(tmp_path: Path) -> None:
+    """With GOT-10k's validation file in place of its training file, which has the same shape."""
+    overrides = []
+    for number, (name, key) in enumerate(
+        {"charades_sta_train": "", "nextgqa_val": "video", "got10k_val": "path"}.items()
+    ):
+        file, videos = shared_data("annotations", f"{name}.json"), tmp_path / name
+        videos.mkdir()
+        tree = json.loads(file.read_text())
+        for row in tree:
+            place = videos / (row if isinstance(row, str) else str(row[key])).rsplit("/", 1)[-1]
+            if key == "path":
+                place.mkdir(exist_ok=True)
+            else:
+                place.with_name(f"{place.name}.mp4").touch()
+        overrides += [f"data.sources.{number}.annotations={file}", f"data.sources.{number}.videos={videos}"]
+    joint = load(CONFIGS / "videochat_r1_joint.yaml", overrides)
+    items = training_items(joint)
+    counts = Counter(item.source for item in items)
+    assert counts == {"charades_sta": 5336, "nextgqa": 3358, "got10k": 180}
+    assert {(item.source, item.task) for item in items} == {
+        ("charades_sta", "temporal_grounding"),
+        ("nextgqa", "grounded_qa"),
+        ("got10k", "tracking"),
+    }
+    steps = with_num_steps(joint, lambda whole: len(items)).train.num_steps
+    assert steps == -(-len(items) // 16) == 555
+    assert order_of(joint, items).prompts_by_source(len(items)) == list(counts.values())
+    every = load(CONFIGS / "videochat_r1_joint.yaml", [*overrides, "data.sources.0.rows_per_video=0"])
+    assert len(training_items(every)) == 12404 + 3358 + 180
+    shares = [f"data.sources.{number}.weight={weight}" for number, weight in enumerate((2, 1, 1))]
+    weighted = load(CONFIGS / "videochat_r1_joint.yaml", [*overrides, *shares])
+    assert order_of(weighted, items).prompts_by_source(8000) == [4000, 2000, 2000]

@@ -42,6 +42,7 @@ def test_an_entry_says_what_became_of_each_draw_and_which_weights_sampled_it() -
         versions=(3, 6),
         reward=0.5,
         weights_digest="d7",
+        pass_rates={3: 0.5, 5: 0.5, 6: 0.5},
     )
 
 
