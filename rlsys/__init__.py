@@ -4,8 +4,8 @@
   `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`, `TrainBatch`, `VideoSpec`): the records that cross
   process borders
 - `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
-  `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix, and faults that a run
-  recovers from
+  `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,
+  and faults that a run recovers from
 - `clock` (`Clock`): seconds by phase
 - `end_signals` (`end_on_signals`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP and SIGQUIT
 - `env`: every environment variable that is read or set

@@ -119,7 +119,15 @@ def chosen_sets(config: RunConfig, names: Sequence[str] = ()) -> list[ChosenSet]
 
 def _load(one: ChosenSet) -> Annotations:
     source = one.source
-    rows = load_annotations(source.annotations, videos=source.videos, data=source.data, keep="published")
+    rows = load_annotations(
+        source.annotations,
+        videos=source.videos,
+        data=source.data,
+        keep="published",
+        name=source.name,
+        split=source.split,
+        task=source.task,
+    )
     log.info("%s: %d rows, %d of them cannot be asked", one.name, rows.num_queries, len(rows.unanswerable))
     if not rows.items:
         raise ConfigError(
