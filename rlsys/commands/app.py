@@ -204,7 +204,7 @@ def data_check(
     ] = None,
 ) -> None:
     """Count the videos and queries of an annotation file, and list every dirty row with its defect."""
-    from rlsys.data.annotations.annotations import report_lines
+    from rlsys.data.annotations.report import report_lines
 
     with clear_errors():
         for line in report_lines(annotations, format, videos):

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from rlsys.config.formats import Format
 from rlsys.config.part import ConfigError, Part
 
-Format = Literal["charades_sta", "nextgqa", "got10k", "vidtab", "captions", "vtts"]
-"""How an annotation file is written. It determines the task, except that "vtts" rows determine their own."""
+Columns = dict[str, str | tuple[str, ...]]
 PromptStyle = Literal["full", "terse"]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 
@@ -28,6 +28,8 @@ class RowSource(Part):
     """Folder of its videos; null uses `data.videos`."""
     format: Format | None = None
     """Format of the annotation file; null uses `data.format`."""
+    columns: Columns | None = None
+    """Columns of its table by what they hold; null uses `data.columns`."""
     name: Name | None = None
     """Name in prompt ids and metrics, unique in the run; null uses the annotation file's stem."""
     split: Name | None = None
@@ -115,7 +117,10 @@ class DataConfig(Part):
     videos: Path | None = None
     """Folder of the video files (or frame folders) that the annotations name."""
     format: Format = "charades_sta"
-    """Format of the annotation file. It determines the task, except that "vtts" rows determine their own."""
+    """Format of the annotation file. It determines the task, except where the rows of a table or of "vtts" do."""
+    columns: Columns = {}
+    """Columns of a table (format "table", and the tables of other formats) by what they hold, where that is not their
+    name: {question: prompt, options: [a, b, c, d], answer_index: label}. docs/data_sets.md lists what they can hold."""
     sources: tuple[DataSource, ...] = ()
     """Sources of training rows in place of `annotations`, mixed in proportion to their rows or by weight."""
     pass_rate: PassRateConfig = PassRateConfig()

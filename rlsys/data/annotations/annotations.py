@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from rlsys.config.run import ConfigError, DataConfig
-from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.annotations.media import (
     find_medium,
+    image_spec,
     is_inside,
     media_spec,
     picture_size,
@@ -24,10 +24,8 @@ from rlsys.data.annotations.other_task import as_task
 from rlsys.data.annotations.reading import printable, read_rows, repeated_text
 from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.data.annotations.vtts import with_size
-from rlsys.data.video.errors import AnnotationError, ClipError
+from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import task_named
-from rlsys.tasks.truth_fit import fit_truth
-from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json, PromptItem
 
 __all__ = [
@@ -36,7 +34,6 @@ __all__ = [
     "DirtyRow",
     "UnanswerableRow",
     "load_annotations",
-    "report_lines",
     "video_spec",
 ]
 
@@ -124,22 +121,22 @@ def load_annotations(
     ConfigError for a `split` that no row has and for a `task` that a row cannot be trained as.
     """
     path, name = Path(path), name or Path(path).stem
-    rows, repeated = read_rows(path, data.format)
+    rows, repeated = read_rows(path, data.format, data.columns)
     if repeated:
         _log.warning("%s: %s", path, repeated_text(repeated))
     if keep == "clean":
         _refuse_contradictions(path, rows)
     rows = rows if split is None else _of_split(path, rows, split)
     rows = rows if task is None else as_task(path, rows, task)
-    root = _folder(Path(videos))
+    root = folder_of(Path(videos))
     if keep == "published":
         return _as_published(name, rows, root, data)
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
     for found in rows:
-        row, medium = _complete(found, root, data.links_outside)
+        row, medium = completed(found, root, data.links_outside)
         if row.problems:
-            dirty.append(_report(row, may_clip=data.on_dirty_row == "clip"))
+            dirty.append(dirty_row(row, may_clip=data.on_dirty_row == "clip"))
             if data.on_dirty_row == "stop":
                 raise AnnotationError(
                     f"{path}: row {dirty[-1]}; fix the file, or set data.on_dirty_row to drop or clip."
@@ -168,11 +165,11 @@ def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: Da
     dirty: list[DirtyRow] = []
     unanswerable: list[UnanswerableRow] = []
     for found in rows:
-        row, medium = _complete(found.as_published(), root, data.links_outside)
+        row, medium = completed(found.as_published(), root, data.links_outside)
         is_usable = medium is not None and all(problem.is_fixed for problem in row.problems)
         if row.problems or found.problems:
             every = replace(row, problems=tuple(dict.fromkeys((*found.problems, *row.problems))))
-            dirty.append(replace(_report(every, may_clip=False), action="kept" if is_usable else "dropped"))
+            dirty.append(replace(dirty_row(every, may_clip=False), action="kept" if is_usable else "dropped"))
         if medium is not None and is_usable:
             items.append(_item(name, row, medium, data))
         else:
@@ -184,46 +181,6 @@ def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: Da
         num_queries=len(rows),
         unanswerable=tuple(unanswerable),
     )
-
-
-def report_lines(path: Path, format: str, videos: Path | None, *, links_outside: bool = False) -> Iterator[str]:
-    """Yield the lines of a report: counts of videos, queries and tasks, then every dirty row.
-
-    Without `videos` the files are not looked for; with it, the length of every video is read and compared with the
-    times of its rows. Raises AnnotationError for a file that cannot be read.
-    """
-    path = Path(path)
-    root = None if videos is None else _folder(Path(videos))
-    found, repeated = read_rows(path, format)
-    lengths: dict[Path, float | ClipError] = {}
-    rows = [_measured(*_complete(row, root, links_outside), lengths) for row in found]
-    dirty = [_report(row, may_clip=True) for row in rows if row.problems]
-    clipped = sum(row.action == "clipped" for row in dirty)
-    refused = sum(row.action == "refused" for row in dirty)
-    yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
-    if repeated:
-        yield printable(repeated_text(repeated))
-    for error in (found for found in lengths.values() if isinstance(found, ClipError)):
-        yield printable(f"cannot be decoded (data.on_bad_clip): {error}")
-    if FORMATS[format].task is None:
-        tasks = sorted({row.task for row in rows if row.task})
-        yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
-    if any(row.task == "tracking" for row in rows):
-        yield (
-            f"each tracked sequence is shown by {_tracked_counts(rows)} evenly spaced frames, one per box; "
-            "of a folder of frames the first and the last are among them"
-        )
-    if missing := missing_videos(dirty):
-        yield f"{len(missing)} missing videos:"
-        for one in missing:
-            yield printable(f"  {one['video']}: {one['num_rows']} rows ({one['rows']})")
-    if dirty:
-        yield (
-            f"data.on_dirty_row=drop skips {len(dirty) - refused}; clip fixes {clipped}, skips "
-            f"{len(dirty) - clipped - refused}" + (f"; {refused} contradictions refuse the file" if refused else "")
-        )
-    for row in dirty:
-        yield printable(f"{row} [{'clip fixes it' if row.action == 'clipped' else row.action}]")
 
 
 def missing_videos(dirty: Sequence[DirtyRow]) -> list[dict[str, str | int]]:
@@ -243,12 +200,8 @@ def missing_videos(dirty: Sequence[DirtyRow]) -> list[dict[str, str | int]]:
     ]
 
 
-def _tracked_counts(rows: Sequence[AnnotationRow]) -> str:
-    counts = {len(row.truth) for row in rows if row.task == "tracking" and isinstance(row.truth, list)}
-    return " or ".join(map(str, sorted(counts))) or str(NUM_TRACKED_FRAMES)
-
-
-def _folder(videos: Path) -> Path:
+def folder_of(videos: Path) -> Path:
+    """Return the folder of videos. Raises AnnotationError if there is none."""
     if not videos.is_dir():
         raise AnnotationError(f"{videos}: no such folder of videos; check data.videos.")
     return videos
@@ -267,7 +220,7 @@ def _refuse_contradictions(path: Path, rows: Sequence[AnnotationRow]) -> None:
     raise AnnotationError(printable("\n".join(lines)))
 
 
-def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tuple[AnnotationRow, Path | None]:
+def completed(row: AnnotationRow, root: Path | None, links_outside: bool) -> tuple[AnnotationRow, Path | None]:
     """Return the row with everything that its medium shows and all its problems, and where the medium is."""
     if root is None or not row.video:
         return row if row.needs_size else _checked(row), None
@@ -282,32 +235,27 @@ def _complete(row: AnnotationRow, root: Path | None, links_outside: bool) -> tup
         row = replace(row, problems=(*row.problems, *rate_problems(row, medium)))
     if row.needs_size:
         row = _sized(row, medium)
+    if row.images:
+        row = _with_images(row, root, links_outside)
     return _checked(row), medium
 
 
-def _measured(row: AnnotationRow, medium: Path | None, lengths: dict[Path, float | ClipError]) -> AnnotationRow:
-    """Return the row, with one more problem if its truth lies outside its video file. lengths: of files seen so far."""
-    from rlsys.data.video.decode import length_of
-
-    if medium is None or medium.is_dir() or row.medium == "image" or not all(one.is_fixed for one in row.problems):
-        return row
-    if medium not in lengths:
-        try:
-            lengths[medium] = length_of(medium)
-        except ClipError as error:
-            lengths[medium] = error
-    length_s = lengths[medium]
-    if isinstance(length_s, ClipError):
-        return row  # `data.on_bad_clip` is about these
-    start_s, end_s = row.window_s or (0.0, length_s)
-    if min(end_s, length_s) <= start_s:
-        text = f"the part from {start_s:g} to {end_s:g} s starts after the end of the file at {length_s:.2f} s"
-        return replace(row, problems=(*row.problems, Problem(field="video_start", text=text)))
-    fit = fit_truth(row.task, row.truth, min(end_s, length_s) - start_s)
-    if not fit.problem:
-        return row
-    problem = Problem(field="truth", text=fit.problem, is_fixed=fit.truth is not None)
-    return replace(row, problems=(*row.problems, problem))
+def _with_images(row: AnnotationRow, root: Path, links_outside: bool) -> AnnotationRow:
+    """Return the row with the paths of its further images, and what is wrong with them."""
+    paths: list[str] = []
+    problems = list(row.problems)
+    for name in row.images:
+        image = replace(row, video=name, medium="image")
+        path = find_medium(image, root)
+        if path is None:
+            text = f"{name!r} is not in {root}; looked for {', '.join(places(image))}"
+            problems.append(Problem(field="images", text=text, is_missing=True))
+        elif not links_outside and not is_inside(path, root):
+            text = f"{name!r} leads out of {root}; set data.links_outside=true to allow it"
+            problems.append(Problem(field="images", text=text))
+        else:
+            paths.append(str(path.absolute()))
+    return replace(row, images=tuple(paths), problems=tuple(problems))
 
 
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
@@ -329,7 +277,8 @@ def _checked(row: AnnotationRow) -> AnnotationRow:
     return row
 
 
-def _report(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
+def dirty_row(row: AnnotationRow, *, may_clip: bool) -> DirtyRow:
+    """Return the report of a row with problems. may_clip: whether rows that are fixed are kept."""
     problems = row.problems
     action: Literal["dropped", "clipped", "refused"] = "dropped"
     if any(problem.is_contradiction for problem in problems):
@@ -361,7 +310,7 @@ def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> Prom
         task=row.task,
         question=row.question,
         options=row.options,
-        media=(media_spec(row, medium.absolute(), data),),  # workers may have another working directory
+        media=(media_spec(row, medium.absolute(), data), *(image_spec(path, data) for path in row.images)),
         truth=row.truth,
         labels=_labels(row),
         think=data.think,

@@ -1,33 +1,32 @@
-"""The shapes of annotation files, one reader each: parsed JSON in, rows with their problems out."""
+"""The formats of annotation files with their readers: files in, rows with their problems out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from rlsys.data.annotations.rows import (
     AnnotationRow,
-    Counted,
     Entry,
     PartFields,
     Problem,
-    Repeats,
     Seconds,
     Text,
-    broken_row,
     is_unit_box,
     listed,
     read_entries,
     read_glue,
-    read_span,
     short,
-    stated_span,
 )
+from rlsys.data.annotations.sets import choices, dream1k, got10k, grounding
+from rlsys.data.annotations.sets.published import charades_lines, nextgqa_table, vidtab_lines
+from rlsys.data.annotations.sets.tables import Columns, Record
 from rlsys.data.annotations.vtts import CAPTION_QUESTION, VttsEntry
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
@@ -35,62 +34,19 @@ from rlsys.types import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """read: raises TypeError when the file as a whole has another shape.
+    """How the files of a format are read; readers raise TypeError when a file as a whole has another shape.
 
     task: of every row; None when each row has its own.
-    is_lines: one JSON object per line; `read` is then given a list of (line number, object or BadLine).
+    read: of parsed JSON.  is_lines: one JSON object per line; `read` is then given (line number, object or BadLine)
+    pairs.  read_records: of tables; of JSON files only without `read`.
+    read_files: by suffix of the file, "" for a folder; these come first.
     """
 
     task: str | None
-    read: Callable[[Json], Iterator[AnnotationRow]]
+    read: Callable[[Json], Iterator[AnnotationRow]] | None = None
     is_lines: bool = False
-
-
-class _CharadesVideo(BaseModel):
-    duration: Seconds
-    timestamps: list[Any]
-    sentences: list[Any]
-
-
-def read_charades(tree: Json) -> Iterator[AnnotationRow]:
-    """Yield a row per sentence of `{video: {duration, timestamps: [[s, e]…], sentences: […]}}`."""
-    if not isinstance(tree, dict):
-        raise TypeError(f"an object of videos is expected, this is a {type(tree).__name__}")
-    for video, entry in tree.items():
-        try:
-            checked = _CharadesVideo.model_validate(entry)
-        except ValidationError as error:
-            yield AnnotationRow(label=video, video=video, problems=broken_row(video, entry, error).problems)
-            continue
-        if len(checked.timestamps) != len(checked.sentences):
-            text = f"{len(checked.timestamps)} time spans for {len(checked.sentences)} sentences; pair them"
-            yield AnnotationRow(label=video, video=video, problems=(Problem(field="timestamps", text=text),))
-            continue
-        yield from _charades_rows(video, checked)
-
-
-def _charades_rows(video: str, entry: _CharadesVideo) -> Iterator[AnnotationRow]:
-    repeats = Repeats()
-    for index, (value, sentence) in enumerate(zip(entry.timestamps, entry.sentences, strict=True)):
-        truth, problem = read_span(value, entry.duration, "timestamps")
-        problems = [problem] if problem else []
-        if not isinstance(sentence, str) or not sentence.strip():
-            problems.append(Problem(field="sentences", text=f"{sentence!r} is not a sentence"))
-            sentence = ""
-        if repeats.add((repr(value), " ".join(sentence.lower().split()))):
-            text = f"{sentence!r} with {value} occurs twice"
-            problems.append(Problem(field="sentences", text=text, is_counted=True))
-        stated = stated_span(value)
-        yield AnnotationRow(
-            label=f"{video}/{index}",
-            video=video,
-            task="temporal_grounding",
-            question=sentence.strip(),
-            truth=truth,
-            duration_s=entry.duration,
-            counted=Counted(task="temporal_grounding", truth=stated) if stated and stated != truth else None,
-            problems=tuple(problems),
-        )
+    read_records: Callable[[Iterable[Record], Columns], Iterator[AnnotationRow]] | None = None
+    read_files: Mapping[str, Callable[[Path], Iterator[AnnotationRow]]] = field(default_factory=dict)
 
 
 class _NextGqaEntry(Entry):
@@ -253,10 +209,23 @@ def _list_of(kind: type[Entry]) -> Callable[[Json], Iterator[AnnotationRow]]:
 
 
 FORMATS: Mapping[str, Format] = {
-    "charades_sta": Format(task="temporal_grounding", read=read_charades),
-    "nextgqa": Format(task="grounded_qa", read=_list_of(_NextGqaEntry)),
-    "got10k": Format(task="tracking", read=_list_of(_Got10kEntry)),
-    "vidtab": Format(task="video_quality", read=_list_of(_VidtabEntry)),
+    "charades_sta": Format(
+        task="temporal_grounding",
+        read=grounding.read_videos,
+        read_records=grounding.ROWS.rows,
+        read_files={".txt": charades_lines},
+    ),
+    "activitynet": Format(task="temporal_grounding", read=grounding.read_videos, read_records=grounding.ROWS.rows),
+    "timelens": Format(task="temporal_grounding", read=grounding.read_videos, read_records=grounding.ROWS.rows),
+    "nextgqa": Format(task="grounded_qa", read=_list_of(_NextGqaEntry), read_files={".csv": nextgqa_table}),
+    "got10k": Format(
+        task="tracking",
+        read=_list_of(_Got10kEntry),
+        read_files={"": got10k.read_sequences, ".txt": got10k.read_sequences},
+    ),
+    "vidtab": Format(task="video_quality", read=_list_of(_VidtabEntry), read_files={".txt": vidtab_lines}),
     "captions": Format(task="captioning", read=partial(read_entries, _CaptionEntry), is_lines=True),
     "vtts": Format(task=None, read=partial(read_entries, VttsEntry), is_lines=True),
+    "dream1k": Format(task="captioning", read_records=dream1k.ROWS.rows),
+    **{name: Format(task=None, read_records=table.rows) for name, table in choices.TABLES.items()},
 }

@@ -49,13 +49,18 @@ def is_inside(path: Path, root: Path) -> bool:
 def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
     """Return what of the medium at `path` a prompt shows, within the config's rates and budgets."""
     if row.medium == "image":
-        return ImageSpec(uri=str(path), min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
+        return image_spec(str(path), data)
     if row.task == "tracking":
         fps = GOT10K_FPS if path.is_dir() else data.fps
         spec = tracking_spec(str(path), data, fps, num_frames=len(row.truth))
         return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
     spec = video_spec(str(path), data)
     return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
+
+
+def image_spec(uri: str, data: DataConfig) -> ImageSpec:
+    """Return an image within the config's budgets of a frame."""
+    return ImageSpec(uri=uri, min_pixels=min(IMAGE_MIN_PIXELS, data.min_pixels), max_pixels=data.max_pixels)
 
 
 def video_spec(uri: str, data: DataConfig) -> VideoSpec:

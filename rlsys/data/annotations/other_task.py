@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlsys.config.run import ConfigError
-from rlsys.data.annotations.rows import AnnotationRow
+from rlsys.data.annotations.rows import AnnotationRow, Counted
 from rlsys.tasks.table import TASKS, task_name
 from rlsys.types import Json
 
@@ -48,6 +48,9 @@ def _as(row: AnnotationRow, wanted: str) -> AnnotationRow:
     if row.task in ("", wanted):
         return row
     kept = PARTS[row.task][wanted]
+    if row.counted is not None:
+        stated = _as(replace(row, counted=None, task=row.counted.task, truth=row.counted.truth), wanted)
+        return replace(_as(replace(row, counted=None), wanted), counted=Counted(task=stated.task, truth=stated.truth))
     if row.truth is None:  # it has problems, and is dropped
         return replace(row, task=wanted)
     truth: Json = {name: row.truth[name] for name in kept if name in row.truth}

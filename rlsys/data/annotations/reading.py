@@ -3,67 +3,68 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
-from rlsys.data.annotations.formats import FORMATS
-from rlsys.data.annotations.published import PUBLISHED, RepeatedKeys, parse_json
-from rlsys.data.annotations.rows import AnnotationRow, BadLine, Problem, short
+from rlsys.data.annotations.formats import FORMATS, Format
+from rlsys.data.annotations.rows import AnnotationRow, Problem, short
+from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json, text_of
+from rlsys.data.annotations.sets.tables import SUFFIXES, Columns, json_lines, read_records
 from rlsys.data.video.errors import AnnotationError
-from rlsys.types import Json
 
 SHOWN = 10
 _PLACEHOLDERS = re.compile(r"\A(?:\s*<(?:video|image)>)+|(?:<(?:video|image)>\s*)+\Z")
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?(?:video|image|s|pad|bos|eos|unk|start_of_turn|end_of_turn)>")
 
 
-def read_rows(path: Path, format: str) -> tuple[list[AnnotationRow], RepeatedKeys]:
-    """Return the rows of a file in `format`, and the keys that occur twice in one object of it.
+def read_rows(
+    path: Path, format: str, columns: Columns = MappingProxyType({})
+) -> tuple[list[AnnotationRow], RepeatedKeys]:
+    """Return the rows of a file or folder in `format`, and the keys that occur twice in one object of it.
 
+    columns: `data.columns`, for tables.
     Raises AnnotationError for an unknown format and for a file that cannot be read or has another shape.
     """
     if format not in FORMATS:
         raise AnnotationError(f"format {format!r} is not known; the formats are {', '.join(FORMATS)}.")
-    shape = FORMATS[format]
-    published = PUBLISHED.get((format, path.suffix.lower()))
     repeated: RepeatedKeys = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return [_plain(row) for row in _found(path, FORMATS[format], columns, repeated)], repeated
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check data.annotations.") from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8.") from error
-    try:
-        if published is not None:
-            return [_plain(row) for row in published(path, text)], repeated
-        tree = _lines(text, repeated) if shape.is_lines else parse_json(text, repeated)
-        return [_plain(row) for row in shape.read(tree)], repeated
     except (ValueError, RecursionError) as error:
-        expected = "one JSON object per line" if shape.is_lines else "a JSON file"
         raise AnnotationError(
-            f"{printable(str(path))}: not JSON, and data.format={format} reads {expected} ({error}); "
+            f"{printable(str(path))}: {_expected(path, format)} ({error}); "
             "check data.format, or the file where the error is."
         ) from error
     except TypeError as error:
         raise AnnotationError(f"{path}: not in the shape of {format}: {error}; check data.format.") from error
 
 
-def _lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
-    """Return (line number from 1, content) of the lines that are not blank. Raises ValueError if none is JSON."""
-    # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
-    lines = enumerate(text.split("\n"), start=1)
-    entries = [(str(number), _line(line, repeated)) for number, line in lines if line.strip()]
-    bad = [entry.problem for _, entry in entries if isinstance(entry, BadLine)]
-    if entries and len(bad) == len(entries):
-        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {bad[0]}")
-    return entries
+def _found(path: Path, shape: Format, columns: Columns, repeated: RepeatedKeys) -> Iterator[AnnotationRow]:
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    is_table = suffix in SUFFIXES and (suffix != ".json" or shape.read is None) and not shape.is_lines
+    if shape.read_records is not None and (is_table or path.is_dir()):
+        return shape.read_records(read_records(path, repeated), columns)
+    if columns:
+        raise TypeError("data.columns names columns of a table, and this file is none")
+    if suffix in shape.read_files and (suffix or path.is_dir()):
+        return shape.read_files[suffix](path)
+    if shape.read is None:
+        raise TypeError(f"a file of {', '.join((*SUFFIXES, *shape.read_files))} is expected")
+    text = text_of(path)
+    return shape.read(json_lines(text, repeated) if shape.is_lines else parse_json(text, repeated))
 
 
-def _line(line: str, repeated: RepeatedKeys) -> Json:
-    try:
-        return parse_json(line, repeated)
-    except (ValueError, RecursionError) as error:
-        return BadLine(problem=f"not JSON: {error}")
+def _expected(path: Path, format: str) -> str:
+    if path.suffix.lower() in (".parquet", ".csv", ".tsv"):
+        return f"not a {path.suffix.lower()[1:]} file"
+    expected = "one JSON object per line" if FORMATS[format].is_lines else "a JSON file"
+    return f"not JSON, and data.format={format} reads {expected}"
 
 
 def _plain(row: AnnotationRow) -> AnnotationRow:

@@ -50,6 +50,7 @@ class AnnotationRow:
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
     folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
+    images: further images, shown after the video.
     counted: what an evaluation of all published rows takes for `task` and `truth`, where that differs.
     """
 
@@ -65,6 +66,7 @@ class AnnotationRow:
     fps: float | None = None
     duration_s: float | None = None
     labels: Mapping[str, str | float] = field(default_factory=dict)
+    images: tuple[str, ...] = ()
     counted: Counted | None = None
     problems: tuple[Problem, ...] = ()
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rlsys.config.run import ConfigError, DataConfig, parse
-from rlsys.data.annotations.annotations import load_annotations, report_lines
+from rlsys.data.annotations.annotations import load_annotations
+from rlsys.data.annotations.report import report_lines
 from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
 from rlsys.runs.items import load_items, read_rows

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.annotations import Annotations, load_annotations, report_lines
+from rlsys.data.annotations.annotations import Annotations, load_annotations
+from rlsys.data.annotations.report import report_lines
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
@@ -111,7 +112,7 @@ def test_missing_files_and_folders_are_errors_naming_them(tmp_path: Path) -> Non
         load_annotations(tmp_path / "none.json", videos=tmp_path, data=DataConfig())
     with pytest.raises(AnnotationError, match="no such folder of videos; check data.videos"):
         load_annotations(write(tmp_path, {}), videos=tmp_path / "none", data=DataConfig())
-    with pytest.raises(AnnotationError, match="the formats are charades_sta, nextgqa, got10k"):
+    with pytest.raises(AnnotationError, match="the formats are charades_sta, activitynet"):
         list(report_lines(write(tmp_path, {}), "coco", None))
 
 

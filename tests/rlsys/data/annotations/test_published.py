@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.annotations import Annotations, load_annotations, report_lines
+from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.options import read_options
+from rlsys.data.annotations.report import report_lines
 from rlsys.data.video.errors import AnnotationError
 from tests.support.video_files import shared_data
 
@@ -107,7 +108,9 @@ def test_messages_name_what_is_wrong(tmp_path: Path) -> None:
     assert report(path)[-1] == "v/0: timestamps: [-1, 6.9] starts before the clip [clip fixes it]"
     text = tmp_path / "train.txt"
     text.write_text("3MSZA 24.3 30.4##person turn a light on.\n")
-    with pytest.raises(AnnotationError, match="data.format=vidtab reads a JSON file.*check data.format"):
+    with pytest.raises(AnnotationError, match="data.format=nextgqa reads a JSON file.*check data.format"):
+        report(text, "nextgqa")
+    with pytest.raises(AnnotationError, match="not in the shape of vidtab: no line is PATH LABEL"):
         report(text, "vidtab")
 
 

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_glue, read_span, short
@@ -44,10 +45,15 @@ def _joined(first: Json, second: Json) -> Json:
     }
 
 
-def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
+def text_of(path: Path) -> str:
+    """Return the text of a UTF-8 file without a byte order mark. Raises OSError and UnicodeDecodeError."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def charades_lines(path: Path) -> Iterator[AnnotationRow]:
     """Read lines of `ID start end##sentence`, as Charades-STA is published, without the clips' durations."""
     repeats = Repeats()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text_of(path).splitlines(), start=1):
         if not line.strip():
             continue
         head, _, sentence = line.partition("##")
@@ -69,13 +75,13 @@ def charades_lines(_path: Path, text: str) -> Iterator[AnnotationRow]:
         )
 
 
-def nextgqa_table(path: Path, text: str) -> Iterator[AnnotationRow]:
+def nextgqa_table(path: Path) -> Iterator[AnnotationRow]:
     """Read rows of `val.csv` with the periods of `gsub_val.json` beside it, as NExT-GQA is published.
 
     Raises TypeError when a column or the file of periods is missing.
     """
     located = _located(path)
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(text_of(path)))
     columns = {"question", "answer", "qid"} | {f"a{index}" for index in range(5)}
     missing = sorted(columns - set(reader.fieldnames or ()))
     if missing:
@@ -127,15 +133,48 @@ def _table_row(label: str, video: str, row: Mapping[str, str], located: Mapping[
     )
 
 
+QUALITY_CLASSES = ("low quality", "high quality")
+"""Classes of VidTAB's quality task, in the order of their indices."""
+_QUALITY = (
+    "How about the quality of the video from an aesthetic and technical point of view? "
+    f"Choice one answer from {list(QUALITY_CLASSES)}."
+)
+_LABELLED = re.compile(r"(\S.*?)[\s,]+(\d+|" + "|".join(QUALITY_CLASSES) + r"|\S+)\s*", re.IGNORECASE)
+
+
+def vidtab_lines(path: Path) -> Iterator[AnnotationRow]:
+    """Read lines of `path label`, as VidTAB lists its videos; a label is a class or its index in `QUALITY_CLASSES`.
+
+    Raises TypeError when no line has a label of the two.
+    """
+    repeats = Repeats()
+    lines = [(number, line.strip()) for number, line in enumerate(text_of(path).split("\n"), start=1) if line.strip()]
+    found = [_LABELLED.fullmatch(line) for _, line in lines]
+    known = {*QUALITY_CLASSES, *map(str, range(len(QUALITY_CLASSES)))}
+    if lines and not any(match and match.group(2).lower() in known for match in found):
+        raise TypeError(f"no line is PATH LABEL with a label of {', '.join(QUALITY_CLASSES)}, 0, 1")
+    for (number, line), match in zip(lines, found, strict=True):
+        video, name = (match.group(1), match.group(2).lower()) if match else (line, "")
+        if name.isdecimal() and int(name) < len(QUALITY_CLASSES):
+            name = QUALITY_CLASSES[int(name)]
+        problems = []
+        if name not in QUALITY_CLASSES:
+            text = f"{short(line)} is not PATH LABEL, with one of {', '.join(QUALITY_CLASSES)} or its index from 0"
+            problems.append(Problem(field="line", text=text))
+        if repeats.add(video):
+            problems.append(Problem(field="line", text=f"{video!r} occurs twice", is_counted=True))
+        yield AnnotationRow(
+            label=str(number),
+            video=video,
+            task="video_quality",
+            question=_QUALITY,
+            truth=name,
+            problems=tuple(problems),
+        )
+
+
 def _number(text: str) -> Json:
     try:
         return float(text)
     except ValueError:
         return text
-
-
-PUBLISHED: Mapping[tuple[str, str], Callable[[Path, str], Iterator[AnnotationRow]]] = {
-    ("charades_sta", ".txt"): charades_lines,
-    ("nextgqa", ".csv"): nextgqa_table,
-}
-"""(format, suffix of the file) -> its reader, beside the JSON form of the format."""

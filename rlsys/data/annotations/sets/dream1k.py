@@ -1,0 +1,56 @@
+"""DREAM-1K: chats whose answer is the reference caption, with its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from rlsys.data.annotations.rows import BadLine
+from rlsys.data.annotations.sets.tables import Record, Table
+from rlsys.types import Json
+
+
+def _of_chat(record: Record) -> Iterator[Record]:
+    """Take the video, the question and the reference out of the messages, and the events out of `extra_info`."""
+    assert not isinstance(record.fields, BadLine)
+    fields = dict(record.fields)
+    extra = fields.get("extra_info")
+    found: dict[str, Json] = {
+        "video": _file(fields.get("video_file") or fields.get("video")),
+        "question": fields.get("question"),
+        "caption": fields.get("caption") or fields.get("reference"),
+        "events": fields.get("events") or (extra.get("events") if isinstance(extra, Mapping) else None),
+        "category": fields.get("category") or fields.get("subset") or fields.get("dataset"),
+        "qid": fields.get("idx") if fields.get("idx") is not None else fields.get("id"),
+    }
+    for message in fields.get("messages") or ():
+        if isinstance(message, Mapping):
+            _take(message, found)
+    if isinstance(found["category"], str):
+        found["category"] = found["category"].rpartition("/")[2]
+    yield replace(record, fields={name: value for name, value in found.items() if value is not None})
+
+
+def _take(message: Mapping[str, Json], found: dict[str, Json]) -> None:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    role = "caption" if message.get("role") == "assistant" else "question"
+    for part in parts:
+        if not isinstance(part, Mapping):
+            continue
+        if found["video"] is None:
+            found["video"] = _file(part.get("video"))
+        text = part.get("reference") or part.get("text")
+        if isinstance(text, str) and message.get("role") != "system":
+            found[role] = text
+
+
+def _file(value: Json) -> Json:
+    """Return the name of a file given as such, in a list of one, or as `{video_file: …}`."""
+    if isinstance(value, Mapping):
+        value = value.get("video_file") or value.get("path")
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+ROWS = Table(columns={}, labels={"category": ("category",)}, required=("video", "caption"), prepare=_of_chat)
+"""The chats as rows of captioning."""
