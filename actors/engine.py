@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from actors.weights.weights_in import (
     expected_weights,
     write_adapter,
 )
+from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.models.folder import model_digest
@@ -63,6 +65,7 @@ class RolloutEngine:
         with lean_imports():
             from vllm.v1.engine.llm_engine import LLMEngine
 
+        spec = replace(spec, model=spec.model.model_copy(update={"path": here(spec.model.path)}))
         self._spec = spec
         keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from rlsys import env
 from rlsys.config.part import ConfigError
-from rlsys.config.run import RunConfig, parse
+from rlsys.config.run import ModelConfig, RunConfig, parse
+from rlsys.hub import reference
 from rlsys.urls import has_secret, masked_url
 
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)", re.S)
@@ -97,6 +98,8 @@ def _make_paths_absolute(tree: dict[str, Any], part: type[BaseModel]) -> None:
                     for one in value:
                         _make_paths_absolute(one, entry)
         elif value is not None and Path in (kind, *get_args(kind)):
+            if reference(Path(value), is_model=part is ModelConfig and not tree.get("make_tiny")) is not None:
+                continue  # each node has its own cache of the hub
             tree[name] = str(Path(value).absolute())
 
 

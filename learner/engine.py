@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import deepspeed
@@ -51,6 +52,7 @@ from learner.weights.weights_out import (
     write_folder,
 )
 from rlsys import env
+from rlsys.hub import here
 from rlsys.weights.manifest import Bucket, TensorEntry
 
 
@@ -107,6 +109,7 @@ class LearnerEngine:
 
     def __init__(self, spec: LearnerSpec) -> None:
         torch.manual_seed(spec.seed)
+        spec = replace(spec, model=spec.model.model_copy(update={"path": here(spec.model.path)}))
         self.spec = spec
         self._dtype = getattr(torch, spec.model.dtype)
         with _partitioned_from_the_start(spec):

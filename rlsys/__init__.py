@@ -11,6 +11,8 @@
 - `env`: every environment variable that is read or set
 - `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`, `why_not_writable`): files
   that are complete or absent after a crash
+- `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
+  cache
 - `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
 - `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`): URLs without their secrets
 - `commands`: the command line

@@ -56,8 +56,10 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]
     checkpoint: a run's checkpoint, which the learner loads first, or a model folder to compare with.
     """
     from rlsys.runs.assemble import open_stack
+    from rlsys.runs.hub_paths import with_local_files
     from rlsys.weights.check import compare
 
+    config = with_local_files(config)
     with open_stack(config, ()) as stack:
         stack.load_learner(config)
         folder = checkpoint

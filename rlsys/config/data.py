@@ -23,7 +23,7 @@ class RowSource(Part):
     """An annotation file with its videos. What it leaves unset is as in section `data`."""
 
     annotations: Path
-    """Annotation file."""
+    """Annotation file, or hf://datasets/OWNER/NAME[@REVISION]/PATH for one on the Hugging Face hub."""
     videos: Path | None = None
     """Folder of its videos; null uses `data.videos`."""
     format: Format | None = None

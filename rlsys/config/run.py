@@ -56,7 +56,8 @@ class ModelConfig(Part):
     """The settings of the model."""
 
     path: Path
-    """Model folder (config, weights, tokenizer, processor) as `save_pretrained` writes it."""
+    """Model folder (config, weights, tokenizer, processor) as `save_pretrained` writes it, or a model of the Hugging
+    Face hub as OWNER/NAME or OWNER/NAME@REVISION."""
     make_tiny: bool = False
     """Create a tiny randomly initialised Qwen2.5-VL at `path` if the folder does not exist."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

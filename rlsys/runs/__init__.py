@@ -3,6 +3,7 @@
 - `assemble` (`Stack`, `launch_rewards`, `open_stack`, `with_model`): a config -> actors, learner, reward servers
 - `check` (`Report`, `check`, `check_services`): every check that needs no actor
 - `continuation` (`StartOptions`): how a run starts: anew, resumed, or forked from a checkpoint
+- `hub_paths` (`with_local_files`): what a config names of the Hugging Face hub -> the local cache
 - `items` (`held_out_items`, `load_items`, `training_items`, `with_num_steps`): the rows to train on and to evaluate
 - `train` (`train`): `rlsys train`
 - `sft` (`sft`): `rlsys sft`

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.run import RunConfig
+from rlsys.hub import snapshot_of
 from rlsys.loop.state import RunState
 from rlsys.runs.identity import changed_settings, identity, require_same
 from rlsys.runs.run_file import RUN_FILE, RunFile, read_run_file
@@ -21,6 +22,7 @@ PARENT_TAG = "rlsys.parent_run_id"
 PARENT_CHECKPOINT_TAG = "rlsys.parent_checkpoint"
 CHANGES_TAG = "rlsys.allowed_changes"
 SETTINGS_TAG = "rlsys.changed_settings"
+MODEL_TAG = "rlsys.base_model"
 MAX_TAG_CHARACTERS = 4000  # MLflow refuses longer tags than 8,000
 
 
@@ -78,6 +80,8 @@ def describe_start(
     """
     now = identity(config, items)
     tags: dict[str, str] = {}
+    if (snapshot := snapshot_of(config.model.path)) is not None:
+        tags[MODEL_TAG] = str(snapshot)
     if point.is_new and point.checkpoint:
         tags[PARENT_CHECKPOINT_TAG] = str(point.checkpoint)
         tags[PARENT_TAG] = point.parent_run_id

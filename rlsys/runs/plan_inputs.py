@@ -27,6 +27,7 @@ from rlsys.planning.plan_learner import learner_section
 from rlsys.planning.plan_store import clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
 from rlsys.runs.assemble import multiply_adds, needs_judge, prompt_builder, with_model
+from rlsys.runs.hub_paths import with_local_files
 from rlsys.runs.items import training_items
 from rlsys.types import PromptItem
 
@@ -38,7 +39,7 @@ HEADERS = 32  # rows whose clip headers are read for the mean; opening thousands
 
 def plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Section, ...]:
     """Return the plan of a run. Raises UserError if the model's config.json or the annotations cannot be read."""
-    with with_model(config) as complete:
+    with with_model(with_local_files(config, only_cached=True)) as complete:
         return _plan(complete, given, measured)
 
 

@@ -19,6 +19,7 @@ from rlsys.loop.parts import Step
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack, require_machine
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.demonstrations import Demonstration, num_demonstrations, read_lessons
+from rlsys.runs.hub_paths import with_local_files
 from rlsys.runs.items import order_of, with_num_steps
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
@@ -44,6 +45,7 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
     reward servers if there are held-out rows to evaluate.
     """
     with run_lock(config.output_dir):
+        config = with_local_files(config, options.resume and config.output_dir)
         config = with_num_steps(config, num_demonstrations)
         point = find_resume_point(config, options, "sft")
         if has_ended(config, point):

@@ -24,6 +24,7 @@ from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack, require_machine
 from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
+from rlsys.runs.hub_paths import with_local_files
 from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
 from rlsys.runs.ledger import Ledger
 from rlsys.runs.pass_rates import PassRates
@@ -48,6 +49,7 @@ def train(config: RunConfig, options: StartOptions = FRESH, *, stack: Stack | No
     If the run is complete already, its existing summary is returned.
     """
     with run_lock(config.output_dir):
+        config = with_local_files(config, options.resume and config.output_dir)
         config = with_num_steps(config, lambda whole: len(training_items(whole)))
         point = find_resume_point(config, options)
         if has_ended(config, point):

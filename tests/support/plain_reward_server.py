@@ -23,6 +23,14 @@ def checksum(response: Response) -> float:
     return sum(response.text.encode()) % 11 / 10
 
 
+def asked_to_think(response: Response) -> float:
+    """Return whether the servers were told that the prompt requested reasoning."""
+    return float(response.asks_for_think)
+
+
+SCORERS = {name: f"tests.support.plain_reward_server:{name}" for name in ("checksum", "asked_to_think")}
+
+
 async def no_status() -> dict[str, Any]:
     return {}
 
@@ -47,7 +55,7 @@ def plain_reward_server() -> Iterator[str]:
 if __name__ == "__main__":
     uvicorn.run(
         build_app(
-            RewardService(None, ScorerProcesses({"checksum": "tests.support.plain_reward_server:checksum"})),
+            RewardService(None, ScorerProcesses(SCORERS)),
             None,
             no_status,
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.rows import AnnotationRow, Problem
+from rlsys.hub import blobs_of
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import ImageSpec, MediaSpec, VideoSpec
 
@@ -42,8 +43,12 @@ def find_medium(row: AnnotationRow, root: Path) -> Path | None:
 
 
 def is_inside(path: Path, root: Path) -> bool:
-    """Return whether a path is in the folder of videos once links and `..` are followed."""
-    return path.resolve().is_relative_to(root.resolve())
+    """Return whether a path is in the folder of videos once links and `..` are followed.
+
+    The files of a snapshot of the hub are links to the blobs of its repository, which are inside.
+    """
+    found, blobs = path.resolve(), blobs_of(root)
+    return found.is_relative_to(root.resolve()) or (blobs is not None and found.is_relative_to(blobs.resolve()))
 
 
 def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
