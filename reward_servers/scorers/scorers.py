@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from reward_servers.schema import ScoreRow
@@ -13,7 +11,7 @@ from reward_servers.scorers.reasoning_scorers import anchor_progress, cited_time
 from reward_servers.scorers.response import Response, read_response
 from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
-from rlsys.tasks.geometry import mean_box_iou, spans_iou
+from rlsys.tasks.geometry import mean_box_iou, relative_accuracy, spans_iou
 from rlsys.tasks.table import GROUP_SCORES, JUDGED, Scoring, default_names
 from rlsys.types import Json, Score
 
@@ -38,27 +36,6 @@ def _compared(measure: Callable[[Any, Any, ScoreSettings], float]) -> Scorer:
         return 0.0 if answer is None else measure(answer, response.expected[how.block], settings)
 
     return scorer
-
-
-def relative_accuracy(answer: float, truth: float, tiers: Sequence[tuple[float, float]] = ()) -> float:
-    """Return how near a number is to the true one, by its relative error |answer - truth| / |truth|.
-
-    tiers: (relative error below, score); the first that holds counts, 0 when none does. () is the mean relative
-    accuracy: of the ten tolerances 0.05, 0.10, …, 0.50 the share that the error is below.
-    With a truth of 0 only 0 itself is near.  Source: VSI-Bench, arXiv:2412.14171, eq. 1.
-    """
-    # as fractions of what was written: 0.9 against 1 is off by a tenth, in floats by a little less
-    true = Fraction(repr(truth))
-    difference = abs(Fraction(repr(answer)) - true)
-
-    def is_off_by_less_than(edge: float) -> bool:
-        if not true:
-            return not difference and edge > 0
-        return math.isinf(edge) or difference < Fraction(repr(edge)) * abs(true)
-
-    if tiers:
-        return next((score for below, score in tiers if is_off_by_less_than(below)), 0.0)
-    return sum(is_off_by_less_than(twentieths / 20) for twentieths in range(1, 11)) / 10
 
 
 def _length_bonus(response: Response, _how: Scoring, settings: ScoreSettings) -> float:

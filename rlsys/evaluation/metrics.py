@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlsys.evaluation.statistics.constant_interval import best_interval
 from rlsys.types import PromptItem, ScoredGroup
 
 RECALL_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -62,13 +63,5 @@ def best_constant_interval(items: Sequence[PromptItem], step_s: float = 0.25) ->
     Returns ((start_s, end_s), f64 [N] IoU per item). Items are temporal grounding: truth is [start_s, end_s].
     """
     truths = np.array([item.truth for item in items], dtype=np.float64)
-    grid = np.arange(0.0, truths[:, 1].max() + step_s, step_s)
-    best, best_ious = (0.0, step_s), np.zeros(len(truths))
-    for start_s in grid:
-        for end_s in grid[grid > start_s]:
-            shared = np.minimum(end_s, truths[:, 1]) - np.maximum(start_s, truths[:, 0])
-            covered = np.maximum(end_s, truths[:, 1]) - np.minimum(start_s, truths[:, 0])
-            ious = np.clip(shared, 0, None) / covered
-            if ious.mean() > best_ious.mean():
-                best, best_ious = (float(start_s), float(end_s)), ious
-    return best, best_ious
+    start_s, end_s, ious = best_interval(truths[:, 0], truths[:, 1], step_s)
+    return (start_s, end_s), ious

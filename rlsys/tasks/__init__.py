@@ -3,11 +3,14 @@
 - `table` (`CORRECT_ABOVE`, `GROUP_SCORES`, `JUDGED`, `TASKS`, `Scoring`, `Task`, `check_weights`, `default_names`,
   `expected_answer`, `judged_scores`, `prompt_text`, `score_weights`, `task_name`, `task_named`): the task table, and
   the score weights of a task
-- `answers` (`Answer`, `Boxes`, `Caption`, `TimeSpans`, `last_block`, `read_choice`, `read_number`, `read_phrase`):
-  answer types, and the parsing of a response into blocks and answers
+- `answers` (`Answer`, `Boxes`, `Caption`, `Choice`, `Expected`, `Number`, `Phrase`, `TimeSpans`, `as_box`,
+  `last_block`, `read_choice`, `read_number`, `read_phrase`): answer types, and the parsing of a response into blocks
+  and answers
+- `lenient` (`MAX_CHARS`): the length above which a text is no answer
 - `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations parsed into true answers
 - `truth_fit` (`fit_truth`): true answers whose times are outside the decoded clip
 - `canonical` (`canonical_response`): the true answer in the requested format
 - `citations` (`cited_periods`, `cited_spans`): the times that a text mentions
-- `geometry` (`TimeSpan`, `mean_box_iou`, `merge_spans`, `spans_iou`): IoU of periods and boxes
+- `geometry` (`Box`, `TimeSpan`, `box_iou`, `mean_box_iou`, `merge_spans`, `relative_accuracy`, `spans_iou`): IoU of
+  periods and boxes, nearness of numbers
 """

@@ -1,13 +1,14 @@
-"""Intersection over union (IoU) of predicted and true periods and boxes, in pure Python.
+"""Nearness of an answer to the truth: IoU (intersection over union) of periods and boxes, relative error of numbers.
 
-A prediction may be anything that a model can write, so an empty or reversed one scores 0.0. An empty truth is a
-broken annotation and raises ValueError.
+Pure Python. A prediction may be anything that a model can write, so an empty or reversed one scores 0.0. An empty
+truth is a broken annotation and raises ValueError.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 TimeSpan = tuple[float, float]
 """(start, end) in seconds from the start of the clip."""
@@ -77,6 +78,27 @@ def mean_box_iou(predicted: Sequence[Box], truth: Sequence[Box]) -> float:
         raise ValueError("the truth has no box; give one [x0, y0, x1, y1] per frame.")
     ious = [box_iou(box, true_box) for box, true_box in zip(predicted, truth, strict=False)]
     return sum(ious) / len(truth) if len(predicted) == len(truth) else 0.0
+
+
+def relative_accuracy(answer: float, truth: float, tiers: Sequence[tuple[float, float]] = ()) -> float:
+    """Return how near a number is to the true one, by its relative error |answer - truth| / |truth|.
+
+    tiers: (relative error below, score); the first that holds counts, 0 when none does. () is the mean relative
+    accuracy: of the ten tolerances 0.05, 0.10, …, 0.50 the share that the error is below.
+    With a truth of 0 only 0 itself is near.  Source: VSI-Bench, arXiv:2412.14171, eq. 1.
+    """
+    # as fractions of what was written: 0.9 against 1 is off by a tenth, in floats by a little less
+    true = Fraction(repr(truth))
+    difference = abs(Fraction(repr(answer)) - true)
+
+    def is_off_by_less_than(edge: float) -> bool:
+        if not true:
+            return not difference and edge > 0
+        return math.isinf(edge) or difference < Fraction(repr(edge)) * abs(true)
+
+    if tiers:
+        return next((score for below, score in tiers if is_off_by_less_than(below)), 0.0)
+    return sum(is_off_by_less_than(twentieths / 20) for twentieths in range(1, 11)) / 10
 
 
 def _is_proper(start: float, end: float) -> bool:

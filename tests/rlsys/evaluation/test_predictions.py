@@ -1,0 +1,184 @@
+"""Files of predictions in every layout, clean and dirty."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.predictions import Predictions, PredictionsError, read_predictions
+from rlsys.types import Json
+from tests.rlsys.evaluation.protocols.rows import chosen, grounded
+
+ROWS = [chosen("A", row_id=f"mme:{at}", question_id=f"00{at}-1", video=f"v{at}", qid=str(at % 2)) for at in range(4)]
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, rows: list[Answered] | None = None) -> Predictions:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_predictions(path, ROWS if rows is None else rows)
+
+
+def lines(*values: Json) -> str:
+    return "\n".join(value if isinstance(value, str) else json.dumps(value) for value in values)
+
+
+def texts(found: Predictions) -> list[tuple[str, ...]]:
+    return [row.texts for row in found.answered]
+
+
+def test_rows_are_matched_by_their_id_and_those_without_a_prediction_are_listed(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "own.jsonl",
+        lines(
+            {"prompt_id": "mme:2", "text": "C"},
+            {"row_id": "0", "response": "A"},
+            {"qid": "003-1", "question_id": "003-1", "prediction": "D"},
+            {"prompt_id": "other:9", "text": "B"},
+        ),
+    )
+    assert texts(found) == [("A",), (), ("C",), ("D",)]
+    assert (found.missing, found.unmatched) == (("mme:1",), ("other:9",))
+    assert found.answered[1].reason == "no prediction in own.jsonl"
+    assert any("1 rows without a prediction" in line for line in found.lines())
+
+
+def test_samples_of_a_row_are_kept_in_order_and_a_second_text_for_one_is_reported(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "own.jsonl",
+        lines(
+            {"row_id": "mme:0", "text": "second", "sample": 1},
+            {"row_id": "mme:0", "text": "first", "sample": 0},
+            {"row_id": "mme:1", "text": "kept"},
+            {"row_id": "mme:1", "text": "dropped"},
+        ),
+    )
+    assert texts(found)[:2] == [("first", "second"), ("kept",)]
+    assert found.duplicates == ("mme:1",)
+
+
+def test_a_bad_line_is_a_dirty_row(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "own.jsonl",
+        lines(
+            "{broken",
+            "[1, 2]",
+            "null",
+            {"text": "no id"},
+            {"row_id": "mme:0"},
+            {"row_id": "mme:0", "text": None},
+            {"row_id": ["mme:0"], "text": "A"},
+            {"row_id": True, "text": "A"},
+            {"row_id": "mme:1", "text": {"a": 1}},
+            "",
+            '{"row_id": "mme:2", "text": NaN}',
+            "[" * 100_000,
+            {"row_id": "mme:3", "text": 7},
+        )
+        + "\n\xff\xfe",
+    )
+    assert texts(found) == [(), (), (), ("7",)]
+    assert [one.place for one in found.dirty] == [f"line {at}" for at in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 14)]
+    assert "no id" in found.dirty[3].problem
+
+
+def test_the_samples_of_lmms_eval(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "20260806_samples_videomme.jsonl",
+        lines(
+            {"doc_id": 0, "target": "A", "filtered_resps": "A", "input": "…"},
+            {"doc_id": 1, "target": "A", "filtered_resps": ["B"], "resps": [["B."]]},
+            {"doc_id": 2, "target": "A", "resps": [["C", "D"]]},
+            {"doc_id": 9, "filtered_resps": "A"},
+        ),
+    )
+    assert texts(found) == [("A",), ("B",), ("C", "D"), ()]
+    assert found.unmatched == ("9",)
+
+
+@pytest.mark.parametrize("name", ["p.tsv", "p.csv"])
+def test_tables_of_vlmevalkit(tmp_path: Path, name: str) -> None:
+    between = "\t" if name.endswith("tsv") else ","
+    table = [["index", "video", "prediction"], ["0", "v0", "A"], ["3", "v3", '"D\nbecause"'], ["1", "v1", ""], ["x"]]
+    found = read(tmp_path, name, "\ufeff" + "\n".join(between.join(line) for line in table))
+    assert texts(found) == [("A",), ("",), (), ("D\nbecause",)]
+    assert found.unmatched == ("x",)
+
+
+def test_an_index_label_comes_before_the_place_in_the_file(tmp_path: Path) -> None:
+    rows = [chosen("A", row_id=f"m:{at}", index=float(10 + at)) for at in range(2)]
+    found = read(tmp_path, "p.tsv", "index\tprediction\n11\tB\n0\tA\n", rows)
+    assert texts(found) == [(), ("B",)]
+    assert found.unmatched == ("0",)
+
+
+def test_a_spreadsheet(tmp_path: Path) -> None:
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    sheet = (
+        f"<worksheet {main}><sheetData>"
+        '<row><c r="A1" t="s"><v>0</v></c><c r="C1" t="inlineStr"><is><t>prediction</t></is></c></row>'
+        '<row><c r="A2"><v>2</v></c><c r="C2" t="s"><v>1</v></c></row>'
+        '<row><c r="A3"><v>0</v></c><c r="B3"><v>5</v></c><c r="C3" t="str"><v>A</v></c></row>'
+        '<row><c r="A4"><v>1</v></c></row>'
+        "</sheetData></worksheet>"
+    )
+    shared = f"<sst {main}><si><t>index</t></si><si><r><t>C is </t></r><r><t>right</t></r></si></sst>"
+    path = tmp_path / "p.xlsx"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("xl/worksheets/sheet1.xml", sheet)
+        archive.writestr("xl/sharedStrings.xml", shared)
+    found = read_predictions(path, ROWS)
+    assert texts(found) == [("A",), (), ("C is right",), ()]
+    assert [one.place for one in found.dirty] == ["row 4"]
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [{"row_id": "mme:0", "text": "A"}, {"row_id": "mme:2", "text": "C"}, "broken"],
+        {"mme:0": "A", "002-1": {"prediction": "C"}},
+        {"index": {"0": 0, "1": 2}, "prediction": {"0": "A", "1": "C"}},
+    ],
+)
+def test_json_as_a_list_an_object_by_id_and_columns(tmp_path: Path, tree: Json) -> None:
+    assert texts(read(tmp_path, "p.json", json.dumps(tree))) == [("A",), (), ("C",), ()]
+
+
+def test_next_gqa_names_a_question_by_its_video_and_number(tmp_path: Path) -> None:
+    found = read(tmp_path, "p.json", json.dumps({"v2_0": "C", "v3_1": "D", "0": "shared by two videos"}))
+    assert texts(found)[2:] == [("C",), ("D",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.pkl", b"", "read from .jsonl, .json"),
+        ("p.json", b"{", "not JSON"),
+        ("p.json", b"3", "holds a int"),
+        ("p.xlsx", b"PK", "not a spreadsheet"),
+    ],
+)
+def test_a_file_that_holds_no_predictions_at_all_is_an_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    with pytest.raises(PredictionsError, match=message):
+        read(tmp_path, name, content)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PredictionsError, match=r"none\.jsonl: cannot be read"):
+        read_predictions(tmp_path / "none.jsonl", ROWS)
+
+
+def test_no_rows_and_an_empty_file(tmp_path: Path) -> None:
+    assert read(tmp_path, "p.jsonl", "", []) == Predictions(
+        answered=(), missing=(), unmatched=(), duplicates=(), dirty=()
+    )
+    assert read(tmp_path, "p.csv", "", [grounded(0, 1)]).missing == ("f:0",)
