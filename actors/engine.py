@@ -21,6 +21,7 @@ import numpy as np
 from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
 from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from actors.weights.host_copy import HostCopy
 from actors.weights.loading import Workers
 from actors.weights.native import take_natively
 from actors.weights.receive import TransferStats, changed_names, fetch, holding, receive
@@ -76,6 +77,7 @@ class RolloutEngine:
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model.path`
         self._held: Manifest = {}  # of the last full model loaded
+        self._host_copy = HostCopy()
         self.last_update = TransferStats()
         """Size of the last update."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
@@ -179,6 +181,8 @@ class RolloutEngine:
 
     def _load_model(self, transfer: WeightTransfer, version: WeightVersion) -> None:
         check_manifest(version, self._expected, transfer)
+        if not transfer.sends_deltas:
+            self._host_copy.clear()
         names = changed_names(version.manifest, self._held, engine_module)
         stats = TransferStats(num_loaded=len(names), num_tensors=len(version.manifest))
         buckets = holding(transfer.buckets, names)
@@ -187,7 +191,7 @@ class RolloutEngine:
         if native := take_natively(rpc, self._spec, transfer, buckets, version.manifest, self._give_up):
             stats = native
         else:
-            parts = receive(transfer, buckets, version, stats)
+            parts = receive(transfer, buckets, version, stats, self._host_copy if transfer.sends_deltas else None)
         first = next(parts, None)  # weights that are refused before the engine changes raise here
         if first is not None:
             self._give_up()

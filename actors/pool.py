@@ -61,6 +61,7 @@ class RolloutPool:
         self._tickets = itertools.count()
         self._counts = self._replicas.counts
         self._load_s = 0.0
+        self._published: dict[str, float] = {}
 
     @classmethod
     def launch(
@@ -197,6 +198,7 @@ class RolloutPool:
             replicas.wait_settled(newcomers)
             self._counts["weights/updates"] += 1
             self._load_s = time.monotonic() - start
+            self._published = transfer.published.metrics() if transfer.published else {}
             return len(replicas.ready())
 
     def raise_if_weights_gone(self) -> None:
@@ -216,7 +218,7 @@ class RolloutPool:
         """Return metrics of the pool by name.
 
         They are totals since the launch, the number of actors by health (see `Replicas.health`), the number of groups
-        that no actor has room for, and the duration of the last update.
+        that no actor has room for, the duration of the last update, and its parts at the learner (`PublishStats`).
         """
         with self._replicas.changed:
             counts = {name: float(self._counts[name]) for name in COUNTS}
@@ -227,6 +229,7 @@ class RolloutPool:
                 "rollout/ready_actors": float(len(self._replicas.ready())),
                 "rollout/waiting_groups": float(self._replicas.num_waiting),
                 "weights/load_s": self._load_s,
+                **self._published,
             }
 
     def shutdown(self) -> None:

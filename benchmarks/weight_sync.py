@@ -1,6 +1,6 @@
 """The cost of weight sync: bytes, seconds and copies by transport, compared with the machine's memory bandwidth.
 
-    python -m benchmarks.weight_sync [--quick] [--json FILE] [--plot FILE]
+    python -m benchmarks.weight_sync [--quick] [--checksums] [--json FILE] [--plot FILE]
 
 The learner's end (`learner.weights.publishing`), the transport and the receiver's end (`actors.weights.receive`, up to
 the tensors for vLLM) are the real ones, in two Ray processes; no engine loads the weights, because a vLLM engine of
@@ -10,11 +10,13 @@ and records the resident memory of both processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,25 +28,38 @@ import ray
 import torch
 import typer
 
+from actors.weights.host_copy import HostCopy
 from actors.weights.receive import TransferStats, changed_names, holding, receive
 from learner.weights.publishing import Publisher
 from learner.weights.weights_out import ExportedTensor, unchanged
 from rlsys import env
 from rlsys.weights.broadcast import BroadcastResult, BroadcastSender
-from rlsys.weights.manifest import Manifest, WeightTransfer, digest_of
+from rlsys.weights.manifest import Manifest, PublishStats, WeightTransfer, digest_of, manifest_of
+from rlsys.weights.tensors import as_named, is_finite
 from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS = ("object_store", "object_store, tower frozen", "collective", "adapter")
+TRANSPORTS = (
+    "object_store",
+    "object_store, tower frozen",
+    "object_store, delta",
+    "collective",
+    "collective, delta",
+    "adapter",
+)
 COPIES = {
     "object_store": "1 (into the store)",
     "object_store, tower frozen": "1 (into the store)",
+    "object_store, delta": "1 (into the store)",
     "collective": "1 into the store, 1 into a bucket, 2 through the socket",
+    "collective, delta": "1 into the store; of the changes: 1 into a bucket, 2 through the socket",
     "adapter": "1 (into the store)",
 }
 FROZEN_FRACTION = 0.3
 ADAPTER_FRACTION = 0.01
+CHANGED_EVERY = 50
+"""Of this many numbers one changes in an update that is sent as a delta."""
 BUCKET_BYTES = 32 << 20
 
 
@@ -52,8 +67,8 @@ BUCKET_BYTES = 32 << 20
 class Measured:
     """The measurement of one transport at one size, of an update after the first.
 
-    seconds: of the whole update; other times are parts of it.  copy_bytes_per_s: numpy's copying rate measured just
-    before, because it varies on a shared machine.
+    seconds: of the whole update; other times are parts of it.  parts_s: of the learner's end, by part.
+    copy_bytes_per_s: numpy's copying rate measured just before, because it varies on a shared machine.
     """
 
     transport: str
@@ -63,10 +78,11 @@ class Measured:
     seconds: float
     copies: str
     copy_bytes_per_s: float
+    parts_s: dict[str, float]
 
     @property
     def gb_per_s(self) -> float:
-        return self.moved_bytes / self.seconds / 1e9
+        return self.model_bytes / self.seconds / 1e9
 
 
 class FakeLearner:
@@ -84,18 +100,24 @@ class FakeLearner:
         ]
         exported: dict[str, ExportedTensor] = {f"w{i:05}": unchanged(p) for i, p in enumerate(self._parameters)}
         self._publisher = Publisher(exported, lambda parameters: nullcontext(), BUCKET_BYTES, stores=True)
-        self._is_collective = transport == "collective"
+        self._is_collective, self._is_delta = "collective" in transport, "delta" in transport
 
     def publish(self, version: int) -> tuple[WeightTransfer, WeightVersion]:
         with torch.no_grad():
             for parameter in self._parameters:
                 if parameter.requires_grad:
-                    parameter.add_(1.0)
-        buckets, manifest = self._publisher.publish(ray.put)
+                    (parameter[::CHANGED_EVERY] if self._is_delta else parameter).add_(1.0)
+        buckets, manifest = self._publisher.publish(ray.put, ray.get if self._is_delta else None)
         self._sender = BroadcastSender("127.0.0.1", 1, 60.0) if self._is_collective else None
         rendezvous = self._sender.rendezvous if self._sender else None
         self._transfer, self._manifest = (
-            WeightTransfer(buckets=buckets, timeout_s=60.0, rendezvous=rendezvous),
+            WeightTransfer(
+                buckets=buckets,
+                timeout_s=60.0,
+                rendezvous=rendezvous,
+                sends_deltas=self._is_delta,
+                published=self._publisher.stats,
+            ),
             manifest,
         )
         return self._transfer, version_of(manifest, version)
@@ -115,11 +137,13 @@ class FakeActor:
     def forget(self) -> None:
         self._held: Manifest = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._host_copy = HostCopy()
 
     def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> TransferStats:
         stats = TransferStats()
         names = changed_names(version.manifest, self._held, str)
-        for tensors in receive(transfer, holding(transfer.buckets, names), version, stats):
+        base = self._host_copy if transfer.sends_deltas else None
+        for tensors in receive(transfer, holding(transfer.buckets, names), version, stats, base):
             for name, tensor in tensors.items():
                 kept = self._tensors.setdefault(name, torch.empty(tensor.data.nbytes, dtype=torch.uint8))
                 kept.numpy()[:] = tensor.data
@@ -164,8 +188,57 @@ def bandwidth(num_bytes: int = 128 << 20, repeats: int = 3) -> float:
     return num_bytes / best
 
 
-def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, float, float]:
-    """Run one update; return the actor's stats, and the seconds until it was published and until it was loaded."""
+def checksum_rows(num_bytes: int = 256 << 20, repeats: int = 3) -> Iterator[str]:
+    """Yield a table of rates on the same bytes, by dtype and number of threads, and what they cost in copies."""
+    yield "| dtype | threads | torch copy GB/s | checksum GB/s | copies | isfinite GB/s | SHA-256 GB/s | copies |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensor = torch.randn(num_bytes // dtype.itemsize).to(dtype)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            copy, checksum, finite, sha = (
+                computed_s(action, repeats) / threads for action in readings(tensor, threads)
+            )
+            rates = [num_bytes / seconds / 1e9 for seconds in (copy, checksum, finite, sha)]
+            yield (
+                f"| {str(dtype).removeprefix('torch.')} | {threads} | {rates[0]:.1f} | {rates[1]:.1f} | "
+                f"{checksum / copy:.1f} | {rates[2]:.1f} | {rates[3]:.2f} | {sha / copy:.1f} |"
+            )
+
+
+def readings(tensor: torch.Tensor, threads: int) -> tuple[Callable[[], object], ...]:
+    """Return what is compared: a copy, the checksum, the search for infinities, and SHA-256 on as many threads."""
+    other, named = torch.empty_like(tensor), as_named(tensor)
+    parts = np.array_split(named.data, 16)
+
+    def hashed() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda part: hashlib.sha256(part.data), parts))
+
+    return (
+        lambda: other.copy_(tensor),
+        lambda: manifest_of({"w": named}, threads),
+        lambda: is_finite(tensor),
+        hashed,
+    )
+
+
+def computed_s(action: Callable[[], object], repeats: int) -> float:
+    """Return the fewest seconds that all threads of this process computed in one call, after one that warms up.
+
+    Unlike seconds that passed they do not count what other processes on the machine do.
+    """
+    action()
+    taken = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
+def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, PublishStats, float, float]:
+    """Run one update; return both ends' stats, and the seconds until it was published and until it was loaded."""
     start = time.perf_counter()
     transfer, announced = ray.get(learner.publish.remote(version))
     published = time.perf_counter()
@@ -173,7 +246,7 @@ def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, float
     stats = ray.get(actor.load_weights.remote(transfer, announced))
     if broadcast is not None:
         ray.get(broadcast)
-    return stats, published - start, time.perf_counter() - start
+    return stats, transfer.published, published - start, time.perf_counter() - start
 
 
 def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: int) -> Measured:
@@ -182,7 +255,8 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
     update(*pair, 0)
     copied = bandwidth()
     runs = [update(*pair, version) for version in range(1, repeats + 1)]
-    stats, publish_s, seconds = min(runs, key=lambda run: run[2])
+    stats, published, publish_s, seconds = min(runs, key=lambda run: run[-1])
+    parts_s = {part: getattr(published, f"{part}_s") for part in ("gather", "checksum", "encode", "store")}
     return Measured(
         transport=transport,
         model_bytes=model_bytes,
@@ -191,6 +265,7 @@ def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: in
         seconds=seconds,
         copies=COPIES[transport],
         copy_bytes_per_s=copied,
+        parts_s=parts_s,
     )
 
 
@@ -226,12 +301,17 @@ def slope(series: list[float]) -> float:
 
 
 def rows(found: list[Measured]) -> Iterator[str]:
-    yield "| transport | model MB | moved MB | publish s | all s | GB/s | of a copy | copies before the engine's |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| transport | model MB | moved MB | checksum s | encode s | store s | publish s | all s | model GB/s | "
+        "of a copy | copies before the engine's |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for one in found:
         share = one.gb_per_s * 1e9 / one.copy_bytes_per_s
         yield (
-            f"| {one.transport} | {one.model_bytes / 1e6:.0f} | {one.moved_bytes / 1e6:.1f} | {one.publish_s:.3f} | "
+            f"| {one.transport} | {one.model_bytes / 1e6:.0f} | {one.moved_bytes / 1e6:.1f} | "
+            f"{one.parts_s['checksum']:.3f} | {one.parts_s['encode']:.3f} | {one.parts_s['store']:.3f} | "
+            f"{one.publish_s:.3f} | "
             f"{one.seconds:.3f} | {one.gb_per_s:.2f} | {share:.0%} | {one.copies} |"
         )
 
@@ -256,12 +336,17 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Two small sizes and fewer updates, under three minutes.")
     ] = False,
+    checksums_only: Annotated[bool, typer.Option("--checksums", help="Only the rates of checksums.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="JSON file for the results.")] = None,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="File for the plot of resident memory.")] = None,
     updates: Annotated[int, typer.Option(help="Number of updates over which resident memory is recorded.")] = 200,
 ) -> None:
     """Measure every transport at several sizes, and resident memory over many updates."""
     env.be_quiet()
+    for line in checksum_rows((64 if quick else 256) << 20):
+        typer.echo(line)
+    if checksums_only:
+        return
     sizes = (6, 96) if quick else (6, 96, 384)
     ray.init(
         address="local",

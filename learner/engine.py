@@ -37,7 +37,7 @@ from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
-from learner.weights.publishing import Publisher, Put
+from learner.weights.publishing import Get, Publisher, Put
 from learner.weights.weights_out import (
     ADAPTER_FOLDER,
     MAX_FILE_BYTES,
@@ -53,7 +53,7 @@ from learner.weights.weights_out import (
 )
 from rlsys import env
 from rlsys.hub import here
-from rlsys.weights.manifest import Bucket, TensorEntry
+from rlsys.weights.manifest import Bucket, PublishStats, TensorEntry
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -224,14 +224,19 @@ class LearnerEngine:
             found.append(_by_response(rows, logprobs))
         return found
 
-    def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
+    def publish(self, put: Put, get: Get | None = None) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
         """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others."""
         if self._publisher is None:
             exported = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
             shares = self.spec.weights.transport == "ipc"
             self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
-        return self._publisher.publish(put)
+        return self._publisher.publish(put, get)
+
+    @property
+    def published(self) -> PublishStats | None:
+        """Seconds and sizes of the version published last; None before the first."""
+        return self._publisher.stats if self._publisher else None
 
     def _whole(self) -> dict[str, ExportedTensor]:
         return exported_model(self._engine.module.model, self._names)

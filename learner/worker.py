@@ -18,6 +18,7 @@ from learner.loss.metrics import RankStats
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
+from rlsys.config.weights import wants_deltas
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
 from rlsys.weights.manifest import Manifest, WeightTransfer, digest_of
@@ -118,16 +119,25 @@ class LearnerWorker:
 
     def publish(self, version: int, num_receivers: int = 0) -> tuple[WeightTransfer, WeightVersion] | None:
         """Publish the weights; return their transfer and version on rank 0, None on the others."""
-        buckets, manifest = self._loaded.publish(ray.put)
+        spec, rendezvous = self._loaded.spec, None
+        sends_deltas = spec.sync == "full" and wants_deltas(
+            spec.weights, dtype=spec.model.dtype, device=self._device, num_nodes=num_nodes()
+        )
+        buckets, manifest = self._loaded.publish(ray.put, ray.get if sends_deltas else None)
         if not buckets:
             return None
-        spec, rendezvous = self._loaded.spec, None
         if spec.weights.transport != "object_store" and num_receivers:
             from rlsys.weights.broadcast import BroadcastSender
 
             self._sender = BroadcastSender(ray.util.get_node_ip_address(), num_receivers, spec.weights.timeout_s)
             rendezvous = self._sender.rendezvous
-        self._transfer = WeightTransfer(buckets=buckets, timeout_s=spec.weights.timeout_s, rendezvous=rendezvous)
+        self._transfer = WeightTransfer(
+            buckets=buckets,
+            timeout_s=spec.weights.timeout_s,
+            rendezvous=rendezvous,
+            sends_deltas=sends_deltas,
+            published=self._loaded.published,
+        )
         self._manifest = manifest
         return self._transfer, describe(manifest, version, spec)
 
@@ -160,6 +170,11 @@ class LearnerWorker:
     def export(self, folder: Path) -> str | None:
         """Write a Hugging Face folder on rank 0 and return the digest of its weights; None on the others."""
         return self._loaded.export(folder)
+
+
+def num_nodes() -> int:
+    """Return the number of the cluster's nodes that are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def describe(manifest: Manifest, version: int, spec: LearnerSpec) -> WeightVersion:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import ray
 
 from actors.errors import WeightsGone, WeightsRefused
+from actors.weights.host_copy import HostCopy
 from actors.weights.weights_in import bucket_problems, refused
 from rlsys.weights.broadcast import BroadcastFailed, receive_broadcast
+from rlsys.weights.delta import as_sent
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
@@ -25,11 +27,13 @@ log = logging.getLogger(__name__)
 class TransferStats:
     """The size of one update: bytes by source, and the number of tensors loaded.
 
+    delta_bytes: those of both that were deltas.
     num_verified: tensors of the version that were read back from every worker of the engine and compared.
     """
 
     stored_bytes: int = 0
     broadcast_bytes: int = 0
+    delta_bytes: int = 0
     num_loaded: int = 0
     num_tensors: int = 0
     num_verified: int = 0
@@ -64,27 +68,80 @@ def fetch(bucket: Bucket, timeout_s: float) -> NamedTensors:
 
 
 def receive(
-    transfer: WeightTransfer, buckets: Sequence[Bucket], version: WeightVersion, stats: TransferStats
+    transfer: WeightTransfer,
+    buckets: Sequence[Bucket],
+    version: WeightVersion,
+    stats: TransferStats,
+    base: HostCopy | None = None,
 ) -> Iterator[NamedTensors]:
     """Yield the checked tensors of one bucket after another, and count them in `stats`. Raises WeightsRefused.
 
     Buckets that a broadcast loses or damages are fetched from the object store instead.
+    base: to apply deltas to, and to keep a copy of the tensors; None takes whole buckets. A delta that is damaged is
+    replaced by the whole bucket.
     """
+    taking = _Taking(transfer, version, stats, base)
     remaining = list(buckets)
     if transfer.rendezvous is not None:  # even if no bucket is needed, because the sender waits for all
+        as_deltas = [bucket for bucket in remaining if taking.can_apply(bucket)]
         try:
-            for bucket, tensors in receive_broadcast(transfer, tuple(remaining), version.manifest):
-                if problems := bucket_problems(tensors, bucket.names, version.manifest):
+            for bucket, tensors, as_delta in receive_broadcast(transfer, tuple(remaining), version.manifest, as_deltas):
+                whole, problems = taking.checked(bucket, tensors, as_delta=as_delta)
+                if problems:
                     log.warning("version %d: broadcast bucket rejected: %s", version.version, problems[0])
                     continue
-                stats.broadcast_bytes += bucket.num_bytes
+                stats.broadcast_bytes += as_sent(bucket, as_delta=as_delta).num_bytes
                 remaining.remove(bucket)
-                yield tensors
+                yield whole
         except BroadcastFailed as error:
             log.warning("version %d: %s; fetching the rest from the object store", version.version, error)
+    # those made of deltas are in the copy; the others are read in place again
+    made = {bucket: taking.from_store(bucket) for bucket in remaining}
     for bucket in remaining:
-        if problems := bucket_problems(fetch(bucket, transfer.timeout_s), bucket.names, version.manifest):
-            raise refused(version, problems)
-        stats.stored_bytes += bucket.num_bytes
-    for bucket in remaining:
-        yield fetch(bucket, transfer.timeout_s)
+        yield made[bucket] or fetch(bucket, transfer.timeout_s)
+
+
+class _Taking:
+    """The checks of one update's buckets, whole or as deltas."""
+
+    def __init__(
+        self, transfer: WeightTransfer, version: WeightVersion, stats: TransferStats, base: HostCopy | None
+    ) -> None:
+        self._transfer, self._version, self._stats, self._base = transfer, version, stats, base
+
+    def can_apply(self, bucket: Bucket) -> bool:
+        """Return whether the copy is what the bucket's delta starts from."""
+        return self._base is not None and self._base.fits(bucket.delta)
+
+    def checked(self, bucket: Bucket, tensors: NamedTensors, *, as_delta: bool) -> tuple[NamedTensors, list[str]]:
+        """Return the bucket's whole tensors, and what is wrong with them; they are in the copy if nothing is."""
+        manifest = self._version.manifest
+        if as_delta and self._base is not None and bucket.delta is not None:
+            pieces = bucket.delta
+            if problems := bucket_problems(tensors, pieces.bucket.names, pieces.manifest):
+                return {}, problems
+            try:
+                tensors = self._base.changed(bucket, tensors)
+            except IndexError as error:
+                return {}, [f"{bucket.names[0]}, …: the delta does not fit: {error}"]
+        problems = bucket_problems(tensors, bucket.names, manifest)
+        if self._base is not None:
+            self._base.forget(bucket) if problems else self._base.keep(tensors, manifest)
+        if as_delta and not problems:
+            self._stats.delta_bytes += as_sent(bucket, as_delta=True).num_bytes
+        return tensors, problems
+
+    def from_store(self, bucket: Bucket) -> NamedTensors | None:
+        """Check a bucket in the object store; return its tensors if they are made of a delta, None if it is whole.
+
+        Raises WeightsRefused if the whole bucket is bad.
+        """
+        for as_delta in (True, False) if self.can_apply(bucket) else (False,):
+            sent = as_sent(bucket, as_delta=as_delta)
+            whole, problems = self.checked(bucket, fetch(sent, self._transfer.timeout_s), as_delta=as_delta)
+            if not problems:
+                self._stats.stored_bytes += sent.num_bytes
+                return whole if as_delta else None
+            if as_delta:
+                log.warning("version %d: delta rejected: %s", self._version.version, problems[0])
+        raise refused(self._version, problems)

@@ -1,6 +1,6 @@
 """The sending side of weight transfers: weights are gathered from the ranks, named, hashed, and sent or written.
 
-- `publishing` (`Publisher`, `Put`): one version to all actors
+- `publishing` (`Get`, `Publisher`, `Put`): one version to all actors
 - `weights_out` (`ADAPTER_FOLDER`, `MAX_FILE_BYTES`, `ExportedTensor`, `assist`, `checkpoint_names`, `collect`,
   `exported_adapter`, `exported_model`, `read_folder`, `stream`, `unchanged`, `write_adapter`, `write_folder`): full
   models and adapters as named tensors, and as checkpoint folders

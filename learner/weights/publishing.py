@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 
-from learner.weights.weights_out import ExportedTensor, Gather, assist, identified
-from rlsys.weights.manifest import Bucket, NamedTensors, TensorEntry, plan_buckets
+from learner.weights.weights_out import ExportedTensor, Gather, assist, gathered, identified
+from rlsys.clock import Clock
+from rlsys.weights.delta import encode, num_bytes, num_numbers
+from rlsys.weights.manifest import Bucket, Delta, NamedTensors, PublishStats, TensorEntry, manifest_of, plan_buckets
 
 Put = Callable[[NamedTensors], Any]
 """A function that stores a bucket's tensors and returns the reference by which other processes get them."""
+Get = Callable[[Any], NamedTensors]
+"""A function that returns the tensors behind such a reference."""
+Published: TypeAlias = tuple[Bucket, dict[str, TensorEntry]]
+"""A bucket and its tensors' entries."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,20 +80,27 @@ class Publisher:
         self._planned = plan_export(exported, max_bytes)
         self._gather = gather
         self._stores = stores
-        self._kept: dict[int, tuple[Bucket, dict[str, TensorEntry]]] = {}
+        self._kept: dict[int, Published] = {}
         self._has_published = False
+        self.stats = PublishStats()
+        """Of the last version."""
 
-    def publish(self, put: Put) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """Return the buckets and their manifest on the rank that stores; empty ones on the others."""
+    def publish(self, put: Put, get: Get | None = None) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
+        """Return the buckets and their manifest on the rank that stores; empty ones on the others.
+
+        A bucket whose tensors have not changed is that of the version before.
+        get: returns a stored bucket's tensors; if given, changed buckets have deltas from the version before.
+        """
         buckets: list[Bucket] = []
         manifest: dict[str, TensorEntry] = {}
-        for bucket, entries in self._published(put):
+        self.stats = PublishStats()
+        for bucket, entries in self._published(put, get):
             buckets.append(bucket)
             manifest.update(entries)
         self._has_published = True
         return tuple(buckets), manifest
 
-    def _published(self, put: Put) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
+    def _published(self, put: Put, get: Get | None) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
         for index, planned in enumerate(self._planned):
             is_kept = planned.is_frozen and self._has_published
             if not self._stores:
@@ -95,20 +108,55 @@ class Publisher:
                     # a tensor with two names is gathered once
                     assist(dict.fromkeys(planned.exported.values()), self._gather)
                 continue
-            found = self._kept[index] if is_kept else self._stored(planned, put)
-            if planned.is_frozen:
-                self._kept[index] = found
-            yield found
+            if not is_kept:
+                self._kept[index] = self._stored(planned, self._kept.get(index), put, get)
+            yield self._kept[index]
 
-    def _stored(self, planned: PlannedBucket, put: Put) -> tuple[Bucket, dict[str, TensorEntry]]:
-        tensors, entries = identified(planned.exported, self._gather)
+    def _stored(self, planned: PlannedBucket, before: Published | None, put: Put, get: Get | None) -> Published:
+        clock = Clock()
+        with clock("gather"):
+            tensors, of_gpu = gathered(planned.exported, self._gather)
+        with clock("checksum"):
+            entries = identified(planned.exported, tensors, of_gpu)
+        if before is not None and before[1] == entries:
+            self._note(clock)
+            return replace(before[0], delta=None), entries
+        with clock("store"):
+            stored = put(tensors)
+        self.stats.stored_bytes += planned.num_bytes
+        delta = None
+        if before is not None and get is not None:
+            with clock("encode"):
+                delta = self._delta(before, tensors, entries, put, get)
+        self._note(clock)
+        self.stats.sent_bytes += delta.bucket.num_bytes if delta else planned.num_bytes
         bucket = Bucket(
             names=tuple(planned.exported),
             num_bytes=planned.num_bytes,
-            stored=put(tensors),
+            stored=stored,
             handles=self._handles(planned),
+            delta=delta,
         )
         return bucket, entries
+
+    def _delta(
+        self, before: Published, tensors: NamedTensors, entries: dict[str, TensorEntry], put: Put, get: Get
+    ) -> Delta | None:
+        """Return what changed since `before`; None if that is no less than everything."""
+        bucket, base = before
+        pieces, num_changed = encode(tensors, get(bucket.stored))
+        self.stats.num_changed += num_changed
+        self.stats.num_compared += num_numbers(tensors)
+        size = num_bytes(pieces)
+        if size >= bucket.num_bytes:
+            return None
+        self.stats.stored_bytes += size
+        sent = Bucket(names=tuple(pieces), num_bytes=size, stored=put(pieces))
+        return Delta(base=base, entries=entries, bucket=sent, manifest=manifest_of(pieces))
+
+    def _note(self, clock: Clock) -> None:
+        for part, seconds in clock.seconds.items():
+            setattr(self.stats, f"{part}_s", getattr(self.stats, f"{part}_s") + seconds)
 
     def _handles(self, planned: PlannedBucket) -> dict[str, dict[str, Any]]:
         """Return the handles that open the bucket's tensors from another process on this GPU; {} if not shared."""

@@ -122,10 +122,10 @@ def _collected(
     return {name: made[tensor] for name, tensor in exported.items()}
 
 
-def identified(
+def gathered(
     exported: Mapping[str, ExportedTensor], gather: Gather
-) -> tuple[dict[str, NamedTensor], dict[str, TensorEntry]]:
-    """Return `collect` and the tensors' manifest. Checksums are computed on the GPU where the weights are on one."""
+) -> tuple[dict[str, NamedTensor], dict[ExportedTensor, torch.Tensor]]:
+    """Return `collect`, and the sums of tensors that are on a GPU, computed and left there."""
     on_gpu: dict[ExportedTensor, torch.Tensor] = {}
 
     def noting(tensor: ExportedTensor) -> torch.Tensor:
@@ -134,13 +134,19 @@ def identified(
             on_gpu[tensor] = sums_on_device(value)
         return value
 
-    tensors = _collected(exported, gather, noting)
+    return _collected(exported, gather, noting), on_gpu
+
+
+def identified(
+    exported: Mapping[str, ExportedTensor],
+    tensors: NamedTensors,
+    on_gpu: Mapping[ExportedTensor, torch.Tensor],
+) -> dict[str, TensorEntry]:
+    """Return the manifest of what `gathered` returned."""
     if not on_gpu:
-        return tensors, manifest_of(tensors)
+        return manifest_of(tensors)
     sums = dict(zip(on_gpu, fetched_sums(on_gpu.values()), strict=True))
-    return tensors, {
-        name: TensorEntry(spec=tensor.spec, checksum=sums[tensor].hex) for name, tensor in exported.items()
-    }
+    return {name: TensorEntry(spec=tensor.spec, checksum=sums[tensor].hex) for name, tensor in exported.items()}
 
 
 def assist(exported: Iterable[ExportedTensor], gather: Gather) -> None:

@@ -9,6 +9,7 @@
 - `data` (`PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`, and its sources
   with all their settings
 - `evaluation` (`Control`, `EndpointConfig`): section `evaluation`
+- `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read
 - `bundled`: the configs that the package contains

@@ -26,7 +26,7 @@ from rlsys.config.rollout import RolloutConfig
 from rlsys.config.sft import SftConfig
 from rlsys.config.tracking import TrackingConfig
 from rlsys.config.train import TrainConfig
-from rlsys.config.weights import WeightsConfig, check_transport
+from rlsys.config.weights import WeightsConfig, check_delta, check_transport
 from rlsys.urls import masked_url
 
 __all__ = [
@@ -180,6 +180,7 @@ class RunConfig(Part):
             tensor_parallel_size=self.rollout.tensor_parallel_size,
             zero_stage=self.learner.zero_stage,
         )
+        check_delta(self.weights, device=self.cluster.device)
         return self
 
 

@@ -20,6 +20,32 @@ class WeightsConfig(Part):
     timeout_s: float = Field(default=300.0, gt=0)
     """Time limit for fetching one bucket, in seconds; with transport "collective" also for the rendezvous and for each
     broadcast. A receiver that misses either fetches the weights from the object store."""
+    delta: Literal["auto", "always", "never"] = "auto"
+    """Whether actors that hold the version before are sent only the numbers that changed, with their positions,
+    wherever that is shorter. Each engine then keeps a copy of the model in host memory. "auto" does so where few
+    numbers change and the bytes travel: with 16-bit weights, on CPU with transport "collective" and with "object_store"
+    on a cluster of several nodes."""
+
+
+def wants_deltas(weights: WeightsConfig, *, dtype: str, device: str, num_nodes: int) -> bool:
+    """Return whether deltas are sent. They never are if engines load from the transport itself, as on GPUs.
+
+    dtype: of the weights; of float32 nearly every number changes in a step.
+    """
+    if weights.transport == "ipc" or (weights.transport == "collective" and device == "cuda"):
+        return False
+    if weights.delta == "auto":
+        return dtype != "float32" and (weights.transport == "collective" or num_nodes > 1)
+    return weights.delta == "always"
+
+
+def check_delta(weights: WeightsConfig, *, device: str) -> None:
+    """Raise ValueError if deltas are demanded of a transport that cannot carry them."""
+    if weights.delta == "always" and not wants_deltas(weights, dtype="", device=device, num_nodes=1):
+        raise ValueError(
+            f"weights.delta=always: with weights.transport={weights.transport} and cluster.device={device} engines "
+            "load whole tensors from the transport itself. Use weights.delta=auto, or weights.transport=object_store."
+        )
 
 
 def check_transport(transport: str, *, device: str, tensor_parallel_size: int, zero_stage: int) -> None:

@@ -1,10 +1,12 @@
 """Model weights in transit from learner to actors: versions, manifests, transfers and checks.
 
 - `version` (`WeightVersion`): the record that names one set of weights
-- `manifest` (`Bucket`, `Manifest`, `NamedTensor`, `NamedTensors`, `Rendezvous`, `RunningDigest`, `TensorEntry`,
-  `TensorSpec`, `WeightTransfer`, `are_different`, `differences`, `digest_of`, `manifest_of`, `plan_buckets`): names,
-  shapes and checksums of tensors, and the buckets that carry them
+- `manifest` (`Bucket`, `Delta`, `Manifest`, `NamedTensor`, `NamedTensors`, `PublishStats`, `Rendezvous`,
+  `RunningDigest`, `TensorEntry`, `TensorSpec`, `WeightTransfer`, `are_different`, `differences`, `digest_of`,
+  `manifest_of`, `plan_buckets`): names, shapes and checksums of tensors, and the buckets that carry them
 - `checksum` (`sums_of`): the checksum of a tensor's bytes
+- `delta` (`apply`, `as_sent`, `carriers`, `encode`, `num_bytes`, `num_numbers`): what changed since
+  the version before
 - `delivery` (`deliver`): a version delivered to every actor
 - `broadcast` (`BroadcastFailed`, `BroadcastResult`, `BroadcastSender`, `Transmit`, `is_open`, `join`,
   `receive_broadcast`): a broadcast over gloo

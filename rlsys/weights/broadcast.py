@@ -12,7 +12,7 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from rlsys.weights.delta import as_sent, with_pieces
 from rlsys.weights.manifest import (
     Bucket,
     Manifest,
@@ -86,19 +87,19 @@ class BroadcastSender:
 
         channel: how the bytes travel; None means gloo.
         """
-        channel = channel or partial(over_gloo, manifest=manifest)
+        channel = channel or partial(over_gloo, manifest=with_pieces(manifest, tuple(buckets)))
         start = time.perf_counter()
         store = dist.PrefixStore(self.rendezvous.name, self._store)
         members = self._members(store)
-        wanted = sorted({index for rank in members for index in json.loads(store.get(f"wants/{rank}"))})
+        wanted = to_send(json.loads(store.get(f"wants/{rank}")) for rank in members)
         num_bytes, problem = 0, ""
         store.set("buckets", json.dumps(wanted))
         store.set("members", json.dumps(members))
         try:
             if members:
                 with channel(self.rendezvous, store, len(members), get) as transmit:
-                    for index in wanted:
-                        num_bytes += transmit(buckets[index])
+                    for index, as_delta in wanted:
+                        num_bytes += transmit(as_sent(buckets[index], as_delta=as_delta))
         except RuntimeError as error:
             problem = f"lost a receiver: {_first_line(error)}"
         self.close()
@@ -137,13 +138,17 @@ def over_gloo(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BroadcastMember:
-    """A receiver in a broadcast. rank: from 1 to `size` - 1.  indices: of the buckets that will be sent."""
+    """A receiver in a broadcast. rank: from 1 to `size` - 1.
+
+    indices: of the buckets that will be sent.  deltas: of those that will be sent as deltas.
+    """
 
     rendezvous: Rendezvous
     store: dist.Store
     rank: int
     size: int
     indices: tuple[int, ...]
+    deltas: frozenset[int] = frozenset()
 
     def wait_for(self, key: str) -> bytes:
         """Return a value that the sender announces to all receivers. Raises BroadcastFailed if it does not come."""
@@ -154,42 +159,69 @@ class BroadcastMember:
             raise BroadcastFailed(f"the sender did not continue: {_first_line(error)}") from error
 
 
-def join(transfer: WeightTransfer, wanted: Sequence[Bucket]) -> BroadcastMember:
-    """Join the broadcast of a transfer and wait until it begins. Raises BroadcastFailed if it is missed or lost."""
+def to_send(wants: Iterable[Sequence[tuple[int, bool]]]) -> list[tuple[int, bool]]:
+    """Return which buckets to send, in order, and whether as a delta: if every receiver that wants it can apply that.
+
+    wants: of each receiver, the buckets and whether it can apply their deltas.
+    """
+    as_delta: dict[int, bool] = {}
+    for wanted in wants:
+        for index, can_apply in wanted:
+            as_delta[index] = as_delta.get(index, True) and can_apply
+    return sorted(as_delta.items())
+
+
+def join(transfer: WeightTransfer, wanted: Sequence[Bucket], as_deltas: Sequence[Bucket] = ()) -> BroadcastMember:
+    """Join the broadcast of a transfer and wait until it begins. Raises BroadcastFailed if it is missed or lost.
+
+    as_deltas: those of the wanted buckets that may come as deltas.
+    """
     rendezvous = transfer.rendezvous
     if rendezvous is None:
         raise BroadcastFailed("this version is not broadcast.")
     try:
         store = _find(rendezvous)
         number = store.add("joined", 1)
-        store.set(f"wants/{number}", json.dumps([i for i, bucket in enumerate(transfer.buckets) if bucket in wanted]))
+        wants = [(i, bucket in as_deltas) for i, bucket in enumerate(transfer.buckets) if bucket in wanted]
+        store.set(f"wants/{number}", json.dumps(wants))
         # the sender waits `timeout_s` for the other receivers, possibly starting later
         store.wait(["members"], datetime.timedelta(seconds=2 * rendezvous.timeout_s))
-        members, indices = json.loads(store.get("members")), json.loads(store.get("buckets"))
+        members, coming = json.loads(store.get("members")), json.loads(store.get("buckets"))
     except (RuntimeError, OSError) as error:
         raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
     if number not in members:
         raise BroadcastFailed("joined too late for the broadcast.")
     rank, size = members.index(number) + 1, len(members) + 1
-    return BroadcastMember(rendezvous=rendezvous, store=store, rank=rank, size=size, indices=tuple(indices))
+    return BroadcastMember(
+        rendezvous=rendezvous,
+        store=store,
+        rank=rank,
+        size=size,
+        indices=tuple(index for index, _ in coming),
+        deltas=frozenset(index for index, as_delta in coming if as_delta),
+    )
 
 
 def receive_broadcast(
-    transfer: WeightTransfer, wanted: Sequence[Bucket], manifest: Manifest
-) -> Iterator[tuple[Bucket, dict[str, NamedTensor]]]:
+    transfer: WeightTransfer, wanted: Sequence[Bucket], manifest: Manifest, as_deltas: Sequence[Bucket] = ()
+) -> Iterator[tuple[Bucket, dict[str, NamedTensor], bool]]:
     """Yield the wanted buckets and their tensors as they arrive. Raises BroadcastFailed if the broadcast is lost.
 
+    The third value says whether the tensors are the pieces of the bucket's delta; only `as_deltas` may come so.
     The tensors of a bucket share one buffer, which lives as long as they do.
     """
-    member = join(transfer, wanted)
+    member = join(transfer, wanted, as_deltas)
+    manifest = with_pieces(manifest, transfer.buckets)
     try:
         group = _group(member.rendezvous, member.store, member.rank, member.size)
         for index in member.indices:
             bucket = transfer.buckets[index]
-            buffer = torch.empty(_offsets(bucket, manifest)[1], dtype=torch.uint8)
+            as_delta = index in member.deltas
+            sent = as_sent(bucket, as_delta=as_delta)
+            buffer = torch.empty(_offsets(sent, manifest)[1], dtype=torch.uint8)
             _broadcast(group, buffer)
             if bucket in wanted:
-                yield bucket, unpack(buffer.numpy(), bucket, manifest)
+                yield bucket, unpack(buffer.numpy(), sent, manifest), as_delta
     except (RuntimeError, OSError) as error:
         raise BroadcastFailed(f"the broadcast was lost: {_first_line(error)}") from error
 

@@ -154,12 +154,27 @@ class Bucket:
     stored: reference to their `NamedTensors` in the object store.
     handles: by name of a tensor on a GPU, a mapping from the GPU's UUID to the arguments of torch's
     `rebuild_cuda_tensor`, which opens the tensor from another process on the same GPU.
+    delta: the shorter way for a receiver that holds the version before; None if there is none.
     """
 
     names: tuple[str, ...]
     num_bytes: int
     stored: Any
     handles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    delta: Delta | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Delta:
+    """What changed in a bucket since a base, see `rlsys.weights.delta`.
+
+    base, entries: entries of the bucket's tensors before and after.  bucket: the pieces.  manifest: of the pieces.
+    """
+
+    base: Manifest
+    entries: Manifest
+    bucket: Bucket
+    manifest: Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,16 +192,48 @@ class Rendezvous:
     timeout_s: float
 
 
+@dataclass(kw_only=True)
+class PublishStats:
+    """The learner's end of one version: seconds by part, and sizes.
+
+    gather_s: gathering partitions and copying to the host.  checksum_s, encode_s: checksums; finding what changed.
+    store_s: writing to the object store.  stored_bytes: written to it, deltas included.  sent_bytes: what an actor with
+    the version before needs, whole buckets or deltas.  num_changed, num_compared: numbers that changed, of those
+    compared with the version before.
+    """
+
+    gather_s: float = 0.0
+    checksum_s: float = 0.0
+    encode_s: float = 0.0
+    store_s: float = 0.0
+    stored_bytes: int = 0
+    sent_bytes: int = 0
+    num_changed: int = 0
+    num_compared: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return metrics by name; without the fraction of changed numbers if none were compared."""
+        found = {f"weights/{part}": float(getattr(self, part)) for part in ("gather_s", "checksum_s", "store_s")}
+        found["weights/bytes"] = float(self.sent_bytes)
+        if self.num_compared:
+            found["weights/encode_s"] = self.encode_s
+            found["weights/changed_frac"] = self.num_changed / self.num_compared
+        return found
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightTransfer:
     """The ways to get the bytes of one version: always from the object store, and by broadcast if there is one.
 
-    timeout_s: time limit for fetching one bucket.
+    timeout_s: time limit for fetching one bucket.  sends_deltas: whether receivers should keep a copy of the tensors
+    for the deltas of the next version.  published: of the learner's end.
     """
 
     buckets: tuple[Bucket, ...]
     timeout_s: float
     rendezvous: Rendezvous | None = None
+    sends_deltas: bool = False
+    published: PublishStats | None = None
 
 
 def plan_buckets(sizes: Mapping[Key, int], max_bytes: int) -> list[list[Key]]:

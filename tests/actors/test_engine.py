@@ -23,7 +23,8 @@ from actors.errors import NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
 from rlsys.types import Rollout
 from rlsys.weights.broadcast import BroadcastSender
-from rlsys.weights.manifest import Bucket, NamedTensor, Rendezvous, TensorSpec, WeightTransfer
+from rlsys.weights.delta import encode
+from rlsys.weights.manifest import Bucket, Delta, NamedTensor, Rendezvous, TensorSpec, WeightTransfer, manifest_of
 from rlsys.weights.tensors import HEAD
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
 from tests.support.pace import patience
@@ -294,6 +295,58 @@ def test_an_engine_with_half_a_version_samples_nothing_until_it_has_a_complete_o
         ray.get(engines.ask.ask(engines.old, 0))
     load(engines.old, engines.old_tensors)
     assert same(ray.get(engines.ask.ask(engines.old, 0)), before)
+
+
+def stored_with_deltas(before: NamedTensors, after: NamedTensors, **changes: Any) -> WeightTransfer:
+    """A transfer in two buckets, in the object store whole and as deltas from `before`."""
+    buckets = []
+    for old, new in zip(split(before), split(after), strict=True):
+        pieces, _ = encode(new, old)
+        sent = Bucket(names=tuple(pieces), num_bytes=num_bytes(pieces), stored=ray.put(pieces))
+        delta = Delta(base=manifest_of(old), entries=manifest_of(new), bucket=sent, manifest=manifest_of(pieces))
+        buckets.append(Bucket(names=tuple(new), num_bytes=num_bytes(new), stored=ray.put(dict(new)), delta=delta))
+    return WeightTransfer(buckets=tuple(buckets), timeout_s=patience(60.0), sends_deltas=True, **changes)
+
+
+def nudged(tensors: NamedTensors, seed: int) -> dict[str, NamedTensor]:
+    """The same with one number in fifty changed; the tied head changes with the embedding."""
+    rng = np.random.default_rng(seed)
+    made: dict[int, NamedTensor] = {}
+    for tensor in tensors.values():
+        if tensor.data.ctypes.data not in made:
+            data = tensor.data.copy()
+            where = rng.random(data.size // 4) < 0.02
+            data.view(np.float32)[where] += 0.1
+            made[tensor.data.ctypes.data] = replace(tensor, data=data)
+    return {name: made[tensor.data.ctypes.data] for name, tensor in tensors.items()}
+
+
+def test_deltas_give_the_same_engine_as_whole_weights(engines: Engines) -> None:
+    """Through the store and by broadcast; an engine that misses the base takes the whole of the same version."""
+    first = engines.old_tensors
+    second, third = nudged(first, 1), nudged(nudged(first, 1), 2)
+    for engine in (engines.old, engines.new):
+        load(engine, engines.new_tensors, version=1)
+    base = stored_with_deltas(first, first)
+    ray.get(engines.old.load_weights.remote(base, version_of(first, 2)))
+    # the other engine comes late, and skips a version
+    ray.get(engines.old.load_weights.remote(stored_with_deltas(first, second), version_of(second, 3)))
+    stats = ray.get(engines.old.last_update.remote())
+    assert 0 < stats.delta_bytes == stats.stored_bytes < num_bytes(second) / 10
+    assert stats.num_verified == len(second)
+    last = version_of(third, 4)
+    sender = BroadcastSender("127.0.0.1", 1, patience(60.0))
+    transfer = stored_with_deltas(second, third, rendezvous=sender.rendezvous)
+    taking = engines.old.load_weights.remote(transfer, last)
+    assert sender.send(transfer.buckets, last.manifest, lambda bucket: ray.get(bucket.stored)).problem == ""
+    assert ray.get(taking) == last
+    stats = ray.get(engines.old.last_update.remote())
+    assert 0 < stats.delta_bytes == stats.broadcast_bytes < num_bytes(third) / 10
+    ray.get(engines.new.load_weights.remote(transfer, last))
+    stats = ray.get(engines.new.last_update.remote())
+    assert (stats.delta_bytes, stats.stored_bytes) == (0, num_bytes(third))
+    assert same(*ray.get([engines.ask.ask(engine, 1) for engine in (engines.old, engines.new)]))
+    assert set(ray.get(engines.old.compare_weights.remote(transfer_of(third)))[1].values()) == {0.0}
 
 
 def test_an_engine_reports_its_difference_from_other_weights(engines: Engines) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from actors.weights.host_copy import HostCopy
 from learner.failures import LearnerError
 from learner.group import LearnerGroup
 from learner.loss.objective import total_loss
@@ -251,6 +252,39 @@ def test_frozen_parts_are_published_once_until_a_checkpoint_is_restored(
     held, differences = learner.compare(tmp_path / "model", third)
     assert held == version.manifest
     assert set(differences.values()) == {0.0}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_step_at_a_small_rate_is_published_as_deltas_that_make_the_whole(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], zero_stage: int
+) -> None:
+    learner = groups[2]
+    spec = make_spec(tiny_model_dir, dtype="bfloat16", zero_stage=zero_stage, learning_rate=1e-6)
+    digests = []
+    for delta in ("never", "always"):
+        learner.load(replace(spec, weights=WeightsConfig(bucket_mib=1, delta=delta)))
+        base, transfers = HostCopy(), []
+        for version in range(3):
+            if version:
+                learner.update(batches[version - 1])
+            transfer, announced = learner.publish(version)
+            assert transfer.sends_deltas == (delta == "always")
+            transfers.append(transfer)
+            for bucket in transfer.buckets:
+                whole = ray.get(bucket.stored)
+                if bucket.delta is not None:
+                    assert base.fits(bucket.delta)
+                    made = base.changed(bucket, ray.get(bucket.delta.bucket.stored))
+                    assert manifest_of(made) == manifest_of(whole)
+                base.keep(whole, announced.manifest)
+        digests.append(announced.digest)
+        stats = transfers[-1].published
+        num_deltas = sum(bucket.delta is not None for bucket in transfers[-1].buckets)
+        assert (num_deltas > 0) == (delta == "always")
+    assert digests[0] == digests[1]
+    assert 0 < stats.sent_bytes < announced.num_bytes / 4
+    assert 0 < stats.num_changed < stats.num_compared / 8
+    assert stats.metrics()["weights/changed_frac"] == stats.num_changed / stats.num_compared
 
 
 def test_exported_folder_is_the_policy_for_every_library(

@@ -89,7 +89,7 @@ def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serv
     tensors = tensors_of(transfer)
     name = next(iter(tensors))
     other = {**tensors, name: replace(tensors[name], data=np.zeros_like(tensors[name].data))}
-    with pytest.raises(WeightsRefused, match="lora_A.weight: its digest is"):
+    with pytest.raises(WeightsRefused, match="lora_A.weight: its checksum is"):
         stack.pool.load_weights(transfer_of(other), announced)
     del tensors[name]
     with pytest.raises(WeightsRefused, match="lora_A.weight: in no bucket"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from actors.weights.host_copy import HostCopy
 from learner.model.frozen import freeze
 from learner.model.policy import load_model
 from learner.weights.publishing import Publisher, plan_export
@@ -79,6 +80,48 @@ def test_frozen_parts_are_stored_once_and_the_digest_stays_right(
     everything = {name: tensor for bucket in second for name, tensor in bucket.stored.items()}
     assert manifest_of(everything) == manifest
     assert manifest[EMBEDDING] == manifest[HEAD] != manifest_of(read_folder(tiny_model_dir))[HEAD]
+
+
+def test_a_bucket_that_did_not_change_is_not_stored_again(exported: dict[str, ExportedTensor]) -> None:
+    store = Store()
+    publisher = Publisher(exported, CountingGather(), MAX_BYTES, stores=True)
+    first, manifest = publisher.publish(store.put)
+    num_puts = len(store.put_bytes)
+    second, again = publisher.publish(store.put)
+    assert again == manifest
+    assert len(store.put_bytes) == num_puts
+    assert [bucket.stored for bucket in second] == [bucket.stored for bucket in first]
+    assert publisher.stats.sent_bytes == publisher.stats.stored_bytes == 0
+
+
+def test_a_bucket_of_which_little_changed_has_a_delta_that_makes_it(
+    model: Qwen2_5_VLForConditionalGeneration, exported: dict[str, ExportedTensor]
+) -> None:
+    store = Store()
+    publisher = Publisher(exported, CountingGather(), MAX_BYTES, stores=True)
+    first, _ = publisher.publish(store.put, lambda stored: stored)
+    assert all(bucket.delta is None for bucket in first)
+    changed = model.get_input_embeddings().weight
+    with torch.no_grad():
+        changed[3, :7] += 1.0
+    second, manifest = publisher.publish(store.put, lambda stored: stored)
+    [(old, bucket)] = [pair for pair in zip(first, second, strict=True) if pair[1].delta is not None]
+    assert bucket.delta is not None
+    assert {EMBEDDING, HEAD} <= set(bucket.names)
+    assert bucket.delta.bucket.num_bytes == 7 * (4 + 4)
+    assert (publisher.stats.num_changed, publisher.stats.sent_bytes) == (7, 56)
+    base = HostCopy()
+    base.keep(old.stored, bucket.delta.base)
+    assert base.fits(bucket.delta)
+    made = base.changed(bucket, bucket.delta.bucket.stored)
+    assert manifest_of(made) == {name: manifest[name] for name in bucket.names}
+    # the buckets that stayed have none: their tensors are held already
+    assert all(other is bucket or other.delta is None for other in second)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    third, _ = publisher.publish(store.put, lambda stored: stored)
+    assert all(bucket.delta is None for bucket in third)
 
 
 def test_a_rank_that_stores_nothing_takes_part_in_the_same_gathers(exported: dict[str, ExportedTensor]) -> None:

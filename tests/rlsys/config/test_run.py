@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.config.run import ConfigError, load
+from rlsys.config.weights import WeightsConfig, check_delta, wants_deltas
 from tests.support.paths import CONFIGS
 
 MINIMAL = "output_dir: out\nmodel: {path: m}\n"
@@ -96,3 +97,25 @@ def test_sharing_a_gpus_memory_needs_whole_tensors_on_one_gpu(minimal: Path, oth
     assert load(minimal, ipc).weights.transport == "ipc"
     with pytest.raises(ConfigError, match=f"needs {other.partition('=')[0]}=.*Use weights.transport=object_store"):
         load(minimal, [*ipc, other])
+
+
+@pytest.mark.parametrize("transport", ["collective", "ipc"])
+def test_deltas_need_a_transport_that_can_carry_them(transport: str) -> None:
+    settings = WeightsConfig(transport=transport, delta="always")
+    with pytest.raises(ValueError, match=f"weights.delta=always: with weights.transport={transport} and .*=cuda"):
+        check_delta(settings, device="cuda")
+    check_delta(settings.model_copy(update={"delta": "auto"}), device="cuda")
+
+
+def test_deltas_are_sent_where_few_numbers_change_and_the_bytes_travel() -> None:
+    def sent(transport: str, delta: str = "auto", dtype: str = "bfloat16", num_nodes: int = 1) -> bool:
+        settings = WeightsConfig(transport=transport, delta=delta)
+        return wants_deltas(settings, dtype=dtype, device="cpu", num_nodes=num_nodes)
+
+    assert sent("collective")
+    assert sent("object_store", num_nodes=2)
+    assert not sent("object_store")
+    assert not sent("collective", dtype="float32")
+    assert sent("object_store", "always", dtype="float32")
+    assert not sent("collective", "never")
+    assert not sent("ipc", "always", num_nodes=2)

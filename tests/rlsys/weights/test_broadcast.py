@@ -42,7 +42,7 @@ def take(
 ) -> list[str]:
     """Receive a broadcast and return the names of its tensors, after checking them. then: called after each bucket."""
     names: list[str] = []
-    for bucket, tensors in receive_broadcast(transfer, wanted, MANIFEST):
+    for bucket, tensors, _ in receive_broadcast(transfer, wanted, MANIFEST):
         assert manifest_of(tensors) == {name: MANIFEST[name] for name in bucket.names}
         names.extend(tensors)
         then()
