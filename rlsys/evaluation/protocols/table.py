@@ -21,7 +21,7 @@ _VIDEOCHAT = "VideoChat-R1, arXiv:2504.06958"
 def _grounding(name: str, rule: str, figures: tuple[Published, ...] = ()) -> Protocol_:
     """Return a protocol of temporal grounding: mIoU and R@0.3, 0.5, 0.7 with >=."""
     readers: Mapping[str, tuple[Callable[[Answered, str], Json], str, str]] = {
-        "paper": (spans.paper_span, _VIDEOCHAT, "last `a to b` or `a and b` in the last <answer>"),
+        "paper": (spans.paper_span, _VIDEOCHAT, "last `a to b` or `a and b` in the last `<answer>`"),
         "paper_script": (
             spans.paper_script_span,
             "VideoChat-R1, src_eval/evaluate_grounding.py",
@@ -106,8 +106,8 @@ _NEXTGQA = (
         name="nextgqa/paper",
         tasks=frozenset({"grounded_qa"}),
         source=f"{_VIDEOCHAT}, src_eval/evaluate_gqa.py",
-        rule="first letter from A to G in the first <answer> after usual prefixes; `[(s, e), …]`, and nothing else, "
-        "in the first <glue>",
+        rule="first letter from A to G in the first `<answer>` after usual prefixes; `[(s, e), …]`, and nothing else, "
+        "in the first `<glue>`",
         primary="miou",
         row_score="iou",
         reader=spans.answer_and_periods,
@@ -117,7 +117,7 @@ _NEXTGQA = (
     ),
 )
 
-_BOX_RULE = "a list of exactly as many boxes as frames, and nothing else, in the first <answer>"
+_BOX_RULE = "a list of exactly as many boxes as frames, and nothing else, in the first `<answer>`"
 _GOT10K = (
     Protocol_(
         name="got10k/toolkit",
@@ -257,7 +257,7 @@ _VIDTAB = Protocol_(
     name="vidtab",
     tasks=_VIDTAB_BASE.tasks,
     source=f"{_VIDEOCHAT}, src_eval/evaluate_cls_quality_c8.py",
-    rule="the whole first <answer>, in lower case",
+    rule="the whole first `<answer>`, in lower case",
     primary=_VIDTAB_BASE.primary,
     row_score=_VIDTAB_BASE.row_score,
     reader=_VIDTAB_BASE.reader,
