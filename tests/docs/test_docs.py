@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -93,10 +94,14 @@ def config_keys(kind: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
         found[prefix + name] = "dict" in str(section).lower() or "Mapping" in str(section)
         if isinstance(section, type) and issubclass(section, BaseModel):
             found |= config_keys(section, f"{prefix}{name}.")
+        for entry in get_args(section):
+            if isinstance(entry, type) and issubclass(entry, BaseModel):
+                found |= config_keys(entry, f"{prefix}{name}.N.")
     return found
 
 
 def is_config_key(text: str) -> bool:
+    text = re.sub(r"\.\d+(?=\.)", ".N", text)  # an entry of a list
     keys, parts = config_keys(), text.split(".")
     return text in keys or any(keys.get(".".join(parts[:n]), False) for n in range(1, len(parts)))
 

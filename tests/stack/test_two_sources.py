@@ -73,12 +73,12 @@ def test_each_source_has_its_share_its_task_and_its_prompt(config: RunConfig, wh
     entries = ledger.read(config.output_dir)
     assert len({one.weights_digest for one in entries}) == 2, "every step changes the weights"
     for one in entries:
-        saved = read_step(step_file(config.output_dir / FOLDER, one.step))
-        names = [saved.groups[prompt_index].prompt_id.partition(":")[0] for prompt_index in saved.prompt_indices]
+        names = [prompt_id.partition(":")[0] for prompt_id in one.trained.values()]
         assert sorted(names) == ["choices"] * 2 + ["periods"] * 2
-        for group in saved.groups.values():
-            thought = group.scores[:, group.score_names.index("asked_to_think")]
-            assert set(thought.tolist()) == {float(group.prompt_id.startswith("periods:"))}
+        assert one.pass_rates.keys() == one.trained.keys()
+    for group in read_step(step_file(config.output_dir / FOLDER, 2)).groups.values():
+        thought = group.scores[:, group.score_names.index("asked_to_think")]
+        assert set(thought.tolist()) == {float(group.prompt_id.startswith("periods:"))}
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{config.output_dir / 'mlflow.db'}")
     metrics = client.get_run(whole.mlflow_run_id).data.metrics
     for name in ("periods", "choices"):
