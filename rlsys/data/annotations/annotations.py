@@ -22,7 +22,7 @@ from rlsys.data.annotations.media import (
 )
 from rlsys.data.annotations.other_task import as_task
 from rlsys.data.annotations.reading import printable, read_rows, repeated_text
-from rlsys.data.annotations.rows import AnnotationRow, Problem
+from rlsys.data.annotations.rows import AnnotationRow, Medium, Problem
 from rlsys.data.annotations.vtts import with_size
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import task_named
@@ -235,27 +235,32 @@ def completed(row: AnnotationRow, root: Path | None, links_outside: bool) -> tup
         row = replace(row, problems=(*row.problems, *rate_problems(row, medium)))
     if row.needs_size:
         row = _sized(row, medium)
-    if row.images:
-        row = _with_images(row, root, links_outside)
+    if row.images or row.videos:
+        row = _with_further_media(row, root, links_outside)
     return _checked(row), medium
 
 
-def _with_images(row: AnnotationRow, root: Path, links_outside: bool) -> AnnotationRow:
-    """Return the row with the paths of its further images, and what is wrong with them."""
-    paths: list[str] = []
+def _with_further_media(row: AnnotationRow, root: Path, links_outside: bool) -> AnnotationRow:
+    """Return the row with the paths of its further images and videos, and what is wrong with them."""
+    found: dict[str, tuple[str, ...]] = {}
     problems = list(row.problems)
-    for name in row.images:
-        image = replace(row, video=name, medium="image")
-        path = find_medium(image, root)
-        if path is None:
-            text = f"{name!r} is not in {root}; looked for {', '.join(places(image))}"
-            problems.append(Problem(field="images", text=text, is_missing=True))
-        elif not links_outside and not is_inside(path, root):
-            text = f"{name!r} leads out of {root}; set data.links_outside=true to allow it"
-            problems.append(Problem(field="images", text=text))
-        else:
-            paths.append(str(path.absolute()))
-    return replace(row, images=tuple(paths), problems=tuple(problems))
+    kinds: tuple[tuple[str, tuple[str, ...], Medium], ...]
+    kinds = (("images", row.images, "image"), ("videos", row.videos, "clip"))
+    for field, names, medium in kinds:
+        paths: list[str] = []
+        for name in names:
+            one = replace(row, video=name, medium=medium)
+            path = find_medium(one, root)
+            if path is None:
+                text = f"{name!r} is not in {root}; looked for {', '.join(places(one))}"
+                problems.append(Problem(field=field, text=text, is_missing=True))
+            elif not links_outside and not is_inside(path, root):
+                text = f"{name!r} leads out of {root}; set data.links_outside=true to allow it"
+                problems.append(Problem(field=field, text=text))
+            else:
+                paths.append(str(path.absolute()))
+        found[field] = tuple(paths)
+    return replace(row, images=found["images"], videos=found["videos"], problems=tuple(problems))
 
 
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
@@ -310,7 +315,11 @@ def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> Prom
         task=row.task,
         question=row.question,
         options=row.options,
-        media=(media_spec(row, medium.absolute(), data), *(image_spec(path, data) for path in row.images)),
+        media=(
+            media_spec(row, medium.absolute(), data),
+            *(image_spec(path, data) for path in row.images),
+            *(media_spec(replace(row, duration_s=None), Path(path), data) for path in row.videos),
+        ),
         truth=row.truth,
         labels=_labels(row),
         think=data.think,

@@ -50,7 +50,7 @@ class AnnotationRow:
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
     folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
-    images: further images, shown after the video.
+    images, videos: further images and videos, shown in this order after the first medium.
     counted: what an evaluation of all published rows takes for `task` and `truth`, where that differs.
     """
 
@@ -67,6 +67,7 @@ class AnnotationRow:
     duration_s: float | None = None
     labels: Mapping[str, str | float] = field(default_factory=dict)
     images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
     counted: Counted | None = None
     problems: tuple[Problem, ...] = ()
 
@@ -143,7 +144,7 @@ class Repeats:
 def _part_names(side: str) -> tuple[str, ...]:
     """Return the names that data sets give the start or the end of a part of a video, in seconds."""
     bases = tuple(f"{what}_{side}" for what in ("video", "clip", "segment"))
-    return (*bases, *(f"{base}{unit}" for base in bases for unit in ("_s", "_sec", "_time")))
+    return (*bases, *(f"{base}{unit}" for base in bases for unit in ("_s", "_sec", "_time")), side)
 
 
 class PartFields(BaseModel):

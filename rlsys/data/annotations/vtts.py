@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import AliasChoices, Field, field_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
@@ -37,17 +37,18 @@ _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": 
 
 
 class VttsEntry(PartFields, Entry):
-    """An entry `{video or image, question, options?, clue?, answer?, caption?, events?, task?, duration?, width?,
-    height?, video_start?, video_end?, fps?, split?}`.
+    """An entry `{video or image (one, or a list of several), question, options?, clue?, answer?, caption?, events?,
+    task?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
 
+    `video_start` and `video_end`, or `start` and `end`, name the part of the file that the row is about.
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
     last included in a folder of frames, at the starts of eight equal parts in a video file.
     Keys of other names, `think` among them, are left alone: no score reads them.
     """
 
-    video: Text | None = None
-    image: Text | None = None
+    video: Text | list[Text] | None = Field(default=None, validation_alias=AliasChoices("video", "videos"))
+    image: Text | list[Text] | None = Field(default=None, validation_alias=AliasChoices("image", "images"))
     question: str = ""
     options: Any = None
     clue: Any = None
@@ -65,6 +66,16 @@ class VttsEntry(PartFields, Entry):
     def _nothing_is_none(cls, value: Json) -> Json:
         """Read "", [] and {} as None: merged data sets write what a row does not have so."""
         return None if value in ("", [], {}) else value
+
+    @property
+    def videos(self) -> list[str]:
+        """The names of the videos."""
+        return self.video if isinstance(self.video, list) else [self.video] if self.video else []
+
+    @property
+    def images(self) -> list[str]:
+        """The names of the images."""
+        return self.image if isinstance(self.image, list) else [self.image] if self.image else []
 
     @field_validator("task", mode="after")
     @classmethod
@@ -128,8 +139,8 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
     is_whole = all(problem.is_fixed for problem in problems)
     return AnnotationRow(
         label=label,
-        video=row.image or row.video or "",
-        medium="image" if row.image else "clip",
+        video=next(iter((*row.images, *row.videos)), ""),
+        medium="image" if row.images else "clip",
         task=task,
         question=row.question.strip() or CAPTION_QUESTION,
         options=tuple(option.text if answer.kind == "phrase" else str(option) for option in answer.options),
@@ -139,6 +150,8 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         fps=row.fps,
         duration_s=row.duration,
         labels={"split": row.split} if row.split else {},
+        images=tuple(row.images[1:]),
+        videos=tuple(row.videos[1:]),
         problems=tuple(problems),
     )
 
@@ -225,6 +238,12 @@ def _field(kind: str) -> str:
 
 
 def _medium_problems(row: VttsEntry, clue: Clue) -> Iterator[Problem]:
+    several = "videos" if len(row.videos) > 1 else "images" if len(row.images) > 1 else ""
+    if several and clue.kinds:
+        text = f"{sorted(clue.kinds)[0]} of {len(row.videos or row.images)} {several}: it does not say of which"
+        yield Problem(field="clue", text=text, is_contradiction=True)
+    if several and row.window_s is not None:
+        yield Problem(field="video_end", text=f"a part of several {several}; name one", is_contradiction=True)
     if row.video and row.image:
         yield Problem(field="image", text="both a video and an image are given; keep one", is_contradiction=True)
     if not row.video and not row.image:

@@ -11,6 +11,7 @@ from PIL import Image
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.video.decode import decode
+from rlsys.data.video.errors import AnnotationError
 from rlsys.types import Json, VideoSpec
 from tests.support.video_files import frames_shown, make_video, numbered_frame
 
@@ -38,7 +39,7 @@ def spec_of(loaded: Annotations) -> VideoSpec:
 
 
 @pytest.mark.parametrize(
-    "names", [("video_start", "video_end"), ("clip_start_s", "clip_end_s"), ("segment_start",) * 2]
+    "names", [("video_start", "video_end"), ("clip_start_s", "clip_end_s"), ("segment_start",) * 2, ("start", "end")]
 )
 def test_a_part_is_shown_alone_and_the_truth_counts_from_its_start(tmp_path: Path, names: tuple[str, str]) -> None:
     make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
@@ -103,3 +104,48 @@ def test_rates_that_contradict_each_other_are_a_dirty_row(tmp_path: Path, row: d
         (folder / "fps").write_text(own)
     loaded = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], **row})
     assert loaded.items == () and loaded.dirty[0].field.startswith("fps")
+
+
+CHOICE: dict[str, Json] = {"question": "which one?", "options": ["first", "second"], "answer": "A"}
+
+
+def test_several_videos_are_shown_in_order_each_at_its_own_rate(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=60, fps=10.0)
+    frame_folder(tmp_path / "b", 12)
+    (tmp_path / "b" / "fps.txt").write_text("4")
+    (item,) = load(tmp_path, {"video": ["a.mp4", "b"], **CHOICE}).items
+    assert [Path(spec.uri).name for spec in item.media] == ["a.mp4", "b"]
+    first, second = (decode(spec) for spec in item.media)
+    assert frames_shown(first.frames) == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55]
+    assert frames_shown(second.frames) == [0, 2, 4, 7, 9, 11]  # of a folder the last one too
+    assert item.labels["video"] == "a.mp4"
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_several_images_are_shown_in_order(tmp_path: Path, key: str) -> None:
+    for index in (2, 1):
+        Image.fromarray(numbered_frame(index)).save(tmp_path / f"{index}.png")
+    (item,) = load(tmp_path, {key: ["2.png", "1.png"], **CHOICE}).items
+    assert [frames_shown(decode(spec).frames) for spec in item.media] == [[2], [1]]
+
+
+def test_a_further_medium_that_is_missing_drops_its_row(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=20, fps=10.0)
+    loaded = load(tmp_path, {"videos": ["a.mp4", "none.mp4"], **CHOICE})
+    assert not loaded.items and loaded.dirty[0].field == "videos" and loaded.dirty[0].is_missing
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"video": ["a.mp4", "a.mp4"], "question": "when?", "clue": [0.0, 1.0]}, "periods of 2 videos"),
+        ({"image": ["1.png"] * 3, "question": "where?", "clue": [0.1, 0.1, 0.5, 0.5]}, "box of 3 images"),
+        ({"video": ["a.mp4", "a.mp4"], "start": 0.5, "end": 1.0, **CHOICE}, "a part of several videos; name one"),
+        ({"video": ["a.mp4"], "image": ["1.png"], **CHOICE}, "both a video and an image"),
+    ],
+)
+def test_what_several_media_leave_open_refuses_the_file(tmp_path: Path, row: dict[str, Json], says: str) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=20, fps=10.0)
+    Image.fromarray(numbered_frame(1)).save(tmp_path / "1.png")
+    with pytest.raises(AnnotationError, match=says):
+        load(tmp_path, row)
