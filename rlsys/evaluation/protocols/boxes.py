@@ -49,8 +49,8 @@ def overlap_scores(row: Answered, value: Json) -> dict[str, float]:
 def overlap_metrics(weighted: Weighted) -> Metrics:
     """Return the mean overlap, and R@m, the share of rows with an overlap of at least m.
 
-    The paper does not define its R@m. Its figures for 180 rows are multiples of 1/180 to the digit given, so they
-    count rows, not frames.
+    The paper does not define its R@m; it is taken to count rows, as for time spans, not frames. Six of the paper's nine
+    figures are multiples of 1/180, the number of its rows, to the digit given; by chance it would be one or two.
     """
     recalls = {f"r_at_{threshold}": weighted.share("overlap", threshold) for threshold in (0.5, 0.7)}
     return {"overlap": weighted.mean("overlap"), **recalls}
