@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from rlsys import env
 from rlsys.commands.arguments import ALLOW_CHANGES_HELP, CONFIG_HELP, FORK_HELP, OVERRIDES_HELP, RESUME_HELP
 from rlsys.commands.audit import replay, show_ledger
+from rlsys.commands.data import data_app
 from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors, require_writable
 from rlsys.commands.judge import judge_app, score
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="Reinforcement learning for video language models."
 )
-data_app = typer.Typer(no_args_is_help=True, help="Inspect annotation files.")
 app.add_typer(data_app, name="data")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
@@ -193,24 +193,6 @@ def submit(
     with clear_errors():
         command: Literal["train", "sft"] = "sft" if is_sft else "train"
         raise typer.Exit(submit_job(config, overrides or [], address=address, follow=follow, command=command))
-
-
-@data_app.command("check")
-def data_check(
-    format: Annotated[
-        str, typer.Option(help="Format of the file: charades_sta, nextgqa, got10k, vtts, captions or vidtab.")
-    ],
-    annotations: Annotated[Path, typer.Option(help="The annotation file.")],
-    videos: Annotated[
-        Path | None, typer.Option(help="Folder of its videos; without it, missing files are not reported.")
-    ] = None,
-) -> None:
-    """Count the videos and queries of an annotation file, and list every dirty row with its defect."""
-    from rlsys.data.annotations.report import report_lines
-
-    with clear_errors():
-        for line in report_lines(annotations, format, videos):
-            typer.echo(line)
 
 
 if __name__ == "__main__":

@@ -12,5 +12,6 @@
 - `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read
+- `reading` (`apply_override`): files and overrides as trees of values
 - `bundled`: the configs that the package contains
 """

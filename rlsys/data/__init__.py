@@ -3,5 +3,6 @@
 - `sampler` (`Sampler`): the order of one list of rows
 - `mixture` (`PromptOrder`, `prompt_order`): the order of the rows of all sources
 - `annotations`: annotation files -> prompt items
+- `inspection`: reports, statistics and conversion of annotation files
 - `video`: video files -> frames at true timestamps
 """

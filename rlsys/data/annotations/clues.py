@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from rlsys.data.annotations.rows import Problem, is_number, read_span, short
+from rlsys.data.annotations.rows import Problem, is_number, read_span, short, stated_span
 from rlsys.tasks.truths import MAX_TRACKED_FRAMES, is_tracked_count
 from rlsys.types import Json
 
@@ -17,10 +17,12 @@ Size = tuple[float, float]
 class Clue:
     """What a clue says. periods in seconds; box and boxes as the file has them, in pixels unless `is_normalised`.
 
+    stated: the periods as the file states them, past the clip or not.
     kinds: which of "periods", "box" and "boxes" it is about, broken ones included.
     """
 
     periods: list[list[float]] = field(default_factory=list)
+    stated: list[list[float]] = field(default_factory=list)
     box: list[float] | None = None
     boxes: list[list[float]] | None = None
     is_normalised: bool = True
@@ -62,6 +64,8 @@ def _read_list(clue: Clue, value: Json, duration_s: float | None, size: Size | N
         for row in rows:
             span, problem = read_span(row, duration_s or math.inf, "clue")
             clue.periods += [span] if span else []
+            stated = stated_span(row)
+            clue.stated += [stated] if stated else []
             clue.problems += [problem] if problem else []
     elif lengths == {4}:
         clue.kinds.add("box" if len(rows) == 1 else "boxes")

@@ -16,7 +16,8 @@ RATE_TOLERANCE = 0.05  # share by which two statements of one rate may differ
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
 IMAGE_MIN_PIXELS = 4 * 28 * 28  # VTTS, table 2: images may be smaller than frames of a video
 
-_VIDEO_SUFFIXES = ("", ".mp4", ".mkv", ".webm", ".avi", ".mov")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+"""Suffixes that a row may leave out of the name of its video."""
 _IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
 _ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
 
@@ -27,7 +28,7 @@ def places(row: AnnotationRow) -> tuple[str, ...]:
         return _frame_folders(row.video)
     if row.medium == "image":
         return _files(row.video, _IMAGE_SUFFIXES)
-    files = _files(row.video, _VIDEO_SUFFIXES)
+    files = _files(row.video, ("", *VIDEO_SUFFIXES))
     return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,17 @@ from pydantic import AliasChoices, Field, field_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
-from rlsys.data.annotations.rows import AnnotationRow, Entry, PartFields, Problem, Seconds, Text, is_number, short
+from rlsys.data.annotations.rows import (
+    AnnotationRow,
+    Counted,
+    Entry,
+    PartFields,
+    Problem,
+    Seconds,
+    Text,
+    is_number,
+    short,
+)
 from rlsys.tasks.answers import read_choice, read_number, read_phrase
 from rlsys.tasks.table import task_name
 from rlsys.types import Json
@@ -145,6 +155,7 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         question=row.question.strip() or CAPTION_QUESTION,
         options=tuple(option.text if answer.kind == "phrase" else str(option) for option in answer.options),
         truth=_truth(task, row, answer, clue, size) if is_whole else None,
+        counted=_counted(task, row, answer, clue, size) if _is_counted(problems) else None,
         needs_size=is_whole and not clue.is_normalised and size is None,
         window_s=row.window_s,
         fps=row.fps,
@@ -154,6 +165,17 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         videos=tuple(row.videos[1:]),
         problems=tuple(problems),
     )
+
+
+def _is_counted(problems: Sequence[Problem]) -> bool:
+    return bool(problems) and all(problem.is_fixed or problem.is_counted for problem in problems)
+
+
+def _counted(task: str, row: VttsEntry, answer: _RowAnswer, clue: Clue, size: Size | None) -> Counted | None:
+    """Return the task and the truth with the periods that the row states, None where they are those inside the clip."""
+    if not clue.stated or clue.stated == clue.periods:
+        return None
+    return Counted(task=task, truth=_truth(task, row, answer, replace(clue, periods=clue.stated), size))
 
 
 def _read_answer(row: VttsEntry) -> _RowAnswer:

@@ -69,10 +69,16 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
     return indices.size // TEMPORAL_PATCH, height // PATCH, width // PATCH
 
 
-def length_of(path: Path) -> float:
-    """Return the seconds from the start of a video file to the end of its last frame. Raises ClipError."""
+def shape_of(path: Path) -> tuple[float, tuple[float, float] | None]:
+    """Return the seconds from the start of a video file to the end of its last frame, and its (width, height).
+
+    The size is that of the coded frames in square pixels, None for an animated image. Raises ClipError.
+    """
     _check_whole(path, str(path))
-    return images.animation_times(path)[1] if images.is_animation(path) else av_reader.probe(path, str(path)).end_s
+    if images.is_animation(path):
+        return images.animation_times(path)[1], None
+    found = av_reader.probe(path, str(path))
+    return found.end_s, (found.width * found.aspect, float(found.height))
 
 
 def reads_fast(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Self-contained HTML pages of rows with their frames, spans, boxes and answers, that need no network.
 
 - `page` (`Curve`, `Section`, `Table`, `write_page`): tables and curves, and a browser of rows
+- `preview` (`write_preview`): rows of an annotation file, before a model has answered
 - `rows` (`page_row`): a row with what it shows
 - `thumbnails` (`thumbnails`): small pictures of the frames that a model was shown
 """

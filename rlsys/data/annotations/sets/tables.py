@@ -18,13 +18,11 @@ from rlsys.data.annotations.options import read_options
 from rlsys.data.annotations.rows import (
     AnnotationRow,
     BadLine,
-    Counted,
     Problem,
     Repeats,
     broken_row,
     is_number,
     short,
-    stated_span,
 )
 from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json
 from rlsys.data.annotations.vtts import VttsEntry
@@ -128,6 +126,8 @@ class Table:
         index, qid, images = values.pop("answer_index"), values.pop("qid"), values.pop("images")
         values["question"] = values["question"] if values["question"] is None else str(values["question"])
         values = {role: value for role, value in values.items() if value is not None}
+        if not values.keys() & {"video", "image"} and images is not None:
+            values["image"], images = images, None
         if index is not None and values.get("options") is not None:
             values["answer"] = _indexed(index, values["options"])
         try:
@@ -140,8 +140,7 @@ class Table:
         labels = self._labels(record)
         if qid is not None:
             labels["qid"] = _text(qid)
-        stated = _stated(row, values.get("clue"))
-        return replace(row, labels={**row.labels, **labels}, images=_names(images), counted=stated)
+        return replace(row, labels={**row.labels, **labels}, images=(*row.images, *_names(images)))
 
     def _value(self, role: str, fields: Mapping[str, Json], columns: Columns) -> Json:
         named = columns.get(role)
@@ -351,16 +350,6 @@ def _names(value: Json) -> tuple[str, ...]:
     if value is None:
         return ()
     return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
-
-
-def _stated(row: AnnotationRow, clue: Json) -> Counted | None:
-    """Return the period of a row of temporal grounding as the file states it, None where it is as in the row."""
-    if isinstance(clue, list) and len(clue) == 1:
-        clue = clue[0]
-    span = stated_span(clue)
-    if row.task != "temporal_grounding" or span is None or span == row.truth:
-        return None
-    return Counted(task=row.task, truth=span)
 
 
 def _indexed(index: Json, values: Json) -> Json:

@@ -12,7 +12,7 @@ import pytest
 
 from rlsys.config.run import ConfigError, DataConfig, parse
 from rlsys.data.annotations.annotations import load_annotations
-from rlsys.data.annotations.report import report_lines
+from rlsys.data.inspection.report import report_lines
 from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
 from rlsys.runs.items import load_items, read_rows

@@ -9,7 +9,7 @@ import pytest
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
-from rlsys.data.annotations.report import report_lines
+from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text

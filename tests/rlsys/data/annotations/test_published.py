@@ -10,7 +10,7 @@ import pytest
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.options import read_options
-from rlsys.data.annotations.report import report_lines
+from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.errors import AnnotationError
 from tests.support.video_files import shared_data
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.formats import FORMATS
-from rlsys.data.annotations.report import report_lines
+from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 from rlsys.types import ImageSpec, Json, PromptItem, VideoSpec

@@ -102,6 +102,16 @@ def test_what_a_row_has_decides_its_task(tmp_path: Path) -> None:
     assert found[3].medium == "image" and found[3].labels == {"category": "c"}
 
 
+def test_images_are_the_media_of_a_row_or_stand_beside_its_video(tmp_path: Path) -> None:
+    rows = [
+        {"images": ["i.png", "j.png"], "question": "q", "options": ["x", "y"], "answer": "x"},
+        {"video": "v", "images": "['i.png']", "question": "q", "options": ["x", "y"], "answer": "x"},
+    ]
+    alone, beside = rows_of(write(tmp_path / "t.json", rows), "table")
+    assert (alone.problems, alone.medium, alone.video, alone.images) == ((), "image", "i.png", ("j.png",))
+    assert (beside.problems, beside.medium, beside.video, beside.images) == ((), "clip", "v", ("i.png",))
+
+
 def test_dirt_is_reported_by_row_and_column(tmp_path: Path) -> None:
     rows = [
         {"video": "v", "question": "q", "options": ["x", "y"], "answer": "y"},
