@@ -24,7 +24,7 @@ from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupReque
 from actors.weights.host_copy import HostCopy
 from actors.weights.loading import Workers
 from actors.weights.native import take_natively
-from actors.weights.receive import TransferStats, changed_names, fetch, holding, receive
+from actors.weights.receive import TransferStats, changed_names, fetch, holding, receive, timed
 from actors.weights.weights_in import (
     check_manifest,
     engine_module,
@@ -32,6 +32,7 @@ from actors.weights.weights_in import (
     expected_weights,
     write_adapter,
 )
+from rlsys.clock import Clock
 from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
@@ -165,12 +166,13 @@ class RolloutEngine:
             )
         if version.kind == "own":
             self._keep_own(version)
+            self.last_update = TransferStats()
         elif version.kind == "adapter":
             self._load_adapter(transfer, version)
         else:
             self._load_model(transfer, version)
         self.version = version
-        return version
+        return replace(version, parts_s=self.last_update.parts_s)
 
     def _keep_own(self, version: WeightVersion) -> None:
         """Raise WeightsRefused unless the engine still has the model that it was started with, and `version` is it."""
@@ -188,19 +190,29 @@ class RolloutEngine:
         buckets = holding(transfer.buckets, names)
         rpc = self._engine.collective_rpc
         parts: Iterator[NamedTensors] = iter(())
-        if native := take_natively(rpc, self._spec, transfer, buckets, version.manifest, self._give_up):
+        clock = Clock()
+        with clock("transfer"):
+            native = take_natively(rpc, self._spec, transfer, buckets, version.manifest, self._give_up)
+        if native:
             stats = native
         else:
-            parts = receive(transfer, buckets, version, stats, self._host_copy if transfer.sends_deltas else None)
+            base = self._host_copy if transfer.sends_deltas else None
+            parts = timed(receive(transfer, buckets, version, stats, base), clock)
         first = next(parts, None)  # weights that are refused before the engine changes raise here
         if first is not None:
             self._give_up()
-            if error := self._workers.load(itertools.chain((first,), parts), names, version.manifest):
+            before_s = clock.seconds["transfer"]
+            with clock("engine_load"):
+                error = self._workers.load(itertools.chain((first,), parts), names, version.manifest)
+            clock.seconds["engine_load"] -= clock.seconds["transfer"] - before_s  # what came meanwhile
+            if error:
                 if self._running:  # running groups would continue with parts of two versions
                     raise RuntimeError(f"version {version.version} failed midway: {error}") from error
                 raise error
         self._reset_caches()
-        stats.num_verified = self._check_held(transfer, version)
+        with clock("verify"):
+            stats.num_verified = self._check_held(transfer, version)
+        stats.parts_s = clock.seconds
         self._held, self.last_update = version.manifest, stats
 
     def _give_up(self) -> None:

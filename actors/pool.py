@@ -198,7 +198,7 @@ class RolloutPool:
             replicas.wait_settled(newcomers)
             self._counts["weights/updates"] += 1
             self._load_s = time.monotonic() - start
-            self._published = transfer.published.metrics() if transfer.published else {}
+            self._published = version.published.metrics() if version.published else {}
             return len(replicas.ready())
 
     def raise_if_weights_gone(self) -> None:
@@ -218,7 +218,8 @@ class RolloutPool:
         """Return metrics of the pool by name.
 
         They are totals since the launch, the number of actors by health (see `Replicas.health`), the number of groups
-        that no actor has room for, the duration of the last update, and its parts at the learner (`PublishStats`).
+        that no actor has room for, the duration of the last update, its parts at the learner (`PublishStats`)
+        and those of the slowest actor.
         """
         with self._replicas.changed:
             counts = {name: float(self._counts[name]) for name in COUNTS}
@@ -230,8 +231,15 @@ class RolloutPool:
                 "rollout/waiting_groups": float(self._replicas.num_waiting),
                 "weights/load_s": self._load_s,
                 **self._published,
+                **slowest([replica.parts_s for replica in self._replicas.ready()]),
             }
 
     def shutdown(self) -> None:
         """End all actors; groups that are still running fail."""
         self._replicas.close()
+
+
+def slowest(parts_s: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the most seconds that an actor's update spent on each part, as metrics."""
+    names = dict.fromkeys(name for one in parts_s for name in one)
+    return {f"weights/{name}_s": max(one.get(name, 0.0) for one in parts_s) for name in names}

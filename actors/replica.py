@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ class Replica:
 
     groups, responses: number in flight on it.  is_reserved: whether it accepts no further groups.
     is_up: whether its engine is loaded, so that new weights are sent to it.
-    held: the weights that it acknowledged last.
+    held: the weights that it acknowledged last.  parts_s: seconds of that update by part.
     died_with: number of groups that it had when it was lost, None while it lives.
     progress_s: when it last finished something, or began to work after being idle (monotonic clock).
     """
@@ -42,6 +43,7 @@ class Replica:
     is_reserved: bool = False
     is_up: bool = False
     held: PublishedWeights | None = None
+    parts_s: Mapping[str, float] = field(default_factory=dict)
     died_with: int | None = None
     progress_s: float = field(default_factory=time.monotonic)
 

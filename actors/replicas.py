@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -310,7 +310,7 @@ class Replicas:
             for ref in answered or overdue:
                 replica = pending.pop(ref)
                 try:
-                    check_acknowledged(ray.get(ref, timeout=0), version)
+                    replica.parts_s = acknowledged(ray.get(ref, timeout=0), version)
                     self.hold(replica, weights)
                 except GetTimeoutError:
                     reason = f"not acknowledged within {timeout_s:g} s (rollout.timeout_s)."
@@ -392,7 +392,8 @@ class _Waiter:
     ticket: int | None
 
 
-def check_acknowledged(got: WeightVersion, wanted: WeightVersion) -> None:
-    """Raise ActorLost if an actor acknowledged other weights than those that it was sent."""
+def acknowledged(got: WeightVersion, wanted: WeightVersion) -> Mapping[str, float]:
+    """Return an update's seconds by part; raises ActorLost if the actor acknowledged other weights than it was sent."""
     if (got.version, got.digest) != (wanted.version, wanted.digest):
         raise ActorLost(f"acknowledged version {got.version} ({got.digest}), not {wanted.version} ({wanted.digest}).")
+    return got.parts_s

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,11 +116,10 @@ class FakeLearner:
                 timeout_s=60.0,
                 rendezvous=rendezvous,
                 sends_deltas=self._is_delta,
-                published=self._publisher.stats,
             ),
             manifest,
         )
-        return self._transfer, version_of(manifest, version)
+        return self._transfer, replace(version_of(manifest, version), published=self._publisher.stats)
 
     def send(self) -> BroadcastResult | None:
         if self._sender is None:
@@ -246,7 +245,7 @@ def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, Publi
     stats = ray.get(actor.load_weights.remote(transfer, announced))
     if broadcast is not None:
         ray.get(broadcast)
-    return stats, transfer.published, published - start, time.perf_counter() - start
+    return stats, announced.published, published - start, time.perf_counter() - start
 
 
 def measure(pair: tuple[Any, Any], transport: str, model_bytes: int, repeats: int) -> Measured:

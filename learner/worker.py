@@ -136,10 +136,9 @@ class LearnerWorker:
             timeout_s=spec.weights.timeout_s,
             rendezvous=rendezvous,
             sends_deltas=sends_deltas,
-            published=self._loaded.published,
         )
         self._manifest = manifest
-        return self._transfer, describe(manifest, version, spec)
+        return self._transfer, replace(describe(manifest, version, spec), published=self._loaded.published)
 
     def send(self) -> BroadcastResult:
         """Broadcast the weights published last from rank 0, and return the outcome."""

@@ -1,7 +1,7 @@
 """The receiving side of weight transfers: weights are fetched, checked against their manifest, loaded and read back.
 
-- `receive` (`TransferStats`, `changed_names`, `fetch`, `holding`, `receive`): buckets of a transfer from the object
-  store or a broadcast
+- `receive` (`TransferStats`, `changed_names`, `fetch`, `holding`, `receive`, `timed`): buckets of a transfer from the
+  object store or a broadcast
 - `host_copy` (`HostCopy`): the tensors to which deltas are applied
 - `native` (`BACKENDS`, `take_natively`): GPU-to-GPU updates through the weight transfer of vLLM
 - `weights_in` (`check_manifest`, `engine_module`, `expected_adapter`, `expected_weights`, `write_adapter`): the checks

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 
 from actors.errors import WeightsGone, WeightsRefused
 from actors.weights.host_copy import HostCopy
 from actors.weights.weights_in import bucket_problems, refused
+from rlsys.clock import Clock
 from rlsys.weights.broadcast import BroadcastFailed, receive_broadcast
 from rlsys.weights.delta import as_sent
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, WeightTransfer
@@ -29,6 +30,7 @@ class TransferStats:
 
     delta_bytes: those of both that were deltas.
     num_verified: tensors of the version that were read back from every worker of the engine and compared.
+    parts_s: seconds by part: "transfer" with the checks before loading, "engine_load", "verify".
     """
 
     stored_bytes: int = 0
@@ -37,6 +39,7 @@ class TransferStats:
     num_loaded: int = 0
     num_tensors: int = 0
     num_verified: int = 0
+    parts_s: dict[str, float] = field(default_factory=dict)
 
 
 def changed_names(manifest: Manifest, held: Manifest, module_of: Callable[[str], str]) -> set[str]:
@@ -99,6 +102,16 @@ def receive(
     made = {bucket: taking.from_store(bucket) for bucket in remaining}
     for bucket in remaining:
         yield made[bucket] or fetch(bucket, transfer.timeout_s)
+
+
+def timed(parts: Iterator[NamedTensors], clock: Clock) -> Iterator[NamedTensors]:
+    """Yield the same, with the time that each takes to come as phase "transfer"."""
+    while True:
+        with clock("transfer"):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 class _Taking:

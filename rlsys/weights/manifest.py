@@ -226,14 +226,13 @@ class WeightTransfer:
     """The ways to get the bytes of one version: always from the object store, and by broadcast if there is one.
 
     timeout_s: time limit for fetching one bucket.  sends_deltas: whether receivers should keep a copy of the tensors
-    for the deltas of the next version.  published: of the learner's end.
+    for the deltas of the next version.
     """
 
     buckets: tuple[Bucket, ...]
     timeout_s: float
     rendezvous: Rendezvous | None = None
     sends_deltas: bool = False
-    published: PublishStats | None = None
 
 
 def plan_buckets(sizes: Mapping[Key, int], max_bytes: int) -> list[list[Key]]:

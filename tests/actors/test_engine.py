@@ -342,6 +342,8 @@ def test_deltas_give_the_same_engine_as_whole_weights(engines: Engines) -> None:
     assert ray.get(taking) == last
     stats = ray.get(engines.old.last_update.remote())
     assert 0 < stats.delta_bytes == stats.broadcast_bytes < num_bytes(third) / 10
+    assert stats.parts_s.keys() == {"transfer", "engine_load", "verify"}
+    assert all(seconds > 0 for seconds in stats.parts_s.values())
     ray.get(engines.new.load_weights.remote(transfer, last))
     stats = ray.get(engines.new.last_update.remote())
     assert (stats.delta_bytes, stats.stored_bytes) == (0, num_bytes(third))

@@ -173,6 +173,8 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     assert ([10, 11] in versions) == (weight_update == "keep")
     assert (pool.counters()["rollout/aborted_groups"] > 0) == (weight_update == "abort")
     assert pool.counters()["rollout/lost_actors"] == 0
+    timed = [pool.counters()[f"weights/{part}_s"] for part in ("transfer", "engine_load", "verify")]
+    assert 0 < min(timed) <= sum(timed) <= pool.counters()["weights/load_s"]
     of_new = [index for index in range(12) if versions[index] == [11]]
     again = ray.get([setting.ask.ask(setting.engine, index, samplings[index]) for index in of_new])
     assert [ids_and_logprobs(groups[index]) for index in of_new] == [ids_and_logprobs(group) for group in again]

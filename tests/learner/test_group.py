@@ -278,7 +278,7 @@ def test_a_step_at_a_small_rate_is_published_as_deltas_that_make_the_whole(
                     assert manifest_of(made) == manifest_of(whole)
                 base.keep(whole, announced.manifest)
         digests.append(announced.digest)
-        stats = transfers[-1].published
+        stats = announced.published
         num_deltas = sum(bucket.delta is not None for bucket in transfers[-1].buckets)
         assert (num_deltas > 0) == (delta == "always")
     assert digests[0] == digests[1]

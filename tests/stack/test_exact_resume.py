@@ -32,7 +32,10 @@ NUM_STEPS = 6
 DEADLINE_S = 400.0  # on the reference machine, see `tests.support.pace`
 OF_THE_PROCESS = (
     *("time/", "perf/", "cluster/"),
-    *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates", "weights/load_s"),
+    *("rollout/generate_s", "rollout/groups", "rollout/ready_actors", "weights/updates"),
+    *("weights/gather_s", "weights/checksum_s", "weights/encode_s", "weights/store_s", "weights/load_s"),
+    *("weights/transfer_s", "weights/engine_load_s", "weights/verify_s"),
+    "weights/bytes",  # a process that begins sends everything
     *("rollout/resampled_groups", "rollout/stale_groups"),  # begun by a process that died
     *("reward/requests", "reward/retries", "reward/unanswered_groups", "reward/paused_s"),
     *("data/decode", "data/hit", "data/miss", "data/evictions", "data/bytes_", "data/bad_clips"),
