@@ -17,6 +17,7 @@ from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.data import data_app
 from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors, require_writable
+from rlsys.commands.eval import eval_app
 from rlsys.commands.judge import judge_app, score
 from rlsys.commands.plan import plan
 from rlsys.commands.rewards import rewards_app
@@ -35,6 +36,7 @@ app.add_typer(rewards_app, name="rewards")
 app.add_typer(judge_app, name="judge")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(debug_app, name="debug")
+app.add_typer(eval_app, name="eval")
 app.command()(score)
 app.command()(plan)
 app.command("ledger")(show_ledger)

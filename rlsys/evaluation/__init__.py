@@ -1,10 +1,9 @@
 """Evaluation on held-out rows: answers, metrics and reports.
 
 - `answered` (`Answered`): one evaluated row with a model's texts
-- `answers` (`Answer`, `AnswersFile`): what a model answered to a row, and the file that keeps it
-- `modes` (`Mode`, `modes_of`): greedy, sampled and controls
-- `responders` (`ActorResponder`, `Responder`, `collect_answers`): where answers come from
-- `endpoint` (`EndpointResponder`): answers of a served model
+- `answering`: answers to rows from actors or an endpoint, kept in files
+- `evaluated` (`EvaluatedSet`, `results_of`, `scored`): a data set with its answers, and its figures
+- `results_report` (`markdown`, `print_results`, `sections`): figures as tables
 - `protocols`: how answers are read and scored, by data set
 - `statistics`: confidence intervals, slices, comparisons, samples of one row, baselines
 - `predictions` (`Predictions`, `PredictionsError`, `read_predictions`): texts that other systems made

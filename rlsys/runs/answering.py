@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,35 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlsys.config.data import Source, resolved
 from rlsys.config.evaluation import Control
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.data.annotations.annotations import Annotations, load_annotations
+from rlsys.data.annotations.annotations import Annotations, UnanswerableRow, load_annotations
 from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
-from rlsys.evaluation.answers import Answer, AnswersFile
-from rlsys.evaluation.modes import Mode, modes_of
-from rlsys.evaluation.responders import Responder, collect_answers
+from rlsys.evaluation.answering.answers import Answer, AnswersFile
+from rlsys.evaluation.answering.modes import Mode, ModeName, modes_of
+from rlsys.evaluation.answering.responders import Responder, collect_answers
+from rlsys.evaluation.evaluated import EvaluatedSet
+from rlsys.evaluation.predictions import read_predictions
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
 
 BYTES_PER_TOKEN = 28 * 28 * 2 * 3
 """Bytes of the frames that one visual token shows: 28 x 28 pixels of two frames in RGB."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EvaluatedSet:
-    """A data set with what was answered to its rows, by mode.
-
-    source: its files and budgets.  num_rows: of its whole file.  items: the rows that were asked, by id.
-    protocols: names of those that score it, () for those of its format.
-    """
-
-    name: str
-    source: Source
-    protocols: tuple[str, ...]
-    num_rows: int
-    items: Mapping[str, PromptItem]
-    answered: Mapping[str, Sequence[Answered]]
-    answers: Mapping[str, Mapping[str, Answer]]
 
 
 def answer_sets(
@@ -52,11 +37,14 @@ def answer_sets(
     model: Mapping[str, str],
     open_model: Callable[[], AbstractContextManager[Responder]],
     controls: Sequence[Control],
+    *,
+    shows_progress: bool = True,
 ) -> list[EvaluatedSet]:
     """Answer all rows of the sets that have no answer in `out` yet, and return the sets with all their answers.
 
     Answers are in `out/answers/SET/MODE.jsonl`. model: what identifies the model that answers, by name; answers of
     another one are refused. open_model: starts it, if any answer is missing.
+    Raises AnswersDiffer for answers in `out` of another model, other rows or another setting.
     """
     loaded = [_load(one) for one in chosen]
     with ExitStack() as resources:
@@ -67,23 +55,63 @@ def answer_sets(
                 identity = {**model, **_identity(config, one, mode)}
                 plans.append((one, rows, mode, resources.enter_context(AnswersFile(path, identity))))
         if any(len(mode.rows) > len(file.answers) for _, _, mode, file in plans):
-            with open_model() as responder, _progress() as progress:
+            with open_model() as responder, _progress(shows_progress) as progress:
                 for one, _, mode, file in plans:
                     _collect(config, responder, mode, file, progress, f"{one.name}, {mode.name}")
     return [
-        EvaluatedSet(
-            name=one.name,
-            source=one.source,
-            protocols=one.protocols,
-            num_rows=rows.num_queries,
-            items={item.prompt_id: item for item in rows.items},
-            answers={mode.name: file.answers for each, _, mode, file in plans if each is one},
-            answered={
-                mode.name: answered_rows(rows, mode, file.answers) for each, _, mode, file in plans if each is one
-            },
+        _evaluated(
+            one,
+            rows,
+            {mode.name: answered_rows(rows, mode, file.answers) for each, _, mode, file in plans if each is one},
+            {mode.name: file.answers for each, _, mode, file in plans if each is one},
         )
         for one, rows in zip(chosen, loaded, strict=True)
     ]
+
+
+def predicted_sets(chosen: Sequence[ChosenSet], predictions: Path) -> list[EvaluatedSet]:
+    """Return the only chosen set with the texts of a file of predictions; what does not fit is logged.
+
+    Raises ConfigError for several sets, PredictionsError for a file that cannot be read.
+    """
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"--predictions {predictions} has the answers to one data set; choose it with --datasets: "
+            f"{', '.join(one.name for one in chosen)}."
+        )
+    (one,) = chosen
+    rows = _load(one, needs_videos=False)
+    found = read_predictions(predictions, all_rows(rows))
+    for line in found.lines():
+        log.info("%s: %s", one.name, line)
+    return [_evaluated(one, rows, {"greedy": found.answered}, {"greedy": {}})]
+
+
+def _evaluated(
+    one: ChosenSet,
+    rows: Annotations,
+    answered: Mapping[ModeName, Sequence[Answered]],
+    answers: Mapping[ModeName, Mapping[str, Answer]],
+) -> EvaluatedSet:
+    return EvaluatedSet(
+        name=one.name,
+        source=one.source,
+        digest=_digest(one.source.annotations),
+        protocols=one.protocols,
+        num_rows=rows.num_queries,
+        items={item.prompt_id: item for item in rows.items},
+        answered=answered,
+        answers=answers,
+    )
+
+
+def _digest(annotations: Path) -> str:
+    """Return the SHA-256 of an annotation file; of a folder, that of the names and sizes of its files."""
+    if annotations.is_file():
+        return hashlib.sha256(annotations.read_bytes()).hexdigest()
+    files = sorted(path for path in annotations.rglob("*") if path.is_file())
+    listed = "".join(f"{file.relative_to(annotations)}:{file.stat().st_size}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +124,22 @@ class ChosenSet:
     num_prompts: int
 
 
-def chosen_sets(config: RunConfig, names: Sequence[str] = ()) -> list[ChosenSet]:
-    """Return the sets of the config that have these names, all without names. Raises ConfigError for an unknown one."""
+def chosen_sets(config: RunConfig, names: Sequence[str] = (), *, needs_videos: bool = True) -> list[ChosenSet]:
+    """Return the sets of the config that have these names, all without names.
+
+    needs_videos: whether a set without a folder of videos is an error. Raises ConfigError for it, and for an unknown
+    name.
+    """
     given = config.evaluation.sets
     if not given:
         raise ConfigError("evaluation.sets is empty, so there is nothing to evaluate; list a data set with its files.")
+    data = config.data
+    if not needs_videos and data.videos is None:
+        data = data.model_copy(update={"videos": Path()})
     found = [
         ChosenSet(
             name=one.given_name,
-            source=resolved(config.data, one, f"evaluation.sets.{index}.videos and data.videos are"),
+            source=resolved(data, one, f"evaluation.sets.{index}.videos and data.videos are"),
             protocols=one.protocols,
             num_prompts=one.num_prompts,
         )
@@ -117,7 +152,7 @@ def chosen_sets(config: RunConfig, names: Sequence[str] = ()) -> list[ChosenSet]
     return [one for one in found if not names or one.name in names]
 
 
-def _load(one: ChosenSet) -> Annotations:
+def _load(one: ChosenSet, *, needs_videos: bool = True) -> Annotations:
     source = one.source
     rows = load_annotations(
         source.annotations,
@@ -129,7 +164,7 @@ def _load(one: ChosenSet) -> Annotations:
         task=source.task,
     )
     log.info("%s: %d rows, %d of them cannot be asked", one.name, rows.num_queries, len(rows.unanswerable))
-    if not rows.items:
+    if not rows.num_queries or (needs_videos and not rows.items):
         raise ConfigError(
             f"{source.annotations}: none of its {rows.num_queries} rows can be asked, the first because "
             f"{rows.unanswerable[0].reason if rows.unanswerable else 'the file is empty'}."
@@ -154,7 +189,7 @@ def _identity(config: RunConfig, one: ChosenSet, mode: Mode) -> dict[str, str]:
     data = one.source.data
     budgets = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "think", "prompt_style")
     return {
-        "rows": f"{data.format} {hashlib.sha256(one.source.annotations.read_bytes()).hexdigest()[:16]}",
+        "rows": f"{data.format} {_digest(one.source.annotations)[:16]}",
         "clips and prompts": ", ".join(f"{name}={getattr(data, name)}" for name in budgets),
         "sampling": f"{mode.name}, max_tokens={config.rollout.max_tokens}, seed={config.seed}, "
         f"samples={mode.rows[0][1].num_samples if mode.rows else 0}",
@@ -189,40 +224,49 @@ def _at_once(config: RunConfig, num_samples: int) -> int:
     return max(config.rollout.num_actors, min(fill, fits))
 
 
-def _progress() -> Progress:
+def _progress(is_shown: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not is_shown,
     )
 
 
 def answered_rows(rows: Annotations, mode: Mode, answers: Mapping[str, Answer]) -> list[Answered]:
     """Return the rows that `mode` asks, in the file's order, with their answers.
 
-    In the modes that ask all rows the unanswerable ones follow, without texts, so that they count as wrong.
+    Where all rows are asked, those that cannot be asked are among them, without texts, so that they count as wrong.
     """
-    found = [
-        Answered(
-            row_id=item.prompt_id,
-            task=item.task,
-            question=item.question,
-            options=item.options,
-            truth=item.truth,
-            labels=item.labels,
-            texts=answers[item.prompt_id].texts,
-            reason=answers[item.prompt_id].problem,
-        )
-        for item, _ in mode.rows
+    asked = {item.prompt_id for item, _ in mode.rows}
+    asks_all = mode.name in ("greedy", "sampled") and len(asked) == len(rows.items)
+    known = {item.prompt_id for item in rows.items}
+    return [
+        replace(row, texts=answers[row.row_id].texts, reason=answers[row.row_id].problem)
+        if row.row_id in asked
+        else row
+        for row in all_rows(rows)
+        if row.row_id in asked or (asks_all and row.row_id not in known)
     ]
-    asked_all = mode.name in ("greedy", "sampled") and len(mode.rows) == len(rows.items)
-    return found + [
-        Answered(
-            row_id=row.prompt_id,
-            task=row.task,
-            question=row.question,
-            options=row.options,
-            truth=row.truth,
-            labels=row.labels,
-            reason=row.reason,
-        )
-        for row in (rows.unanswerable if asked_all else ())
-    ]
+
+
+def all_rows(rows: Annotations) -> list[Answered]:
+    """Return all rows of a file in its order, without answers."""
+    found = [_unasked(item, "") for item in rows.items]
+    for row in rows.unanswerable:  # in the order of the file, so each finds its place
+        found.insert(row.place, _unasked(row, row.reason))
+    return found
+
+
+def _unasked(row: PromptItem | UnanswerableRow, reason: str) -> Answered:
+    return Answered(
+        row_id=row.prompt_id,
+        task=row.task,
+        question=row.question,
+        options=row.options,
+        truth=row.truth,
+        labels=row.labels,
+        reason=reason,
+    )

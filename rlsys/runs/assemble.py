@@ -6,6 +6,7 @@ importing `rlsys` never loads Ray, torch or vLLM. Commands that drive a single c
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,10 +21,12 @@ from rlsys.config.run import (
     RunConfig,
 )
 from rlsys.data.video.budgets import largest_clip_tokens
+from rlsys.evaluation.answered import Answered
 from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
+from rlsys.types import Json
 from rlsys.weights.delivery import deliver
 from rlsys.weights.version import WeightVersion
 
@@ -306,6 +309,28 @@ def import_scorers(reward: RewardConfig) -> None:
         from reward_servers.scorers.user_scorers import load_user_scorers
 
         load_user_scorers(reward.scorers)
+
+
+def judge_captions(config: RunConfig, rows: Sequence[Answered]) -> Iterator[Json]:
+    """Yield the judge's verdicts on the first text of each caption, None where it has none; see `Answered.verdicts`."""
+    if not rows:
+        return
+    from reward_servers.offline import score_lines
+
+    lines = (
+        json.dumps(
+            {
+                "task": "captioning",
+                "text": row.texts[0],
+                "truth": row.truth,
+                "question": row.question,
+                "scores": ["recall", "precision", "f1"],
+            }
+        )
+        for row in rows
+    )
+    for result in score_lines(lines, config.reward.judge, config.reward.settings, timeout_s=config.reward.timeout_s):
+        yield result.get("evidence")
 
 
 def _check_served(health: ServiceInfo, tasks: Collection[str], reward: RewardConfig, url: str) -> None:

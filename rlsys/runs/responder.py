@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rlsys import env
 from rlsys.config.run import LoraConfig, RunConfig
 from rlsys.data.video.clips import ClipStore
-from rlsys.evaluation.endpoint import EndpointResponder
-from rlsys.evaluation.responders import ActorResponder, Responder
+from rlsys.evaluation.answering.endpoint import EndpointResponder
+from rlsys.evaluation.answering.responders import ActorResponder, Responder
 from rlsys.loop.producer import Answerer
 from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import model_digest

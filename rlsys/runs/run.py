@@ -35,6 +35,7 @@ from rlsys.runs.run_file import (
     write_json,
     write_run_file,
 )
+from rlsys.runs.training_evaluations import TrainingEvaluations
 from rlsys.tracking.progress import Progress, show_table
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem, RolloutGroup, ScoredGroup, TrainBatch
@@ -88,6 +89,11 @@ class Run(ABC, Generic[AnyStack]):
         self.recovery = Recovery(setting.stack, setting.config, setting.point)
         self.clock = Clock()
         self._results: dict[str, HeldOut] = {}
+        self._evaluations = TrainingEvaluations(
+            self._config, lambda: _with_actors(self._stack), self.recovery.checkpoints, self._tracker
+        )
+        self.evaluated: Mapping[str, float] = {}
+        """Figures of the evaluation at the present step, {} if none was due."""
 
     # --- called by the loop at every step
 
@@ -124,14 +130,23 @@ class Run(ABC, Generic[AnyStack]):
     def record(self, step: Step) -> None:
         for phase, seconds in step.seconds.items():
             self.clock.seconds[phase] = self.clock.seconds.get(phase, 0.0) + seconds
+        number, num_steps = step.state.step, self._config.train.num_steps
+        self.evaluated = self._evaluated(step.state) if self._evaluations.is_due(number) else {}
         with self.clock("record"):
             self._record(step)
         every = self._config.checkpoint.every_steps
-        if every and step.state.step % every == 0 and step.state.step < self._config.train.num_steps:
+        is_due = self._evaluations.wants_checkpoint or (every and number % every == 0)
+        if is_due and number < num_steps:
             with self.clock("checkpoint"):
                 self._tracker.sync()
                 if self.recovery.save_if_possible(step.state, self.write_extras):
                     self._saved()
+
+    def _evaluated(self, state: RunState) -> dict[str, float]:
+        with self.clock("evaluate"):
+            if not self.publishes:
+                _with_actors(self._stack).publish(state.step)
+            return self._evaluations.evaluate(state)
 
     # --- around the steps
 
@@ -179,6 +194,8 @@ class Run(ABC, Generic[AnyStack]):
                 if not self.publishes:
                     stack.publish(state.step)
                 self._results["after"] = evaluate_held_out(stack, self._held_out, self._config)
+        if folder is not None:
+            self._evaluations.mark_best()
         summary = Summary(
             weights_digest=state.weights_digest or (load_state(folder).weights_digest if folder else ""),
             num_steps=state.step,
@@ -241,6 +258,7 @@ class Run(ABC, Generic[AnyStack]):
 
     def _saved(self) -> None:
         """React to a new checkpoint."""
+        self._evaluations.mark_best()
 
     def _ledger_result(self, state: RunState) -> Mapping[str, Any]:
         """Return the ledger's part of `summary.json`."""

@@ -64,7 +64,8 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
         if stack is not None:
             opened = nullcontext(stack)
         else:
-            opened = open_stack(config, tasks) if lessons.held_out else open_learner_stack(config)
+            has_actors = lessons.held_out or config.evaluation.every_steps
+            opened = open_stack(config, tasks) if has_actors else open_learner_stack(config)
         summary = carry_out(
             opened, config, point, lessons.held_out, lambda setting: SftRun(setting, lessons.demonstrations), start
         )
@@ -114,6 +115,7 @@ class SftRun(Run[LearnerStack]):
             speed_metrics(demonstrations, step.learner_metrics, seconds),
             {name if "/" in name else f"data/{name}": n for name, n in self._stack.clips.counters().items()},
             self.recovery.metrics(),
+            self.evaluated,
         )
         self._tracker.log_step(number, metrics)
         self.losses[number] = metrics["loss/nll"]

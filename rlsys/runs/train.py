@@ -141,6 +141,7 @@ class GrpoRun(Run[Stack]):
             step_metrics(step, stack.clips.counters(), stack.pool.counters(), stack.scorer.counters()),
             self.recovery.metrics(),
             self._sources.of(step),
+            self.evaluated,
         )
         self._tracker.log_step(number, metrics)
         self._tracker.log_samples(number, step.groups)
@@ -155,6 +156,7 @@ class GrpoRun(Run[Stack]):
         ledger.write(folder, self.ledger.entries)
 
     def _saved(self) -> None:
+        super()._saved()
         self._rollouts.forget_through(self.recovery.checkpoints.recent_steps()[0])
 
     def _went_back(self, state: RunState) -> None:

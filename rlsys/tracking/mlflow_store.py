@@ -187,6 +187,10 @@ class MlflowRun:
     def _log_table(self, record: Record) -> None:
         self._put_table(record["name"], record["text"])
 
+    def _log_tags(self, record: Record) -> None:
+        with _store_errors():
+            self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in record["tags"].items()])
+
     def _log_dataset(self, record: Record) -> None:
         source = json.dumps({"uri": record["uri"]})
         profile = json.dumps({"num_rows": record["num_rows"]})
@@ -256,6 +260,7 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
     "start": MlflowRun._log_start,
     "table": MlflowRun._log_table,
     "dataset": MlflowRun._log_dataset,
+    "tags": MlflowRun._log_tags,
     "file": MlflowRun._log_file,
     "folder": MlflowRun._log_folder,
     "block": MlflowRun._log_block,

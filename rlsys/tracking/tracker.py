@@ -172,6 +172,10 @@ class Tracker:
         record = {"kind": "dataset", "name": name, "digest": digest[:36], "uri": uri, "num_rows": num_rows}
         self._put({**record, "context": context})
 
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run; one that is set already gets the new value."""
+        self._put({"kind": "tags", "tags": dict(tags)})
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a copy of the file as an artifact of the run, under `folder`."""
         target = self._file_place() / Path(path).name

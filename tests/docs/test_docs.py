@@ -152,6 +152,8 @@ def test_every_command_and_option_of_rlsys_that_is_named_exists(page: Path) -> N
         command = typer.main.get_command(app)
         words = re.split(r"\s#\s|\s{2,}#", found[1])[0].split()
         while words and isinstance(command, TyperGroup) and words[0].islower() and not words[0].startswith("-"):
+            if words[0] not in command.commands and "run" in command.commands:  # the group's command of its own
+                words.insert(0, "run")
             assert words[0] in command.commands, f"`{line}`: there is no command {words[0]}"
             command = command.commands[words.pop(0)]
         assert not isinstance(command, TyperGroup) or not words or words[0].startswith("-") or words[0].isupper(), line

@@ -93,7 +93,15 @@ def weights_on_disk(folder: Path) -> Mapping[str, NamedTensor]:
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory: pytest.TempPathFactory, clips: Clips) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("end_to_end") / "run"
-    result = rlsys("train", *on_clips(clips, out))
+    held = {"annotations": str(clips.annotations), "name": "held", "max_frames": 4, "num_prompts": 3}
+    evaluation = {
+        "evaluation.sets": json.dumps([held]),
+        "evaluation.every_steps": 1,
+        "evaluation.best": "held/read_frac",
+        "evaluation.page_rows": 2,
+        "checkpoint.keep": 1,
+    }
+    result = rlsys("train", *on_clips(clips, out, **evaluation))
     assert result.returncode == 0, result.stdout + result.stderr
     return out, json.loads((out / "summary.json").read_text())
 
@@ -159,6 +167,30 @@ def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_ml
     assert metrics["policy/correction_capped_frac"] == 0
     assert metrics["reward/overlong_penalty/mean"] > 0.5  # an untrained model rarely stops by itself
     assert abs(metrics["reward/kl_penalty/mean"]) > 0  # two updates away from the reference
+
+
+def test_every_step_is_evaluated_on_data_sets_and_the_best_checkpoint_is_kept(
+    two_steps: tuple[Path, dict[str, Any]],
+) -> None:
+    out, summary = two_steps
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    run = client.get_run(summary["mlflow_run_id"])
+    history = client.get_metric_history(run.info.run_id, "eval/held/miou")
+    assert {metric.step for metric in history} >= {1, 2}
+    for step in (1, 2):
+        folder = out / "evaluation" / f"step_{step:06d}"
+        (results,) = json.loads((folder / "results.json").read_text())["sets"]
+        assert (results["num_rows"], results["num_rows_of_file"]) == (3, NUM_ROWS)
+        protocols = {one["protocol"]: one for one in results["tasks"]["temporal_grounding"]}
+        assert protocols["charades_sta/paper"]["metrics"]["num_rows"]["value"] == 3
+        assert (folder / "report.html").read_text().count("data:image/jpeg") >= 2 * 4
+        names = [file.path for file in client.list_artifacts(run.info.run_id, f"evaluation/step_{step:06d}")]
+        assert names == [f"evaluation/step_{step:06d}/report.html"]
+    # an untrained model writes nothing that can be read, so the first step stays the best
+    best = json.loads((out / "checkpoints" / "best.json").read_text())
+    assert best == {"step": 1, "metric": "held/read_frac", "value": best["value"]}
+    assert (out / "checkpoints" / "step_000001" / "state.json").exists()
+    assert run.data.tags["rlsys.best_step"] == "1"
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

@@ -68,6 +68,7 @@ class UnanswerableRow:
 
     prompt_id, task, question, options, labels: as in `PromptItem`; task is "" where the row leaves it open.
     truth: as published, None where it cannot be read.  reason: what is wrong, in words.
+    place: number of rows before it in the file.
     """
 
     prompt_id: str
@@ -77,6 +78,7 @@ class UnanswerableRow:
     truth: Json
     labels: Mapping[str, str | float]
     reason: str
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,7 +166,7 @@ def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: Da
     items: list[PromptItem] = []
     dirty: list[DirtyRow] = []
     unanswerable: list[UnanswerableRow] = []
-    for found in rows:
+    for place, found in enumerate(rows):
         row, medium = completed(found.as_published(), root, data.links_outside)
         is_usable = medium is not None and all(problem.is_fixed for problem in row.problems)
         if row.problems or found.problems:
@@ -173,7 +175,7 @@ def _as_published(name: str, rows: Sequence[AnnotationRow], root: Path, data: Da
         if medium is not None and is_usable:
             items.append(_item(name, row, medium, data))
         else:
-            unanswerable.append(_unanswerable(name, row))
+            unanswerable.append(_unanswerable(name, row, place))
     return Annotations(
         items=tuple(items),
         dirty=tuple(dirty),
@@ -328,7 +330,7 @@ def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> Prom
     )
 
 
-def _unanswerable(name: str, row: AnnotationRow) -> UnanswerableRow:
+def _unanswerable(name: str, row: AnnotationRow, place: int) -> UnanswerableRow:
     return UnanswerableRow(
         prompt_id=f"{name}:{row.label}",
         task=row.task,
@@ -337,6 +339,7 @@ def _unanswerable(name: str, row: AnnotationRow) -> UnanswerableRow:
         truth=row.truth if _is_readable(row) else None,
         labels=_labels(row),
         reason="; ".join(f"{problem.field}: {problem.text}" for problem in row.problems),
+        place=place,
     )
 
 

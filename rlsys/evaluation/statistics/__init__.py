@@ -2,7 +2,7 @@
 
 - `bootstrap` (`Interval`, `bootstrap`, `intervals`): confidence intervals over videos
 - `slices` (`Slices`, `slices`): rows by duration, span and kind of question
-- `comparison` (`Comparison`, `compare`): two evaluations of the same rows
+- `comparison` (`Comparison`, `Difference`, `compare`): two evaluations of the same rows
 - `samples` (`majority`, `pass_at_k`): several samples of a row
 - `constant_interval` (`best_interval`): the interval with the highest mean IoU
 - `baselines` (`Baseline`, `baselines`): answers that never look at a video

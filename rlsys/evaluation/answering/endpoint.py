@@ -19,8 +19,8 @@ import numpy as np
 
 from rlsys.config.evaluation import EndpointConfig
 from rlsys.errors import UserError
-from rlsys.evaluation.answers import Answer, shown_frames
-from rlsys.evaluation.responders import RowRefused
+from rlsys.evaluation.answering.answers import Answer, shown_frames
+from rlsys.evaluation.answering.responders import RowRefused
 from rlsys.loop.producer import ClipFetcher, Clips
 from rlsys.types import ClipInfo, ClipRef, PromptItem, Sampling, VideoSpec
 from rlsys.urls import masked_url

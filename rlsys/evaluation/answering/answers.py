@@ -57,12 +57,16 @@ def shown_frames(clips: Sequence[ClipInfo]) -> tuple[int, int]:
     return num_frames, sum(clip.num_bytes for clip in clips) // (3 * num_frames) if num_frames else 0
 
 
+class AnswersDiffer(UserError):
+    """A file has the answers of another model, of other rows or of another setting."""
+
+
 class AnswersFile:
     """A JSONL file of answers, one line each, open for appending inside a `with` block.
 
     identity: what the answers depend on, by name; it is the file's first line. Answers that the file has already are
     in `answers`. A last line that was cut off by a kill is discarded.
-    Raises UserError if the file's identity differs, or if another line cannot be read.
+    Raises AnswersDiffer if the file's identity differs, UserError if another line cannot be read.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -125,7 +129,7 @@ class AnswersFile:
             if found.get(name) != self._identity.get(name)
         ]
         if differing:
-            raise UserError(
+            raise AnswersDiffer(
                 f"{self._path} has answers of another evaluation:\n  " + "\n  ".join(differing) + "\nEvaluate into "
                 "another folder (--out), or move this one away."
             )

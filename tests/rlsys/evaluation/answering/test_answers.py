@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlsys.errors import RowUnusable, UserError
-from rlsys.evaluation.answers import Answer, AnswersFile
-from rlsys.evaluation.modes import Mode, evenly_spaced, modes_of
-from rlsys.evaluation.responders import collect_answers
+from rlsys.evaluation.answering.answers import Answer, AnswersFile
+from rlsys.evaluation.answering.modes import Mode, evenly_spaced, modes_of
+from rlsys.evaluation.answering.responders import collect_answers
 from rlsys.types import ImageSpec, PromptItem, Sampling
 
 IDENTITY = {"model": "abc", "rows": "1"}

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Protocol
 
 from rlsys.errors import RowUnusable, UserError
-from rlsys.evaluation.answers import Answer, AnswersFile, answer_of
+from rlsys.evaluation.answering.answers import Answer, AnswersFile, answer_of
 from rlsys.loop.producer import Answerer
 from rlsys.types import PromptItem, RolloutGroup, Sampling
 

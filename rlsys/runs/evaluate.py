@@ -1,0 +1,196 @@
+"""`rlsys eval`: a model, a served model or another system's answers, measured on data sets."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rlsys.config.data import metric_name
+from rlsys.config.evaluation import Control
+from rlsys.config.run import ConfigError, RunConfig
+from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.answering.modes import evenly_spaced
+from rlsys.evaluation.answering.responders import Responder
+from rlsys.evaluation.evaluated import EvaluatedSet, results_of, scored
+from rlsys.evaluation.pages.page import write_page
+from rlsys.evaluation.pages.rows import page_row
+from rlsys.evaluation.pages.thumbnails import Thumbnail, thumbnails
+from rlsys.evaluation.results_report import markdown, print_results, sections
+from rlsys.files import write_whole
+from rlsys.models.folder import model_digest
+from rlsys.runs.answering import answer_sets, chosen_sets, predicted_sets
+from rlsys.runs.assemble import judge_captions
+from rlsys.runs.checkpoint import find, load_state
+from rlsys.runs.hub_paths import with_local_files
+from rlsys.runs.responder import open_responder
+from rlsys.runs.run_file import RUN_FILE, read_run_file
+from rlsys.runs.run_lock import run_lock
+from rlsys.tracking.store_address import SQLITE
+from rlsys.tracking.tracker import Tracker
+from rlsys.types import Json
+
+log = logging.getLogger(__name__)
+
+BOTH: tuple[Control, ...] = ("other_video", "text_only")
+RESULTS_FILE, PAGE_FILE, MARKDOWN_FILE, RUN_ID_FILE = "results.json", "report.html", "report.md", "mlflow_run_id"
+ROWS_FOLDER = "rows"
+EVALUATED_TAG = "rlsys.evaluated_run_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What the command line adds to the config.
+
+    datasets: names of the sets of `evaluation.sets` to evaluate; () takes all.
+    out: folder for answers and reports; None: `evaluation` in output_dir.
+    run, step: a run whose checkpoint is evaluated, of this step or the newest.  adapter: folder of a LoRA adapter.
+    predictions: a file with the answers of another system.
+    """
+
+    datasets: tuple[str, ...] = ()
+    out: Path | None = None
+    run: Path | None = None
+    step: int | None = None
+    adapter: Path | None = None
+    predictions: Path | None = None
+
+
+def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
+    """Evaluate as configured, write the reports, record them in MLflow, and return the folder of the reports."""
+    checkpoint = _checkpoint(options)
+    if checkpoint:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": checkpoint / "model"})})
+    if options.predictions is None and config.evaluation.endpoint.url is None:
+        config = with_local_files(config)
+    chosen = chosen_sets(config, options.datasets, needs_videos=options.predictions is None)
+    out = options.out or config.output_dir / "evaluation"
+    with run_lock(out):
+        if options.predictions:
+            name, evaluated = str(options.predictions), predicted_sets(chosen, options.predictions)
+        else:
+            name = config.evaluation.endpoint.url or str(config.model.path)
+            controls = BOTH if config.evaluation.controls is None else config.evaluation.controls
+            model = _model_identity(config, options)
+            evaluated = answer_sets(config, chosen, out, model, lambda: _opened(config, options), controls)
+        evaluated = with_verdicts(config, evaluated)
+        results = {"model": name, "seed": config.seed, "sets": [results_of(one, config.seed) for one in evaluated]}
+        write_reports(config, out, f"Evaluation of {name}", evaluated, results)
+        print_results(f"Evaluation of {name}", results)
+        _record(config, options, out, evaluated, results, checkpoint)
+    log.info("report in %s", out / PAGE_FILE)
+    return out
+
+
+def _checkpoint(options: EvalOptions) -> Path | None:
+    if options.run is None:
+        if options.step is not None:
+            raise ConfigError(f"--step {options.step} needs --run, the folder of the run whose checkpoint it is.")
+        return None
+    named = options.run if options.step is None else options.run / "checkpoints" / f"step_{options.step:06d}"
+    return find(named)
+
+
+def _opened(config: RunConfig, options: EvalOptions) -> AbstractContextManager[Responder]:
+    return open_responder(config, options.adapter)
+
+
+def _model_identity(config: RunConfig, options: EvalOptions) -> dict[str, str]:
+    endpoint = config.evaluation.endpoint
+    if endpoint.url:
+        return {"endpoint": f"{endpoint.url} {endpoint.model or ''}, frames as {endpoint.frames}, {endpoint.encoding}"}
+    return {
+        "model": f"{model_digest(config.model.path)}, {config.model.dtype}",
+        "adapter": model_digest(options.adapter) if options.adapter else "none",
+    }
+
+
+def with_verdicts(config: RunConfig, evaluated: Sequence[EvaluatedSet]) -> list[EvaluatedSet]:
+    """Return the sets with the judge's verdicts on the first text of each caption."""
+
+    def judged(rows: Sequence[Answered]) -> list[Answered]:
+        captions = [row for row in rows if row.task == "captioning" and row.texts and row.truth is not None]
+        verdicts = dict(zip((row.row_id for row in captions), judge_captions(config, captions), strict=True))
+        return [replace(row, verdicts=verdicts.get(row.row_id)) for row in rows]
+
+    return [replace(one, answered={mode: judged(rows) for mode, rows in one.answered.items()}) for one in evaluated]
+
+
+def write_reports(
+    config: RunConfig, out: Path, title: str, evaluated: Sequence[EvaluatedSet], results: Mapping[str, Json]
+) -> None:
+    """Write `results.json`, `report.md`, `report.html` and `rows/SET.jsonl` into `out`."""
+    for one in evaluated:
+        lines = (json.dumps(asdict(row)) + "\n" for row in one.answered["greedy"])
+        write_whole(out / ROWS_FOLDER / f"{one.name}.jsonl", "".join(lines))
+    write_whole(out / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
+    write_whole(out / MARKDOWN_FILE, markdown(title, results))
+    rows = [row for one in evaluated for row in _page_rows(config, one)]
+    write_page(out / PAGE_FILE, title, sections(results), rows)
+
+
+def _page_rows(config: RunConfig, one: EvaluatedSet) -> Iterator[dict[str, Json]]:
+    greedy = one.answered["greedy"]
+    answerable = [row for row in greedy if row.row_id in one.items and row.texts]
+    shown = [answerable[index] for index in evenly_spaced(len(answerable), config.evaluation.page_rows)]
+    frames: dict[str, list[Thumbnail]] = dict(
+        zip(
+            (row.row_id for row in shown),
+            thumbnails(
+                [one.items[row.row_id].media for row in shown],
+                workers=config.data.decode_workers,
+                timeout_s=config.data.decode_timeout_s,
+            ),
+            strict=True,
+        )
+    )
+    for task in one.tasks():
+        protocol = one.protocols_of(task)[0]
+        for row, scores in scored([row for row in greedy if row.task == task], protocol):
+            pictures = frames.get(row.row_id, [])
+            yield page_row(row, group=one.name, frames=pictures, scores=scores, score=scores[protocol.row_score])
+
+
+def metrics_of(results: Mapping[str, Json]) -> dict[str, float]:
+    """Return the figures that MLflow gets, by name: every metric of each set's first protocol, others' primary ones."""
+    found: dict[str, float] = {}
+    for one in results["sets"]:
+        for protocols in one["tasks"].values():
+            for index, by_protocol in enumerate(protocols):
+                place = f"eval/{one['name']}" if index == 0 else f"eval/{one['name']}/{by_protocol['protocol']}"
+                names = by_protocol["metrics"] if index == 0 else [by_protocol["primary"]]
+                for name in names:
+                    key = "/".join(metric_name(part) for part in f"{place}/{name}".split("/"))
+                    found[key] = by_protocol["metrics"][name]["value"]
+    return found
+
+
+def _record(
+    config: RunConfig,
+    options: EvalOptions,
+    out: Path,
+    evaluated: Sequence[EvaluatedSet],
+    results: Mapping[str, Json],
+    checkpoint: Path | None,
+) -> None:
+    """Record the evaluation as an MLflow run of its own, beside the run that it is of."""
+    tracking, tags, step = config.tracking, {"rlsys.command": "eval"}, 0
+    if checkpoint:
+        run, state = checkpoint.parent.parent, load_state(checkpoint)
+        step = state.step
+        tags[EVALUATED_TAG] = read_run_file(run).mlflow_run_id if (run / RUN_FILE).exists() else ""
+        if tracking.uri is None and (run / "mlflow.db").exists():
+            tracking = tracking.model_copy(update={"uri": f"{SQLITE}{(run / 'mlflow.db').resolve()}"})
+    known = out / RUN_ID_FILE
+    run_id = known.read_text().strip() if known.exists() else None
+    config = config.model_copy(update={"tracking": tracking, "output_dir": out})
+    with Tracker(config, run_id=run_id, tags=tags) as tracker:
+        write_whole(known, tracker.run_id + "\n")
+        for one in evaluated:
+            tracker.log_dataset(one.name, one.digest, str(one.source.annotations), one.num_rows, "evaluation")
+        tracker.log_step(step, metrics_of(results))
+        for file in (RESULTS_FILE, MARKDOWN_FILE, PAGE_FILE):
+            tracker.log_artifact(out / file, "evaluation")
