@@ -10,13 +10,16 @@ import csv
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import openpyxl
+from openpyxl.utils.exceptions import InvalidFileException
+
 from rlsys.errors import UserError
 from rlsys.evaluation.answered import Answered
-from rlsys.evaluation.spreadsheets import sheet_rows
 from rlsys.types import Json
 
 _TEXT_KEYS = ("text", "response", "prediction", "filtered_resps", "resps", "pred", "output", "answer_text")
@@ -282,12 +285,15 @@ def _table(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
 
 
 def _sheet(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
+    """Yield the rows of the first sheet, whose first row with content names the columns."""
     try:
-        header: dict[int, str] = {}
-        for number, cells in enumerate(sheet_rows(path), start=1):
-            if not header:
-                header = {column: str(name) for column, name in cells.items()}
-            elif cells:
-                yield f"row {number}", {header[at]: value for at, value in cells.items() if at in header}
-    except ValueError as error:
-        raise PredictionsError(f"{path}: {error}; give an xlsx file, or save it as tsv.") from error
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError) as error:
+        raise PredictionsError(f"{path}: not a spreadsheet ({error}); give an xlsx file, or save it as tsv.") from error
+    header: dict[int, str] = {}
+    for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
+        cells = {column: value for column, value in enumerate(row) if value is not None}
+        if not header:
+            header = {column: str(name) for column, name in cells.items()}
+        elif cells:
+            yield f"row {number}", {header[at]: value for at, value in cells.items() if at in header}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from rlsys.evaluation.answered import Answered
@@ -120,21 +120,12 @@ def test_an_index_label_comes_before_the_place_in_the_file(tmp_path: Path) -> No
 
 
 def test_a_spreadsheet(tmp_path: Path) -> None:
-    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    sheet = (
-        f"<worksheet {main}><sheetData>"
-        '<row><c r="A1" t="s"><v>0</v></c><c r="C1" t="inlineStr"><is><t>prediction</t></is></c></row>'
-        '<row><c r="A2"><v>2</v></c><c r="C2" t="s"><v>1</v></c></row>'
-        '<row><c r="A3"><v>0</v></c><c r="B3"><v>5</v></c><c r="C3" t="str"><v>A</v></c></row>'
-        '<row><c r="A4"><v>1</v></c></row>'
-        "</sheetData></worksheet>"
-    )
-    shared = f"<sst {main}><si><t>index</t></si><si><r><t>C is </t></r><r><t>right</t></r></si></sst>"
-    path = tmp_path / "p.xlsx"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("xl/worksheets/sheet1.xml", sheet)
-        archive.writestr("xl/sharedStrings.xml", shared)
-    found = read_predictions(path, ROWS)
+    book = openpyxl.Workbook()
+    for row in (["index", None, "prediction"], [2, None, "C is right"], [0, 5, "A"], [1, None, None]):
+        book.active.append(row)
+    book.create_sheet("notes").append(["prediction", "of another kind"])
+    book.save(tmp_path / "p.xlsx")
+    found = read_predictions(tmp_path / "p.xlsx", ROWS)
     assert texts(found) == [("A",), (), ("C is right",), ()]
     assert [one.place for one in found.dirty] == ["row 4"]
 
