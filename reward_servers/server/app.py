@@ -266,6 +266,8 @@ def _start_serve(reward: RewardConfig) -> tuple[str, int]:
         except ray.exceptions.RayError as error:
             serve.shutdown()  # else a later launch would find a Serve without a proxy
             raise RewardServerError(f"Ray Serve did not start at {reward.host}:{port}: {error}") from error
+        except TimeoutError:  # Ray gives it 60 s, which no setting changes; `launch` waits until the servers answer
+            _log.warning("Ray Serve's proxy is slow to start on this busy machine; still waiting for it")
         return reward.host, port
     if reward.port not in (0, running[1]):
         raise RewardServerError(

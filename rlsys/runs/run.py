@@ -16,7 +16,7 @@ import numpy as np
 
 from rlsys.clock import Clock
 from rlsys.config.run import RunConfig
-from rlsys.errors import LearnerLost, NotWritten
+from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Objective
@@ -88,6 +88,7 @@ class Run(ABC, Generic[AnyStack]):
         self._held_out = setting.held_out
         self.recovery = Recovery(setting.stack, setting.config, setting.point)
         self.clock = Clock()
+        self._at_rest: RunState | None = None  # whose weights the learner has; None while a step changes them
         self._results: dict[str, HeldOut] = {}
         self._evaluations = TrainingEvaluations(
             self._config, lambda: _with_actors(self._stack), self.recovery.checkpoints, self._tracker
@@ -123,6 +124,7 @@ class Run(ABC, Generic[AnyStack]):
         )
 
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        self._at_rest = None
         return self._stack.preparer.with_frames(
             batch.groups, lambda present: self._stack.learner.update(replace(batch, groups=present))
         )
@@ -134,6 +136,7 @@ class Run(ABC, Generic[AnyStack]):
         self.evaluated = self._evaluated(step.state) if self._evaluations.is_due(number) else {}
         with self.clock("record"):
             self._record(step)
+        self._at_rest = step.state
         every = self._config.checkpoint.every_steps
         is_due = self._evaluations.wants_checkpoint or (every and number % every == 0)
         if is_due and number < num_steps:
@@ -151,6 +154,7 @@ class Run(ABC, Generic[AnyStack]):
     # --- around the steps
 
     def load_learner(self) -> RunState:
+        self._at_rest = None
         with self.clock("recover" if self.recovery.is_learner_lost else "load"):
             state = self.recovery.load_learner()
         self._went_back(state)
@@ -211,6 +215,20 @@ class Run(ABC, Generic[AnyStack]):
             raise why_not_saved(self._config, self.recovery.newest_state.step, problem) from problem
         show_table(f"{self.title} {self._config.output_dir}", self._end_rows(summary, curve))
         return summary
+
+    def save_finished_steps(self) -> None:
+        """Save a checkpoint of the steps that are done, before an error that the user can fix ends the run.
+
+        Does nothing if there is one already, or if a step was being applied: the weights are then between two steps.
+        """
+        state = self._at_rest
+        if state is None or state.step == self.recovery.newest_state.step:
+            return
+        try:
+            self._tracker.sync()
+            self.recovery.save_if_possible(state, self.write_extras)
+        except (OSError, LearnerLost) as error:  # what ends the run matters more
+            log.warning("could not save the checkpoint of step %d: %s", state.step, error)
 
     def _save(self, state: RunState) -> Path:
         with self.clock("checkpoint"):
@@ -284,8 +302,12 @@ def carry_out(
             for name, rows in start.tables.items():
                 tracker.log_table(name, rows)
             point = replace(point, state=replace(point.state, mlflow_run_id=tracker.run_id))
-            setting = Setting(config=config, stack=stack, tracker=tracker, point=point, held_out=held_out)
-            summary = loop.run(make(setting), config)
+            run = make(Setting(config=config, stack=stack, tracker=tracker, point=point, held_out=held_out))
+            try:
+                summary = loop.run(run, config)
+            except UserError:
+                run.save_finished_steps()
+                raise
     write_summary(config.output_dir / SUMMARY_FILE, asdict(summary))  # the last of all; see `has_ended`
     return summary
 

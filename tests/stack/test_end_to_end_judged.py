@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -19,7 +24,9 @@ from benchmarks.judged_step import draw_rows, judged_config, teach
 from rlsys.runs.assemble import open_stack
 from rlsys.runs.run import Summary
 from rlsys.runs.train import train
-from tests.support.judge_fault_server import FaultServer, error
+from tests.support.judge_fault_server import Fault, FaultServer, error
+from tests.support.pace import patience
+from tests.support.paths import REPO
 
 TASKS = {"captioning", "multiple_choice"}
 NUM_STEPS = 5
@@ -35,10 +42,11 @@ def kill_servers(killed: list[str]) -> None:
 
 
 class Run:
-    """What a run left behind. killed: names of the servers that died in it."""
+    """What a run left behind. model: what it began with.  killed: names of the servers that died in it."""
 
-    def __init__(self, folder: Path, summary: Summary, endpoint: FaultServer, killed: list[str]) -> None:
+    def __init__(self, folder: Path, summary: Summary, model: Path, endpoint: FaultServer, killed: list[str]) -> None:
         self.summary, self.endpoint, self.killed = summary, endpoint, killed
+        self.clips, self.model = folder / "clips", model
         self.uri = f"sqlite:///{folder / 'run' / 'mlflow.db'}"
         self._client = mlflow.MlflowClient(self.uri)
 
@@ -78,7 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             killer.start()
             summary = train(taught, stack=stack)
             killer.join()
-        yield Run(folder, summary, endpoint, killed)
+        yield Run(folder, summary, taught.model.path, endpoint, killed)
 
 
 def test_a_run_whose_servers_die_ends_with_every_row_scored_or_counted(run: Run) -> None:
@@ -107,3 +115,168 @@ def test_verdicts_reach_mlflow_event_by_event(run: Run, tmp_path: Path) -> None:
     assert row["evidence"]["judge"] == "llm"
     entailed = [verdict["entailed"] for verdict in row["evidence"]["recall"]]
     assert row["scores"]["recall"] == pytest.approx(sum(entailed) / len(entailed))
+
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+OPEN_TO_OTHERS = {
+    "ray::ServeReplica:": "Ray Serve 2.60 lets replicas listen on all addresses for each other, whatever the cluster's "
+    "own one is; only the cluster's token gets past them, see `tests/reward_servers/server/test_app.py`.",
+}
+"""Processes, by how their titles begin, whose listeners cannot be bound to loopback, and what stands before them."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """process: its title or command.  address: where it listens."""
+
+    process: str
+    address: str
+
+    @property
+    def is_on_loopback(self) -> bool:
+        parsed = ipaddress.ip_address(self.address)
+        mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+        return (mapped or parsed).is_loopback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A run on a cluster of its own whose judge's quota ends in its third step, and how it was resumed.
+
+    ended, resumed: exit codes.  said, said_then: the ends of their output.  steps: finished when it ended.
+    status, error: of the MLflow run when it ended.  listeners: of all its processes, as long as it lived.
+    """
+
+    out: Path
+    ended: int
+    said: str
+    steps: int
+    checkpoints: Sequence[str]
+    status: str
+    error: str
+    listeners: frozenset[Listener]
+    resumed: int
+    said_then: str
+
+
+def listeners_of(driver: subprocess.Popen[str]) -> Iterator[Listener]:
+    """Every TCP listener of the process and of all that it has started."""
+    try:
+        root = psutil.Process(driver.pid)
+        tree = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            title = " ".join(process.cmdline()) or process.name()
+            found = process.net_connections("tcp")
+        except psutil.Error:
+            continue  # it has just ended
+        yield from (Listener(title, one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
+
+
+def run_to_its_end(command: Sequence[str], log: Path) -> tuple[int, frozenset[Listener]]:
+    """Run `rlsys`, output in `log`, and return the exit code and all listeners that it had at any time."""
+    found: set[Listener] = set()
+    deadline = time.monotonic() + patience(400.0)
+    with log.open("w") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "rlsys.commands.app", *command],
+            cwd=REPO,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            while driver.poll() is None:
+                assert time.monotonic() < deadline, log.read_text()
+                found.update(listeners_of(driver))
+                time.sleep(0.5)
+        finally:
+            driver.kill()
+            driver.wait()
+    return driver.returncode, frozenset(found)
+
+
+def steps_of(out: Path) -> int:
+    file = out / "ledger.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def stopped(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    folder = tmp_path_factory.mktemp("quota")
+    out, rows = folder / "run", folder / "captions.jsonl"
+    lines = (run.clips / "annotations.jsonl").read_text().splitlines()
+    rows.write_text("\n".join(line for line in lines if "caption" in json.loads(line)) + "\n")
+    spent = Fault(status=429, body=json.dumps({"error": {"message": QUOTA, "code": "insufficient_quota"}}).encode())
+    with FaultServer() as endpoint:
+        endpoint.rule = lambda _: spent if steps_of(out) >= 2 else None
+        settings = {
+            "output_dir": out,
+            "model.path": run.model,
+            "data.format": "vtts",
+            "data.annotations": rows,
+            "data.videos": run.clips / "videos",
+            "rollout.num_actors": 1,
+            "rollout.group_size": 4,
+            "rollout.max_tokens": 40,
+            "train.num_steps": 4,
+            "train.prompts_per_step": 2,
+            "checkpoint.every_steps": 0,  # so that the only one is that of the end
+            "tracking.log_model": False,
+            "reward.judge.urls": f"[{endpoint.url}]",
+            "reward.judge.cache_path": folder / "verdicts.sqlite",
+        }
+        command = ["train", "configs/demo.yaml", *(f"{key}={value}" for key, value in settings.items())]
+        ended, listeners = run_to_its_end(command, folder / "ended.log")
+        steps, client = steps_of(out), mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+        record = client.get_run(json.loads((out / "run.json").read_text())["mlflow_run_id"])
+        checkpoints = sorted(path.name for path in (out / "checkpoints").glob("step_*"))
+        endpoint.rule = lambda _: None
+        resumed, _ = run_to_its_end([*command, "learner.num_ranks=1", "--resume", str(out)], folder / "resumed.log")
+    return Stopped(
+        out=out,
+        ended=ended,
+        said=(folder / "ended.log").read_text(),
+        steps=steps,
+        checkpoints=checkpoints,
+        status=record.info.status,
+        error=record.data.tags.get("error", ""),
+        listeners=listeners,
+        resumed=resumed,
+        said_then=(folder / "resumed.log").read_text(),
+    )
+
+
+def test_a_quota_that_ends_amid_a_run_ends_it_with_the_endpoints_words_and_a_checkpoint(stopped: Stopped) -> None:
+    assert stopped.ended == 2, stopped.said
+    assert "Traceback" not in stopped.said
+    last = stopped.said.splitlines()[-1]
+    assert last.startswith("rlsys: the judge cannot be used: ") and QUOTA in last and "--resume" in last
+    assert (stopped.status, QUOTA in stopped.error) == ("FAILED", True)
+    assert stopped.steps in (2, 3)  # what was judged already may be enough for one more
+    assert stopped.checkpoints == [f"step_{stopped.steps:06d}"]
+
+
+def test_it_goes_on_where_it_was_once_the_endpoint_answers_again(stopped: Stopped) -> None:
+    assert stopped.resumed == 0, stopped.said_then
+    assert f"resuming from step {stopped.steps}" in stopped.said_then
+    summary = json.loads((stopped.out / "summary.json").read_text())
+    assert (summary["num_steps"], summary["ledger"]["problems"]) == (4, [])
+    client = mlflow.MlflowClient(f"sqlite:///{stopped.out / 'mlflow.db'}")
+    (record,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert record.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(record.info.run_id, "reward/recall/mean")]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_everything_that_a_run_starts_listens_on_loopback_or_wants_the_clusters_token(stopped: Stopped) -> None:
+    titles = {listener.process for listener in stopped.listeners}
+    for part in ("gcs_server", "raylet", "ray::ServeReplica", "ray::ProxyActor", "ray::LearnerWorker"):
+        assert any(part in title for title in titles), (part, sorted(titles))
+    outside = {listener for listener in stopped.listeners if not listener.is_on_loopback}
+    unlisted = {listener for listener in outside if not listener.process.startswith(tuple(OPEN_TO_OTHERS))}
+    assert not unlisted, sorted(unlisted, key=str)
+    for name in OPEN_TO_OTHERS:
+        assert any(listener.process.startswith(name) for listener in outside), f"{name} can be taken off the list"

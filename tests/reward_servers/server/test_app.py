@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 from ray import serve
+from ray.serve._private import api as serve_api
 from ray.serve.generated.serve_pb2 import ASGIRequest
 from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
@@ -47,8 +48,10 @@ def test_a_taken_port_is_refused_before_serve_starts(serve_cluster: Path) -> Non
 
 @pytest.fixture(scope="module")
 def url(serve_cluster: Path) -> str:
-    """Servers that anyone on this machine may ask."""
-    return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
+    """Servers that anyone on this machine may ask, on a machine where Ray has no patience with Serve's proxy."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(serve_api, "HTTP_PROXY_TIMEOUT", 0.0)
+        return app.launch(RewardConfig(token_env="RLSYS_TEST_NO_TOKEN"), with_judge=False)
 
 
 def group_of(texts: tuple[str, ...], truth: object = (1.0, 2.0)) -> RolloutGroup:

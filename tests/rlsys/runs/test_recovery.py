@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,16 +13,20 @@ import pytest
 from rlsys.clock import Clock
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import CheckpointError, LearnerLost, NotWritten
+from rlsys.loop.collect import Collected
+from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import Checkpoints, load_state
 from rlsys.runs.continuation import ResumePoint, StartOptions, describe_start
 from rlsys.runs.recovery import Recovery, find_resume_point, has_ended, why_not_saved
-from rlsys.runs.run import Run, Summary, write_summary
+from rlsys.runs.run import Run, Setting, Summary, write_summary
 from rlsys.runs.run_file import RunFile, read_run_file, write_run_file
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
+from rlsys.tracking.tracker import Tracker
+from rlsys.types import TrainBatch
 from rlsys.weights.version import WeightVersion
 from tests.support.factories import make_item
 
@@ -288,6 +293,69 @@ class Evaluating(Run[Stack]):
     def __init__(self, settings: RunConfig) -> None:
         self._config, self._held_out, self._results, self.clock = settings, (make_item(),), {}, Clock()
         self._stack = object.__new__(PublishingStack)
+
+
+class Stopping(Run[Stack]):
+    """A run whose steps are given to it, up to the error that ends it."""
+
+    _record = start = prefetch = check = keep = publish = _write_curve = _went_back = write_extras = (  # type: ignore[assignment]
+        lambda *_: None
+    )
+
+    def sync(self) -> None:
+        """The tracker's."""
+
+    def __init__(self, stack: StubStack, settings: RunConfig, point: ResumePoint) -> None:
+        tracker, given = cast(Tracker, self), cast(Stack, stack)
+        super().__init__(Setting(config=settings, stack=given, tracker=tracker, point=point, held_out=()))
+
+
+def finished(step: int) -> Step:
+    return Step(
+        state=at(step),
+        collected=cast(Collected, None),
+        batch=cast(TrainBatch, None),
+        shaping_metrics={},
+        learner_metrics={},
+        seconds={},
+    )
+
+
+def test_an_error_between_two_steps_leaves_a_checkpoint_of_the_finished_ones(tmp_path: Path) -> None:
+    stack, settings = StubStack(), config(tmp_path, checkpoint={"every_steps": 0})
+    stopping = Stopping(stack, settings, ResumePoint(state=START, checkpoint=None))
+    stopping.load_learner()
+    stopping.save_finished_steps()
+    assert "save" not in stack.said, "no step is finished yet"
+    stopping.record(finished(3))
+    stopping.save_finished_steps()
+    point = find_resume_point(settings, StartOptions(resume=settings.output_dir))
+    assert point.state.step == 3
+    stopping.save_finished_steps()
+    assert stack.said.count("save") == 1, "there is one already"
+
+
+def test_an_error_amid_an_update_leaves_no_checkpoint_of_weights_between_two_steps(tmp_path: Path) -> None:
+    stack = StubStack()
+    stopping = Stopping(stack, config(tmp_path), ResumePoint(state=START, checkpoint=None))
+    stopping.load_learner()
+    stopping.record(finished(3))
+    with pytest.raises(AttributeError):  # the stub cannot prepare frames
+        stopping.update(cast(TrainBatch, SimpleNamespace(groups=())))
+    stopping.save_finished_steps()
+    assert "save" not in stack.said
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), LearnerLost("dead")])
+def test_a_checkpoint_that_fails_then_does_not_hide_what_ended_the_run(
+    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack = StubStack(write_fails=error)
+    stopping = Stopping(stack, config(tmp_path), ResumePoint(state=START, checkpoint=None))
+    stopping.load_learner()
+    stopping.record(finished(3))
+    stopping.save_finished_steps()
+    assert "could not save the checkpoint of step 3" in caplog.text and str(error) in caplog.text
 
 
 class PublishingStack(Stack):
