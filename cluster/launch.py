@@ -28,12 +28,13 @@ from cluster.placement import (
 from cluster.temporary import claim_folder, end_processes_in
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
-from rlsys.end_signals import rearm
+from rlsys.end_signals import defer_signals
 
 env.be_quiet()  # ray reads some of these when it is imported
 
 import ray  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+from ray._private import utils as ray_utils  # noqa: E402
 from ray.exceptions import AuthenticationError, GetTimeoutError  # noqa: E402
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group  # noqa: E402
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: E402
@@ -75,7 +76,6 @@ def open_cluster(config: RunConfig, *, parts: Parts = EVERYTHING) -> Iterator[Cl
     """
     wanted = demand(config, parts=parts)
     with _connected(config, wanted) as is_local:
-        rearm()
         nodes = living_nodes()
         plan = plan_placement(wanted, nodes)
         if wanted.learner or wanted.actors:
@@ -121,12 +121,13 @@ def _attach(config: ClusterConfig, address: Address) -> None:
     log.info("attaching to the Ray cluster at %s", address.value)
     require_cluster(address)
     try:
-        ray.init(
-            address=address.value,
-            logging_level=logging.WARNING,
-            log_to_driver=_shows_worker_logs(),
-            runtime_env=runtime_env(config, code="there" if env.read("RAY_JOB_CONFIG_JSON_ENV_VAR") else "send"),
-        )
+        with _undisturbed():
+            ray.init(
+                address=address.value,
+                logging_level=logging.WARNING,
+                log_to_driver=_shows_worker_logs(),
+                runtime_env=runtime_env(config, code="there" if env.read("RAY_JOB_CONFIG_JSON_ENV_VAR") else "send"),
+            )
     except (AuthenticationError, ConnectionError) as error:  # Ray does not tell a wrong token from a wrong port
         raise ConfigError(
             f"the Ray cluster at {address.value} does not let this process in: {error}\n"
@@ -140,6 +141,22 @@ def _attach(config: ClusterConfig, address: Address) -> None:
             f"{address}: this cluster runs another version of Ray or Python ({versions}); install the same versions "
             "here, or start the cluster from this environment."
         ) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back while Ray starts or is attached to.
+
+    An exception of a signal in one of its callbacks is printed and lost, and its own SIGTERM handler, which is not set
+    here, raises one too.
+    """
+    own = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        with defer_signals():
+            yield
+    finally:
+        ray_utils.set_sigterm_handler = own
 
 
 @contextmanager
@@ -181,6 +198,9 @@ def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str
             _start(config, num_cpus, folder.path / RAY_FOLDER)
         yield
         failed = False
+    except (KeyboardInterrupt, SystemExit):  # somebody ended the run, which is no failure of a worker
+        failed = False
+        raise
     finally:
         ray.shutdown()
         if failed:
@@ -195,17 +215,18 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
     """
     for may_retry in (True, False):
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                object_store_memory=config.object_store_mib << 20,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=_shows_worker_logs(),
-                runtime_env=runtime_env(config, code="here"),
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-            )
+            with _undisturbed():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    object_store_memory=config.object_store_mib << 20,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    log_to_driver=_shows_worker_logs(),
+                    runtime_env=runtime_env(config, code="here"),
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(folder),
+                )
             return
         except Exception as error:  # Ray raises no narrower one
             if not may_retry or "timed out during startup" not in str(error):

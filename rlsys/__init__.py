@@ -7,7 +7,8 @@
   `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,
   and faults that a run recovers from
 - `clock` (`Clock`): seconds by phase
-- `end_signals` (`end_on_signals`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP and SIGQUIT
+- `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
+  and SIGQUIT
 - `env`: every environment variable that is read or set
 - `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`, `why_not_writable`): files
   that are complete or absent after a crash

@@ -26,16 +26,28 @@ pytest_plugins = [
 STARTING_FIXTURES = frozenset({"actor_cluster", "serve_cluster", "ray_head", "cluster", "judge_server", "vllm_says"})
 """Fixtures that start Ray, engines, learner ranks or servers in processes of their own."""
 STARTING_FOLDERS = frozenset({"stack", "chaos", "examples"})
+LONGEST_FIRST = (
+    "stack/test_exact_resume.py",
+    "chaos/test_chaos.py",
+    "stack/test_end_to_end_judged.py",
+    "docs/test_tutorials.py",
+    "benchmarks/test_gpu_check.py",
+    "examples/test_grpo_minimal.py",
+    "reward_servers/judging/test_served_model.py",
+)
+"""Files that take minutes each. Workers take whole files, so one of them at the end would leave the others idle."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start real processes, before `-m` selects."""
+    """Mark the tests that start real processes, before `-m` selects, and put the longest files first."""
     tests = Path(__file__).parent
     for item in items:
         fixtures = STARTING_FIXTURES & set(getattr(item, "fixturenames", ()))
         if fixtures or item.path.relative_to(tests).parts[0] in STARTING_FOLDERS:
             item.add_marker("stack")
+    places = {tests / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)

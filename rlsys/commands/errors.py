@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import typer
 
 from rlsys.config.part import ConfigError
-from rlsys.end_signals import end_on_signals
+from rlsys.end_signals import end_on_signals, name_of_end
 from rlsys.errors import UserError
 from rlsys.files import why_not_writable
 from rlsys.urls import has_secret, masked_url
@@ -17,13 +18,18 @@ from rlsys.urls import has_secret, masked_url
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Report a UserError on stderr with exit code 2 and no traceback; shut down cleanly on signals."""
+    """Report a UserError on stderr with exit code 2 and no traceback; shut down cleanly on signals, and name them."""
     try:
         with end_on_signals():
             yield
     except UserError as error:
         typer.echo(f"rlsys: {error}", err=True)
         raise typer.Exit(2) from error
+    except (KeyboardInterrupt, SystemExit) as error:
+        if (name := name_of_end(error)) is None:
+            raise
+        typer.echo(f"rlsys: ended by {name}.", err=True)
+        raise typer.Exit(128 + signal.Signals[name]) from error
 
 
 def refuse_secrets(option: str, url: str) -> None:

@@ -21,11 +21,12 @@ def test_both_ways_read_a_plain_file_and_one_of_them_is_told_to_be_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "SECONDS", 4)
-    monkeypatch.setattr(benchmark, "KINDS", (benchmark.KINDS[0], benchmark.KINDS[5]))
-    plain, stream = benchmark.of_kinds(tmp_path, repetitions=1)
+    monkeypatch.setattr(benchmark, "KINDS", (benchmark.KINDS[0], benchmark.KINDS[5], benchmark.KINDS[-1]))
+    plain, stream, av1 = benchmark.of_kinds(tmp_path, repetitions=1)
     assert (plain["wrong"], plain["decord_wrong"], plain["why_not_fast"]) == (0, 0, "")
     assert stream["wrong"] == 0 and "mpegts" in stream["why_not_fast"]
     assert plain["frames"] == 8 and np.isfinite([plain["rlsys_s"], plain["decord_s"]]).all()
-    benchmark.show([plain, stream])
+    assert (av1["file"], av1["wrong"], av1["decord_s"]) == ("av1.mp4", 0, None) and av1["why_not_fast"]
+    benchmark.show([plain, stream, av1])
     (tmp_path / "note.txt").write_text("not a video")
-    assert [one["file"] for one in benchmark.of_folder(tmp_path, 1)] == ["h264.mp4", "h264.ts"]
+    assert [one["file"] for one in benchmark.of_folder(tmp_path, 1)] == ["av1.mp4", "h264.mp4", "h264.ts"]
