@@ -263,7 +263,8 @@ class GroupProducer(Answerer):
     ) -> ScoredGroup:
         """Return a second group of the same prompt with shuffled frames. Source: T-GRPO of Video-R1."""
         shuffled = tuple(await asyncio.gather(*(self._clips.shuffled(clip, sampling.seed) for clip in clips)))
-        second = replace(sampling, num_samples=self._shuffled_group_size, seed=sampling.seed + sampling.num_samples)
+        num_samples = self._shuffled_group_size if sampling.temperature else 1  # greedy responses are all equal
+        second = replace(sampling, num_samples=num_samples, seed=sampling.seed + sampling.num_samples)
         return await self._scored(item, prompt, shuffled, second, {})
 
     async def _scored(

@@ -15,6 +15,7 @@ from rlsys.evaluation.answering.responders import ActorResponder, Responder
 from rlsys.loop.producer import Answerer
 from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import model_digest
+from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
 from rlsys.tasks.table import prompt_text
 from rlsys.weights.manifest import Bucket, WeightTransfer, digest_of, manifest_of
@@ -40,16 +41,26 @@ def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[R
             resources.callback(remote.close)
             yield remote
             return
+        prompts, pool = resources.enter_context(open_answering_pool(config, adapter))
+        answerer = Answerer(ClipStore(config.data), prompts, pool)
+        resources.callback(answerer.close)
+        yield ActorResponder(answerer, pool.raise_if_weights_gone)
+
+
+@contextmanager
+def open_answering_pool(config: RunConfig, adapter: Path | None = None) -> Iterator[tuple[PromptBuilder, RolloutPool]]:
+    """Start actors that hold the model of `model.path`, with the adapter if there is one, and no learner."""
+    from cluster.launch import open_cluster
+
+    with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts=("actors", "decoding")))
         low_rank = read_adapter(adapter, config.model.dtype) if adapter else None
         if low_rank:
             config = with_adapter(config, low_rank)
         prompts = prompt_builder(config)
         pool = launch_pool(config, engine_spec(config, prompts), cluster, resources)
-        _load_own(pool, config, low_rank)
-        answerer = Answerer(ClipStore(config.data), prompts, pool)
-        resources.callback(answerer.close)
-        yield ActorResponder(answerer, pool.raise_if_weights_gone)
+        load_own_weights(pool, config, low_rank)
+        yield prompts, pool
 
 
 def _endpoint_responder(config: RunConfig) -> EndpointResponder:
@@ -62,7 +73,7 @@ def _endpoint_responder(config: RunConfig) -> EndpointResponder:
     )
 
 
-def _load_own(pool: RolloutPool, config: RunConfig, adapter: Adapter | None) -> None:
+def load_own_weights(pool: RolloutPool, config: RunConfig, adapter: Adapter | None) -> None:
     """Have the actors answer with the model that they were started with, and with the adapter, if there is one."""
     if adapter is None:
         digest = model_digest(config.model.path)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -61,6 +61,18 @@ class Probe:
     why_not_fast: str
 
 
+class _Packet(NamedTuple):
+    """What a packet says of its frame, without its data: an hour of video has gigabytes of it.
+
+    pts, duration: in the stream's units; None and 0 if the file does not say.
+    """
+
+    pts: Any
+    duration: int
+    is_keyframe: bool
+    is_discard: bool
+
+
 @contextmanager
 def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
     """Open a file as (container, video stream). Raises ClipError, also for what FFmpeg reports while it is open."""
@@ -94,12 +106,16 @@ def _require_size(context: Any, uri: str) -> None:
 def probe(path: Path, uri: str) -> Probe:
     """Return the presentation times of a file's frames; frames are decoded only if the packets have no times."""
     with opened(path, uri) as (container, stream):
-        every = [one for one in container.demux(stream) if one.size]
+        every = [
+            _Packet(one.pts, one.duration or 0, one.is_keyframe, one.is_discard)
+            for one in container.demux(stream)
+            if one.size
+        ]
         packets = [one for one in every if not one.is_discard]
         is_indexed = container.format.name in INDEXED and all(one.pts is not None for one in packets)
         if is_indexed and packets:
             keys = [one.pts for one in packets if one.is_keyframe]
-            shown = [(one.pts, one.duration or 0) for one in packets]
+            shown = [(one.pts, one.duration) for one in packets]
             why = _why_not_fast(container, stream, packets, len(every) - len(packets))
         else:
             keys, why = [], f"{container.format.name} does not seek reliably"

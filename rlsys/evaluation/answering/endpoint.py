@@ -80,7 +80,7 @@ class EndpointResponder(ClipFetcher):
         import openai
 
         async with self._room:
-            client = await self._connected()
+            client, length_key = await self._connected(), self._length_key
             try:
                 reply = await client.chat.completions.create(
                     **body,
@@ -88,10 +88,11 @@ class EndpointResponder(ClipFetcher):
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=(sampling.seed + index) % 2**31,  # some servers keep seeds in 32 bits
-                    **{self._length_key: sampling.max_tokens},
+                    **{length_key: sampling.max_tokens},
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if "max_completion_tokens" in error.message and self._length_key == "max_tokens":
+                # the key of this request: another one in flight may have changed it already
+                if "max_completion_tokens" in error.message and length_key == "max_tokens":
                     self._length_key = "max_completion_tokens"
                 else:
                     raise self._refused(error.message) from error

@@ -1,0 +1,85 @@
+"""`rlsys eval` without a model: answers of other systems, comparisons, and options that contradict each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.errors import UserError
+from rlsys.runs.compare_evaluations import compare_evaluations
+from rlsys.runs.evaluate import EvalOptions, run_evaluation
+
+SPANS = [[0.0, 2.0], [2.0, 4.0], [1.0, 3.0], [4.0, 6.0]]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    rows = {
+        f"clip{index}": {"duration": 8.0, "timestamps": [span], "sentences": ["it happens."]}
+        for index, span in enumerate(SPANS)
+    }
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    sets = [
+        {"name": name, "annotations": str(tmp_path / "rows.json"), "protocols": ["charades_sta/paper"]}
+        for name in ("rows", "others")
+    ]
+    tree = {"output_dir": str(tmp_path / "out"), "model": {"path": "none"}, "evaluation": {"sets": sets}}
+    return parse(tree, source="test")
+
+
+def predicted(config: RunConfig, name: str, answers: Sequence[str]) -> Path:
+    """Score answers of another system and return the folder of the reports."""
+    folder = config.output_dir.parent
+    lines = [json.dumps({"prompt_id": f"rows:clip{index}/0", "text": text}) for index, text in enumerate(answers)]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    options = EvalOptions(datasets=("rows",), predictions=folder / f"{name}.jsonl", out=folder / name)
+    return run_evaluation(config, options)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    (one,) = json.loads((folder / "results.json").read_text())["sets"]
+    return one
+
+
+@pytest.mark.stack
+def test_answers_of_another_system_are_scored_compared_and_recorded_without_a_model(config: RunConfig) -> None:
+    first = predicted(config, "first", ["<answer>0 to 2</answer>", "<answer>0 to 4</answer>", "no idea"])
+    one = results(first)
+    figures = one["tasks"]["temporal_grounding"][0]["metrics"]
+    assert figures["miou"]["value"] == pytest.approx((1.0 + 0.5 + 0.0 + 0.0) / 4)
+    assert figures["r_at_0.5"]["value"] == 0.5 and figures["read_frac"]["value"] == 0.5
+    assert (one["num_rows"], one["num_unanswered"]) == (4, 1)
+    assert [row["row"] for row in one["unanswered"]] == ["rows:clip3/0"]
+    client = MlflowClient(f"sqlite:///{first / 'mlflow.db'}")
+    run = client.get_run((first / "mlflow_run_id").read_text().strip())
+    assert run.data.metrics["eval/rows/miou"] == figures["miou"]["value"]
+    (data_set,) = run.inputs.dataset_inputs
+    assert json.loads(data_set.dataset.source)["uri"].endswith("rows.json")
+    second = predicted(
+        config, "second", ["<answer>0 to 2</answer>", *(f"<answer>{a} to {b}</answer>" for a, b in SPANS[1:])]
+    )
+    (found,) = compare_evaluations(first, second, common=False, page=first / "differences.html")
+    assert (found.overall.a, found.overall.b) == pytest.approx((0.375, 1.0))
+    assert {one.row_id for one in found.gained} == {f"rows:clip{index}/0" for index in (1, 2, 3)} and not found.lost
+    assert "clip3" in (first / "differences.html").read_text()
+
+
+def test_options_that_do_not_go_together_are_refused_before_anything_starts(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--step 3 needs --run"):
+        run_evaluation(config, EvalOptions(step=3))
+    with pytest.raises(ConfigError, match="--datasets: nothing is not among evaluation.sets: rows, others"):
+        run_evaluation(config, EvalOptions(datasets=("nothing",), predictions=tmp_path / "p.jsonl"))
+    with pytest.raises(ConfigError, match="one data set; choose it with --datasets: rows, others"):
+        run_evaluation(config, EvalOptions(predictions=tmp_path / "p.jsonl"))
+    with pytest.raises(UserError, match="p.jsonl"):
+        run_evaluation(config, EvalOptions(datasets=("rows",), predictions=tmp_path / "p.jsonl"))
+    with pytest.raises(UserError, match="results.json: not the results of an evaluation"):
+        compare_evaluations(tmp_path, tmp_path, common=False)
+    with pytest.raises(UserError, match="no such folder"):
+        run_evaluation(config, EvalOptions(run=tmp_path / "run", step=3))
