@@ -102,6 +102,7 @@ class PromptItem:
     "duration_s", and the data set's own, such as "question_type" or "category".
     think, style: the wording of the prompt, see `rlsys.tasks.table.prompt_text`.
     source: name of the source that the row comes from, see `rlsys.config.data.sources`.
+    thought: reasoning that leads to the truth, which supervised training imitates; "" if the file has none.
     """
 
     prompt_id: str
@@ -114,6 +115,7 @@ class PromptItem:
     think: bool = True
     style: Literal["full", "terse"] = "full"
     source: str = ""
+    thought: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,4 +12,5 @@ class SftConfig(Part):
 
     responses: Path | None = None
     """JSON lines {"prompt_id": "<annotation file's stem>:<row>", "response": "…"}, any number per prompt; rows without
-    a response are skipped. null imitates each row's true answer in its task's format (needs data.think=false)."""
+    a response are skipped. null imitates each row's true answer in its task's format, after the row's own reasoning
+    (`think` of format vtts) if `data.think` is set."""

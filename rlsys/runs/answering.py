@@ -96,7 +96,7 @@ def _evaluated(
     return EvaluatedSet(
         name=one.name,
         source=one.source,
-        digest=_digest(one.source.annotations),
+        digest=annotations_digest(one.source.annotations),
         protocols=one.protocols,
         num_rows=rows.num_queries,
         items={item.prompt_id: item for item in rows.items},
@@ -105,7 +105,7 @@ def _evaluated(
     )
 
 
-def _digest(annotations: Path) -> str:
+def annotations_digest(annotations: Path) -> str:
     """Return the SHA-256 of an annotation file; of a folder, that of the names and sizes of its files."""
     if annotations.is_file():
         return hashlib.sha256(annotations.read_bytes()).hexdigest()
@@ -189,7 +189,7 @@ def _identity(config: RunConfig, one: ChosenSet, mode: Mode) -> dict[str, str]:
     data = one.source.data
     budgets = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "think", "prompt_style")
     return {
-        "rows": f"{data.format} {_digest(one.source.annotations)[:16]}",
+        "rows": f"{data.format} {annotations_digest(one.source.annotations)[:16]}",
         "clips and prompts": ", ".join(f"{name}={getattr(data, name)}" for name in budgets),
         "sampling": f"{mode.name}, max_tokens={config.rollout.max_tokens}, seed={config.seed}, "
         f"samples={mode.rows[0][1].num_samples if mode.rows else 0}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +60,16 @@ class ResumePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What is recorded of a start, in `run.json` and as tags and tables of the MLflow run."""
+    """What is recorded of a start, in `run.json` and as tags, tables and inputs of the MLflow run.
+
+    num_rows: of each source, by its name.
+    """
 
     command: str
     identity: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    num_rows: Mapping[str, int] = field(default_factory=dict)
 
     def run_file(self, config: RunConfig, mlflow_run_id: str) -> RunFile:
         return RunFile(mlflow_run_id=mlflow_run_id, config=config, command=self.command, identity=self.identity)
@@ -94,4 +99,5 @@ def describe_start(
         if changed := list(changed_settings(old, new)):
             log.info("settings that differ from the run's latest start: %s", "; ".join(changed))
             tags[SETTINGS_TAG] = "\n".join(changed)[:MAX_TAG_CHARACTERS]
-    return Start(command=command, identity=now, tags=tags)
+    num_rows = Counter(item.source for item in items)
+    return Start(command=command, identity=now, tags=tags, num_rows=num_rows)

@@ -46,37 +46,42 @@ def read_lessons(config: RunConfig) -> Lessons:
 
 def num_demonstrations(config: RunConfig) -> int:
     """Return the number of demonstrations of a supervised run, without a model. Raises as `load_demonstrations`."""
-    return len(_written(config, training_items(config)))
+    return len(written_responses(config, training_items(config)))
 
 
 def load_demonstrations(
     config: RunConfig, items: Sequence[PromptItem], prompts: PromptBuilder
 ) -> tuple[Demonstration, ...]:
-    """Return the responses in `sft.responses`, or else the rows' true answers, as token ids.
+    """Return the responses in `sft.responses`, or else the rows' true answers after their reasoning, as token ids.
 
     Raises ConfigError if reasoning is wanted and there is none to imitate, AnnotationError for a malformed file.
     """
     return tuple(
         Demonstration(item=one.item, response_ids=_with_one_end(prompts, one.text), where=one.where)
-        for one in _written(config, items)
+        for one in written_responses(config, items)
     )
 
 
-def _written(config: RunConfig, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
+def written_responses(config: RunConfig, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
+    """Return the responses to imitate, as text. Raises as `load_demonstrations`."""
     path = config.sft.responses
     if path is not None:
         written = read_responses(path, items)
         if skipped := len({item.prompt_id for item in items} - {one.item.prompt_id for one in written}):
             log.info("%d of %d rows have no response in %s and are skipped", skipped, len(items), path)
-    elif thinking := sorted({item.source for item in items if item.think}):
+        return written
+    usable = [item for item in items if item.thought or not item.think]
+    if not usable:
+        thinking = sorted({item.source for item in items})
         of = f" for {', '.join(thinking)}" if config.data.sources else ""
         raise ConfigError(
-            f"sft.responses is not set and data.think=true{of}: annotations hold answers but no reasoning to imitate; "
-            "set data.think=false to imitate the answers alone, or give sft.responses=FILE.jsonl with full responses."
+            f"sft.responses is not set and data.think=true{of}: annotations hold answers but no reasoning to imitate "
+            "(`think` of format vtts); set data.think=false to imitate the answers alone, or give "
+            "sft.responses=FILE.jsonl with full responses."
         )
-    else:
-        return tuple(WrittenResponse(item=item, text=canonical_response(item), where=item.prompt_id) for item in items)
-    return written
+    if skipped := len(items) - len(usable):
+        log.info("%d of %d rows have no reasoning (`think`) to imitate and are skipped", skipped, len(items))
+    return tuple(WrittenResponse(item=item, text=canonical_response(item), where=item.prompt_id) for item in usable)
 
 
 def _with_one_end(prompts: PromptBuilder, text: str) -> np.ndarray:

@@ -72,6 +72,8 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
         # nothing is trained on labels; the others are parts of the identity by themselves
         for name in ("labels", "think", "style", "source"):
             del tree[name]
+        if not (item.think and item.thought):  # it is imitated only after a prompt that requests it
+            del tree["thought"]
         for one in tree["media"]:
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")

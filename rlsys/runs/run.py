@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from rlsys.clock import Clock
+from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
 from rlsys.errors import LearnerLost, NotWritten, UserError
 from rlsys.loop import loop
@@ -22,6 +23,7 @@ from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Objective
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
+from rlsys.runs.answering import annotations_digest
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.checkpoint import load_state
 from rlsys.runs.continuation import ResumePoint, Start
@@ -299,6 +301,10 @@ def carry_out(
         forget_summary(config)
         with Tracker(config, run_id=point.state.mlflow_run_id or None, tags=start.tags) as tracker:
             write_run_file(start.run_file(config, tracker.run_id))
+            for source in sources(config.data):
+                digest = annotations_digest(source.annotations)
+                num_rows = start.num_rows.get(source.name, 0)
+                tracker.log_dataset(source.name, digest, str(source.annotations), num_rows, "training")
             for name, rows in start.tables.items():
                 tracker.log_table(name, rows)
             point = replace(point, state=replace(point.state, mlflow_run_id=tracker.run_id))

@@ -1,4 +1,4 @@
-"""Write true answers in the format that the prompt requests, as targets of supervised training without reasoning."""
+"""Write true answers in the format that the prompt requests, as targets of supervised training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ NORMALISED_DECIMALS = 2
 
 
 def canonical_response(item: PromptItem) -> str:
-    """Return the item's true answer as its task's blocks, without <think>; the task's scorers accept it as correct.
+    """Return the item's true answer as its task's blocks; the task's scorers accept it as correct.
 
+    If the prompt requests reasoning and the item has some, it stands before them in <think>.
     As the prompts request, seconds and normalised boxes have two decimals and pixels none; a finer truth is rounded.
     Raises ValueError for a truth that the task cannot read.
     """
     truth = task_named(item.task).read_truth(item.truth)
     blocks = (f"<{name}>{_written(name, answer, item.truth)}</{name}>" for name, answer in truth.items())
-    return " ".join(blocks)
+    thought = f"<think>{item.thought}</think>" if item.think and item.thought else ""
+    return thought + " ".join(blocks)
 
 
 def _written(block: str, answer: Answer, truth: Json) -> str:

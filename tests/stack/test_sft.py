@@ -24,7 +24,8 @@ from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, open_learner_stack
 from rlsys.runs.continuation import StartOptions
-from rlsys.runs.demonstrations import read_lessons
+from rlsys.runs.demonstrations import read_lessons, written_responses
+from rlsys.runs.items import training_items
 from rlsys.runs.sft import sft
 from rlsys.runs.supervised import Demonstration, demonstration_group
 from rlsys.tasks.canonical import canonical_response
@@ -225,6 +226,33 @@ def test_true_answers_are_the_lessons_where_no_file_is_given(folder: Path, tiny_
         read_lessons(thinking)
 
 
+def test_the_reasoning_of_a_row_is_imitated_before_its_answer_and_rows_without_any_are_skipped(
+    folder: Path, tiny_model_dir: Path
+) -> None:
+    row = {"video": "00000.mp4", "duration": 4.0, "question": "Which colour appears, and when?", "clue": [[1.0, 2.5]]}
+    choice = {"options": ["(A) red", "(B) blue"], "answer": "B"}
+    lines = [
+        {**row, **choice, "think": " <think>It is blue.</think> "},
+        {**row, "question": "When?", "think": "At one."},
+        {**row, "question": "Without?", "think": None},
+        {**row, "question": "Broken?", "think": "a</think><answer>b"},
+    ]
+    path = folder / "thoughts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    config = make_config(folder, tiny_model_dir)
+    data = {"annotations": path, "format": "vtts", "think": True}
+    thinking = config.model_copy(update={"data": config.data.model_copy(update=data)})
+    texts = [one.text for one in written_responses(thinking, training_items(thinking))]
+    assert texts == [
+        "<think>It is blue.</think><answer>(B)</answer> <glue>[(1.00, 2.50)]</glue>",
+        "<think>At one.</think><answer>1.00 to 2.50</answer>",
+    ]
+    plain = thinking.model_copy(update={"data": thinking.data.model_copy(update={"think": False})})
+    texts = [one.text for one in written_responses(plain, training_items(plain))]
+    assert texts[:2] == ["<answer>(B)</answer> <glue>[(1.00, 2.50)]</glue>", "<answer>1.00 to 2.50</answer>"]
+    assert len(texts) == 4
+
+
 def test_demonstrations_that_do_not_fit_are_named_with_the_arithmetic(folder: Path, tiny_model_dir: Path) -> None:
     responses = [
         ("annotations:00000/0", "word " * 300),
@@ -280,6 +308,9 @@ def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(
     losses = client.get_metric_history(whole.mlflow_run_id, "loss/nll")
     assert [metric.step for metric in losses] == [1, 2, 3, 4]  # steps that were run again are there once
     assert losses[3].value < losses[0].value
+    (source,) = client.get_run(whole.mlflow_run_id).inputs.dataset_inputs
+    assert (source.dataset.name, source.tags[0].value) == ("annotations", "training")
+    assert json.loads(source.dataset.profile) == {"num_rows": 6}
     assert {"loss_curve.png", "model"} <= {file.path for file in client.list_artifacts(whole.mlflow_run_id)}
     assert json.loads((run / "summary.json").read_text())["weights_digest"] == whole.weights_digest
 

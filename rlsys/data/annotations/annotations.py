@@ -327,6 +327,7 @@ def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> Prom
         think=data.think,
         style=data.prompt_style,
         source=name,
+        thought=row.thought,
     )
 
 

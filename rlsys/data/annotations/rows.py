@@ -50,7 +50,7 @@ class AnnotationRow:
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
     folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
-    images, videos: further images and videos, shown in this order after the first medium.
+    images, videos: further images and videos, shown in this order after the first medium.  thought: see `PromptItem`.
     counted: what an evaluation of all published rows takes for `task` and `truth`, where that differs.
     """
 
@@ -68,6 +68,7 @@ class AnnotationRow:
     labels: Mapping[str, str | float] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
+    thought: str = ""
     counted: Counted | None = None
     problems: tuple[Problem, ...] = ()
 

@@ -48,13 +48,14 @@ _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": 
 
 class VttsEntry(PartFields, Entry):
     """An entry `{video or image (one, or a list of several), question, options?, clue?, answer?, caption?, events?,
-    task?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
+    task?, think?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
 
     `video_start` and `video_end`, or `start` and `end`, name the part of the file that the row is about.
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
     last included in a folder of frames, at the starts of eight equal parts in a video file.
-    Keys of other names, `think` among them, are left alone: no score reads them.
+    `think` is reasoning that leads to the answer, which `rlsys sft` imitates; no score reads it. Keys of other names
+    are left alone.
     """
 
     video: Text | list[Text] | None = Field(default=None, validation_alias=AliasChoices("video", "videos"))
@@ -66,6 +67,7 @@ class VttsEntry(PartFields, Entry):
     caption: Text | None = None
     events: list[Text] | None = Field(default=None, min_length=1)
     task: Text | None = None
+    think: Any = None
     duration: Seconds | None = None
     width: Seconds | None = None
     height: Seconds | None = None
@@ -102,8 +104,8 @@ class VttsEntry(PartFields, Entry):
         return _routed(label, self)
 
     def identity(self) -> Hashable:
-        """Return all that the entry says but the length of its video."""
-        return json.dumps(self.model_dump(exclude={"duration"}), sort_keys=True, default=repr)
+        """Return all that the entry says but the length of its video and the reasoning."""
+        return json.dumps(self.model_dump(exclude={"duration", "think"}), sort_keys=True, default=repr)
 
     def repetition(self) -> Problem:
         """Return the problem of a question that was asked before."""
@@ -163,8 +165,17 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         labels={"split": row.split} if row.split else {},
         images=tuple(row.images[1:]),
         videos=tuple(row.videos[1:]),
+        thought=_thought(row.think),
         problems=tuple(problems),
     )
+
+
+def _thought(value: Json) -> str:
+    """Return reasoning without the tags around it; "" for a value that is none, or that has tags inside."""
+    if not isinstance(value, str):
+        return ""
+    text = value.strip().removeprefix("<think>").removesuffix("</think>").strip()
+    return "" if any(f"<{slash}{tag}>" in text for tag in ("think", "answer", "glue") for slash in ("", "/")) else text
 
 
 def _is_counted(problems: Sequence[Problem]) -> bool:
