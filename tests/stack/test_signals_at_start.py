@@ -18,7 +18,6 @@ from rlsys.demo.synthetic import SyntheticSet, draw_dataset
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STACKS = ("Traceback", "stack trace", "*** SIG", "Fatal Python error", "@     0x", "Stack (most recent")
 
 
@@ -46,8 +45,14 @@ def is_loading_actors(driver: psutil.Process, log: Path) -> bool:
     return any(title.startswith("ray::RolloutActor") for title in titles_of(driver))
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-@pytest.mark.parametrize("is_time", [is_before_ray, is_loading_actors])
+@pytest.mark.parametrize(
+    ("is_time", "number"),
+    [
+        *((is_before_ray, number) for number in (signal.SIGTERM, signal.SIGHUP)),
+        *((is_loading_actors, number) for number in (signal.SIGINT, signal.SIGQUIT)),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else value.__name__,
+)
 def test_a_signal_during_the_start_ends_it_in_one_sentence(
     number: signal.Signals,
     is_time: Callable[[psutil.Process, Path], bool],
