@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -80,14 +80,18 @@ def number_of(frame: np.ndarray) -> int:
     return sum(int(row[int((bit + 0.5) * width / BITS)] > 125) << bit for bit in range(BITS))
 
 
-def write(path: Path, kind: Kind) -> None:
+def write(path: Path, kind: Kind, pictures: Iterable[np.ndarray] | None = None, fps: int = FPS) -> None:
+    """Write a video of these pictures, u8 [H, W, 3] of one size each; None writes `SECONDS` of numbered ones."""
+    if pictures is None:
+        pictures = map(numbered, range(FPS * SECONDS))
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(kind.codec, rate=FPS, options=dict(kind.options))
-        stream.height, stream.width, stream.pix_fmt = *SIZE, kind.pixels
-        stream.codec_context.time_base = Fraction(1, FPS)
-        for index in range(FPS * SECONDS):
-            frame = av.VideoFrame.from_ndarray(numbered(index), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
+        stream = container.add_stream(kind.codec, rate=fps, options=dict(kind.options))
+        stream.codec_context.time_base = Fraction(1, fps)
+        for index, picture in enumerate(pictures):
+            if index == 0:
+                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], kind.pixels
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

@@ -12,6 +12,7 @@
 - `checkpoint` (`find`, `load_state`): checkpoints on disk
 - `ledger` (`Entry`, `entry`): what became of every prompt
 - `plan_inputs` (`plan`): a config -> the plan of `rlsys plan`
+- `responder` (`open_answering_pool`): what answers an evaluation: actors without a learner, or an endpoint
 - `evaluate` (`EvalOptions`, `run_evaluation`): `rlsys eval`
 - `compare_evaluations` (`compare_evaluations`): `rlsys eval compare`
 - `replay` (`replay`, `rescore`): an earlier step again
