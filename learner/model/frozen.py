@@ -8,32 +8,30 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-from transformers.vision_utils import get_vision_window_index
+from transformers import PreTrainedModel
 
+from learner.model.families import family_of, modules_of, tower_of
 from learner.packing.packing import ClipKey, PackedBatch, clip_key
 from rlsys.types import ClipInfo
 
 Part = Literal["vision_tower", "projector"]
 
-PROJECTOR = "merger."
-"""Prefix of the projector's parameter names inside the vision tower's module."""
 
-
-def freeze(model: Qwen2_5_VLForConditionalGeneration, frozen_parts: Sequence[Part]) -> None:
+def freeze(model: PreTrainedModel, frozen_parts: Sequence[Part]) -> None:
     """Exclude parts from training; "vision_tower" is everything before the projector, which merges 2 x 2 patches.
 
     Call this before making the model's `PackedPolicy`.
     """
     for part in frozen_parts:
-        for parameter in _parameters(model.model.visual, part):
+        for parameter in _parameters(model, part):
             parameter.requires_grad_(False)
 
 
-def _parameters(tower: Qwen2_5_VisionTransformerPretrainedModel, part: Part) -> list[nn.Parameter]:
-    is_projector = part == "projector"
-    return [parameter for name, parameter in tower.named_parameters() if name.startswith(PROJECTOR) == is_projector]
+def _parameters(model: PreTrainedModel, part: Part) -> list[nn.Parameter]:
+    is_projector, prefix = part == "projector", family_of(model).projector
+    return [
+        parameter for name, parameter in tower_of(model).named_parameters() if name.startswith(prefix) == is_projector
+    ]
 
 
 class ClipFeatures:
@@ -47,10 +45,12 @@ class ClipFeatures:
     indefinitely. The four patches cost nothing compared with a pass of thousands of tokens.
     """
 
-    def __init__(self, tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
-        self._tower = tower
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._tower = tower_of(model)
+        self._order = modules_of(model).order
+        self._side: int = self._tower.config.spatial_merge_size
         self._is_tower_frozen, self._is_projector_frozen = (
-            not any(parameter.requires_grad for parameter in _parameters(tower, part))
+            not any(parameter.requires_grad for parameter in _parameters(model, part))
             for part in ("vision_tower", "projector")
         )
         self._kept: dict[ClipKey, torch.Tensor] = {}
@@ -77,27 +77,26 @@ class ClipFeatures:
     @torch.no_grad()
     def _computed(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """Return the features, or states [merged patches, 4, vision_hidden], by merged patch and without a graph."""
-        tower = self._tower
-        output = tower(patches, grid_thw=grid_thw)
+        output = self._tower(patches, grid_thw=grid_thw)
         if self._is_projector_frozen:
             return output.pooler_output
-        # the tower's states are in the order of its windows, its features in the order of the clip
-        order, _ = get_vision_window_index(grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size)
-        return output.last_hidden_state.view(len(order), self._merged, -1)[order.argsort()]
+        states = output.last_hidden_state.unflatten(0, (-1, self._merged))
+        # a tower with windows has its states in their order, its features in the order of the clip
+        order = self._order(self._tower, grid_thw)
+        return states if order is None else states[order.argsort()]
 
     @property
     def _merged(self) -> int:
         """Number of patches in one feature."""
-        return self._tower.spatial_merge_unit
+        return self._side**2
 
     def _chosen(self, batch: PackedBatch, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the patches and grids of some of the batch's clips; a blank image's if there are none."""
         if not batch.clips:
             return batch.patches, batch.grid_thw
         if not indices:
-            side = self._tower.spatial_merge_size
-            grid = torch.tensor([[1, side, side]], device=batch.grid_thw.device)
-            return batch.patches.new_zeros((side**2, batch.patches.shape[1])), grid
+            grid = torch.tensor([[1, self._side, self._side]], device=batch.grid_thw.device)
+            return batch.patches.new_zeros((self._merged, batch.patches.shape[1])), grid
         parts = batch.patches.split([_num_patches(clip) for clip in batch.clips])
         return torch.cat([parts[index] for index in indices]), batch.grid_thw[list(indices)]
 

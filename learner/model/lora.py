@@ -12,10 +12,12 @@ import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import PreTrainedModel
 
+from learner.model.families import family_of
 from rlsys.config.run import ConfigError, LoraConfig
+from rlsys.models.model_config import read_model_config
 
-LANGUAGE_MODEL = "model.language_model."
 ADAPTER = "default"
 
 
@@ -35,15 +37,16 @@ class LowRank:
         return self.scale * (self.up.detach().float() @ self.down.detach().float())
 
 
-def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
+def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> None:
     """Add adapters that do not change the output yet to the target layers, and freeze everything else.
 
     The model is changed in place. Raises ConfigError for a target that is not a linear layer of the language model.
     """
+    prefix = family_of(model).language_model
     linear = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
-        if name.startswith(LANGUAGE_MODEL) and isinstance(module, nn.Linear)
+        if name.startswith(prefix) and isinstance(module, nn.Linear)
     }
     if unknown := sorted(set(lora.targets) - linear):
         raise ConfigError(
@@ -51,12 +54,12 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> None:
             f"it has {', '.join(sorted(linear))}."
         )
     model.requires_grad_(False)
-    peft.inject_adapter_in_model(_peft_config(lora), model, ADAPTER)
+    peft.inject_adapter_in_model(_peft_config(lora, prefix), model, ADAPTER)
 
 
-def _peft_config(lora: LoraConfig, base: str = "") -> peft.LoraConfig:
+def _peft_config(lora: LoraConfig, prefix: str, base: str = "") -> peft.LoraConfig:
     # a pattern, because the vision tower has layers of the same names
-    pattern = rf"{re.escape(LANGUAGE_MODEL)}.*\.({'|'.join(map(re.escape, lora.targets))})"
+    pattern = rf"{re.escape(prefix)}.*\.({'|'.join(map(re.escape, lora.targets))})"
     return peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
@@ -95,4 +98,5 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 def write_adapter_config(lora: LoraConfig, base: Path, folder: Path) -> None:
     """Write `adapter_config.json`, which peft and vLLM read beside the adapter's tensors. base: the adapted model."""
-    _peft_config(lora, base=str(base)).save_pretrained(str(folder))
+    prefix = read_model_config(base).family.language_model
+    _peft_config(lora, prefix, base=str(base)).save_pretrained(str(folder))

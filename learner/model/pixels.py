@@ -1,4 +1,4 @@
-"""Conversion of frames into the vision tower's patches, as Qwen2.5-VL's processors compute them but without resizing.
+"""Conversion of frames into the vision tower's patches, as the models' processors compute them but without resizing.
 
 The clip store has already resized the frames to the model's grid, so only normalising and cutting remain of the Hugging
 Face processors. This avoids a second resizing and takes a tenth of their time.

@@ -1,4 +1,4 @@
-"""The policy on packed batches: Qwen2.5-VL with the vision tower once per clip and the head at response tokens only."""
+"""The policy on packed batches: a model with the vision tower once per clip and the head at response tokens only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from learner.loss.logprobs import token_logprobs
 from learner.model.frozen import ClipFeatures
@@ -16,21 +16,21 @@ from learner.packing.attention import FORMS
 from learner.packing.packing import ModelLayout, PackedBatch
 
 
-def load_model(model_path: Path, *, dtype: str, attention: str) -> Qwen2_5_VLForConditionalGeneration:
+def load_model(model_path: Path, *, dtype: str, attention: str) -> PreTrainedModel:
     """Load the model of a checkpoint folder, on the CPU.
 
     attention: `learner.packing.attention.FORMS` gives the language model's. The vision tower, which has no packed mask,
     uses the attention of this name, except SDPA for "flex_attention".
     """
     tower = "sdpa" if attention == "flex_attention" else attention
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         model_path,
         dtype=getattr(torch, dtype),
         attn_implementation={"text_config": FORMS[attention], "vision_config": tower},
         local_files_only=True,
     )
     rebuild_buffers(model)
-    speed_up(model.model.visual)
+    speed_up(model)
     return model
 
 
@@ -53,7 +53,7 @@ def rebuild_buffers(model: nn.Module) -> None:
             setattr(module, buffer, getattr(fresh, buffer))
 
 
-def read_layout(model: Qwen2_5_VLForConditionalGeneration, model_path: Path) -> ModelLayout:
+def read_layout(model: PreTrainedModel, model_path: Path) -> ModelLayout:
     """Return the token ids and the pixel format that packing needs."""
     config = model.config
     return ModelLayout(
@@ -67,7 +67,7 @@ class PackedPolicy(nn.Module):
     DeepSpeed wraps this module, so that its hooks see every parameter of a pass.
     """
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         """Wrap a model, whose frozen parts must be frozen already. One not made by `load_model` uses "sdpa"."""
         super().__init__()
         self.model = model
@@ -78,7 +78,7 @@ class PackedPolicy(nn.Module):
             raise ValueError(
                 f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
             )
-        self._features = ClipFeatures(model.model.visual)
+        self._features = ClipFeatures(model)
 
     def forget_features(self) -> None:
         """Discard the stored features of clips; call this after the last pass of a batch."""

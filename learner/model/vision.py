@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionTransformerPretrainedModel,
-    Qwen2_5_VLVisionAttention,
-    apply_rotary_pos_emb_vision,
-)
+from transformers import PreTrainedModel
+
+from learner.model.families import Rotate, modules_of, tower_of
 
 
-def speed_up(tower: Qwen2_5_VisionTransformerPretrainedModel) -> None:
-    """Replace slow layers by faster ones. Flash attention is not replaced, as it supports segments itself."""
+def speed_up(model: PreTrainedModel) -> None:
+    """Replace slow layers of the vision tower by faster ones, but not flash attention, which knows segments itself.
+
+    Raises TypeError for a tower whose blocks have another attention than its family's.
+    """
+    tower, modules = tower_of(model), modules_of(model)
     tower.patch_embed.proj.__class__ = PatchProjection
     if tower.config._attn_implementation == "sdpa":
         for block in tower.blocks:
+            if type(block.attn) is not modules.attention:
+                raise TypeError(f"{type(block.attn).__name__}: not the attention of {model.config.model_type}.")
             block.attn.__class__ = SegmentAttention
+            block.attn.rotate = modules.rotate
 
 
 class PatchProjection(nn.Conv3d):
@@ -27,11 +32,18 @@ class PatchProjection(nn.Conv3d):
         return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))[:, :, None, None, None]
 
 
-class SegmentAttention(Qwen2_5_VLVisionAttention):
+class SegmentAttention(nn.Module):
     """Attention within frames or windows, computed for all segments of one length together.
 
-    A video has at least as many segments as frames, but few different lengths.
+    A video has at least as many segments as frames, but few different lengths. Its parts are those of the attention
+    that it replaces, see `learner.model.families.Modules`.
     """
+
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    scaling: float
+    rotate: Rotate
 
     def forward(
         self,
@@ -46,7 +58,7 @@ class SegmentAttention(Qwen2_5_VLVisionAttention):
         """
         num_tokens = len(hidden_states)
         query, key, value = self.qkv(hidden_states).view(num_tokens, 3, self.num_heads, -1).unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key = self.rotate(query, key, *position_embeddings)
         starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
         unique = lengths.unique().tolist()
         if len(unique) == 1:

@@ -15,11 +15,12 @@ BACKWARD_TIMES_FORWARD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
-    """The sizes of a Qwen2.5-VL that determine the cost of a row.
+    """The sizes of a model that determine the cost of a row.
 
     hidden, mlp, kv_size (key/value heads x head size), vocabulary: of the language model, which has `layers` layers.
     vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
     `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
+    vision_mlp_matrices: 3 where the tower's MLPs have a gate, else 2.
     is_tower_frozen: whether the tower has no backward pass.
     """
 
@@ -35,6 +36,7 @@ class CostModel:
     window_patches: int
     merge_size: int
     patch_dim: int
+    vision_mlp_matrices: int = 3
     is_tower_frozen: bool = False
 
     def row(self, row: Row) -> float:
@@ -62,11 +64,15 @@ class CostModel:
     def _clip(self, grid_thw: Sequence[int]) -> float:
         time, height, width = grid_thw
         patches, size = time * height * width, self.vision_hidden
-        linear = self.vision_depth * (4 * size**2 + 3 * size * self.vision_mlp) + self.patch_dim * size
+        linear = (
+            self.vision_depth * (4 * size**2 + self.vision_mlp_matrices * size * self.vision_mlp)
+            + self.patch_dim * size
+        )
         whole = time * (height * width) ** 2
-        windowed = time * _window_pairs(height, self.window_patches) * _window_pairs(width, self.window_patches)
-        full = self.full_attention_blocks
-        pairs = full * whole + (self.vision_depth - full) * windowed
+        pairs = self.full_attention_blocks * whole
+        if windowed := self.vision_depth - self.full_attention_blocks:
+            rows, columns = (_window_pairs(length, self.window_patches) for length in (height, width))
+            pairs += windowed * time * rows * columns
         merged = size * self.merge_size**2
         merger = patches / self.merge_size**2 * merged * (merged + self.hidden)
         return patches * linear + 2 * pairs * size + merger
@@ -94,5 +100,6 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         window_patches=vision.window_size // vision.patch_size,
         merge_size=vision.merge_size,
         patch_dim=vision.patch_dim,
+        vision_mlp_matrices=vision.mlp_matrices,
         is_tower_frozen="vision_tower" in frozen_parts,
     )

@@ -19,10 +19,12 @@ from rlsys.commands.debug import debug_app
 from rlsys.commands.errors import clear_errors, require_writable
 from rlsys.commands.eval import eval_app
 from rlsys.commands.judge import judge_app, score
+from rlsys.commands.models import models
 from rlsys.commands.plan import plan
 from rlsys.commands.rewards import rewards_app
 from rlsys.commands.tracking import tracking_app
 from rlsys.config import bundled
+from rlsys.models.families.table import DEFAULT, FamilyName
 
 if TYPE_CHECKING:
     from rlsys.config.run import RunConfig
@@ -39,6 +41,7 @@ app.add_typer(debug_app, name="debug")
 app.add_typer(eval_app, name="eval")
 app.command()(score)
 app.command()(plan)
+app.command()(models)
 app.command("ledger")(show_ledger)
 app.command()(replay)
 
@@ -83,6 +86,7 @@ def demo(
         Literal["grounding", "all"],
         typer.Option(help="grounding: one task with its controls; all: five tasks at once, scored by reward servers."),
     ] = "grounding",
+    family: Annotated[FamilyName, typer.Option(help="Family of the tiny model, see `rlsys models`.")] = DEFAULT,
 ) -> None:
     """Generate clips, train a tiny video model on them, and show what GRPO improved."""
     from rlsys.demo.all_tasks import run_demo_all_tasks
@@ -92,9 +96,9 @@ def demo(
         folder = out or Path("runs/demo_all_tasks" if tasks == "all" else "runs/demo")
         require_writable("--out", folder)
         if tasks == "all":
-            run_demo_all_tasks(folder, seed)
+            run_demo_all_tasks(folder, seed, family)
         else:
-            run_demo(folder, seed)
+            run_demo(folder, seed, family)
 
 
 @app.command()

@@ -259,9 +259,7 @@ def _check_budgets(data: DataConfig, where: str) -> None:
     """Raise ValueError for frame and pixel budgets that contradict each other. where: of the settings, for messages."""
     for name in ("min_frames", "max_frames"):
         if getattr(data, name) % 2:
-            raise ValueError(
-                f"{where}.{name}={getattr(data, name)}: Qwen2.5-VL merges frames in pairs; use an even number."
-            )
+            raise ValueError(f"{where}.{name}={getattr(data, name)}: models merge frames in pairs; use an even number.")
     if data.min_frames > data.max_frames:
         raise ValueError(
             f"{where}.min_frames={data.min_frames} is above {where}.max_frames={data.max_frames}; lower the first."

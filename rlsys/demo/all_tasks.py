@@ -20,6 +20,7 @@ from rlsys.clock import Clock
 from rlsys.demo.grounding import demo_config, set_aside, sft_config, with_model, write_demonstrations
 from rlsys.demo.synthetic_tasks import ROWS, demonstration_text, draw_mixture
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
+from rlsys.models.families.table import DEFAULT, FamilyName
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import open_stack
 from rlsys.runs.items import held_out_items
@@ -42,7 +43,7 @@ MEASURES = {
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
+def run_demo_all_tasks(out: Path, seed: int, family: FamilyName = DEFAULT) -> dict[str, Any]:
     """Run the whole demonstration in folder `out` and return the content of its `summary.json`."""
     set_aside(out)
     clock = Clock()
@@ -53,7 +54,7 @@ def run_demo_all_tasks(out: Path, seed: int) -> dict[str, Any]:
                 for index, (name, count) in enumerate(NUM_CLIPS.items())
             }
         log.info("generated %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
-        make_tiny(out / "models" / "untrained", seed=seed, words="all")
+        make_tiny(out / "models" / "untrained", seed=seed, words="all", family=family)
         config = demo_config("demo_all_tasks.yaml", out, seed, clips)
         with clock("start"):
             opened = open_stack(config, frozenset(ROWS))

@@ -1,6 +1,6 @@
 """`rlsys demo`: prepare inputs, train as `rlsys train` does, and show what GRPO improved.
 
-A tiny Qwen2.5-VL gets a supervised cold start on generated clips with partly malformed demonstrations, and GRPO trains
+A tiny model gets a supervised cold start on generated clips with partly malformed demonstrations, and GRPO trains
 it through the whole stack. As a control, the cold start is continued with more supervised
 steps.
 """
@@ -25,6 +25,7 @@ from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
 from rlsys.evaluation.metrics import best_constant_interval, iou_metrics
 from rlsys.evaluation.report import print_held_out_table
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
+from rlsys.models.families.table import DEFAULT, FamilyName
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.items import held_out_items, load_items
@@ -44,7 +45,7 @@ SFT_STAGES = ("demo_cold_start", "demo_more_sft", "demo_all_tasks_cold_start")
 LEFT_BY_A_DEMO = ("data", "models", *SFT_STAGES, "checkpoints", "tracking", "summary.json", "reward_curve.png")
 
 
-def run_demo(out: Path, seed: int) -> dict[str, Any]:
+def run_demo(out: Path, seed: int, family: FamilyName = DEFAULT) -> dict[str, Any]:
     """Run the whole demonstration in folder `out` and return the content of its `summary.json`."""
     set_aside(out)
     clock = Clock()
@@ -55,7 +56,7 @@ def run_demo(out: Path, seed: int) -> dict[str, Any]:
                 for index, (name, count) in enumerate(NUM_CLIPS.items())
             }
         log.info("generated %s clips in %s", " + ".join(map(str, NUM_CLIPS.values())), out / "data")
-        make_tiny(out / "models" / "untrained", seed=seed)
+        make_tiny(out / "models" / "untrained", seed=seed, family=family)
         config = demo_config("demo.yaml", out, seed, clips)
         with ExitStack() as resources:
             with clock("start"):

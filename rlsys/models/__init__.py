@@ -4,9 +4,10 @@
   token ids, and the check that the engine sees the same
 - `chat` (`ChatTokenizer`): tokenizer and chat template
 - `mrope` (`VisionTokens`, `mrope_positions`): positions of text and vision tokens
+- `families`: what distinguishes the supported model families, a file each
 - `folder` (`companions`, `model_digest`, `problems_of_folder`, `tensor_shapes`): a checkpoint folder
 - `model_config` (`ModelFolderError`, `read_model_config`): the `config.json` of a checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
 - `sizes` (`ModelSizes`, `read_model_sizes`): parameters by part
-- `tiny` (`make_tiny`): a Qwen2.5-VL of 0.7 million parameters
+- `tiny` (`make_tiny`): a model of 0.7 million parameters, of any family
 """

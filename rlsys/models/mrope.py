@@ -1,9 +1,11 @@
-"""Positions of prompt tokens in time, height and width (mRoPE), by the original Qwen2.5-VL rule, in numpy.
+"""Positions of prompt tokens in time, height and width (mRoPE), by the original Qwen-VL rule, in numpy.
 
-Text advances on all three axes at once. In a video the time axis advances by seconds and the other axes by patches, and
-the text after it continues at the largest position so far plus one. (transformers 5.19 continues at the larger of
+Text advances on all three axes at once. In a video the time axis advances by seconds, or by temporal patches in a
+family that ignores the frame rate, and the other axes by patches; the text after it continues at the largest position
+so far plus one. (transformers 5.19 continues at the larger of
 height and width only, so its positions must not be used after a video.)
-Source: Qwen2.5-VL, arXiv:2502.13923, section 2.1; `get_mrope_input_positions` of vLLM's qwen2_5_vl.py.
+Source: Qwen2-VL, arXiv:2409.12191, section 2.1; Qwen2.5-VL, arXiv:2502.13923, section 2.1; vLLM's
+`get_mrope_input_positions` of both models.
 """
 
 from __future__ import annotations
@@ -23,18 +25,25 @@ class VisionTokens:
 
     merge_size: number of patches merged into one token, along height and along width.
     temporal_patch_size: number of frames in one temporal patch.
-    tokens_per_second: number of positions per second of video on the time axis.
+    tokens_per_second: number of positions per second of video on the time axis; None where each temporal patch is one
+    position, however far apart they are.
     """
 
     image_pad_id: int
     video_pad_id: int
     merge_size: int
     temporal_patch_size: int
-    tokens_per_second: float
+    tokens_per_second: float | None
 
     def pad_id(self, kind: Literal["video", "image"]) -> int:
         """Return the id of the placeholder token of a medium of `kind`."""
         return self.video_pad_id if kind == "video" else self.image_pad_id
+
+    def positions_per_grid(self, kind: Literal["video", "image"], seconds: float) -> float:
+        """Return how far a temporal patch of a medium advances the time axis; it stands for `seconds` of a video."""
+        if kind == "image" or self.tokens_per_second is None:
+            return 1.0
+        return seconds * self.tokens_per_second
 
     def num_tokens(self, grid_thw: Grid) -> int:
         """Return the number of placeholder tokens of a medium with this grid of patches."""
@@ -64,8 +73,8 @@ def mrope_positions(
             )
         parts += [_text(start - cursor, position)]
         position += start - cursor
-        is_video = ids[start] == vision.video_pad_id
-        parts += [_patches(grid, seconds * vision.tokens_per_second if is_video else 1.0, vision.merge_size) + position]
+        kind: Literal["video", "image"] = "video" if ids[start] == vision.video_pad_id else "image"
+        parts += [_patches(grid, vision.positions_per_grid(kind, seconds), vision.merge_size) + position]
         position = int(parts[-1].max()) + 1
         cursor = end
     if is_pad[cursor:].any():

@@ -17,12 +17,11 @@ import numpy as np
 
 from rlsys.errors import UserError
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.model_config import ModelFolderError, read_model_config
+from rlsys.models.model_config import ModelConfig, read_model_config
 from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
 from rlsys.tasks import table as tasks
 from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
 
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 CONTEXT_TOKENS = 8  # shown on either side of a difference
 
 
@@ -80,7 +79,7 @@ class PromptBuilder:
 
     max_model_len, max_tokens: the budget of prompt plus response.
     dtype: the engine's number format, which decides how seconds are rounded (see `engine_seconds_per_grid`).
-    Raises ModelFolderError if the folder has no tokenizer, chat template or Qwen2.5-VL config.
+    Raises ModelFolderError if the folder has no tokenizer, chat template or config of a supported family.
     """
 
     def __init__(
@@ -93,10 +92,11 @@ class PromptBuilder:
     ) -> None:
         folder = Path(model_path)
         self._chat = ChatTokenizer(folder)
-        self._vision = _vision_tokens(folder)
+        config = read_model_config(folder)
+        self._vision = _vision_tokens(config)
         self._dtype = dtype
         self._max_model_len, self._max_tokens = max_model_len, max_tokens
-        found = (self._chat.id_of(token) for token in VISION_TOKENS)
+        found = (self._chat.id_of(token) for token in config.family.never_sampled)
         pads = {self._vision.image_pad_id, self._vision.video_pad_id}
         self.banned_token_ids: tuple[int, ...] = tuple(sorted({token for token in found if token is not None} | pads))
         """Ids that must never be sampled, because a placeholder in a response has no pixels."""
@@ -217,13 +217,7 @@ def _kinds(item: PromptItem) -> tuple[Literal["video", "image"], ...]:
     return tuple("image" if isinstance(spec, ImageSpec) else "video" for spec in item.media)
 
 
-def _vision_tokens(folder: Path) -> VisionTokens:
-    config = read_model_config(folder)
-    if config.model_type != "qwen2_5_vl":
-        raise ModelFolderError(
-            f"{folder}/config.json: model_type={config.model_type!r}; the position rule here is Qwen2.5-VL's "
-            "(qwen2_5_vl), and other models place their tokens differently."
-        )
+def _vision_tokens(config: ModelConfig) -> VisionTokens:
     return VisionTokens(
         image_pad_id=config.image_token_id,
         video_pad_id=config.video_token_id,

@@ -1,4 +1,4 @@
-"""Number of parameters of a Qwen2.5-VL checkpoint, computed from the sizes in its config.json."""
+"""Number of parameters of a checkpoint, computed from the sizes in its config.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ModelSizes:
     """Sizes of a language model of `layers` layers and of its vision tower.
 
     kv: key/value heads x head size.  embedding, language, tower, projector: number of parameters of each part; an
-    output head of its own counts as embedding.
+    output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the tower have a gate.
     """
 
     layers: int
@@ -30,6 +30,7 @@ class ModelSizes:
     language: int
     tower: int
     projector: int
+    is_tower_gated: bool = True
 
     @property
     def parameters(self) -> int:
@@ -66,9 +67,6 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
     config = read_model_config(model_path)
     vision, hidden, mlp, kv = config.vision, config.hidden, config.mlp, config.kv
     attention = 2 * hidden * (hidden + kv) + hidden + 2 * kv  # queries, keys and values have biases, outputs none
-    size, inner = vision.hidden, vision.mlp
-    block = 4 * size**2 + 4 * size + 3 * size * inner + 2 * inner + size + 2 * size
-    merged = size * vision.merge_size**2
     return ModelSizes(
         layers=config.layers,
         hidden=hidden,
@@ -76,11 +74,12 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         kv=kv,
         vocabulary=config.vocabulary,
         tower_layers=vision.depth,
-        tower_hidden=size,
-        tower_mlp=inner,
+        tower_hidden=vision.hidden,
+        tower_mlp=vision.mlp,
         merge=vision.merge_size,
         embedding=config.vocabulary * hidden * (1 if config.has_tied_embeddings else 2),
         language=config.layers * (attention + 3 * hidden * mlp + 2 * hidden) + hidden,
-        tower=vision.patch_dim * size + vision.depth * block,
-        projector=size + merged * (merged + 1) + (merged + 1) * hidden,
+        tower=vision.tower_parameters,
+        projector=vision.projector_parameters(hidden),
+        is_tower_gated=vision.is_gated,
     )

@@ -1,7 +1,7 @@
-"""A Qwen2.5-VL small enough to train on two cores, written as an ordinary checkpoint folder.
+"""A model small enough to train on two cores, written as an ordinary checkpoint folder.
 
-Architecture, tokenizer class, processors and file names are those of the published models; only the sizes differ.
-Nothing is downloaded, and the same seed writes the same bytes.
+Architecture, tokenizer class, processors and file names are those of its family's published models; only
+the sizes differ. Nothing is downloaded, and the same seed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, Qwen2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rlsys.files import aside
+from rlsys.models.families.family import Family, TinyShape
+from rlsys.models.families.table import DEFAULT, FamilyName, family_named
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (
@@ -50,7 +44,7 @@ SPECIAL_TOKENS = (
 # not special: decoding with skip_special_tokens must keep them, the reward parsers read them
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# Qwen2.5-VL's template without its default system turn, which would double the length of a demo prompt
+# the published template without its default system turn, which would double the length of a demo prompt
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -94,24 +88,31 @@ SIZES = {
 }
 
 
-def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo", words: Words = "grounding") -> None:
+def make_tiny(
+    folder: Path,
+    *,
+    seed: int,
+    size: Literal["demo", "bench"] = "demo",
+    words: Words = "grounding",
+    family: FamilyName = DEFAULT,
+) -> None:
     """Write config, random fp32 weights, tokenizer and processors into `folder`.
 
-    "demo" has 0.71 M parameters, "bench" 1.5 M. words: see `make_tokenizer`.
+    "demo" has 0.7 M parameters, "bench" 1.5 M. words: see `make_tokenizer`.  family: see `rlsys.models.families`.
     Torch's global random state is left as it was.
     """
     if not Path(folder).exists():
         new = aside(Path(folder))  # a half-written folder must not look like a model
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        make_tiny(new, seed=seed, size=size, words=words)
+        make_tiny(new, seed=seed, size=size, words=words, family=family)
         new.rename(folder)
         return
-    tokenizer = make_tokenizer(words)
-    config = make_config(tokenizer, SIZES[size])
+    tokenizer, described = make_tokenizer(words), family_named(family)
+    config = make_config(tokenizer, SIZES[size], described)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = getattr(transformers, described.model)(config)
     model.generation_config = GenerationConfig(
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
@@ -120,7 +121,7 @@ def make_tiny(folder: Path, *, seed: int, size: Literal["demo", "bench"] = "demo
     )
     disable_progress_bar()  # one small file needs no progress bar
     model.save_pretrained(folder)
-    _make_processor(tokenizer).save_pretrained(folder)
+    _make_processor(tokenizer, described).save_pretrained(folder)
 
 
 def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
@@ -159,40 +160,38 @@ def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
     return tokenizer
 
 
-def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes) -> Qwen2_5_VLConfig:
-    """Return Qwen2.5-VL's configuration at the given sizes, with the token ids of `tokenizer`."""
+def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes, family: Family) -> PreTrainedConfig:
+    """Return the family's configuration at the given sizes, with the token ids of `tokenizer`."""
     token_id = tokenizer.convert_tokens_to_ids
-    text = Qwen2_5_VLTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.mlp,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=2,
-        max_position_embeddings=MAX_POSITIONS,
-        initializer_range=INITIALIZER_RANGE,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
-        bos_token_id=token_id(END_OF_TEXT),
-        eos_token_id=token_id(IM_END),
-        pad_token_id=token_id(END_OF_TEXT),
-    )
-    vision = Qwen2_5_VLVisionConfig(
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.mlp,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": INITIALIZER_RANGE,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        "bos_token_id": token_id(END_OF_TEXT),
+        "eos_token_id": token_id(IM_END),
+        "pad_token_id": token_id(END_OF_TEXT),
+    }
+    tower = TinyShape(
         depth=sizes.vision_depth,
-        hidden_size=64,
-        intermediate_size=128,
-        num_heads=4,
-        window_size=112,
-        out_hidden_size=sizes.hidden,
-        fullatt_block_indexes=list(sizes.full_attention_blocks),
-        tokens_per_second=2,
-        initializer_range=INITIALIZER_RANGE,
+        hidden=64,
+        mlp=128,
+        heads=4,
+        full_attention_blocks=sizes.full_attention_blocks,
+        out_hidden=sizes.hidden,
     )
-    return Qwen2_5_VLConfig(
+    return AutoConfig.for_model(
+        family.model_type,
         text_config=text,
-        vision_config=vision,
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
+        vision_config={**family.tiny_vision(tower), "initializer_range": INITIALIZER_RANGE},
+        image_token_id=token_id(family.image_pad),
+        video_token_id=token_id(family.video_pad),
         vision_start_token_id=token_id("<|vision_start|>"),
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
@@ -200,13 +199,14 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes) -> Qwen2_5_VLConfig:
     )
 
 
-def _make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
+def _make_processor(tokenizer: Qwen2Tokenizer, family: Family) -> Any:  # noqa: ANN401 - another class for each family
     # the published lower bounds (56*56 an image, 128*28*28 a frame) would enlarge small frames
     size = {"shortest_edge": 28 * 28, "longest_edge": 256 * 28 * 28}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
+    video = getattr(transformers, family.video_processor)
+    return getattr(transformers, family.processor)(
+        image_processor=getattr(transformers, family.image_processor)(size=size),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size, do_sample_frames=False, cap_pixels_per_frame=False),
+        video_processor=video(size=size, do_sample_frames=False, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )
 

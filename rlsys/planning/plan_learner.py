@@ -78,7 +78,8 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
 
     A gated layer keeps, per token: input, normed input, queries, attention's output, its projection's sum, normed sum
     and the output (7 hidden), keys and values (2 kv), gate, its activation, up and their product (4 mlp). Attention's
-    weights are never kept. With checkpointing each layer keeps its input, and one layer at a time the rest.
+    weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
+    and one layer at a time the rest.
     Source of the counting: arXiv:2205.05198, §4, for a layer without dropout and with flash attention.
     """
     width = BYTES[config.model.dtype]
@@ -86,7 +87,7 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
     is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
     tower_depth = 1 if is_frozen else sizes.tower_layers
     language_layer = 7 * sizes.hidden + 2 * sizes.kv + 4 * sizes.mlp
-    tower_layer = 9 * sizes.tower_hidden + 4 * sizes.tower_mlp
+    tower_layer = 9 * sizes.tower_hidden + (4 if sizes.is_tower_gated else 2) * sizes.tower_mlp
     stacks = (
         (pass_tokens, sizes.layers, sizes.hidden, language_layer),
         (patches, tower_depth, sizes.tower_hidden, tower_layer),

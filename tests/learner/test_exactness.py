@@ -13,7 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from learner.model.frozen import freeze
 from learner.model.lora import add_adapters
@@ -63,8 +63,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def plain_model(bench_model_dir: Path) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(bench_model_dir, dtype=torch.float32)
+def plain_model(family_dirs: Mapping[str, Path]) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(family_dirs["bench"], dtype=torch.float32)
 
 
 def random_rows(seed: int) -> list[Row]:
@@ -100,13 +100,11 @@ def make_policy(folder: Path, setting: Setting) -> PackedPolicy:
     return PackedPolicy(model).train()
 
 
-def make_oracle(
-    plain: Qwen2_5_VLForConditionalGeneration, policy: PackedPolicy, setting: Setting, folder: Path
-) -> torch.nn.Module:
+def make_oracle(plain: PreTrainedModel, policy: PackedPolicy, setting: Setting, folder: Path) -> torch.nn.Module:
     """Return the plain model; for LoRA, wrapped by peft with the policy's adapters."""
     if not setting.lora:
         return plain
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     targets = rf"model\.language_model\..*\.({'|'.join(LORA.targets)})"
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
     adapters = {name: tensor for name, tensor in policy.model.state_dict().items() if "lora_" in name}
@@ -176,14 +174,14 @@ def assert_equal_gradients(found: Mapping[str, torch.Tensor], expected: Mapping[
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_packed_passes_equal_padded_ones(
-    name: str, bench_model_dir: Path, plain_model: Qwen2_5_VLForConditionalGeneration
+    name: str, family_dirs: Mapping[str, Path], plain_model: PreTrainedModel
 ) -> None:
-    setting = SETTINGS[name]
+    setting, folder = SETTINGS[name], family_dirs["bench"]
     rows = random_rows(seed=list(SETTINGS).index(name))
-    policy = make_policy(bench_model_dir, setting)
-    found, found_gradients = packed_results(policy, rows, setting, bench_model_dir)
-    oracle = make_oracle(plain_model, policy, setting, bench_model_dir)
-    expected, expected_gradients = plain_results(oracle, rows, bench_model_dir)
+    policy = make_policy(folder, setting)
+    found, found_gradients = packed_results(policy, rows, setting, folder)
+    oracle = make_oracle(plain_model, policy, setting, folder)
+    expected, expected_gradients = plain_results(oracle, rows, folder)
     assert found.keys() == expected.keys()
     for response, logprobs in expected.items():
         assert (found[response] - logprobs).abs().max() <= LOGPROB

@@ -10,24 +10,44 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
+from transformers import AutoModelForImageTextToText
 
+from learner.packing.shards import group_row
 from rlsys.config.run import RunConfig, load
+from rlsys.demo.synthetic import draw_dataset
+from rlsys.models.model_config import read_model_config
 from rlsys.models.prompts import PromptContractError
+from rlsys.models.sizes import read_model_sizes
+from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.train import train
 from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
 from tests.support.pace import patience
 from tests.support.paths import CONFIGS
+from tests.support.plain_policy import plain_logprobs
 
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
 SIDE = 56
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory, family_dir: Path) -> RunConfig:
     out = tmp_path_factory.mktemp("parity")
+    clips = draw_dataset(out / "clips", num_clips=4, seed=1)
     return load(
         CONFIGS / "demo.yaml",
-        [f"output_dir={out}", f"model.path={tiny_model_dir}", "rollout.num_actors=1", "learner.num_ranks=1"],
+        [
+            f"output_dir={out / 'run'}",
+            f"model.path={family_dir}",
+            f"data.annotations={clips.annotations}",
+            f"data.videos={clips.videos}",
+            "data.decode_workers=1",
+            "rollout={num_actors: 1, group_size: 4, max_tokens: 12}",
+            "learner.num_ranks=1",
+            "train={num_steps: 2, prompts_per_step: 2, learning_rate: 1.0e-2, schedule: constant}",
+            "checkpoint.every_steps=2",
+        ],
     )
 
 
@@ -95,6 +115,10 @@ def largest_difference(stack: Stack, groups: list[RolloutGroup]) -> float:
     )
 
 
+def counts_seconds(config: RunConfig) -> bool:
+    return read_model_config(config.model.path).vision.tokens_per_second is not None
+
+
 @pytest.mark.parametrize("fps", [0.5, 1.0, 2.0, 4.0, 3.3])
 def test_logprobs_agree_at_any_frame_rate_and_frame_count(stack: Stack, fps: float) -> None:
     rng = np.random.default_rng(int(fps * 10))
@@ -109,14 +133,16 @@ def test_logprobs_agree_for_one_and_several_images_and_a_mixture(stack: Stack) -
     assert largest_difference(stack, groups) <= TOLERANCE
 
 
-def test_positions_of_another_frame_rate_break_parity(stack: Stack) -> None:
+def test_positions_of_another_frame_rate_break_parity(stack: Stack, config: RunConfig) -> None:
     """The control: were the gate blind to mRoPE, this would pass it."""
     rng = np.random.default_rng(1)
     spec, clip = video(rng, 12, 1.0)
     group = sample(stack, [(spec, clip)])
-    wrong = replace(clip.info, second_per_grid_s=2 / 4.0)
-    prompt = stack.prompts.build(group.item, [wrong])
-    assert largest_difference(stack, [replace(group, prompt=prompt)]) > 10 * TOLERANCE
+    wrong = stack.prompts.build(group.item, [replace(clip.info, second_per_grid_s=2 / 4.0)])
+    if not counts_seconds(config):
+        assert np.array_equal(wrong.position_ids, group.prompt.position_ids)
+        wrong.position_ids[0, wrong.prompt_ids == read_model_config(config.model.path).video_token_id] //= 2
+    assert largest_difference(stack, [replace(group, prompt=wrong)]) > 10 * TOLERANCE
 
 
 def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_diff(
@@ -148,3 +174,31 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
     with pytest.raises(PromptContractError, match="file:7") as error:
         future.result(timeout=patience(60.0))
     assert "<|video_pad|>" in str(error.value)
+
+
+def test_two_steps_train_every_part_and_what_they_export_is_what_the_engine_has(
+    stack: Stack, config: RunConfig
+) -> None:
+    """Last in this file: the stack has trained weights after it."""
+    summary = train(config, stack=stack)
+    assert len({one.weights_digest for one in ledger.read(config.output_dir)}) == 2
+    group = sample(stack, [video(np.random.default_rng(5), 8, 2.0)])
+    assert largest_difference(stack, [group]) <= TOLERANCE
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        for folder in (config.model.path, summary.model)
+    )
+    assert type(before) is type(after)
+    moved = {
+        name
+        for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert len(moved) == len(list(before.parameters()))
+    assert sum(one.numel() for one in after.parameters()) == read_model_sizes(Path(summary.model)).parameters
+    row = group_row(group, np.ones(3, np.float32), np.ones(3, bool))
+    frames = tuple(ClipRef(info=clip.info, frames=ray.get(clip.frames)) for clip in group.clips)
+    with torch.no_grad():
+        exported = plain_logprobs(after, replace(row, clips=frames), Path(summary.model))
+    for rollout, ours in zip(group.rollouts, exported, strict=True):
+        np.testing.assert_allclose(ours.numpy(), rollout.response_logprobs, atol=TOLERANCE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import PreTrainedModel, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from learner.packing.rows import Row
 
@@ -26,7 +26,7 @@ def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def plain_logprobs(model: Qwen2_5_VLForConditionalGeneration, row: Row, folder: Path) -> list[torch.Tensor]:
+def plain_logprobs(model: PreTrainedModel, row: Row, folder: Path) -> list[torch.Tensor]:
     """Return the log-probs of each response, each behind a copy of its prompt and padded on the right."""
     num_prompt = len(row.prompt.prompt_ids)
     width = num_prompt + max(len(response.ids) for response in row.responses)

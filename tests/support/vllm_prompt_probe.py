@@ -22,7 +22,7 @@ os.environ.update(
 import numpy as np  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.config import ModelConfig  # noqa: E402
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Engine  # noqa: E402
+from vllm.model_executor.models import ModelRegistry  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 from vllm.multimodal.inputs import MultiModalFeatureSpec  # noqa: E402
 
@@ -73,10 +73,11 @@ def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
         for kind, places in processed["mm_placeholders"].items()
         for index, (data, place) in enumerate(zip(processed["mm_kwargs"][kind], places, strict=True))
     ]
+    engine, _ = ModelRegistry.resolve_model_cls(config.hf_config.architectures, config)
     stub = SimpleNamespace(config=config.hf_config)
-    stub.iter_mm_grid_thw = partial(Engine.iter_mm_grid_thw, stub)
+    stub.iter_mm_grid_thw = partial(engine.iter_mm_grid_thw, stub)
     ids = processed["prompt_token_ids"]
-    position_ids, delta = Engine.get_mrope_input_positions(stub, ids, features)
+    position_ids, delta = engine.get_mrope_input_positions(stub, ids, features)
     return {"prompt_ids": ids, "position_ids": position_ids.tolist(), "next_position": len(ids) + delta}
 
 

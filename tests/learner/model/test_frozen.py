@@ -22,9 +22,9 @@ BLANK = 4
 
 
 @pytest.fixture
-def make_policy(tiny_model_dir: Path) -> Callable[..., PackedPolicy]:
+def make_policy(family_dir: Path) -> Callable[..., PackedPolicy]:
     def make(*frozen_parts: str) -> PackedPolicy:
-        model = load_model(tiny_model_dir, dtype="float32", attention="sdpa")
+        model = load_model(family_dir, dtype="float32", attention="sdpa")
         freeze(model, frozen_parts)
         return PackedPolicy(model)
 
@@ -68,42 +68,40 @@ def test_frozen_parts_have_no_gradient_and_the_others_all_have(
 
 @pytest.mark.parametrize("frozen_parts", [("vision_tower",), BOTH])
 def test_a_frozen_tower_sees_each_clip_once_and_is_called_in_every_pass(
-    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path, frozen_parts: tuple[str, ...]
+    make_policy: Callable[..., PackedPolicy], family_dir: Path, frozen_parts: tuple[str, ...]
 ) -> None:
     policy = make_policy(*frozen_parts)
     seen = count_patches(policy)
     video, image, text = rows()
-    first, _ = policy(packed(policy, tiny_model_dir, video))
-    policy(packed(policy, tiny_model_dir, image, video))
-    again, _ = policy(packed(policy, tiny_model_dir, video))
+    first, _ = policy(packed(policy, family_dir, video))
+    policy(packed(policy, family_dir, image, video))
+    again, _ = policy(packed(policy, family_dir, video))
     for batch in ((), (text,)):
-        policy(packed(policy, tiny_model_dir, *batch))
+        policy(packed(policy, family_dir, *batch))
     assert seen == [96, 16, BLANK, BLANK, BLANK]
     assert torch.equal(first, again)
     policy.forget_features()
-    policy(packed(policy, tiny_model_dir, video))
+    policy(packed(policy, family_dir, video))
     assert seen[5:] == [96]
 
 
 def test_a_trained_tower_sees_the_clips_of_every_pass(
-    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path
+    make_policy: Callable[..., PackedPolicy], family_dir: Path
 ) -> None:
     policy = make_policy("projector")
     seen = count_patches(policy)
     video, image, text = rows()
     for batch in ((video,), (video, image), (text,)):
-        policy(packed(policy, tiny_model_dir, *batch))
+        policy(packed(policy, family_dir, *batch))
     assert seen == [96, 112, BLANK]
 
 
-def test_rows_with_the_same_clip_share_its_features(
-    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path
-) -> None:
+def test_rows_with_the_same_clip_share_its_features(make_policy: Callable[..., PackedPolicy], family_dir: Path) -> None:
     policy = make_policy()
     seen = count_patches(policy)
     video, image, _ = rows()
-    alone, _ = policy(packed(policy, tiny_model_dir, video))
-    together, _ = policy(packed(policy, tiny_model_dir, video, image, video))
+    alone, _ = policy(packed(policy, family_dir, video))
+    together, _ = policy(packed(policy, family_dir, video, image, video))
     assert seen == [96, 112]
     torch.testing.assert_close(together[:8], alone, rtol=0, atol=LOGPROB)
     torch.testing.assert_close(together[16:], alone, rtol=0, atol=LOGPROB)
@@ -112,13 +110,13 @@ def test_rows_with_the_same_clip_share_its_features(
 @pytest.mark.parametrize("frozen_parts", [("vision_tower",), ("projector",), BOTH])
 @pytest.mark.parametrize("kind", ["video", "known video", "text", "dummy"])
 def test_every_pass_has_a_gradient_for_every_trained_parameter(
-    make_policy: Callable[..., PackedPolicy], tiny_model_dir: Path, frozen_parts: tuple[str, ...], kind: str
+    make_policy: Callable[..., PackedPolicy], family_dir: Path, frozen_parts: tuple[str, ...], kind: str
 ) -> None:
     # ranks add up their gradients: one that has none for a parameter would leave the others waiting
     policy = make_policy(*frozen_parts)
     video, _, text = rows()
     if kind == "known video":
-        policy(packed(policy, tiny_model_dir, video))
+        policy(packed(policy, family_dir, video))
     batch = {"text": (text,), "dummy": ()}.get(kind, (video,))
-    policy(packed(policy, tiny_model_dir, *batch))[0].sum().backward()
+    policy(packed(policy, family_dir, *batch))[0].sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in policy.parameters())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +121,16 @@ def test_cost_of_a_clip_by_hand() -> None:
     assert COST.row(shown) - COST.row(row) == 3 * (linear + 2 * 2 * 100 * 100 * 64 + merger)
     frozen = cost_model(is_tower_frozen=True)
     assert frozen.row(shown) - frozen.row(row) == linear + 2 * 2 * 100 * 100 * 64 + merger
+
+
+def test_cost_of_a_clip_in_a_tower_without_windows_and_gates_by_hand(qwen2_vl_dirs: Mapping[str, Path]) -> None:
+    clip = make_clip(np.random.default_rng(0), "video", 4, 140)  # 2 x 10 x 10 patches
+    (row,) = text_rows([(10, [4])])
+    # two blocks, each with two matrices in its MLP, and all of a frame's 100 patches attend to each other
+    linear = 2 * 200 * (4 * 64 * 64 + 2 * 64 * 128) + 200 * 1176 * 64
+    merger = 50 * 256 * (256 + 192)
+    cost = read_cost_model(qwen2_vl_dirs["bench"])
+    assert cost.row(replace(row, clips=(clip,))) - cost.row(row) == 3 * (linear + 2 * 2 * 2 * 100 * 100 * 64 + merger)
 
 
 def test_sizes_are_those_of_the_checkpoint(tiny_model_dir: Path) -> None:

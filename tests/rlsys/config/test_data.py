@@ -43,7 +43,7 @@ def test_a_source_has_its_own_settings_and_otherwise_those_of_the_section() -> N
         ({"sources": [TWO[0], {"annotations": "A.json"}]}, "give one of them another `name`"),
         ({"sources": [{**TWO[0], "weight": 1}, TWO[1]]}, "data.sources.1 (b) has no weight"),
         ({"sources": [{**TWO[0], "weight": 0}]}, "data.sources.0.weight: Input should be greater than 0"),
-        ({"sources": [{**TWO[0], "max_frames": 7}]}, "data.sources.0.max_frames=7: Qwen2.5-VL merges frames in pairs"),
+        ({"sources": [{**TWO[0], "max_frames": 7}]}, "data.sources.0.max_frames=7: models merge frames in pairs"),
         ({"max_frames": 8, "sources": [{**TWO[0], "min_frames": 10}]}, "data.sources.0.min_frames=10 is above"),
         ({"sources": [{**TWO[0], "min_pixels": 10**6}]}, "data.sources.0.min_pixels=1000000 is above"),
         ({"sources": [{**TWO[0], "from_step": 4, "until_step": 4}]}, "until_step=4 is not above from_step=4"),

@@ -53,6 +53,17 @@ def test_adjacent_media_are_distinguished_by_their_grids() -> None:
     assert following == 3
 
 
+def test_a_family_without_seconds_counts_temporal_patches_whatever_their_spacing() -> None:
+    vision = VisionTokens(
+        image_pad_id=IMAGE, video_pad_id=VIDEO, merge_size=2, temporal_patch_size=2, tokens_per_second=None
+    )
+    ids = prompt_of(2, (VIDEO, (3, 2, 4)), 2)
+    for seconds in (0.25, 1.0, 4.0):
+        positions, following = mrope_positions(ids, [(3, 2, 4)], [seconds], vision)
+        assert positions[0].tolist() == [0, 1, 2, 2, 3, 3, 4, 4, 5, 6]
+        assert following == 7
+
+
 def test_time_steps_between_integers_are_truncated_not_rounded() -> None:
     # 0.5 s a grid at 1.5 positions a second: 0, 0.75, 1.5, 2.25
     vision = VisionTokens(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from rlsys.models.chat import ChatTokenizer
+from rlsys.models.families.table import family_named
 from rlsys.models.model_config import ModelFolderError
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
 from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
-# the wording that published Qwen2.5-VL checkpoints carry
+# the wording that published Qwen2-VL and Qwen2.5-VL checkpoints carry
 PUBLISHED_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
@@ -94,11 +95,9 @@ def builder(tiny_model_dir: Path) -> PromptBuilder:
     return builder_for(tiny_model_dir)
 
 
-@pytest.fixture(scope="module")
-def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the tiny model in the layout of published checkpoints: chat_template.json and the old processor file."""
-    folder = tmp_path_factory.mktemp("published") / "model"
-    shutil.copytree(tiny_model_dir, folder)
+def write_published(model: Path, folder: Path) -> Path:
+    """Write a tiny model as published checkpoints are: with chat_template.json and old processor files."""
+    shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
     (folder / "processor_config.json").unlink()
@@ -109,7 +108,7 @@ def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
         "temporal_patch_size": 2,
         "merge_size": 2,
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": family_named(json.loads((folder / "config.json").read_text())["model_type"]).processor,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     # enlarges small frames and samples again unless it is told not to
@@ -119,18 +118,28 @@ def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.fixture(scope="module")
+def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(tiny_model_dir, tmp_path_factory.mktemp("published") / "model")
+
+
+@pytest.fixture(scope="module")
+def published_family_dir(family_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published(family_dir, tmp_path_factory.mktemp("published") / "model")
+
+
 CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDEOS, *MIXES)]
 
 
 @pytest.fixture(scope="module")
-def vllm_says(published_dir: Path) -> dict[str, Any]:
+def vllm_says(published_family_dir: Path) -> dict[str, Any]:
     """Run vLLM on every case in a process of its own; it also generates from the first prompt."""
     prompts = []
     for dtype, media in CASES:
-        made = builder_for(published_dir, dtype=dtype)
+        made = builder_for(published_family_dir, dtype=dtype)
         prompt = made.build(item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media])
         prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": media})
-    asked = {"model": str(published_dir), "prompts": prompts, "generate": True}
+    asked = {"model": str(published_family_dir), "prompts": prompts, "generate": True}
     script = REPO / "tests" / "support" / "vllm_prompt_probe.py"
     done = subprocess.run(
         [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=patience(240.0)
@@ -140,9 +149,9 @@ def vllm_says(published_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_ids_and_positions_equal_vllms(published_dir: Path, vllm_says: dict[str, Any], index: int) -> None:
+def test_ids_and_positions_equal_vllms(published_family_dir: Path, vllm_says: dict[str, Any], index: int) -> None:
     dtype, media = CASES[index]
-    prompt = builder_for(published_dir, dtype=dtype).build(
+    prompt = builder_for(published_family_dir, dtype=dtype).build(
         item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media]
     )
     theirs = vllm_says["prompts"][index]
@@ -152,9 +161,9 @@ def test_ids_and_positions_equal_vllms(published_dir: Path, vllm_says: dict[str,
 
 
 def test_the_engine_reports_the_prompt_that_was_built_and_generates(
-    published_dir: Path, vllm_says: dict[str, Any]
+    published_family_dir: Path, vllm_says: dict[str, Any]
 ) -> None:
-    made = builder_for(published_dir)
+    made = builder_for(published_family_dir)
     prompt = made.build(item_with("video"), [clip_info(VIDEOS[0][0])])
     reported, *samples = vllm_says["generated"]
     check_contract(prompt, np.asarray(reported), made.decode)
@@ -276,9 +285,13 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2_vl"}))
-    with pytest.raises(ModelFolderError, match="qwen2_vl"):
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llava_next_video"}))
+    with pytest.raises(ModelFolderError) as error:
         builder_for(folder)
+    assert str(error.value) == (
+        f"{folder}/config.json: model_type='llava_next_video' is no supported model family; supported are qwen2_5_vl "
+        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL) (`rlsys models` shows what each can do)."
+    )
 
 
 def test_building_prompts_loads_neither_torch_nor_transformers(tiny_model_dir: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
 from tests.support.paths import REPO
@@ -43,12 +44,19 @@ def test_making_a_model_leaves_torchs_random_state_alone(tmp_path: Path) -> None
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(("layout", "num_parameters"), [("tiny_model_dir", 708_864), ("bench_model_dir", 1_554_752)])
-def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(
-    request: pytest.FixtureRequest, layout: str, num_parameters: int
-) -> None:
-    folder = request.getfixturevalue(layout)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+SIZES = {
+    ("qwen2_5_vl", "tiny"): 708_864,
+    ("qwen2_5_vl", "bench"): 1_554_752,
+    ("qwen2_vl", "tiny"): 700_736,
+    ("qwen2_vl", "bench"): 1_538_432,
+}
+
+
+@pytest.mark.parametrize("size", ["tiny", "bench"])
+def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(family_dirs: Mapping[str, Path], size: str) -> None:
+    folder = family_dirs[size]
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    num_parameters = SIZES[model.config.model_type, size]
     processor = AutoProcessor.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from tests.support.factories import make_item
 from tests.support.paths import CONFIGS
 
 QWEN_7B = {
+    "model_type": "qwen2_5_vl",
     "hidden_size": 3584,
     "intermediate_size": 18944,
     "num_hidden_layers": 28,
@@ -132,12 +135,34 @@ def test_sizes_are_those_of_the_published_7b_model(folder_7b: Path) -> None:
     assert (sizes.layers, sizes.kv) == (28, 512)
 
 
-def test_sizes_are_what_a_written_checkpoint_holds(tiny_model_dir: Path) -> None:
-    found = 0
-    for path in tiny_model_dir.glob("*.safetensors"):
+def test_sizes_are_those_of_the_published_qwen2_vl_7b(tmp_path: Path) -> None:
+    vision = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 3584, "in_chans": 3, "patch_size": 14}
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN_7B, "model_type": "qwen2_vl", "vision_config": vision}))
+    sizes = read_model_sizes(tmp_path)
+    assert sizes.parameters == 8_291_375_616
+    assert (sizes.tower_hidden, sizes.tower_mlp, sizes.is_tower_gated) == (1280, 5120, False)
+
+
+@pytest.mark.parametrize("size", ["tiny", "bench"])
+def test_sizes_of_each_part_are_what_a_written_checkpoint_holds(family_dirs: Mapping[str, Path], size: str) -> None:
+    folder = family_dirs[size]
+    found: Counter[str] = Counter()
+    for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as tensors:
-            found += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    assert read_model_sizes(tiny_model_dir).parameters == found
+            for name in tensors.keys():  # noqa: SIM118
+                part = "projector" if "visual.merger" in name else "tower" if "visual." in name else "language"
+                part = "embedding" if "embed_tokens" in name else part
+                found[part] += math.prod(tensors.get_slice(name).get_shape())
+    sizes = read_model_sizes(folder)
+    assert sizes.parameters == found.total()
+    assert found == {part: getattr(sizes, part) for part in ("embedding", "language", "tower", "projector")}
+
+
+def test_an_mlp_without_a_gate_keeps_half_as_much_in_every_block_of_the_tower() -> None:
+    run = config(learner={"gradient_checkpointing": False})
+    gated, plain = (activation_bytes(run, replace(SMALL, is_tower_gated=gate), 100, 0.5) for gate in (True, False))
+    # 50 visual tokens are 200 patches, in 3 blocks, each with 2 x 8 numbers less, in bfloat16
+    assert gated - plain == 200 * 3 * 16 * 2
 
 
 def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -148,6 +173,9 @@ def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> N
         with pytest.raises(ModelFolderError, match="config.json: (not readable|holds list)"):
             read_model_sizes(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelFolderError, match="config.json: model_type='' is no supported model family"):
+        read_model_sizes(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     with pytest.raises(ModelFolderError, match="not the config of a Qwen2.5-VL"):
         read_model_sizes(tmp_path)
 

@@ -1,0 +1,126 @@
+"""The description of a model family: all that prompts, positions, checks, plans and tiny models need to know of it.
+
+What the learner needs of a family's modules, which takes torch, is in `learner.model.families`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+EVERYTHING = (
+    "video",
+    "images",
+    "several media in a prompt",
+    "shared-prompt packing",
+    "LoRA",
+    "frozen parts",
+    "ZeRO 0 to 3",
+    "weight sync",
+    "export",
+)
+"""What a family can support."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Sizes of the vision tower.
+
+    window_size: side in pixels of the windows within which blocks attend, except for `num_full_attention` blocks; 0 if
+    there are no windows and every block attends within a temporal patch.
+    is_gated: whether a block's MLP has a gate, a third matrix.  has_norm_biases: whether its norms have biases.
+    tokens_per_second: temporal positions per second of video, see `rlsys.models.mrope`; None where the time axis
+    counts temporal patches, however far apart they are.
+    """
+
+    depth: int
+    hidden: int
+    mlp: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    window_size: int
+    num_full_attention: int
+    is_gated: bool
+    has_norm_biases: bool
+    tokens_per_second: float | None
+
+    @property
+    def patch_dim(self) -> int:
+        """Number of values in one patch: channels x frames x height x width."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def mlp_matrices(self) -> int:
+        """Number of matrices of a block's MLP, each of hidden x mlp numbers."""
+        return 3 if self.is_gated else 2
+
+    @property
+    def norm(self) -> int:
+        """Number of parameters of a norm of the tower."""
+        return 2 * self.hidden if self.has_norm_biases else self.hidden
+
+    @property
+    def tower_parameters(self) -> int:
+        """Number of parameters of the tower without the projector."""
+        size, inner, matrices = self.hidden, self.mlp, self.mlp_matrices
+        attention = 4 * size**2 + 4 * size
+        mlp = matrices * size * inner + (matrices - 1) * inner + size
+        return self.patch_dim * size + self.depth * (attention + mlp + 2 * self.norm)
+
+    def projector_parameters(self, hidden: int) -> int:
+        """Return the number of parameters of the projector into a language model of width `hidden`."""
+        merged = self.hidden * self.merge_size**2
+        return self.norm + merged * (merged + 1) + (merged + 1) * hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyShape:
+    """Sizes of a tiny model's vision tower. out_hidden: width of its language model."""
+
+    depth: int
+    hidden: int
+    mlp: int
+    heads: int
+    full_attention_blocks: tuple[int, ...]
+    out_hidden: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What distinguishes a model family.
+
+    model_type: in the config.json of its checkpoints.  title: its published name.
+    checkpoints: the published sizes.  supports: what has been tested with a tiny model of the family.
+    time_axis, tower_attention: what the time axis counts and within what the tower attends, for people.
+    image_pad, video_pad: the placeholder tokens, whose ids are `image_pad_id` and `video_pad_id` where a config.json
+    omits them.  never_sampled: tokens that a response must not contain, if the tokenizer has them.
+    tower, language_model: names of the modules of transformers' model.  projector: prefix of the projector's
+    parameters within the tower.
+    read_vision: reads the sizes from `vision_config` of a config.json; raises KeyError for a size that is missing.
+    tiny_vision: makes the `vision_config` of a tiny model.
+    model, processor, image_processor, video_processor: transformers' classes.
+    """
+
+    model_type: str
+    title: str
+    checkpoints: tuple[str, ...]
+    supports: tuple[str, ...]
+    time_axis: str
+    tower_attention: str
+    image_pad: str
+    video_pad: str
+    image_pad_id: int
+    video_pad_id: int
+    never_sampled: tuple[str, ...]
+    tower: str
+    projector: str
+    language_model: str
+    read_vision: Callable[[Mapping[str, Any]], VisionConfig]
+    tiny_vision: Callable[[TinyShape], dict[str, Any]]
+    model: str
+    processor: str
+    image_processor: str
+    video_processor: str

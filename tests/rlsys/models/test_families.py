@@ -1,0 +1,55 @@
+"""The table of model families, and that nothing but its files names a model."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from rlsys.commands.app import app
+from rlsys.models.families.family import EVERYTHING
+from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName, family_named
+from tests.test_code_shape import PACKAGES, ROOT, name_of
+
+NAMED = re.compile(r"qwen\d(_\d)?_vl|Qwen\d(_\d_?)?VL|internvl|llava", re.IGNORECASE)
+"""Names of models as in a config.json or of a class, but not as people write them."""
+
+
+def test_only_the_files_of_families_name_a_model() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {name_of(path) for path in files if NAMED.search(path.read_text())}
+    described = {f"rlsys/models/families/{name}.py" for name in (*FAMILIES, "table")}
+    assert found == described | {"learner/model/families.py"}
+
+
+@pytest.mark.parametrize("text", ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl", "Qwen3VLModel"])
+def test_a_name_of_a_model_is_found(text: str) -> None:
+    assert NAMED.search(text)
+
+
+def test_every_family_is_described_for_all_who_need_it() -> None:
+    import transformers
+
+    from learner.model.families import MODULES
+
+    assert tuple(FAMILIES) == get_args(FamilyName) == tuple(MODULES)
+    assert DEFAULT in FAMILIES
+    for name, family in FAMILIES.items():
+        assert family.model_type == name
+        assert set(family.supports) <= set(EVERYTHING)
+        for kind in (family.model, family.processor, family.image_processor, family.video_processor):
+            assert hasattr(transformers, kind), kind
+
+
+def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
+    with pytest.raises(KeyError, match=r"model_type='gemma4' .* qwen2_5_vl \(Qwen2.5-VL\), qwen2_vl \(Qwen2-VL\)"):
+        family_named("gemma4")
+
+
+def test_the_command_lists_each_family_with_what_it_supports() -> None:
+    shown = CliRunner().invoke(app, ["models"]).output
+    for family in FAMILIES.values():
+        assert f"{family.title}: model_type {family.model_type}" in shown
+    assert shown.count("shared-prompt packing") == len(FAMILIES)
