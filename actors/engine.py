@@ -14,13 +14,15 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actors.engine_args import engine_args, keep_pixels
-from actors.errors import BadOutput, NoWeights, PromptRefused, WeightsRefused
-from actors.requests import TEMPORAL_PATCH, EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from actors.errors import BadOutput, EngineAsleep, NoWeights, PromptRefused, WeightsRefused
+from actors.prompts import vllm_prompt
+from actors.requests import EngineLimits, EngineSpec, GroupRequest, check_request, environment
+from actors.sleeping import EngineSleep
 from actors.weights.host_copy import HostCopy
 from actors.weights.loading import Workers
 from actors.weights.native import take_natively
@@ -32,12 +34,12 @@ from actors.weights.weights_in import (
     expected_weights,
     write_adapter,
 )
-from rlsys.clock import Clock
+from rlsys.clock import Clock, Turn
 from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.models.folder import model_digest
-from rlsys.types import ClipInfo, Rollout, Sampling
+from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
 
@@ -71,6 +73,7 @@ class RolloutEngine:
         self._spec = spec
         keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
+        self._sleep = EngineSleep(self._engine, device=spec.device, keeps_weights=bool(spec.lora.rank))
         self._workers = Workers(self._engine.collective_rpc, spec.rollout.tensor_parallel_size)
         self._chat = ChatTokenizer(spec.model.path)
         self._expected = expected_weights(spec.model.path, spec.model.dtype)
@@ -110,9 +113,11 @@ class RolloutEngine:
     def add(self, request_id: str, request: GroupRequest, frames: Sequence[np.ndarray]) -> None:
         """Queue one group. frames: u8 [T, H, W, 3] per clip, in order.
 
-        Raises NoWeights before the first `load_weights`, and PromptRefused if the engine cannot accept this prompt;
-        neither affects the engine or its running groups.
+        Raises NoWeights before the first `load_weights`, EngineAsleep while the engine sleeps, and PromptRefused if it
+        cannot accept this prompt; none affects the engine or its running groups.
         """
+        if self._sleep.is_asleep:
+            raise EngineAsleep(f"{request.prompt_id}: the engine is asleep while the learner works; call wake first.")
         if self.version is None:
             raise NoWeights(f"{request.prompt_id}: the engine has no acknowledged weights; call load_weights first.")
         check_request(request, frames, self.limits)
@@ -120,7 +125,7 @@ class RolloutEngine:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         renderer = self._engine.renderer
-        prompt = parse_model_prompt(self._engine.model_config, _prompt(request, frames))
+        prompt = parse_model_prompt(self._engine.model_config, vllm_prompt(request, frames))
         try:
             (rendered,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
             params = self._sampling_params(request.sampling)
@@ -164,6 +169,7 @@ class RolloutEngine:
                 f"{self.num_running} groups are running on version {self.version} and cannot continue with "
                 f"{version}; abort them first."
             )
+        self._sleep.wake_weights()
         if version.kind == "own":
             self._keep_own(version)
             self.last_update = TransferStats()
@@ -172,7 +178,24 @@ class RolloutEngine:
         else:
             self._load_model(transfer, version)
         self.version = version
+        self._sleep.wake_cache_if_due()
         return replace(version, parts_s=self.last_update.parts_s)
+
+    def sleep(self) -> Turn | None:
+        """Free the memory for the learner, see `EngineSleep`; no group may be running.
+
+        Weights that are dropped must be loaded again before the engine samples.
+        """
+        turn = self._sleep.fall_asleep()
+        if self._sleep.drops_weights:
+            self._give_up()
+        return turn
+
+    def wake(self) -> None:
+        """Sample again, as soon as `load_weights` has brought weights for those that were dropped."""
+        if self._sleep.is_asleep and not self._sleep.drops_weights:
+            self._sleep.wake_weights()
+        self._sleep.let_sample()
 
     def _keep_own(self, version: WeightVersion) -> None:
         """Raise WeightsRefused unless the engine still has the model that it was started with, and `version` is it."""
@@ -366,29 +389,3 @@ def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
         patch_size=config.vision_config.patch_size,
         merge_size=config.vision_config.spatial_merge_size,
     )
-
-
-def _prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return a prompt in vLLM's form. The digest of a clip identifies it in every cache."""
-    data: dict[str, list[Any]] = {}
-    digests: dict[str, list[str]] = {}
-    for clip, array in zip(request.clips, frames, strict=True):
-        data.setdefault(clip.kind, []).append(_video(clip, array) if clip.kind == "video" else array[0])
-        digests.setdefault(clip.kind, []).append(clip.digest)
-    prompt: dict[str, Any] = {"prompt_token_ids": request.engine_ids.tolist()}
-    if data:
-        prompt |= {"multi_modal_data": data, "multi_modal_uuids": digests}
-    return prompt
-
-
-def _video(clip: ClipInfo, frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    # the prompt's positions depend on the rounding of this division, see `engine_seconds_per_grid`
-    fps = TEMPORAL_PATCH / clip.second_per_grid_s
-    return frames, {
-        "fps": fps,
-        "total_num_frames": len(frames),
-        "duration": len(frames) / fps,
-        "frames_indices": list(range(len(frames))),
-        "video_backend": "decord",
-        "do_sample_frames": False,
-    }

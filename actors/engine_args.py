@@ -54,6 +54,7 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         return EngineArgs(
             **common,
             gpu_memory_utilization=spec.rollout.gpu_memory_utilization,
+            enable_sleep_mode=spec.sleeps,
             weight_transfer_config=WeightTransferConfig(backend=backend) if backend else None,
         )
     return EngineArgs(

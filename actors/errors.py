@@ -34,6 +34,10 @@ class GroupAborted(RuntimeError):
     """A group that was aborted for new weights (`pipeline.weight_update` "abort") and must be sampled again."""
 
 
+class EngineAsleep(GroupAborted):
+    """A request to an engine that sleeps while the learner uses its GPU; to be made again when it is awake."""
+
+
 class WeightsGone(WeightsRefused):
     """Weights that were lost with the process that had put them into the object store."""
 

@@ -15,11 +15,13 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.errors import ActorLost, EngineDied, GroupAborted, PromptQuarantined, reason_of
+from actors.pool_sleep import put_to_sleep, wake_up
 from actors.replica import PublishedWeights, Replica, ReplicaLimits
 from actors.replicas import Replicas
 from actors.requests import EngineSpec, GroupRequest, environment
 from actors.rollout_actor import RolloutActor
 from rlsys import env
+from rlsys.clock import Turn
 from rlsys.errors import FramesLost
 from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, Sampling
 from rlsys.weights.manifest import Manifest, WeightTransfer
@@ -55,7 +57,7 @@ class RolloutPool:
         start_timeout_s: float,
         max_num_seqs: int | None = None,
     ) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s, self._num_actors = timeout_s, num_actors
         limits = ReplicaLimits(timeout_s=timeout_s, start_timeout_s=start_timeout_s, max_num_seqs=max_num_seqs)
         self._replicas = Replicas(make_actor, num_actors, limits)
         self._tickets = itertools.count()
@@ -173,6 +175,7 @@ class RolloutPool:
         transfer: the ways to get the bytes of `version`. `EngineLoop` describes what happens to running groups; groups
         that wait here do not delay the update. An actor samples again as soon as it has the weights. One that fails
         or exceeds its deadline (see `Replicas.send`) is replaced in the background.
+        Actors that sleep load them too, but sample only after `wake`.
         Raises WeightsRefused if every actor refused the weights (they keep what they had), PoolFailed if no actor is
         left, LearnerLost if the weights were lost with the process that published them.
         """
@@ -195,11 +198,24 @@ class RolloutPool:
         for actor, error in refused.items():
             replicas.lose(actor, f"update to version {version.version}: {error}")
         with replicas.changed:
-            replicas.wait_settled(newcomers)
+            if not replicas.is_asleep:
+                replicas.wait_settled(newcomers)
             self._counts["weights/updates"] += 1
             self._load_s = time.monotonic() - start
             self._published = version.published.metrics() if version.published else {}
             return len(replicas.ready())
+
+    def __len__(self) -> int:
+        """Return the number of actors that the pool was launched with."""
+        return self._num_actors
+
+    def sleep(self) -> list[Turn]:
+        """Free the actors' GPUs for the learner, see `put_to_sleep`; groups wait until `wake`."""
+        return put_to_sleep(self._replicas)
+
+    def wake(self) -> None:
+        """Sample again, with the weights that `load_weights` has loaded since `sleep`; see `wake_up`."""
+        wake_up(self._replicas)
 
     def raise_if_weights_gone(self) -> None:
         """Raise LearnerLost if no actor holds the current weights and they were lost with the learner."""

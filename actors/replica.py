@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from actors.errors import ActorLost
 from rlsys.weights.manifest import WeightTransfer
 from rlsys.weights.version import WeightVersion
 
@@ -31,6 +32,8 @@ class Replica:
 
     groups, responses: number in flight on it.  is_reserved: whether it accepts no further groups.
     is_up: whether its engine is loaded, so that new weights are sent to it.
+    is_loaded: whether its engine is loaded and no weights are on their way to it as it starts.
+    is_awake: whether its engine has its memory, see `actors.pool_sleep`.
     held: the weights that it acknowledged last.  parts_s: seconds of that update by part.
     died_with: number of groups that it had when it was lost, None while it lives.
     progress_s: when it last finished something, or began to work after being idle (monotonic clock).
@@ -42,6 +45,8 @@ class Replica:
     responses: int = 0
     is_reserved: bool = False
     is_up: bool = False
+    is_loaded: bool = False
+    is_awake: bool = True
     held: PublishedWeights | None = None
     parts_s: Mapping[str, float] = field(default_factory=dict)
     died_with: int | None = None
@@ -87,3 +92,10 @@ class ReplicaLimits:
     def stall_s(self) -> float:
         """Time within which every pool makes progress: a group ends, or a replica comes up or is given up."""
         return self.timeout_s + self.start_timeout_s
+
+
+def acknowledged(got: WeightVersion, wanted: WeightVersion) -> Mapping[str, float]:
+    """Return an update's seconds by part; raises ActorLost if the actor acknowledged other weights than it was sent."""
+    if (got.version, got.digest) != (wanted.version, wanted.digest):
+        raise ActorLost(f"acknowledged version {got.version} ({got.digest}), not {wanted.version} ({wanted.digest}).")
+    return got.parts_s

@@ -12,9 +12,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -29,9 +28,10 @@ from actors.replica import (
     Replica,
     ReplicaLimits,
     ReplicaSlot,
+    acknowledged,
 )
+from actors.waiters import Waiters
 from rlsys.errors import LearnerLost
-from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +46,17 @@ class Replicas:
         self.changed = threading.Condition()
         self._changed_s = time.monotonic()
         self.weights: PublishedWeights | None = None
-        self.accepted: PublishedWeights | None = None
-        """The weights that `RolloutPool.load_weights` last sent and that at least one replica took."""
         """The current weights, which a new replica gets before it samples."""
+        self.accepted: PublishedWeights | None = None
+        """The weights that were last sent and that at least one replica took."""
+        self.is_asleep = False
+        """Whether the learner has the GPUs; no replica samples or starts then, see `actors.pool_sleep`."""
+        self._missing: list[ReplicaSlot] = []
         self._gone: PublishedWeights | None = None  # can no longer be fetched
         self.counts: Counter[str] = Counter()
         self._line: list[int] = []
         """The tickets of the groups that wait for a replica, oldest first."""
-        self._waiters: list[_Waiter] = []
+        self._waiters = Waiters()
         self._is_closed = False
         self._slots: list[ReplicaSlot] = []
         for index in range(num_actors):
@@ -66,10 +69,18 @@ class Replicas:
         return [slot.replica for slot in self._slots if self._is_ready(slot.replica)]
 
     def _is_ready(self, replica: Replica) -> bool:
-        return replica.died_with is None and replica.held is not None and replica.held is self.weights
+        is_awake = replica.is_awake and not self.is_asleep
+        return is_awake and replica.died_with is None and replica.held is not None and replica.held is self.weights
+
+    def alive(self, *, is_loaded: bool) -> list[Replica]:
+        """Return the living replicas whose engine is loaded, up or not, or those whose engine is not."""
+        living = [slot.replica for slot in self._slots if slot.replica.died_with is None]
+        return [replica for replica in living if replica.is_loaded == is_loaded]
 
     def up(self) -> list[Replica]:
         """Return the replicas to send new weights to. Replicas that come up later get them before they sample."""
+        if self.is_asleep:  # those that start wait until it is over
+            return self.alive(is_loaded=True)
         return [slot.replica for slot in self._slots if slot.replica.is_up and slot.replica.died_with is None]
 
     def newcomers(self) -> list[ReplicaSlot]:
@@ -144,7 +155,7 @@ class Replicas:
 
     def raise_if_stalled(self) -> None:
         """Raise PoolFailed if nothing has happened for too long. The lock must be held."""
-        if time.monotonic() - self._changed_s >= self.limits.stall_s:
+        if not self.is_asleep and time.monotonic() - self._changed_s >= self.limits.stall_s:
             raise PoolFailed(
                 f"no rollout actor came up, finished a group or failed for {self.limits.stall_s:g} s "
                 f"(rollout.timeout_s + rollout.start_timeout_s): {self.count_healths()}."
@@ -175,7 +186,7 @@ class Replicas:
                         replica.responses += num_responses
                         replica.is_reserved = reserve
                         return replica
-                    news = self._news(ticket)
+                    news = self._waiters.news(ticket)
                 await self._wait(news)
         finally:
             with self.changed:
@@ -201,7 +212,7 @@ class Replicas:
             with self.changed:
                 if replica.died_with is not None or replica.groups == 1:
                     return replica.died_with is None
-                news = self._news()
+                news = self._waiters.news()
             await self._wait(news)
 
     def release(self, replica: Replica, num_responses: int, *, was_reserved: bool) -> None:
@@ -238,7 +249,18 @@ class Replicas:
             self.notify()
         log.warning("rollout actor %d is lost (%d groups on it): %s", replica.slot, replica.died_with, reason)
         ray.kill(replica.handle)  # ends a stopped process too: Ray sends SIGKILL if it does not exit by itself
-        if not slot.is_given_up:
+        with self.changed:
+            self._missing.append(slot)
+        self.replace_missing()
+
+    def replace_missing(self) -> None:
+        """Start replicas in place of lost ones, unless the learner has the GPUs: loading an engine needs their memory.
+
+        A slot that was given up stays empty.
+        """
+        with self.changed:
+            slots, self._missing = ([], self._missing) if self.is_asleep else (self._missing, [])
+        for slot in [slot for slot in slots if not slot.is_given_up]:
             successor = self._new_actor(slot.index)
             with self.changed:
                 slot.replica = successor
@@ -284,6 +306,8 @@ class Replicas:
     def _wait_for_successor(self, gone: PublishedWeights, replica: Replica, error: LearnerLost) -> None:
         """Wait for other weights than the lost ones; treat the replica as lost if none come in time."""
         with self.changed:
+            replica.is_loaded = True
+            self.notify()
             found = self.changed.wait_for(
                 lambda: self._is_closed or self.weights is not gone, timeout=self.limits.start_timeout_s
             )
@@ -332,8 +356,11 @@ class Replicas:
     def _admit(self, replica: Replica) -> PublishedWeights | None:
         """Return the weights that the replica must load before it is up; None if it has the newest."""
         with self.changed:
+            replica.is_loaded = True
             self.notify()
+            self.changed.wait_for(lambda: not self.is_asleep or self._is_closed or replica.died_with is not None)
             if not self._is_closed and self.weights is not None and replica.held is not self.weights:
+                replica.is_loaded = False
                 return self.weights
             replica.is_up = True
             return None
@@ -354,20 +381,12 @@ class Replicas:
         for replica in replicas:
             ray.kill(replica.handle)
 
-    def _news(self, ticket: int | None = None) -> asyncio.Event:
-        """Return an event for the next change, or with a ticket for the next change while it is first in line.
-
-        The lock must be held.
-        """
-        event = asyncio.Event()
-        self._waiters.append(_Waiter(asyncio.get_running_loop(), event, ticket))
-        return event
-
     async def _wait(self, news: asyncio.Event) -> None:
         while not news.is_set():
             with self.changed:
                 self.raise_if_stalled()
                 left = self._changed_s + self.limits.stall_s - time.monotonic()
+                left = self.limits.stall_s if self.is_asleep else left
             with suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), left)
 
@@ -376,24 +395,4 @@ class Replicas:
         self._changed_s = time.monotonic()
         self.note_healths()
         self.changed.notify_all()
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if waiter.ticket is not None and self._line and waiter.ticket > self._line[0]:
-                self._waiters.append(waiter)  # not its turn
-                continue
-            with suppress(RuntimeError):  # nothing waits on a closed loop
-                waiter.loop.call_soon_threadsafe(waiter.event.set)
-
-
-@dataclass(frozen=True, eq=False)
-class _Waiter:
-    loop: asyncio.AbstractEventLoop
-    event: asyncio.Event
-    ticket: int | None
-
-
-def acknowledged(got: WeightVersion, wanted: WeightVersion) -> Mapping[str, float]:
-    """Return an update's seconds by part; raises ActorLost if the actor acknowledged other weights than it was sent."""
-    if (got.version, got.digest) != (wanted.version, wanted.digest):
-        raise ActorLost(f"acknowledged version {got.version} ({got.digest}), not {wanted.version} ({wanted.digest}).")
-    return got.parts_s
+        self._waiters.wake(self._line[0] if self._line else None)

@@ -32,6 +32,7 @@ class EngineSpec:
     device, weight_update: as in sections `cluster` and `pipeline`.
     largest_clip_tokens: visual tokens of the largest clip or image that it will be sent; 0: as many as a prompt has.
     banned_token_ids: never sampled (the vision placeholders).  seed: of vLLM itself; responses have their own.
+    sleeps: whether it frees its GPU while the learner works, see `actors.sleeping`.
     """
 
     model: ModelConfig
@@ -43,6 +44,7 @@ class EngineSpec:
     weight_update: WeightUpdate = "pause"
     largest_clip_tokens: int = 0
     seed: int = 0
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

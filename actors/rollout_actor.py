@@ -18,8 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.errors import BadOutput, EngineDied, GroupAborted, NoWeights, PromptRefused, WeightsRefused
+from actors.errors import (
+    BadOutput,
+    EngineAsleep,
+    EngineDied,
+    GroupAborted,
+    NoWeights,
+    PromptRefused,
+    WeightsRefused,
+)
 from actors.requests import EngineSpec, GroupRequest, WeightUpdate
+from rlsys.clock import Turn
 from rlsys.types import Rollout
 from rlsys.weights.manifest import Manifest, WeightTransfer
 from rlsys.weights.sockets import engine_sockets
@@ -115,7 +124,7 @@ class EngineLoop:
     def generate(self, request: GroupRequest, frames: Sequence[np.ndarray]) -> Future[tuple[Rollout, ...]]:
         """Return a future of the group's rollouts.
 
-        Its error is PromptRefused, NoWeights, BadOutput, GroupAborted or EngineDied.
+        Its error is PromptRefused, NoWeights, BadOutput, GroupAborted, EngineAsleep or EngineDied.
         """
         command = _Generate(request=request, frames=frames)
         self._send(command)
@@ -227,7 +236,7 @@ class EngineLoop:
         self._running[name] = command  # before `add`, so that the group fails too if that ends the engine
         try:
             engine.add(name, command.request, command.frames)
-        except (PromptRefused, NoWeights) as error:
+        except (PromptRefused, NoWeights, EngineAsleep) as error:
             _settle(self._running.pop(name).done, error)
 
     def _forget(self, engine: Engine, command: _Forget) -> None:
@@ -274,6 +283,7 @@ class RolloutActor:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("actors").setLevel(logging.INFO)
         logging.getLogger("vllm.triton_utils").setLevel(logging.ERROR)  # vLLM warns at import if there is no GPU
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)  # and at every sleep
         if spec.device == "cuda" and spec.weights.transport == "collective":
             import ray
 
@@ -299,6 +309,14 @@ class RolloutActor:
     async def load_weights(self, transfer: WeightTransfer, version: WeightVersion) -> WeightVersion:
         """Load weights, see `EngineLoop.load_weights`."""
         return await asyncio.wrap_future(self._loop.load_weights(transfer, version))
+
+    async def sleep(self) -> Turn | None:
+        """Free the engine's memory once no group runs, see `RolloutEngine.sleep`."""
+        return await asyncio.wrap_future(self._loop.call(lambda engine: engine.sleep()))
+
+    async def wake(self) -> None:
+        """Let the engine sample again, see `RolloutEngine.wake`."""
+        await asyncio.wrap_future(self._loop.call(lambda engine: engine.wake()))
 
     async def compare_weights(self, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """Return the result of `RolloutEngine.compare_weights`, computed while no group runs."""

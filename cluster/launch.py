@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,8 @@ def open_cluster(config: RunConfig, *, parts: Parts = EVERYTHING) -> Iterator[Cl
             log.info("room for learner ranks: %s; actors: %s", _counted(plan.learner_nodes), _counted(plan.actor_nodes))
         # the learner first: its ranks talk to each other all the time, so they get first choice of a node
         with _reserved(wanted.learner, "PACK", wanted) as learner, _reserved(wanted.actors, "SPREAD", wanted) as actors:
+            if wanted.actor_share:
+                learner, actors = (_resized(learner, one) for one in (wanted.rank_share, wanted.actor_share))
             yield Cluster(nodes=nodes, is_local=is_local, learner_options=learner, actor_options=actors)
 
 
@@ -278,6 +280,11 @@ def _reserved(bundles: Sequence[Bundle], strategy: str, wanted: Demand) -> Itera
     finally:
         if ray.is_initialized():
             remove_placement_group(group)
+
+
+def _resized(options: Sequence[Mapping[str, Any]], share: Bundle) -> tuple[dict[str, Any], ...]:
+    """Return the options for a process that takes only this share of each bundle."""
+    return tuple({**one, "num_cpus": share.cpus, "num_gpus": share.gpus} for one in options)
 
 
 def _wait_until_ready(group: PlacementGroup, wanted: Demand) -> None:

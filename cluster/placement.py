@@ -53,6 +53,7 @@ class Node:
 class Demand:
     """What a run reserves: a bundle per learner rank and per actor; other_cpus for decoding and rewards.
 
+    actor_share: what of each rank's bundle is an actor's, which shares the rank's GPU; None if actors have their own.
     judge: a bundle per replica of a judge's model that is served beside the run; Ray Serve places these itself.
     """
 
@@ -60,6 +61,13 @@ class Demand:
     actors: tuple[Bundle, ...]
     other_cpus: float
     judge: tuple[Bundle, ...] = ()
+    actor_share: Bundle | None = None
+
+    @property
+    def rank_share(self) -> Bundle:
+        """What of a rank's bundle is the rank's own, if it shares it."""
+        whole, other = self.learner[0], self.actor_share or Bundle(cpus=0.0, gpus=0.0)
+        return Bundle(cpus=whole.cpus - other.cpus, gpus=whole.gpus - other.gpus)
 
     @property
     def cpus(self) -> float:
@@ -86,6 +94,16 @@ def demand(config: RunConfig, *, parts: Parts = EVERYTHING) -> Demand:
     actor = Bundle(cpus=config.cluster.cpus_per_actor, gpus=engine_gpus)
     decoding = config.data.decode_workers * CPUS_PER_DECODE if "decoding" in parts else 0.0
     rewards, judge = _reward_demand(config) if "rewards" in parts else (0.0, ())
+    if config.cluster.colocate and "learner" in parts and "actors" in parts:
+        # Ray gives the halves of a bundle's one GPU to the same GPU
+        both = Bundle(cpus=rank.cpus + actor.cpus, gpus=rank.gpus)
+        return Demand(
+            learner=(both,) * config.learner.num_ranks,
+            actors=(),
+            other_cpus=rewards + decoding,
+            judge=judge,
+            actor_share=Bundle(cpus=actor.cpus, gpus=rank.gpus / 2),
+        )
     return Demand(
         learner=(rank,) * config.learner.num_ranks if "learner" in parts else (),
         actors=(actor,) * config.rollout.num_actors if "actors" in parts else (),
@@ -134,16 +152,22 @@ def plan_placement(wanted: Demand, nodes: Sequence[Node]) -> Plan:
             learner = _pack(wanted.learner, room)
         judge = _spread(wanted.judge, room)
         if None not in (learner, actors, judge) and sum(left[0] for left in room.values()) >= wanted.other_cpus:
-            return Plan(learner_nodes=tuple(learner or ()), actor_nodes=tuple(actors or ()))
+            return Plan(
+                learner_nodes=tuple(learner or ()),
+                actor_nodes=tuple((learner if wanted.actor_share else actors) or ()),
+            )
     raise PlacementError(explain(wanted, nodes))
 
 
 def explain(wanted: Demand, nodes: Sequence[Node]) -> str:
     """Return the comparison of what the run reserves with what the cluster has."""
+    actors = f"  rollout.num_actors={_shown(wanted.actors)}, each on one node"
+    if wanted.actor_share:
+        actors = f"  rollout.num_actors={len(wanted.learner)}, each within a rank's share (cluster.colocate)"
     lines = [
         "the run does not fit the cluster. It reserves",
         f"  learner.num_ranks={_shown(wanted.learner)}",
-        f"  rollout.num_actors={_shown(wanted.actors)}, each on one node",
+        actors,
         *([f"  reward.judge.serve_replicas={_shown(wanted.judge)}, each on one node"] if wanted.judge else []),
         f"  {wanted.other_cpus:g} CPU for decoding (data.decode_workers) and replicas of rules and judge "
         "(reward.min_replicas, reward.judge.min_replicas)",

@@ -32,6 +32,7 @@ from learner.loss.schedule import BatchSchedule
 from learner.model.frozen import freeze
 from learner.model.lora import adapters_off, add_adapters
 from learner.model.policy import PackedPolicy, load_model, read_layout
+from learner.offloading import Offloading
 from learner.packing.attention import num_compilations
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
@@ -125,6 +126,8 @@ class LearnerEngine:
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
         self._policy = PackedPolicy(model)
         self._engine = _initialize(self._policy, spec)
+        others = [] if self._reference is None else [self._reference]
+        self._offloading = Offloading(self._engine, spec.learner.zero_stage, others)
         self._publisher: Publisher | None = None
 
     def _load_reference(self) -> PackedPolicy | None:
@@ -293,10 +296,19 @@ class LearnerEngine:
         self._publisher = None  # its stored frozen parts may be another checkpoint's
         checkpoints.restore(self._engine, self.spec, folder)
 
+    def offload(self, *, keeps_parameters: bool) -> None:
+        """Move the state to host memory, see `Offloading`; nothing else can be called until `reload`."""
+        self._policy.forget_features()
+        self._offloading.offload(keeps_parameters=keeps_parameters)
+
+    def reload(self) -> None:
+        """Move the state back to the device."""
+        self._offloading.reload()
+
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""
         self._engine.destroy()
-        del self._engine, self._policy, self._reference, self._publisher
+        del self._engine, self._policy, self._reference, self._publisher, self._offloading
         gc.collect()
         if self.spec.device == "cuda":
             torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from learner.packing.shards import OldLogprobs, group_row, split_batch
 from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys import env
+from rlsys.clock import Turn
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
@@ -35,6 +36,8 @@ BLAME_S = 2.0
 """Seconds for which the errors of the other ranks are awaited once one has failed."""
 PING_S = 30.0
 """Time limit, in seconds, for idle ranks to respond."""
+WITHOUT_STATE = frozenset({"prepare", "where", "open_store", "join", "load", "offload", "reload", "require_data"})
+"""Methods of a rank that need no state on its device."""
 
 
 class LearnerGroup:
@@ -47,7 +50,7 @@ class LearnerGroup:
     def __init__(self, workers: Sequence[Any], timeout_s: float) -> None:
         self._workers = list(workers)
         self._timeout_s = timeout_s
-        self._is_joined = False
+        self._is_joined = self._is_offloaded = False
         self._spec: LearnerSpec | None = None
         self._cost: CostModel  # of the loaded model
 
@@ -95,7 +98,7 @@ class LearnerGroup:
         if not self._is_joined:
             self._join(engines_join=spec.weights.transport == "collective")
         self._call("load", spec)
-        self._spec = spec
+        self._spec, self._is_offloaded = spec, False
         self._cost = read_cost_model(spec.model.path, spec.learner.untrained_parts)
 
     def _join(self, *, engines_join: bool) -> None:
@@ -133,7 +136,7 @@ class LearnerGroup:
         return combine(stats)
 
     def _update_once(self, batch: TrainBatch, old_logprobs: OldLogprobs | None, *, ends_batch: bool) -> list[RankStats]:
-        workers, spec = self._alive, self._loaded
+        workers, spec = self._present, self._loaded
         shards = split_batch(
             batch,
             len(workers),
@@ -160,7 +163,7 @@ class LearnerGroup:
 
     def send(self) -> BroadcastResult:
         """Broadcast the weights published last, and block until it ends. A lost receiver is not an error."""
-        return self._wait("send", [self._alive[0].send.remote()])[0]
+        return self._wait("send", [self._present[0].send.remote()])[0]
 
     def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """Return the manifest of a model folder and, by name, its `largest_difference` from a transfer."""
@@ -183,7 +186,7 @@ class LearnerGroup:
         for group in groups:
             size = len(group.rollouts)
             rows.append(group_row(group, np.zeros(size, np.float32), np.ones(size, bool)))
-        workers = self._alive
+        workers = self._present
         plan = plan_passes(rows, len(workers), self._loaded.learner.micro_batch_tokens, self._cost)
         calls = [worker.logprobs.remote(tuple(passes), reference) for worker, passes in zip(workers, plan, strict=True)]
         # by response, not by row, because a long row is computed in parts
@@ -211,6 +214,21 @@ class LearnerGroup:
         """Write the weights as a Hugging Face folder and return their digest, which equals that of `publish`."""
         return self._call("export", Path(folder))[0]
 
+    def offload(self, *, keeps_parameters: bool = False) -> list[Turn]:
+        """Move the ranks' state to host memory and return since when each had it on its device.
+
+        Only `load`, `reload` and `shutdown` may follow. keeps_parameters: leave the parameters, for engines that read
+        them by CUDA IPC; a second call moves them.
+        """
+        turns: list[Turn] = self._call("offload", keeps_parameters)
+        self._is_offloaded = True
+        return turns
+
+    def reload(self) -> None:
+        """Move the state back to the ranks' devices, bit for bit."""
+        self._call("reload")
+        self._is_offloaded = False
+
     def require_alive(self) -> None:
         """Raise LearnerLost unless every rank responds now; to be called when the ranks are idle."""
         if not self._workers:
@@ -230,6 +248,13 @@ class LearnerGroup:
         return self._workers
 
     @property
+    def _present(self) -> list[Any]:
+        workers = self._alive
+        if self._is_offloaded:
+            raise RuntimeError("the learner's state is offloaded while engines use its GPUs; call reload() first.")
+        return workers
+
+    @property
     def _loaded(self) -> LearnerSpec:
         if self._spec is None:
             raise RuntimeError("the learner has no model yet; call load(spec) first.")
@@ -237,7 +262,8 @@ class LearnerGroup:
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method on every rank concurrently and return its results by rank."""
-        return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in self._alive])
+        workers = self._alive if method in WITHOUT_STATE else self._present
+        return self._wait(method, [getattr(worker, method).remote(*arguments) for worker in workers])
 
     def _wait(self, method: str, calls: Sequence[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
         """Return the results in the order of `calls`. A failure ends all ranks, which would wait for the failed one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from learner.loss.metrics import RankStats
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.spec import LearnerSpec
+from rlsys.clock import Turn
 from rlsys.config.weights import wants_deltas
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
@@ -45,6 +47,7 @@ class LearnerWorker:
         self._transfer: WeightTransfer | None = None
         self._manifest: Manifest = {}
         self._sender: BroadcastSender | None = None
+        self._present_since_s = 0.0
 
     def prepare(self) -> None:
         """Import the libraries that a rank needs; further calls do nothing.
@@ -88,6 +91,7 @@ class LearnerWorker:
 
         if self._engine is not None:
             self._engine.close()
+        self._present_since_s = time.monotonic()
         self._engine = LearnerEngine(spec)
         self._transfer, self._manifest = None, {}
 
@@ -151,6 +155,18 @@ class LearnerWorker:
 
             channel = partial(over_nccl, ranks_each=self._loaded.spec.rollout.tensor_parallel_size)
         return sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
+
+    def offload(self, keeps_parameters: bool) -> Turn:
+        """Move the state to host memory, see `LearnerEngine.offload`, and return since when it was on the device."""
+        if not keeps_parameters:
+            self._sender = None  # handles of shared tensors lead nowhere from now on
+        self._loaded.offload(keeps_parameters=keeps_parameters)
+        return Turn(start_s=self._present_since_s, end_s=time.monotonic(), holder=f"rank {self._rank}")
+
+    def reload(self) -> None:
+        """Move the state back to the device."""
+        self._present_since_s = time.monotonic()
+        self._loaded.reload()
 
     def save(self, folder: Path) -> None:
         """Save a checkpoint, see `LearnerEngine.save`."""

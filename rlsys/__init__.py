@@ -6,7 +6,7 @@
 - `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
   `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,
   and faults that a run recovers from
-- `clock` (`Clock`): seconds by phase
+- `clock` (`Clock`, `Turn`): seconds by phase, and turns at a shared GPU
 - `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
   and SIGQUIT
 - `env`: every environment variable that is read or set

@@ -1,10 +1,11 @@
-"""Wall time by phase."""
+"""Wall time by phase, and turns at something shared."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 
 class Clock:
@@ -20,3 +21,12 @@ class Clock:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A time for which one process held a GPU that it shares, in seconds of its machine's monotonic clock."""
+
+    start_s: float
+    end_s: float
+    holder: str = ""

@@ -23,7 +23,12 @@ MAX_FUNCTION_LINES = 60
 
 LEAVES = {
     "vllm": {"actors/engine.py", "actors/engine_args.py", "actors/weights/in_worker.py", "learner/weights/nccl.py"},
-    "deepspeed": {"learner/engine.py", "learner/checkpoint_files.py", "learner/checkpoints.py"},
+    "deepspeed": {
+        "learner/engine.py",
+        "learner/checkpoint_files.py",
+        "learner/checkpoints.py",
+        "learner/offloading.py",
+    },
     "peft": {"learner/model/lora.py"},
     "ray.serve": {"reward_servers/server/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/tracking/mlflow_store.py"},

@@ -6,6 +6,7 @@
 - `native` (`BACKENDS`, `take_natively`): GPU-to-GPU updates through the weight transfer of vLLM
 - `weights_in` (`check_manifest`, `engine_module`, `expected_adapter`, `expected_weights`, `write_adapter`): the checks
   before an engine loads tensors or an adapter
-- `loading` (`Workers`): what the engine calls in its worker processes; `in_worker` is what they do, `sharing` how the
-  tensors get there, `held` which part of each they hold
+- `loading` (`Workers`): what the engine calls in its worker processes; `sharing` is how the tensors get there, `held`
+  which part of each they hold
+- `in_worker`: what the worker processes do, also with their cache of keys and values
 """

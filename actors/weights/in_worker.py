@@ -1,4 +1,4 @@
-"""What each worker process of an engine does with weights: `collective_rpc` calls these functions there.
+"""What each worker process of an engine does with weights and caches; `collective_rpc` calls these functions there.
 
 A module of vLLM is rebuilt once all of its tensors have come. Tensors are compared as soon as their module is, with
 the bytes that were sent, and only then let go.
@@ -7,7 +7,7 @@ the bytes that were sent, and only then let go.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -158,6 +158,24 @@ def differences(worker: Worker, sent: Sent, specs: Mapping[str, TensorSpec]) -> 
 def check_adapter(worker: Worker, sent: Sent, scale: float) -> tuple[int, list[str]]:
     """Return how many matrices of the adapter are held, and which of them differ from those sent."""
     return stale_adapter(worker.get_model(), _opened(sent), scale)
+
+
+def release_cache(worker: Worker) -> list[int]:
+    """Free the cache of keys and values of a worker on CPU and return the bytes of its parts."""
+    sizes = []
+    for cache in worker.model_runner.kv_caches:
+        storage = cache.untyped_storage()
+        sizes.append(storage.nbytes())  # 0 if an earlier part has the same memory
+        storage.resize_(0)
+    return sizes
+
+
+def restore_cache(worker: Worker, sizes: Sequence[int]) -> None:
+    """Give the cache its memory again, with zeros in it: a NaN left there would spread through masked products."""
+    for cache, size in zip(worker.model_runner.kv_caches, sizes, strict=True):
+        if size:
+            cache.untyped_storage().resize_(size)
+            cache.zero_()
 
 
 @contextmanager

@@ -110,7 +110,9 @@ class Publisher:
                 continue
             if not is_kept:
                 self._kept[index] = self._stored(planned, self._kept.get(index), put, get)
-            yield self._kept[index]
+            bucket, entries = self._kept[index]
+            # what did not change may have moved since, see `learner.offloading`
+            yield (replace(bucket, handles=self._handles(planned)) if self._shares else bucket), entries
 
     def _stored(self, planned: PlannedBucket, before: Published | None, put: Put, get: Get | None) -> Published:
         clock = Clock()
@@ -134,7 +136,6 @@ class Publisher:
             names=tuple(planned.exported),
             num_bytes=planned.num_bytes,
             stored=stored,
-            handles=self._handles(planned),
             delta=delta,
         )
         return bucket, entries

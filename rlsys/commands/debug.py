@@ -55,10 +55,16 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]
 
     checkpoint: a run's checkpoint, which the learner loads first, or a model folder to compare with.
     """
+    from rlsys.config.run import ConfigError
     from rlsys.runs.assemble import open_stack
     from rlsys.runs.hub_paths import with_local_files
     from rlsys.weights.check import compare
 
+    if config.cluster.colocate:
+        raise ConfigError(
+            "cluster.colocate=true: `rlsys debug weights` compares what learner and engines hold at the same time; "
+            "run it with cluster.colocate=false, on GPUs for both."
+        )
     config = with_local_files(config)
     with open_stack(config, ()) as stack:
         stack.load_learner(config)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from rlsys.config import bundled
 from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
+from rlsys.config.colocation import check_colocation
 from rlsys.config.data import DataConfig
 from rlsys.config.evaluation import EvaluationConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
@@ -115,6 +116,9 @@ class ClusterConfig(Part):
     """Number of Ray CPUs that a learner rank reserves (with device cuda, also one GPU)."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the engines and the learner."""
+    colocate: bool = False
+    """Let each learner rank share its GPU with one rollout actor: they take turns, and each moves its memory out of the
+    other's way. Needs pipeline.max_lag 0 and as many actors as ranks."""
     object_store_mib: int = Field(default=512, ge=80)
     """Size of the object store of a cluster started here, in MiB; ignored when attaching."""
 
@@ -181,6 +185,13 @@ class RunConfig(Part):
             zero_stage=self.learner.zero_stage,
         )
         check_delta(self.weights, device=self.cluster.device)
+        if self.cluster.colocate:
+            check_colocation(
+                max_lag=self.pipeline.max_lag,
+                rollout=self.rollout,
+                learner=self.learner,
+                transport=self.weights.transport,
+            )
         return self
 
 

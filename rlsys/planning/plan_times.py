@@ -109,10 +109,11 @@ def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Sect
             strict=True,
         )
     ]
-    for lag in sorted({0, 1, 2, config.pipeline.max_lag}):
+    for lag in [0] if config.cluster.colocate else sorted({0, 1, 2, config.pipeline.max_lag}):
         mark = "  <- this config" if lag == config.pipeline.max_lag else ""
         lines.append(Line(f"step at max_lag={lag}", f"{bound.step_s(lag):.3g} s", _described(bound, lag) + mark))
-    lines.append(_best_split(config, bound))
+    if not config.cluster.colocate:  # then ranks and actors have the same devices
+        lines.append(_best_split(config, bound))
     return Section(title="time of a step, at least (equal groups, nothing fails)", lines=tuple(lines))
 
 

@@ -24,6 +24,7 @@ from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
 from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.prompts import PromptBuilder
+from rlsys.runs.colocation import Colocation
 from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
 from rlsys.types import Json
@@ -106,6 +107,9 @@ class LearnerStack:
             )
         )
 
+    def begin_learning(self) -> None:
+        """Give shared GPUs to the learner; to be called before it is used. Without actors it has its own."""
+
     def _sync(self, config: RunConfig) -> Literal["full", "adapter"]:
         """Return what the learner publishes, see `LearnerSpec.sync`."""
         return "full"
@@ -123,6 +127,8 @@ class Stack(LearnerStack):
         prompts, clips = prompt_builder(config), ClipStore(config.data)
         self._engines, self._hold_their_own = engine_spec(config, prompts), True
         self.pool = launch_pool(config, self._engines, cluster, resources)
+        shares_memory = config.weights.transport == "ipc"
+        self.colocation = Colocation(self.pool, shares_memory=shares_memory) if config.cluster.colocate else None
         self.learner = _launch_learner(config, cluster)
         resources.callback(lambda: self.learner.shutdown())  # the current one: a relaunch replaces it
         self.reward_url = config.reward.url or launch_rewards(
@@ -152,12 +158,30 @@ class Stack(LearnerStack):
         fits = self._hold_their_own and wanted == (self._engines.model.path, self._engines.lora)
         return "adapter" if config.learner.lora.rank and fits else "full"
 
+    def load_learner(self, config: RunConfig) -> None:
+        if self.colocation is not None:
+            self.colocation.begin_loading()
+        super().load_learner(config)
+
+    def begin_learning(self) -> None:
+        if self.colocation is not None:
+            self.colocation.begin_learning(self.learner)
+
+    def begin_sampling(self) -> None:
+        """Give shared GPUs to the engines, with the weights published last; to be called before they sample."""
+        if self.colocation is not None:
+            self.colocation.begin_sampling(self.learner)
+
     def publish(self, version: int) -> WeightVersion:
         """Send the learner's weights to every actor and return once each has acknowledged them."""
-        receivers = int(self.pool.counters()["rollout/ready_actors"])
+        self.begin_learning()
+        receivers = len(self.pool) if self.colocation else int(self.pool.counters()["rollout/ready_actors"])
         transfer, weights = self.learner.publish(version, receivers)
         self._hold_their_own = self._hold_their_own and weights.kind == "adapter"
-        deliver(self.learner, self.pool, transfer, weights)
+        if self.colocation is not None:
+            self.colocation.hand_over(self.learner, transfer, weights)
+        else:
+            deliver(self.learner, self.pool, transfer, weights)
         return weights
 
 
@@ -277,6 +301,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
             largest_clip_tokens(data) for data in (config.data, *(one.data for one in all_sources(config)))
         ),
         seed=config.seed,
+        sleeps=config.cluster.colocate,
     )
 
 

@@ -23,6 +23,7 @@ from rlsys.planning.plan import (
     payload_bytes,
     token_section,
 )
+from rlsys.planning.plan_colocated import shared_section
 from rlsys.planning.plan_learner import learner_section
 from rlsys.planning.plan_store import clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
@@ -51,11 +52,13 @@ def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Se
     is_judged = bool(items) and needs_judge({item.task for item in items}, config.reward)
     times = phase_times(config, sizes, prompts, room, given, measured, is_judged=is_judged)
     payload = payload_bytes(config, sizes)
+    shares_gpus = config.cluster.colocate and config.cluster.device == "cuda"
     return (
         token_section(config, prompts, responses),
         engine_section(config, sizes, room, given),
         store_section(config, clip_bytes(config, items, payload), payload),
         learner_section(config, sizes, prompts, responses, given),
+        *([shared_section(config, sizes, prompts, responses, given)] if shares_gpus else []),
         time_section(config, times, room),
     )
 

@@ -209,6 +209,8 @@ class Recovery:
         Raises OSError or NotWritten if it cannot be written; earlier checkpoints are then unchanged.
         """
 
+        self._stack.begin_learning()
+
         def write(folder: Path) -> str:
             self._stack.learner.save(folder / "deepspeed")
             digest = self._stack.learner.export(folder / "model")
@@ -266,4 +268,5 @@ def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedErr
 def evaluate_held_out(stack: Stack, held_out: Sequence[PromptItem], config: RunConfig) -> HeldOut:
     """Evaluate the actors' current weights on the held-out rows, see `evaluate`."""
     log.info("evaluating on %d held-out rows", len(held_out))
+    stack.begin_sampling()
     return evaluate(stack.producer, held_out, config, stack.pool.raise_if_weights_gone)

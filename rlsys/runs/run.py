@@ -121,12 +121,18 @@ class Run(ABC, Generic[AnyStack]):
         """See `Parts`."""
 
     def reference_logprobs(self, groups: Sequence[RolloutGroup]) -> Sequence[Sequence[np.ndarray]]:
+        self._begin_learning()
         return self._stack.preparer.with_frames(
             groups, lambda present: self._stack.learner.logprobs(present, reference=True)
         )
 
+    def _begin_learning(self) -> None:
+        with self.clock("switch"):
+            self._stack.begin_learning()
+
     def update(self, batch: TrainBatch) -> Mapping[str, float]:
         self._at_rest = None
+        self._begin_learning()
         return self._stack.preparer.with_frames(
             batch.groups, lambda present: self._stack.learner.update(replace(batch, groups=present))
         )

@@ -106,6 +106,8 @@ class GrpoRun(Run[Stack]):
         except PassRateOutside as error:
             return _failed(error)
         rollout = self._config.rollout
+        with self.clock("switch"):
+            self._stack.begin_sampling()
         return self._stack.producer.start(
             item,
             Sampling(

@@ -66,6 +66,7 @@ class TrainingEvaluations:
 
     def _answered(self, state: RunState) -> list[EvaluatedSet]:
         stack = self._stack()
+        stack.begin_sampling()
         responder = ActorResponder(stack.producer, stack.pool.raise_if_weights_gone)
         return answer_sets(
             self._config,

@@ -19,7 +19,7 @@ import pytest
 import ray
 from safetensors.numpy import load_file, save_file
 
-from actors.errors import NoWeights, PromptRefused, WeightsRefused
+from actors.errors import EngineAsleep, NoWeights, PromptRefused, WeightsRefused
 from actors.pool import RolloutPool
 from rlsys.types import Rollout
 from rlsys.weights.broadcast import BroadcastSender
@@ -96,6 +96,37 @@ def load(actor: Any, tensors: NamedTensors, version: int = 0) -> None:
 
 def same(left: tuple[Rollout, ...], right: tuple[Rollout, ...]) -> bool:
     return ids_and_logprobs(left) == ids_and_logprobs(right)
+
+
+def test_an_engine_asleep_has_no_cache_and_refuses_groups_until_it_is_awake_and_has_weights(engines: Engines) -> None:
+    engine, ask = engines.old, engines.ask.ask
+    load(engine, engines.old_tensors)
+    before = ray.get(ask(engine, 0))
+    assert ray.get(engine.cache_bytes.remote()) > 1 << 20
+    first = ray.get(engine.sleep.remote())
+    assert ray.get(engine.cache_bytes.remote()) == 0
+    assert ray.get(engine.sleep.remote()) is None, "it sleeps already"
+    for wakes_first in (True, False):
+        with pytest.raises(EngineAsleep):
+            ray.get(ask(engine, 0))
+        if wakes_first:
+            ray.get(engine.wake.remote())
+            with pytest.raises(EngineAsleep):  # the weights were dropped
+                ray.get(ask(engine, 0))
+            load(engine, engines.old_tensors)
+        else:
+            load(engine, engines.old_tensors)
+            with pytest.raises(EngineAsleep):  # the learner has not left yet
+                ray.get(ask(engine, 0))
+            ray.get(engine.sleep.remote())  # and goes on
+            load(engine, engines.old_tensors)
+            ray.get(engine.wake.remote())
+        assert same(ray.get(ask(engine, 0)), before)
+        second = ray.get(engine.sleep.remote())
+        assert first.end_s <= second.start_s < second.end_s
+        first = second
+    ray.get(engine.wake.remote())
+    load(engine, engines.old_tensors)
 
 
 def test_generation_before_the_first_acknowledged_weights_is_refused(engines: Engines) -> None:

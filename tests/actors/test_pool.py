@@ -401,3 +401,36 @@ def test_groups_wait_on_and_the_loss_is_reported_when_learner_and_actors_die(
         assert ids(waiting.result(patience(60.0))) == [[10, 2], [11, 2]]
         pool.raise_if_weights_gone()
         assert pool.counters()["rollout/lost_actors"] == 1
+
+
+def test_groups_wait_while_the_pool_sleeps_and_an_actor_lost_meanwhile_starts_when_it_wakes(
+    background: Callable[[Coroutine[Any, Any, Any]], Future[Any]],
+) -> None:
+    with pool_of("sound", "sound") as pool:
+        publish(pool, 1)
+        pool.sleep()
+        handles = [slot.replica.handle for slot in pool._replicas._slots]
+        waiting = background(pool.generate(make_item("a:0"), PROMPT, (), SAMPLING))
+        ray.kill(handles[0])
+        assert publish(pool, 2) == 0, "none samples yet"
+        assert pool._replicas._slots[0].replica.handle is handles[0], "its engine would need memory that is in use"
+        assert not waiting.done()
+        pool.wake()
+        assert {rollout.token_versions[0] for rollout in waiting.result(patience(60.0))} == {2}
+        deadline = time.monotonic() + patience(60.0)
+        while pool.counters()["rollout/ready_actors"] < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert pool.counters()["rollout/ready_actors"] == 2
+        assert pool.counters()["rollout/lost_actors"] == 1
+        pool.sleep()
+        assert pool.counters()["rollout/ready_actors"] == 0
+
+
+def test_a_pool_whose_only_actor_is_lost_asleep_has_another_once_it_is_awake() -> None:
+    with pool_of("sound") as pool:
+        publish(pool, 1)
+        pool.sleep()
+        ray.kill(pool._replicas._slots[0].replica.handle)
+        publish(pool, 2)
+        pool.wake()
+        assert pool.counters()["rollout/ready_actors"] == 1

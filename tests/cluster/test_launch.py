@@ -62,6 +62,21 @@ def test_a_cluster_is_started_with_room_for_the_plan_and_leaves_nothing(tmp_path
 
 
 @pytest.mark.stack
+def test_the_rank_and_the_actor_of_a_bundle_are_on_one_gpu(tmp_path: Path) -> None:
+    config = {
+        "rollout": {"num_actors": 2},
+        "learner": {"num_ranks": 2},
+        "cluster": {"device": "cuda", "colocate": True},
+    }
+    status, found, errors = probe(config, tmp_path, PROBE_GPUS="2")
+    assert status == 0, errors
+    ranks, actors = found["workers"][:2], found["workers"][2:]
+    assert [one["gpus"] for one in ranks] == [one["gpus"] for one in actors]
+    assert [one["visible"] for one in ranks] == [one["visible"] for one in actors]
+    assert sorted(one["visible"] for one in ranks) == ["0", "1"]
+
+
+@pytest.mark.stack
 def test_a_failure_keeps_the_logs_and_says_where(tmp_path: Path) -> None:
     status, found, errors = probe({"cluster": {"object_store_mib": 100}}, tmp_path, PROBE_FAILS="1")
     assert status == 1

@@ -147,3 +147,29 @@ def test_a_plan_never_gives_a_node_more_than_it_has(
     for node in nodes:
         used = plan.learner_nodes.count(node.name) + tensor_parallel * plan.actor_nodes.count(node.name)
         assert used <= node.gpus
+
+
+COLOCATED = {
+    "output_dir": "out",
+    "model": {"path": "m"},
+    "rollout": {"num_actors": 4},
+    "learner": {"num_ranks": 4},
+    "cluster": {"device": "cuda", "cpus_per_rank": 2, "colocate": True},
+}
+
+
+def test_a_rank_and_an_actor_that_share_a_gpu_reserve_one_bundle() -> None:
+    wanted = demand(parse(COLOCATED, source="test"))
+    assert wanted.learner == (Bundle(cpus=3, gpus=1),) * 4 and wanted.actors == ()
+    assert (wanted.rank_share, wanted.actor_share) == (Bundle(cpus=2, gpus=0.5), Bundle(cpus=1, gpus=0.5))
+    assert wanted.gpus == 4
+    plan = plan_placement(wanted, [gpu_node("a", 3), gpu_node("b", 1)])
+    assert plan.learner_nodes == plan.actor_nodes == ("a", "a", "a", "b")
+    with pytest.raises(PlacementError, match="within a rank's share") as raised:
+        plan_placement(wanted, [gpu_node("a", 3)])
+    assert "= 12.7 CPU, 4 GPU" in str(raised.value)
+
+
+def test_a_learner_without_actors_has_its_gpus_to_itself() -> None:
+    wanted = demand(parse(COLOCATED, source="test"), parts=("learner", "decoding"))
+    assert wanted.learner == (Bundle(cpus=2, gpus=1),) * 4 and wanted.actor_share is None

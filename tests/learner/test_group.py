@@ -704,3 +704,30 @@ def test_a_call_past_its_deadline_names_the_late_ranks(cluster: None, tiny_model
 def test_updates_need_a_model(cluster: None, batches: list[TrainBatch]) -> None:
     with pytest.raises(RuntimeError, match="call load"):
         stub_group(["hang"], timeout_s=1.0).update(batches[0])
+
+
+def test_a_learner_whose_state_is_offloaded_refuses_to_work_and_comes_back_as_it_was(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    group = groups[2]
+    group.load(make_spec(tiny_model_dir))
+    before = group.publish(0)[1].digest
+    first = group.offload()
+    refused = (
+        lambda: group.publish(1),
+        lambda: group.logprobs(mixed_groups()),
+        lambda: group.update(make_batch(np.random.default_rng(0), mixed_groups())),
+        lambda: group.save(tmp_path / "checkpoint"),
+        lambda: group.export(tmp_path / "model"),
+    )
+    for call in refused:
+        with pytest.raises(RuntimeError, match=r"offloaded .* call reload\(\) first"):
+            call()
+    group.require_alive()
+    group.reload()
+    assert group.publish(1)[1].digest == before
+    second = group.offload()
+    assert [turn.holder for turn in second] == ["rank 0", "rank 1"]
+    assert all(one.end_s <= other.start_s for one, other in zip(first, second, strict=True))
+    group.load(make_spec(tiny_model_dir))  # which needs nothing of the old state
+    assert group.publish(0)[1].digest == before

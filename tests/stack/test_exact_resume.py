@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +250,40 @@ def test_a_run_whose_driver_and_learner_are_killed_ends_with_the_bits_of_one_tha
     with running(inputs, out, *command) as driver:
         assert driver.wait(patience(DEADLINE_S)) == 0, said(out)
     assert f"the run is complete with {NUM_STEPS} steps" in said(out)
+
+
+def held_gpus(out: Path) -> list[tuple[float, float, str]]:
+    """The turns of a colocated run's processes, by start."""
+    found = re.findall(r"(actor|rank) \d+ held its GPU from ([\d.]+) s to ([\d.]+) s", said(out))
+    return sorted((float(start), float(end), holder) for holder, start, end in found)
+
+
+def test_a_colocated_run_whose_parts_are_killed_takes_turns_and_ends_with_the_bits_of_one_with_gpus_for_each(
+    inputs: Inputs, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "colocated"
+    command = (*inputs.held_out, "cluster.colocate=true")
+    with running(inputs, out, *command) as driver:
+        wait_until(driver, out, has_steps(out, 1))
+        kill(driver, out, "RolloutActor")  # awake, or asleep if it is late
+        wait_until(driver, out, has_steps(out, 2))
+        turns = said(out).count("actor 0 held")
+        wait_until(driver, out, lambda: said(out).count("actor 0 held") > turns)
+        kill(driver, out, "RolloutActor")  # asleep
+        wait_until(driver, out, has_steps(out, 3))
+        turns = said(out).count("actor 0 held")
+        wait_until(driver, out, lambda: said(out).count("actor 0 held") > turns)
+        kill(driver, out, "LearnerWorker")  # while the engine sleeps
+        wait_until(driver, out, has_steps(out, 4))
+        turns = said(out).count("rank 0 held")
+        wait_until(driver, out, lambda: said(out).count("rank 0 held") > turns)
+    assert said(out).count("actor 0 is lost") >= 2 and "the learner recovered after" in said(out)
+    with running(inputs, out, *command, "--resume", str(out)) as driver:
+        assert driver.wait(patience(DEADLINE_S)) == 0, said(out)
+    turns_held = held_gpus(out)
+    assert {holder for _, _, holder in turns_held} == {"actor", "rank"} and len(turns_held) > 2 * NUM_STEPS
+    assert all(end <= start for (_, end, _), (start, _, _) in pairwise(turns_held)), "one holder at a time"
+    assert_as_if_nothing_had_happened(out, whole)
 
 
 def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_rollouts_it_had(

@@ -140,6 +140,15 @@ class ProbeActor(RolloutActor):
 
         return await asyncio.wrap_future(self._loop.call(run))
 
+    async def cache_bytes(self) -> int:
+        """Return the memory that the cache of keys and values has at present."""
+
+        def held(engine: Any) -> int:
+            (found,) = engine._engine.collective_rpc(_cache_bytes)
+            return found
+
+        return await asyncio.wrap_future(self._loop.call(held))
+
     async def break_engine(self) -> None:
         """Make the engine's next step fail, as a fault inside vLLM would."""
 
@@ -150,6 +159,10 @@ class ProbeActor(RolloutActor):
             engine._engine.step = fail
 
         await asyncio.wrap_future(self._loop.call(break_it))
+
+
+def _cache_bytes(worker: Any) -> int:
+    return sum(cache.untyped_storage().nbytes() for cache in worker.model_runner.kv_caches)
 
 
 def engine_spec(model_path: Path, **changes: Any) -> EngineSpec:

@@ -25,6 +25,8 @@ class Worker:
         assert Path(learner.__file__).parent.name == "learner"
         names = ("DS_ACCELERATOR", "RAY_USAGE_STATS_ENABLED")
         return {
+            "gpus": ray.get_gpu_ids(),
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "code": str(Path(rlsys.__file__).parent.parent),
             "cwd": os.getcwd(),
             "env": {name: os.environ.get(name) for name in names},
@@ -34,6 +36,9 @@ class Worker:
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     found: dict[str, Any] = {}
+    if gpus := os.environ.get("PROBE_GPUS"):  # that are not there: Ray gives away any number
+        settings = {"include_dashboard": False, "logging_level": "ERROR", "_node_ip_address": "127.0.0.1"}
+        ray.init(address="local", num_cpus=8, num_gpus=int(gpus), object_store_memory=100 << 20, **settings)
     try:
         with open_cluster(parse(json.loads(sys.argv[1]), source="probe")) as cluster:
             options = [*cluster.learner_options, *cluster.actor_options]

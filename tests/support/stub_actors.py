@@ -61,6 +61,13 @@ class StubActor:
         self._running.remove(request.prompt_id)
         return tuple(self._rollout(request, index) for index in range(request.sampling.num_samples))
 
+    async def sleep(self) -> None:
+        assert not self._running
+        self._version = None
+
+    async def wake(self) -> None:
+        assert self._version is not None
+
     async def most_running(self) -> int:
         return self._most_running
 

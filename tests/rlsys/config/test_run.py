@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlsys.config.run import ConfigError, load
+from rlsys.config.run import ConfigError, load, parse
 from rlsys.config.weights import WeightsConfig, check_delta, wants_deltas
 from tests.support.paths import CONFIGS
 
@@ -119,3 +120,34 @@ def test_deltas_are_sent_where_few_numbers_change_and_the_bytes_travel() -> None
     assert sent("object_store", "always", dtype="float32")
     assert not sent("collective", "never")
     assert not sent("ipc", "always", num_nodes=2)
+
+
+COLOCATED = {"output_dir": "o", "model": {"path": "m"}, "cluster": {"colocate": True}}
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"pipeline": {"max_lag": 1}}, "pipeline.max_lag=1 samples while the learner works"),
+        ({"rollout": {"num_actors": 2}}, "rollout.num_actors=2 and learner.num_ranks=1 differ"),
+        (
+            {"rollout": {"tensor_parallel_size": 2}, "cluster": {"colocate": True, "device": "cuda"}},
+            "rollout.tensor_parallel_size=2 spreads an engine",
+        ),
+        ({"weights": {"transport": "collective"}}, "use weights.transport=object_store or ipc"),
+        ({"learner": {"zero_stage": 1}}, "learner.zero_stage=1 keeps state that DeepSpeed cannot move"),
+        ({"learner": {"zero_stage": 3, "offload": ["parameters"]}}, 'learner.offload has "parameters"'),
+    ],
+)
+def test_what_cannot_be_colocated_is_refused_with_the_remedy(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse({**COLOCATED, **section}, source="here")
+    assert "cluster.colocate=true: " in str(raised.value) and said in str(raised.value)
+
+
+def test_ranks_and_actors_in_pairs_can_be_colocated_at_both_stages_and_by_ipc() -> None:
+    pairs = {"rollout": {"num_actors": 2}, "learner": {"num_ranks": 2, "zero_stage": 3, "offload": ["optimizer"]}}
+    assert parse({**COLOCATED, **pairs}, source="here").cluster.colocate
+    by_ipc = {"cluster": {"colocate": True, "device": "cuda"}, "weights": {"transport": "ipc"}}
+    assert parse({**COLOCATED, **by_ipc}, source="here").weights.transport == "ipc"
+    assert not parse({"output_dir": "o", "model": {"path": "m"}}, source="here").cluster.colocate
