@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible server for the judge; it is untrained, so its verdicts are random."""
+"""A model behind an OpenAI-compatible server, as a judge and for evaluation; untrained, so its answers are random."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ START_TIMEOUT_S = 400.0  # on the reference machine, see `tests.support.pace`
 MAX_MODEL_LEN = 4096
 """Enough for the judge's prompts (about 1,300 tokens of this model, whose tokens are mostly single letters), short
 captions, and answers of 1,500 tokens."""
+MAX_MEDIA = {"image": 12, "video": 1}
+"""Images and videos of one prompt: a clip of up to twelve frames as either."""
 
 
 class JudgeServer(NamedTuple):
@@ -33,17 +35,18 @@ class JudgeServer(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def judge_server(bench_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeServer]:
+def judge_server(served_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JudgeServer]:
     """Run vLLM's OpenAI server with the benchmark's model on one thread; starting takes a minute or two."""
     log = tmp_path_factory.mktemp("judge_server") / "log.txt"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(bench_model_dir), "--served-model-name", "judge", "--enforce-eager"]
+    command += ["--model", str(served_model_dir), "--served-model-name", "judge", "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)]
     command += ["--dtype", "float32", "--kv-cache-memory-bytes", str(64 << 20), "--no-enable-chunked-prefill"]
-    command += ["--max-num-batched-tokens", "8192", "--limit-mm-per-prompt", json.dumps({"image": 0, "video": 0})]
+    command += ["--max-num-batched-tokens", "8192", "--limit-mm-per-prompt", json.dumps(MAX_MEDIA)]
+    command += ["--trust-request-mm-kwargs"]
     # without the second setting an untrained model writes white space, which JSON allows anywhere, until it is cut off
     grammar = {"backend": "xgrammar", "disable_any_whitespace": True}
     command += ["--structured-outputs-config", json.dumps(grammar)]

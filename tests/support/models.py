@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,3 +54,27 @@ def family_dirs(request: pytest.FixtureRequest) -> Mapping[str, Path]:
 def family_dir(family_dirs: Mapping[str, Path]) -> Path:
     """Run a test once for each family, with its smaller model."""
     return family_dirs["tiny"]
+
+
+@pytest.fixture(scope="session")
+def served_model_dir(bench_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the benchmark's model with zeros as the embeddings of placeholder tokens, whose logits are then 0.
+
+    The actors never sample these tokens; a server may, and its greedy answers would differ.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from rlsys.models.chat import ChatTokenizer
+    from rlsys.models.tiny import SPECIAL_TOKENS
+
+    folder = tmp_path_factory.mktemp("models") / "served"
+    shutil.copytree(bench_model_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (embedding,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+    names = [token for token in SPECIAL_TOKENS if "vision" in token or "_pad" in token]
+    tokenizer = ChatTokenizer(folder)
+    rows = [tokenizer.id_of(name) for name in names]
+    tensors[embedding][torch.tensor(rows)] = 0.0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -1,4 +1,4 @@
-"""The whole judge over HTTP against a real server and model: random verdicts, but well formed and typed."""
+"""A real server of a model: verdicts of the whole judge, random but well formed, and answers equal to the actors'."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
-from rlsys.config.run import JudgeConfig
+from rlsys.config.run import JudgeConfig, load
+from rlsys.runs.evaluate import EvalOptions, run_evaluation
 from rlsys.types import Score
 from tests.support.pace import patience
+from tests.support.paths import CONFIGS
+from tests.support.video_files import make_video
 
 if TYPE_CHECKING:
     from tests.support.judge import JudgeServer
@@ -88,3 +93,73 @@ def test_a_prompt_that_does_not_fit_the_model_is_missing_data(judge_server: Judg
     ((score,), _) = scored(config(judge_server, tmp_path, max_attempts=2), [task], seconds=60)
     assert score.status in ("infra", "malformed") and score.scores == {}
     assert judge_server.url in score.reason
+
+
+NUM_CLIPS, MAX_FRAMES = 4, 8
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of questions about numbered clips, in a folder with the videos."""
+    folder = tmp_path_factory.mktemp("asked")
+    queries: dict[str, Any] = {}
+    for index in range(NUM_CLIPS):
+        make_video(folder / f"clip{index}.mp4", size=(112, 112 + 16 * index), fps=10.0 + index)
+        queries[f"clip{index}"] = {"duration": 4.0, "timestamps": [[0.5, 2.0]], "sentences": [f"bars {index} appear."]}
+    (folder / "rows.json").write_text(json.dumps(queries))
+    return folder / "rows.json"
+
+
+def answers(rows: Path, model: Path, out: Path, **settings: object) -> dict[str, dict[str, str]]:
+    """Evaluate the rows and return the text of each row by mode."""
+    tree = {
+        "output_dir": out,
+        "model.path": model,
+        "data.videos": rows.parent,
+        "data.max_frames": MAX_FRAMES,
+        "rollout.num_actors": 1,
+        "rollout.max_tokens": 48,
+        "evaluation.sets": json.dumps([{"name": "asked", "annotations": str(rows)}]),
+        "evaluation.num_samples": 1,
+        "evaluation.page_rows": 1,
+        **settings,
+    }
+    folder = run_evaluation(
+        load(CONFIGS / "demo.yaml", [f"{key}={value}" for key, value in tree.items()]), EvalOptions()
+    )
+    found: dict[str, dict[str, str]] = {}
+    for file in (folder / "answers" / "asked").iterdir():
+        lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+        assert all(line["prompt_tokens"] > 0 for line in lines), lines
+        # the server drops a character whose last bytes were not generated
+        found[file.stem] = {line["row_id"]: line["texts"][0].rstrip("\ufffd") for line in lines}
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_actors(
+    rows: Path, served_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, str]]:
+    return answers(rows, served_model_dir, tmp_path_factory.mktemp("actors"))
+
+
+def test_a_served_model_answers_the_same_as_the_actors_to_the_same_frames(
+    judge_server: JudgeServer, rows: Path, served_model_dir: Path, of_actors: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    found = answers(rows, served_model_dir, tmp_path / "video", **{"evaluation.endpoint.url": judge_server.url})
+    assert found.keys() == of_actors.keys() == {"greedy", "other_video", "text_only"}
+    assert found == of_actors
+    assert len(set(found["greedy"].values())) > 1, "the answers depend on the row"
+    assert found["greedy"] != found["text_only"], "and on the video"
+
+
+def test_frames_sent_as_images_are_answered_too(
+    judge_server: JudgeServer, rows: Path, served_model_dir: Path, tmp_path: Path
+) -> None:
+    endpoint = {"url": judge_server.url, "frames": "images", "encoding": "jpeg"}
+    settings = {f"evaluation.endpoint.{name}": value for name, value in endpoint.items()}
+    found = answers(rows, served_model_dir, tmp_path / "images", **settings, **{"evaluation.controls": "[]"})
+    assert len(found["greedy"]) == NUM_CLIPS and all(found["greedy"].values())
+    results = json.loads((tmp_path / "images" / "evaluation" / "results.json").read_text())
+    assert results["model"] == judge_server.url
+    assert results["sets"][0]["shown"]["frames"] == MAX_FRAMES
