@@ -13,7 +13,7 @@ import psutil
 import ray
 from ray.util import placement_group_table
 
-from cluster.launch import open_cluster
+from cluster.launch import on_loopback, open_cluster
 from rlsys.config.run import parse
 
 
@@ -38,7 +38,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     if gpus := os.environ.get("PROBE_GPUS"):  # that are not there: Ray gives away any number
         settings = {"include_dashboard": False, "logging_level": "ERROR", "_node_ip_address": "127.0.0.1"}
-        ray.init(address="local", num_cpus=8, num_gpus=int(gpus), object_store_memory=100 << 20, **settings)
+        with on_loopback():
+            ray.init(address="local", num_cpus=8, num_gpus=int(gpus), object_store_memory=100 << 20, **settings)
     try:
         with open_cluster(parse(json.loads(sys.argv[1]), source="probe")) as cluster:
             options = [*cluster.learner_options, *cluster.actor_options]
@@ -51,7 +52,7 @@ def main() -> None:
             found["processes"] = [process.pid for process in psutil.Process().children(recursive=True)]
             if os.environ.get("PROBE_FAILS"):
                 raise RuntimeError("as the test wants")
-        if not found["is_local"]:
+        if not found["is_local"] and not gpus:
             address = json.loads(sys.argv[1])["cluster"]["address"]
             ray.init(address=address, logging_level="ERROR")
             states = [group["state"] for group in placement_group_table().values()]
