@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,29 +27,35 @@ from rlsys.types import ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, 
 from tests.support.pace import patience
 from tests.support.paths import CONFIGS
 from tests.support.plain_policy import plain_logprobs
+from tests.support.plain_reward_server import SCORERS, plain_reward_server
 
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
 SIDE = 56
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, family_dir: Path) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory, family_dir: Path) -> Iterator[RunConfig]:
     out = tmp_path_factory.mktemp("parity")
     clips = draw_dataset(out / "clips", num_clips=4, seed=1)
-    return load(
-        CONFIGS / "demo.yaml",
-        [
-            f"output_dir={out / 'run'}",
-            f"model.path={family_dir}",
-            f"data.annotations={clips.annotations}",
-            f"data.videos={clips.videos}",
-            "data.decode_workers=1",
-            "rollout={num_actors: 1, group_size: 4, max_tokens: 12}",
-            "learner.num_ranks=1",
-            "train={num_steps: 2, prompts_per_step: 2, learning_rate: 1.0e-2, schedule: constant}",
-            "checkpoint.every_steps=2",
-        ],
-    )
+    weights = {"temporal_grounding": {"checksum": 1.0}}  # it tells random answers apart
+    with plain_reward_server() as url:
+        yield load(
+            CONFIGS / "demo.yaml",
+            [
+                f"output_dir={out / 'run'}",
+                f"model.path={family_dir}",
+                f"data.annotations={clips.annotations}",
+                f"data.videos={clips.videos}",
+                "data.decode_workers=1",
+                "rollout={num_actors: 1, group_size: 4, max_tokens: 12}",
+                "learner.num_ranks=1",
+                "train={num_steps: 2, prompts_per_step: 2, learning_rate: 1.0e-2, schedule: constant}",
+                "checkpoint.every_steps=2",
+                f"reward.url={url}",
+                f"reward.scorers={json.dumps(SCORERS)}",
+                f"reward.weights={json.dumps(weights)}",
+            ],
+        )
 
 
 @pytest.fixture(scope="module")
