@@ -9,12 +9,13 @@ TASKS ?=
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos docs locks clean
+.PHONY: help setup demo test test-all test-fast lint format wheel bench bench-rewards bench-learner bench-pipeline bench-chaos docs locks clean
 
 help:
 	@echo "make setup    create $(VENV) from the lock (DEVICE=gpu for the GPU lock, PYTHON=... for another python3)"
 	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
-	@echo "make test     lint gates and the whole test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
+	@echo "make test     lint gates and the test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
+	@echo "make test-all   also the tests that kill whole runs, for minutes each"
 	@echo "make test-fast   the tests that start no real processes: under two minutes on two cores"
 	@echo "make lint     formatting, lint rules, import contracts, types"
 	@echo "make wheel    the installable package, in dist/"
@@ -38,6 +39,9 @@ demo: setup
 PYTEST = $(BIN)/python -m pytest -q $(if $(filter 0,$(WORKERS)),,-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test: setup
+	$(PYTEST) -m "not long and not gpu" $(ARGS)
+
+test-all: setup
 	$(PYTEST) -m "not gpu" $(ARGS)
 
 test-fast: setup

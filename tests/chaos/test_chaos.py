@@ -23,7 +23,7 @@ SILENCE_S = 400.0
 PATIENCE = 2.0
 """Other tests may be using the same two cores; a deadline that is too short costs time and changes no result."""
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -258,6 +258,7 @@ def held_gpus(out: Path) -> list[tuple[float, float, str]]:
     return sorted((float(start), float(end), holder) for holder, start, end in found)
 
 
+@pytest.mark.long
 def test_a_colocated_run_whose_parts_are_killed_takes_turns_and_ends_with_the_bits_of_one_with_gpus_for_each(
     inputs: Inputs, whole: Path, tmp_path: Path
 ) -> None:

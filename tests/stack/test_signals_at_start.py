@@ -45,6 +45,7 @@ def is_loading_actors(driver: psutil.Process, log: Path) -> bool:
     return any(title.startswith("ray::RolloutActor") for title in titles_of(driver))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("is_time", "number"),
     [
