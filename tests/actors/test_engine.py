@@ -98,6 +98,11 @@ def same(left: tuple[Rollout, ...], right: tuple[Rollout, ...]) -> bool:
     return ids_and_logprobs(left) == ids_and_logprobs(right)
 
 
+def test_generation_before_the_first_acknowledged_weights_is_refused(engines: Engines) -> None:
+    with pytest.raises(NoWeights, match="call load_weights first"):
+        ray.get(engines.ask.ask(engines.old, 0))
+
+
 def test_an_engine_asleep_has_no_cache_and_refuses_groups_until_it_is_awake_and_has_weights(engines: Engines) -> None:
     engine, ask = engines.old, engines.ask.ask
     load(engine, engines.old_tensors)
@@ -127,11 +132,6 @@ def test_an_engine_asleep_has_no_cache_and_refuses_groups_until_it_is_awake_and_
         first = second
     ray.get(engine.wake.remote())
     load(engine, engines.old_tensors)
-
-
-def test_generation_before_the_first_acknowledged_weights_is_refused(engines: Engines) -> None:
-    with pytest.raises(NoWeights, match="call load_weights first"):
-        ray.get(engines.ask.ask(engines.old, 0))
 
 
 def test_sent_weights_give_exactly_the_rollouts_of_a_fresh_engine(engines: Engines) -> None:

@@ -84,9 +84,9 @@ class ProbeActor(RolloutActor):
             from vllm import SamplingParams
             from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-            from actors.engine import _prompt
+            from actors.prompts import vllm_prompt
 
-            prompt = _prompt(request, (frames,))
+            prompt = vllm_prompt(request, (frames,))
             prompt["prompt_token_ids"] = prompt["prompt_token_ids"] + response.tolist()
             vllm = engine._engine
             [rendered] = vllm.renderer.render_cmpl(

@@ -59,6 +59,9 @@ class StubStack:
         if len(self.said) in self.lost_in:
             raise LearnerLost(f"lost in call {len(self.said)}")
 
+    def begin_learning(self) -> None:
+        """The learner has its GPUs to itself."""
+
     def load_learner(self, config: RunConfig) -> None:
         self._say("load")
 
