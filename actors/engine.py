@@ -38,7 +38,7 @@ from rlsys.clock import Clock, Turn
 from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.folder import model_digest
+from rlsys.models.folder import content_digest
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
@@ -200,7 +200,7 @@ class RolloutEngine:
     def _keep_own(self, version: WeightVersion) -> None:
         """Raise WeightsRefused unless the engine still has the model that it was started with, and `version` is it."""
         folder, was_sent = self._spec.model.path, not self._holds_its_own or self._adapter is not None
-        if was_sent or (found := model_digest(folder)) != version.digest:
+        if was_sent or (found := content_digest(folder)) != version.digest:
             reason = "it has been sent others" if was_sent else f"{folder} has the digest {found} here"
             raise WeightsRefused(f"this engine does not hold the weights {version.digest} of {folder}: {reason}.")
 

@@ -40,8 +40,8 @@ from rlsys.evaluation.answering.modes import modes_of
 from rlsys.evaluation.answering.responders import ActorResponder, collect_answers
 from rlsys.loop.producer import Answerer
 from rlsys.models.tiny import make_tiny
+from rlsys.runs.evaluating.responder import open_answering_pool
 from rlsys.runs.items import load_items
-from rlsys.runs.responder import open_answering_pool
 from rlsys.types import PromptItem, Sampling, VideoSpec
 
 LONG_FPS, LONG_SIZE = 25, (180, 320)

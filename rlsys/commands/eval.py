@@ -54,7 +54,7 @@ def run(  # noqa: PLR0913 - a parameter for each option
     An evaluation that was interrupted continues when it is run again.
     """
     from rlsys.config.run import load
-    from rlsys.runs.evaluate import EvalOptions, run_evaluation
+    from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 
     with clear_errors():
         given = [
@@ -79,7 +79,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Also write the comparison as an HTML page.")] = None,
 ) -> None:
     """Compare two evaluations row by row: differences with their intervals, by slice, and the rows that changed."""
-    from rlsys.runs.compare_evaluations import compare_evaluations
+    from rlsys.runs.evaluating.compare_evaluations import compare_evaluations
 
     with clear_errors():
         compare_evaluations(first, second, common=common, page=out)

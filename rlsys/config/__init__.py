@@ -6,9 +6,9 @@
   config with its sections, and loading
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
-- `data` (`PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`, and its sources
-  with all their settings
-- `evaluation` (`Control`, `EndpointConfig`): section `evaluation`
+- `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,
+  and its sources with all their settings
+- `evaluation` (`Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
 - `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read

@@ -1,6 +1,6 @@
 """Evaluation on held-out rows: answers, metrics and reports.
 
-- `answered` (`Answered`): one evaluated row with a model's texts
+- `answered` (`Answered`, `unasked`): one evaluated row with a model's texts
 - `answering`: answers to rows from actors or an endpoint, kept in files
 - `evaluated` (`EvaluatedSet`, `results_of`, `scored`): a data set with its answers, and its figures
 - `results_report` (`markdown`, `print_results`, `sections`): figures as tables

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rlsys.types import Json
+from rlsys.data.annotations.annotations import UnanswerableRow
+from rlsys.types import Json, PromptItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,3 +30,16 @@ class Answered:
     texts: tuple[str, ...] = ()
     reason: str = ""
     verdicts: Json = None
+
+
+def unasked(row: PromptItem | UnanswerableRow) -> Answered:
+    """Return a row before it is answered; one that cannot be asked with the reason."""
+    return Answered(
+        row_id=row.prompt_id,
+        task=row.task,
+        question=row.question,
+        options=row.options,
+        truth=row.truth,
+        labels=row.labels,
+        reason=row.reason if isinstance(row, UnanswerableRow) else "",
+    )

@@ -50,6 +50,15 @@ class EvaluatedSet:
         """Return the tasks of the rows, in the file's order."""
         return list(dict.fromkeys(row.task for row in self.answered["greedy"] if row.task))
 
+    def metric_names(self) -> set[str]:
+        """Return the names of all metrics that the set has by any of its protocols."""
+        return {
+            name
+            for task in self.tasks()
+            for protocol in self.protocols_of(task)
+            for name in protocol.aggregate(scored(self.answered["greedy"], protocol))
+        }
+
     def protocols_of(self, task: str) -> list[Protocol_]:
         """Return the protocols that score the rows of a task, the headline's first."""
         names = self.protocols or protocols_for(self.source.data.format, task)

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def model_digest(folder: Path) -> str:
             head = stream.read(EDGE_BYTES)
             stream.seek(max(0, size - EDGE_BYTES))
             sha.update(f"{file.name}:{size}".encode() + hashlib.sha256(head + stream.read()).digest())
+    return sha.hexdigest()[:16]
+
+
+def content_digest(folder: Path) -> str:
+    """Return a digest of a model or adapter folder: of every byte of its weights and of its small files.
+
+    `model_digest` takes milliseconds and cannot tell two checkpoints of one run apart whose last tensor is frozen; this
+    one reads everything, one file in a thread.
+    """
+    files = sorted({*companions(folder), *Path(folder).glob("*.safetensors"), *Path(folder).glob(ADAPTER_FILE)})
+
+    def digest(file: Path) -> bytes:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+    sha = hashlib.sha256()
+    with ThreadPoolExecutor() as threads:
+        for file, found in zip(files, threads.map(digest, files), strict=True):
+            sha.update(file.name.encode() + found)
     return sha.hexdigest()[:16]
 
 

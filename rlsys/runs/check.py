@@ -18,6 +18,7 @@ from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
+from rlsys.runs.evaluating.answering import ChosenSet, chosen_sets
 from rlsys.runs.items import held_out_items, order_of, training_items
 from rlsys.runs.output_space import output_problems
 from rlsys.runs.supervised import Demonstration
@@ -63,12 +64,21 @@ def check(config: RunConfig) -> Report:
         facts.append(f"peak use of the object store: {store.lines[-1].value} {store.lines[-1].how}")
         problems += store.problems
     problems += _judge_problems(config, items)
+    asked: tuple[PromptItem, ...] = ()
+    if config.evaluation.every_steps:
+        try:
+            chosen = chosen_sets(config)
+            asked = tuple(item for one in chosen for item in one.asked)
+            facts += [f"evaluation set {one.name}: {len(one.asked)} rows" for one in chosen]
+            problems += _best_problems(config, chosen)
+        except UserError as error:
+            problems.append(str(error))
     try:
         prompts = prompt_builder(config)
         problems += problems_of_folder(config.model.path)
         problems += output_problems(config)
         problems += _cache_problems(config)
-        budget = _token_budget([_RowTokens(item=item) for item in items], prompts)
+        budget = _token_budget([_RowTokens(item=item) for item in (*items, *asked)], prompts)
     except UserError as error:
         problems.append(str(error))
     else:
@@ -96,6 +106,22 @@ def _shares(config: RunConfig, items: Sequence[PromptItem], num_prompts: int) ->
     for source, taken in zip(found, order_of(config, items).prompts_by_source(num_prompts), strict=True):
         rows = num_rows[source.name]
         yield f"{source.name}: {rows} rows, {taken / num_prompts:.1%} of the prompts, {taken / rows:.2f} epochs"
+
+
+def check_evaluation(config: RunConfig, chosen: Sequence[ChosenSet]) -> Report:
+    """Check the model folder and the token budget of each row that `rlsys eval` asks the actors."""
+    prompts = prompt_builder(config)
+    budget = _token_budget([_RowTokens(item=item) for one in chosen for item in one.asked], prompts)
+    problems = (*machine_problems(config), *problems_of_folder(config.model.path), *_cache_problems(config))
+    return Report(facts=budget.facts, problems=(*problems, *budget.problems))
+
+
+def _best_problems(config: RunConfig, chosen: Sequence[ChosenSet]) -> Iterator[str]:
+    """Yield why no checkpoint could be the best by `evaluation.best`."""
+    name, _, metric = (config.evaluation.best or "").partition("/")
+    for one in chosen:
+        if one.name == name and metric not in (known := one.unanswered().metric_names()):
+            yield f"evaluation.best={name}/{metric}: the set has no such metric; it has {', '.join(sorted(known))}."
 
 
 def check_services(config: RunConfig) -> Report:

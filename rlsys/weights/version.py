@@ -17,7 +17,7 @@ class WeightVersion:
     digest: see `rlsys.weights.manifest.digest`.
     manifest: the spec and checksum of every tensor; an engine loads only tensors that it lists.
     kind: all weights of the model ("full"), LoRA adapters for the model that the engine was started with ("adapter"),
-    or that model as it is ("own"): nothing is sent, and `digest` is that of its folder, see `model_digest`.
+    or that model as it is ("own"): nothing is sent, and `digest` is that of its folder, see `content_digest`.
     published: of the learner's end.  parts_s: seconds of an actor's update by part, in what it acknowledges. Neither
     counts for equality.
     """

@@ -30,6 +30,8 @@ def test_a_signal_that_the_starter_ignores_stays_ignored() -> None:
     try:
         with end_on_signals():
             os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -14,7 +14,7 @@ from reward_servers.judging.judge import JudgeTask
 from reward_servers.judging.local_judge import open_judge
 from reward_servers.offline import score_lines
 from rlsys.config.run import JudgeConfig, load
-from rlsys.runs.evaluate import EvalOptions, run_evaluation
+from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.types import Score
 from tests.support.pace import patience
 from tests.support.paths import CONFIGS

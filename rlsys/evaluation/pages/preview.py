@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlsys.data.annotations.annotations import Annotations, UnanswerableRow
-from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.answered import unasked
+from rlsys.evaluation.answering.modes import evenly_spaced
 from rlsys.evaluation.pages.page import Section, Table, write_page
 from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.pages.thumbnails import thumbnails
@@ -27,29 +28,10 @@ def write_preview(
     pictures = thumbnails([row.media for row in asked], workers=workers, timeout_s=timeout_s)
     frames = {row.prompt_id: one for row, one in zip(asked, pictures, strict=True)}
     pages = [
-        page_row(_unanswered(row), group=row.task or "unreadable", frames=frames.get(row.prompt_id, []))
-        for row in shown
+        page_row(unasked(row), group=row.task or "unreadable", frames=frames.get(row.prompt_id, [])) for row in shown
     ]
     write_page(path, title, [_section(title, found, len(shown))], pages)
     return path, len(shown)
-
-
-def evenly_spaced(total: int, num: int) -> list[int]:
-    """Return at most `num` indices below `total`, ascending and evenly spaced, the first among them."""
-    count = min(total, num)
-    return [index * total // count for index in range(count)]
-
-
-def _unanswered(row: PromptItem | UnanswerableRow) -> Answered:
-    return Answered(
-        row_id=row.prompt_id,
-        task=row.task,
-        question=row.question,
-        options=row.options,
-        truth=row.truth,
-        labels=row.labels,
-        reason=row.reason if isinstance(row, UnanswerableRow) else "",
-    )
 
 
 def _section(title: str, found: Annotations, num_shown: int) -> Section:

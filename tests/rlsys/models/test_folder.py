@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from learner.weights.weights_out import write_folder
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.folder import companions, problems_of_folder
+from rlsys.models.folder import EDGE_BYTES, companions, content_digest, model_digest, problems_of_folder
 from rlsys.models.model_config import ModelFolderError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2841184\n"
@@ -166,3 +166,19 @@ def test_only_files_of_a_checkpoint_are_copied_and_can_be_overwritten(folder: Pa
     folder.chmod(0o755)
     assert {path.name for path in inside.iterdir()} - {WEIGHTS} == expected
     assert all(os.access(path, os.W_OK) and path.stat().st_mode & 0o200 for path in (inside, *inside.iterdir()))
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "adapter_config.json"])
+def test_the_digest_of_the_content_sees_every_byte(tmp_path: Path, changed: str) -> None:
+    weights = bytearray(3 * EDGE_BYTES)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    (tmp_path / "adapter_config.json").write_bytes(weights)
+    (tmp_path / "notes.txt").write_text("not part of the model")
+    of_edges, of_all = model_digest(tmp_path), content_digest(tmp_path)
+    weights[len(weights) // 2] = 1
+    (tmp_path / changed).write_bytes(weights)
+    assert model_digest(tmp_path) == of_edges
+    assert content_digest(tmp_path) != of_all
+    (tmp_path / changed).write_bytes(bytes(len(weights)))
+    (tmp_path / "notes.txt").write_text("changed")
+    assert content_digest(tmp_path) == of_all

@@ -14,7 +14,7 @@ from rlsys.evaluation.answering.endpoint import EndpointResponder
 from rlsys.evaluation.answering.responders import ActorResponder, Responder
 from rlsys.loop.producer import Answerer
 from rlsys.models.adapter import Adapter, read_adapter
-from rlsys.models.folder import model_digest
+from rlsys.models.folder import content_digest
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
 from rlsys.tasks.table import prompt_text
@@ -76,7 +76,7 @@ def _endpoint_responder(config: RunConfig) -> EndpointResponder:
 def load_own_weights(pool: RolloutPool, config: RunConfig, adapter: Adapter | None) -> None:
     """Have the actors answer with the model that they were started with, and with the adapter, if there is one."""
     if adapter is None:
-        digest = model_digest(config.model.path)
+        digest = content_digest(config.model.path)
         own = WeightVersion(version=0, transport="folder", num_tensors=0, num_bytes=0, digest=digest, kind="own")
         pool.load_weights(WeightTransfer(buckets=(), timeout_s=config.rollout.timeout_s), own)
         return

@@ -17,12 +17,10 @@ from rlsys.evaluation.pages.page import Section, Table, write_page
 from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.protocols.table import PROTOCOLS
 from rlsys.evaluation.statistics.comparison import Comparison, Difference, compare
-from rlsys.runs.evaluate import RESULTS_FILE, ROWS_FOLDER
+from rlsys.runs.evaluating.evaluate import RESULTS_FILE, ROWS_FOLDER
 from rlsys.types import Json
 
 log = logging.getLogger(__name__)
-
-SHOWN = 10
 
 
 def compare_evaluations(first: Path, second: Path, *, common: bool, page: Path | None = None) -> list[Comparison]:

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import UserError
-from rlsys.runs.compare_evaluations import compare_evaluations
-from rlsys.runs.evaluate import EvalOptions, run_evaluation
+from rlsys.runs.evaluating.compare_evaluations import compare_evaluations
+from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 
 SPANS = [[0.0, 2.0], [2.0, 4.0], [1.0, 3.0], [4.0, 6.0]]
 
@@ -61,6 +61,12 @@ def test_answers_of_another_system_are_scored_compared_and_recorded_without_a_mo
     assert run.data.metrics["eval/rows/miou"] == figures["miou"]["value"]
     (data_set,) = run.inputs.dataset_inputs
     assert json.loads(data_set.dataset.source)["uri"].endswith("rows.json")
+    assert predicted(config, "first", ["<answer>0 to 2</answer>", "<answer>0 to 4</answer>", "no idea"]) == first
+    assert (first / "mlflow_run_id").read_text().strip() == run.info.run_id, "the same results are recorded once"
+    predicted(config, "first", ["<answer>0 to 2</answer>"])
+    other = client.get_run((first / "mlflow_run_id").read_text().strip())
+    assert other.info.run_id != run.info.run_id and other.data.metrics["eval/rows/miou"] == 0.25
+    predicted(config, "first", ["<answer>0 to 2</answer>", "<answer>0 to 4</answer>", "no idea"])
     second = predicted(
         config, "second", ["<answer>0 to 2</answer>", *(f"<answer>{a} to {b}</answer>" for a, b in SPANS[1:])]
     )
@@ -81,5 +87,9 @@ def test_options_that_do_not_go_together_are_refused_before_anything_starts(conf
         run_evaluation(config, EvalOptions(datasets=("rows",), predictions=tmp_path / "p.jsonl"))
     with pytest.raises(UserError, match="results.json: not the results of an evaluation"):
         compare_evaluations(tmp_path, tmp_path, common=False)
+    unknown = config.evaluation.sets[0].model_copy(update={"protocols": ("charades_sta/papper",)})
+    sets = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"sets": (unknown,)})})
+    with pytest.raises(ConfigError, match="rows: no protocol is named charades_sta/papper; .*charades_sta/paper"):
+        run_evaluation(sets, EvalOptions(predictions=tmp_path / "p.jsonl"))
     with pytest.raises(UserError, match="no such folder"):
         run_evaluation(config, EvalOptions(run=tmp_path / "run", step=3))

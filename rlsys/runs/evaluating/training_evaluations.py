@@ -12,10 +12,10 @@ from rlsys.evaluation.answering.answers import AnswersDiffer
 from rlsys.evaluation.answering.responders import ActorResponder
 from rlsys.evaluation.evaluated import EvaluatedSet, results_of
 from rlsys.loop.state import RunState
-from rlsys.runs.answering import answer_sets, chosen_sets
 from rlsys.runs.assemble import Stack
 from rlsys.runs.checkpoint import Best, Checkpoints
-from rlsys.runs.evaluate import PAGE_FILE, metrics_of, with_verdicts, write_reports
+from rlsys.runs.evaluating.answering import answer_sets, chosen_sets
+from rlsys.runs.evaluating.evaluate import PAGE_FILE, metrics_of, with_verdicts, write_reports
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json
 
@@ -106,13 +106,9 @@ class TrainingEvaluations:
 def best_value(wanted: str, results: Mapping[str, Json]) -> float:
     """Return the value of "SET/METRIC", of the set's first protocol that has it.
 
-    Raises KeyError with the names that there are.
+    It has one: `rlsys.runs.check` refuses a config whose sets have no such metric.
     """
     name, _, metric = wanted.partition("/")
     (one,) = (found for found in results["sets"] if found["name"] == name)
     protocols = [found for by_task in one["tasks"].values() for found in by_task]
-    for found in protocols:
-        if metric in found["metrics"]:
-            return float(found["metrics"][metric]["value"])
-    known = sorted({metric for found in protocols for metric in found["metrics"]})
-    raise KeyError(f"evaluation.best={wanted}: {name} has no such metric; it has {', '.join(known)}.")
+    return next(float(found["metrics"][metric]["value"]) for found in protocols if metric in found["metrics"])

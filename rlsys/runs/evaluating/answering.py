@@ -11,17 +11,18 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlsys.config.data import Source, resolved
-from rlsys.config.evaluation import Control
+from rlsys.config.data import DataConfig, Source, resolved
+from rlsys.config.evaluation import Control, EvaluationSet
 from rlsys.config.run import ConfigError, RunConfig
-from rlsys.data.annotations.annotations import Annotations, UnanswerableRow, load_annotations
+from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.video.budgets import largest_clip_tokens
-from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.answered import Answered, unasked
 from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.modes import Mode, ModeName, modes_of
 from rlsys.evaluation.answering.responders import Responder, collect_answers
 from rlsys.evaluation.evaluated import EvaluatedSet
 from rlsys.evaluation.predictions import read_predictions
+from rlsys.evaluation.protocols.table import PROTOCOLS
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -46,26 +47,23 @@ def answer_sets(
     another one are refused. open_model: starts it, if any answer is missing.
     Raises AnswersDiffer for answers in `out` of another model, other rows or another setting.
     """
-    loaded = [_load(one) for one in chosen]
     with ExitStack() as resources:
         plans = []
-        for one, rows in zip(chosen, loaded, strict=True):
-            for mode in _modes(config, one, rows, controls):
+        for one in chosen:
+            for mode in _modes(config, one, controls):
                 path = out / "answers" / one.name / f"{mode.name}.jsonl"
                 identity = {**model, **_identity(config, one, mode)}
-                plans.append((one, rows, mode, resources.enter_context(AnswersFile(path, identity))))
-        if any(len(mode.rows) > len(file.answers) for _, _, mode, file in plans):
+                plans.append((one, mode, resources.enter_context(AnswersFile(path, identity))))
+        if any(len(mode.rows) > len(file.answers) for _, mode, file in plans):
             with open_model() as responder, _progress(shows_progress) as progress:
-                for one, _, mode, file in plans:
-                    _collect(config, responder, mode, file, progress, f"{one.name}, {mode.name}")
+                for one, mode, file in plans:
+                    _collect(config, responder, one, mode, file, progress)
     return [
-        _evaluated(
-            one,
-            rows,
-            {mode.name: answered_rows(rows, mode, file.answers) for each, _, mode, file in plans if each is one},
-            {mode.name: file.answers for each, _, mode, file in plans if each is one},
+        one.evaluated(
+            {mode.name: answered_rows(one.rows, mode, file.answers) for each, mode, file in plans if each is one},
+            {mode.name: file.answers for each, mode, file in plans if each is one},
         )
-        for one, rows in zip(chosen, loaded, strict=True)
+        for one in chosen
     ]
 
 
@@ -80,29 +78,10 @@ def predicted_sets(chosen: Sequence[ChosenSet], predictions: Path) -> list[Evalu
             f"{', '.join(one.name for one in chosen)}."
         )
     (one,) = chosen
-    rows = _load(one, needs_videos=False)
-    found = read_predictions(predictions, all_rows(rows))
+    found = read_predictions(predictions, all_rows(one.rows))
     for line in found.lines():
         log.info("%s: %s", one.name, line)
-    return [_evaluated(one, rows, {"greedy": found.answered}, {"greedy": {}})]
-
-
-def _evaluated(
-    one: ChosenSet,
-    rows: Annotations,
-    answered: Mapping[ModeName, Sequence[Answered]],
-    answers: Mapping[ModeName, Mapping[str, Answer]],
-) -> EvaluatedSet:
-    return EvaluatedSet(
-        name=one.name,
-        source=one.source,
-        digest=annotations_digest(one.source.annotations),
-        protocols=one.protocols,
-        num_rows=rows.num_queries,
-        items={item.prompt_id: item for item in rows.items},
-        answered=answered,
-        answers=answers,
-    )
+    return [one.evaluated({"greedy": found.answered}, {"greedy": {}})]
 
 
 def annotations_digest(annotations: Path) -> str:
@@ -114,46 +93,78 @@ def annotations_digest(annotations: Path) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ChosenSet:
-    """A set of `evaluation.sets` with all its settings."""
+    """A set of `evaluation.sets` with all its settings and its rows. digest: of its annotations."""
 
     name: str
     source: Source
+    digest: str
     protocols: tuple[str, ...]
     num_prompts: int
+    rows: Annotations
+
+    @property
+    def asked(self) -> tuple[PromptItem, ...]:
+        """The rows that are asked."""
+        return self.rows.items[: self.num_prompts or None]
+
+    def evaluated(
+        self, answered: Mapping[ModeName, Sequence[Answered]], answers: Mapping[ModeName, Mapping[str, Answer]]
+    ) -> EvaluatedSet:
+        """Return the set with answers to its rows."""
+        return EvaluatedSet(
+            name=self.name,
+            source=self.source,
+            digest=self.digest,
+            protocols=self.protocols,
+            num_rows=self.rows.num_queries,
+            items={item.prompt_id: item for item in self.rows.items},
+            answered=answered,
+            answers=answers,
+        )
+
+    def unanswered(self) -> EvaluatedSet:
+        """Return the set without any answer, which has every metric that it can have."""
+        return self.evaluated({"greedy": all_rows(self.rows)}, {"greedy": {}})
 
 
 def chosen_sets(config: RunConfig, names: Sequence[str] = (), *, needs_videos: bool = True) -> list[ChosenSet]:
-    """Return the sets of the config that have these names, all without names.
+    """Return the sets of the config that have these names, all without names, with their rows.
 
-    needs_videos: whether a set without a folder of videos is an error. Raises ConfigError for it, and for an unknown
-    name.
+    needs_videos: whether rows whose video is missing cannot be used. Raises ConfigError for an unknown name or
+    protocol, a set without a folder of videos, and one of whose rows none can be used.
     """
-    given = config.evaluation.sets
+    given = {one.given_name: one for one in config.evaluation.sets}
     if not given:
         raise ConfigError("evaluation.sets is empty, so there is nothing to evaluate; list a data set with its files.")
+    if unknown := [name for name in names if name not in given]:
+        raise ConfigError(f"--datasets: {', '.join(unknown)} is not among evaluation.sets: {', '.join(given)}.")
     data = config.data
     if not needs_videos and data.videos is None:
         data = data.model_copy(update={"videos": Path()})
-    found = [
-        ChosenSet(
-            name=one.given_name,
-            source=resolved(data, one, f"evaluation.sets.{index}.videos and data.videos are"),
-            protocols=one.protocols,
-            num_prompts=one.num_prompts,
-        )
-        for index, one in enumerate(given)
-    ]
-    if unknown := [name for name in names if name not in {one.name for one in found}]:
+    return [_chosen(data, one, needs_videos) for name, one in given.items() if not names or name in names]
+
+
+def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool) -> ChosenSet:
+    where = f"evaluation.sets, {given.given_name}"
+    if unknown := [name for name in given.protocols if name not in PROTOCOLS]:
         raise ConfigError(
-            f"--datasets: {', '.join(unknown)} is not among evaluation.sets: {', '.join(one.name for one in found)}."
+            f"{where}: no protocol is named {', '.join(unknown)}; docs/evaluation.md lists them: "
+            f"{', '.join(PROTOCOLS)}."
         )
-    return [one for one in found if not names or one.name in names]
+    source = resolved(data, given, f"{where}: its videos and data.videos are")
+    return ChosenSet(
+        name=source.name,
+        source=source,
+        digest=annotations_digest(source.annotations),
+        protocols=given.protocols,
+        num_prompts=given.num_prompts,
+        rows=_load(source, needs_videos=needs_videos),
+    )
 
 
-def _load(one: ChosenSet, *, needs_videos: bool = True) -> Annotations:
-    source = one.source
+def _load(source: Source, *, needs_videos: bool) -> Annotations:
     rows = load_annotations(
         source.annotations,
         videos=source.videos,
@@ -163,7 +174,7 @@ def _load(one: ChosenSet, *, needs_videos: bool = True) -> Annotations:
         split=source.split,
         task=source.task,
     )
-    log.info("%s: %d rows, %d of them cannot be asked", one.name, rows.num_queries, len(rows.unanswerable))
+    log.info("%s: %d rows, %d of them cannot be asked", source.name, rows.num_queries, len(rows.unanswerable))
     if not rows.num_queries or (needs_videos and not rows.items):
         raise ConfigError(
             f"{source.annotations}: none of its {rows.num_queries} rows can be asked, the first because "
@@ -172,10 +183,10 @@ def _load(one: ChosenSet, *, needs_videos: bool = True) -> Annotations:
     return rows
 
 
-def _modes(config: RunConfig, one: ChosenSet, rows: Annotations, controls: Sequence[Control]) -> Iterator[Mode]:
+def _modes(config: RunConfig, one: ChosenSet, controls: Sequence[Control]) -> Iterator[Mode]:
     evaluation = config.evaluation
     return modes_of(
-        rows.items[: one.num_prompts or None],
+        one.asked,
         seed=config.seed,
         max_tokens=config.rollout.max_tokens,
         num_samples=evaluation.num_samples,
@@ -188,8 +199,9 @@ def _identity(config: RunConfig, one: ChosenSet, mode: Mode) -> dict[str, str]:
     """Return what the answers depend on beside the model, by name."""
     data = one.source.data
     budgets = ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "think", "prompt_style")
+    how = {"split": one.source.split, "task": one.source.task, "columns": dict(data.columns) or None}
     return {
-        "rows": f"{data.format} {annotations_digest(one.source.annotations)[:16]}",
+        "rows": f"{data.format} {one.digest[:16]}" + "".join(f", {name} {how[name]}" for name in how if how[name]),
         "clips and prompts": ", ".join(f"{name}={getattr(data, name)}" for name in budgets),
         "sampling": f"{mode.name}, max_tokens={config.rollout.max_tokens}, seed={config.seed}, "
         f"samples={mode.rows[0][1].num_samples if mode.rows else 0}",
@@ -197,16 +209,16 @@ def _identity(config: RunConfig, one: ChosenSet, mode: Mode) -> dict[str, str]:
 
 
 def _collect(
-    config: RunConfig, responder: Responder, mode: Mode, file: AnswersFile, progress: Progress, title: str
+    config: RunConfig, responder: Responder, one: ChosenSet, mode: Mode, file: AnswersFile, progress: Progress
 ) -> None:
+    title = f"{one.name}, {mode.name}"
     bar = progress.add_task(title, total=len(mode.rows), completed=len(file.answers))
     num_samples = mode.rows[0][1].num_samples if mode.rows else 1
-    at_once = _at_once(config, num_samples)
     collect_answers(
         responder,
         mode.rows,
         file,
-        at_once=at_once,
+        at_once=_at_once(config, one.source.data, num_samples),
         ahead=config.data.decode_ahead,
         note=lambda _: progress.advance(bar),
     )
@@ -214,12 +226,12 @@ def _collect(
     log.info("%s: %d answers, %d rows without one", title, len(file.answers), len(problems))
 
 
-def _at_once(config: RunConfig, num_samples: int) -> int:
+def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
     """Return how many rows are in flight: what fills all engines, as far as the clips in flight fit the clip cache."""
     endpoint = config.evaluation.endpoint
     if endpoint.url is not None:
         return endpoint.concurrency
-    fits = config.data.cache_bytes // (largest_clip_tokens(config.data) * BYTES_PER_TOKEN)
+    fits = config.data.cache_bytes // (largest_clip_tokens(data) * BYTES_PER_TOKEN)
     fill = -(-config.rollout.num_actors * config.rollout.max_num_seqs // num_samples)
     return max(config.rollout.num_actors, min(fill, fits))
 
@@ -254,19 +266,7 @@ def answered_rows(rows: Annotations, mode: Mode, answers: Mapping[str, Answer]) 
 
 def all_rows(rows: Annotations) -> list[Answered]:
     """Return all rows of a file in its order, without answers."""
-    found = [_unasked(item, "") for item in rows.items]
+    found = [unasked(item) for item in rows.items]
     for row in rows.unanswerable:  # in the order of the file, so each finds its place
-        found.insert(row.place, _unasked(row, row.reason))
+        found.insert(row.place, unasked(row))
     return found
-
-
-def _unasked(row: PromptItem | UnanswerableRow, reason: str) -> Answered:
-    return Answered(
-        row_id=row.prompt_id,
-        task=row.task,
-        question=row.question,
-        options=row.options,
-        truth=row.truth,
-        labels=row.labels,
-        reason=reason,
-    )

@@ -21,12 +21,13 @@ from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.pages.thumbnails import Thumbnail, thumbnails
 from rlsys.evaluation.results_report import markdown, print_results, sections
 from rlsys.files import write_whole
-from rlsys.models.folder import model_digest
-from rlsys.runs.answering import answer_sets, chosen_sets, predicted_sets
+from rlsys.models.folder import content_digest
 from rlsys.runs.assemble import judge_captions
+from rlsys.runs.check import check_evaluation
 from rlsys.runs.checkpoint import find, load_state
+from rlsys.runs.evaluating.answering import answer_sets, chosen_sets, predicted_sets
+from rlsys.runs.evaluating.responder import open_responder
 from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.responder import open_responder
 from rlsys.runs.run_file import RUN_FILE, read_run_file
 from rlsys.runs.run_lock import run_lock
 from rlsys.tracking.store_address import SQLITE
@@ -36,7 +37,8 @@ from rlsys.types import Json
 log = logging.getLogger(__name__)
 
 BOTH: tuple[Control, ...] = ("other_video", "text_only")
-RESULTS_FILE, PAGE_FILE, MARKDOWN_FILE, RUN_ID_FILE = "results.json", "report.html", "report.md", "mlflow_run_id"
+RESULTS_FILE, PAGE_FILE, MARKDOWN_FILE = "results.json", "report.html", "report.md"
+RUN_ID_FILE = "mlflow_run_id"
 ROWS_FOLDER = "rows"
 EVALUATED_TAG = "rlsys.evaluated_run_id"
 
@@ -74,13 +76,18 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
         else:
             name = config.evaluation.endpoint.url or str(config.model.path)
             controls = BOTH if config.evaluation.controls is None else config.evaluation.controls
+            if not config.evaluation.endpoint.url:
+                check_evaluation(config, chosen).raise_problems()
             model = _model_identity(config, options)
             evaluated = answer_sets(config, chosen, out, model, lambda: _opened(config, options), controls)
         evaluated = with_verdicts(config, evaluated)
         results = {"model": name, "seed": config.seed, "sets": [results_of(one, config.seed) for one in evaluated]}
+        if _read(out / RESULTS_FILE) != json.loads(json.dumps(results)):
+            (out / RUN_ID_FILE).unlink(missing_ok=True)  # a record in MLflow is not changed: another run
         write_reports(config, out, f"Evaluation of {name}", evaluated, results)
         print_results(f"Evaluation of {name}", results)
-        _record(config, options, out, evaluated, results, checkpoint)
+        if not (out / RUN_ID_FILE).exists():
+            write_whole(out / RUN_ID_FILE, _record(config, out, evaluated, results, checkpoint) + "\n")
     log.info("report in %s", out / PAGE_FILE)
     return out
 
@@ -94,6 +101,14 @@ def _checkpoint(options: EvalOptions) -> Path | None:
     return find(named)
 
 
+def _read(results: Path) -> Json:
+    """Return the results of an earlier evaluation, None if there are none."""
+    try:
+        return json.loads(results.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _opened(config: RunConfig, options: EvalOptions) -> AbstractContextManager[Responder]:
     return open_responder(config, options.adapter)
 
@@ -103,8 +118,8 @@ def _model_identity(config: RunConfig, options: EvalOptions) -> dict[str, str]:
     if endpoint.url:
         return {"endpoint": f"{endpoint.url} {endpoint.model or ''}, frames as {endpoint.frames}, {endpoint.encoding}"}
     return {
-        "model": f"{model_digest(config.model.path)}, {config.model.dtype}",
-        "adapter": model_digest(options.adapter) if options.adapter else "none",
+        "model": f"{content_digest(config.model.path)}, {config.model.dtype}",
+        "adapter": content_digest(options.adapter) if options.adapter else "none",
     }
 
 
@@ -170,13 +185,12 @@ def metrics_of(results: Mapping[str, Json]) -> dict[str, float]:
 
 def _record(
     config: RunConfig,
-    options: EvalOptions,
     out: Path,
     evaluated: Sequence[EvaluatedSet],
     results: Mapping[str, Json],
     checkpoint: Path | None,
-) -> None:
-    """Record the evaluation as an MLflow run of its own, beside the run that it is of."""
+) -> str:
+    """Record the evaluation as an MLflow run of its own, beside the run that it is of, and return its id."""
     tracking, tags, step = config.tracking, {"rlsys.command": "eval"}, 0
     if checkpoint:
         run, state = checkpoint.parent.parent, load_state(checkpoint)
@@ -184,13 +198,11 @@ def _record(
         tags[EVALUATED_TAG] = read_run_file(run).mlflow_run_id if (run / RUN_FILE).exists() else ""
         if tracking.uri is None and (run / "mlflow.db").exists():
             tracking = tracking.model_copy(update={"uri": f"{SQLITE}{(run / 'mlflow.db').resolve()}"})
-    known = out / RUN_ID_FILE
-    run_id = known.read_text().strip() if known.exists() else None
     config = config.model_copy(update={"tracking": tracking, "output_dir": out})
-    with Tracker(config, run_id=run_id, tags=tags) as tracker:
-        write_whole(known, tracker.run_id + "\n")
+    with Tracker(config, tags=tags) as tracker:
         for one in evaluated:
             tracker.log_dataset(one.name, one.digest, str(one.source.annotations), one.num_rows, "evaluation")
         tracker.log_step(step, metrics_of(results))
         for file in (RESULTS_FILE, MARKDOWN_FILE, PAGE_FILE):
             tracker.log_artifact(out / file, "evaluation")
+        return tracker.run_id
