@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -27,5 +28,10 @@ def find(path: Path) -> Path:
     name = path.name if path.suffix else f"{path.name}.yaml"
     if name not in names():
         return path
-    log.info("there is no %s here; taking the config of that name that comes with rlsys", path)
+    _announce(path)
     return FOLDER / name
+
+
+@cache  # a command may read its config more than once
+def _announce(path: Path) -> None:
+    log.info("there is no %s here; taking the config of that name that comes with rlsys", path)

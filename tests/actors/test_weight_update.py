@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from actors.pool import RolloutPool
 from actors.requests import WeightUpdate
 from actors.weights.weights_in import expected_adapter, expected_weights
-from rlsys.config.run import LoraConfig
+from rlsys.config.run import LoraConfig, ModelConfig
 from rlsys.types import Rollout
 from rlsys.weights.manifest import NamedTensor, WeightTransfer
 from rlsys.weights.version import WeightVersion
@@ -61,7 +61,8 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def setting(actor_cluster: None, tiny_model_dir: Path) -> Setting:
-    engine = start_probe(engine_spec(tiny_model_dir, lora=LORA, weight_update="keep"))
+    model = ModelConfig(path=tiny_model_dir, dtype="float32", max_model_len=512)
+    engine = start_probe(engine_spec(tiny_model_dir, model=model, lora=LORA, weight_update="keep"))
     ray.get(engine.ping.remote())
     return Setting(engine=engine, ask=Asker(tiny_model_dir), model=tiny_model_dir)
 
@@ -149,8 +150,8 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     )
     pool.load_weights(transfer_of(weights.old), version_of(weights.old, 10))
     transfer, version = transfer_of(weights.new), version_of(weights.new, 11)
-    # neighbours end at different times, so that something runs whenever a group has ended
-    samplings = [replace(SAMPLING, max_tokens=40 + 60 * (index % 3), num_samples=4) for index in range(12)]
+    # every other group runs for long after its neighbour has ended, so that the update finds it running
+    samplings = [replace(SAMPLING, max_tokens=40 + 360 * (index % 2), num_samples=4) for index in range(12)]
 
     async def generate() -> list[tuple[Rollout, ...]]:
         prompts = [setting.ask.prompt(index) for index in range(12)]

@@ -62,13 +62,15 @@ def main() -> None:
         )
         ray.get([worker.where.remote() for worker in learner._workers])
         spec = EngineSpec(model=config.model, rollout=config.rollout, banned_token_ids=())
-        RolloutPool.launch(spec, num_actors=1, options=cluster.actor_options)  # its process is enough
+        pool = RolloutPool.launch(spec, num_actors=1, options=cluster.actor_options)  # its process is enough
         asyncio.run(decode_nothing())
         seen = {"task": task}
         deadline_s = time.monotonic() + 90.0
         while "RolloutActor" not in seen and time.monotonic() < deadline_s:  # its process starts in the background
             time.sleep(0.1)
             seen = {"task": task} | found_by_kind(secrets)
+        pool.shutdown()  # before their cluster, or the pool would ask an ended one for another actor
+        learner.shutdown()
     sys.stdout.write(json.dumps(seen) + "\n")
 
 
