@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 
 from benchmarks.step import Recorded
 from rlsys.config import bundled
-from rlsys.config.run import RunConfig, SftConfig, TrainConfig, load
+from rlsys.config.run import EvaluationConfig, RunConfig, SftConfig, TrainConfig, load
+from rlsys.data.annotations.vtts import VttsEntry
 from rlsys.demo.grounding import with_model, write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet
 from rlsys.demo.synthetic_tasks import demonstration_text, draw_mixture
@@ -30,11 +30,10 @@ LESSONS = {"num_steps": 200, "prompts_per_step": 16, "learning_rate": 2e-3, "war
 def draw_rows(folder: Path, num_clips: int, tasks: Collection[str]) -> SyntheticSet:
     """Draw clips and keep only the rows of some tasks."""
     drawn = draw_mixture(folder, num_clips=num_clips, seed=7)
-    wanted = {"captioning": lambda row: "caption" in row, "multiple_choice": lambda row: row.keys() >= {"options"}}
     lines = [
         line
         for line in drawn.annotations.read_text().splitlines()
-        if any(wanted[task](json.loads(line)) for task in tasks) and "clue" not in json.loads(line)
+        if VttsEntry.model_validate_json(line).row("").task in tasks
     ]
     drawn.annotations.write_text("\n".join(lines) + "\n")
     return drawn
@@ -62,6 +61,7 @@ def teach(stack: Stack, config: RunConfig, clips: SyntheticSet, folder: Path) ->
     changes = {
         "output_dir": folder,
         "train": TrainConfig.model_validate(LESSONS),
+        "evaluation": EvaluationConfig(),
         "sft": SftConfig(responses=write_demonstrations(config, clips, demonstration_text)),
     }
     return with_model(config, sft(config.model_copy(update=changes), stack=stack).model)

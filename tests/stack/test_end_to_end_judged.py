@@ -1,4 +1,4 @@
-"""Training on a mixture whose captions a language model judges, while its servers are killed."""
+"""A run whose captions a language model judges, while its servers are killed, and `rlsys eval` of its model."""
 
 from __future__ import annotations
 
@@ -19,17 +19,39 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import yaml
 
 from benchmarks.judged_step import draw_rows, judged_config, teach
+from rlsys.config.run import load
+from rlsys.data.annotations.vtts import VttsEntry
+from rlsys.demo.synthetic import SyntheticSet
+from rlsys.runs import evaluate
 from rlsys.runs.assemble import open_stack
+from rlsys.runs.evaluate import EvalOptions, run_evaluation
 from rlsys.runs.run import Summary
 from rlsys.runs.train import train
+from tests.stack.test_end_to_end import rlsys
 from tests.support.judge_fault_server import Fault, FaultServer, error
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
-TASKS = {"captioning", "multiple_choice"}
+TASKS = {"captioning", "multiple_choice", "temporal_grounding"}
+HELD_OUT = ("multiple_choice", "temporal_grounding")
+NUM_HELD_OUT = 24
 NUM_STEPS = 5
+PROTOCOLS = ["temporal_grounding/strict", "charades_sta/paper", "multiple_choice/strict"]
+
+
+def write_held_out(clips: SyntheticSet) -> Path:
+    """Write a file of rows whose answers need no judge, and one like it with a lost and a broken video."""
+    lines = clips.annotations.read_text().splitlines()
+    rows = [line for line in lines if VttsEntry.model_validate_json(line).row("").task in HELD_OUT][:NUM_HELD_OUT]
+    held_out, damaged = (clips.annotations.with_name(f"{name}.jsonl") for name in ("held_out", "damaged"))
+    held_out.write_text("\n".join(rows) + "\n")
+    (clips.videos / "broken.mp4").write_bytes(b"no video")
+    bad = [json.dumps({**json.loads(rows[0]), "video": name}) for name in ("lost.mp4", "broken.mp4")]
+    damaged.write_text("\n".join([rows[0], *bad, rows[1]]) + "\n")
+    return held_out
 
 
 def kill_servers(killed: list[str]) -> None:
@@ -45,7 +67,7 @@ class Run:
     """What a run left behind. model: what it began with.  killed: names of the servers that died in it."""
 
     def __init__(self, folder: Path, summary: Summary, model: Path, endpoint: FaultServer, killed: list[str]) -> None:
-        self.summary, self.endpoint, self.killed = summary, endpoint, killed
+        self.folder, self.summary, self.endpoint, self.killed = folder, summary, endpoint, killed
         self.clips, self.model = folder / "clips", model
         self.uri = f"sqlite:///{folder / 'run' / 'mlflow.db'}"
         self._client = mlflow.MlflowClient(self.uri)
@@ -62,6 +84,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("judged")
     clips = draw_rows(folder / "clips", 48, TASKS)
+    held_out = write_held_out(clips)
     killed: list[str] = []
     with FaultServer(delay_s=0.05) as endpoint:
         endpoint.rule = lambda seen: error(500) if seen.number % 7 == 3 else None
@@ -78,6 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "pipeline.max_lag=1",
             "reward.weights={multiple_choice: {order_contrast: 0.3}}",
             "tracking.samples_per_step=8",
+            f"evaluation.annotations={held_out}",
         )
         os.environ.pop("RLSYS_REWARD_TOKEN", None)
         with open_stack(config, TASKS) as stack:
@@ -102,7 +126,7 @@ def test_a_run_whose_servers_die_ends_with_every_row_scored_or_counted(run: Run)
 
 
 def test_both_tasks_of_the_mixture_have_rewards_of_their_own(run: Run) -> None:
-    for task in TASKS:
+    for task in ("captioning", "multiple_choice"):
         assert 0 < np.nanmean(run.history(f"reward/by_task/{task}/mean")) < 2.5
     assert 0 <= np.nanmean(run.history("reward/order_contrast/mean")) <= 1
     assert 0 < np.nanmean(run.history("reward/recall/mean")) <= 1
@@ -115,6 +139,105 @@ def test_verdicts_reach_mlflow_event_by_event(run: Run, tmp_path: Path) -> None:
     assert row["evidence"]["judge"] == "llm"
     entailed = [verdict["entailed"] for verdict in row["evidence"]["recall"]]
     assert row["scores"]["recall"] == pytest.approx(sum(entailed) / len(entailed))
+
+
+@pytest.fixture(scope="module")
+def eval_config(run: Run) -> Path:
+    """The config of an evaluation of the run's held-out rows, with their protocols, and of damaged rows."""
+    clips = run.folder / "clips"
+    sets = [
+        {"name": "held_out", "annotations": str(clips / "held_out.jsonl"), "protocols": PROTOCOLS},
+        {"name": "damaged", "annotations": str(clips / "damaged.jsonl")},
+    ]
+    config = {
+        "output_dir": str(run.folder / "eval"),
+        "model": {"path": str(run.folder / "untrained"), "dtype": "float32", "max_model_len": 512},
+        "answers": {"reading": "strict"},
+        "data": {
+            "format": "vtts",
+            "videos": str(clips / "videos"),
+            "prompt_style": "terse",
+            "min_frames": 4,
+            "max_frames": 12,
+            "min_pixels": 784,
+            "max_pixels": 7056,
+            "cache_bytes": 1 << 28,
+        },
+        "rollout": {"num_actors": 1, "max_tokens": 40},
+        "evaluation": {"sets": sets, "control_prompts": 4, "page_rows": 2},
+    }
+    file = run.folder / "eval.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Run, eval_config: Path) -> dict[str, Any]:
+    """The results of `rlsys eval` of the run's last checkpoint, by data set."""
+    result = rlsys("eval", str(eval_config), "--run", str(run.folder / "run"), "--step", str(NUM_STEPS))
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads((run.folder / "eval" / "evaluation" / "results.json").read_text())
+    return {one["name"]: one for one in results["sets"]}
+
+
+def test_rlsys_eval_of_the_last_checkpoint_gives_the_figures_of_the_runs_own_held_out_rows(
+    run: Run, evaluated: dict[str, Any]
+) -> None:
+    after = run.summary.held_out["after"]
+    tasks = evaluated["held_out"]["tasks"]
+    found = {one["protocol"]: one["metrics"] for by_task in tasks.values() for one in by_task}
+    for name in ("miou", "r_at_0.3", "r_at_0.5", "r_at_0.7"):
+        figure = after["greedy/temporal_grounding"][name]
+        assert found["temporal_grounding/strict"][name]["value"] == pytest.approx(figure, abs=1e-9)
+        assert found["charades_sta/paper"][name]["value"] >= figure - 1e-9, "it also reads answers in a wrong format"
+    figure = after["greedy/multiple_choice"]["accuracy"]
+    assert found["multiple_choice/strict"]["accuracy"]["value"] == pytest.approx(figure, abs=1e-9)
+    assert after["greedy/temporal_grounding"]["miou"] > 0 < figure, "two zeros would be equal for any reason"
+
+
+def test_rows_of_lost_and_broken_videos_count_as_wrong_and_are_listed(run: Run, evaluated: dict[str, Any]) -> None:
+    damaged = evaluated["damaged"]
+    assert (damaged["num_rows"], damaged["num_unanswered"]) == (4, 2)
+    assert [one["row"] for one in damaged["unanswered"]] == ["damaged:2", "damaged:3"]
+    assert [name in one["reason"] for name, one in zip(("lost", "broken"), damaged["unanswered"], strict=True)]
+    (first, *_), *_ = damaged["tasks"].values()
+    assert first["metrics"]["num_rows"]["value"] >= 2
+    folder = run.folder / "eval" / "evaluation"
+    for file in ("report.md", "report.html"):
+        text = (folder / file).read_text()
+        assert "damaged:2" in text and "damaged:3" in text
+
+
+def test_mlflow_has_the_evaluation_with_its_data_sets_beside_the_run_that_it_is_of(
+    run: Run, evaluated: dict[str, Any]
+) -> None:
+    client = mlflow.MlflowClient(run.uri)
+    folder = run.folder / "eval" / "evaluation"
+    found = client.get_run((folder / "mlflow_run_id").read_text().strip())
+    assert found.data.tags["rlsys.evaluated_run_id"] == run.summary.mlflow_run_id
+    inputs = {one.dataset.name: {tag.value for tag in one.tags} for one in found.inputs.dataset_inputs}
+    assert inputs == {"held_out": {"evaluation"}, "damaged": {"evaluation"}}
+    (choice,) = evaluated["held_out"]["tasks"]["multiple_choice"]
+    assert found.data.metrics["eval/held_out/accuracy"] == choice["metrics"]["accuracy"]["value"]
+    files = {file.path for file in client.list_artifacts(found.info.run_id, "evaluation")}
+    assert files == {f"evaluation/{name}" for name in ("results.json", "report.md", "report.html")}
+
+
+def test_an_evaluation_that_is_complete_asks_nothing_and_starts_nothing(
+    run: Run, eval_config: Path, evaluated: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starts(*_: object) -> None:
+        raise AssertionError("a responder was started")
+
+    monkeypatch.setattr(evaluate, "open_responder", starts)
+    out = run.folder / "eval" / "evaluation"
+    before = {file: file.read_bytes() for file in (out / "answers").rglob("*.jsonl")}
+    assert len(before) >= 4
+    run_evaluation(load(eval_config, []), EvalOptions(run=run.folder / "run", step=NUM_STEPS))
+    assert not ray.is_initialized()
+    assert {file: file.read_bytes() for file in (out / "answers").rglob("*.jsonl")} == before
+    again = json.loads((out / "results.json").read_text())
+    assert {one["name"]: one for one in again["sets"]} == evaluated
 
 
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
