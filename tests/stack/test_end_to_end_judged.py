@@ -25,9 +25,9 @@ from benchmarks.judged_step import draw_rows, judged_config, teach
 from rlsys.config.run import load
 from rlsys.data.annotations.vtts import VttsEntry
 from rlsys.demo.synthetic import SyntheticSet
-from rlsys.runs import evaluate
 from rlsys.runs.assemble import open_stack
-from rlsys.runs.evaluate import EvalOptions, run_evaluation
+from rlsys.runs.evaluating import evaluate
+from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.runs.run import Summary
 from rlsys.runs.train import train
 from tests.stack.test_end_to_end import rlsys
@@ -291,10 +291,12 @@ def listeners_of(driver: subprocess.Popen[str]) -> Iterator[Listener]:
         return
     for process in tree:
         try:
-            title = " ".join(process.cmdline()) or process.name()
+            title = " ".join(process.cmdline())
             found = process.net_connections("tcp")
         except psutil.Error:
             continue  # it has just ended
+        if not title:
+            continue  # it is about to
         yield from (Listener(title, one.laddr.ip) for one in found if one.status == psutil.CONN_LISTEN)
 
 
