@@ -36,5 +36,6 @@ STEPS = (
     Step(name="sync_nccl", code="sync:nccl", limit_s=900, needs_stack=True),
     Step(name="sync_tp2", code="sync:tensor_parallel", limit_s=900, needs_stack=True),
     Step(name="sync_lora", code="sync:lora", limit_s=900, needs_stack=True),
+    Step(name="colocated", code="colocated:colocated", limit_s=900, needs_stack=True),
     Step(name="run", code="run:run", limit_s=3600, needs_stack=True),
 )

@@ -84,6 +84,16 @@ def test_the_steps_with_engines_run_at_toy_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.stack
+@pytest.mark.slow
+@pytest.mark.long
+def test_rank_and_engine_take_turns_at_toy_size(tmp_path: Path) -> None:
+    code, said, report = check(tmp_path, "--cpu", "--slack", str(patience(1.0)), "--only", "colocated")
+    assert (code, report["steps"][0]["status"]) == (0, "ok"), said
+    bounded = [figure["name"] for figure in report["steps"][0]["figures"] if figure["limit"]]
+    assert bounded == [f"turn {turn}: log-probs, largest difference" for turn in (1, 2, 3)]
+
+
+@pytest.mark.stack
 def test_a_step_that_exceeds_its_limit_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     code, said, report = check(tmp_path, "--cpu", "--slack", "0.001", "--only", "machine", "copies")
     assert code == 1
