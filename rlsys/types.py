@@ -13,6 +13,9 @@ import numpy as np
 
 Json = Any  # what json.loads returns; task truths have a shape of their own per task
 
+PATCH_PX = 14
+"""Pixels of a side of the vision patches of Qwen2-VL and Qwen2.5-VL."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpec:
@@ -25,6 +28,7 @@ class VideoSpec:
     total_pixels: bound on height x width x frames of the resized clip.
     window_s: (start, end) in seconds of the part to read; None reads all of it. The model's times count from its start.
     folder_fps: images per second of a frame folder; None assumes `fps`.
+    patch_px: side in pixels of the model's vision patches; frames are a multiple of two of them high and wide.
     """
 
     uri: str
@@ -36,15 +40,17 @@ class VideoSpec:
     total_pixels: int
     window_s: tuple[float, float] | None = None
     folder_fps: float | None = None
+    patch_px: int = PATCH_PX
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """A still image and the bounds on height x width after resizing, in pixels."""
+    """A still image and the bounds on height x width after resizing, in pixels. patch_px: as in `VideoSpec`."""
 
     uri: str
     min_pixels: int
     max_pixels: int
+    patch_px: int = PATCH_PX
 
 
 MediaSpec = VideoSpec | ImageSpec
@@ -56,6 +62,8 @@ class ClipInfo:
 
     digest: SHA-256 of (file bytes, spec, processor version); equal digests mean equal frames.
     times_s: f64 [T], presentation time of each frame, seconds from the start of the file.
+    start_s: where the part that a prompt shows begins, seconds from the start of the file; the model's times count
+    from it.
     grid_thw: patches in (time, height, width); time is T/2 for a video, 1 for an image.
     second_per_grid_s: seconds of video that one temporal patch covers (two frames); 0.0 for an image.
     duration_s: length of the file's video stream; 0.0 for an image.
@@ -69,11 +77,12 @@ class ClipInfo:
     second_per_grid_s: float
     duration_s: float
     num_bytes: int
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clip:
-    """A decoded clip. frames: u8 [T, H, W, 3] RGB at the model's resolution (H, W multiples of 28)."""
+    """A decoded clip. frames: u8 [T, H, W, 3] RGB at the model's resolution."""
 
     info: ClipInfo
     frames: np.ndarray

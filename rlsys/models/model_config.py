@@ -11,6 +11,7 @@ from typing import Any
 from rlsys.errors import UserError
 from rlsys.models.families.family import Family, VisionConfig
 from rlsys.models.families.table import family_named
+from rlsys.types import PATCH_PX
 
 
 class ModelFolderError(UserError, ValueError):
@@ -52,6 +53,17 @@ def read_model_config(model_path: Path) -> ModelConfig:
     except (KeyError, TypeError, ValueError) as error:
         problem = f"no key {error}" if isinstance(error, KeyError) else error
         raise ModelFolderError(f"{file}: {problem}; this is not the config of a {family.title}.") from error
+
+
+def patch_px(model_path: Path) -> int:
+    """Return the side in pixels of a model's vision patches.
+
+    PATCH_PX where the folder's config.json cannot be read, which stops a run elsewhere.
+    """
+    try:
+        return read_model_config(model_path).vision.patch_size
+    except ModelFolderError:
+        return PATCH_PX
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

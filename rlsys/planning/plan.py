@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 
 from rlsys.config.run import ConfigError, RunConfig
+from rlsys.data.video.budgets import MERGED, patch_bytes
 from rlsys.models.sizes import ModelSizes
+from rlsys.types import PATCH_PX
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
-FRAME_BYTES_PER_TOKEN = 28 * 28 * 2 * 3
-"""Bytes of the pixels of one visual token: 28 x 28 pixels of two frames, u8 RGB."""
 LOGIT_NUMBERS = 1 << 26
 """Largest number of logits that the learner holds at once."""
 LIVE_NUMBERS = 10**9
@@ -87,6 +87,7 @@ class Prompts:
     """Prompt sizes of a run, in tokens. multiply_adds: mean of a group's forward and backward pass.
 
     mean_*, longest_*: text and visual tokens of a prompt.  source: how they were determined.
+    patch_px: side in pixels of the model's patches.
     """
 
     mean_text: float
@@ -95,6 +96,7 @@ class Prompts:
     longest_visual: int
     multiply_adds: float
     source: str
+    patch_px: int = PATCH_PX
 
     @property
     def mean(self) -> float:
@@ -127,7 +129,7 @@ class Section:
 
 def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Section:
     """Return the section on tokens and bytes of clips, prompts and groups."""
-    size = config.rollout.group_size
+    size, token_bytes = config.rollout.group_size, MERGED**2 * patch_bytes(prompts.patch_px)
     return Section(
         title="clips and prompts",
         lines=(
@@ -143,9 +145,8 @@ def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Sect
             ),
             Line(
                 "frames of a clip",
-                f"{shown(prompts.mean_visual * FRAME_BYTES_PER_TOKEN)}, "
-                f"longest {shown(prompts.longest_visual * FRAME_BYTES_PER_TOKEN)}",
-                f"{FRAME_BYTES_PER_TOKEN} bytes of u8 RGB a visual token",
+                f"{shown(prompts.mean_visual * token_bytes)}, longest {shown(prompts.longest_visual * token_bytes)}",
+                f"{token_bytes} bytes of u8 RGB a visual token",
             ),
             Line(
                 "tokens of a group, packed",

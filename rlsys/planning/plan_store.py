@@ -10,19 +10,16 @@ from dataclasses import dataclass
 
 from rlsys import env
 from rlsys.config.run import RunConfig
-from rlsys.data.video.budgets import largest_grid, largest_grids
+from rlsys.data.video.budgets import largest_grid, largest_grids, patch_bytes
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.loop.staleness import evaluated_at_once, prompts_held
-from rlsys.models.model_config import ModelFolderError
+from rlsys.models.model_config import ModelFolderError, patch_px
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import Line, Section, payload_bytes, shown
 from rlsys.types import MediaSpec, PromptItem
 
 log = logging.getLogger(__name__)
-
-FRAME_BYTES_PER_PATCH = 14 * 14 * 2 * 3
-"""Bytes of the pixels of one patch: 14 x 14 pixels of two frames, u8 RGB."""
 
 BY_BUDGET = "as section data allows"
 Grid = tuple[int, int, int]
@@ -45,8 +42,9 @@ def clip_bytes(
     """
     data = config.data
     if not items:
-        grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
-        return ClipBytes(in_use=prompts_held(config) * _copies(config) * _bytes(grid), source=BY_BUDGET)
+        side = patch_px(config.model.path)
+        grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels, side)
+        return ClipBytes(in_use=prompts_held(config) * _copies(config) * _bytes(grid, side), source=BY_BUDGET)
 
     def most(prompt_bytes: Callable[[PromptItem], int]) -> int:
         """Return the largest prompts in flight in training, or in an evaluation, which runs before or after it."""
@@ -54,7 +52,7 @@ def clip_bytes(
         evaluated = heapq.nlargest(evaluated_at_once(config, num_samples=1), map(prompt_bytes, held_out))
         return _copies(config) * max(sum(training), sum(evaluated))
 
-    by_budget = most(lambda item: sum(map(_bytes, largest_grids(item))))
+    by_budget = most(_largest_bytes)
     if is_attached(config) or by_budget + 2 * payload <= config.cluster.object_store_mib << 20:
         return ClipBytes(in_use=by_budget, source=BY_BUDGET)
     specs = {spec for item in (*items, *held_out) for spec in item.media}
@@ -135,12 +133,16 @@ def _copies(config: RunConfig) -> int:
     return 2 if config.rollout.shuffled_group_size else 1
 
 
-def _bytes(grid: Grid) -> int:
-    return math.prod(grid) * FRAME_BYTES_PER_PATCH
+def _bytes(grid: Grid, side: int) -> int:
+    return math.prod(grid) * patch_bytes(side)
+
+
+def _largest_bytes(item: PromptItem) -> int:
+    return sum(_bytes(grid, spec.patch_px) for grid, spec in zip(largest_grids(item), item.media, strict=True))
 
 
 def _header_bytes(spec: MediaSpec) -> int:
     try:
-        return _bytes(plan_grid(spec))
+        return _bytes(plan_grid(spec), spec.patch_px)
     except ClipError:
         return 0  # it holds nothing

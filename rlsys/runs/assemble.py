@@ -23,6 +23,7 @@ from rlsys.config.run import (
 from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
 from rlsys.loop.producer import GroupProducer, Preparer
+from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.colocation import Colocation
 from rlsys.runs.run_file import name_on_cluster
@@ -49,7 +50,7 @@ def prompt_builder(config: RunConfig) -> PromptBuilder:
     if model.make_tiny and not model.path.exists():
         from rlsys.models.tiny import make_tiny
 
-        log.info("creating a tiny Qwen2.5-VL in %s", model.path)
+        log.info("creating a tiny model in %s", model.path)
         make_tiny(model.path, seed=config.seed)
     return PromptBuilder(
         model.path,
@@ -289,6 +290,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     """Return the spec from which the actors build their engines."""
     from actors.requests import EngineSpec
 
+    side = patch_px(config.model.path)
     return EngineSpec(
         model=config.model,
         rollout=config.rollout,
@@ -298,7 +300,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
         largest_clip_tokens=max(
-            largest_clip_tokens(data) for data in (config.data, *(one.data for one in all_sources(config)))
+            largest_clip_tokens(data, side) for data in (config.data, *(one.data for one in all_sources(config)))
         ),
         seed=config.seed,
         sleeps=config.cluster.colocate,

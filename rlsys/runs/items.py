@@ -12,7 +12,9 @@ from pathlib import Path
 from rlsys.config.data import Source, sources
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.data.annotations.annotations import Annotations, DirtyRow, load_annotations, missing_videos
+from rlsys.data.annotations.media import with_patches
 from rlsys.data.mixture import PromptOrder, prompt_order
+from rlsys.models.model_config import patch_px
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ def training_items(config: RunConfig, load: Load = load_source) -> tuple[PromptI
             "data.annotations or data.videos is not set, so there is nothing to train on; set both, "
             "for example data.annotations=FILE.json data.videos=FOLDER, or list several files in data.sources."
         )
-    return tuple(item for source in found for item in load(source))
+    return with_patches([item for source in found for item in load(source)], patch_px(config.model.path))
 
 
 def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptItem, ...]:
@@ -129,7 +131,7 @@ def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptI
             "evaluation.annotations is set, but neither evaluation.videos nor data.videos is; set one of the two."
         )
     items = load(_plain_source(config.data, config.evaluation.annotations, videos))
-    return items[: config.evaluation.num_prompts or None]
+    return with_patches(items[: config.evaluation.num_prompts or None], patch_px(config.model.path))
 
 
 def order_of(config: RunConfig, items: Sequence[PromptItem]) -> PromptOrder:

@@ -11,6 +11,7 @@ from rlsys.config.run import RunConfig
 from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
+from rlsys.models.model_config import patch_px
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import (
     Assumptions,
@@ -66,7 +67,8 @@ def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Se
 def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -> Prompts:
     """Return prompt shapes for clips as long and as large as section `data` allows."""
     data = config.data
-    grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels)
+    side = patch_px(config.model.path)
+    grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels, side)
     visual = math.prod(grid) // 4
     text = round(given.text_tokens)
     return Prompts(
@@ -76,6 +78,7 @@ def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -
         longest_visual=visual,
         multiply_adds=multiply_adds(config, text + visual, (grid,), round(responses)),
         source="budgets of section data, because data.annotations is not set",
+        patch_px=side,
     )
 
 
@@ -103,6 +106,7 @@ def prompts_of_items(config: RunConfig, items: Sequence[PromptItem], responses: 
             ]
         ),
         source=source,
+        patch_px=patch_px(config.model.path),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rlsys.config.run import DataConfig
 from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.hub import blobs_of
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
-from rlsys.types import ImageSpec, MediaSpec, VideoSpec
+from rlsys.types import PATCH_PX, ImageSpec, MediaSpec, PromptItem, VideoSpec
 
 RATE_TOLERANCE = 0.05  # share by which two statements of one rate may differ
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
@@ -93,6 +94,13 @@ def tracking_spec(uri: str, data: DataConfig, fps: float, num_frames: int = NUM_
         max_pixels=data.max_pixels,
         total_pixels=data.total_pixels,
     )
+
+
+def with_patches(items: Sequence[PromptItem], patch_px: int) -> tuple[PromptItem, ...]:
+    """Return the items with their media cut for patches of this side in pixels; `media_spec` assumes PATCH_PX."""
+    if patch_px == PATCH_PX:
+        return tuple(items)
+    return tuple(replace(item, media=tuple(replace(spec, patch_px=patch_px) for spec in item.media)) for item in items)
 
 
 def folder_fps(row: AnnotationRow, folder: Path) -> float | None:

@@ -2,8 +2,8 @@
 
 - `decode` (`decode`, `plan_grid`, `reads_fast`, `shape_of`): one clip, its grid, reader, length and size
 - `clips` (`ClipStore`): decoded clips in shared memory
-- `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`): the largest clip within the limits on
-  frames and pixels
+- `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
+  the limits on frames and pixels
 - `images` (`FORMATS`, `files_of_folder`): image formats that may be opened, and the images of a frame folder, in order
 - `errors` (`AnnotationError`, `ClipError`): what cannot be read
 """

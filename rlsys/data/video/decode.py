@@ -18,7 +18,6 @@ from rlsys.data.video.containers import shortfall
 from rlsys.data.video.content import digest_file
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
-    PATCH,
     TEMPORAL_PATCH,
     folder_rate,
     frame_size,
@@ -26,7 +25,7 @@ from rlsys.data.video.frames import (
     select_from_folder,
     video_frame_size,
 )
-from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec
+from rlsys.types import PATCH_PX, Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec
 
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "plan_grid", "reads_fast"]
 
@@ -66,7 +65,7 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
     indices, _ = select_frames(times_s, end_s, spec)
     (first,) = read(indices[:1].tolist())
     height, width = _size_of(spec, first.shape[0], first.shape[1], indices.size)
-    return indices.size // TEMPORAL_PATCH, height // PATCH, width // PATCH
+    return indices.size // TEMPORAL_PATCH, height // spec.patch_px, width // spec.patch_px
 
 
 def shape_of(path: Path) -> tuple[float, tuple[float, float] | None]:
@@ -187,7 +186,8 @@ def _open_image(path: Path) -> Image.Image:
 def _decode_image(path: Path, spec: ImageSpec) -> Clip:
     image = _open_image(path)
     try:
-        size = frame_size(image.height, image.width, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
+        bounds = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "patch_px": spec.patch_px}
+        size = frame_size(image.height, image.width, **bounds)
     except ValueError as error:
         raise ClipError(spec.uri, "corrupt", str(error)) from error
     return _clip("image", spec, digest_file(path), _resize(image, size)[None], np.zeros(1), 0.0, 0.0)
@@ -199,14 +199,17 @@ def _clip(
     num_frames, height, width, _ = frames.shape
     steps = num_frames // TEMPORAL_PATCH if kind == "video" else 1
     asked = {name: value for name, value in asdict(spec).items() if name != "uri"}
+    if spec.patch_px == PATCH_PX:
+        del asked["patch_px"]  # digests of such clips are older than the field
     info = ClipInfo(
         kind="video" if kind == "video" else "image",
         digest=_digest_text(content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION),
         times_s=np.asarray(times_s, dtype=np.float64),
-        grid_thw=(steps, height // PATCH, width // PATCH),
+        grid_thw=(steps, height // spec.patch_px, width // spec.patch_px),
         second_per_grid_s=TEMPORAL_PATCH * spacing_s,
         duration_s=end_s,
         num_bytes=frames.nbytes,
+        start_s=spec.window_s[0] if isinstance(spec, VideoSpec) and spec.window_s else 0.0,
     )
     return Clip(info=info, frames=frames)
 

@@ -7,11 +7,10 @@ import math
 import numpy as np
 
 from rlsys.data.video.errors import ClipError
-from rlsys.types import VideoSpec
+from rlsys.types import PATCH_PX, VideoSpec
 
-TEMPORAL_PATCH = 2  # frames that Qwen2.5-VL merges into one step of the grid's time axis
-PATCH = 14  # pixels of a vision patch's side
-SIZE_FACTOR = 28  # height and width are multiples of it: patches are merged 2 x 2
+TEMPORAL_PATCH = 2  # frames that one step of the grid's time axis covers
+MERGED = 2  # patches per side that one visual token covers
 MAX_ASPECT_RATIO = 200
 
 
@@ -100,30 +99,33 @@ def count_frames(wanted: int, available: int, spec: VideoSpec) -> int:
     return max(count - count % TEMPORAL_PATCH, TEMPORAL_PATCH)
 
 
-def frame_size(height: int, width: int, *, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Return (height, width) after resizing: multiples of 28, aspect ratio nearly kept, area within the bounds.
+def frame_size(
+    height: int, width: int, *, min_pixels: int, max_pixels: int, patch_px: int = PATCH_PX
+) -> tuple[int, int]:
+    """Return (height, width) after resizing: multiples of two patches, aspect ratio nearly kept, area within bounds.
 
     Raises ValueError if one side is more than 200 times the other.
-    Source: `smart_resize` of Qwen2-VL and Qwen2.5-VL. As there, if the bounds are closer than one multiple of 28,
+    Source: `smart_resize` of Qwen's processors. As there, if the bounds are closer than one multiple of two patches,
     the area can fall below the lower bound.
     """
+    factor = MERGED * patch_px
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
     # Python's round, ties to even, as in the source
-    rows, columns = round(height / SIZE_FACTOR), round(width / SIZE_FACTOR)
-    area = rows * columns * SIZE_FACTOR**2
+    rows, columns = round(height / factor), round(width / factor)
+    area = rows * columns * factor**2
     if area > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        rows = max(1, math.floor(height / shrink / SIZE_FACTOR))
-        columns = max(1, math.floor(width / shrink / SIZE_FACTOR))
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
     elif area < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * grow / SIZE_FACTOR)
-        columns = math.ceil(width * grow / SIZE_FACTOR)
-    return rows * SIZE_FACTOR, columns * SIZE_FACTOR
+        rows = math.ceil(height * grow / factor)
+        columns = math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
 
 
 def video_frame_size(height: int, width: int, num_frames: int, spec: VideoSpec) -> tuple[int, int]:
     """Return the `frame_size` of each of `num_frames` frames that share the spec's `total_pixels`."""
     most = max(min(spec.max_pixels, spec.total_pixels // num_frames), spec.min_pixels)
-    return frame_size(height, width, min_pixels=spec.min_pixels, max_pixels=most)
+    return frame_size(height, width, min_pixels=spec.min_pixels, max_pixels=most, patch_px=spec.patch_px)

@@ -15,7 +15,8 @@ from rlsys.config.data import DataConfig, Source, resolved
 from rlsys.config.evaluation import Control, EvaluationSet
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
-from rlsys.data.video.budgets import largest_clip_tokens
+from rlsys.data.annotations.media import with_patches
+from rlsys.data.video.budgets import MERGED, largest_clip_tokens, patch_bytes
 from rlsys.evaluation.answered import Answered, unasked
 from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.modes import Mode, ModeName, modes_of
@@ -23,12 +24,10 @@ from rlsys.evaluation.answering.responders import Responder, collect_answers
 from rlsys.evaluation.evaluated import EvaluatedSet
 from rlsys.evaluation.predictions import read_predictions
 from rlsys.evaluation.protocols.table import PROTOCOLS
+from rlsys.models.model_config import patch_px
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
-
-BYTES_PER_TOKEN = 28 * 28 * 2 * 3
-"""Bytes of the frames that one visual token shows: 28 x 28 pixels of two frames in RGB."""
 
 
 def answer_sets(
@@ -143,10 +142,11 @@ def chosen_sets(config: RunConfig, names: Sequence[str] = (), *, needs_videos: b
     data = config.data
     if not needs_videos and data.videos is None:
         data = data.model_copy(update={"videos": Path()})
-    return [_chosen(data, one, needs_videos) for name, one in given.items() if not names or name in names]
+    side = patch_px(config.model.path)
+    return [_chosen(data, one, needs_videos, side) for name, one in given.items() if not names or name in names]
 
 
-def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool) -> ChosenSet:
+def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool, side: int) -> ChosenSet:
     where = f"evaluation.sets, {given.given_name}"
     if unknown := [name for name in given.protocols if name not in PROTOCOLS]:
         raise ConfigError(
@@ -154,13 +154,14 @@ def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool) -> Chose
             f"{', '.join(PROTOCOLS)}."
         )
     source = resolved(data, given, f"{where}: its videos and data.videos are")
+    rows = _load(source, needs_videos=needs_videos)
     return ChosenSet(
         name=source.name,
         source=source,
         digest=annotations_digest(source.annotations),
         protocols=given.protocols,
         num_prompts=given.num_prompts,
-        rows=_load(source, needs_videos=needs_videos),
+        rows=replace(rows, items=with_patches(rows.items, side)),
     )
 
 
@@ -231,7 +232,8 @@ def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
     endpoint = config.evaluation.endpoint
     if endpoint.url is not None:
         return endpoint.concurrency
-    fits = config.data.cache_bytes // (largest_clip_tokens(data) * BYTES_PER_TOKEN)
+    side = patch_px(config.model.path)
+    fits = config.data.cache_bytes // (largest_clip_tokens(data, side) * MERGED**2 * patch_bytes(side))
     fill = -(-config.rollout.num_actors * config.rollout.max_num_seqs // num_samples)
     return max(config.rollout.num_actors, min(fill, fits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,17 @@ def test_the_rows_of_all_sources_are_read_with_the_settings_of_each(tmp_path: Pa
     assert [(item.media[0].fps, item.think) for item in rows.training[5:7]] == [(1.0, False), (2.0, True)]
     assert {path.name: len(dirty) for path, dirty in rows.dirty.items()} == {"long.json": 2, "short.json": 0}
     assert len(rows.tables()["dirty_rows"]) == 2
+
+
+def test_media_are_cut_for_the_patches_of_the_model_in_use(tmp_path: Path, tiny_model_dir: Path) -> None:
+    given = config(tmp_path, tiny_model_dir, data={"annotations": str(charades(tmp_path, "rows", 2))})
+    found = {item.media[0].patch_px for item in training_items(given)}
+    copied = shutil.copytree(tiny_model_dir, tmp_path / "other")
+    tree = json.loads((copied / "config.json").read_text())
+    tree["vision_config"]["patch_size"] = 16
+    (copied / "config.json").write_text(json.dumps(tree))
+    other = config(tmp_path, copied, data={"annotations": str(tmp_path / "rows.json")})
+    assert (found, {item.media[0].patch_px for item in training_items(other)}) == ({14}, {16})
 
 
 def test_the_only_source_of_a_list_is_the_file_in_its_short_form(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_a_part_is_shown_alone_and_the_truth_counts_from_its_start(tmp_path: Pat
     assert frames_shown(clip.frames) == [20, 25, 30, 35, 40, 45]
     # step k of the grid is shown to the model at k times this, from 0: 0.5 s of the truth is the part's second frame
     assert clip.info.second_per_grid_s == 1.0
+    assert clip.info.start_s == 2.0
     assert loaded.items[0].truth == [0.5, 2.5]
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rlsys.data.video.decode import decode, plan_grid
+from rlsys.data.video.decode import PROCESSOR_VERSION, decode, plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ImageSpec
 from tests.support.video_files import (
@@ -76,6 +79,24 @@ def test_digest_follows_content_and_spec_and_not_the_name(tmp_path: Path) -> Non
     assert digest != decode(make_spec(other)).info.digest
     assert digest != decode(make_spec(path, fps=1.0)).info.digest
     assert len(digest) == 64
+
+
+def test_the_digest_of_a_clip_for_patches_of_14_pixels_does_not_name_them(tmp_path: Path) -> None:
+    spec = make_spec(make_video(tmp_path / "a.mp4"))
+    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "patch_px")}
+    content = hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
+    text = "\n".join((content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION))
+    assert decode(spec).info.digest == hashlib.sha256(text.encode()).hexdigest()
+    assert decode(replace(spec, patch_px=16)).info.digest != decode(spec).info.digest
+
+
+def test_clips_are_cut_for_the_patches_of_the_model(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    video = make_spec(make_video(tmp_path / "a.mp4"), patch_px=16)
+    image = ImageSpec(uri=str(tmp_path / "a.png"), min_pixels=1024, max_pixels=9216, patch_px=16)
+    clips = [decode(spec) for spec in (video, image)]
+    assert [clip.frames.shape for clip in clips] == [(12, 64, 64, 3), (1, 64, 64, 3)]  # 48 x 64: 1.5 rounds to 2
+    assert [clip.info.grid_thw for clip in clips] == [(6, 4, 4), (1, 4, 4)] == [plan_grid(video), plan_grid(image)]
 
 
 def test_resizing_does_not_alias(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlsys.data.video.budgets import largest_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import frame_size, select_frames, select_from_folder, video_frame_size
 from tests.support.video_files import make_spec
@@ -128,3 +129,11 @@ def test_frame_size_is_what_qwens_own_processor_wants_and_leaves_it_nothing_to_d
     assert size == smart_resize(height, width, factor=28, **bounds)
     if size[0] * size[1] <= bounds["max_pixels"] and size[0] * size[1] >= bounds["min_pixels"]:
         assert frame_size(*size, **bounds) == size
+
+
+def test_frames_for_patches_of_16_pixels_are_multiples_of_32() -> None:
+    assert frame_size(720, 1280, min_pixels=1024, max_pixels=10**7, patch_px=16) == (704, 1280)  # 22.5 rounds to 22
+    spec = make_spec("x", min_pixels=32 * 32, max_pixels=128 * 128, total_pixels=12 * 64 * 64, patch_px=16)
+    assert video_frame_size(200, 200, 12, spec) == (64, 64)
+    assert largest_grid(12, 1024, 64 * 64, 10**8, 16) == (6, 2, 8)
+    assert largest_grid(12, 1024, 64 * 64, 10**8, 14) == (6, 2, 10)  # 4096 pixels are 5 tokens of 28 x 28
