@@ -33,7 +33,6 @@ LONGEST_FIRST = (
     "docs/test_tutorials.py",
     "benchmarks/test_gpu_check.py",
     "examples/test_grpo_minimal.py",
-    "reward_servers/judging/test_served_model.py",
 )
 """Files that take minutes each. Workers take whole files, so one of them at the end would leave the others idle."""
 

@@ -69,6 +69,7 @@ def test_the_learners_steps_run_without_vllm_ray_and_network(tmp_path: Path) -> 
 
 @pytest.mark.stack
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_steps_with_engines_run_at_toy_size(tmp_path: Path) -> None:
     steps = ("parity", "parity_v2", "sync_tp2")
     code, said, report = check(tmp_path, "--cpu", "--slack", str(patience(1.0)), "--only", *steps)

@@ -30,8 +30,7 @@ join_ranks(0, 1, open_store(1, "127.0.0.1", 60.0), device="cpu", timeout_s=60.0)
 batches = [make_batch(np.random.default_rng(seed), mixed_groups(seed)) for seed in (5, 6)]
 shards = [split_batch(batch, 1, 16384, cost_model())[0] for batch in batches]
 variants = {
-    "bf16 and a reference": ("bfloat16", {}, 0.1),
-    "frozen tower": ("float32", {"frozen_parts": ("vision_tower",)}, 0.0),
+    "bf16, a reference and a frozen tower": ("bfloat16", {"frozen_parts": ("vision_tower",)}, 0.1),
     "adapters": ("float32", {"lora": LoraConfig(rank=4, alpha=8.0)}, 0.0),
 }
 
@@ -92,7 +91,7 @@ def test_updates_after_offloading_are_those_without_it_bit_for_bit(tiny_model_di
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     wanted = {"equal": True, "changes": True, "stayed": 0}
-    assert found == dict.fromkeys(("bf16 and a reference", "frozen tower", "adapters"), wanted)
+    assert found == dict.fromkeys(("bf16, a reference and a frozen tower", "adapters"), wanted)
 
 
 def test_views_of_one_storage_stay_views_of_one_storage() -> None:

@@ -25,6 +25,7 @@ def test_a_72b_model_is_spread_over_gpus_and_a_tiny_one_runs_on_cpu() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_served_beside_the_judge_gives_typed_verdicts_behind_a_key(
     serve_cluster: Path, bench_model_dir: Path, tmp_path: Path
 ) -> None:
