@@ -1,7 +1,7 @@
 """What every process of a run shares: records, config, task table, data, the main loop, and the command line.
 
-- `types` (`Clip`, `ClipInfo`, `ClipRef`, `ImageSpec`, `Json`, `MediaSpec`, `Prompt`, `PromptItem`, `Rollout`,
-  `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`, `TrainBatch`, `VideoSpec`): the records that cross
+- `types` (`Clip`, `ClipInfo`, `ClipRef`, `ImageSpec`, `Json`, `MediaSpec`, `PATCH_PX`, `Prompt`, `PromptItem`,
+  `Rollout`, `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`, `TrainBatch`, `VideoSpec`): the records that cross
   process borders
 - `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
   `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,

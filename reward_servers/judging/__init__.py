@@ -1,6 +1,7 @@
 """The judge of captions and reasoning: a language model behind endpoints, or sentence embeddings.
 
-- `judge` (`Judge`, `JudgeTask`, `build_judge`): the interface, one question, and the judge of a config
+- `judge` (`Judge`, `JudgeTask`): the interface, and one question
+- `build` (`build_judge`): the judge that a config asks for
 - `which_judge` (`judge_kind`): the kind of judge that a config selects
 - `first_request` (`with_first_request`): what a person must change at the endpoints, found before a run starts
 - `unusable` (`NEEDS_CHANGE`, `JudgeUnusable`, `is_final`): a judge that no retry makes usable

@@ -25,14 +25,11 @@ from reward_servers.judging.calls import (
     prompt_version,
     split_call,
 )
-from reward_servers.judging.endpoints.leases import Board
-from reward_servers.judging.endpoints.llm import Completion, JudgeFailure, JudgeLlm
+from reward_servers.judging.endpoints.llm import Completion, JudgeFailure
 from reward_servers.judging.endpoints.shared_calls import SharedCalls
 from reward_servers.judging.event_scores import EventVerdict, event_scores
-from reward_servers.judging.first_request import ProbedJudge
 from reward_servers.judging.unusable import NEEDS_CHANGE, JudgeUnusable
 from reward_servers.judging.verdicts import AnswerKey, VerdictCache
-from rlsys.config.run import JudgeConfig
 from rlsys.types import Json, Score
 
 Result = TypeVar("Result")
@@ -276,20 +273,3 @@ async def _together(*work: Coroutine[Any, Any, Result]) -> list[Result]:
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None, *, raises_final: bool = False) -> Judge:
-    """Return the judge that `config` asks for: a language model at `config.urls`, or sentence embeddings without one.
-
-    board: owns the limits of the endpoints; needed with `config.urls` only.  raises_final: see `EventJudge`.
-    Raises ConfigError when neither is possible, CacheError when the cache of verdicts cannot be opened.
-    """
-    if not config.urls:
-        from reward_servers.judging.embedding import EmbeddingJudge
-
-        return EmbeddingJudge(config.embedding_threshold)
-    if board is None:
-        raise ValueError("reward.judge.urls are set: a board that owns their limits is needed.")
-    setups = config.setups if isinstance(config, ProbedJudge) else None
-    llm = JudgeLlm(config, board, api_key, setups)
-    return EventJudge(llm, config.model, VerdictCache(config.cache_path), raises_final=raises_final)

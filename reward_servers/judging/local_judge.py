@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from reward_servers.judging.build import build_judge
 from reward_servers.judging.endpoints.endpoints import EndpointBoard
-from reward_servers.judging.judge import Judge, JudgeTask, build_judge
+from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.server.auth import token_from_environment
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Score

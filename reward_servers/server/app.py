@@ -21,8 +21,9 @@ from ray.serve.schema import LoggingConfig
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from reward_servers.client.transport import RewardServerError, wait_until_healthy
+from reward_servers.judging.build import build_judge
 from reward_servers.judging.endpoints.board_actor import ClusterBoard
-from reward_servers.judging.judge import Judge, JudgeTask, build_judge
+from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.served_model import with_served_model
 from reward_servers.judging.which_judge import judge_kind
 from reward_servers.scorers.scorer_processes import ScorerProcesses

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from reward_servers.judging.build import build_judge
 from reward_servers.judging.endpoints.endpoints import EndpointBoard
-from reward_servers.judging.judge import JudgeTask, build_judge
+from reward_servers.judging.judge import JudgeTask
 from rlsys.config.run import JudgeConfig
 from rlsys.types import Score
 from tests.support.judge_fault_server import FaultServer

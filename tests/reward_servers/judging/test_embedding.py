@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reward_servers.judging.build import build_judge
 from reward_servers.judging.embedding import MAX_EVENTS, EmbeddingJudge, SentenceEmbedder, split_sentences
-from reward_servers.judging.judge import JudgeTask, build_judge
+from reward_servers.judging.judge import JudgeTask
 from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.types import Score
 from tests.support.pace import patience
