@@ -12,7 +12,7 @@ from typing import Any
 from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.models.folder import model_digest
-from rlsys.types import PromptItem
+from rlsys.types import PATCH_PX, PromptItem
 
 Identity = Mapping[str, str]
 """The parts of a run's identity by name: a value, or a digest of a value that is too long to show."""
@@ -76,6 +76,8 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
             del tree["thought"]
         for one in tree["media"]:
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
+            if one["patch_px"] == PATCH_PX:
+                del one["patch_px"]  # digests of such rows are older than the field
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()[:16]
 

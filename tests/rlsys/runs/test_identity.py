@@ -11,6 +11,7 @@ import pytest
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.runs.identity import changed_settings, changes, identity, model_digest, require_same
+from rlsys.types import ImageSpec, VideoSpec
 from tests.support.factories import make_item
 from tests.support.video_files import make_spec
 
@@ -62,6 +63,17 @@ def test_videos_may_lie_in_another_folder_but_not_be_others(model: Path) -> None
     before = identity(config(model), here)
     assert not changes(before, identity(config(model), moved))
     assert changes(before, identity(config(model), other))
+
+
+def test_rows_of_an_older_run_are_the_same_data_and_other_patches_are_not(model: Path) -> None:
+    spec = VideoSpec(
+        uri="x/a.mp4", fps=2.0, min_frames=4, max_frames=12, min_pixels=784, max_pixels=7056, total_pixels=10**6
+    )
+    rows = [replace(make_item("a:1"), media=(spec, ImageSpec(uri="b.png", min_pixels=784, max_pixels=784)))]
+    before = identity(config(model), rows)
+    # as written before specs had patches
+    assert before["training data (rows, truths, frame and pixel budgets)"] == "1 rows, 588d80314ce0b508"
+    assert changes(before, identity(config(model), [replace(rows[0], media=(replace(spec, patch_px=16),))]))
 
 
 def test_learning_rates_and_numbers_of_actors_may_change(model: Path) -> None:
