@@ -23,6 +23,7 @@
 - `evaluation`: held-out metrics
 - `tracking`: MLflow and the record on disk
 - `loop`: the main loop
+- `perception`: what a later round shows
 - `algorithm`: advantages and batches
 - `data`: annotations and video
 - `models`: prompts, positions and sizes of model families

@@ -29,6 +29,8 @@ class VideoSpec:
     window_s: (start, end) in seconds of the part to read; None reads all of it. The model's times count from its start.
     folder_fps: images per second of a frame folder; None assumes `fps`.
     patch_px: side in pixels of the model's vision patches; frames are a multiple of two of them high and wide.
+    crop: (left, top, right, bottom) in fractions of width and height of the part of each frame to show, scaled up to
+    the pixel budget; None shows whole frames.
     """
 
     uri: str
@@ -41,16 +43,18 @@ class VideoSpec:
     window_s: tuple[float, float] | None = None
     folder_fps: float | None = None
     patch_px: int = PATCH_PX
+    crop: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """A still image and the bounds on height x width after resizing, in pixels. patch_px: as in `VideoSpec`."""
+    """A still image and the bounds on height x width after resizing, in pixels. patch_px, crop: as in `VideoSpec`."""
 
     uri: str
     min_pixels: int
     max_pixels: int
     patch_px: int = PATCH_PX
+    crop: tuple[float, float, float, float] | None = None
 
 
 MediaSpec = VideoSpec | ImageSpec
@@ -68,6 +72,7 @@ class ClipInfo:
     second_per_grid_s: seconds of video that one temporal patch covers (two frames); 0.0 for an image.
     duration_s: length of the file's video stream; 0.0 for an image.
     num_bytes: size of the frame array.
+    source_fps: frames per second of the file, the mean over it; 0.0 for an image.
     """
 
     kind: Literal["video", "image"]
@@ -78,6 +83,7 @@ class ClipInfo:
     duration_s: float
     num_bytes: int
     start_s: float = 0.0
+    source_fps: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,11 +99,13 @@ class ClipRef:
     """A clip by reference.
 
     frames: a Ray ObjectRef of u8 [T, H, W, 3] (or the array itself, within one process).
+    decode_s: seconds that decoding took; clips that were decoded together share them equally.
     The frames stay in memory as long as any copy of this record exists.
     """
 
     info: ClipInfo
     frames: Any
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -112,6 +120,8 @@ class PromptItem:
     think, style: the wording of the prompt, see `rlsys.tasks.table.prompt_text`.
     source: name of the source that the row comes from, see `rlsys.config.data.sources`.
     thought: reasoning that leads to the truth, which supervised training imitates; "" if the file has none.
+    media_texts: what the prompt says immediately before each medium, "" for nothing; () if nothing before any of them.
+    note: what the prompt says between the media and the question; "" for nothing.
     """
 
     prompt_id: str
@@ -125,6 +135,14 @@ class PromptItem:
     style: Literal["full", "terse"] = "full"
     source: str = ""
     thought: str = ""
+    media_texts: tuple[str, ...] = ()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.media_texts and len(self.media_texts) != len(self.media):
+            raise ValueError(
+                f"{self.prompt_id}: {len(self.media_texts)} texts before {len(self.media)} media; give one for each."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

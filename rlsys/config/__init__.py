@@ -9,6 +9,7 @@
 - `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,
   and its sources with all their settings
 - `evaluation` (`Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
+- `perception` (`PerceptionConfig`): how a later look at a clip is chosen
 - `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read

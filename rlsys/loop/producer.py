@@ -54,6 +54,8 @@ class Clips(Protocol):
 
     async def get(self, spec: MediaSpec) -> ClipRef: ...
 
+    async def get_all(self, specs: Sequence[MediaSpec]) -> list[ClipRef]: ...
+
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
 
     def has_room(self) -> bool: ...
@@ -112,7 +114,10 @@ class ClipFetcher:
         self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
 
     async def _fetch(self, item: PromptItem) -> tuple[ClipRef, ...]:
-        clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
+        if len({spec.uri for spec in item.media}) < len(item.media):  # parts of one file are decoded together
+            clips = tuple(await self._clips.get_all(item.media))
+        else:
+            clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
         self._prefetched.pop(item.prompt_id, None)
         return clips
 

@@ -67,9 +67,15 @@ class ChatTokenizer:
         """Return the text of `ids`, with special tokens written out."""
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
 
-    def user_turn(self, kinds: Sequence[str], text: str) -> str:
-        """Return the text of a conversation with one user turn, media before `text`, up to the assistant's reply."""
-        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": text}]
+    def user_turn(self, kinds: Sequence[str], text: str, before: Sequence[str] = ()) -> str:
+        """Return the text of a conversation with one user turn, media before `text`, up to the assistant's reply.
+
+        before: what is said immediately before each medium, "" for nothing; () if nothing before any of them.
+        """
+        content: list[dict[str, str]] = []
+        for kind, said in zip(kinds, before or [""] * len(kinds), strict=True):
+            content += [*([{"type": "text", "text": said}] if said else []), {"type": kind}]
+        content.append({"type": "text", "text": text})
         try:
             return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
         except (TemplateError, TypeError, ArithmeticError, LookupError) as error:

@@ -140,7 +140,7 @@ class PromptBuilder:
 
     def _engine_ids(self, item: PromptItem) -> np.ndarray:
         question = tasks.prompt_text(item, think=item.think, style=item.style)
-        ids = self._chat.encode(self._chat.user_turn(_kinds(item), question))
+        ids = self._chat.encode(self._chat.user_turn(_kinds(item), question, item.media_texts))
         wanted = [self._vision.pad_id(kind) for kind in _kinds(item)]
         found = [int(token) for token in ids[self._is_pad(ids)]]
         if found != wanted:

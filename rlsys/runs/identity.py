@@ -74,7 +74,12 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
             del tree[name]
         if not (item.think and item.thought):  # it is imitated only after a prompt that requests it
             del tree["thought"]
+        for name in ("media_texts", "note"):
+            if not tree[name]:
+                del tree[name]
         for one in tree["media"]:
+            if one["crop"] is None:
+                del one["crop"]
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
             if one["patch_px"] == PATCH_PX:
                 del one["patch_px"]  # digests of such rows are older than the field

@@ -271,7 +271,7 @@ def _scores_of(task: str) -> Mapping[str, Scoring]:
 
 
 def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
-    """Return the text of the prompt for `item`, without its media.
+    """Return the text of the prompt for `item` behind its media, its note first.
 
     style: "full" explains the output format; "terse" is the bare question, for models that learn the format
     by imitation. Raises ValueError for an unknown task or style, or a truth that the template needs and cannot use.
@@ -292,7 +292,8 @@ def prompt_text(item: PromptItem, *, think: bool, style: str) -> str:
         fields["num_frames"] = _COUNTS.get(count, str(count))
     if "{box_unit}" in template:
         fields |= _box_fields(item.truth, medium)
-    return template.format_map(fields).strip()
+    text = template.format_map(fields).strip()
+    return f"{item.note}\n{text}" if item.note else text
 
 
 _COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}

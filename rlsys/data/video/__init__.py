@@ -4,6 +4,7 @@
 - `clips` (`ClipStore`): decoded clips in shared memory
 - `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
   the limits on frames and pixels
+- `frames` (`TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size
 - `images` (`FORMATS`, `files_of_folder`): image formats that may be opened, and the images of a frame folder, in order
 - `errors` (`AnnotationError`, `ClipError`): what cannot be read
 """

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from rlsys.config.run import DataConfig
@@ -27,12 +28,14 @@ class ClipStore:
     limit and the bytes in use. A clip that failed fails again at once, without another decode.
     Clips are known by the content of their files: copies are decoded once, and a file that is edited during the run is
     decoded again, with a warning and a count.
+    keeps_bytes: bytes of frames that each decoding process keeps for further clips of the same file, such as those of
+    later rounds.
     All methods except `counters` must be called on one event loop.
     """
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, keeps_bytes: int = 0) -> None:
         self._cache_bytes, self._timeout_s = data.cache_bytes, data.decode_timeout_s
-        self._decoders = Decoders(data.decode_workers, data.decode_timeout_s)
+        self._decoders = Decoders(data.decode_workers, data.decode_timeout_s, keeps_bytes)
         self._contents: dict[str, tuple[Signature, str]] = {}
         self._cached: OrderedDict[Key, ClipRef] = OrderedDict()
         self._alive: WeakValueDictionary[Key, ClipRef] = WeakValueDictionary()
@@ -47,12 +50,44 @@ class ClipStore:
 
     async def get(self, spec: MediaSpec) -> ClipRef:
         """Return a clip; concurrent calls for one content and spec share one decode. Raises ClipError."""
+        found = self._found(key := await self._key_in_time(spec), spec)
+        if found is None:
+            self._misses += 1
+            found = self._start(key, self._fill(key, spec))
+        # shielded: cancelling one caller must not cancel the decode for the others
+        return found if isinstance(found, ClipRef) else await asyncio.shield(found)
+
+    async def get_all(self, specs: Sequence[MediaSpec]) -> list[ClipRef]:
+        """Return the clips of several specs; those of one file that are not there yet share one decode.
+
+        Raises ClipError. In a file of which some clip cannot be decoded, the others are decoded by themselves.
+        """
+        keys = [await self._key_in_time(spec) for spec in specs]
+        found: list[ClipRef | asyncio.Task[ClipRef] | None] = []
+        missing: dict[str, dict[Key, MediaSpec]] = {}
+        for key, spec in zip(keys, specs, strict=True):
+            found.append(self._found(key, spec))
+            if found[-1] is None:
+                self._misses += 1
+                missing.setdefault(spec.uri, {})[key] = spec
+        started: dict[Key, asyncio.Task[ClipRef]] = {}
+        for of_file in missing.values():
+            together = asyncio.create_task(self._fill_all(of_file))
+            for key, spec in of_file.items():
+                started[key] = self._start(key, self._one_of(together, key, spec))
+        waiting = [one or started[key] for key, one in zip(keys, found, strict=True)]
+        return [one if isinstance(one, ClipRef) else await asyncio.shield(one) for one in waiting]
+
+    async def _key_in_time(self, spec: MediaSpec) -> Key:
         try:
-            key = await asyncio.wait_for(asyncio.to_thread(self._key, spec), self._timeout_s)
+            return await asyncio.wait_for(asyncio.to_thread(self._key, spec), self._timeout_s)
         except TimeoutError:  # a file system that hangs
             raise ClipError(
                 spec.uri, "timeout", f"not read after {self._timeout_s:g} s; raise `data.decode_timeout_s`"
             ) from None
+
+    def _found(self, key: Key, spec: MediaSpec) -> ClipRef | asyncio.Task[ClipRef] | None:
+        """Return a clip that is there or being decoded, None if it must be decoded. Raises ClipError if it failed."""
         self._asked.add(key)
         if key in self._cached:
             self._hits += 1
@@ -67,12 +102,12 @@ class ClipStore:
             raise ClipError(spec.uri, error.kind, error.detail)
         if key in self._decoding:
             self._hits += 1
-        else:
-            self._misses += 1
-            self._decoding[key] = asyncio.create_task(self._fill(key, spec))
-            self._decoding[key].add_done_callback(_look_at_error)
-        # shielded: cancelling one caller must not cancel the decode for the others
-        return await asyncio.shield(self._decoding[key])
+        return self._decoding.get(key)
+
+    def _start(self, key: Key, decoding: Coroutine[Any, Any, ClipRef]) -> asyncio.Task[ClipRef]:
+        self._decoding[key] = asyncio.create_task(decoding)
+        self._decoding[key].add_done_callback(_look_at_error)
+        return self._decoding[key]
 
     def _key(self, spec: MediaSpec) -> Key:
         """Read a file at its first use, and again when its size or time of change differ. Runs in a thread."""
@@ -138,16 +173,41 @@ class ClipStore:
     async def _fill(self, key: Key, spec: MediaSpec) -> ClipRef:
         try:
             self._decodes += 1
-            info, seconds, frames = await self._decoders.decode(spec)
+            (info,), seconds, (frames,) = await self._decoders.decode((spec,))
         except ClipError as error:
             self._failed[key] = error
             raise
         finally:
             del self._decoding[key]
         self._decode_s += seconds
-        clip = ClipRef(info=info, frames=frames)
+        clip = ClipRef(info=info, frames=frames, decode_s=seconds)
         self._keep(key, clip)
         return clip
+
+    async def _fill_all(self, specs: Mapping[Key, MediaSpec]) -> dict[Key, ClipRef]:
+        """Decode clips of one file together; return {} if one of them cannot be decoded."""
+        try:
+            self._decodes += 1
+            infos, seconds, frames = await self._decoders.decode(tuple(specs.values()))
+        except ClipError:
+            return {}
+        self._decode_s += seconds
+        return {
+            key: ClipRef(info=info, frames=one, decode_s=seconds / len(infos))
+            for key, info, one in zip(specs, infos, frames, strict=True)
+        }
+
+    async def _one_of(self, together: asyncio.Task[dict[Key, ClipRef]], key: Key, spec: MediaSpec) -> ClipRef:
+        try:
+            found = (await asyncio.shield(together)).pop(key, None)
+        except BaseException:
+            del self._decoding[key]
+            raise
+        if found is None:
+            return await self._fill(key, spec)
+        del self._decoding[key]
+        self._keep(key, found)
+        return found
 
     def _keep(self, key: Key, clip: ClipRef) -> None:
         self._watch(clip)

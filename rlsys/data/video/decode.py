@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,15 +19,18 @@ from rlsys.data.video.content import digest_file
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
     TEMPORAL_PATCH,
+    crop_edges,
+    fitted_size,
     folder_rate,
     frame_size,
     select_frames,
     select_from_folder,
     video_frame_size,
 )
+from rlsys.data.video.opened import OpenedFile, OpenedFiles, Variant
 from rlsys.types import PATCH_PX, Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec
 
-__all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "plan_grid", "reads_fast"]
+__all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]
 
 PROCESSOR_VERSION = "/".join(
     ("rlsys-2", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
@@ -40,16 +43,30 @@ def decode(spec: MediaSpec) -> Clip:
 
     Raises ClipError naming the file and what is wrong with it.
     """
-    path = Path(spec.uri)
-    is_folder = _require_there(path, spec)
+    return decode_all((spec,))[0]
+
+
+def decode_all(specs: Sequence[MediaSpec], opened: OpenedFiles | None = None) -> list[Clip]:
+    """Return the clips of several specs of one file or folder, which is opened once.
+
+    A frame of a video file that several specs show is decoded once, and resized once for each size.
+    opened: files that earlier calls left open, and their frames; None keeps nothing. Raises ClipError as `decode` does.
+    """
+    first = specs[0]
+    path = Path(first.uri)
+    is_folder = _require_there(path, first)
     try:
-        if isinstance(spec, ImageSpec):
-            return _decode_image(path, spec)
+        if isinstance(first, ImageSpec):
+            image, content = _open_image(path), digest_file(path)
+            return [_decode_image(image, content, spec) for spec in specs if isinstance(spec, ImageSpec)]
+        videos = [spec for spec in specs if isinstance(spec, VideoSpec)]
         if is_folder:
-            return _decode_folder(path, spec)
-        return _decode_video(path, spec)
+            return [_decode_folder(path, spec) for spec in videos]
+        files = OpenedFiles(max_bytes=0) if opened is None else opened
+        with files.open(first.uri, lambda: _opened(path, first)) as file:
+            return _decode_videos(file, videos)
     except (PermissionError, IsADirectoryError) as error:
-        raise ClipError(spec.uri, "unreadable", str(error)) from error
+        raise ClipError(first.uri, "unreadable", str(error)) from error
 
 
 def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
@@ -61,9 +78,9 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
     is_folder = _require_there(path, spec)
     if isinstance(spec, ImageSpec) or is_folder:
         return decode(spec).info.grid_thw
-    times_s, end_s, read = _opened(path, spec)
-    indices, _ = select_frames(times_s, end_s, spec)
-    (first,) = read(indices[:1].tolist())
+    file = _opened(path, spec, needs_digest=False)
+    indices, _ = select_frames(file.times_s, file.end_s, spec)
+    (first,) = file.read(indices[:1].tolist())
     height, width = _size_of(spec, first.shape[0], first.shape[1], indices.size)
     return indices.size // TEMPORAL_PATCH, height // spec.patch_px, width // spec.patch_px
 
@@ -98,16 +115,12 @@ def _require_there(path: Path, spec: MediaSpec) -> bool:
     return stat.S_ISDIR(mode)
 
 
-Read = Callable[[Sequence[int]], Iterable[np.ndarray]]
-"""Frames of ascending indices, u8 [H, W, 3]."""
-
-
-def _opened(path: Path, spec: VideoSpec) -> tuple[np.ndarray, float, Read]:
-    """Return the presentation times f64 [N], the end of the last frame, and a function that reads frames."""
+def _opened(path: Path, spec: VideoSpec, *, needs_digest: bool = True) -> OpenedFile:
     _check_whole(path, spec.uri)
+    content = digest_file(path) if needs_digest else ""
     if images.is_animation(path):
         times_s, end_s = images.animation_times(path)
-        return times_s, end_s, lambda indices: images.animation_frames(path, indices)
+        return OpenedFile(times_s, end_s, lambda indices: images.animation_frames(path, indices), content)
     found = av_reader.probe(path, spec.uri)
 
     def read(indices: Sequence[int]) -> Iterable[np.ndarray]:
@@ -115,20 +128,48 @@ def _opened(path: Path, spec: VideoSpec) -> tuple[np.ndarray, float, Read]:
         frames = av_reader.read(path, spec.uri, found, indices) if fast is None else fast
         return frames if found.aspect == 1.0 else (_square(frame, found.aspect) for frame in frames)
 
-    return found.times_s, found.end_s, read
+    return OpenedFile(found.times_s, found.end_s, read, content)
 
 
-def _decode_video(path: Path, spec: VideoSpec) -> Clip:
-    times_s, end_s, read = _opened(path, spec)
-    file_digest = digest_file(path)
-    indices, spacing_s = select_frames(times_s, end_s, spec)
-    distinct, places = np.unique(indices, return_inverse=True)
-    resized: list[np.ndarray] = []
-    size: tuple[int, int] | None = None
-    for frame in read(distinct.tolist()):
-        size = size or _size_of(spec, frame.shape[0], frame.shape[1], indices.size)
-        resized.append(_resize(Image.fromarray(frame), size))
-    return _clip("video", spec, file_digest, np.stack(resized)[places], times_s[indices], spacing_s, end_s)
+def _decode_videos(file: OpenedFile, specs: Sequence[VideoSpec]) -> list[Clip]:
+    chosen = [select_frames(file.times_s, file.end_s, spec) for spec in specs]
+    wanted = sorted({int(index) for indices, _ in chosen for index in indices})
+    shows = [set(indices.tolist()) for indices, _ in chosen]
+    variants: list[Variant] = []
+
+    def sized(shape: tuple[int, int]) -> list[Variant]:
+        return [
+            (*_size_of(spec, *shape, indices.size), spec.crop) for spec, (indices, _) in zip(specs, chosen, strict=True)
+        ]
+
+    def is_missing(index: int) -> bool:
+        return any(
+            (index, one) not in file.frames for one, shown in zip(variants, shows, strict=True) if index in shown
+        )
+
+    if file.shape is not None:  # some of the frames may be there already
+        variants = sized(file.shape)
+        wanted = [index for index in wanted if is_missing(index)]
+    for index, frame in zip(wanted, file.read(wanted) if wanted else (), strict=True):
+        if not variants:
+            file.shape = frame.shape[0], frame.shape[1]
+            variants = sized(file.shape)
+        for one, shown in zip(variants, shows, strict=True):
+            if index in shown and (index, one) not in file.frames:
+                file.frames[index, one] = _resized_part(frame, one)
+    clips = []
+    for spec, (indices, spacing_s), one in zip(specs, chosen, variants, strict=True):
+        frames = np.stack([file.frames[int(index), one] for index in indices])
+        clips.append(
+            _clip("video", spec, file.digest, frames, file.times_s[indices], spacing_s, file.end_s, file.times_s.size)
+        )
+    return clips
+
+
+def _resized_part(frame: np.ndarray, variant: Variant) -> np.ndarray:
+    height, width, crop = variant
+    top, bottom, left, right = crop_edges(frame.shape[0], frame.shape[1], crop)
+    return _resize(Image.fromarray(np.ascontiguousarray(frame[top:bottom, left:right])), (height, width))
 
 
 def _check_whole(path: Path, uri: str) -> None:
@@ -146,8 +187,10 @@ def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def _size_of(spec: VideoSpec, height: int, width: int, num_frames: int) -> tuple[int, int]:
+    """Return (height, width) after resizing of what is shown of a frame of these sides."""
+    top, bottom, left, right = crop_edges(height, width, spec.crop)
     try:
-        return video_frame_size(height, width, num_frames, spec)
+        return video_frame_size(bottom - top, right - left, num_frames, spec)
     except ValueError as error:
         raise ClipError(spec.uri, "corrupt", str(error)) from error
 
@@ -172,10 +215,10 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
     for path in chosen:  # one at a time: small files may hold large images
         image = _open_image(path)
         size = size or _size_of(spec, image.height, image.width, len(chosen))
-        resized.append(_resize(image, size))
+        resized.append(_resize(_part(image, spec), size))
     digest = _digest_text(*(f"{path.name}:{digest_file(path)}" for path in chosen))
     rate = folder_rate(spec)
-    return _clip("video", spec, digest, np.stack(resized), indices / rate, spacing_s, len(files) / rate)
+    return _clip("video", spec, digest, np.stack(resized), indices / rate, spacing_s, len(files) / rate, len(files))
 
 
 def _open_image(path: Path) -> Image.Image:
@@ -183,24 +226,44 @@ def _open_image(path: Path) -> Image.Image:
     return images.open_image(path)
 
 
-def _decode_image(path: Path, spec: ImageSpec) -> Clip:
-    image = _open_image(path)
+def _part(image: Image.Image, spec: MediaSpec) -> Image.Image:
+    """Return what is shown of an image."""
+    if spec.crop is None:
+        return image
+    top, bottom, left, right = crop_edges(image.height, image.width, spec.crop)
+    return image.crop((left, top, right, bottom))
+
+
+def _decode_image(whole: Image.Image, content: str, spec: ImageSpec) -> Clip:
+    image = _part(whole, spec)
     try:
-        bounds = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "patch_px": spec.patch_px}
-        size = frame_size(image.height, image.width, **bounds)
+        if spec.crop is None:
+            bounds = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "patch_px": spec.patch_px}
+            size = frame_size(image.height, image.width, **bounds)
+        else:
+            size = fitted_size(image.height, image.width, spec.max_pixels, spec.patch_px)
     except ValueError as error:
         raise ClipError(spec.uri, "corrupt", str(error)) from error
-    return _clip("image", spec, digest_file(path), _resize(image, size)[None], np.zeros(1), 0.0, 0.0)
+    return _clip("image", spec, content, _resize(image, size)[None], np.zeros(1), 0.0, 0.0, 0)
 
 
 def _clip(
-    kind: str, spec: MediaSpec, content: str, frames: np.ndarray, times_s: np.ndarray, spacing_s: float, end_s: float
+    kind: str,
+    spec: MediaSpec,
+    content: str,
+    frames: np.ndarray,
+    times_s: np.ndarray,
+    spacing_s: float,
+    end_s: float,
+    num_in_file: int,
 ) -> Clip:
     num_frames, height, width, _ = frames.shape
     steps = num_frames // TEMPORAL_PATCH if kind == "video" else 1
     asked = {name: value for name, value in asdict(spec).items() if name != "uri"}
     if spec.patch_px == PATCH_PX:
         del asked["patch_px"]  # digests of such clips are older than the field
+    if spec.crop is None:
+        del asked["crop"]  # as are those of whole frames
     info = ClipInfo(
         kind="video" if kind == "video" else "image",
         digest=_digest_text(content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION),
@@ -210,6 +273,7 @@ def _clip(
         duration_s=end_s,
         num_bytes=frames.nbytes,
         start_s=spec.window_s[0] if isinstance(spec, VideoSpec) and spec.window_s else 0.0,
+        source_fps=num_in_file / end_s if num_in_file and end_s else 0.0,
     )
     return Clip(info=info, frames=frames)
 

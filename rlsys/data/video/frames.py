@@ -13,6 +13,9 @@ TEMPORAL_PATCH = 2  # frames that one step of the grid's time axis covers
 MERGED = 2  # patches per side that one visual token covers
 MAX_ASPECT_RATIO = 200
 
+Crop = tuple[float, float, float, float]
+"""(left, top, right, bottom) in fractions of width and height."""
+
 
 def select_frames(times_s: np.ndarray, end_s: float, spec: VideoSpec) -> tuple[np.ndarray, float]:
     """Return the frames of a video to show, and the seconds of video that each stands for.
@@ -125,7 +128,39 @@ def frame_size(
     return rows * factor, columns * factor
 
 
+def fitted_size(height: int, width: int, pixels: int, patch_px: int = PATCH_PX) -> tuple[int, int]:
+    """Return the largest (height, width) of at most `pixels`: multiples of two patches, aspect ratio nearly kept.
+
+    Raises ValueError if one side is more than 200 times the other.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {MAX_ASPECT_RATIO} times the other")
+    factor = MERGED * patch_px
+    # what just fits must not be rounded down
+    scale = math.sqrt(pixels / (height * width)) / factor * (1 + 1e-9)
+    return max(1, math.floor(height * scale)) * factor, max(1, math.floor(width * scale)) * factor
+
+
+def crop_edges(height: int, width: int, crop: Crop | None) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) in pixels of the part of a picture to show, at least one pixel each way."""
+    if crop is None:
+        return 0, height, 0, width
+    top, bottom = _edges(crop[1], crop[3], height)
+    left, right = _edges(crop[0], crop[2], width)
+    return top, bottom, left, right
+
+
+def _edges(low: float, high: float, side: int) -> tuple[int, int]:
+    first = min(math.floor(low * side + 1e-6), side - 1)
+    return max(first, 0), max(min(math.ceil(high * side - 1e-6), side), first + 1)
+
+
 def video_frame_size(height: int, width: int, num_frames: int, spec: VideoSpec) -> tuple[int, int]:
-    """Return the `frame_size` of each of `num_frames` frames that share the spec's `total_pixels`."""
+    """Return the `frame_size` of each of `num_frames` frames that share the spec's `total_pixels`.
+
+    height, width: of the part that is shown; one that is cut out is scaled up to the budget.
+    """
     most = max(min(spec.max_pixels, spec.total_pixels // num_frames), spec.min_pixels)
+    if spec.crop is not None:
+        return fitted_size(height, width, most, spec.patch_px)
     return frame_size(height, width, min_pixels=spec.min_pixels, max_pixels=most, patch_px=spec.patch_px)

@@ -303,3 +303,42 @@ def test_building_prompts_loads_neither_torch_nor_transformers(tiny_model_dir: P
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+def told(item: PromptItem, *texts: str, note: str = "") -> PromptItem:
+    return replace(item, media_texts=texts, note=note)
+
+
+def test_texts_stand_immediately_before_their_media_and_the_note_behind_them(builder: PromptBuilder) -> None:
+    item = told(item_with("video", "video"), "0.0 to 4.0:", "4.0 to 8.0:", note="4.0 to 8.0 seconds")
+    prompt = builder.build(item, [clip_info(medium("video", 2, 28, 28, 0.5)), clip_info(medium("video", 4, 28, 28, 1))])
+    assert builder.decode(prompt.engine_ids) == (
+        "<|im_start|>user\n0.0 to 4.0:<|vision_start|><|video_pad|><|vision_end|>4.0 to 8.0:<|vision_start|>"
+        "<|video_pad|><|vision_end|>4.0 to 8.0 seconds\nWhen does the red square appear?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    plain = builder.count_tokens(item_with("video", "video"), [(1, 2, 2), (2, 2, 2)])
+    assert builder.count_tokens(item, [(1, 2, 2), (2, 2, 2)]).text > plain.text
+
+
+def test_texts_and_media_of_another_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 texts before 2 media"):
+        told(item_with("video", "video"), "0.0 to 4.0:")
+
+
+def test_positions_of_a_resampled_clip_equal_a_table_computed_by_hand(builder: PromptBuilder) -> None:
+    """Segments of 2 frames at 0.5/s, 4 at 2/s and 2 at 0.5/s. A grid is 2 frames, and a second is 2 positions."""
+    item = told(item_with("video", "video", "video"), "a", "b", "c")
+    frames_and_rates = [(2, 0.5), (4, 2.0), (2, 0.5)]
+    prompt = builder.build(item, [clip_info(medium("video", frames, 28, 56, fps)) for frames, fps in frames_and_rates])
+    is_pad = np.array([builder.decode([token]) == "<|video_pad|>" for token in prompt.prompt_ids])
+    runs = np.split(prompt.position_ids[:, is_pad], [2, 6], axis=1)
+    starts = [int(run[0, 0]) for run in runs]
+    # within a segment time advances by seconds per grid x 2, and width by one for each of two merged patches
+    assert (runs[0] - starts[0]).tolist() == [[0, 0], [0, 0], [0, 1]]
+    assert (runs[1] - starts[1]).tolist() == [[0, 0, 2, 2], [0, 0, 0, 0], [0, 1, 0, 1]]
+    assert (runs[2] - starts[2]).tolist() == [[0, 0], [0, 0], [0, 1]]
+    # text goes on behind the largest position: <|vision_end|>, the period and <|vision_start|> lie between two segments
+    between = [int(is_pad.nonzero()[0][k]) for k in (1, 2, 5, 6)]
+    assert starts[1] - (starts[0] + 1) == between[1] - between[0]
+    assert starts[2] - (starts[1] + 2) == between[3] - between[2]

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -385,3 +385,42 @@ def test_a_file_system_that_hangs_costs_a_clip_its_time_and_not_the_run(
     assert isinstance(error, ClipError) and error.kind == "timeout"
     assert f"not read after {limit_s:g} s; raise `data.decode_timeout_s`" in str(error)
     assert isinstance(get_all(store, spec)[0], ClipRef)  # and it is tried again
+
+
+def all_of(store: ClipStore, specs: Sequence[VideoSpec]) -> list[ClipRef]:
+    return asyncio.run(store.get_all(specs))
+
+
+def test_parts_of_one_file_are_one_decode(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    path = make_video(tmp_path / "a.mp4")
+    specs = [make_spec(path, window_s=window) for window in ((0.0, 2.0), (2.0, 4.0), (4.0, 6.0))]
+    clips = all_of(store, [*specs, specs[0]])
+    assert clips[0] is clips[3]
+    assert [frames_shown(ray.get(clip.frames))[0] for clip in clips[:3]] == [0, 20, 40]
+    counters = store.counters()
+    assert (counters["decodes"], counters["misses"], counters["hits"]) == (1, 4, 0)
+    assert counters["data/decodes_per_clip"] == pytest.approx(1 / 3)
+    assert sum(clip.decode_s for clip in clips[:3]) == pytest.approx(counters["decode_s"])
+    all_of(store, specs)
+    assert store.counters()["decodes"] == 1
+
+
+def test_a_part_that_cannot_be_decoded_does_not_fail_the_others(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig())
+    path = make_video(tmp_path / "a.mp4")
+    good, bad = make_spec(path, window_s=(0.0, 2.0)), make_spec(path, window_s=(100.0, 120.0))
+    with pytest.raises(ClipError, match="nothing to read"):
+        all_of(store, [good, bad])
+    assert all_of(store, [good])[0].info.times_s.size
+    with pytest.raises(ClipError, match="nothing to read"):
+        all_of(store, [bad])
+
+
+def test_rounds_share_the_process_that_has_the_file_open(cluster: None, tmp_path: Path) -> None:
+    store = ClipStore(DataConfig(decode_workers=2), keeps_bytes=1 << 20)
+    paths = [made_distinct(make_video(tmp_path / f"{name}.mp4")) for name in "ab"]
+    get_all(store, *(make_spec(path) for path in paths))
+    again = all_of(store, [make_spec(paths[0], window_s=window) for window in ((0.0, 3.0), (3.0, 6.0))])
+    assert [frames_shown(ray.get(clip.frames))[0] for clip in again] == [0, 30]
+    store.close()

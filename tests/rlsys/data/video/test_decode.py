@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlsys.data.video.decode import PROCESSOR_VERSION, decode, plan_grid
+from rlsys.data.video.decode import PROCESSOR_VERSION, decode, decode_all, plan_grid
 from rlsys.data.video.errors import ClipError
-from rlsys.types import ImageSpec
+from rlsys.data.video.opened import OpenedFiles
+from rlsys.types import ImageSpec, VideoSpec
 from tests.support.video_files import (
     cut,
     frames_shown,
@@ -83,7 +85,7 @@ def test_digest_follows_content_and_spec_and_not_the_name(tmp_path: Path) -> Non
 
 def test_the_digest_of_a_clip_for_patches_of_14_pixels_does_not_name_them(tmp_path: Path) -> None:
     spec = make_spec(make_video(tmp_path / "a.mp4"))
-    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "patch_px")}
+    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "patch_px", "crop")}
     content = hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
     text = "\n".join((content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION))
     assert decode(spec).info.digest == hashlib.sha256(text.encode()).hexdigest()
@@ -228,3 +230,104 @@ def test_truncated_and_unknown_images(tmp_path: Path) -> None:
             decode(ImageSpec(uri=str(tmp_path / name), min_pixels=784, max_pixels=7056))
         kinds.append(caught.value.kind)
     assert kinds == ["truncated", "corrupt", "missing"]
+
+
+class CountedReads:
+    """Counts the frames that decoders are asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from rlsys.data.video import decord_reader  # behind PyAV: decord's libvpx would take the place of its own
+
+        self.indices: list[int] = []
+        read = decord_reader.read
+
+        def counted(path: Path, uri: str, times_s: np.ndarray, indices: Sequence[int]) -> Iterator[np.ndarray] | None:
+            self.indices += indices
+            return read(path, uri, times_s, indices)
+
+        monkeypatch.setattr(decord_reader, "read", counted)
+
+
+def parts_of(path: Path) -> list[VideoSpec]:
+    """Three parts of six seconds at 10 frames/s, the middle one also cut out; it shows every fifth frame twice."""
+    whole = make_spec(path, fps=1.0, min_frames=2)
+    middle = replace(whole, window_s=(2.0, 4.0), fps=2.0)
+    return [
+        replace(whole, window_s=(0.0, 2.0)),
+        middle,
+        replace(middle, crop=(0.0, 0.0, 0.5, 1.0)),
+        replace(whole, window_s=(4.0, 6.0)),
+    ]
+
+
+def test_parts_of_a_file_are_decoded_in_one_pass_and_each_frame_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = parts_of(make_video(tmp_path / "a.mp4"))
+    alone = [decode(spec) for spec in specs]
+    reads = CountedReads(monkeypatch)
+    together = decode_all(specs)
+    assert reads.indices == [0, 10, 20, 25, 30, 35, 40, 50]
+    for one, other in zip(alone, together, strict=True):
+        assert one.info.digest == other.info.digest
+        np.testing.assert_array_equal(one.frames, other.frames)
+        np.testing.assert_array_equal(one.info.times_s, other.info.times_s)
+    assert together[1].info.second_per_grid_s == 1.0 and together[0].info.second_per_grid_s == 2.0
+
+
+def test_a_later_round_reads_only_the_frames_that_no_earlier_one_showed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4")
+    opened = OpenedFiles(max_bytes=1 << 20)
+    (first,) = decode_all([make_spec(path, fps=1.0)], opened)
+    reads = CountedReads(monkeypatch)
+    specs = [spec for spec in parts_of(path) if spec.crop is None]
+    later = decode_all(specs, opened)
+    assert reads.indices == [25, 35], "0, 10, 20, 30, 40 and 50 were shown before"
+    assert [frames_shown(clip.frames) for clip in later] == [[0, 10], [20, 25, 30, 35], [40, 50]]
+    assert later[0].frames.shape[1:] == first.frames.shape[1:]
+    for spec, clip in zip(specs, later, strict=True):
+        np.testing.assert_array_equal(clip.frames, decode(spec).frames)
+
+
+def test_a_changed_file_and_one_without_room_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(tmp_path / "a.mp4")
+    for opened in (OpenedFiles(max_bytes=1 << 20), OpenedFiles(max_bytes=0)):
+        decode_all([make_spec(path)], opened)
+        make_video(path, num_frames=80)
+        reads = CountedReads(monkeypatch)
+        decode_all([make_spec(path)], opened)
+        assert len(reads.indices) == 12
+        monkeypatch.undo()
+
+
+def test_a_part_is_cut_out_of_the_full_frame_and_scaled_up_to_the_budget(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4", size=(96, 128))
+    clip = decode(make_spec(path, fps=1.0, crop=(0.0, 0.0, 0.5, 0.5), max_pixels=112 * 112))
+    assert clip.frames.shape == (6, 84, 112, 3), "48 x 64 pixels, as large as 112 x 112 allow"
+    # the left half has the first four of eight columns, as bits of 0, 10, 20, 30, 40 and 50
+    columns = clip.frames.mean(axis=(1, 3)).reshape(6, 4, -1).mean(axis=2) > 125
+    assert [int((row << np.arange(4)).sum()) for row in columns] == [0, 10, 4, 14, 8, 2]
+    assert decode(make_spec(path)).info.source_fps == pytest.approx(10.0)
+
+
+def test_a_part_of_an_image_is_scaled_up(tmp_path: Path) -> None:
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[50:, 100:] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    spec = ImageSpec(uri=str(tmp_path / "a.png"), min_pixels=784, max_pixels=28 * 28 * 32)
+    whole, part = decode_all([spec, replace(spec, crop=(0.5, 0.5, 1.0, 1.0))])
+    assert whole.frames.shape == (1, 112, 196, 3)
+    assert part.frames.shape == (1, 112, 224, 3)
+    assert part.frames.min() == 200
+    assert whole.info.digest != part.info.digest
+
+
+def test_a_part_of_a_frame_folder_is_cut_out(tmp_path: Path) -> None:
+    for index in range(8):
+        Image.fromarray(numbered_frame(index)).save(tmp_path / f"{index}.png")
+    clip = decode(make_spec(tmp_path, folder_fps=2.0, crop=(0.5, 0.0, 1.0, 1.0)))
+    assert clip.frames.max() < 125, "the right half has the upper four bits, which are 0"
+    assert clip.info.source_fps == 2.0
+    assert plan_grid(make_spec(tmp_path, folder_fps=2.0, crop=(0.5, 0.0, 1.0, 1.0))) == clip.info.grid_thw
