@@ -18,6 +18,9 @@ class TrackingConfig(Part):
     """Name of the MLflow run; null uses the name of `output_dir`."""
     samples_per_step: int = Field(default=8, ge=0)
     """Number of responses per step that are logged with their texts and scores; 0 logs none."""
+    page_every_steps: int = Field(default=50, ge=0)
+    """Number of steps between HTML pages of sampled responses with frames, spans, scores and verdicts; 0 never. A page
+    shows all responses of the step's first `samples_per_step` groups, so none is written if that is 0."""
     log_model: bool = True
     """Upload the final model folder as an artifact."""
     wait_s: float = Field(default=60.0, ge=0)

@@ -29,6 +29,7 @@ from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
 from rlsys.runs.ledger import Ledger
 from rlsys.runs.pass_rates import PassRates
 from rlsys.runs.recovery import find_resume_point, has_ended
+from rlsys.runs.rollout_page import record_rollout_page
 from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
 from rlsys.runs.run_lock import run_lock
@@ -147,6 +148,7 @@ class GrpoRun(Run[Stack]):
         )
         self._tracker.log_step(number, metrics)
         self._tracker.log_samples(number, step.groups)
+        record_rollout_page(self._tracker, self._config, number, step.groups)
         reward, digest = metrics["reward/total/mean"], step.state.weights_digest
         self.ledger.add(ledger.entry(number, step.collected, reward=reward, weights_digest=digest))
         self._signal.observe(number, (*step.groups, *step.replaced), metrics.get("optim/grad_norm", 0.0))

@@ -100,6 +100,8 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory, clips: Clips) -> tuple[P
         "evaluation.best": "held/read_frac",
         "evaluation.page_rows": 2,
         "checkpoint.keep": 1,
+        "tracking.page_every_steps": 2,
+        "tracking.samples_per_step": 3,
     }
     result = rlsys("train", *on_clips(clips, out, **evaluation))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -192,6 +194,29 @@ def test_every_step_is_evaluated_on_data_sets_and_the_best_checkpoint_is_kept(
     assert best == {"step": 1, "metric": "held/read_frac", "value": best["value"]}
     assert (out / "checkpoints" / "step_000001" / "state.json").exists()
     assert run.data.tags["rlsys.best_step"] == "1"
+
+
+def test_a_page_of_sampled_responses_is_written_every_so_many_steps(two_steps: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = two_steps
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    assert [file.path for file in client.list_artifacts(summary["mlflow_run_id"], "pages")] == [
+        "pages/step_000002.html"
+    ]
+    page = Path(client.download_artifacts(summary["mlflow_run_id"], "pages/step_000002.html")).read_text()
+    assert page == (out / "pages" / "step_000002.html").read_text()
+    found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    rows = json.loads(found[1])
+    assert len(rows) == 3 * 4  # three of the four groups, with all their responses
+    for start in range(0, 12, 4):
+        first, *others = rows[start : start + 4]
+        assert len(first["frames"]) >= 4 and all(
+            frame["url"].startswith("data:image/jpeg") for frame in first["frames"]
+        )
+        assert {row["frames_of"] for row in others} == {first["id"]}
+    for row in rows:
+        assert len(row["spans"]["true"]) == 1 and len(row["texts"]) == 1
+        assert {"reward", "format", "iou"} <= row["scores"].keys() and row["score"] == row["scores"]["iou"]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -101,6 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "pipeline.max_lag=1",
             "reward.weights={multiple_choice: {order_contrast: 0.3}}",
             "tracking.samples_per_step=8",
+            f"tracking.page_every_steps={NUM_STEPS}",
             f"evaluation.annotations={held_out}",
         )
         os.environ.pop("RLSYS_REWARD_TOKEN", None)
@@ -138,6 +140,17 @@ def test_verdicts_reach_mlflow_event_by_event(run: Run, tmp_path: Path) -> None:
     row = next(row for row in verdicts if row["status"] == "ok")
     assert row["evidence"]["judge"] == "llm"
     entailed = [verdict["entailed"] for verdict in row["evidence"]["recall"]]
+    assert row["scores"]["recall"] == pytest.approx(sum(entailed) / len(entailed))
+
+
+def test_the_page_of_a_step_shows_the_verdicts_on_its_captions(run: Run) -> None:
+    (page,) = (run.folder / "run" / "pages").iterdir()
+    found = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    judged = [row for row in json.loads(found[1]) if row["verdicts"]]
+    assert {row["task"] for row in judged} == {"captioning"}
+    row = next(row for row in judged if row["scores"])
+    entailed = [verdict["entailed"] for verdict in row["verdicts"]["recall"]]
     assert row["scores"]["recall"] == pytest.approx(sum(entailed) / len(entailed))
 
 

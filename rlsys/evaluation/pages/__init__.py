@@ -3,5 +3,5 @@
 - `page` (`Curve`, `Section`, `Table`, `write_page`): tables and curves, and a browser of rows
 - `preview` (`write_preview`): rows of an annotation file, before a model has answered
 - `rows` (`page_row`): a row with what it shows
-- `thumbnails` (`Thumbnail`, `thumbnails`): small pictures of the frames that a model was shown
+- `thumbnails` (`Thumbnail`, `thumbnails`, `thumbnails_of_clip`): small pictures of the frames that a model was shown
 """

@@ -17,13 +17,15 @@ def page_row(
     *,
     group: str,
     frames: Sequence[Thumbnail] = (),
+    frames_of: str = "",
     scores: Mapping[str, float] | None = None,
     score: float | None = None,
 ) -> dict[str, Json]:
     """Return a row as `write_page` takes it.
 
-    group: the data set, by which rows can be filtered.  scores: of the first text, by name.  score: the one to sort by.
-    Spans are in seconds, boxes in fractions of width and height.
+    group: the data set, by which rows can be filtered.  frames_of: id of another row of the page whose frames are this
+    one's too, so that the page holds them once.  scores: of the first text, by name.  score: the one to
+    sort by. Spans are in seconds, boxes in fractions of width and height.
     """
     true, answered, frame = _read(row)
     return {
@@ -42,6 +44,7 @@ def page_row(
         "boxes": {"true": _boxes(true, frame), "answered": _boxes(answered, frame)},
         "verdicts": row.verdicts,
         "frames": list(frames),
+        "frames_of": frames_of,
     }
 
 

@@ -10,8 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TypedDict
 
+import numpy as np
+
 from rlsys.data.video.errors import ClipError
-from rlsys.types import MediaSpec
+from rlsys.types import ClipInfo, MediaSpec, VideoSpec
 
 MAX_FRAMES = 12
 MAX_SIDE = 192
@@ -20,7 +22,7 @@ QUALITY = 70
 
 
 class Thumbnail(TypedDict):
-    """A frame: its time in seconds and its picture as a data URL."""
+    """A frame: its time in seconds from the start of what the model is shown, and its picture as a data URL."""
 
     time_s: float
     url: str
@@ -54,8 +56,6 @@ def _result(future: Future[list[Thumbnail]], timeout_s: float) -> list[Thumbnail
 
 
 def _of_item(media: tuple[MediaSpec, ...]) -> list[Thumbnail]:
-    from PIL import Image
-
     from rlsys.data.video.decode import decode
 
     found: list[Thumbnail] = []
@@ -64,13 +64,23 @@ def _of_item(media: tuple[MediaSpec, ...]) -> list[Thumbnail]:
             clip = decode(spec)
         except ClipError:
             return []
-        count = len(clip.frames)
-        shown = min(count, MAX_FRAMES)
-        for index in sorted({place * (count - 1) // max(1, shown - 1) for place in range(shown)}):
-            picture = Image.fromarray(clip.frames[index])
-            picture.thumbnail((MAX_SIDE, MAX_SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=QUALITY)
-            url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-            found.append(Thumbnail(time_s=float(clip.info.times_s[index]) if clip.info.times_s.size else 0.0, url=url))
+        found += thumbnails_of_clip(spec, clip.info, clip.frames)
+    return found
+
+
+def thumbnails_of_clip(spec: MediaSpec, info: ClipInfo, frames: np.ndarray) -> list[Thumbnail]:
+    """Return thumbnails of a decoded clip, at most `MAX_FRAMES`, evenly spaced. frames: u8 [T, H, W, 3]."""
+    from PIL import Image
+
+    start_s = spec.window_s[0] if isinstance(spec, VideoSpec) and spec.window_s else 0.0
+    found: list[Thumbnail] = []
+    shown = min(len(frames), MAX_FRAMES)
+    for index in sorted({place * (len(frames) - 1) // max(1, shown - 1) for place in range(shown)}):
+        picture = Image.fromarray(frames[index])
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=QUALITY)
+        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        time_s = float(info.times_s[index]) - start_s if info.times_s.size else 0.0
+        found.append(Thumbnail(time_s=time_s, url=url))
     return found
