@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rlsys.config.part import Part, expanded
 
@@ -23,6 +25,9 @@ class TrackingConfig(Part):
     shows all responses of the step's first `samples_per_step` groups, so none is written if that is 0."""
     log_model: bool = True
     """Upload the final model folder as an artifact."""
+    registered_model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = None
+    """Name in MLflow's model registry under which the final model becomes a version, with the figures of its
+    evaluations as tags; null registers none."""
     wait_s: float = Field(default=60.0, ge=0)
     """Seconds that the start and the end of a run wait for an unreachable tracking server; steps never wait."""
 
@@ -33,3 +38,19 @@ class TrackingConfig(Part):
             return None
         scheme, separator, path = uri.partition(":///")
         return f"{scheme}{separator}{expanded(path)}" if scheme == "sqlite" and path else uri
+
+    @field_validator("registered_model")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name and any(sign in name for sign in "/:"):
+            raise ValueError("MLflow's names of registered models have no slash and no colon; choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _registers_what_is_uploaded(self) -> TrackingConfig:
+        if self.registered_model and not self.log_model:
+            raise ValueError(
+                f"tracking.registered_model={self.registered_model} needs the uploaded model; "
+                "set tracking.log_model=true, or remove tracking.registered_model."
+            )
+        return self

@@ -251,8 +251,26 @@ class Run(ABC, Generic[AnyStack]):
         if summary.held_out:
             self._tracker.log_table("held_out", held_out_rows(summary.held_out))
         if self._config.tracking.log_model and summary.model:
-            self._tracker.log_model_folder(Path(summary.model))
+            self._record_model(summary)
         return curve
+
+    def _record_model(self, summary: Summary) -> None:
+        name, path = self._config.tracking.registered_model, Path(summary.model)
+        if name is None:
+            self._tracker.log_model_folder(path)
+            return
+        held_out = {
+            f"held_out/{key}/{metric}": value
+            for key, metrics in summary.held_out.get("after", {}).items()
+            for metric, value in metrics.items()
+        }
+        self._tracker.log_model_version(
+            name,
+            path,
+            step=summary.num_steps,
+            weights_digest=summary.weights_digest,
+            figures={**held_out, **self._evaluations.figures_of(summary.num_steps)},
+        )
 
     def _end_rows(self, summary: Summary, curve: Path) -> list[tuple[str, str]]:
         unsent = f"; {self._tracker.num_unsent} records are not uploaded yet" if self._tracker.num_unsent else ""

@@ -23,6 +23,7 @@ import yaml
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.files import aside
+from rlsys.tracking import registry
 from rlsys.tracking.moved_store import ARTIFACTS, follow_move
 from rlsys.tracking.provenance import git_commit, version_tags
 from rlsys.tracking.sample_buffer import SampleBlock, steps_name
@@ -208,6 +209,21 @@ class MlflowRun:
         with _store_errors(), _time_for_an_upload():
             self._client.log_artifacts(self.run_id, record["path"], record["folder"])
 
+    def _log_model_version(self, record: Record) -> None:
+        name = record["name"]
+        with _store_errors():
+            number = registry.register(
+                self._client, name, self.run_id, record["folder"], record["weights"], record["tags"]
+            )
+            self._client.set_tag(self.run_id, registry.VERSION_TAG, f"{name}/{number}")
+
+    def _log_evaluated(self, record: Record) -> None:
+        tags = {**record["tags"], f"{registry.EVALUATION_TAG}.{self.run_id}": record["report"]}
+        with _store_errors():
+            for version in registry.versions_of(self._client, record["run_id"], record["weights"]):
+                registry.tag(self._client, version, tags)
+                self._client.set_tag(self.run_id, registry.VERSION_TAG, f"{version.name}/{version.version}")
+
     def _log_block(self, record: Record) -> None:
         self.log_rows(SampleBlock(path=Path(), samples=record["samples"], verdicts=record["verdicts"]))
 
@@ -263,6 +279,8 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
     "tags": MlflowRun._log_tags,
     "file": MlflowRun._log_file,
     "folder": MlflowRun._log_folder,
+    "model_version": MlflowRun._log_model_version,
+    "evaluated": MlflowRun._log_evaluated,
     "block": MlflowRun._log_block,
     "running": MlflowRun._log_running,
     "end": MlflowRun._log_end,

@@ -24,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from rlsys.config.run import RunConfig
 from rlsys.end_signals import end_on_signals, rearm
+from rlsys.tracking import registry
 from rlsys.tracking.metrics import MetricNames
 from rlsys.tracking.mlflow_store import MlflowRun, start_record, table_json
 from rlsys.tracking.sample_rows import choose_samples, verdict_rows
@@ -182,11 +183,37 @@ class Tracker:
         shutil.copyfile(path, target)
         self._put({"kind": "file", "path": self._relative(target), "folder": folder})
 
-    def log_model_folder(self, path: Path) -> None:
-        """Record a model folder as the artifact folder `model`. Its files may be deleted later but not rewritten."""
+    def log_model_folder(self, path: Path, folder: str = "model") -> None:
+        """Record a model folder as an artifact folder. Its files may be deleted later but not rewritten."""
         target = self._file_place() / "model"
         shutil.copytree(path, target, copy_function=_link_or_copy)
-        self._put({"kind": "folder", "path": self._relative(target), "folder": "model"})
+        self._put({"kind": "folder", "path": self._relative(target), "folder": folder})
+
+    def log_model_version(
+        self, name: str, path: Path, *, step: int, weights_digest: str, figures: Mapping[str, float]
+    ) -> None:
+        """Record a model folder as `models/step_N` and register it as a version of the model `name`.
+
+        figures: of its evaluations, which become tags of the version. Weights that this run has registered under the
+        name already are not registered again.
+        """
+        folder = f"models/step_{step:06d}"
+        self.log_model_folder(path, folder)
+        weights = registry.weights_tags(step, weights_digest)
+        record = {"kind": "model_version", "name": name, "folder": folder, "weights": weights}
+        self._put({**record, "tags": _as_tags(figures)})
+
+    def log_evaluated(
+        self, run_id: str, *, step: int, weights_digest: str, figures: Mapping[str, float], report: str
+    ) -> None:
+        """Link this run, an evaluation of the run `run_id`, to the registered versions of the evaluated weights.
+
+        Each version gets the figures as tags, and one that names this run and the artifact `report`. Without a version
+        nothing happens.
+        """
+        weights = registry.weights_tags(step, weights_digest)
+        record = {"kind": "evaluated", "run_id": run_id, "weights": weights, "report": report}
+        self._put({**record, "tags": _as_tags(figures)})
 
     def sync(self) -> None:
         """Flush all records to disk; needed before a checkpoint, after which their steps are not repeated."""
@@ -283,6 +310,10 @@ def status_of(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+def _as_tags(figures: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in figures.items() if math.isfinite(value)}
 
 
 def _link_or_copy(source: str, target: str) -> None:

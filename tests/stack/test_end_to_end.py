@@ -102,6 +102,7 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory, clips: Clips) -> tuple[P
         "checkpoint.keep": 1,
         "tracking.page_every_steps": 2,
         "tracking.samples_per_step": 3,
+        "tracking.registered_model": "demo",
     }
     result = rlsys("train", *on_clips(clips, out, **evaluation))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -217,6 +218,24 @@ def test_a_page_of_sampled_responses_is_written_every_so_many_steps(two_steps: t
     for row in rows:
         assert len(row["spans"]["true"]) == 1 and len(row["texts"]) == 1
         assert {"reward", "format", "iou"} <= row["scores"].keys() and row["score"] == row["scores"]["iou"]
+
+
+def test_the_final_model_is_a_registered_version_with_the_figures_of_its_evaluations(
+    two_steps: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, summary = two_steps
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{out / 'mlflow.db'}")
+    found = [one for one in client.search_model_versions("name = 'demo'") if one.tags["rlsys.step"] == "2"]
+    assert [(one.run_id, one.tags["rlsys.weights_digest"]) for one in found] == [
+        (summary["mlflow_run_id"], summary["weights_digest"])
+    ]
+    points = client.get_metric_history(summary["mlflow_run_id"], "eval/held/miou")
+    figure = next(point.value for point in points if point.step == 2)
+    assert float(found[0].tags["eval/held/miou"]) == pytest.approx(figure, rel=1e-5)
+    model = client.download_artifacts(summary["mlflow_run_id"], "models/step_000002", str(tmp_path))
+    exported = out / "checkpoints" / "step_000002" / "model"
+    assert (Path(model) / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert found[0].source == f"runs:/{summary['mlflow_run_id']}/models/step_000002"
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

@@ -103,6 +103,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "reward.weights={multiple_choice: {order_contrast: 0.3}}",
             "tracking.samples_per_step=8",
             f"tracking.page_every_steps={NUM_STEPS}",
+            "tracking.registered_model=judged",
             f"evaluation.annotations={held_out}",
         )
         os.environ.pop("RLSYS_REWARD_TOKEN", None)
@@ -232,6 +233,13 @@ def test_mlflow_has_the_evaluation_with_its_data_sets_beside_the_run_that_it_is_
     assert inputs == {"held_out": {"evaluation"}, "damaged": {"evaluation"}}
     (choice,) = evaluated["held_out"]["tasks"]["multiple_choice"]
     assert found.data.metrics["eval/held_out/accuracy"] == choice["metrics"]["accuracy"]["value"]
+    (version,) = client.search_model_versions("name = 'judged'")
+    assert found.data.tags["rlsys.model_version"] == "judged/1"
+    assert version.tags[f"rlsys.evaluation.{found.info.run_id}"] == "evaluation/report.html"
+    accuracy = choice["metrics"]["accuracy"]["value"]
+    assert float(version.tags["eval/held_out/accuracy"]) == pytest.approx(accuracy, rel=1e-5)
+    own = run.summary.held_out["after"]["greedy/multiple_choice"]["accuracy"]
+    assert float(version.tags["held_out/greedy/multiple_choice/accuracy"]) == pytest.approx(own, rel=1e-5)
     files = {file.path for file in client.list_artifacts(found.info.run_id, "evaluation")}
     assert files == {f"evaluation/{name}" for name in ("results.json", "report.md", "report.html")}
 

@@ -191,18 +191,21 @@ def _record(
     checkpoint: Path | None,
 ) -> str:
     """Record the evaluation as an MLflow run of its own, beside the run that it is of, and return its id."""
-    tracking, tags, step = config.tracking, {"rlsys.command": "eval"}, 0
+    tracking, tags, state = config.tracking, {"rlsys.command": "eval"}, load_state(checkpoint) if checkpoint else None
     if checkpoint:
-        run, state = checkpoint.parent.parent, load_state(checkpoint)
-        step = state.step
+        run = checkpoint.parent.parent
         tags[EVALUATED_TAG] = read_run_file(run).mlflow_run_id if (run / RUN_FILE).exists() else ""
         if tracking.uri is None and (run / "mlflow.db").exists():
             tracking = tracking.model_copy(update={"uri": f"{SQLITE}{(run / 'mlflow.db').resolve()}"})
     config = config.model_copy(update={"tracking": tracking, "output_dir": out})
+    figures = metrics_of(results)
     with Tracker(config, tags=tags) as tracker:
         for one in evaluated:
             tracker.log_dataset(one.name, one.digest, str(one.source.annotations), one.num_rows, "evaluation")
-        tracker.log_step(step, metrics_of(results))
+        tracker.log_step(state.step if state else 0, figures)
         for file in (RESULTS_FILE, MARKDOWN_FILE, PAGE_FILE):
             tracker.log_artifact(out / file, "evaluation")
+        if state and (run_id := tags[EVALUATED_TAG]):
+            report, digest = f"evaluation/{PAGE_FILE}", state.weights_digest
+            tracker.log_evaluated(run_id, step=state.step, weights_digest=digest, figures=figures, report=report)
         return tracker.run_id

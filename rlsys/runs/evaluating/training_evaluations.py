@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 from rlsys.config.run import RunConfig
 from rlsys.evaluation.answering.answers import AnswersDiffer
@@ -15,7 +17,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.assemble import Stack
 from rlsys.runs.checkpoint import Best, Checkpoints
 from rlsys.runs.evaluating.answering import answer_sets, chosen_sets
-from rlsys.runs.evaluating.evaluate import PAGE_FILE, metrics_of, with_verdicts, write_reports
+from rlsys.runs.evaluating.evaluate import PAGE_FILE, RESULTS_FILE, metrics_of, with_verdicts, write_reports
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json
 
@@ -44,7 +46,7 @@ class TrainingEvaluations:
 
     def evaluate(self, state: RunState) -> dict[str, float]:
         """Evaluate the actors' weights and return the figures by metric; reports go to `evaluation/step_N`."""
-        out = self._config.output_dir / "evaluation" / f"step_{state.step:06d}"
+        out = self._folder(state.step)
         log.info("evaluating step %d on %s", state.step, ", ".join(one.name for one in self._chosen))
         try:
             evaluated = self._answered(state)
@@ -64,6 +66,16 @@ class TrainingEvaluations:
         self._note_best(state.step, results)
         return metrics
 
+    def figures_of(self, step: int) -> dict[str, float]:
+        """Return the figures of the evaluation after `step` by metric, {} if there was none."""
+        try:
+            return metrics_of(json.loads((self._folder(step) / RESULTS_FILE).read_text()))
+        except FileNotFoundError:
+            return {}
+
+    def _folder(self, step: int) -> Path:
+        return self._config.output_dir / "evaluation" / f"step_{step:06d}"
+
     def _answered(self, state: RunState) -> list[EvaluatedSet]:
         stack = self._stack()
         stack.begin_sampling()
@@ -71,7 +83,7 @@ class TrainingEvaluations:
         return answer_sets(
             self._config,
             self._chosen,
-            self._config.output_dir / "evaluation" / f"step_{state.step:06d}",
+            self._folder(state.step),
             {"weights": state.weights_digest},
             lambda: nullcontext(responder),
             self._config.evaluation.controls or (),

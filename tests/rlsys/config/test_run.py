@@ -53,6 +53,8 @@ def test_overrides_are_yaml_values_merged_into_the_file(minimal: Path) -> None:
         ("data.min_frames=800", "above data.max_frames"),
         ("reward.min_valid=9", "no group could ever be trained on"),
         ("rollout.tensor_parallel_size=2", "set it to 1"),
+        ("tracking.registered_model=a/b", "no slash and no colon"),
+        ("tracking={registered_model: m, log_model: false}", "set tracking.log_model=true, or remove"),
         ("train.learning_rate=fast", "train.learning_rate"),
         ("seed", "write it as section.key=value"),
         ("seed.x=1", "seed"),

@@ -262,6 +262,52 @@ def test_recording_a_step_makes_no_call_to_the_store(folder: Path, monkeypatch: 
     assert any(name.startswith("tracking") for name in callers)
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "server"])
+def test_a_model_is_registered_once_and_its_evaluations_are_tags_of_its_version(
+    kind: str, folder: Path, server: str
+) -> None:
+    uri = server if kind == "server" else f"sqlite:///{folder}/registry/mlflow.db"
+    model = folder / f"{kind}_model"
+    model.mkdir()
+    (model / "weights").write_text("first")
+    name = f"grounding {kind}"
+    config = make_config(folder / f"{kind}_registered", uri=uri, registered_model=name)
+    first = {"step": 4, "weights_digest": "sum128-a"}
+    with Tracker(config) as run:
+        run.log_model_version(name, model, **first, figures={"eval/held/miou": 0.25, "odd": float("nan")})
+    (model / "weights").write_text("second")
+    with Tracker(config, run_id=run.run_id) as again:
+        again.log_model_version(name, model, step=8, weights_digest="sum128-b", figures={})
+        again.log_model_version(name, model, step=8, weights_digest="sum128-b", figures={"eval/held/miou": 0.5})
+    with Tracker(make_config(folder / f"{kind}_eval", uri=uri)) as evaluation:
+        evaluation.log_evaluated(
+            run.run_id, **first, figures={"eval/other/miou": 0.75}, report="evaluation/report.html"
+        )
+        evaluation.log_evaluated(run.run_id, step=5, weights_digest="sum128-a", figures={"x": 1.0}, report="r")
+    client = MlflowClient(uri)
+    versions = {one.version: one for one in client.search_model_versions(f"name = '{name}'")}
+    assert {str(number) for number in versions} == {"1", "2"}
+    tags = {str(number): dict(one.tags) for number, one in versions.items()}
+    assert tags["1"] == {
+        "rlsys.step": "4",
+        "rlsys.weights_digest": "sum128-a",
+        "eval/held/miou": "0.25",
+        "eval/other/miou": "0.75",
+        f"rlsys.evaluation.{evaluation.run_id}": "evaluation/report.html",
+    }
+    assert (tags["2"]["rlsys.step"], tags["2"]["eval/held/miou"]) == ("8", "0.5")
+    assert {one.run_id for one in versions.values()} == {run.run_id}
+    assert client.get_run(evaluation.run_id).data.tags["rlsys.model_version"] == f"{name}/1"
+    assert client.get_run(run.run_id).data.tags["rlsys.model_version"] == f"{name}/2"
+    # both versions keep the files that they were made of
+    mlflow.set_tracking_uri(uri)
+    for number, text in (("1", "first"), ("2", "second")):
+        place = mlflow.artifacts.download_artifacts(
+            f"models:/{name}/{number}", dst_path=str(folder / f"{kind}{number}")
+        )
+        assert (Path(place) / "weights").read_text() == text
+
+
 def test_samples_show_every_prompt_before_a_second_answer_to_one() -> None:
     groups = [
         make_scored(make_group(f"clips:{index}"), [0.0, 1.0, 0.5, 0.5], [False, True, True, True]) for index in (0, 1)
