@@ -21,13 +21,15 @@ PATCH_PX = 14
 class VideoSpec:
     """The frames of a video that a prompt shows, before anything is decoded.
 
-    uri: a video file, or a folder of frame images read in the order of the numbers in their names.
+    uri: a video file, or a folder of frame images read in the order of the numbers in their names; of a list of images
+    the first.
+    files: the images of a list, in the order in which they are shown; () for anything else.
     fps: sampling rate in frames per second of video time.
     min_frames, max_frames: bounds on the number of frames; both even (Qwen2.5-VL merges two).
     min_pixels, max_pixels: bounds on height x width of one resized frame.
     total_pixels: bound on height x width x frames of the resized clip.
     window_s: (start, end) in seconds of the part to read; None reads all of it. The model's times count from its start.
-    folder_fps: images per second of a frame folder; None assumes `fps`.
+    folder_fps: images per second of a frame folder or a list; None assumes `fps`.
     patch_px: side in pixels of the model's vision patches; frames are a multiple of two of them high and wide.
     crop: (left, top, right, bottom) in fractions of width and height of the part of each frame to show, scaled up to
     the pixel budget; None shows whole frames.
@@ -42,6 +44,7 @@ class VideoSpec:
     total_pixels: int
     window_s: tuple[float, float] | None = None
     folder_fps: float | None = None
+    files: tuple[str, ...] = ()
     patch_px: int = PATCH_PX
     crop: tuple[float, float, float, float] | None = None
 

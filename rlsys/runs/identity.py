@@ -83,6 +83,8 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
             if one["patch_px"] == PATCH_PX:
                 del one["patch_px"]  # digests of such rows are older than the field
+            if files := one.pop("files", ()):
+                one["files"] = [Path(file).name for file in files]
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")
     return sha.hexdigest()[:16]
 

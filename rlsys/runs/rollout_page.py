@@ -87,14 +87,14 @@ def _frames(group: RolloutGroup, timeout_s: float) -> list[Thumbnail]:
     from ray.exceptions import GetTimeoutError, ObjectLostError
 
     found: list[Thumbnail] = []
-    for spec, clip in zip(group.item.media, group.clips, strict=True):
+    for clip in group.clips:
         try:
             is_stored = isinstance(clip.frames, ray.ObjectRef)
             frames = ray.get(clip.frames, timeout=timeout_s) if is_stored else clip.frames
         except (ObjectLostError, GetTimeoutError) as error:
             log.warning("%s: its page has no frames: %s", group.item.prompt_id, str(error).partition("\n")[0])
             return []
-        found += thumbnails_of_clip(spec, clip.info, frames)
+        found += thumbnails_of_clip(clip.info, frames)
     return found
 
 

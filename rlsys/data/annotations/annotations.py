@@ -233,21 +233,21 @@ def completed(row: AnnotationRow, root: Path | None, links_outside: bool) -> tup
     if not links_outside and not is_inside(medium, root):
         text = f"{row.video!r} leads out of {root}, to {medium.resolve()}; set data.links_outside=true to allow it"
         return replace(row, problems=(*row.problems, Problem(field="video", text=text))), None
-    if medium.is_dir():
+    if row.frames or medium.is_dir():
         row = replace(row, problems=(*row.problems, *rate_problems(row, medium)))
     if row.needs_size:
         row = _sized(row, medium)
-    if row.images or row.videos:
+    if row.images or row.videos or row.frames:
         row = _with_further_media(row, root, links_outside)
     return _checked(row), medium
 
 
 def _with_further_media(row: AnnotationRow, root: Path, links_outside: bool) -> AnnotationRow:
-    """Return the row with the paths of its further images and videos, and what is wrong with them."""
+    """Return the row with the paths of its list's images and of further images and videos, and what is wrong."""
     found: dict[str, tuple[str, ...]] = {}
     problems = list(row.problems)
     kinds: tuple[tuple[str, tuple[str, ...], Medium], ...]
-    kinds = (("images", row.images, "image"), ("videos", row.videos, "clip"))
+    kinds = (("image_list", row.frames, "list"), ("images", row.images, "image"), ("videos", row.videos, "clip"))
     for field, names, medium in kinds:
         paths: list[str] = []
         for name in names:
@@ -262,7 +262,8 @@ def _with_further_media(row: AnnotationRow, root: Path, links_outside: bool) -> 
             else:
                 paths.append(str(path.absolute()))
         found[field] = tuple(paths)
-    return replace(row, images=found["images"], videos=found["videos"], problems=tuple(problems))
+    listed, images, videos = found["image_list"], found["images"], found["videos"]
+    return replace(row, frames=listed, images=images, videos=videos, problems=tuple(problems))
 
 
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:
@@ -320,7 +321,7 @@ def _item(name: str, row: AnnotationRow, medium: Path, data: DataConfig) -> Prom
         media=(
             media_spec(row, medium.absolute(), data),
             *(image_spec(path, data) for path in row.images),
-            *(media_spec(replace(row, duration_s=None), Path(path), data) for path in row.videos),
+            *(media_spec(replace(row, duration_s=None, frames=()), Path(path), data) for path in row.videos),
         ),
         truth=row.truth,
         labels=_labels(row),

@@ -27,7 +27,7 @@ def places(row: AnnotationRow) -> tuple[str, ...]:
     """Return the paths, relative to the folder of videos, where the row's medium may be."""
     if row.medium == "frames":
         return _frame_folders(row.video)
-    if row.medium == "image":
+    if row.medium in ("image", "list"):
         return _files(row.video, _IMAGE_SUFFIXES)
     files = _files(row.video, ("", *VIDEO_SUFFIXES))
     return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
@@ -57,12 +57,13 @@ def media_spec(row: AnnotationRow, path: Path, data: DataConfig) -> MediaSpec:
     """Return what of the medium at `path` a prompt shows, within the config's rates and budgets."""
     if row.medium == "image":
         return image_spec(str(path), data)
+    has_images = bool(row.frames) or path.is_dir()
     if row.task == "tracking":
-        fps = GOT10K_FPS if path.is_dir() else data.fps
-        spec = tracking_spec(str(path), data, fps, num_frames=len(row.truth))
-        return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
-    spec = video_spec(str(path), data)
-    return replace(spec, window_s=row.window_s, folder_fps=folder_fps(row, path) if path.is_dir() else None)
+        spec = tracking_spec(str(path), data, GOT10K_FPS if has_images else data.fps, num_frames=len(row.truth))
+    else:
+        spec = video_spec(str(path), data)
+    rate = folder_fps(row, path) if has_images else None
+    return replace(spec, window_s=row.window_s, folder_fps=rate, files=row.frames)
 
 
 def image_spec(uri: str, data: DataConfig) -> ImageSpec:
@@ -104,24 +105,26 @@ def with_patches(items: Sequence[PromptItem], patch_px: int) -> tuple[PromptItem
 
 
 def folder_fps(row: AnnotationRow, folder: Path) -> float | None:
-    """Return a frame folder's images per second: the row's, the folder's own, or its images over the row's duration.
+    """Return the images per second of a frame folder or of the row's list of images.
 
-    None where nothing says it. A part of a folder says nothing about the whole folder's duration.
+    It is the row's, the folder's own, or the number of images over the row's duration; None where nothing says it.
+    A part of a folder says nothing about the whole folder's duration.
     """
-    stated = row.fps or _own_fps(folder)
+    stated = row.fps or (None if row.frames else _own_fps(folder))
     if stated is not None or row.duration_s is None or row.window_s is not None:
         return stated
-    return num_images(folder) / row.duration_s or None
+    return (len(row.frames) or num_images(folder)) / row.duration_s or None
 
 
 def rate_problems(row: AnnotationRow, folder: Path) -> tuple[Problem, ...]:
-    """Return how the rates that a row and its frame folder give contradict each other."""
-    own, rate = _own_fps(folder), row.fps or _own_fps(folder)
+    """Return how the rates that a row and its frame folder or list of images give contradict each other."""
+    own = None if row.frames else _own_fps(folder)
+    rate = row.fps or own
     if row.fps and own and abs(row.fps - own) > RATE_TOLERANCE * own:
         return (Problem(field="fps", text=f"the row gives {row.fps:g}, its folder {own:g} images per second"),)
     if rate is None or row.duration_s is None or row.window_s is not None:
         return ()
-    count = num_images(folder)
+    count = len(row.frames) or num_images(folder)
     # durations are rounded, and some end at the last image, others one image later
     if abs(count - rate * row.duration_s) > max(2.0, rate, RATE_TOLERANCE * count):
         text = f"{count} images at {rate:g} per second are {count / rate:g} s, the row gives {row.duration_s:g} s"

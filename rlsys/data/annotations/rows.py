@@ -12,8 +12,8 @@ from pydantic import AliasChoices, BaseModel, Field, StringConstraints, Validati
 
 from rlsys.types import Json
 
-Medium = Literal["video", "frames", "clip", "image"]
-"""A video file, a folder of frame images, either of them, or a still image."""
+Medium = Literal["video", "frames", "clip", "image", "list"]
+"""A video file, a folder of frame images, either of them, a still image, or a list of frame images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class AnnotationRow:
     row has problems that leave it open.  needs_size: the truth's boxes are pixels of an image whose size the file
     does not give; see `rlsys.data.annotations.vtts.with_size`.  window_s: the part of a
     longer file that the row is about; the truth's times count from its start.  fps: images per second of a frame
-    folder.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
+    folder or a list.  duration_s: length that the row gives for what it is about.  labels: see `PromptItem`.
+    frames: the images of a list, which are one video; `video` names the first.
     images, videos: further images and videos, shown in this order after the first medium.  thought: see `PromptItem`.
     counted: what an evaluation of all published rows takes for `task` and `truth`, where that differs.
     """
@@ -66,6 +67,7 @@ class AnnotationRow:
     fps: float | None = None
     duration_s: float | None = None
     labels: Mapping[str, str | float] = field(default_factory=dict)
+    frames: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     thought: str = ""

@@ -47,9 +47,10 @@ _FIELDS = {"letter": "answer", "number": "answer", "phrase": "answer", "words": 
 
 
 class VttsEntry(PartFields, Entry):
-    """An entry `{video or image (one, or a list of several), question, options?, clue?, answer?, caption?, events?,
-    task?, think?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
+    """An entry `{video or image (one, or a list of several) or image_list, question, options?, clue?, answer?,
+    caption?, events?, task?, think?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
 
+    `image_list` names the images of one video, of which `fps` a second were taken, or all in `duration` seconds.
     `video_start` and `video_end`, or `start` and `end`, name the part of the file that the row is about.
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
@@ -60,6 +61,7 @@ class VttsEntry(PartFields, Entry):
 
     video: Text | list[Text] | None = Field(default=None, validation_alias=AliasChoices("video", "videos"))
     image: Text | list[Text] | None = Field(default=None, validation_alias=AliasChoices("image", "images"))
+    image_list: list[Text] | None = Field(default=None, min_length=2)
     question: str = ""
     options: Any = None
     clue: Any = None
@@ -151,8 +153,8 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
     is_whole = all(problem.is_fixed for problem in problems)
     return AnnotationRow(
         label=label,
-        video=next(iter((*row.images, *row.videos)), ""),
-        medium="image" if row.images else "clip",
+        video=next(iter((*row.images, *row.videos, *(row.image_list or ()))), ""),
+        medium="image" if row.images else "list" if row.image_list else "clip",
         task=task,
         question=row.question.strip() or CAPTION_QUESTION,
         options=tuple(option.text if answer.kind == "phrase" else str(option) for option in answer.options),
@@ -163,6 +165,7 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
         fps=row.fps,
         duration_s=row.duration,
         labels={"split": row.split} if row.split else {},
+        frames=tuple(row.image_list or ()),
         images=tuple(row.images[1:]),
         videos=tuple(row.videos[1:]),
         thought=_thought(row.think),
@@ -270,6 +273,9 @@ def _field(kind: str) -> str:
     return _FIELDS.get(kind, "clue")
 
 
+_IN_WORDS = {"video": "a video", "image_list": "a list of images", "image": "an image"}
+
+
 def _medium_problems(row: VttsEntry, clue: Clue) -> Iterator[Problem]:
     several = "videos" if len(row.videos) > 1 else "images" if len(row.images) > 1 else ""
     if several and clue.kinds:
@@ -277,9 +283,11 @@ def _medium_problems(row: VttsEntry, clue: Clue) -> Iterator[Problem]:
         yield Problem(field="clue", text=text, is_contradiction=True)
     if several and row.window_s is not None:
         yield Problem(field="video_end", text=f"a part of several {several}; name one", is_contradiction=True)
-    if row.video and row.image:
-        yield Problem(field="image", text="both a video and an image are given; keep one", is_contradiction=True)
-    if not row.video and not row.image:
+    given = {"video": row.video, "image_list": row.image_list, "image": row.image}
+    if len(named := [name for name, value in given.items() if value]) > 1:
+        words = " and ".join(_IN_WORDS[name] for name in named)
+        yield Problem(field=named[-1], text=f"both {words} are given; keep one", is_contradiction=True)
+    if not named:
         yield Problem(field="video", text="neither a video nor an image is named")
     timed = sorted(clue.kinds & {"periods", "boxes"})
     if row.image and timed:

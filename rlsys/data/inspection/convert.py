@@ -37,6 +37,8 @@ def _media(row: AnnotationRow) -> dict[str, Json]:
     """Return the fields that name the media of a row."""
     if row.medium == "image":
         return {"image": [row.video, *row.images] if row.images else row.video}
+    if row.medium == "list":
+        return {"image_list": list(row.frames), "images": list(row.images)}
     return {"video": [row.video, *row.videos] if row.videos else row.video, "images": list(row.images)}
 
 
@@ -114,7 +116,7 @@ def _as_got10k(rows: Sequence[AnnotationRow], _path: Path) -> str:
 
 def _require(rows: Sequence[AnnotationRow], format: str, tasks: set[str]) -> None:
     for row in rows:
-        if row.task not in tasks or row.window_s is not None or row.images or row.videos:
+        if row.task not in tasks or row.window_s is not None or row.images or row.videos or row.frames:
             what = row.task if row.task not in tasks else "a row about a part of a file or with further images"
             raise AnnotationError(
                 f"row {row.label}: {format} holds {', '.join(tasks)} of whole videos, this is {what}."
@@ -161,6 +163,7 @@ _ROW = "One line of a JSON lines file. What it is annotated with decides its tas
 _MEANINGS: Mapping[str, str] = {
     "video": "Video file or folder of frames, relative to data.videos, or several; a suffix may be left out.",
     "image": "Still image or several, in place of a video.",
+    "image_list": "Images, in order, that are the frames of one video, fps a second or all in duration seconds.",
     "question": "Text of the question; a caption needs none.",
     "options": "Options of a multiple-choice question, with or without letters, or the classes of video_quality.",
     "answer": "Letter or text of the right option, a number, or a class in words.",
@@ -175,5 +178,5 @@ _MEANINGS: Mapping[str, str] = {
     "height": "Height in pixels of the picture that boxes in pixels refer to.",
     "video_start": "Start in seconds of the part of the file that the row is about.",
     "video_end": "End in seconds of the part of the file that the row is about.",
-    "fps": "Images per second of a folder of frames.",
+    "fps": "Images per second of a folder of frames or of image_list.",
 }

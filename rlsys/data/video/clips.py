@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from rlsys.config.run import DataConfig
-from rlsys.data.video.content import Key, Signature, digest, signature
+from rlsys.data.video.content import Address, Key, Signature, address_of, digest, signature, without_address
 from rlsys.data.video.decoders import Decoders
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipRef, MediaSpec
@@ -36,7 +36,7 @@ class ClipStore:
     def __init__(self, data: DataConfig, keeps_bytes: int = 0) -> None:
         self._cache_bytes, self._timeout_s = data.cache_bytes, data.decode_timeout_s
         self._decoders = Decoders(data.decode_workers, data.decode_timeout_s, keeps_bytes)
-        self._contents: dict[str, tuple[Signature, str]] = {}
+        self._contents: dict[Address, tuple[Signature, str]] = {}
         self._cached: OrderedDict[Key, ClipRef] = OrderedDict()
         self._alive: WeakValueDictionary[Key, ClipRef] = WeakValueDictionary()
         self._born_bytes = self._dead_bytes = 0
@@ -64,12 +64,12 @@ class ClipStore:
         """
         keys = [await self._key_in_time(spec) for spec in specs]
         found: list[ClipRef | asyncio.Task[ClipRef] | None] = []
-        missing: dict[str, dict[Key, MediaSpec]] = {}
+        missing: dict[Address, dict[Key, MediaSpec]] = {}
         for key, spec in zip(keys, specs, strict=True):
             found.append(self._found(key, spec))
             if found[-1] is None:
                 self._misses += 1
-                missing.setdefault(spec.uri, {})[key] = spec
+                missing.setdefault(address_of(spec), {})[key] = spec
         started: dict[Key, asyncio.Task[ClipRef]] = {}
         for of_file in missing.values():
             together = asyncio.create_task(self._fill_all(of_file))
@@ -111,20 +111,21 @@ class ClipStore:
 
     def _key(self, spec: MediaSpec) -> Key:
         """Read a file at its first use, and again when its size or time of change differ. Runs in a thread."""
-        found = signature(spec.uri)
+        address = address_of(spec)
+        found = signature(address)
         if found is None:
             return spec, ""
-        known = self._contents.get(spec.uri)
+        known = self._contents.get(address)
         if known is None or known[0] != found:
             try:
-                content = digest(spec.uri)
+                content = digest(address)
             except OSError:
                 return spec, ""
             if known is not None and known[1] != content:
                 self._num_edited += 1
                 log.warning("%s was changed during the run; it is decoded again", spec.uri)
-            known = self._contents[spec.uri] = (found, content)
-        return replace(spec, uri=""), known[1]
+            known = self._contents[address] = (found, content)
+        return without_address(spec), known[1]
 
     async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef:
         """Return the clip with its frames in a seeded random order, at unchanged times. Never cached."""

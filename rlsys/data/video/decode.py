@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,6 +60,9 @@ def decode_all(specs: Sequence[MediaSpec], opened: OpenedFiles | None = None) ->
             image, content = _open_image(path), digest_file(path)
             return [_decode_image(image, content, spec) for spec in specs if isinstance(spec, ImageSpec)]
         videos = [spec for spec in specs if isinstance(spec, VideoSpec)]
+        if first.files:
+            listed = [_there(file) for file in first.files]
+            return [_decode_images(listed, spec, digest_file) for spec in videos]
         if is_folder:
             return [_decode_folder(path, spec) for spec in videos]
         files = OpenedFiles(max_bytes=0) if opened is None else opened
@@ -76,7 +79,7 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
     """
     path = Path(spec.uri)
     is_folder = _require_there(path, spec)
-    if isinstance(spec, ImageSpec) or is_folder:
+    if isinstance(spec, ImageSpec) or is_folder or spec.files:
         return decode(spec).info.grid_thw
     file = _opened(path, spec, needs_digest=False)
     indices, _ = select_frames(file.times_s, file.end_s, spec)
@@ -208,6 +211,18 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
     files = images.files_of_folder(folder)
     if not files:
         raise ClipError(spec.uri, "zero_length", f"the folder has no images ({', '.join(sorted(images.SUFFIXES))})")
+    return _decode_images(files, spec, lambda path: f"{path.name}:{digest_file(path)}")
+
+
+def _there(file: str) -> Path:
+    """Return the path of an image of a list. Raises ClipError for a file that is not there."""
+    if not Path(file).is_file():
+        raise ClipError(file, "missing", "no such image")
+    return Path(file)
+
+
+def _decode_images(files: Sequence[Path], spec: VideoSpec, identity: Callable[[Path], str]) -> Clip:
+    """Decode images that are the frames of a video. identity: what the clip's digest holds of a file."""
     indices, spacing_s = select_from_folder(len(files), spec)
     chosen = [files[index] for index in indices]
     resized: list[np.ndarray] = []
@@ -216,7 +231,7 @@ def _decode_folder(folder: Path, spec: VideoSpec) -> Clip:
         image = _open_image(path)
         size = size or _size_of(spec, image.height, image.width, len(chosen))
         resized.append(_resize(_part(image, spec), size))
-    digest = _digest_text(*(f"{path.name}:{digest_file(path)}" for path in chosen))
+    digest = _digest_text(*map(identity, chosen))
     rate = folder_rate(spec)
     return _clip("video", spec, digest, np.stack(resized), indices / rate, spacing_s, len(files) / rate, len(files))
 
@@ -259,7 +274,7 @@ def _clip(
 ) -> Clip:
     num_frames, height, width, _ = frames.shape
     steps = num_frames // TEMPORAL_PATCH if kind == "video" else 1
-    asked = {name: value for name, value in asdict(spec).items() if name != "uri"}
+    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "files")}
     if spec.patch_px == PATCH_PX:
         del asked["patch_px"]  # digests of such clips are older than the field
     if spec.crop is None:

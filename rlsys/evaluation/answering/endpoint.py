@@ -158,6 +158,8 @@ class EndpointResponder(ClipFetcher):
         extra: dict[str, Any] = {"skip_special_tokens": False} if self._endpoint.frames == "video" else {}
         for spec, clip in zip(item.media, clips, strict=True):
             if self._endpoint.frames == "file" and isinstance(spec, VideoSpec):
+                if spec.files:
+                    raise RowRefused(f"{spec.uri} and others: a list of images is no file; use frames=images")
                 parts.append({"type": "video_url", "video_url": {"url": Path(spec.uri).absolute().as_uri()}})
                 continue
             frames = await clip.frames if isawaitable(clip.frames) else clip.frames

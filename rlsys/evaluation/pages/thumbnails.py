@@ -13,7 +13,7 @@ from typing import TypedDict
 import numpy as np
 
 from rlsys.data.video.errors import ClipError
-from rlsys.types import ClipInfo, MediaSpec, VideoSpec
+from rlsys.types import ClipInfo, MediaSpec
 
 MAX_FRAMES = 12
 MAX_SIDE = 192
@@ -64,15 +64,14 @@ def _of_item(media: tuple[MediaSpec, ...]) -> list[Thumbnail]:
             clip = decode(spec)
         except ClipError:
             return []
-        found += thumbnails_of_clip(spec, clip.info, clip.frames)
+        found += thumbnails_of_clip(clip.info, clip.frames)
     return found
 
 
-def thumbnails_of_clip(spec: MediaSpec, info: ClipInfo, frames: np.ndarray) -> list[Thumbnail]:
+def thumbnails_of_clip(info: ClipInfo, frames: np.ndarray) -> list[Thumbnail]:
     """Return thumbnails of a decoded clip, at most `MAX_FRAMES`, evenly spaced. frames: u8 [T, H, W, 3]."""
     from PIL import Image
 
-    start_s = spec.window_s[0] if isinstance(spec, VideoSpec) and spec.window_s else 0.0
     found: list[Thumbnail] = []
     shown = min(len(frames), MAX_FRAMES)
     for index in sorted({place * (len(frames) - 1) // max(1, shown - 1) for place in range(shown)}):
@@ -81,6 +80,6 @@ def thumbnails_of_clip(spec: MediaSpec, info: ClipInfo, frames: np.ndarray) -> l
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=QUALITY)
         url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        time_s = float(info.times_s[index]) - start_s if info.times_s.size else 0.0
+        time_s = float(info.times_s[index]) - info.start_s if info.times_s.size else 0.0
         found.append(Thumbnail(time_s=time_s, url=url))
     return found

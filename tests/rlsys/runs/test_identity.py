@@ -11,7 +11,7 @@ import pytest
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.runs.identity import changed_settings, changes, identity, model_digest, require_same
-from rlsys.types import ImageSpec, VideoSpec
+from rlsys.types import ImageSpec, PromptItem, VideoSpec
 from tests.support.factories import make_item
 from tests.support.video_files import make_spec
 
@@ -74,6 +74,16 @@ def test_rows_of_an_older_run_are_the_same_data_and_other_patches_are_not(model:
     # as written before specs had patches
     assert before["training data (rows, truths, frame and pixel budgets)"] == "1 rows, 588d80314ce0b508"
     assert changes(before, identity(config(model), [replace(rows[0], media=(replace(spec, patch_px=16),))]))
+
+
+def test_lists_of_images_may_lie_in_another_folder_but_not_be_in_another_order(model: Path) -> None:
+    def rows(*files: str) -> list[PromptItem]:
+        return [replace(ITEMS[0], media=(make_spec(files[0], files=files),))]
+
+    before = identity(config(model), rows("/a/1.png", "/a/2.png"))
+    assert not changes(before, identity(config(model), rows("/b/1.png", "/b/2.png")))
+    assert changes(before, identity(config(model), rows("/a/1.png", "/a/2.png", "/a/3.png")))
+    assert changes(before, identity(config(model), rows("/a/1.png", "/a/3.png")))
 
 
 def test_learning_rates_and_numbers_of_actors_may_change(model: Path) -> None:

@@ -34,6 +34,7 @@ ROLES = (
     "video",
     "image",
     "images",
+    "image_list",
     "question",
     "options",
     "answer",
@@ -126,7 +127,7 @@ class Table:
         index, qid, images = values.pop("answer_index"), values.pop("qid"), values.pop("images")
         values["question"] = values["question"] if values["question"] is None else str(values["question"])
         values = {role: value for role, value in values.items() if value is not None}
-        if not values.keys() & {"video", "image"} and images is not None:
+        if not values.keys() & {"video", "image", "image_list"} and images is not None:
             values["image"], images = images, None
         if index is not None and values.get("options") is not None:
             values["answer"] = _indexed(index, values["options"])
@@ -149,7 +150,7 @@ class Table:
             return [_text(value) for value in several if value is not None] or None
         names = (named,) if named is not None else self.columns.get(role, (role,))
         value = next((fields[name] for name in names if fields.get(name) is not None), None)
-        if role in ("options", "clue", "events", "images"):
+        if role in ("options", "clue", "events", "images", "image_list"):
             value = _listed(value)
         if role == "options":
             return _option_texts(value)

@@ -10,7 +10,9 @@ from PIL import Image
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
-from rlsys.data.video.decode import decode
+from rlsys.data.annotations.reading import read_rows
+from rlsys.data.inspection.convert import own_row
+from rlsys.data.video.decode import decode, plan_grid
 from rlsys.data.video.errors import AnnotationError
 from rlsys.types import Json, VideoSpec
 from tests.support.video_files import frames_shown, make_video, numbered_frame
@@ -105,6 +107,90 @@ def test_rates_that_contradict_each_other_are_a_dirty_row(tmp_path: Path, row: d
         (folder / "fps").write_text(own)
     loaded = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], **row})
     assert loaded.items == () and loaded.dirty[0].field.startswith("fps")
+
+
+def image_list(folder: Path, num: int) -> list[str]:
+    """Write numbered images whose names are in no order, and return them in theirs."""
+    frame_folder(folder / "shots", num)
+    for index in range(num):
+        (folder / "shots" / f"{index}.png").rename(folder / "shots" / f"{(7 * index) % num}_.png")
+    return [f"shots/{(7 * index) % num}_.png" for index in range(num)]
+
+
+@pytest.mark.parametrize(
+    ("row", "rate"), [({"fps": 4.0}, 4.0), ({"duration": 12.0}, 2.0), ({"fps": 8.0, "duration": 3.0}, 8.0), ({}, 2.0)]
+)
+def test_a_list_of_images_is_a_video_at_its_own_rate_and_times_count_from_its_first(
+    tmp_path: Path, row: dict, rate: float
+) -> None:
+    loaded = load(tmp_path, {"image_list": image_list(tmp_path, 24), "question": "when?", "clue": [1, 2], **row})
+    spec = spec_of(loaded)
+    assert [Path(file).is_absolute() for file in spec.files] == [True] * 24
+    clip = decode(spec)
+    numbers = frames_shown(clip.frames)
+    assert numbers[0] == 0 and numbers == sorted(numbers) and numbers[-1] == 23
+    assert clip.info.times_s == pytest.approx([number / rate for number in numbers])
+    assert clip.info.duration_s == pytest.approx(24 / rate)
+    assert plan_grid(spec) == clip.info.grid_thw
+    assert loaded.items[0].truth == [1, 2]
+
+
+def test_a_part_of_a_list_of_images_is_shown_alone(tmp_path: Path) -> None:
+    row = {
+        "image_list": image_list(tmp_path, 24),
+        "fps": 4.0,
+        "start": 2.0,
+        "end": 5.0,
+        "question": "when?",
+        "clue": [0.5, 2],
+    }
+    clip = decode(spec_of(load(tmp_path, row)))
+    numbers = frames_shown(clip.frames)
+    assert numbers[0] == 8 and numbers[-1] == 19 and len(numbers) == 6
+    assert clip.info.times_s == pytest.approx([number / 4 for number in numbers])
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "says"),
+    [
+        ({"fps": 4.0, "duration": 24.0}, "fps, duration", "24 images at 4 per second are 6 s, the row gives 24 s"),
+        ({"duration": 4.0, "clue": [3.0, 9.0]}, "clue", "4"),
+    ],
+)
+def test_a_list_whose_statements_contradict_each_other_is_a_dirty_row(
+    tmp_path: Path, row: dict, field: str, says: str
+) -> None:
+    loaded = load(tmp_path, {"image_list": image_list(tmp_path, 24), "question": "when?", "clue": [1, 2], **row})
+    assert loaded.items == ()
+    assert loaded.dirty[0].field == field and says in loaded.dirty[0].problem
+
+
+def test_a_list_with_a_missing_or_a_single_image_is_a_dirty_row(tmp_path: Path) -> None:
+    names = image_list(tmp_path, 4)
+    row = {"question": "when?", "clue": [0, 1]}
+    missing = load(tmp_path, {"image_list": [*names, "shots/none.png"], **row})
+    assert not missing.items and missing.dirty[0].field == "image_list" and missing.dirty[0].is_missing
+    assert "shots/none.png" in missing.dirty[0].problem
+    single = load(tmp_path, {"image_list": names[:1], **row})
+    assert not single.items and "image_list" in single.dirty[0].field
+
+
+def test_a_list_beside_a_video_refuses_the_file(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", num_frames=20, fps=10.0)
+    row = {"video": "a.mp4", "image_list": image_list(tmp_path, 4), "question": "when?", "clue": [0, 1]}
+    with pytest.raises(AnnotationError, match="both a video and a list of images are given; keep one"):
+        load(tmp_path, row)
+
+
+def test_a_row_with_a_list_of_images_is_written_back_as_it_was(tmp_path: Path) -> None:
+    names = image_list(tmp_path, 4)
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"image_list": names, "fps": 2.0, "question": "when?", "clue": [0.0, 1.0]})
+    )
+    (row,), _ = read_rows(tmp_path / "rows.jsonl", "vtts")
+    again = own_row(row)
+    assert (again["image_list"], again["fps"], again["clue"]) == (names, 2.0, [0.0, 1.0])
+    assert "video" not in again
 
 
 CHOICE: dict[str, Json] = {"question": "which one?", "options": ["first", "second"], "answer": "A"}

@@ -25,7 +25,7 @@ from rlsys.data.video.decoders import PAUSES_S
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ClipRef, VideoSpec
 from tests.support.pace import patience
-from tests.support.video_files import REPO, frames_shown, make_spec, make_video
+from tests.support.video_files import REPO, frames_shown, make_spec, make_video, numbered_frame
 
 CLIP_BYTES = 12 * 56 * 56 * 3
 
@@ -355,6 +355,29 @@ def test_a_file_that_is_edited_during_the_run_is_decoded_again_and_reported(
     assert isinstance(before, ClipRef) and isinstance(after, ClipRef)
     assert (before.info.duration_s, after.info.duration_s) == (6.0, 4.0)
     assert store.counters()["edited_files"] == 1 and "a.mp4 was changed during the run" in caplog.text
+
+
+def test_a_list_of_images_is_one_clip_wherever_they_lie_and_another_in_another_order(
+    cluster: None, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            Image.fromarray(numbered_frame(index)).save(tmp_path / folder / f"{folder}{index}.png")
+
+    def of(folder: str, order: range) -> VideoSpec:
+        files = tuple(str(tmp_path / folder / f"{folder}{index}.png") for index in order)
+        return make_spec(files[0], files=files, folder_fps=2.0)
+
+    store = ClipStore(DataConfig())
+    first, copy, backwards = get_all(store, of("one", range(4)), of("two", range(4)), of("one", range(3, -1, -1)))
+    assert isinstance(first, ClipRef) and isinstance(backwards, ClipRef)
+    assert first is copy and first.info.digest != backwards.info.digest
+    assert frames_shown(ray.get(first.frames)) == [0, 1, 2, 3]
+    assert frames_shown(ray.get(backwards.frames)) == [3, 2, 1, 0]
+    (tmp_path / "one" / "one2.png").unlink()
+    (gone,) = get_all(store, of("one", range(4)))
+    assert isinstance(gone, ClipError) and gone.kind == "missing" and "one2.png" in str(gone)
 
 
 def test_a_bad_file_that_is_replaced_is_tried_again(cluster: None, tmp_path: Path) -> None:
