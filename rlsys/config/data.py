@@ -124,6 +124,9 @@ class DataConfig(Part):
     sources: tuple[DataSource, ...] = ()
     """Sources of training rows in place of `annotations`, mixed in proportion to their rows or by weight."""
     pass_rate: PassRateConfig = PassRateConfig()
+    curriculum: Literal["none", "easy_first"] = "none"
+    """Order of a source's rows in its second epoch and later. "none": shuffled. "easy_first": by their pass rate so
+    far, counted as in `pass_rate`, the highest first and rows without one last."""
     think: bool = True
     """Request <think>…</think> before the answer; false requests the answer alone."""
     prompt_style: PromptStyle = "full"

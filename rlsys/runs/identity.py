@@ -31,6 +31,7 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
         "training data (rows, truths, frame and pixel budgets)": f"{len(items)} rows, {_items_digest(items)}",
         "prompts (data.think, data.prompt_style)": _prompts(config.data),
         **_mixture(config),
+        "order of rows (data.curriculum)": config.data.curriculum,
         "what is trained (learner.frozen_parts, learner.lora)": json.dumps(
             {"frozen": sorted(learner.frozen_parts), "lora": learner.lora.model_dump(mode="json")}, sort_keys=True
         ),

@@ -13,7 +13,7 @@ from rlsys.config.data import Source, sources
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.data.annotations.annotations import Annotations, DirtyRow, load_annotations, missing_videos
 from rlsys.data.annotations.media import with_patches
-from rlsys.data.mixture import PromptOrder, prompt_order
+from rlsys.data.mixture import PromptOrder, Rates, prompt_order
 from rlsys.models.model_config import patch_px
 from rlsys.types import PromptItem
 
@@ -134,9 +134,18 @@ def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptI
     return with_patches(items[: config.evaluation.num_prompts or None], patch_px(config.model.path))
 
 
-def order_of(config: RunConfig, items: Sequence[PromptItem]) -> PromptOrder:
-    """Return the order in which a run samples `items`, which are its training rows."""
-    return prompt_order(items, sources(config.data), seed=config.seed, prompts_per_step=config.train.prompts_per_step)
+def order_of(config: RunConfig, items: Sequence[PromptItem], rates: Rates | None = None) -> PromptOrder:
+    """Return the order in which a run samples `items`, which are its training rows.
+
+    rates: of the run so far, for `data.curriculum`; without them rows are shuffled whatever it says.
+    """
+    return prompt_order(
+        items,
+        sources(config.data),
+        seed=config.seed,
+        prompts_per_step=config.train.prompts_per_step,
+        rates=rates if config.data.curriculum == "easy_first" else None,
+    )
 
 
 def with_num_steps(config: RunConfig, num_rows: Callable[[RunConfig], int]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The pass rate of each row so far, by which rows are skipped in later epochs; a pure function of the ledger."""
+"""The pass rate of each row so far, by which later epochs skip or order rows; a pure function of the ledger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rlsys.runs.ledger import Entry, Ledger
 
 
 class PassRates:
-    """Decides whether a row is sampled again.
+    """Decides whether a row is sampled again, and says what is known of rows when an epoch begins.
 
     A prompt is judged by the steps that were done when it could first be admitted: in a synchronous run all steps
     before its own, with `pipeline.max_lag` n at least n fewer. A resumed run decides the same, because which steps
@@ -36,6 +36,18 @@ class PassRates:
                 f"{prompt_id}: pass rate {rate:.3f} over {len(rates)} groups, data.pass_rate allows "
                 f"{self._settings.min:g} to {self._settings.max:g}"
             )
+
+    def newest_known(self, prompt_index: int) -> Entry | None:
+        """Return the entry of the newest step that was done when a prompt could first be admitted, None without one."""
+        known = self._entries_known(prompt_index)
+        return self._ledger.entries[known - 1] if known else None
+
+    def known_at(self, prompt_index: int) -> dict[str, float]:
+        """Return the pass rate of each row over the steps that were done when a prompt could first be admitted."""
+        self._read_on()
+        known = self._entries_known(prompt_index)
+        found = {name: [rate for number, rate in one if number < known] for name, one in self._history.items()}
+        return {name: sum(rates) / len(rates) for name, rates in found.items() if rates}
 
     def _entries_known(self, prompt_index: int) -> int:
         """Return the number of steps that were done when this prompt could first be admitted."""

@@ -193,7 +193,10 @@ def _require(step: int, possible: Mapping[int, Path | None]) -> None:
 
 
 def _item(config: RunConfig, items: Sequence[PromptItem], group: SavedGroup) -> PromptItem:
-    item = items[order_of(config, items).index_at(group.prompt_index)]
+    if config.data.curriculum == "none":
+        item = items[order_of(config, items).index_at(group.prompt_index)]
+    else:  # the order follows the pass rates of the run, and the group says which row it was
+        item = next((one for one in items if one.prompt_id == group.prompt_id), items[0])
     if item.prompt_id != group.prompt_id:
         raise ReplayError(
             f"prompt {group.prompt_index} was {group.prompt_id} in the run, but is {item.prompt_id} now; "

@@ -80,8 +80,6 @@ class GrpoRun(Run[Stack]):
         self.progress = Progress(
             TRAINING, point.state.step, config.train.num_steps, {"judge queue": lambda: self._stack.scorer.num_waiting}
         )
-        self._items, self._order = items, order_of(config, items)
-        self._sources = SourceMetrics(sources(config.data), items, self._order)
         self._signal = SignalWatch(config.train)
         self._rollouts = SavedRollouts(config.output_dir, settings_digest(config))
         self.ledger = Ledger(config.output_dir, ledger.read(point.checkpoint) if point.checkpoint else [])
@@ -89,6 +87,8 @@ class GrpoRun(Run[Stack]):
             collected=0, prompts_per_step=config.train.prompts_per_step, max_lag=self.objective.max_lag
         )
         self._pass_rates = PassRates(config.data.pass_rate, self.ledger, in_flight)
+        self._items, self._order = items, order_of(config, items, self._pass_rates)
+        self._sources = SourceMetrics(sources(config.data), items, self._order)
         if point.is_new:
             self._rollouts.forget_through(max(self._rollouts.steps(), default=0))
 

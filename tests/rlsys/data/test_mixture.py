@@ -138,6 +138,55 @@ def test_stages_come_and_go_with_their_steps() -> None:
     assert len(set(easy[:10])) == 10, "an epoch continues over stages"
 
 
+class Known:
+    """Pass rates that are known from a prompt index on: of row i of n, i / n."""
+
+    def __init__(self, items: list[PromptItem], since: int, without: tuple[str, ...] = ()) -> None:
+        self._rates = {item.prompt_id: place / len(items) for place, item in enumerate(items)}
+        self._since, self._without = since, without
+
+    def newest_known(self, prompt_index: int) -> object | None:
+        return None if prompt_index < self._since else self
+
+    def known_at(self, prompt_index: int) -> dict[str, float]:
+        rates = self._rates if prompt_index >= self._since else {}
+        return {name: rate for name, rate in rates.items() if name not in self._without}
+
+
+def test_a_curriculum_takes_easy_rows_first_once_pass_rates_are_known() -> None:
+    items = rows_of(a=12)
+    known = Known(items, 12, without=("a:7",))
+    order = prompt_order(items, (source("a"),), seed=3, prompts_per_step=4, rates=known)
+    shuffled = drawn(order_of(items, source("a"), seed=3), items, 12)
+    found = drawn(order, items, 36)
+    assert found[:12] == shuffled, "nothing is known of the first epoch's rows"
+    expected = [*(f"a:{row}" for row in range(11, -1, -1) if row != 7), "a:7"]
+    assert [item.prompt_id for item in found[12:24]] == [item.prompt_id for item in found[24:]] == expected
+
+
+def test_rows_of_one_pass_rate_stay_shuffled_and_a_source_has_epochs_of_its_own() -> None:
+    items = rows_of(a=6, b=18)
+    sources = source("a", weight=1), source("b", weight=1)
+
+    class TwoKinds(Known):
+        def known_at(self, prompt_index: int) -> dict[str, float]:
+            found = super().known_at(prompt_index)
+            return {name: float(int(name.partition(":")[2]) % 2) for name in found}
+
+    order = prompt_order(items, sources, seed=1, prompts_per_step=4, rates=TwoKinds(items, 12))
+    plain = drawn(order_of(items, *sources, seed=1), items, 72)
+    found = drawn(order, items, 72)
+    assert [item.source for item in found] == [item.source for item in plain], "shares are those without a curriculum"
+    for name, count in (("a", 6), ("b", 18)):
+        own = [item.prompt_id for item in found if item.source == name]
+        shuffled = [item.prompt_id for item in plain if item.source == name]
+        assert own[:count] == shuffled[:count]
+        later, unranked = own[count : 2 * count], shuffled[count : 2 * count]
+        assert later == sorted(unranked, key=lambda one: -(int(one.partition(":")[2]) % 2))
+        assert len(set(later)) == count
+    assert order.prompts_by_source(72) == [36, 36]
+
+
 def test_a_source_without_rows_is_named() -> None:
     with pytest.raises(ConfigError, match="source b: none of its rows"):
         order_of(rows_of(a=3), source("a", weight=1), source("b", weight=1))

@@ -10,26 +10,26 @@ import pytest
 
 from rlsys.config.data import PassRateConfig
 from rlsys.config.run import RunConfig, parse
-from rlsys.data.sampler import Sampler
 from rlsys.errors import PassRateOutside, UserError
 from rlsys.loop.collect import Collected, InFlightGroups, collect
 from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
 from rlsys.runs import ledger
+from rlsys.runs.items import order_of
 from rlsys.runs.ledger import Entry, Ledger
 from rlsys.runs.pass_rates import PassRates
 from rlsys.types import ScoredGroup
-from tests.support.factories import make_group, make_scored
+from tests.support.factories import make_group, make_item, make_scored
 
 NUM_ROWS = 12
 
 
-def config(max_lag: int, num_steps: int, **pass_rate: float) -> RunConfig:
+def config(max_lag: int, num_steps: int, curriculum: str = "none", **pass_rate: float) -> RunConfig:
     tree = {
         "output_dir": "out",
         "model": {"path": "m"},
-        "data": {"pass_rate": pass_rate, "decode_ahead": 0},
+        "data": {"pass_rate": pass_rate, "decode_ahead": 5, "curriculum": curriculum},
         "train": {"num_steps": num_steps, "prompts_per_step": 3},
         "pipeline": {"max_lag": max_lag},
         "rollout": {"max_tokens": 4},
@@ -45,11 +45,11 @@ class Groups:
         self.ledger = Ledger(folder, entries)
         in_flight = groups_under_way(collected=0, prompts_per_step=3, max_lag=settings.pipeline.max_lag)
         self.pass_rates = PassRates(settings.data.pass_rate, self.ledger, in_flight)
-        self._sampler = Sampler(NUM_ROWS, 0)
+        self._order = order_of(settings, [make_item(f"rows:{row}") for row in range(NUM_ROWS)], self.pass_rates)
 
     def start(self, prompt_index: int) -> Future[ScoredGroup]:
         future: Future[ScoredGroup] = Future()
-        row = self._sampler.index_at(prompt_index)
+        row = self._order.index_at(prompt_index)
         try:
             self.pass_rates.require_inside(prompt_index, f"rows:{row}")
         except PassRateOutside as error:
@@ -61,7 +61,8 @@ class Groups:
         return future
 
     def prefetch(self, prompt_index: int) -> None:
-        """Decode nothing."""
+        """Look ahead as a run does, before all is known that decides the order, and decode nothing."""
+        self._order.index_at(prompt_index)
 
     def check(self) -> None:
         """Do nothing."""
@@ -100,6 +101,27 @@ def test_rows_that_are_always_right_or_wrong_are_sampled_in_the_first_epoch_only
     later = {name for prompt_index, name in used.items() if prompt_index >= NUM_ROWS}
     assert later and not later & {f"rows:{row}" for row in range(6)}
     assert all("pass_rate: rows:" in reason for one in entries for reason in one.skipped.values())
+
+
+@pytest.mark.parametrize("max_lag", [0, 1, 3])
+def test_a_curriculum_goes_from_easy_to_hard_and_a_resumed_run_goes_on_in_its_order(
+    tmp_path: Path, max_lag: int
+) -> None:
+    settings = config(max_lag, 16, curriculum="easy_first")
+    whole = run(settings, tmp_path / "whole", [])
+    used = {index: name for one in whole for index, name in (one.trained | one.replaced).items()}
+    order = [int(used[index].partition(":")[2]) for index in range(3 * NUM_ROWS)]
+    for epoch in range(3):
+        assert sorted(order[epoch * NUM_ROWS : (epoch + 1) * NUM_ROWS]) == list(range(NUM_ROWS))
+    if max_lag == 0:  # every row of an epoch has its rates when the next one begins
+        rates: dict[int, float] = {}
+        for one in whole:
+            rates |= {index: rate for index, rate in one.pass_rates.items() if index < NUM_ROWS}
+        first = {int(used[index].partition(":")[2]): rate for index, rate in rates.items()}
+        second = [first[row] for row in order[NUM_ROWS : 2 * NUM_ROWS]]
+        assert second == sorted(second, reverse=True) and len(set(second)) > 2
+    for done in range(1, 16):
+        assert run(settings, tmp_path / str(done), whole[:done]) == whole
 
 
 def test_nothing_is_skipped_by_default_and_the_ledger_has_the_pass_rates(tmp_path: Path) -> None:
