@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from rlsys.config.run import DataConfig
+from rlsys.data.annotations.annotations import load_annotations
 from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.pages.page import Curve, Section, Table, write_page
+from rlsys.evaluation.pages.preview import write_preview
 from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.pages.thumbnails import MAX_FRAMES, thumbnails
 from rlsys.types import VideoSpec
@@ -111,28 +115,55 @@ def test_thumbnails_show_the_frames_that_a_model_is_shown(tmp_path: Path) -> Non
     assert few[0]["url"].startswith("data:image/jpeg;base64,/9j/")
 
 
+def shown(page: Path, state: str) -> str:
+    """Return what a browser has made of a page. state: as in the page's address behind #."""
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"{page.as_uri()}#{state}"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=patience(60.0), check=True).stdout
+    return html.unescape(found)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium: set RLSYS_CHROMIUM to its command")
 def test_a_browser_filters_rows_and_opens_one(page: Path) -> None:
-    def shown(state: str) -> str:
-        command = [
-            str(BROWSER),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--dump-dom",
-            f"{page.as_uri()}#{state}",
-        ]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=patience(60.0), check=True).stdout
-        return html.unescape(found)
-
-    everything = shown("")
+    everything = shown(page, "")
     assert "3 of 3 rows" in everything
     assert "<title>run" not in everything  # no script of a row has run
-    one = shown("find=bark&open=set:1")
+    one = shown(page, "find=bark&open=set:1")
     assert "1 of 3 rows" in one
     assert "annotated 1 to 3.5 s" in one
     assert "answered 1 to 3.5 s" in one
     assert "cat sleep" not in one.partition('id="rows"')[2].partition("<script")[0]
-    assert "1 of 3 rows" in shown("kind=none")
-    assert "2 of 3 rows" in shown("group=one")
+    assert "1 of 3 rows" in shown(page, "kind=none")
+    assert "2 of 3 rows" in shown(page, "group=one")
+
+
+@pytest.fixture
+def preview(tmp_path: Path) -> Path:
+    """The page of `rlsys data preview` for two rows about numbered clips and one whose clip is not there."""
+    rows = []
+    for name in ("first", "second"):
+        make_video(tmp_path / f"{name}.mp4", size=(112, 112))
+        rows.append({"video": f"{name}.mp4", "duration": 6.0, "question": f"When is {name} seen?", "clue": [1.5, 3.0]})
+    rows.append({"video": "gone.mp4", "question": "How many?", "answer": 2})
+    annotations = tmp_path / "rows.jsonl"
+    annotations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(format="vtts", fps=1.0, max_frames=8, min_pixels=28 * 28, max_pixels=112 * 112)
+    found = load_annotations(annotations, videos=tmp_path, data=data, keep="published")
+    path, num = write_preview(tmp_path / "preview.html", "Preview", found, num=9, workers=1, timeout_s=patience(60.0))
+    assert num == 3
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no Chromium: set RLSYS_CHROMIUM to its command")
+def test_a_browser_opens_the_preview_and_a_row_of_it_with_its_frames(preview: Path) -> None:
+    closed = shown(preview, "").partition('id="rows"')[2].partition("<script")[0]
+    assert "When is first seen?" in closed and "When is second seen?" in closed and "How many?" in closed
+    assert "<img" not in closed, "the frames of a row are shown when it is opened"
+    rows = shown(preview, "find=second&open=rows:2").partition('id="rows"')[2].partition("<script")[0]
+    assert rows.count("<details") == 1 and '<details class="row" open' in rows
+    assert re.findall(r'alt="frame at ([\d.]+) s"', rows) == [f"{second}.00" for second in range(6)]
+    assert rows.count('src="data:image/jpeg;base64,') == 6
+    assert 'title="annotated 1.5 to 3 s"' in rows and "answered" not in rows
+    gone = shown(preview, "open=rows:3").partition('id="rows"')[2].partition("<script")[0]
+    assert "no answer: " in gone.replace("</span>", "") and "gone.mp4" in gone and "<img" not in gone
