@@ -29,6 +29,7 @@ from tests.support.transfers import transfer_of, version_of
 NamedTensors = Mapping[str, NamedTensor]
 LORA = LoraConfig(rank=4, alpha=8)
 LONG = replace(SAMPLING, max_tokens=60)
+NUM_GROUPS = 8
 SWITCH = 20  # tokens at which the weights change: a block of the prefix cache is not full then
 
 
@@ -151,10 +152,10 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     pool.load_weights(transfer_of(weights.old), version_of(weights.old, 10))
     transfer, version = transfer_of(weights.new), version_of(weights.new, 11)
     # every other group runs for long after its neighbour has ended, so that the update finds it running
-    samplings = [replace(SAMPLING, max_tokens=40 + 360 * (index % 2), num_samples=4) for index in range(12)]
+    samplings = [replace(SAMPLING, max_tokens=40 + 240 * (index % 2), num_samples=4) for index in range(NUM_GROUPS)]
 
     async def generate() -> list[tuple[Rollout, ...]]:
-        prompts = [setting.ask.prompt(index) for index in range(12)]
+        prompts = [setting.ask.prompt(index) for index in range(NUM_GROUPS)]
         asked = [
             asyncio.create_task(pool.generate(item, prompt, (clip,), sampling))
             for (item, prompt, clip), sampling in zip(prompts, samplings, strict=True)
@@ -176,6 +177,6 @@ def test_a_pool_updates_while_groups_run_and_more_wait(setting: Setting, weight_
     assert pool.counters()["rollout/lost_actors"] == 0
     timed = [pool.counters()[f"weights/{part}_s"] for part in ("transfer", "engine_load", "verify")]
     assert 0 < min(timed) <= sum(timed) <= pool.counters()["weights/load_s"]
-    of_new = [index for index in range(12) if versions[index] == [11]]
+    of_new = [index for index in range(NUM_GROUPS) if versions[index] == [11]]
     again = ray.get([setting.ask.ask(setting.engine, index, samplings[index]) for index in of_new])
     assert [ids_and_logprobs(groups[index]) for index in of_new] == [ids_and_logprobs(group) for group in again]
