@@ -1,15 +1,15 @@
 """Configs of runs, with one module per section, checked before anything starts.
 
 - `run` (`AlgorithmConfig`, `ClusterConfig`, `ConfigError`, `DataConfig`, `EvaluationConfig`, `JudgeConfig`,
-  `LearnerConfig`, `LoraConfig`, `ModelConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`, `ScoreSettings`,
-  `SftConfig`, `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`, `load_services`, `parse`): the
-  whole config with its sections, and loading
+  `LearnerConfig`, `LoraConfig`, `ModelConfig`, `PerceptionConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`,
+  `ScoreSettings`, `SftConfig`, `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`,
+  `load_services`, `parse`): the whole config with its sections, and loading
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
 - `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,
   and its sources with all their settings
-- `evaluation` (`Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
-- `perception` (`PerceptionConfig`): how a later look at a clip is chosen
+- `evaluation` (`WINDOWS`, `Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
+- `perception` (`PerceptionConfig`): section `perception`
 - `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`
 - `answers` (`Reading`): how answers are read

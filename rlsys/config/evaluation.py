@@ -12,8 +12,11 @@ from rlsys.config.data import RowSource
 from rlsys.config.part import Part
 from rlsys.urls import has_secret
 
-Control = Literal["other_video", "text_only"]
-"""How rows are answered once more to see what the video is worth: with the video of another question, or without."""
+Control = Literal["other_video", "text_only", "random_window", "oracle_window"]
+"""How rows are answered once more: with the video of another question or without, to see what the video is worth; with
+a second look at a random part or at the true one, to see what the clue is worth."""
+WINDOWS: tuple[Control, ...] = ("random_window", "oracle_window")
+"""Controls of a second look."""
 
 
 class EvaluationSet(RowSource):
@@ -82,8 +85,9 @@ class EvaluationConfig(Part):
     """Metric "SET/METRIC" of `sets`, such as charades_sta/miou, whose best checkpoint is kept and marked in MLflow;
     null keeps the newest only."""
     controls: tuple[Control, ...] | None = None
-    """Controls of `sets`: "other_video" and "text_only" answer rows once more without what they are about. null: both
-    in `rlsys eval`, none in a training run."""
+    """Controls of `sets`: "other_video" and "text_only" answer rows once more without what they are about;
+    "random_window" and "oracle_window" look a second time at a random part as long as the clue, or at the true one
+    (`perception.rounds` above 1). null: all that apply in `rlsys eval`, none in a training run."""
     control_prompts: int = Field(default=200, ge=0)
     """Number of rows for controls, evenly spaced over the set; 0 uses all."""
     page_rows: int = Field(default=60, ge=0)

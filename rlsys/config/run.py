@@ -18,9 +18,10 @@ from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
 from rlsys.config.colocation import check_colocation
 from rlsys.config.data import DataConfig
-from rlsys.config.evaluation import EvaluationConfig
+from rlsys.config.evaluation import WINDOWS, EvaluationConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import ConfigError, Part
+from rlsys.config.perception import PerceptionConfig
 from rlsys.config.reading import apply_override, read_tree
 from rlsys.config.reward import JudgeConfig, RewardConfig, ScoreSettings
 from rlsys.config.rollout import RolloutConfig
@@ -40,6 +41,7 @@ __all__ = [
     "LearnerConfig",
     "LoraConfig",
     "Part",
+    "PerceptionConfig",
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
@@ -134,6 +136,7 @@ class RunConfig(Part):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     answers: AnswersConfig = AnswersConfig()
+    perception: PerceptionConfig = PerceptionConfig()
     reward: RewardConfig = RewardConfig()
     train: TrainConfig = TrainConfig()
     sft: SftConfig = SftConfig()
@@ -184,6 +187,11 @@ class RunConfig(Part):
             tensor_parallel_size=self.rollout.tensor_parallel_size,
             zero_stage=self.learner.zero_stage,
         )
+        if self.perception.rounds == 1 and (windows := set(WINDOWS).intersection(self.evaluation.controls or ())):
+            raise ValueError(
+                f"evaluation.controls has {', '.join(sorted(windows))}, which are of a second look, with "
+                "perception.rounds=1; set perception.rounds to 2 or more, or remove them."
+            )
         check_delta(self.weights, device=self.cluster.device)
         if self.cluster.colocate:
             check_colocation(

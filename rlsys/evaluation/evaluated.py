@@ -13,6 +13,7 @@ from rlsys.evaluation.answering.modes import ModeName
 from rlsys.evaluation.protocols.protocol import Protocol_
 from rlsys.evaluation.protocols.table import PROTOCOLS, protocols_for
 from rlsys.evaluation.protocols.weighted import ScoredRow
+from rlsys.evaluation.rounds import rounds_of
 from rlsys.evaluation.statistics.baselines import baselines
 from rlsys.evaluation.statistics.bootstrap import intervals
 from rlsys.evaluation.statistics.samples import majority, pass_at_k
@@ -126,7 +127,9 @@ def _by_protocol(one: EvaluatedSet, task: str, protocol: Protocol_, seed: int) -
     bounds = intervals(protocol, rows, seed=seed) if rows else {}
     controls: dict[str, list[ScoredRow]] = {name: found for name in CONTROLS if (found := rows_of(name))}
     bases = baselines([row for row, _ in rows], protocol, seed=seed)
+    rounds = rounds_of(one.answered, one.answers, task, protocol)
     return {
+        **({"rounds": rounds} if rounds else {}),
         "protocol": protocol.name,
         "source": protocol.source,
         "rule": protocol.rule,

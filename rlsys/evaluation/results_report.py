@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rlsys.evaluation.evaluated import THRESHOLDS
 from rlsys.evaluation.pages.page import Curve, Section, Table
 from rlsys.evaluation.report import COLUMNS
+from rlsys.evaluation.rounds import points_of
 from rlsys.types import Json
 
 COUNTS = ("num_rows", "num_unanswered", "num_failed")
@@ -24,8 +25,14 @@ def sections(results: Mapping[str, Json]) -> list[Section]:
         Section(
             title=f"{one['name']}: {task}",
             facts=_facts(results, one),
-            tables=[*_tables(protocols), *_samples(protocols[0]), *_slices(protocols[0]), *_unanswered(one)],
-            curves=list(_curves(protocols[0])),
+            tables=[
+                *_tables(protocols),
+                *_rounds(protocols[0]),
+                *_samples(protocols[0]),
+                *_slices(protocols[0]),
+                *_unanswered(one),
+            ],
+            curves=[*_rounds_curve(protocols[0]), *_curves(protocols[0])],
         )
         for one in results["sets"]
         for task, protocols in one["tasks"].items()
@@ -118,6 +125,60 @@ def _published(found: Mapping[str, Json]) -> Table:
     ]
     columns = ["model", *map(_heading, metrics), "setting", "source"]
     return Table(title=f"published, {found['protocol']}", columns=columns, rows=rows)
+
+
+def _rounds(found: Mapping[str, Json]) -> Iterator[Table]:
+    """Yield a table of what each round gained and cost, and one of the rows that later rounds made worse."""
+    if not (rounds := found.get("rounds")):
+        return
+    primary = found["primary"]
+    rows: list[list[str | float]] = [
+        [
+            f"round {one['round']}",
+            one["metrics"].get(primary, math.nan),
+            *(f"{one[name]:.1f}" for name in ("frames", "visual_tokens", "total_visual_tokens")),
+            *(f"{one[name]:.3f}" for name in ("decode_s", "seconds")),
+            *(str(one[name]) for name in ("num_better", "num_worse", "num_without_clue", "num_stopped")),
+        ]
+        for one in rounds["by_round"]
+    ]
+    notes = []
+    for name, one in rounds["controls"].items():
+        own = ", ".join(
+            f"round {key[-1]} {values.get(primary, math.nan):.3f}" for key, values in one["same_rows"].items()
+        )
+        count = one["metrics"]["num_rows"]
+        notes.append(
+            f"{name.replace('_', ' ')}: {one['metrics'].get(primary, math.nan):.3f} after two rounds of {count:.0f} "
+            f"rows, on which the model has {own}."
+        )
+    columns = ["round", _heading(primary), "frames", "visual tokens", "in all", "decode s", "generate s"]
+    columns += ["better", "worse", "no clue", "stopped"]
+    note = " ".join(
+        ["Frames, tokens and seconds are means over the rows; better and worse than the round before.", *notes]
+    )
+    yield Table(title=f"rounds, {found['protocol']}", columns=columns, rows=rows, note=note)
+    worse: list[list[str | float]] = [
+        [f"round {one['round']}", row["row"], row["before"], row["after"]]
+        for one in rounds["by_round"]
+        for row in one["worse"]
+    ]
+    if worse:
+        yield Table(title="rows that a later round made worse", columns=["in", "row", "before", "after"], rows=worse)
+
+
+def _rounds_curve(found: Mapping[str, Json]) -> Iterator[Curve]:
+    if not found.get("rounds"):
+        return
+    series = points_of(found)
+    x_max = max(x for points in series.values() for x, _ in points) or 1.0
+    yield Curve(
+        title=f"rounds, {found['protocol']}",
+        x_label="visual tokens a row, all rounds so far",
+        y_label=_heading(found["primary"]),
+        series=series,
+        x_max=x_max,
+    )
 
 
 def _samples(found: Mapping[str, Json]) -> Iterator[Table]:

@@ -6,6 +6,7 @@
 - `media` (`WholeClip`, `whole_clip`): segments and crops as media of a prompt
 - `turns` (`NextTurn`, `Round`, `Show`, `Stop`, `item_of`, `look_again`): rounds of a row, and what the next one shows
 - `zoom` (`zoom`): a part that the response requests
-- `choose` (`first_item`, `largest_items`, `next_turn_of`): the function that a config names, and its largest prompts
+- `choose` (`first_item`, `largest_items`, `later_data`, `next_turn_of`): the function that a config names, and the
+  largest prompts that it makes
 - `controls` (`oracle_window`, `random_window`): second looks at another part than the clue's
 """

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from rlsys.config.answers import Reading
+from rlsys.config.data import DataConfig
 from rlsys.config.perception import PerceptionConfig
 from rlsys.perception.clues import CLUE_KINDS, PERIOD_KINDS, Clue
 from rlsys.perception.media import WholeClip
@@ -31,6 +32,12 @@ def first_item(item: PromptItem, perception: PerceptionConfig) -> PromptItem:
     if perception.rounds == 1 or perception.turn != "zoom":
         return item
     return replace(item, note=tool_note(item))
+
+
+def later_data(data: DataConfig, perception: PerceptionConfig) -> DataConfig:
+    """Return section `data` with the budgets of later rounds."""
+    changed = {"max_frames": perception.max_frames, "total_pixels": perception.total_pixels}
+    return data.model_copy(update={name: value for name, value in changed.items() if value and perception.rounds > 1})
 
 
 def largest_items(item: PromptItem, perception: PerceptionConfig) -> Iterator[PromptItem]:

@@ -25,6 +25,7 @@ from rlsys.evaluation.answered import Answered
 from rlsys.loop.producer import GroupProducer, Preparer
 from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder
+from rlsys.perception.choose import later_data
 from rlsys.runs.colocation import Colocation
 from rlsys.runs.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
@@ -300,7 +301,9 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
         largest_clip_tokens=max(
-            largest_clip_tokens(data, side) for data in (config.data, *(one.data for one in all_sources(config)))
+            largest_clip_tokens(one, side)
+            for data in (config.data, *(one.data for one in all_sources(config)))
+            for one in (data, later_data(data, config.perception))
         ),
         seed=config.seed,
         sleeps=config.cluster.colocate,

@@ -15,6 +15,7 @@ from rlsys.errors import UserError
 from rlsys.models.folder import problems_of_folder
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.models.sizes import read_model_sizes
+from rlsys.perception.choose import largest_items
 from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
@@ -47,6 +48,7 @@ def check(config: RunConfig) -> Report:
     """Check the data, the model folder, the reward weights and the token budget of each row."""
     facts: list[str] = []
     problems: list[str] = machine_problems(config)
+    problems += _one_round_problems(config)
     problems += _reward_problems(config.reward)
     problems += _tracking_problems(config)
     loaded: list[tuple[PromptItem, ...]] = []
@@ -112,8 +114,37 @@ def check_evaluation(config: RunConfig, chosen: Sequence[ChosenSet]) -> Report:
     """Check the model folder and the token budget of each row that `rlsys eval` asks the actors."""
     prompts = prompt_builder(config)
     budget = _token_budget([_RowTokens(item=item) for one in chosen for item in one.asked], prompts)
+    later = _later_rounds(config, [item for one in chosen for item in one.asked], prompts)
+    budget = Report(facts=(*budget.facts, *later.facts), problems=(*budget.problems, *later.problems))
     problems = (*machine_problems(config), *problems_of_folder(config.model.path), *_cache_problems(config))
     return Report(facts=budget.facts, problems=(*problems, *budget.problems))
+
+
+def _one_round_problems(config: RunConfig) -> Iterator[str]:
+    if config.perception.rounds > 1:
+        yield (
+            f"perception.rounds={config.perception.rounds}: training samples and learns one round; set it to 1, or "
+            "give it to `rlsys eval` alone (rlsys eval CONFIG perception.rounds=2)."
+        )
+
+
+def _later_rounds(config: RunConfig, items: Sequence[PromptItem], prompts: PromptBuilder) -> Report:
+    """Compare the largest prompts of later rounds with `model.max_model_len`; nothing is decoded for it."""
+    counts = [
+        prompts.count_tokens(later, largest_grids(later))
+        for item in items
+        for later in largest_items(item, config.perception)
+    ]
+    longest = max(counts, key=lambda count: count.total, default=None)
+    if longest is None:
+        return Report(facts=(), problems=())
+    try:
+        longest.check()
+    except PromptTooLong as error:
+        over = sum(count.total > count.max_model_len for count in counts)
+        advice = "lower perception.max_frames, perception.total_pixels or perception.max_periods"
+        return Report(facts=(), problems=(f"a later round of {over} rows may not fit ({advice}): {error}",))
+    return Report(facts=(f"longest possible prompt of a later round: {longest}",), problems=())
 
 
 def _best_problems(config: RunConfig, chosen: Sequence[ChosenSet]) -> Iterator[str]:
@@ -145,6 +176,7 @@ def check_sft(
 ) -> Report:
     """Check what `rlsys sft` needs: the tokens of the demonstrations, and what a configured evaluation needs."""
     problems = [*machine_problems(config), *problems_of_folder(config.model.path), *output_problems(config)]
+    problems += _one_round_problems(config)
     problems += [*_memory_problems(config), *_tracking_problems(config)]
     if held_out:
         problems += _reward_problems(config.reward)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,9 @@ def image(rng: np.random.Generator) -> tuple[ImageSpec, ClipRef]:
     return ImageSpec(uri="drawn", min_pixels=784, max_pixels=7056), ClipRef(info=info, frames=ray.put(frames))
 
 
-def sample(stack: Stack, media: list[tuple[VideoSpec | ImageSpec, ClipRef]], seed: int = 0) -> RolloutGroup:
+def sample(
+    stack: Stack, media: list[tuple[VideoSpec | ImageSpec, ClipRef]], seed: int = 0, **told: Any
+) -> RolloutGroup:
     item = PromptItem(
         prompt_id=f"parity:{seed}",
         task="temporal_grounding",
@@ -105,6 +108,7 @@ def sample(stack: Stack, media: list[tuple[VideoSpec | ImageSpec, ClipRef]], see
         media=tuple(spec for spec, _ in media),
         truth=[0.0, 1.0],
         style="terse",
+        **told,
     )
     clips = tuple(clip for _, clip in media)
     prompt = stack.prompts.build(item, [clip.info for clip in clips])
@@ -138,6 +142,20 @@ def test_logprobs_agree_for_one_and_several_images_and_a_mixture(stack: Stack) -
     media = ([image(rng)], [image(rng) for _ in range(3)], [image(rng), video(rng, 6, 2.0)])
     groups = [sample(stack, list(each), seed=seed) for seed, each in enumerate(media)]
     assert largest_difference(stack, groups) <= TOLERANCE
+
+
+def test_logprobs_agree_on_a_clip_that_is_looked_at_again(stack: Stack) -> None:
+    """The second and third round of a clip: segments with rates of their own, told before them, and a part cut out."""
+    rng = np.random.default_rng(3)
+    segments = [video(rng, 2, 0.5), video(rng, 8, 4.0), video(rng, 6, 0.75)]
+    second = sample(
+        stack, segments, seed=0, media_texts=("0.0 to 4.0:", "4.0 to 6.0:", "6.0 to 14.0:"), note="4.0 to 6.0"
+    )
+    part = [*segments[:2], video(rng, 8, 4.0), segments[2]]
+    texts = ("0.0 to 4.0:", "4.0 to 6.0:", "4.0 to 6.0 [0.10, 0.20, 0.50, 0.60]:", "6.0 to 14.0:")
+    third = sample(stack, part, seed=1, media_texts=texts, note="4.0 to 6.0, (B)")
+    image_and_part = sample(stack, [image(rng), image(rng)], seed=2, media_texts=("", "[0.10, 0.20, 0.50, 0.60]:"))
+    assert largest_difference(stack, [second, third, image_and_part]) <= TOLERANCE
 
 
 def test_positions_of_another_frame_rate_break_parity(stack: Stack, config: RunConfig) -> None:

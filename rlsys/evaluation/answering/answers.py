@@ -6,14 +6,22 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 from rlsys.errors import UserError
-from rlsys.types import ClipInfo, RolloutGroup
+from rlsys.types import ClipInfo, Json, RolloutGroup
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """The clips that an answer is about, and the seconds that decoding them took."""
+
+    clips: tuple[ClipInfo, ...]
+    decode_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,9 @@ class Answer:
     prompt_tokens: number of tokens of the prompt with its media; 0 if the endpoint did not say.
     num_frames: of the clips that were shown.  frame_pixels: height x width of a frame, the mean over them.
     seconds: of generation.
+    look: of a row that is answered round by round, what the file keeps of the round: "clue", "reason", "stopped",
+    "visual_tokens", "decode_s" and, in the first round, "whole"; None elsewhere.
+    shown: the clips, while the answer is new; files have none.
     """
 
     row_id: str
@@ -34,6 +45,8 @@ class Answer:
     num_frames: int = 0
     frame_pixels: int = 0
     seconds: float = 0.0
+    look: Json = None
+    shown: Shown | None = field(default=None, compare=False)
 
 
 def answer_of(group: RolloutGroup) -> Answer:
@@ -48,6 +61,9 @@ def answer_of(group: RolloutGroup) -> Answer:
         num_frames=num_frames,
         frame_pixels=frame_pixels,
         seconds=first.generate_s,
+        shown=Shown(
+            clips=tuple(clip.info for clip in group.clips), decode_s=sum(clip.decode_s for clip in group.clips)
+        ),
     )
 
 
@@ -91,8 +107,13 @@ class AnswersFile:
         """Add one answer, to the file too if it is kept. Raises ValueError for a row that has one already."""
         if answer.row_id in self.answers:
             raise ValueError(f"{answer.row_id} was answered already.")
+        answer = replace(answer, shown=None)
         if is_kept:
-            self._write(asdict(answer))
+            tree = asdict(answer)
+            del tree["shown"]
+            if answer.look is None:
+                del tree["look"]
+            self._write(tree)
         self.answers[answer.row_id] = answer
 
     def _write(self, tree: Mapping[str, object]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from rlsys.config.evaluation import Control
+from rlsys.config.evaluation import WINDOWS, Control
 from rlsys.loop.producer import sampling_seed
 from rlsys.types import PromptItem, Sampling
 
-ModeName = Literal["greedy", "sampled", "other_video", "text_only"]
+ModeName = str
+"""greedy, sampled, the name of a control, or round_1, round_2, … of rows that are answered round by round."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +59,8 @@ def modes_of(
         yield Mode(name="sampled", rows=rows_of(every, 1.0, num_samples))
     some = [every[index] for index in evenly_spaced(len(every), control_prompts or len(every))]
     for control in controls:
+        if control in WINDOWS:  # they show what the answers of a first round decide
+            continue
         changed = [(index, item) for index, old in some if (item := _changed(control, items, index, old)) is not None]
         yield Mode(name=control, rows=rows_of(changed, 0.0, 1))
 

@@ -70,11 +70,12 @@ def collect_answers(
     at_once: int,
     ahead: int,
     note: Callable[[Answer], None] = lambda _: None,
+    finish: Callable[[Answer], Answer] = lambda answer: answer,
 ) -> None:
     """Add an answer for each row that `file` does not have yet.
 
     at_once: number of rows in flight.  ahead: number of further rows whose clips are decoded meanwhile.
-    note: called with each new answer.
+    note: called with each new answer.  finish: makes what is kept of an answer.
     A row that cannot be answered is added without texts and with the reason; one that an endpoint refuses stays out of
     the file, so that it is asked again the next time. Raises UserError if all rows are refused. Any other error ends
     the collection; what was answered stays in the file.
@@ -97,7 +98,7 @@ def collect_answers(
             for future in done:
                 answer, is_refused = _result(future, in_flight.pop(future))
                 refused += [answer] if is_refused else []
-                file.add(answer, is_kept=not is_refused)
+                file.add(finish(answer), is_kept=not is_refused)
                 note(answer)
             admit(len(done))
     finally:

@@ -27,12 +27,16 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Curves over one x axis; both axes run from 0 to 1. series: points (x, y) in order, by name."""
+    """Curves over one x axis. series: points (x, y) in order, by name.  x_max: the x axis runs from 0 to it.
+
+    The y axis runs from 0 to 1. A single point is shown as a circle.
+    """
 
     title: str
     x_label: str
     y_label: str
     series: Mapping[str, Sequence[tuple[float, float]]]
+    x_max: float = 1.0
 
     def lines(self) -> list[tuple[str, str, str]]:
         """Return (name, colour, points in SVG's form) of each series."""
@@ -41,9 +45,17 @@ class Curve:
             (
                 name,
                 COLOURS[index % len(COLOURS)],
-                " ".join(f"{MARGIN + x * width:.1f},{MARGIN + (1 - y) * height:.1f}" for x, y in points),
+                " ".join(f"{MARGIN + x / self.x_max * width:.1f},{MARGIN + (1 - y) * height:.1f}" for x, y in points),
             )
             for index, (name, points) in enumerate(self.series.items())
+        ]
+
+    def ticks(self) -> list[tuple[float, str, str]]:
+        """Return (share of the axis, label of x, label of y)."""
+        shares = (0, 0.25, 0.5, 0.75, 1)
+        return [
+            (share, f"{share * self.x_max:g}" if self.x_max <= 1 else f"{share * self.x_max:.0f}", f"{share:g}")
+            for share in shares
         ]
 
 

@@ -20,11 +20,13 @@ from rlsys.data.video.budgets import MERGED, largest_clip_tokens, patch_bytes
 from rlsys.evaluation.answered import Answered, unasked
 from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.modes import Mode, ModeName, modes_of
-from rlsys.evaluation.answering.responders import Responder, collect_answers
+from rlsys.evaluation.answering.responders import Responder
 from rlsys.evaluation.evaluated import EvaluatedSet
 from rlsys.evaluation.predictions import read_predictions
 from rlsys.evaluation.protocols.table import PROTOCOLS
 from rlsys.models.model_config import patch_px
+from rlsys.perception.choose import later_data
+from rlsys.runs.evaluating.rounds import OneRound, SetRounds, set_rounds
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -47,20 +49,25 @@ def answer_sets(
     Raises AnswersDiffer for answers in `out` of another model, other rows or another setting.
     """
     with ExitStack() as resources:
-        plans = []
+        plans: list[_Plan] = []
         for one in chosen:
             for mode in _modes(config, one, controls):
-                path = out / "answers" / one.name / f"{mode.name}.jsonl"
+                folder = out / "answers" / one.name
                 identity = {**model, **_identity(config, one, mode)}
-                plans.append((one, mode, resources.enter_context(AnswersFile(path, identity))))
-        if any(len(mode.rows) > len(file.answers) for _, mode, file in plans):
+                if mode.name == "greedy" and config.perception.rounds > 1:
+                    plans.append((one, set_rounds(config, mode, folder, identity, controls, resources)))
+                else:
+                    file = resources.enter_context(AnswersFile(folder / f"{mode.name}.jsonl", identity))
+                    plans.append((one, OneRound(mode=mode, file=file)))
+        if any(not how.is_complete for _, how in plans):
             with open_model() as responder, _progress(shows_progress) as progress:
-                for one, mode, file in plans:
-                    _collect(config, responder, one, mode, file, progress)
+                for one, how in plans:
+                    _collect(config, responder, one, how, progress)
+        found = [(one, *mode) for one, how in plans for mode in how.modes()]
     return [
         one.evaluated(
-            {mode.name: answered_rows(one.rows, mode, file.answers) for each, mode, file in plans if each is one},
-            {mode.name: file.answers for each, mode, file in plans if each is one},
+            {name: answered_rows(one.rows, mode, answers) for each, name, mode, answers in found if each is one},
+            {name: answers for each, name, mode, answers in found if each is one},
         )
         for one in chosen
     ]
@@ -209,22 +216,25 @@ def _identity(config: RunConfig, one: ChosenSet, mode: Mode) -> dict[str, str]:
     }
 
 
+_Plan = tuple[ChosenSet, OneRound | SetRounds]
+
+
 def _collect(
-    config: RunConfig, responder: Responder, one: ChosenSet, mode: Mode, file: AnswersFile, progress: Progress
+    config: RunConfig, responder: Responder, one: ChosenSet, how: OneRound | SetRounds, progress: Progress
 ) -> None:
-    title = f"{one.name}, {mode.name}"
-    bar = progress.add_task(title, total=len(mode.rows), completed=len(file.answers))
-    num_samples = mode.rows[0][1].num_samples if mode.rows else 1
-    collect_answers(
+    rows = how.mode.rows
+    title = f"{one.name}, {how.mode.name}"
+    bar = progress.add_task(title, total=len(rows), completed=how.num_answered)
+    num_samples = rows[0][1].num_samples if rows else 1
+    how.collect(
         responder,
-        mode.rows,
-        file,
+        note=lambda _: progress.advance(bar),
         at_once=_at_once(config, one.source.data, num_samples),
         ahead=config.data.decode_ahead,
-        note=lambda _: progress.advance(bar),
     )
-    problems = [answer for answer in file.answers.values() if answer.problem]
-    log.info("%s: %d answers, %d rows without one", title, len(file.answers), len(problems))
+    for name, _, answers in how.modes():
+        problems = [answer for answer in answers.values() if answer.problem]
+        log.info("%s, %s: %d answers, %d rows without one", one.name, name, len(answers), len(problems))
 
 
 def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
@@ -233,7 +243,8 @@ def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
     if endpoint.url is not None:
         return endpoint.concurrency
     side = patch_px(config.model.path)
-    fits = config.data.cache_bytes // (largest_clip_tokens(data, side) * MERGED**2 * patch_bytes(side))
+    largest = max(largest_clip_tokens(one, side) for one in (data, later_data(data, config.perception)))
+    fits = config.data.cache_bytes // (largest * MERGED**2 * patch_bytes(side))
     fill = -(-config.rollout.num_actors * config.rollout.max_num_seqs // num_samples)
     return max(config.rollout.num_actors, min(fill, fits))
 

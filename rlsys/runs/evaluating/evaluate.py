@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlsys.config.data import metric_name
-from rlsys.config.evaluation import Control
+from rlsys.config.evaluation import WINDOWS, Control
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.answering.modes import evenly_spaced
@@ -20,6 +21,7 @@ from rlsys.evaluation.pages.page import write_page
 from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.pages.thumbnails import Thumbnail, thumbnails
 from rlsys.evaluation.results_report import markdown, print_results, sections
+from rlsys.evaluation.rounds import write_rounds_curve
 from rlsys.files import write_whole
 from rlsys.models.folder import content_digest
 from rlsys.runs.assemble import judge_captions
@@ -63,6 +65,12 @@ class EvalOptions:
 
 def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
     """Evaluate as configured, write the reports, record them in MLflow, and return the folder of the reports."""
+    if config.perception.rounds > 1 and config.evaluation.endpoint.url and options.predictions is None:
+        raise ConfigError(
+            f"perception.rounds={config.perception.rounds} with evaluation.endpoint.url="
+            f"{config.evaluation.endpoint.url}: an endpoint takes one frame rate for all videos of a request, "
+            "so later rounds would have wrong times; set perception.rounds=1, or evaluate the model's folder."
+        )
     checkpoint = _checkpoint(options)
     if checkpoint:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": checkpoint / "model"})})
@@ -75,7 +83,9 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
             name, evaluated = str(options.predictions), predicted_sets(chosen, options.predictions)
         else:
             name = config.evaluation.endpoint.url or str(config.model.path)
-            controls = BOTH if config.evaluation.controls is None else config.evaluation.controls
+            controls = config.evaluation.controls
+            if controls is None:
+                controls = (*BOTH, *(WINDOWS if config.perception.rounds > 1 else ()))
             if not config.evaluation.endpoint.url:
                 check_evaluation(config, chosen).raise_problems()
             model = _model_identity(config, options)
@@ -137,14 +147,24 @@ def with_verdicts(config: RunConfig, evaluated: Sequence[EvaluatedSet]) -> list[
 def write_reports(
     config: RunConfig, out: Path, title: str, evaluated: Sequence[EvaluatedSet], results: Mapping[str, Json]
 ) -> None:
-    """Write `results.json`, `report.md`, `report.html` and `rows/SET.jsonl` into `out`."""
+    """Write `results.json`, `report.md`, `report.html`, `rows/SET.jsonl` and plots of rounds into `out`."""
     for one in evaluated:
         lines = (json.dumps(asdict(row)) + "\n" for row in one.answered["greedy"])
         write_whole(out / ROWS_FOLDER / f"{one.name}.jsonl", "".join(lines))
     write_whole(out / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     write_whole(out / MARKDOWN_FILE, markdown(title, results))
+    for name, found in _with_rounds(results):
+        write_rounds_curve(out / name, found["protocol"], found)
     rows = [row for one in evaluated for row in _page_rows(config, one)]
     write_page(out / PAGE_FILE, title, sections(results), rows)
+
+
+def _with_rounds(results: Mapping[str, Json]) -> Iterator[tuple[str, Mapping[str, Json]]]:
+    """Yield the name of the plot and the figures of the first protocol of each task with several rounds."""
+    for one in results["sets"]:
+        for task, protocols in one["tasks"].items():
+            if protocols and protocols[0].get("rounds"):
+                yield f"rounds_{metric_name(one['name'])}_{task}.png", protocols[0]
 
 
 def _page_rows(config: RunConfig, one: EvaluatedSet) -> Iterator[dict[str, Json]]:
@@ -180,6 +200,10 @@ def metrics_of(results: Mapping[str, Json]) -> dict[str, float]:
                 for name in names:
                     key = "/".join(metric_name(part) for part in f"{place}/{name}".split("/"))
                     found[key] = by_protocol["metrics"][name]["value"]
+                for of_round in by_protocol.get("rounds", {}).get("by_round", ()):
+                    place_of_round = f"{place}/round_{of_round['round']}/{by_protocol['primary']}"
+                    key = "/".join(metric_name(part) for part in place_of_round.split("/"))
+                    found[key] = of_round["metrics"].get(by_protocol["primary"], math.nan)
     return found
 
 
@@ -203,7 +227,7 @@ def _record(
         for one in evaluated:
             tracker.log_dataset(one.name, one.digest, str(one.source.annotations), one.num_rows, "evaluation")
         tracker.log_step(state.step if state else 0, figures)
-        for file in (RESULTS_FILE, MARKDOWN_FILE, PAGE_FILE):
+        for file in (RESULTS_FILE, MARKDOWN_FILE, PAGE_FILE, *(name for name, _ in _with_rounds(results))):
             tracker.log_artifact(out / file, "evaluation")
         if state and (run_id := tags[EVALUATED_TAG]):
             report, digest = f"evaluation/{PAGE_FILE}", state.weights_digest

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from actors.pool import RolloutPool
 
 
+KEPT_FRAME_BYTES = 64 << 20
+"""Bytes of frames that each decoding process keeps, so that later rounds of a row need not decode them again."""
+
+
 @contextmanager
 def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[Responder]:
     """Start what answers an evaluation: actors with the model of `model.path`, or a client of `evaluation.endpoint`.
@@ -42,7 +46,8 @@ def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[R
             yield remote
             return
         prompts, pool = resources.enter_context(open_answering_pool(config, adapter))
-        answerer = Answerer(ClipStore(config.data), prompts, pool)
+        keeps_bytes = KEPT_FRAME_BYTES if config.perception.rounds > 1 else 0
+        answerer = Answerer(ClipStore(config.data, keeps_bytes), prompts, pool)
         resources.callback(answerer.close)
         yield ActorResponder(answerer, pool.raise_if_weights_gone)
 

@@ -93,3 +93,16 @@ def test_options_that_do_not_go_together_are_refused_before_anything_starts(conf
         run_evaluation(sets, EvalOptions(predictions=tmp_path / "p.jsonl"))
     with pytest.raises(UserError, match="no such folder"):
         run_evaluation(config, EvalOptions(run=tmp_path / "run", step=3))
+
+
+def test_rounds_of_an_endpoint_are_refused_because_their_times_would_be_wrong(config: RunConfig) -> None:
+    asked = parse(
+        {
+            **config.model_dump(mode="json"),
+            "perception": {"rounds": 2},
+            "evaluation": {**config.evaluation.model_dump(mode="json"), "endpoint": {"url": "http://127.0.0.1:1/v1"}},
+        },
+        source="test",
+    )
+    with pytest.raises(ConfigError, match="perception.rounds=2 with evaluation.endpoint.url=http://127.0.0.1:1/v1"):
+        run_evaluation(asked, EvalOptions())

@@ -1,0 +1,146 @@
+"""What each round of an evaluation gained and cost, as figures and as a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlsys.config.evaluation import WINDOWS
+from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.answering.answers import Answer
+from rlsys.evaluation.protocols.protocol import Protocol_
+from rlsys.evaluation.protocols.weighted import ScoredRow
+from rlsys.types import Json
+
+MAX_LISTED = 50
+"""Rows that a round made worse, of which results list the ones that lost most."""
+
+
+AnsweredByMode = Mapping[str, Sequence[Answered]]
+
+
+def rounds_of(
+    answered: AnsweredByMode, answers: Mapping[str, Mapping[str, Answer]], task: str, protocol: Protocol_
+) -> dict[str, Json]:
+    """Return the figures of each round of the rows of one task, and of the controls; {} if there is one round.
+
+    answered, answers: of a set, by mode, as in `EvaluatedSet`.
+    Costs are means over the rows; a row that stopped before a round costs nothing in it.
+    """
+    names = [name for number in range(1, len(answered) + 1) if (name := f"round_{number}") in answered]
+    if not names:
+        return {}
+    rounds: list[Json] = []
+    before: Sequence[ScoredRow] = ()
+    total = 0.0
+    for number, name in enumerate(names, start=1):
+        rows = _rows(answered, name, task, protocol)
+        cost = _cost(answers[name], rows)
+        total += cost["visual_tokens"]
+        rounds.append(
+            {
+                "round": number,
+                "metrics": protocol.aggregate(rows),
+                **cost,
+                "total_visual_tokens": total,
+                **_changes(protocol, before, rows),
+            }
+        )
+        before = rows
+    return {"by_round": rounds, "controls": _controls(answered, answers, task, protocol)}
+
+
+def _rows(answered: AnsweredByMode, name: str, task: str, protocol: Protocol_) -> list[ScoredRow]:
+    rows = [row for row in answered[name] if row.task == task and row.truth is not None]
+    return [(row, protocol.scored(row)) for row in rows]
+
+
+def _cost(answers: Mapping[str, Answer], rows: Sequence[ScoredRow]) -> dict[str, float]:
+    """Return means over the rows that have an answer, and how many of them were not asked or looked evenly."""
+    found = [answer for row, _ in rows if (answer := answers.get(row.row_id)) is not None and answer.texts]
+    count = max(1, len(found))
+    looks = [answer.look or {} for answer in found]
+    return {
+        "visual_tokens": sum(look.get("visual_tokens", 0) for look in looks) / count,
+        "frames": sum(answer.num_frames for answer in found) / count,
+        "decode_s": sum(look.get("decode_s", 0.0) for look in looks) / count,
+        "seconds": sum(answer.seconds for answer in found) / count,
+        "num_stopped": sum(bool(look.get("stopped")) for look in looks),
+        "num_without_clue": sum(bool(look.get("reason")) and not look.get("stopped") for look in looks),
+    }
+
+
+def _changes(protocol: Protocol_, before: Sequence[ScoredRow], rows: Sequence[ScoredRow]) -> dict[str, Json]:
+    """Return how many rows scored better and worse than in the round before, and the worst of the latter."""
+    known = {row.row_id: scores[protocol.row_score] for row, scores in before}
+    moved = [
+        (scores[protocol.row_score] - known[row.row_id], row.row_id, known[row.row_id], scores[protocol.row_score])
+        for row, scores in rows
+        if row.row_id in known and not math.isnan(scores[protocol.row_score] - known[row.row_id])
+    ]
+    worse = sorted(one for one in moved if one[0] < 0)
+    return {
+        "num_better": sum(one[0] > 0 for one in moved),
+        "num_worse": len(worse),
+        "worse": [{"row": row, "before": old, "after": new} for _, row, old, new in worse[:MAX_LISTED]],
+    }
+
+
+def _controls(
+    answered: AnsweredByMode, answers: Mapping[str, Mapping[str, Answer]], task: str, protocol: Protocol_
+) -> dict[str, Json]:
+    """Return the controls of the second round, each with the model's own rounds on the same rows."""
+    found: dict[str, Json] = {}
+    for name in WINDOWS:
+        if name not in answered or not (rows := _rows(answered, name, task, protocol)):
+            continue
+        ids = {row.row_id for row, _ in rows}
+        own = {
+            number: [pair for pair in _rows(answered, number, task, protocol) if pair[0].row_id in ids]
+            for number in ("round_1", "round_2")
+        }
+        costs = [_cost(answers["round_1"], own["round_1"]), _cost(answers[name], rows)]
+        found[name] = {
+            "metrics": protocol.aggregate(rows),
+            "total_visual_tokens": sum(cost["visual_tokens"] for cost in costs),
+            "same_rows": {number: protocol.aggregate(pairs) for number, pairs in own.items()},
+        }
+    return found
+
+
+def points_of(found: Mapping[str, Json]) -> dict[str, list[tuple[float, float]]]:
+    """Return (total visual tokens, primary metric) of the rounds and of the controls, by name.
+
+    found: the figures of a protocol, as `results_of` makes them.
+    """
+    primary = found["primary"]
+    series = {"model": [_point(one, primary) for one in found["rounds"]["by_round"]]}
+    for name, one in found["rounds"]["controls"].items():
+        series[name.replace("_", " ")] = [_point(one, primary)]
+    return series
+
+
+def _point(one: Mapping[str, Json], primary: str) -> tuple[float, float]:
+    return one["total_visual_tokens"], one["metrics"].get(primary, math.nan)
+
+
+def write_rounds_curve(path: Path, title: str, found: Mapping[str, Json]) -> Path:
+    """Write a PNG of the primary metric against the visual tokens of all rounds so far; return `path`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for name, points in points_of(found).items():
+        axes.plot(*zip(*points, strict=True), marker="o" if len(points) > 1 else "x", label=name)
+    axes.set_title(title)
+    axes.set_xlabel("visual tokens a row, all rounds so far")
+    axes.set_ylabel(found["primary"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
