@@ -102,7 +102,9 @@ def set_rounds(
     folder: of the set's answers.  identity: what they depend on beside the section `perception`.
     """
     perception, reading = config.perception, config.answers.reading
-    settings = {**identity, "perception": f"{perception.model_dump_json()}, answers.reading={reading}"}
+    # more rounds continue an evaluation of fewer, but a prompt with requests says whether another round follows
+    named = perception.model_dump_json(exclude={"rounds"} if perception.turn == "look_again" else set())
+    settings = {**identity, "perception": f"{named}, answers.reading={reading}"}
 
     def opened(name: str) -> AnswersFile:
         return resources.enter_context(AnswersFile(folder / f"{name}.jsonl", settings))

@@ -1,0 +1,121 @@
+"""`rlsys eval` of rows in rounds by a scripted model, with real clips, prompts and reports, and without a cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsys.config.run import RunConfig, parse
+from rlsys.data.video.decode import decode_all
+from rlsys.data.video.opened import OpenedFiles
+from rlsys.evaluation.answering.answers import Answer, Shown, shown_frames
+from rlsys.models.prompts import PromptBuilder
+from rlsys.runs.assemble import prompt_builder
+from rlsys.runs.evaluating import evaluate
+from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
+from rlsys.types import PromptItem, Sampling
+from tests.support.video_files import make_video
+
+pytestmark = pytest.mark.stack
+SPANS = [[2.0, 3.0], [1.0, 2.0]]
+
+
+class Scripted:
+    """Points to 1.5..4 s of a clip that it sees evenly, and to 2..3 s of one that it sees in segments."""
+
+    def __init__(self, prompts: PromptBuilder) -> None:
+        self.prompts, self.opened = prompts, OpenedFiles(1 << 24)
+        self.prompts_seen: list[str] = []
+
+    def answer(self, item: PromptItem, sampling: Sampling) -> Future[Answer]:
+        clips = decode_all(item.media, self.opened) if item.media else []
+        infos = tuple(clip.info for clip in clips)
+        prompt = self.prompts.build(item, infos)
+        self.prompts_seen.append(self.prompts.decode(prompt.engine_ids))
+        num_frames, frame_pixels = shown_frames(infos)
+        text = "<answer>2.0 to 3.0</answer>" if item.media_texts else "<answer>1.5 to 4.0</answer>"
+        future: Future[Answer] = Future()
+        future.set_result(
+            Answer(
+                row_id=item.prompt_id,
+                texts=(text,),
+                finish_reasons=("stop",),
+                prompt_tokens=int(prompt.prompt_ids.size),
+                num_frames=num_frames,
+                frame_pixels=frame_pixels,
+                seconds=0.5,
+                shown=Shown(clips=infos, decode_s=0.25),
+            )
+        )
+        return future
+
+    def prefetch(self, item: PromptItem) -> None:
+        pass
+
+    def check(self) -> None:
+        raise AssertionError("every answer is there at once")
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model_dir: Path) -> RunConfig:
+    rows: dict[str, Any] = {}
+    for index, span in enumerate(SPANS):
+        make_video(tmp_path / f"clip{index}.mp4", num_frames=60)
+        rows[f"clip{index}"] = {"duration": 6.0, "timestamps": [span], "sentences": [f"row {index} happens."]}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    budgets = {"fps": 2.0, "max_frames": 12, "min_pixels": 784, "max_pixels": 3136, "prompt_style": "terse"}
+    return parse(
+        {
+            "output_dir": str(tmp_path / "out"),
+            "model": {"path": str(tiny_model_dir), "dtype": "float32", "max_model_len": 1024},
+            "data": {**budgets, "videos": str(tmp_path), "decode_workers": 1},
+            "rollout": {"num_actors": 1, "max_tokens": 8},
+            "evaluation": {"sets": [{"name": "rows", "annotations": str(tmp_path / "rows.json")}], "page_rows": 1},
+            "perception": {"rounds": 2},
+        },
+        source="test",
+    )
+
+
+def run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Scripted]:
+    model = Scripted(prompt_builder(config))
+
+    @contextmanager
+    def opened(*_: object) -> Iterator[Scripted]:
+        yield model
+
+    monkeypatch.setattr(evaluate, "open_responder", opened)
+    return run_evaluation(config, EvalOptions()), model
+
+
+def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, model = run(config, monkeypatch)
+    (one,) = json.loads((out / "results.json").read_text())["sets"]
+    (found, *_) = one["tasks"]["temporal_grounding"]
+    first, second = found["rounds"]["by_round"]
+    # 1.5..4 s against 2..3 s and 1..2 s: 1 / 2.5 and 0.5 / 3; then 1 and 0
+    assert first["metrics"]["miou"] == pytest.approx((0.4 + 0.5 / 3) / 2)
+    assert second["metrics"]["miou"] == found["metrics"]["miou"]["value"] == pytest.approx(0.5)
+    assert (second["num_better"], second["num_worse"], second["worse"][0]["row"]) == (1, 1, "rows:clip1/0")
+    assert first["frames"] == second["frames"] == 12 and first["visual_tokens"] == second["visual_tokens"]
+    assert (second["decode_s"], second["seconds"]) == (0.25, 0.5)
+    assert {"random_window", "oracle_window"} == set(found["rounds"]["controls"])
+    assert {"other_video", "text_only"} == set(found["controls"])
+    assert any("0.0 to 1.5:<|vision_start|>" in text and "1.5 to 4.0:<|vision" in text for text in model.prompts_seen)
+    markdown = (out / "report.md").read_text()
+    assert "| round 2 | 0.500 |" in markdown and "oracle window: 0.500 after two rounds of 2 rows" in markdown
+    assert "rows that a later round made worse" in (out / "report.html").read_text()
+    assert (out / "rounds_rows_temporal_grounding.png").stat().st_size > 1000
+    _, nothing = run(config, monkeypatch)
+    assert not nothing.prompts_seen, "all answers were there"
+    three = config.model_copy(update={"perception": config.perception.model_copy(update={"rounds": 3})})
+    _, third = run(three, monkeypatch)
+    assert len(third.prompts_seen) == len(SPANS), "only the third round was missing"
+    (one,) = json.loads((out / "results.json").read_text())["sets"]
+    assert len(one["tasks"]["temporal_grounding"][0]["rounds"]["by_round"]) == 3
