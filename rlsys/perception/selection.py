@@ -7,6 +7,7 @@ Source: VTTS, appendix (`key_ratio`), and the code released with VideoChat-R1.5 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,9 +127,15 @@ def _divided(pairs: int, spans: Sequence[TimeSpan], source_fps: float, *, at_lea
     lengths = [end - start for start, end in spans]
     most = [max(at_least, math.floor(length * source_fps / PATCH_FRAMES + 1e-6)) for length in lengths]
     counts = [at_least] * len(spans)
+    queue = [(-lengths[index] / (2 * at_least + 1), index) for index in range(len(spans)) if at_least < most[index]]
+    heapq.heapify(queue)
     for _ in range(pairs - sum(counts)):
-        free = [index for index, count in enumerate(counts) if count < most[index]]
-        if not free:
+        if not queue:
             break
-        counts[max(free, key=lambda index: lengths[index] / (2 * counts[index] + 1))] += 1
+        _, index = queue[0]
+        counts[index] += 1
+        if counts[index] < most[index]:
+            heapq.heapreplace(queue, (-lengths[index] / (2 * counts[index] + 1), index))
+        else:
+            heapq.heappop(queue)
     return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -69,13 +69,15 @@ class Rounds:
             last = self.files[0].answers[todo[-1].item.prompt_id]
             raise UserError(f"all {len(todo)} rows were refused, the last one with: {last.problem}")
 
-    def second_looks(self, look: SecondLook) -> Rows:
-        """Return the rows of a control: each as its second round asks it, with the part that `look` shows instead.
+    def second_looks(self, look: SecondLook, row_ids: Collection[str]) -> Rows:
+        """Return rows of these ids as a control: as the second round asks them, with the part that `look` shows.
 
         Needs the answers of the first round.
         """
         found = []
         for item, sampling in self.rows:
+            if item.prompt_id not in row_ids:
+                continue
             first = self.files[0].answers[item.prompt_id]
             if first.texts and (shown := look(item, _whole_of(first), [_round_of(first)])) is not None:
                 found.append((item_of(item, shown), sampling))

@@ -85,8 +85,7 @@ class SetRounds:
         return found
 
     def _rows_of(self, name: Control) -> Rows:
-        rows = self.rounds.second_looks(self.looks[name])
-        return [row for row in rows if row[0].prompt_id in self.control_ids]
+        return self.rounds.second_looks(self.looks[name], self.control_ids)
 
 
 def set_rounds(

@@ -188,7 +188,9 @@ def test_a_row_that_cannot_be_asked_has_no_answer_in_any_round(tmp_path: Path) -
         rounds = opened(resources, tmp_path, 2, [row(0), row(1)], turn(2))
         rounds.collect(Scripted(fails), at_once=2, ahead=0)
         assert [file.answers["rows:1"].problem for file in rounds.files] == ["the file has 0 bytes"] * 2
-        assert len(rounds.second_looks(partial(oracle_window, perception=PerceptionConfig(rounds=2)))) == 1
+        oracle = partial(oracle_window, perception=PerceptionConfig(rounds=2))
+        assert [item.prompt_id for item, _ in rounds.second_looks(oracle, {"rows:0", "rows:1"})] == ["rows:0"]
+        assert not rounds.second_looks(oracle, {"rows:1"})
 
 
 def test_refused_rows_are_asked_again_the_next_time(tmp_path: Path) -> None:
