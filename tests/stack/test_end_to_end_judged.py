@@ -103,6 +103,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             "reward.weights={multiple_choice: {order_contrast: 0.3}}",
             "tracking.samples_per_step=8",
             f"tracking.page_every_steps={NUM_STEPS}",
+            "tracking.log_model=true",
             "tracking.registered_model=judged",
             f"evaluation.annotations={held_out}",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rows.json"
 
 
-def answers(rows: Path, model: Path, out: Path, **settings: object) -> dict[str, dict[str, str]]:
+def answers(
+    rows: Path, model: Path, out: Path, *, adapter: Path | None = None, **settings: object
+) -> dict[str, dict[str, str]]:
     """Evaluate the rows and return the text of each row by mode."""
     tree = {
         "output_dir": out,
@@ -125,7 +128,7 @@ def answers(rows: Path, model: Path, out: Path, **settings: object) -> dict[str,
         **settings,
     }
     folder = run_evaluation(
-        load(CONFIGS / "demo.yaml", [f"{key}={value}" for key, value in tree.items()]), EvalOptions()
+        load(CONFIGS / "demo.yaml", [f"{key}={value}" for key, value in tree.items()]), EvalOptions(adapter=adapter)
     )
     found: dict[str, dict[str, str]] = {}
     for file in (folder / "answers" / "asked").iterdir():
@@ -163,3 +166,37 @@ def test_frames_sent_as_images_are_answered_too(
     results = json.loads((tmp_path / "images" / "evaluation" / "results.json").read_text())
     assert results["model"] == judge_server.url
     assert results["sets"][0]["shown"]["frames"] == MAX_FRAMES
+
+
+def adapted(model: Path, folder: Path) -> tuple[Path, Path]:
+    """Write a random adapter for a model in peft's format, and the model with the adapter merged into its weights."""
+    import peft
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(5)
+    base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    lora = peft.LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with_adapter = peft.get_peft_model(base, lora)
+    with_adapter.save_pretrained(str(folder / "adapter"))
+    shutil.copytree(model, folder / "merged", ignore=shutil.ignore_patterns("*.safetensors"))
+    with_adapter.merge_and_unload().save_pretrained(folder / "merged")
+    shutil.copy(model / "config.json", folder / "merged" / "config.json")
+    return folder / "adapter", folder / "merged"
+
+
+@pytest.mark.slow
+def test_a_model_with_an_adapter_has_the_figures_of_the_model_that_it_is_merged_into(
+    rows: Path, served_model_dir: Path, of_actors: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    adapter, merged = adapted(served_model_dir, tmp_path)
+    plain = {"evaluation.controls": "[]"}
+    beside = answers(rows, served_model_dir, tmp_path / "beside", adapter=adapter, **plain)
+    inside = answers(rows, merged, tmp_path / "inside", **plain)
+    assert beside == inside
+    assert set(beside["greedy"].values()).isdisjoint(of_actors["greedy"].values()), "the adapter changes every answer"
+    figures = [
+        json.loads((tmp_path / name / "evaluation" / "results.json").read_text())["sets"]
+        for name in ("beside", "inside")
+    ]
+    assert figures[0] == figures[1]
