@@ -28,6 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.priority import keeps_priority
 from rlsys.data.video.decode import decode, reads_fast
 from rlsys.data.video.errors import ClipError
 from rlsys.types import VideoSpec
@@ -84,7 +85,7 @@ def write(path: Path, kind: Kind, pictures: Iterable[np.ndarray] | None = None, 
     """Write a video of these pictures, u8 [H, W, 3] of one size each; None writes `SECONDS` of numbered ones."""
     if pictures is None:
         pictures = map(numbered, range(FPS * SECONDS))
-    with av.open(str(path), "w") as container:
+    with keeps_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(kind.codec, rate=fps, options=dict(kind.options))
         stream.codec_context.time_base = Fraction(1, fps)
         for index, picture in enumerate(pictures):

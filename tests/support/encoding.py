@@ -10,6 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.priority import keeps_priority
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
@@ -33,7 +35,7 @@ class Encoding:
 
 def write_video(path: Path, frames: np.ndarray, how: Encoding) -> Path:
     """Write u8 [T, H, W, 3] frames (or [T, H, W, 4] with transparency)."""
-    with av.open(str(path), "w", format=how.format) as container:
+    with keeps_priority(), av.open(str(path), "w", format=how.format) as container:
         stream = container.add_stream(how.codec, rate=how.fps, options=dict(how.options))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], how.pixels
         stream.codec_context.time_base = Fraction(1, how.fps)
