@@ -38,6 +38,7 @@ from rlsys.clock import Clock, Turn
 from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
+from rlsys.models.families.table import family_named
 from rlsys.models.folder import content_digest
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
@@ -125,7 +126,9 @@ class RolloutEngine:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         renderer = self._engine.renderer
-        prompt = parse_model_prompt(self._engine.model_config, vllm_prompt(request, frames))
+        prompt = parse_model_prompt(
+            self._engine.model_config, vllm_prompt(request, frames, has_stamps=self.limits.has_stamps)
+        )
         try:
             (rendered,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
             params = self._sampling_params(request.sampling)
@@ -388,4 +391,5 @@ def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
         video_pad_id=config.video_token_id,
         patch_size=config.vision_config.patch_size,
         merge_size=config.vision_config.spatial_merge_size,
+        has_stamps=bool(family_named(config.model_type).stamp),
     )

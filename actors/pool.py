@@ -106,7 +106,13 @@ class RolloutPool:
         if actors keep dying under this prompt; and PoolFailed if no actor is left.
         """
         infos = tuple(clip.info for clip in clips)
-        request = GroupRequest(prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=infos, sampling=sampling)
+        request = GroupRequest(
+            prompt_id=item.prompt_id,
+            engine_ids=prompt.engine_ids,
+            num_tokens=prompt.prompt_ids.size,
+            clips=infos,
+            sampling=sampling,
+        )
         frames = [clip.frames for clip in clips]
         ticket = next(self._tickets)
         deaths: list[str] = []

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 
 from actors.requests import TEMPORAL_PATCH, GroupRequest
+from rlsys.models.stamps import STAMP_RATE, frame_numbers
 from rlsys.types import ClipInfo
 
 
-def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return a prompt in vLLM's form. The digest of a clip identifies it in every cache."""
+def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray], *, has_stamps: bool) -> dict[str, Any]:
+    """Return a prompt in vLLM's form. The digest of a clip identifies it in every cache.
+
+    has_stamps: whether the engine writes time stamps, which it then computes from the frames' true times.
+    """
     data: dict[str, list[Any]] = {}
     digests: dict[str, list[str]] = {}
     for clip, array in zip(request.clips, frames, strict=True):
-        data.setdefault(clip.kind, []).append(_video(clip, array) if clip.kind == "video" else array[0])
+        data.setdefault(clip.kind, []).append(_video(clip, array, has_stamps) if clip.kind == "video" else array[0])
         digests.setdefault(clip.kind, []).append(clip.digest)
     prompt: dict[str, Any] = {"prompt_token_ids": request.engine_ids.tolist()}
     if data:
@@ -24,14 +28,16 @@ def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray]) -> dict[str
     return prompt
 
 
-def _video(clip: ClipInfo, frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+def _video(clip: ClipInfo, frames: np.ndarray, has_stamps: bool) -> tuple[np.ndarray, dict[str, Any]]:
     # the prompt's positions depend on the rounding of this division, see `engine_seconds_per_grid`
-    fps = TEMPORAL_PATCH / clip.second_per_grid_s
+    fps = STAMP_RATE if has_stamps else TEMPORAL_PATCH / clip.second_per_grid_s
+    numbers = frame_numbers(clip) if has_stamps else list(range(len(frames)))
+    total = numbers[-1] + 1
     return frames, {
         "fps": fps,
-        "total_num_frames": len(frames),
-        "duration": len(frames) / fps,
-        "frames_indices": list(range(len(frames))),
+        "total_num_frames": total,
+        "duration": total / fps,
+        "frames_indices": numbers,
         "video_backend": "decord",
         "do_sample_frames": False,
     }

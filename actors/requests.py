@@ -21,7 +21,7 @@ from rlsys.types import ClipInfo, Sampling
 
 WeightUpdate = Literal["pause", "keep", "abort"]
 MAX_SEED = 2**63 - 1  # vLLM stores seeds as signed 64-bit integers
-TEMPORAL_PATCH = 2  # frames in one temporal patch of a Qwen2.5-VL video
+TEMPORAL_PATCH = 2  # frames in one temporal patch of a video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +51,23 @@ class EngineSpec:
 class GroupRequest:
     """One prompt and how to sample its responses; its frames are passed separately, one array per clip.
 
-    engine_ids: int [U], one placeholder per clip, in the order of `clips`.
+    engine_ids: int [U], one placeholder per clip, in the order of `clips`.  num_tokens: of the prompt as the engine
+    expands it.
     """
 
     prompt_id: str
     engine_ids: np.ndarray
+    num_tokens: int
     clips: tuple[ClipInfo, ...]
     sampling: Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """The limits of the requests that an engine can accept, from its settings and its model's config."""
+    """The limits of the requests that an engine can accept, from its settings and its model's config.
+
+    has_stamps: whether the model's prompts have time stamps, which the engine writes.
+    """
 
     vocab_size: int
     max_model_len: int
@@ -72,6 +77,7 @@ class EngineLimits:
     video_pad_id: int
     patch_size: int
     merge_size: int
+    has_stamps: bool = False
 
 
 def environment(spec: EngineSpec) -> dict[str, str]:
@@ -157,9 +163,9 @@ def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: 
 
 
 def _length_problem(request: GroupRequest, limits: EngineLimits) -> str:
-    text = request.engine_ids.size - len(request.clips)
     visual = sum(math.prod(clip.grid_thw) for clip in request.clips) // limits.merge_size**2
-    total = text + visual + request.sampling.max_tokens
+    text = request.num_tokens - visual
+    total = request.num_tokens + request.sampling.max_tokens
     if total > limits.max_model_len:
         return (
             f"{text} text + {visual} visual + {request.sampling.max_tokens} response = {total} tokens are more than "

@@ -264,7 +264,8 @@ class SwitchedPolicy(PackedPolicy):
         if not self.num_rows:
             return super().forward(batch)
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
-        tokens = self._with_media(embeddings[0], batch).view(self.num_rows, -1, embeddings.shape[-1])
+        joined, _ = self._with_media(embeddings[0], batch)
+        tokens = joined.view(self.num_rows, -1, embeddings.shape[-1])
         text = self.model.model.language_model
         packed_attention = text.config._attn_implementation
         text.config._attn_implementation = "sdpa"  # causal where it is given no mask

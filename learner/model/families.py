@@ -13,12 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 from transformers.vision_utils import get_vision_window_index
 
 from rlsys.models.families.family import Family
 from rlsys.models.families.table import family_named
 
 Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Read = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,31 +30,87 @@ class Modules:
     attention: class of a block's attention, with `qkv`, `proj`, `num_heads` and `scaling`, which is given hidden
     states [N, hidden], `cu_seqlens` and `position_embeddings`.  rotate: its rotation of queries and keys, each
     [N, heads, head_dim], by cos and sin.
-    order: the order of merged patches in the tower's last states, as indices into that of the features, i64 [merged
-    patches]; None if it is the same.
+    features: what the language model reads of patches [N, patch_dim] with grids i64 [M, 3], in order of the clips:
+    [merged patches, levels x hidden]; the first level replaces the embeddings of media tokens, and each further one
+    is added to the states that the language layer of its number returns.
+    states: what the projectors make the features of, [merged patches, patches in one, levels x tower's width].
+    project: states -> features.
     """
 
     attention: type[nn.Module]
     rotate: Rotate
-    order: Callable[[nn.Module, torch.Tensor], torch.Tensor | None]
+    features: Read
+    states: Read
+    project: Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
-def _window_order(tower: nn.Module, grid_thw: torch.Tensor) -> torch.Tensor:
+def _features(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    return tower(patches, grid_thw=grid_thw).pooler_output
+
+
+def _states(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    return tower(patches, grid_thw=grid_thw).last_hidden_state.unflatten(0, (-1, tower.spatial_merge_size**2))
+
+
+def _project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    return tower.merger(states.flatten(0, 1))
+
+
+def _windowed_states(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    """Return the states by merged patch; the tower has them in the order of its windows, its features in the clips'."""
     config = tower.config
     order, _ = get_vision_window_index(grid_thw, config.spatial_merge_size, config.window_size, config.patch_size)
-    return order
+    return _states(tower, patches, grid_thw)[order.argsort()]
+
+
+def _deep_features(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    found = tower(patches, grid_thw=grid_thw)
+    return torch.cat([found.pooler_output, *found.deepstack_features], dim=-1)
+
+
+def _deep_states(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    read: dict[int, torch.Tensor] = {}
+    hooks = [
+        merger.register_forward_pre_hook(lambda _, inputs, level=level: read.__setitem__(level, inputs[0]))
+        for level, merger in enumerate((tower.merger, *tower.deepstack_merger_list))
+    ]
+    try:
+        tower(patches, grid_thw=grid_thw)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    joined = torch.cat([read[level] for level in range(len(hooks))], dim=-1)
+    return joined.unflatten(0, (-1, tower.spatial_merge_size**2))
+
+
+def _deep_project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    mergers = (tower.merger, *tower.deepstack_merger_list)
+    levels = states.flatten(0, 1).chunk(len(mergers), dim=-1)
+    # contiguous, because they are viewed as merged patches
+    return torch.cat([merger(level.contiguous()) for merger, level in zip(mergers, levels, strict=True)], dim=-1)
 
 
 MODULES: Mapping[str, Modules] = {
     "qwen2_5_vl": Modules(
         attention=modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention,
         rotate=modeling_qwen2_5_vl.apply_rotary_pos_emb_vision,
-        order=_window_order,
+        features=_features,
+        states=_windowed_states,
+        project=_project,
     ),
     "qwen2_vl": Modules(
         attention=modeling_qwen2_vl.VisionAttention,
         rotate=modeling_qwen2_vl.apply_rotary_pos_emb_vision,
-        order=lambda tower, grid_thw: None,
+        features=_features,
+        states=_states,
+        project=_project,
+    ),
+    "qwen3_vl": Modules(
+        attention=modeling_qwen3_vl.Qwen3VLVisionAttention,
+        rotate=modeling_qwen3_vl.apply_rotary_pos_emb_vision,
+        features=_deep_features,
+        states=_deep_states,
+        project=_deep_project,
     ),
 }
 """`model_type` -> modules."""
@@ -69,5 +127,5 @@ def modules_of(model: PreTrainedModel) -> Modules:
 
 
 def tower_of(model: PreTrainedModel) -> nn.Module:
-    """Return the vision tower, including the projector."""
+    """Return the vision tower, including the projectors."""
     return model.get_submodule(family_of(model).tower)

@@ -18,7 +18,7 @@ Part = Literal["vision_tower", "projector"]
 
 
 def freeze(model: PreTrainedModel, frozen_parts: Sequence[Part]) -> None:
-    """Exclude parts from training; "vision_tower" is everything before the projector, which merges 2 x 2 patches.
+    """Exclude parts from training; "vision_tower" is everything but the projectors, which merge 2 x 2 patches.
 
     Call this before making the model's `PackedPolicy`.
     """
@@ -28,17 +28,17 @@ def freeze(model: PreTrainedModel, frozen_parts: Sequence[Part]) -> None:
 
 
 def _parameters(model: PreTrainedModel, part: Part) -> list[nn.Parameter]:
-    is_projector, prefix = part == "projector", family_of(model).projector
+    is_projector, prefixes = part == "projector", family_of(model).projectors
     return [
-        parameter for name, parameter in tower_of(model).named_parameters() if name.startswith(prefix) == is_projector
+        parameter for name, parameter in tower_of(model).named_parameters() if name.startswith(prefixes) == is_projector
     ]
 
 
 class ClipFeatures:
     """The vision tower's features of a pass's clips, stored by clip until `forget` if the tower is frozen.
 
-    Only values that no trained weight affects are stored: the features if the projector is frozen too, else the states
-    before it, so that the projector runs with a graph in every pass.
+    Only values that no trained weight affects are stored: the features if the projectors are frozen too, else the
+    states before them, so that the projectors run with a graph in every pass.
 
     The tower is called in every pass, with a blank image if all clips are stored or there are none. Ranks hold other
     clips, and at ZeRO-3 every call of the tower is a collective: a rank that skipped it would leave the others waiting
@@ -47,7 +47,7 @@ class ClipFeatures:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._tower = tower_of(model)
-        self._order = modules_of(model).order
+        self._modules = modules_of(model)
         self._side: int = self._tower.config.spatial_merge_size
         self._is_tower_frozen, self._is_projector_frozen = (
             not any(parameter.requires_grad for parameter in _parameters(model, part))
@@ -60,9 +60,9 @@ class ClipFeatures:
         self._kept.clear()
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the features of the batch's clips, or of a blank image, in order: [merged patches, hidden]."""
+        """Return the features of the batch's clips, or of a blank image, see `Modules.features`."""
         if not self._is_tower_frozen:
-            return self._tower(batch.patches, grid_thw=batch.grid_thw).pooler_output
+            return self._modules.features(self._tower, batch.patches, batch.grid_thw)
         missing = [index for index, clip in enumerate(batch.clips) if clip_key(clip) not in self._kept]
         found = self._computed(*self._chosen(batch, missing))
         if missing:
@@ -72,18 +72,13 @@ class ClipFeatures:
             self._kept.update(zip(map(clip_key, clips), (part.clone() for part in parts), strict=True))
         if batch.clips:
             found = torch.cat([self._kept[clip_key(clip)] for clip in batch.clips])
-        return found if self._is_projector_frozen else self._tower.merger(found.flatten(0, 1))
+        return found if self._is_projector_frozen else self._modules.project(self._tower, found)
 
     @torch.no_grad()
     def _computed(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
-        """Return the features, or states [merged patches, 4, vision_hidden], by merged patch and without a graph."""
-        output = self._tower(patches, grid_thw=grid_thw)
-        if self._is_projector_frozen:
-            return output.pooler_output
-        states = output.last_hidden_state.unflatten(0, (-1, self._merged))
-        # a tower with windows has its states in their order, its features in the order of the clip
-        order = self._order(self._tower, grid_thw)
-        return states if order is None else states[order.argsort()]
+        """Return the features or the states, by merged patch and without a graph."""
+        read = self._modules.features if self._is_projector_frozen else self._modules.states
+        return read(self._tower, patches, grid_thw)
 
     @property
     def _merged(self) -> int:

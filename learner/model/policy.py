@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ class PackedPolicy(nn.Module):
         text = model.model.language_model.config
         if text._attn_implementation not in FORMS.values():
             text._attn_implementation = FORMS["sdpa"]
-        if any(kind != "full_attention" for kind in text.layer_types):
+        if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()):
             raise ValueError(
                 f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
             )
@@ -87,22 +88,33 @@ class PackedPolicy(nn.Module):
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-prob of each response token and the entropy there, both f32 [T], in nats."""
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
+        joined, added = self._with_media(embeddings[0], batch)
         states = self.model.model.language_model(
-            inputs_embeds=self._with_media(embeddings[0], batch)[None],
-            attention_mask={"full_attention": batch.mask},
+            inputs_embeds=joined[None],
+            packed_mask=batch.mask,
             position_ids=batch.position_ids,
             use_cache=False,
+            **added,
         ).last_hidden_state
         # not by indexing, whose backward pass is much slower
         predictors = states[0].index_select(0, batch.hidden_index)
         return token_logprobs(predictors, self.model.lm_head, batch.targets)
 
-    def _with_media(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Return the embeddings `tokens`, [L, hidden], with the clips' features at the media tokens."""
+    def _with_media(self, tokens: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return the embeddings `tokens`, [L, hidden], with the clips' features at the media tokens.
+
+        Returns also the arguments by which the language model adds further levels of features to its layers' states.
+        """
         features = self._features(batch).to(tokens.dtype)
-        if len(batch.media_index):
-            if batch.feature_index is not None:
-                features = features.index_select(0, batch.feature_index)
-            return tokens.index_copy(0, batch.media_index, features)
-        # a blank image's features times 0, so that every trained parameter has a gradient on all ranks
-        return tokens + 0.0 * features.sum() if features.requires_grad else tokens
+        if not len(batch.media_index):
+            # a blank image's features times 0, so that every trained parameter has a gradient on all ranks
+            return (tokens + 0.0 * features.sum() if features.requires_grad else tokens), {}
+        if batch.feature_index is not None:
+            features = features.index_select(0, batch.feature_index)
+        first, *others = features.split(tokens.shape[-1], dim=-1)
+        added = {}
+        if others:
+            is_media = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+            is_media[batch.media_index] = True
+            added = {"visual_pos_masks": is_media[None], "deepstack_visual_embeds": others}
+        return tokens.index_copy(0, batch.media_index, first), added

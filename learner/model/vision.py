@@ -29,7 +29,7 @@ class PatchProjection(nn.Conv3d):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Return [N, out_channels, 1, 1, 1] for patches [N, C, T, H, W], each as large as the kernel."""
-        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1))[:, :, None, None, None]
+        return nn.functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None, None]
 
 
 class SegmentAttention(nn.Module):

@@ -193,5 +193,29 @@ def num_compilations() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
+Form = Callable[..., tuple[torch.Tensor, None]]
+
+
+def _for_transformers(form: Form) -> Form:
+    """Return the form with the mask as the keyword `packed_mask`, which models pass on to their layers.
+
+    Some models replace an `attention_mask` that is not a tensor.
+    """
+
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: None,
+        scaling: float,
+        packed_mask: PackedMask,
+        **unused: object,
+    ) -> tuple[torch.Tensor, None]:
+        return form(module, query, key, value, packed_mask, scaling)
+
+    return attend
+
+
 for _name, _form in (("packed_sdpa", packed_sdpa), ("packed_by_row", packed_by_row), ("packed_flex", packed_flex)):
-    AttentionInterface.register(_name, _form)
+    AttentionInterface.register(_name, _for_transformers(_form))

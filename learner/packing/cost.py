@@ -17,16 +17,19 @@ BACKWARD_TIMES_FORWARD = 2
 class CostModel:
     """The sizes of a model that determine the cost of a row.
 
-    hidden, mlp, kv_size (key/value heads x head size), vocabulary: of the language model, which has `layers` layers.
+    hidden, mlp, query_size and kv_size (query or key/value heads x head size), vocabulary: of the language model, which
+    has `layers` layers.
     vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
     `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
     vision_mlp_matrices: 3 where the tower's MLPs have a gate, else 2.
+    num_projectors: how often merged patches are projected into the language model.
     is_tower_frozen: whether the tower has no backward pass.
     """
 
     layers: int
     hidden: int
     mlp: int
+    query_size: int
     kv_size: int
     vocabulary: int
     vision_depth: int
@@ -37,6 +40,7 @@ class CostModel:
     merge_size: int
     patch_dim: int
     vision_mlp_matrices: int = 3
+    num_projectors: int = 1
     is_tower_frozen: bool = False
 
     def row(self, row: Row) -> float:
@@ -58,8 +62,8 @@ class CostModel:
 
     def _text(self, prompt: int, read: Sequence[int]) -> float:
         pairs = prompt * (prompt + 1) / 2 + sum(num * prompt + num * (num + 1) / 2 for num in read)
-        linear = 2 * self.hidden**2 + 2 * self.hidden * self.kv_size + 3 * self.hidden * self.mlp
-        return self.layers * ((prompt + sum(read)) * linear + 2 * pairs * self.hidden)
+        linear = self.hidden * (2 * self.query_size + 2 * self.kv_size + 3 * self.mlp)
+        return self.layers * ((prompt + sum(read)) * linear + 2 * pairs * self.query_size)
 
     def _clip(self, grid_thw: Sequence[int]) -> float:
         time, height, width = grid_thw
@@ -75,7 +79,7 @@ class CostModel:
             pairs += windowed * time * rows * columns
         merged = size * self.merge_size**2
         merger = patches / self.merge_size**2 * merged * (merged + self.hidden)
-        return patches * linear + 2 * pairs * size + merger
+        return patches * linear + 2 * pairs * size + self.num_projectors * merger
 
 
 def _window_pairs(length: int, window: int) -> int:
@@ -91,6 +95,7 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         layers=config.layers,
         hidden=config.hidden,
         mlp=config.mlp,
+        query_size=config.queries,
         kv_size=config.kv,
         vocabulary=config.vocabulary,
         vision_depth=vision.depth,
@@ -101,5 +106,6 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         merge_size=vision.merge_size,
         patch_dim=vision.patch_dim,
         vision_mlp_matrices=vision.mlp_matrices,
+        num_projectors=1 + vision.num_deepstack,
         is_tower_frozen="vision_tower" in frozen_parts,
     )

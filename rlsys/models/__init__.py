@@ -4,6 +4,7 @@
   token ids, and the check that the engine sees the same
 - `chat` (`ChatTokenizer`): tokenizer and chat template
 - `mrope` (`VisionTokens`, `mrope_positions`): positions of text and vision tokens
+- `stamps` (`STAMP_RATE`, `frame_numbers`): times of frames as the engine and the prompt's text have them
 - `families`: what distinguishes the supported model families, a file each
 - `folder` (`companions`, `content_digest`, `model_digest`, `problems_of_folder`, `tensor_shapes`): a checkpoint folder
 - `model_config` (`ModelFolderError`, `patch_px`, `read_model_config`): the `config.json` of a checkpoint folder

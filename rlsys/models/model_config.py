@@ -22,13 +22,15 @@ class ModelFolderError(UserError, ValueError):
 class ModelConfig:
     """Sizes of a language model of `layers` layers and its vision tower, and the ids of its placeholder tokens.
 
-    kv: key/value heads x head size.
+    queries, kv: query heads and key/value heads, each x head size.
     """
 
     family: Family
     layers: int
     hidden: int
     mlp: int
+    head_size: int
+    queries: int
     kv: int
     vocabulary: int
     has_tied_embeddings: bool
@@ -84,12 +86,15 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
     text: Mapping[str, Any] = tree.get("text_config") or tree
     heads = text["num_attention_heads"]
+    head_size = text.get("head_dim") or family.head_size or text["hidden_size"] // heads
     return ModelConfig(
         family=family,
         layers=text["num_hidden_layers"],
         hidden=text["hidden_size"],
         mlp=text["intermediate_size"],
-        kv=text["hidden_size"] // heads * text.get("num_key_value_heads", heads),
+        head_size=head_size,
+        queries=head_size * heads,
+        kv=head_size * text.get("num_key_value_heads", heads),
         vocabulary=text["vocab_size"],
         has_tied_embeddings=tree.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
         image_token_id=tree.get("image_token_id", family.image_pad_id),

@@ -4,8 +4,9 @@ Text advances on all three axes at once. In a video the time axis advances by se
 family that ignores the frame rate, and the other axes by patches; the text after it continues at the largest position
 so far plus one. (transformers 5.19 continues at the larger of
 height and width only, so its positions must not be used after a video.)
+Where time stamps are text of the prompt, each temporal patch is a grid of its own.
 Source: Qwen2-VL, arXiv:2409.12191, section 2.1; Qwen2.5-VL, arXiv:2502.13923, section 2.1; vLLM's
-`get_mrope_input_positions` of both models.
+`get_mrope_input_positions` of each model.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class VisionTokens:
     temporal_patch_size: number of frames in one temporal patch.
     tokens_per_second: number of positions per second of video on the time axis; None where each temporal patch is one
     position, however far apart they are.
+    has_stamps: whether a time stamp is before each temporal patch of a video, which makes it a run of placeholders of
+    its own.
     """
 
     image_pad_id: int
@@ -34,10 +37,16 @@ class VisionTokens:
     merge_size: int
     temporal_patch_size: int
     tokens_per_second: float | None
+    has_stamps: bool = False
 
     def pad_id(self, kind: Literal["video", "image"]) -> int:
         """Return the id of the placeholder token of a medium of `kind`."""
         return self.video_pad_id if kind == "video" else self.image_pad_id
+
+    def runs(self, kind: Literal["video", "image"], grid_thw: Grid) -> list[Grid]:
+        """Return the grids of the runs of placeholders into which a medium with this grid is expanded."""
+        time, height, width = grid_thw
+        return [(1, height, width)] * time if self.has_stamps and kind == "video" else [grid_thw]
 
     def positions_per_grid(self, kind: Literal["video", "image"], seconds: float) -> float:
         """Return how far a temporal patch of a medium advances the time axis; it stands for `seconds` of a video."""
@@ -56,8 +65,8 @@ def mrope_positions(
 ) -> tuple[np.ndarray, int]:
     """Return the positions of the expanded prompt `ids`, and the position of the token that follows it.
 
-    ids: int [P].  grids: patches in (time, height, width) of each medium, in prompt order.
-    seconds_per_grid: of each medium, as `engine_seconds_per_grid` returns it; not read for an image.
+    ids: int [P].  grids: patches in (time, height, width) of each run of placeholders (`VisionTokens.runs`), in order.
+    seconds_per_grid: of each run, as `engine_seconds_per_grid` returns it; not read for an image.
     Returns i32 [3, P] and the next position, the same on all three axes. Raises ValueError if the
     runs of placeholders do not match the grids.
     """

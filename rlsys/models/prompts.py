@@ -17,12 +17,14 @@ import numpy as np
 
 from rlsys.errors import UserError
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.model_config import ModelConfig, read_model_config
+from rlsys.models.model_config import ModelConfig, ModelFolderError, read_model_config
 from rlsys.models.mrope import Grid, VisionTokens, engine_seconds_per_grid, mrope_positions
+from rlsys.models.stamps import patch_times_s
 from rlsys.tasks import table as tasks
 from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
 
 CONTEXT_TOKENS = 8  # shown on either side of a difference
+LAST_STAMP_S = 99_999.9  # 27 hours
 
 
 class PromptTooLong(UserError, ValueError):
@@ -37,7 +39,7 @@ class PromptContractError(UserError, RuntimeError):
 class TokenCount:
     """The token count of a prompt and its longest response, against `max_model_len`.
 
-    text: tokens of the chat template and the question.  media: (kind, grid in patches) of each medium.
+    text: tokens of the chat template, the question and time stamps.  media: (kind, grid in patches) of each medium.
     """
 
     prompt_id: str
@@ -48,9 +50,14 @@ class TokenCount:
     max_model_len: int
 
     @property
+    def visual(self) -> int:
+        """Number of visual tokens."""
+        return sum(self._visual(grid) for _, grid in self.media)
+
+    @property
     def total(self) -> int:
         """Number of tokens of the expanded prompt plus `max_tokens`."""
-        return self.text + sum(self._visual(grid) for _, grid in self.media) + self.max_tokens
+        return self.text + self.visual + self.max_tokens
 
     def check(self) -> None:
         """Raise PromptTooLong if the total is above `max_model_len`."""
@@ -93,7 +100,8 @@ class PromptBuilder:
         folder = Path(model_path)
         self._chat = ChatTokenizer(folder)
         config = read_model_config(folder)
-        self._vision = _vision_tokens(config)
+        self._vision, self._stamp = _vision_tokens(config), config.family.stamp
+        self._between = _tokens_between(folder, config, self._chat)
         self._dtype = dtype
         self._max_model_len, self._max_tokens = max_model_len, max_tokens
         found = (self._chat.id_of(token) for token in config.family.never_sampled)
@@ -115,20 +123,35 @@ class PromptBuilder:
             raise ValueError(f"{item.prompt_id}: media are {list(kinds)}, clips are {[clip.kind for clip in clips]}.")
         engine_ids = self._engine_ids(item)
         grids = [clip.grid_thw for clip in clips]
-        self._count(item, engine_ids, grids, max_tokens).check()
         seconds = [
             engine_seconds_per_grid(clip.second_per_grid_s, self._dtype, self._vision.temporal_patch_size)
             for clip in clips
         ]
-        prompt_ids = self._expand(engine_ids, grids)
-        position_ids, next_position = mrope_positions(prompt_ids, grids, seconds, self._vision)
+        prompt_ids = self._expand(engine_ids, clips)
+        visual = sum(map(self._vision.num_tokens, grids))
+        self._count(item, prompt_ids.size - visual, grids, max_tokens).check()
+        runs = [
+            (run, each)
+            for clip, each in zip(clips, seconds, strict=True)
+            for run in self._vision.runs(clip.kind, clip.grid_thw)
+        ]
+        position_ids, next_position = mrope_positions(
+            prompt_ids, [run for run, _ in runs], [each for _, each in runs], self._vision
+        )
         return Prompt(
             engine_ids=engine_ids, prompt_ids=prompt_ids, position_ids=position_ids, next_position=next_position
         )
 
     def count_tokens(self, item: PromptItem, grids: Sequence[Grid], max_tokens: int | None = None) -> TokenCount:
-        """Return the token count of `item` for media with these grids, which needs no decoded clip."""
-        return self._count(item, self._engine_ids(item), grids, max_tokens)
+        """Return the token count of `item` for media with these grids, which needs no decoded clip.
+
+        A time stamp counts as many tokens as the longest, `LAST_STAMP_S`; `build` counts those that there are.
+        """
+        stamps = 0
+        if self._stamp:
+            videos = [grid for kind, grid in zip(_kinds(item), grids, strict=True) if kind == "video"]
+            stamps = sum(time for time, _, _ in videos) * (self._stamp_ids(LAST_STAMP_S).size + len(self._between))
+        return self._count(item, self._engine_ids(item).size - len(grids) + stamps, grids, max_tokens)
 
     def encode_response(self, text: str) -> np.ndarray:
         """Return the ids of a response of the assistant, i32 [R], including the end token."""
@@ -151,20 +174,36 @@ class PromptBuilder:
             )
         return ids
 
-    def _expand(self, engine_ids: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
-        repeats = np.ones(engine_ids.size, np.int64)
-        repeats[self._is_pad(engine_ids)] = [self._vision.num_tokens(grid) for grid in grids]
-        return np.repeat(engine_ids, repeats)
+    def _expand(self, engine_ids: np.ndarray, clips: Sequence[ClipInfo]) -> np.ndarray:
+        parts, start = [], 0
+        for place, clip in zip(np.flatnonzero(self._is_pad(engine_ids)), clips, strict=True):
+            parts += [engine_ids[start:place], self._expanded(clip)]
+            start = place + 1
+        return np.concatenate([*parts, engine_ids[start:]])
+
+    def _expanded(self, clip: ClipInfo) -> np.ndarray:
+        """Return the ids that replace a clip's placeholder, i32."""
+        pad = self._vision.pad_id(clip.kind)
+        runs = [
+            np.full(self._vision.num_tokens(run), pad, np.int32) for run in self._vision.runs(clip.kind, clip.grid_thw)
+        ]
+        if not (self._stamp and clip.kind == "video"):
+            return np.concatenate(runs)
+        times_s, (before, after) = patch_times_s(clip, self._vision.temporal_patch_size), self._between
+        parts = [[self._stamp_ids(time_s), [before], run, [after]] for time_s, run in zip(times_s, runs, strict=True)]
+        return np.concatenate([one for part in parts for one in part]).astype(np.int32)
+
+    def _stamp_ids(self, time_s: float) -> np.ndarray:
+        # encoded alone, as vLLM does: no token spans a stamp and its neighbours
+        return self._chat.encode(self._stamp.format(time_s))
 
     def _is_pad(self, ids: np.ndarray) -> np.ndarray:
         return (ids == self._vision.image_pad_id) | (ids == self._vision.video_pad_id)
 
-    def _count(
-        self, item: PromptItem, engine_ids: np.ndarray, grids: Sequence[Grid], max_tokens: int | None
-    ) -> TokenCount:
+    def _count(self, item: PromptItem, text: int, grids: Sequence[Grid], max_tokens: int | None) -> TokenCount:
         return TokenCount(
             prompt_id=item.prompt_id,
-            text=engine_ids.size - len(grids),
+            text=text,
             media=tuple(zip(_kinds(item), grids, strict=True)),
             merge_size=self._vision.merge_size,
             max_tokens=self._max_tokens if max_tokens is None else max_tokens,
@@ -217,6 +256,16 @@ def _kinds(item: PromptItem) -> tuple[Literal["video", "image"], ...]:
     return tuple("image" if isinstance(spec, ImageSpec) else "video" for spec in item.media)
 
 
+def _tokens_between(folder: Path, config: ModelConfig, chat: ChatTokenizer) -> tuple[int, ...]:
+    """Return the ids of the tokens around each temporal patch; () for a family without time stamps."""
+    if not config.family.stamp:
+        return ()
+    found = {token: chat.id_of(token) for token in config.family.stamped_between}
+    if missing := [token for token, token_id in found.items() if token_id is None]:
+        raise ModelFolderError(f"{folder}/tokenizer.json: it has no {missing[0]}; copy it from the model again.")
+    return tuple(token_id for token_id in found.values() if token_id is not None)
+
+
 def _vision_tokens(config: ModelConfig) -> VisionTokens:
     return VisionTokens(
         image_pad_id=config.image_token_id,
@@ -224,4 +273,5 @@ def _vision_tokens(config: ModelConfig) -> VisionTokens:
         merge_size=config.vision.merge_size,
         temporal_patch_size=config.vision.temporal_patch_size,
         tokens_per_second=config.vision.tokens_per_second,
+        has_stamps=bool(config.family.stamp),
     )

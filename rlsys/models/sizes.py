@@ -13,13 +13,15 @@ from rlsys.models.model_config import read_model_config
 class ModelSizes:
     """Sizes of a language model of `layers` layers and of its vision tower.
 
-    kv: key/value heads x head size.  embedding, language, tower, projector: number of parameters of each part; an
-    output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the tower have a gate.
+    queries, kv: query heads and key/value heads, each x head size.  embedding, language, tower, projector: number of
+    parameters of each part; an output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the
+    tower have a gate.  has_query_norms: whether queries and keys are normed by head.
     """
 
     layers: int
     hidden: int
     mlp: int
+    queries: int
     kv: int
     vocabulary: int
     tower_layers: int
@@ -31,6 +33,7 @@ class ModelSizes:
     tower: int
     projector: int
     is_tower_gated: bool = True
+    has_query_norms: bool = False
 
     @property
     def parameters(self) -> int:
@@ -47,10 +50,10 @@ class ModelSizes:
     def _sides(self, layer: str) -> tuple[int, int]:
         """Return the numbers of inputs and outputs of a linear layer of the language model."""
         sides = {
-            "q_proj": (self.hidden, self.hidden),
+            "q_proj": (self.hidden, self.queries),
             "k_proj": (self.hidden, self.kv),
             "v_proj": (self.hidden, self.kv),
-            "o_proj": (self.hidden, self.hidden),
+            "o_proj": (self.queries, self.hidden),
             "gate_proj": (self.hidden, self.mlp),
             "up_proj": (self.hidden, self.mlp),
             "down_proj": (self.mlp, self.hidden),
@@ -65,12 +68,16 @@ class ModelSizes:
 def read_model_sizes(model_path: Path) -> ModelSizes:
     """Return the sizes of the checkpoint in a folder. Raises ModelFolderError if its config.json cannot be used."""
     config = read_model_config(model_path)
-    vision, hidden, mlp, kv = config.vision, config.hidden, config.mlp, config.kv
-    attention = 2 * hidden * (hidden + kv) + hidden + 2 * kv  # queries, keys and values have biases, outputs none
+    family, vision, hidden, mlp = config.family, config.vision, config.hidden, config.mlp
+    queries, kv = config.queries, config.kv
+    biases = queries + 2 * kv if family.has_attention_biases else 0  # outputs have none
+    norms = 2 * config.head_size if family.has_query_norms else 0
+    attention = 2 * hidden * (queries + kv) + biases + norms
     return ModelSizes(
         layers=config.layers,
         hidden=hidden,
         mlp=mlp,
+        queries=queries,
         kv=kv,
         vocabulary=config.vocabulary,
         tower_layers=vision.depth,
@@ -82,4 +89,5 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         tower=vision.tower_parameters,
         projector=vision.projector_parameters(hidden),
         is_tower_gated=vision.is_gated,
+        has_query_norms=family.has_query_norms,
     )

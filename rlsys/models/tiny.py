@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlsys.files import aside
 from rlsys.models.families.family import Family, TinyShape
 from rlsys.models.families.table import DEFAULT, FamilyName, family_named
+from rlsys.types import PATCH_PX
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (
@@ -177,6 +178,7 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes, family: Family) -> Pre
         "bos_token_id": token_id(END_OF_TEXT),
         "eos_token_id": token_id(IM_END),
         "pad_token_id": token_id(END_OF_TEXT),
+        **family.tiny_text,
     }
     tower = TinyShape(
         depth=sizes.vision_depth,
@@ -185,6 +187,7 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes, family: Family) -> Pre
         heads=4,
         full_attention_blocks=sizes.full_attention_blocks,
         out_hidden=sizes.hidden,
+        layers=sizes.layers,
     )
     return AutoConfig.for_model(
         family.model_type,
@@ -200,11 +203,12 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes, family: Family) -> Pre
 
 
 def _make_processor(tokenizer: Qwen2Tokenizer, family: Family) -> Any:  # noqa: ANN401 - another class for each family
-    # the published lower bounds (56*56 an image, 128*28*28 a frame) would enlarge small frames
-    size = {"shortest_edge": 28 * 28, "longest_edge": 256 * 28 * 28}
+    # the published lower bounds (4 tokens an image, 128 a frame) would enlarge small frames
+    token = (2 * family.tiny_images.get("patch_size", PATCH_PX)) ** 2
+    size = {"shortest_edge": token, "longest_edge": 256 * token}
     video = getattr(transformers, family.video_processor)
     return getattr(transformers, family.processor)(
-        image_processor=getattr(transformers, family.image_processor)(size=size),
+        image_processor=getattr(transformers, family.image_processor)(size=size, **family.tiny_images),
         tokenizer=tokenizer,
         video_processor=video(size=size, do_sample_frames=False, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,

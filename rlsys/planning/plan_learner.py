@@ -76,8 +76,9 @@ def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual
 def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> float:
     """Return the bytes of activations, counted by the tensors that a layer keeps for its backward pass.
 
-    A gated layer keeps, per token: input, normed input, queries, attention's output, its projection's sum, normed sum
-    and the output (7 hidden), keys and values (2 kv), gate, its activation, up and their product (4 mlp). Attention's
+    A gated layer keeps, per token: input, normed input, the sum with attention's projection, normed sum and the output
+    (5 hidden), queries and attention's output (2 queries), keys and values (2 kv), queries and keys before their norms
+    if they have any, gate, its activation, up and their product (4 mlp). Attention's
     weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
     and one layer at a time the rest.
     Source of the counting: arXiv:2205.05198, §4, for a layer without dropout and with flash attention.
@@ -86,7 +87,9 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
     patches = pass_tokens * visual_share * sizes.merge**2
     is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
     tower_depth = 1 if is_frozen else sizes.tower_layers
-    language_layer = 7 * sizes.hidden + 2 * sizes.kv + 4 * sizes.mlp
+    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * sizes.kv + 4 * sizes.mlp
+    if sizes.has_query_norms:
+        language_layer += sizes.queries + sizes.kv
     tower_layer = 9 * sizes.tower_hidden + (4 if sizes.is_tower_gated else 2) * sizes.tower_mlp
     stacks = (
         (pass_tokens, sizes.layers, sizes.hidden, language_layer),

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, RewardConfig, RunConfig
-from rlsys.data.video.budgets import largest_grids
+from rlsys.data.video.budgets import MERGED, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.models.folder import problems_of_folder
+from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.models.sizes import read_model_sizes
 from rlsys.perception.choose import largest_items
@@ -80,6 +81,7 @@ def check(config: RunConfig) -> Report:
         problems += problems_of_folder(config.model.path)
         problems += output_problems(config)
         problems += _cache_problems(config)
+        problems += _pixel_problems(config)
         budget = _token_budget([_RowTokens(item=item) for item in (*items, *asked)], prompts)
     except UserError as error:
         problems.append(str(error))
@@ -259,6 +261,19 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
             f"cluster.object_store_mib={config.cluster.object_store_mib} ({store_bytes} bytes), which "
             "clips in use share; lower the first or raise the second."
         )
+
+
+def _pixel_problems(config: RunConfig) -> Iterator[str]:
+    """Yield the limits on pixels that no frame can keep, because one visual token takes more."""
+    side = MERGED * patch_px(config.model.path)
+    limits = {"max_pixels": config.data.max_pixels, "total_pixels": config.data.total_pixels // config.data.min_frames}
+    for name, pixels in limits.items():
+        if pixels < side**2:
+            per_frame = " / data.min_frames" if name == "total_pixels" else ""
+            yield (
+                f"data.{name}{per_frame} = {pixels} pixels, but one visual token of {config.model.path} is {side} x "
+                f"{side} = {side**2}; raise data.{name}."
+            )
 
 
 def _cache_problems(config: RunConfig) -> Iterator[str]:

@@ -96,9 +96,9 @@ def prompts_of_items(config: RunConfig, items: Sequence[PromptItem], responses: 
     counts = [builder.count_tokens(item, grids, 0) for item, grids in read]
     return Prompts(
         mean_text=average([count.text for count in counts]),
-        mean_visual=average([count.total - count.text for count in counts]),
+        mean_visual=average([count.visual for count in counts]),
         longest_text=longest.text,
-        longest_visual=longest.total - longest.text,
+        longest_visual=longest.visual,
         multiply_adds=average(
             [
                 multiply_adds(config, count.total, grids, round(responses))

@@ -78,8 +78,15 @@ def request(model: Path, seed: int) -> tuple[GroupRequest, np.ndarray]:
         duration_s=FRAMES / 2,
         num_bytes=frames.nbytes,
     )
-    engine_ids = builder.build(item, [info]).engine_ids
-    return GroupRequest(prompt_id=item.prompt_id, engine_ids=engine_ids, clips=(info,), sampling=GREEDY), frames
+    prompt = builder.build(item, [info])
+    group = GroupRequest(
+        prompt_id=item.prompt_id,
+        engine_ids=prompt.engine_ids,
+        num_tokens=prompt.prompt_ids.size,
+        clips=(info,),
+        sampling=GREEDY,
+    )
+    return group, frames
 
 
 def version() -> WeightVersion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def refusal(ids: list[int], clips: list[ClipInfo], frames: list[np.ndarray] | No
     request = GroupRequest(
         prompt_id="file:3",
         engine_ids=np.array(ids, np.int32),
+        num_tokens=len(ids) + sum(math.prod(one.grid_thw) // 4 - 1 for one in clips),
         clips=tuple(clips),
         sampling=replace(SAMPLING, **sampling),
     )
@@ -68,7 +70,7 @@ def test_a_clip_above_what_the_vision_tower_reads_at_once_is_refused_by_its_toke
 def test_a_prompt_that_fits_to_the_last_token_passes() -> None:
     # 12 text + 2*4*4/4 = 8 visual + 20 response = 40
     request = GroupRequest(
-        prompt_id="p", engine_ids=np.array([1] * 12 + [VIDEO_PAD]), clips=(clip(),), sampling=SAMPLING
+        prompt_id="p", engine_ids=np.array([1] * 12 + [VIDEO_PAD]), num_tokens=20, clips=(clip(),), sampling=SAMPLING
     )
     check_request(request, [frames_of(clip())], LIMITS)
 

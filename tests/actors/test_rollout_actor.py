@@ -117,7 +117,9 @@ def _both(prompt_id: str) -> list[str]:
 
 def request(prompt_id: str, steps: int = 1) -> GroupRequest:
     sampling = Sampling(num_samples=1, temperature=1.0, top_p=1.0, max_tokens=1, seed=0)
-    return GroupRequest(prompt_id=prompt_id, engine_ids=np.zeros(steps, np.int32), clips=(), sampling=sampling)
+    return GroupRequest(
+        prompt_id=prompt_id, engine_ids=np.zeros(steps, np.int32), num_tokens=steps, clips=(), sampling=sampling
+    )
 
 
 def version(number: int) -> WeightVersion:

@@ -25,6 +25,7 @@ from learner.packing.rows import Response, Row
 from learner.packing.shards import weighted
 from rlsys.config.run import LoraConfig
 from tests.support.learner import make_clip, make_group, make_prompt, make_row
+from tests.support.models import patch_of
 from tests.support.plain_policy import plain_logprobs
 from tests.support.rounding import GRADIENT, LOGPROB
 
@@ -67,16 +68,16 @@ def plain_model(family_dirs: Mapping[str, Path]) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(family_dirs["bench"], dtype=torch.float32)
 
 
-def random_rows(seed: int) -> list[Row]:
+def random_rows(seed: int, patch: int) -> list[Row]:
     """Return groups with a video, an image, several media, only text, and a second question on the first video."""
     rng = np.random.default_rng(seed)
     kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
     rows = []
     for number, media in enumerate(kinds):
         lengths = [1, *rng.integers(1, 14, rng.integers(1, 5))]
-        # more than 112 pixels a side: several windows of the tower's windowed attention, of unequal size
-        sides = rng.choice([28, 84, 140], len(media))
-        clips = tuple(make_clip(rng, kind, 4, side) for kind, side in zip(media, sides, strict=True))
+        # more than 8 patches a side: several windows of the tower's windowed attention, of unequal size
+        sides = rng.choice([2, 6, 10], len(media)) * patch
+        clips = tuple(make_clip(rng, kind, 4, side, patch) for kind, side in zip(media, sides, strict=True))
         clips = rows[0].clips if number == 4 else clips
         group = make_group(rng, str(number), (), rng.permutation(lengths).tolist())
         prompt = make_prompt(rng, clips, int(rng.integers(3, 20)))
@@ -159,7 +160,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def is_trained(name: str, setting: Setting) -> bool:
     if setting.lora:
         return "lora_" in name
-    part = "projector" if ".visual.merger." in name else "vision_tower" if ".visual." in name else "language_model"
+    is_projector = ".visual.merger." in name or ".visual.deepstack_merger_list." in name
+    part = "projector" if is_projector else "vision_tower" if ".visual." in name else "language_model"
     return part not in setting.frozen_parts
 
 
@@ -177,7 +179,7 @@ def test_packed_passes_equal_padded_ones(
     name: str, family_dirs: Mapping[str, Path], plain_model: PreTrainedModel
 ) -> None:
     setting, folder = SETTINGS[name], family_dirs["bench"]
-    rows = random_rows(seed=list(SETTINGS).index(name))
+    rows = random_rows(seed=list(SETTINGS).index(name), patch=patch_of(folder))
     policy = make_policy(folder, setting)
     found, found_gradients = packed_results(policy, rows, setting, folder)
     oracle = make_oracle(plain_model, policy, setting, folder)

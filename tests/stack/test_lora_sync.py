@@ -15,17 +15,18 @@ from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import compare
 from tests.stack.test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
+from tests.support.models import patch_of
 from tests.support.transfers import tensors_of, transfer_of
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> RunConfig:
-    out = tmp_path_factory.mktemp("lora")
+@pytest.fixture(scope="module", params=["tiny_model_dir", pytest.param("qwen3_vl_dirs", marks=pytest.mark.long)])
+def config(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunConfig:
+    out, model = tmp_path_factory.mktemp("lora"), request.getfixturevalue(request.param)
     return load(
         CONFIGS / "demo.yaml",
         [
             f"output_dir={out}",
-            f"model.path={tiny_model_dir}",
+            f"model.path={model if isinstance(model, Path) else model['tiny']}",
             "rollout.num_actors=1",
             "learner.num_ranks=1",
             "learner.lora.rank=4",
@@ -42,9 +43,10 @@ def stack(config: RunConfig) -> Iterator[Stack]:
         yield opened
 
 
-def groups(stack: Stack, seed: int) -> list[RolloutGroup]:
+def groups(stack: Stack, config: RunConfig, seed: int) -> list[RolloutGroup]:
     rng = np.random.default_rng(7)  # the same clips every time: the engine has kept what its tower made of them
-    media = ([video(rng, 8, 2.0)], [image(rng)], [image(rng), video(rng, 4, 1.0)])
+    patch = patch_of(config.model.path)
+    media = ([video(rng, 8, 2.0, patch)], [image(rng, patch)], [image(rng, patch), video(rng, 4, 1.0, patch)])
     return [sample(stack, list(each), seed=seed + index) for index, each in enumerate(media)]
 
 
@@ -61,7 +63,7 @@ def supervised(asked: list[RolloutGroup]) -> TrainBatch:
 def test_engine_and_learner_agree_under_every_version_of_the_adapter(stack: Stack, config: RunConfig) -> None:
     first = stack.publish(0)
     assert first.kind == "adapter"
-    asked = groups(stack, seed=0)
+    asked = groups(stack, config, seed=0)
     start = np.concatenate([rollout.response_logprobs for group in asked for rollout in group.rollouts])
     assert largest_difference(stack, asked) <= TOLERANCE
     for version in (1, 2):
@@ -72,7 +74,7 @@ def test_engine_and_learner_agree_under_every_version_of_the_adapter(stack: Stac
         published = stack.publish(version)
         assert published.kind == "adapter"
         assert published.num_bytes < config_bytes(config) / 4
-        asked = groups(stack, seed=0)
+        asked = groups(stack, config, seed=0)
         assert {rollout.weight_version for group in asked for rollout in group.rollouts} == {version}
         assert largest_difference(stack, asked) <= TOLERANCE
     end = np.concatenate([rollout.response_logprobs for group in asked for rollout in group.rollouts])
@@ -84,7 +86,9 @@ def config_bytes(config: RunConfig) -> int:
     return (config.model.path / "model.safetensors").stat().st_size
 
 
-def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serves_on(stack: Stack) -> None:
+def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serves_on(
+    stack: Stack, config: RunConfig
+) -> None:
     transfer, announced = stack.learner.publish(5)
     tensors = tensors_of(transfer)
     name = next(iter(tensors))
@@ -94,7 +98,7 @@ def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serv
     del tensors[name]
     with pytest.raises(WeightsRefused, match="lora_A.weight: in no bucket"):
         stack.pool.load_weights(transfer_of(tensors), announced)
-    assert sample(stack, [image(np.random.default_rng(3))]).rollouts
+    assert sample(stack, [image(np.random.default_rng(3), patch_of(config.model.path))]).rollouts
 
 
 def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: RunConfig) -> None:
@@ -108,9 +112,9 @@ def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: Ru
     with pytest.raises(WeightsRefused, match="sent another model since"):
         stack.pool.load_weights(transfer, replace(announced, version=8))
     stack.load_learner(config)
-    stack.learner.update(supervised(groups(stack, seed=0)))
+    stack.learner.update(supervised(groups(stack, config, seed=0)))
     assert stack.publish(9).kind == "full"
-    assert largest_difference(stack, groups(stack, seed=1)) <= TOLERANCE
+    assert largest_difference(stack, groups(stack, config, seed=1)) <= TOLERANCE
 
 
 def test_a_broadcast_brings_the_learners_weights_and_everybody_can_tell(
@@ -120,7 +124,7 @@ def test_a_broadcast_brings_the_learners_weights_and_everybody_can_tell(
     weights = WeightsConfig(transport="collective", bucket_mib=1)
     stack.load_learner(config.model_copy(update={"learner": plain, "weights": weights}))
     stack.publish(10)
-    stack.learner.update(supervised(groups(stack, seed=0)))
+    stack.learner.update(supervised(groups(stack, config, seed=0)))
     assert not all(row.is_equal for row in compare(stack.learner, stack.pool, 11, None))
     send, sent = stack.learner.send, []
     monkeypatch.setattr(stack.learner, "send", lambda: sent.append(send()) or sent[-1])
@@ -132,4 +136,4 @@ def test_a_broadcast_brings_the_learners_weights_and_everybody_can_tell(
     assert all(row.is_equal for row in rows)
     assert {row.findings["checkpoint"] for row in rows} == {"equal"}
     assert {row.findings["actor 0"] for row in rows} == {"equal"}
-    assert largest_difference(stack, groups(stack, seed=2)) <= TOLERANCE
+    assert largest_difference(stack, groups(stack, config, seed=2)) <= TOLERANCE

@@ -86,7 +86,7 @@ class ProbeActor(RolloutActor):
 
             from actors.prompts import vllm_prompt
 
-            prompt = vllm_prompt(request, (frames,))
+            prompt = vllm_prompt(request, (frames,), has_stamps=engine.limits.has_stamps)
             prompt["prompt_token_ids"] = prompt["prompt_token_ids"] + response.tolist()
             vllm = engine._engine
             [rendered] = vllm.renderer.render_cmpl(
@@ -222,7 +222,11 @@ class Asker:
         """Return the request for prompt `index`, and the frames of its clip."""
         item, prompt, clip = self.prompt(index, kind=kind, frames=frames)
         request = GroupRequest(
-            prompt_id=item.prompt_id, engine_ids=prompt.engine_ids, clips=(clip.info,), sampling=sampling
+            prompt_id=item.prompt_id,
+            engine_ids=prompt.engine_ids,
+            num_tokens=prompt.prompt_ids.size,
+            clips=(clip.info,),
+            sampling=sampling,
         )
         return request, clip.frames
 

@@ -10,17 +10,21 @@ from learner.packing.cost import CostModel
 from learner.packing.rows import Row
 from learner.packing.shards import group_row
 from rlsys.config.run import LearnerConfig, TrainConfig
-from rlsys.types import ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
+from rlsys.types import PATCH_PX, ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
 from tests.support.pace import patience
 
 TEXT_IDS = 256  # ids below are ordinary bytes in the tiny tokenizer
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = 375, 376, 378, 379
 
 
-def make_clip(rng: np.random.Generator, kind: str, num_frames: int = 12, side: int = 56) -> ClipRef:
+def make_clip(
+    rng: np.random.Generator, kind: str, num_frames: int = 12, side: int | None = None, patch: int = PATCH_PX
+) -> ClipRef:
+    """Return a clip of noise. side: of a frame, in pixels; None is four patches.  patch: side of a patch, in pixels."""
+    side = 4 * patch if side is None else side
     shape = (num_frames if kind == "video" else 1, side, side, 3)
     frames = rng.integers(0, 256, shape, dtype=np.uint8)
-    grid = (max(1, shape[0] // 2), side // 14, side // 14)
+    grid = (max(1, shape[0] // 2), side // patch, side // patch)
     seconds = 1.0 if kind == "video" else 0.0
     info = ClipInfo(
         kind=kind,
@@ -67,10 +71,15 @@ def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: in
 
 
 def make_group(
-    rng: np.random.Generator, name: str, kinds: Sequence[str], response_lengths: Sequence[int], num_text: int = 15
+    rng: np.random.Generator,
+    name: str,
+    kinds: Sequence[str],
+    response_lengths: Sequence[int],
+    num_text: int = 15,
+    patch: int = PATCH_PX,
 ) -> RolloutGroup:
     """Return a group with media of these `kinds` ("video" or "image", () is text only) and random log-probs."""
-    clips = tuple(make_clip(rng, kind) for kind in kinds)
+    clips = tuple(make_clip(rng, kind, patch=patch) for kind in kinds)
     prompt = make_prompt(rng, clips, num_text)
     rollouts = tuple(
         Rollout(
@@ -125,6 +134,7 @@ def cost_model(**changes: object) -> CostModel:
         "layers": 3,
         "hidden": 128,
         "mlp": 256,
+        "query_size": 128,
         "kv_size": 64,
         "vocabulary": 384,
         "vision_depth": 1,

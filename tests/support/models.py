@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlsys.models.families.table import DEFAULT, FAMILIES
+from rlsys.models.model_config import read_model_config
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,17 @@ def qwen2_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
     return {size: folder / size for size in ("tiny", "bench")}
 
 
+@pytest.fixture(scope="session")
+def qwen3_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Write a tiny Qwen3-VL of each size, "tiny" and "bench"."""
+    from rlsys.models.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("models_of_qwen3_vl")
+    make_tiny(folder / "tiny", seed=0, family="qwen3_vl")
+    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_vl")
+    return {size: folder / size for size in ("tiny", "bench")}
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family_dirs(request: pytest.FixtureRequest) -> Mapping[str, Path]:
     """Run a test once for each family, with its models of both sizes, "tiny" and "bench"."""
@@ -54,6 +66,11 @@ def family_dirs(request: pytest.FixtureRequest) -> Mapping[str, Path]:
 def family_dir(family_dirs: Mapping[str, Path]) -> Path:
     """Run a test once for each family, with its smaller model."""
     return family_dirs["tiny"]
+
+
+def patch_of(folder: Path) -> int:
+    """Return the side in pixels of the patches of the model in a folder."""
+    return read_model_config(folder).vision.patch_size
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch.nn.utils import parameters_to_vector
-from transformers import PreTrainedModel, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import PreTrainedModel
 
 from learner.packing.rows import Row
+from rlsys.models.model_config import read_model_config
 
 
 def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
     """Return the model's vision arguments for the row's clips, by Hugging Face's processors without resizing."""
     videos = [clip.frames for clip in row.clips if clip.info.kind == "video"]
     images = [clip.frames[0] for clip in row.clips if clip.info.kind == "image"]
-    found = {}
+    family, found = read_model_config(folder).family, {}
     if videos:
-        processor = Qwen2VLVideoProcessor.from_pretrained(folder)
+        processor = getattr(transformers, family.video_processor).from_pretrained(folder)
         options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
         found.update(processor(videos, return_tensors="pt", **options))
     if images:
-        found.update(Qwen2VLImageProcessor.from_pretrained(folder)(images, do_resize=False, return_tensors="pt"))
+        processor = getattr(transformers, family.image_processor).from_pretrained(folder)
+        found.update(processor(images, do_resize=False, return_tensors="pt"))
     return found
 
 

@@ -1,7 +1,7 @@
 """Prompts as vLLM itself processes them; run as a process with JSON in and JSON out.
 
 It is a process of its own, because vLLM changes torch's threading for everything else in a process.
-stdin: {"model", "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "fps"}]}],
+stdin: {"model", "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "metadata"}]}],
 "generate": bool}.  stdout's last line: {"prompts": [{"prompt_ids", "position_ids", "next_position"}],
 "generated": [[id, …], …]}.
 """
@@ -36,16 +36,7 @@ def medium(spec: dict[str, Any]) -> Any:
     )
     if spec["kind"] == "image":
         return frames[0]
-    num_frames, fps = spec["frames"], spec["fps"]
-    metadata = {
-        "fps": fps,
-        "total_num_frames": num_frames,
-        "duration": num_frames / fps,
-        "video_backend": "decord",
-        "frames_indices": list(range(num_frames)),
-        "do_sample_frames": False,
-    }
-    return frames, metadata
+    return frames, spec["metadata"]
 
 
 def by_kind(media: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -75,7 +66,10 @@ def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
     ]
     engine, _ = ModelRegistry.resolve_model_cls(config.hf_config.architectures, config)
     stub = SimpleNamespace(config=config.hf_config)
-    stub.iter_mm_grid_thw = partial(engine.iter_mm_grid_thw, stub)
+    if hasattr(engine, "iter_mm_grid_thw"):
+        stub.iter_mm_grid_thw = partial(engine.iter_mm_grid_thw, stub)
+    else:
+        stub._get_mrope_input_positions = engine._get_mrope_input_positions
     ids = processed["prompt_token_ids"]
     position_ids, delta = engine.get_mrope_input_positions(stub, ids, features)
     return {"prompt_ids": ids, "position_ids": position_ids.tolist(), "next_position": len(ids) + delta}

@@ -6,7 +6,7 @@ What the learner needs of a family's modules, which takes torch, is in `learner.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 EVERYTHING = (
@@ -32,6 +32,8 @@ class VisionConfig:
     is_gated: whether a block's MLP has a gate, a third matrix.  has_norm_biases: whether its norms have biases.
     tokens_per_second: temporal positions per second of video, see `rlsys.models.mrope`; None where the time axis
     counts temporal patches, however far apart they are.
+    num_positions: learned positions of patches, 0 if there are none.  num_deepstack: blocks whose states are projected
+    and added to the language model's too, each by a projector of its own.  has_patch_bias: of the patch embedding.
     """
 
     depth: int
@@ -46,6 +48,9 @@ class VisionConfig:
     is_gated: bool
     has_norm_biases: bool
     tokens_per_second: float | None
+    num_positions: int = 0
+    num_deepstack: int = 0
+    has_patch_bias: bool = False
 
     @property
     def patch_dim(self) -> int:
@@ -68,17 +73,22 @@ class VisionConfig:
         size, inner, matrices = self.hidden, self.mlp, self.mlp_matrices
         attention = 4 * size**2 + 4 * size
         mlp = matrices * size * inner + (matrices - 1) * inner + size
-        return self.patch_dim * size + self.depth * (attention + mlp + 2 * self.norm)
+        embedding = (self.patch_dim + self.has_patch_bias + self.num_positions) * size
+        return embedding + self.depth * (attention + mlp + 2 * self.norm)
 
     def projector_parameters(self, hidden: int) -> int:
-        """Return the number of parameters of the projector into a language model of width `hidden`."""
+        """Return the number of parameters of all projectors into a language model of width `hidden`.
+
+        Those of deepstack have norms of merged patches.
+        """
         merged = self.hidden * self.merge_size**2
-        return self.norm + merged * (merged + 1) + (merged + 1) * hidden
+        matrices = merged * (merged + 1) + (merged + 1) * hidden
+        return self.norm + matrices + self.num_deepstack * (2 * merged + matrices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyShape:
-    """Sizes of a tiny model's vision tower. out_hidden: width of its language model."""
+    """Sizes of a tiny model's vision tower. out_hidden: width of its language model, which has `layers` layers."""
 
     depth: int
     hidden: int
@@ -86,6 +96,7 @@ class TinyShape:
     heads: int
     full_attention_blocks: tuple[int, ...]
     out_hidden: int
+    layers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +108,16 @@ class Family:
     time_axis, tower_attention: what the time axis counts and within what the tower attends, for people.
     image_pad, video_pad: the placeholder tokens, whose ids are `image_pad_id` and `video_pad_id` where a config.json
     omits them.  never_sampled: tokens that a response must not contain, if the tokenizer has them.
-    tower, language_model: names of the modules of transformers' model.  projector: prefix of the projector's
-    parameters within the tower.
+    tower, language_model: names of the modules of transformers' model.  projectors: prefixes of the parameters within
+    the tower that map its states into the language model.
     read_vision: reads the sizes from `vision_config` of a config.json; raises KeyError for a size that is missing.
     tiny_vision: makes the `vision_config` of a tiny model.
     model, processor, image_processor, video_processor: transformers' classes.
+    stamp: format of the text before each temporal patch of a video, for its seconds; "" if there is none and the
+    patches follow one another.  stamped_between: the tokens around the placeholders of a patch behind a stamp.
+    head_size: of attention, where a config.json omits it; None for width divided by heads.
+    has_attention_biases: of queries, keys and values.  has_query_norms: whether heads of queries and keys are normed.
+    tiny_text, tiny_images: settings of a tiny model's language model and image processor that differ from the others'.
     """
 
     model_type: str
@@ -116,7 +132,7 @@ class Family:
     video_pad_id: int
     never_sampled: tuple[str, ...]
     tower: str
-    projector: str
+    projectors: tuple[str, ...]
     language_model: str
     read_vision: Callable[[Mapping[str, Any]], VisionConfig]
     tiny_vision: Callable[[TinyShape], dict[str, Any]]
@@ -124,3 +140,10 @@ class Family:
     processor: str
     image_processor: str
     video_processor: str
+    stamp: str = ""
+    stamped_between: tuple[str, str] = ("", "")
+    head_size: int | None = None
+    has_attention_biases: bool = True
+    has_query_norms: bool = False
+    tiny_text: Mapping[str, Any] = field(default_factory=dict)
+    tiny_images: Mapping[str, Any] = field(default_factory=dict)

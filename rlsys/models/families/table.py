@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from rlsys.models.families import qwen2_5_vl, qwen2_vl
+from rlsys.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from rlsys.models.families.family import Family
 
-FamilyName = Literal["qwen2_5_vl", "qwen2_vl"]
+FamilyName = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 DEFAULT: FamilyName = "qwen2_5_vl"
 """Family of a tiny model where none is named."""
 
-FAMILIES: Mapping[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl, qwen2_vl)}
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl, qwen2_vl, qwen3_vl)
+}
 """`model_type` of config.json -> family."""
 
 

@@ -133,6 +133,20 @@ def test_cost_of_a_clip_in_a_tower_without_windows_and_gates_by_hand(qwen2_vl_di
     assert cost.row(replace(row, clips=(clip,))) - cost.row(row) == 3 * (linear + 2 * 2 * 2 * 100 * 100 * 64 + merger)
 
 
+def test_every_projector_and_all_query_heads_cost(qwen3_vl_dirs: Mapping[str, Path]) -> None:
+    cost = read_cost_model(qwen3_vl_dirs["tiny"])
+    clip = make_clip(np.random.default_rng(0), "video", 4, 160, patch=16)  # 2 x 10 x 10 patches
+    (row,) = text_rows([(10, [1])])
+    # three blocks without gates, patches of 16 x 16 pixels; three projectors
+    linear = 3 * 200 * (4 * 64 * 64 + 2 * 64 * 128) + 200 * 1536 * 64
+    projectors = 3 * 50 * 256 * (256 + 128)
+    attention = 3 * 2 * 2 * 100 * 100 * 64
+    assert cost.row(replace(row, clips=(clip,))) - cost.row(row) == 3 * (linear + attention + projectors)
+    # 10 tokens, 8 x 32 numbers of queries and 2 x 32 of keys in a layer of width 128; one target
+    layer = 10 * (2 * 128 * 256 + 2 * 128 * 64 + 3 * 128 * 256) + 2 * 55 * 256
+    assert cost.row(row) == 3 * (3 * layer + 128 * 384)
+
+
 def test_sizes_are_those_of_the_checkpoint(tiny_model_dir: Path) -> None:
     assert read_cost_model(tiny_model_dir) == COST
     assert read_cost_model(tiny_model_dir, ("vision_tower",)) == cost_model(is_tower_frozen=True)

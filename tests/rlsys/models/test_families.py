@@ -24,7 +24,7 @@ def test_only_the_files_of_families_name_a_model() -> None:
     assert found == described | {"learner/model/families.py"}
 
 
-@pytest.mark.parametrize("text", ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl", "Qwen3VLModel"])
+@pytest.mark.parametrize("text", ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl_moe", "Qwen3VLModel"])
 def test_a_name_of_a_model_is_found(text: str) -> None:
     assert NAMED.search(text)
 
@@ -44,7 +44,9 @@ def test_every_family_is_described_for_all_who_need_it() -> None:
 
 
 def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
-    with pytest.raises(KeyError, match=r"model_type='gemma4' .* qwen2_5_vl \(Qwen2.5-VL\), qwen2_vl \(Qwen2-VL\)"):
+    with pytest.raises(
+        KeyError, match=r"model_type='gemma4' .* qwen2_5_vl \(Qwen2.5-VL\), qwen2_vl \(Qwen2-VL\), qwen3_vl"
+    ):
         family_named("gemma4")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.prompts import vllm_prompt
+from actors.requests import GroupRequest
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.families.table import family_named
-from rlsys.models.model_config import ModelFolderError
+from rlsys.models.model_config import ModelFolderError, read_model_config
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
-from rlsys.types import ClipInfo, ImageSpec, MediaSpec, PromptItem, VideoSpec
+from rlsys.types import ClipInfo, ImageSpec, MediaSpec, Prompt, PromptItem, Sampling, VideoSpec
+from tests.support.models import patch_of
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
@@ -38,12 +41,21 @@ PUBLISHED_TEMPLATE = (
 FPS = (0.5, 1.0, 2.0, 3.3, 3.5, 4.28, 8.0)
 
 
-def medium(kind: str, frames: int, height: int, width: int, fps: float) -> dict[str, Any]:
-    return {"kind": kind, "frames": frames, "height": height, "width": width, "fps": fps}
+def medium(kind: str, frames: int, height: int, width: int, fps: float, **more: Any) -> dict[str, Any]:
+    """Return a medium with sides for patches of 14 pixels. more: `times_s` and `start_s` if its frames are uneven."""
+    return {"kind": kind, "frames": frames, "height": height, "width": width, "fps": fps, **more}
 
 
+def cut_for(patch: int, shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the medium with as many patches of another size."""
+    return {**shown, "height": shown["height"] // 14 * patch, "width": shown["width"] // 14 * patch}
+
+
+UNEVEN = [0.0, 0.04, 0.05, 7.96, 7.97, 9.949, 9.951, 3599.98, 3600.1, 36000.04]
 VIDEOS = [[medium("video", 24, 56, 56, fps)] for fps in FPS]
 MIXES = [
+    [medium("video", 10, 56, 28, 2.0, times_s=UNEVEN)],
+    [medium("video", 4, 56, 28, 2.0, times_s=[9.7, 10.4, 11.0, 11.5], start_s=10.0)],
     [],
     [medium("image", 1, 56, 84, 0)],
     [medium("image", 1, 56, 84, 0), medium("image", 1, 28, 28, 0), medium("image", 1, 112, 56, 0)],
@@ -72,17 +84,30 @@ def item_with(*kinds: str, question: str = "When does the red square appear?") -
     )
 
 
-def clip_info(shown: dict[str, Any]) -> ClipInfo:
+def clip_info(shown: dict[str, Any], patch: int = 14) -> ClipInfo:
     is_video = shown["kind"] == "video"
+    times_s = np.array(shown.get("times_s", np.arange(shown["frames"]) / (shown["fps"] or 1.0)))
     return ClipInfo(
         kind=shown["kind"],
         digest="0",
-        times_s=np.zeros(shown["frames"]),
-        grid_thw=(shown["frames"] // 2 if is_video else 1, shown["height"] // 14, shown["width"] // 14),
+        times_s=times_s,
+        grid_thw=(shown["frames"] // 2 if is_video else 1, shown["height"] // patch, shown["width"] // patch),
         second_per_grid_s=2 / shown["fps"] if is_video else 0.0,
         duration_s=0.0,
         num_bytes=0,
+        start_s=shown.get("start_s", 0.0),
     )
+
+
+def asked_of_vllm(shown: dict[str, Any], info: ClipInfo, *, has_stamps: bool) -> dict[str, Any]:
+    """Return the medium with the metadata that the actors send with its frames."""
+    if info.kind == "image":
+        return shown
+    sampling = Sampling(num_samples=1, temperature=1.0, top_p=1.0, max_tokens=1, seed=0)
+    request = GroupRequest(prompt_id="", engine_ids=np.zeros(1), num_tokens=1, clips=(info,), sampling=sampling)
+    prompt = vllm_prompt(request, [np.empty((shown["frames"], 1))], has_stamps=has_stamps)
+    [(_, metadata)] = prompt["multi_modal_data"]["video"]
+    return {**shown, "metadata": metadata}
 
 
 def builder_for(folder: Path, **changes: Any) -> PromptBuilder:
@@ -101,19 +126,21 @@ def write_published(model: Path, folder: Path) -> Path:
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
     (folder / "processor_config.json").unlink()
+    family, patch = read_model_config(folder).family, patch_of(folder)
+    token = (2 * patch) ** 2
     processor = {
-        "min_pixels": 3136,
-        "max_pixels": 12845056,
-        "patch_size": 14,
+        "size": {"shortest_edge": 4 * token, "longest_edge": 16384 * token},
+        "patch_size": patch,
         "temporal_patch_size": 2,
         "merge_size": 2,
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": family_named(json.loads((folder / "config.json").read_text())["model_type"]).processor,
+        "processor_class": family.processor,
+        **family.tiny_images,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     # enlarges small frames and samples again unless it is told not to
-    video_processor = {**processor, "min_pixels": 128 * 784, "do_sample_frames": True}
-    video_processor["video_processor_type"] = "Qwen2VLVideoProcessor"
+    video_processor = {**processor, "size": {"shortest_edge": 128 * token, "longest_edge": 768 * token}}
+    video_processor |= {"do_sample_frames": True, "video_processor_type": family.video_processor}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video_processor))
     return folder
 
@@ -128,6 +155,13 @@ def published_family_dir(family_dir: Path, tmp_path_factory: pytest.TempPathFact
     return write_published(family_dir, tmp_path_factory.mktemp("published") / "model")
 
 
+def built(folder: Path, dtype: str, media: list[dict[str, Any]]) -> tuple[Prompt, list[ClipInfo]]:
+    """Return the prompt of media that are cut for the model's patches, and their descriptions."""
+    infos = [clip_info(cut_for(patch_of(folder), one), patch_of(folder)) for one in media]
+    prompt = builder_for(folder, dtype=dtype, max_model_len=1024).build(item_with(*(m["kind"] for m in media)), infos)
+    return prompt, infos
+
+
 CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDEOS, *MIXES)]
 
 
@@ -136,9 +170,11 @@ def vllm_says(published_family_dir: Path) -> dict[str, Any]:
     """Run vLLM on every case in a process of its own; it also generates from the first prompt."""
     prompts = []
     for dtype, media in CASES:
-        made = builder_for(published_family_dir, dtype=dtype)
-        prompt = made.build(item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media])
-        prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": media})
+        prompt, infos = built(published_family_dir, dtype, media)
+        has_stamps = bool(read_model_config(published_family_dir).family.stamp)
+        cut = [cut_for(patch_of(published_family_dir), one) for one in media]
+        sent = [asked_of_vllm(one, info, has_stamps=has_stamps) for one, info in zip(cut, infos, strict=True)]
+        prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": sent})
     asked = {"model": str(published_family_dir), "prompts": prompts, "generate": True}
     script = REPO / "tests" / "support" / "vllm_prompt_probe.py"
     done = subprocess.run(
@@ -151,9 +187,7 @@ def vllm_says(published_family_dir: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_ids_and_positions_equal_vllms(published_family_dir: Path, vllm_says: dict[str, Any], index: int) -> None:
     dtype, media = CASES[index]
-    prompt = builder_for(published_family_dir, dtype=dtype).build(
-        item_with(*(m["kind"] for m in media)), [clip_info(m) for m in media]
-    )
+    prompt, _ = built(published_family_dir, dtype, media)
     theirs = vllm_says["prompts"][index]
     assert prompt.prompt_ids.tolist() == theirs["prompt_ids"]
     np.testing.assert_array_equal(prompt.position_ids, theirs["position_ids"])
@@ -164,10 +198,36 @@ def test_the_engine_reports_the_prompt_that_was_built_and_generates(
     published_family_dir: Path, vllm_says: dict[str, Any]
 ) -> None:
     made = builder_for(published_family_dir)
-    prompt = made.build(item_with("video"), [clip_info(VIDEOS[0][0])])
+    prompt, _ = built(published_family_dir, "float32", VIDEOS[0])
     reported, *samples = vllm_says["generated"]
     check_contract(prompt, np.asarray(reported), made.decode)
     assert [len(sample) for sample in samples] == [8, 8]
+
+
+def test_a_time_stamp_before_each_temporal_patch_is_the_mean_time_of_its_frames(
+    qwen3_vl_dirs: Mapping[str, Path],
+) -> None:
+    folder = qwen3_vl_dirs["tiny"]
+    shown = medium("video", 4, 28, 56, 2.0, times_s=[9.7, 10.4, 11.0, 11.5], start_s=10.0)
+    prompt, _ = built(folder, "float32", [shown])
+    made = builder_for(folder)
+    # the first frame was on display when the part began, at 10 s: 0 and 0.4 s; then 1.0 and 1.5 s, whose mean is 1.25
+    patch = "<|vision_start|>" + 2 * "<|video_pad|>" + "<|vision_end|>"
+    assert made.decode(prompt.prompt_ids).startswith(
+        f"<|im_start|>user\n<|vision_start|><0.2 seconds>{patch}<1.2 seconds>{patch}<|vision_end|>When does"
+    )
+    # 1 x 2 tokens: the time axis stands still, the other axes move on by 0..0 and 0..1, and text follows at +2
+    first = int(np.argmax(prompt.prompt_ids == read_model_config(folder).video_token_id))
+    start = int(prompt.position_ids[0, first - 1]) + 1
+    assert prompt.position_ids[:, first : first + 3].T.tolist() == [
+        [start] * 3,
+        [start, start, start + 1],
+        [start + 2] * 3,
+    ]
+    counted = made.count_tokens(item_with("video"), [(2, 2, 4)])
+    assert counted.visual == 4
+    # counted with stamps of 99999.9, which have four characters more than 0.2 and 1.2
+    assert counted.total - 24 - prompt.prompt_ids.size == 2 * 4
 
 
 def test_bfloat16_truncates_some_time_steps_differently(tiny_model_dir: Path) -> None:
@@ -290,7 +350,7 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
         builder_for(folder)
     assert str(error.value) == (
         f"{folder}/config.json: model_type='llava_next_video' is no supported model family; supported are qwen2_5_vl "
-        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL) (`rlsys models` shows what each can do)."
+        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL) (`rlsys models` shows what each can do)."
     )
 
 

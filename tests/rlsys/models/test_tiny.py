@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
+from tests.support.models import patch_of
 from tests.support.paths import REPO
 
 
@@ -49,6 +50,8 @@ SIZES = {
     ("qwen2_5_vl", "bench"): 1_554_752,
     ("qwen2_vl", "tiny"): 700_736,
     ("qwen2_vl", "bench"): 1_538_432,
+    ("qwen3_vl", "tiny"): 1_091_008,
+    ("qwen3_vl", "bench"): 2_076_800,
 }
 
 
@@ -62,14 +65,15 @@ def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(family_dirs: 
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.lm_head.weight.shape[0] == len(processor.tokenizer) == 384
     assert model.dtype == torch.float32
-    frames = np.random.default_rng(0).integers(0, 256, (12, 56, 56, 3), dtype=np.uint8)
+    side = 4 * patch_of(folder)
+    frames = np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8)
     turn = [
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When does the red square move?"}]}
     ]
     text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     metadata = {"fps": 2.0, "total_num_frames": 12, "frames_indices": list(range(12))}
     inputs = processor(text=[text], videos=[frames], video_metadata=[metadata], return_tensors="pt")
-    assert inputs["video_grid_thw"].tolist() == [[6, 4, 4]]  # frames of 56 pixels are not enlarged
+    assert inputs["video_grid_thw"].tolist() == [[6, 4, 4]]  # frames of four patches are not enlarged
     assert (inputs["input_ids"] == processor.video_token_id).sum() == 24
     with torch.no_grad():
         logits = model(**inputs).logits

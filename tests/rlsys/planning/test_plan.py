@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -67,6 +68,7 @@ SMALL = ModelSizes(
     layers=2,
     hidden=8,
     mlp=16,
+    queries=8,
     kv=4,
     vocabulary=100,
     tower_layers=3,
@@ -143,6 +145,59 @@ def test_sizes_are_those_of_the_published_qwen2_vl_7b(tmp_path: Path) -> None:
     assert (sizes.tower_hidden, sizes.tower_mlp, sizes.is_tower_gated) == (1280, 5120, False)
 
 
+def qwen3_vl(hidden: int, mlp: int, layers: int, heads: int, vision: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a published Qwen3-VL, with 128 numbers a head and 8 key/value heads."""
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    }
+    tower = {"num_heads": 16, "out_hidden_size": hidden, "num_position_embeddings": 2304, **vision}
+    return {"text_config": text, "vision_config": tower, "tie_word_embeddings": hidden == 2560}
+
+
+SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "billions"),
+    [
+        (qwen3_vl(2560, 9728, 36, 32, SMALL_TOWER), 4.4),
+        (qwen3_vl(4096, 12288, 36, 32, LARGE_TOWER), 8.8),
+        (qwen3_vl(5120, 25600, 64, 64, LARGE_TOWER), 33.4),
+    ],
+    ids=["4B", "8B", "32B"],
+)
+def test_sizes_are_those_of_the_published_qwen3_vl(tmp_path: Path, sizes: dict[str, Any], billions: float) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model("qwen3_vl", **sizes)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    found = read_model_sizes(tmp_path)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert round(found.parameters / 1e9, 1) == billions
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    layer = model.model.language_model.layers[0]
+    linear = [module for name, module in layer.named_modules() if name.rpartition(".")[2] in targets]
+    adapters = sum(module.in_features + module.out_features for module in linear)
+    lora = LearnerConfig(lora=LoraConfig(rank=4, targets=targets))
+    assert (len(linear), found.trained(lora)) == (7, found.layers * 4 * adapters)
+
+
+def test_a_layer_with_norms_of_queries_keeps_queries_and_keys_before_them_too() -> None:
+    run = config(learner={"gradient_checkpointing": False})
+    plain, normed = (activation_bytes(run, replace(SMALL, has_query_norms=norms), 100, 0.5) for norms in (False, True))
+    assert normed - plain == 100 * 2 * (8 + 4) * 2  # tokens x layers x (queries + keys) in bfloat16
+
+
 @pytest.mark.parametrize("size", ["tiny", "bench"])
 def test_sizes_of_each_part_are_what_a_written_checkpoint_holds(family_dirs: Mapping[str, Path], size: str) -> None:
     folder = family_dirs[size]
@@ -150,7 +205,8 @@ def test_sizes_of_each_part_are_what_a_written_checkpoint_holds(family_dirs: Map
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                part = "projector" if "visual.merger" in name else "tower" if "visual." in name else "language"
+                is_projector = "visual.merger" in name or "visual.deepstack_merger_list" in name
+                part = "projector" if is_projector else "tower" if "visual." in name else "language"
                 part = "embedding" if "embed_tokens" in name else part
                 found[part] += math.prod(tensors.get_slice(name).get_shape())
     sizes = read_model_sizes(folder)
