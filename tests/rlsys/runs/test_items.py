@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ def test_media_are_cut_for_the_patches_of_the_model_in_use(tmp_path: Path, tiny_
     (copied / "config.json").write_text(json.dumps(tree))
     other = config(tmp_path, copied, data={"annotations": str(tmp_path / "rows.json")})
     assert (found, {item.media[0].patch_px for item in training_items(other)}) == ({14}, {16})
+
+
+def test_limits_below_one_visual_token_of_the_model_are_problems(
+    tmp_path: Path, qwen3_vl_dirs: Mapping[str, Path]
+) -> None:
+    limits = {"min_frames": 2, "min_pixels": 784, "max_pixels": 1023, "total_pixels": 2047}
+    data = {"annotations": str(charades(tmp_path, "rows", 2)), **limits}
+    found = [one for one in check(config(tmp_path, qwen3_vl_dirs["tiny"], data=data)).problems if "visual token" in one]
+    assert [one.partition(" pixels")[0] for one in found] == [
+        "data.max_pixels = 1023",
+        "data.total_pixels / data.min_frames = 1023",
+    ]
+    enough = {**data, "max_pixels": 1024, "total_pixels": 2048}
+    assert "visual token" not in str(check(config(tmp_path, qwen3_vl_dirs["tiny"], data=enough)).problems)
 
 
 def test_the_only_source_of_a_list_is_the_file_in_its_short_form(tmp_path: Path) -> None:
