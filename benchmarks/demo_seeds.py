@@ -21,7 +21,7 @@ from rlsys.demo.all_tasks import MEASURES, run_demo_all_tasks
 from rlsys.demo.grounding import STEP_PHASES, demo_config, run_demo
 from rlsys.demo.synthetic import SyntheticSet
 from rlsys.evaluation.metrics import best_constant_interval
-from rlsys.runs.items import held_out_items
+from rlsys.runs.inputs.items import held_out_items
 from rlsys.tasks.geometry import mean_box_iou
 
 log = logging.getLogger("benchmarks.demo_seeds")

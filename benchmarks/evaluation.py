@@ -41,7 +41,7 @@ from rlsys.evaluation.answering.responders import ActorResponder, collect_answer
 from rlsys.loop.producer import Answerer
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.evaluating.responder import open_answering_pool
-from rlsys.runs.items import load_items
+from rlsys.runs.inputs.items import load_items
 from rlsys.types import PromptItem, Sampling, VideoSpec
 
 LONG_FPS, LONG_SIZE = 25, (180, 320)

@@ -34,7 +34,7 @@ from rlsys.evaluation.metrics import best_constant_interval
 from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
-from rlsys.runs.items import held_out_items, load_items
+from rlsys.runs.inputs.items import held_out_items, load_items
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
 from rlsys.types import PromptItem

@@ -25,7 +25,7 @@ from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
-from rlsys.runs.items import held_out_items
+from rlsys.runs.inputs.items import held_out_items
 from rlsys.runs.sft import sft
 from rlsys.types import ScoredGroup
 

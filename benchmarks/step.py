@@ -31,7 +31,7 @@ from rlsys.loop.producer import sampling_seed
 from rlsys.loop.state import RunState
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
-from rlsys.runs.items import training_items
+from rlsys.runs.inputs.items import training_items
 from rlsys.tracking.metrics import union
 from rlsys.types import PromptItem, RolloutGroup, Sampling, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion

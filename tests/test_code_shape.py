@@ -40,7 +40,7 @@ LIGHT = (
     "rlsys.types",
     "rlsys.algorithm.advantages",
     "rlsys.tracking.metrics",
-    "rlsys.runs.checkpoint",
+    "rlsys.runs.records.checkpoint",
     "rlsys.planning.plan_times",
     "cluster.placement",
 )

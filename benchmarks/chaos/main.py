@@ -32,7 +32,7 @@ from rlsys.demo.grounding import write_demonstrations
 from rlsys.demo.synthetic import SyntheticSet, draw_dataset
 from rlsys.demo.synthetic_tasks import demonstration_text
 from rlsys.models.tiny import make_tiny
-from rlsys.runs.checkpoint import find
+from rlsys.runs.records.checkpoint import find
 from tests.support.judge_fault_server import FaultServer
 
 SILENCE_S = 300.0  # for patience 1

@@ -21,8 +21,8 @@ import yaml
 
 from benchmarks.chaos.cluster import SECOND, TwoNodes, is_stopped, signal_all, started, title
 from benchmarks.chaos.kills import STOP, Deed, Kill, spread_losses
-from rlsys.runs import ledger
-from rlsys.runs.checkpoint import find, load_state
+from rlsys.runs.records import ledger
+from rlsys.runs.records.checkpoint import find, load_state
 from rlsys.tracking.spool import read_records
 from rlsys.tracking.unsent import FOLDER
 

@@ -17,7 +17,7 @@ from rlsys.loop.collect import Collected
 from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
-from rlsys.runs.ledger import Entry, entry
+from rlsys.runs.records.ledger import Entry, entry
 from rlsys.types import Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 

@@ -176,8 +176,8 @@ def _checked(config: RunConfig, for_sft: bool) -> Report:
     from rlsys.runs.assemble import with_model
     from rlsys.runs.check import check
     from rlsys.runs.demonstrations import num_demonstrations, read_lessons
-    from rlsys.runs.hub_paths import with_local_files
-    from rlsys.runs.items import training_items, with_num_steps
+    from rlsys.runs.inputs.hub_paths import with_local_files
+    from rlsys.runs.inputs.items import training_items, with_num_steps
 
     config = with_local_files(config, only_cached=True)
     config = with_num_steps(config, num_demonstrations if for_sft else lambda whole: len(training_items(whole)))

@@ -17,7 +17,7 @@ def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or 
 
     Exits with code 1 if one was lost or used twice.
     """
-    from rlsys.runs import ledger
+    from rlsys.runs.records import ledger
 
     with clear_errors():
         counts, problems = ledger.report(folder)

@@ -57,7 +57,7 @@ def report(config: RunConfig, checkpoint: Path | None) -> list[TensorComparison]
     """
     from rlsys.config.run import ConfigError
     from rlsys.runs.assemble import open_stack
-    from rlsys.runs.hub_paths import with_local_files
+    from rlsys.runs.inputs.hub_paths import with_local_files
     from rlsys.weights.check import compare
 
     if config.cluster.colocate:

@@ -21,7 +21,7 @@ from rlsys.types import PromptItem
 
 
 class Rates(Protocol):
-    """The pass rates of rows by which a curriculum orders them; see `rlsys.runs.pass_rates`."""
+    """The pass rates of rows by which a curriculum orders them; see `rlsys.runs.records.pass_rates`."""
 
     def newest_known(self, prompt_index: int) -> object | None:
         """Return the newest step that was done when a prompt could first be admitted; None if there was none."""

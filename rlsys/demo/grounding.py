@@ -28,7 +28,7 @@ from rlsys.evaluation.runner import evaluate, with_shuffled_videos
 from rlsys.models.families.table import DEFAULT, FamilyName
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.assemble import Stack, open_stack
-from rlsys.runs.items import held_out_items, load_items
+from rlsys.runs.inputs.items import held_out_items, load_items
 from rlsys.runs.run import Summary, held_out_rows, write_summary
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train

@@ -27,7 +27,7 @@ from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder
 from rlsys.perception.choose import later_data
 from rlsys.runs.colocation import Colocation
-from rlsys.runs.run_file import name_on_cluster
+from rlsys.runs.records.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
 from rlsys.types import Json
 from rlsys.weights.delivery import deliver

@@ -21,8 +21,8 @@ from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
 from rlsys.runs.evaluating.answering import ChosenSet, chosen_sets
-from rlsys.runs.items import held_out_items, order_of, training_items
-from rlsys.runs.output_space import output_problems
+from rlsys.runs.inputs.items import held_out_items, order_of, training_items
+from rlsys.runs.records.output_space import output_problems
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.table import check_weights
 from rlsys.tracking.store_address import TrackingError, require_driver, store_uri

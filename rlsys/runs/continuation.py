@@ -12,8 +12,8 @@ from typing import Any
 from rlsys.config.run import RunConfig
 from rlsys.hub import snapshot_of
 from rlsys.loop.state import RunState
-from rlsys.runs.identity import changed_settings, identity, require_same
-from rlsys.runs.run_file import RUN_FILE, RunFile, read_run_file
+from rlsys.runs.inputs.identity import changed_settings, identity, require_same
+from rlsys.runs.records.run_file import RUN_FILE, RunFile, read_run_file
 from rlsys.types import PromptItem
 from rlsys.urls import masked_tree
 

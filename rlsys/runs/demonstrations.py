@@ -13,7 +13,7 @@ from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.check import Report, check_sft
-from rlsys.runs.items import Table, read_rows, training_items
+from rlsys.runs.inputs.items import Table, read_rows, training_items
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.canonical import canonical_response
 from rlsys.types import PromptItem
@@ -26,7 +26,7 @@ class Lessons:
     """The inputs of a supervised run.
 
     demonstrations: to imitate.  held_out: rows to evaluate before and after.  report: facts and problems of both.
-    tables: what MLflow gets of dirty rows and missing videos, see `rlsys.runs.items.Rows`.
+    tables: what MLflow gets of dirty rows and missing videos, see `rlsys.runs.inputs.items.Rows`.
     """
 
     demonstrations: tuple[Demonstration, ...]

@@ -29,8 +29,8 @@ from rlsys.planning.plan_learner import learner_section
 from rlsys.planning.plan_store import clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
 from rlsys.runs.assemble import multiply_adds, needs_judge, prompt_builder, with_model
-from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.items import training_items
+from rlsys.runs.inputs.hub_paths import with_local_files
+from rlsys.runs.inputs.items import training_items
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

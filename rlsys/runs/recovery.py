@@ -14,11 +14,11 @@ from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
-from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify_model
 from rlsys.runs.continuation import ResumePoint, StartOptions
-from rlsys.runs.output_space import checkpoint_bytes
-from rlsys.runs.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
+from rlsys.runs.records.checkpoint import Checkpoints, find_whole, load_state
+from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify_model
+from rlsys.runs.records.output_space import checkpoint_bytes
+from rlsys.runs.records.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)

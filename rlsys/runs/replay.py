@@ -17,13 +17,13 @@ import numpy as np
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
 from rlsys.loop.objective import PolicyGradient
-from rlsys.runs import ledger
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_scorer
-from rlsys.runs.checkpoint import complete_checkpoints, load_state
-from rlsys.runs.checkpoint_manifest import verify
-from rlsys.runs.items import order_of, training_items
-from rlsys.runs.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
-from rlsys.runs.run_file import RunFile, read_run_file
+from rlsys.runs.inputs.items import order_of, training_items
+from rlsys.runs.records import ledger
+from rlsys.runs.records.checkpoint import complete_checkpoints, load_state
+from rlsys.runs.records.checkpoint_manifest import verify
+from rlsys.runs.records.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
+from rlsys.runs.records.run_file import RunFile, read_run_file
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.store_address import store_uri

@@ -24,12 +24,11 @@ from rlsys.loop.objective import Objective
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.checkpoint import load_state
 from rlsys.runs.continuation import ResumePoint, Start
 from rlsys.runs.evaluating.answering import annotations_digest
 from rlsys.runs.evaluating.training_evaluations import TrainingEvaluations
-from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_saved
-from rlsys.runs.run_file import (
+from rlsys.runs.records.checkpoint import load_state
+from rlsys.runs.records.run_file import (
     SUMMARY_FILE,
     HeldOut,
     forget_summary,
@@ -38,6 +37,7 @@ from rlsys.runs.run_file import (
     write_json,
     write_run_file,
 )
+from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_saved
 from rlsys.tracking.progress import Progress, show_table
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem, RolloutGroup, ScoredGroup, TrainBatch

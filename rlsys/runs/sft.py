@@ -19,12 +19,12 @@ from rlsys.loop.parts import Step
 from rlsys.runs.assemble import LearnerStack, open_learner_stack, open_stack, require_machine
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
 from rlsys.runs.demonstrations import Demonstration, num_demonstrations, read_lessons
-from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.items import order_of, with_num_steps
+from rlsys.runs.inputs.hub_paths import with_local_files
+from rlsys.runs.inputs.items import order_of, with_num_steps
+from rlsys.runs.records.run_file import write_json
+from rlsys.runs.records.run_lock import run_lock
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
-from rlsys.runs.run_file import write_json
-from rlsys.runs.run_lock import run_lock
 from rlsys.runs.supervised import demonstration_group
 from rlsys.tracking.metrics import merge, summarise
 from rlsys.tracking.progress import FINE_TUNING, Progress

@@ -20,21 +20,21 @@ from rlsys.loop.parts import Step
 from rlsys.loop.producer import sampling_seed
 from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
-from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack, require_machine
 from rlsys.runs.check import check
 from rlsys.runs.continuation import FRESH, StartOptions, describe_start
-from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
-from rlsys.runs.ledger import Ledger
-from rlsys.runs.pass_rates import PassRates
+from rlsys.runs.inputs.hub_paths import with_local_files
+from rlsys.runs.inputs.items import order_of, read_rows, training_items, with_num_steps
+from rlsys.runs.inputs.source_metrics import SourceMetrics
+from rlsys.runs.records import ledger
+from rlsys.runs.records.ledger import Ledger
+from rlsys.runs.records.pass_rates import PassRates
+from rlsys.runs.records.rollout_page import record_rollout_page
+from rlsys.runs.records.rollout_store import SavedGroup, SavedRollouts, settings_digest
+from rlsys.runs.records.run_lock import run_lock
 from rlsys.runs.recovery import find_resume_point, has_ended
-from rlsys.runs.rollout_page import record_rollout_page
-from rlsys.runs.rollout_store import SavedGroup, SavedRollouts, settings_digest
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
-from rlsys.runs.run_lock import run_lock
 from rlsys.runs.signal_watch import SignalWatch
-from rlsys.runs.source_metrics import SourceMetrics
 from rlsys.tracking.metrics import merge, step_metrics
 from rlsys.tracking.progress import TRAINING, Progress
 from rlsys.types import PromptItem, Sampling, ScoredGroup

@@ -14,7 +14,7 @@ from benchmarks.simulation.simulation import START, balanced, divisions, makespa
 from benchmarks.simulation.system import Faults, Phases, System, draw_group
 from benchmarks.simulation.virtual_time import Events, Meter, Servers
 from rlsys.algorithm.batch import ScoringFailed
-from rlsys.runs import ledger
+from rlsys.runs.records import ledger
 
 PHASES = Phases(decode_s=1, generate_s=10, score_s=4, update_s=1, optimizer_s=0.5, sync_s=2)
 SYSTEM = System(num_actors=4, slots=2, num_ranks=4, prompts_per_step=16)

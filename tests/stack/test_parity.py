@@ -22,8 +22,8 @@ from rlsys.demo.synthetic import draw_dataset
 from rlsys.models.model_config import read_model_config
 from rlsys.models.prompts import PromptContractError
 from rlsys.models.sizes import read_model_sizes
-from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack
+from rlsys.runs.records import ledger
 from rlsys.runs.train import train
 from rlsys.types import PATCH_PX, ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
 from tests.support.models import patch_of

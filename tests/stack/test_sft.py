@@ -25,7 +25,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, open_learner_stack
 from rlsys.runs.continuation import StartOptions
 from rlsys.runs.demonstrations import read_lessons, written_responses
-from rlsys.runs.items import training_items
+from rlsys.runs.inputs.items import training_items
 from rlsys.runs.sft import sft
 from rlsys.runs.supervised import Demonstration, demonstration_group
 from rlsys.tasks.canonical import canonical_response

@@ -11,10 +11,10 @@ import pytest
 
 from rlsys.config.run import RunConfig, load
 from rlsys.demo.synthetic import draw_dataset
-from rlsys.runs import ledger
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.continuation import StartOptions
-from rlsys.runs.rollout_store import FOLDER, read_step, step_file
+from rlsys.runs.records import ledger
+from rlsys.runs.records.rollout_store import FOLDER, read_step, step_file
 from rlsys.runs.run import Summary
 from rlsys.runs.train import train
 from tests.support.paths import CONFIGS

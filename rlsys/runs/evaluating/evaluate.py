@@ -26,12 +26,12 @@ from rlsys.files import write_whole
 from rlsys.models.folder import content_digest
 from rlsys.runs.assemble import judge_captions
 from rlsys.runs.check import check_evaluation
-from rlsys.runs.checkpoint import find, load_state
 from rlsys.runs.evaluating.answering import answer_sets, chosen_sets, predicted_sets
 from rlsys.runs.evaluating.responder import open_responder
-from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.run_file import RUN_FILE, read_run_file
-from rlsys.runs.run_lock import run_lock
+from rlsys.runs.inputs.hub_paths import with_local_files
+from rlsys.runs.records.checkpoint import find, load_state
+from rlsys.runs.records.run_file import RUN_FILE, read_run_file
+from rlsys.runs.records.run_lock import run_lock
 from rlsys.tracking.store_address import SQLITE
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json

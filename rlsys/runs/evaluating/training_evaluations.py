@@ -15,9 +15,9 @@ from rlsys.evaluation.answering.responders import ActorResponder
 from rlsys.evaluation.evaluated import EvaluatedSet, results_of
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import Stack
-from rlsys.runs.checkpoint import Best, Checkpoints
 from rlsys.runs.evaluating.answering import answer_sets, chosen_sets
 from rlsys.runs.evaluating.evaluate import PAGE_FILE, RESULTS_FILE, metrics_of, with_verdicts, write_reports
+from rlsys.runs.records.checkpoint import Best, Checkpoints
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json
 

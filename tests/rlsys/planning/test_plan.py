@@ -37,7 +37,7 @@ from rlsys.planning.plan import (
 from rlsys.planning.plan_learner import activation_bytes, learner_section, rank_memory
 from rlsys.planning.plan_store import ClipBytes, clip_bytes, store_section
 from rlsys.planning.plan_times import Measured, phase_times, time_section
-from rlsys.runs.items import training_items
+from rlsys.runs.inputs.items import training_items
 from rlsys.runs.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.types import VideoSpec
 from tests.support.factories import make_item

@@ -18,11 +18,11 @@ from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.checkpoint import Checkpoints, load_state
 from rlsys.runs.continuation import ResumePoint, StartOptions, describe_start
+from rlsys.runs.records.checkpoint import Checkpoints, load_state
+from rlsys.runs.records.run_file import RunFile, read_run_file, write_run_file
 from rlsys.runs.recovery import Recovery, find_resume_point, has_ended, why_not_saved
 from rlsys.runs.run import Run, Setting, Summary, write_summary
-from rlsys.runs.run_file import RunFile, read_run_file, write_run_file
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
 from rlsys.tracking.tracker import Tracker
@@ -106,7 +106,7 @@ def _without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         def trained(self, learner: object) -> int:
             return 0
 
-    monkeypatch.setattr("rlsys.runs.output_space.read_model_sizes", lambda path: Sizes())
+    monkeypatch.setattr("rlsys.runs.records.output_space.read_model_sizes", lambda path: Sizes())
 
 
 def test_without_a_checkpoint_the_learner_starts_from_the_model_again(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from rlsys.config.run import parse
 from rlsys.loop.state import RunState
-from rlsys.runs.checkpoint import Checkpoints
+from rlsys.runs.records.checkpoint import Checkpoints
+from rlsys.runs.records.rollout_store import FOLDER, step_file
+from rlsys.runs.records.run_file import RunFile, write_run_file
 from rlsys.runs.replay import Compared, Replayed, ReplayError, possible_steps, replay
-from rlsys.runs.rollout_store import FOLDER, step_file
-from rlsys.runs.run_file import RunFile, write_run_file
 
 
 def run_folder(tmp_path: Path, *, saved: list[int], checkpoints: list[int]) -> Path:

@@ -15,7 +15,7 @@ from rlsys.data.annotations.annotations import load_annotations
 from rlsys.data.inspection.report import report_lines
 from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
-from rlsys.runs.items import load_items, read_rows
+from rlsys.runs.inputs.items import load_items, read_rows
 from rlsys.types import ClipInfo, ClipRef, PromptItem
 from tests.support.paths import REPO
 from tests.support.video_files import make_video
@@ -178,7 +178,7 @@ def test_clean_rows_make_no_table_and_a_table_has_a_bounded_length(
         return read_rows(parse(tree, source="test")).tables()
 
     assert tables({"a": charades((1.0, 2.0))}) == {}
-    monkeypatch.setattr("rlsys.runs.items.MAX_TABLE_ROWS", 20)
+    monkeypatch.setattr("rlsys.runs.inputs.items.MAX_TABLE_ROWS", 20)
     many = {f"v{index}": charades((0.0, 1.0)) for index in range(25)}
     assert {name: len(table) for name, table in tables({"a": charades((1.0, 2.0)), **many}).items()} == {
         "dirty_rows": 20,

@@ -11,7 +11,7 @@ import pytest
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.files import why_not_writable
-from rlsys.runs.output_space import RECORD_BYTES, checkpoint_bytes, output_problems
+from rlsys.runs.records.output_space import RECORD_BYTES, checkpoint_bytes, output_problems
 from tests.support.mounts import run_with_mounts
 
 
@@ -60,8 +60,8 @@ LISTED = """
 import json, sys
 from pathlib import Path
 from rlsys.config.run import parse
-from rlsys.runs.output_space import output_problems
-from rlsys.runs.run_lock import OutputDirUnusable, run_lock
+from rlsys.runs.records.output_space import output_problems
+from rlsys.runs.records.run_lock import OutputDirUnusable, run_lock
 folder, model = sys.argv[1:]
 config = parse({"output_dir": folder, "model": {"path": model}}, source="test")
 try:

@@ -18,9 +18,9 @@ from rlsys.loop.state import RunState
 from rlsys.models.folder import model_digest
 from rlsys.runs.check import check
 from rlsys.runs.continuation import MODEL_TAG, ResumePoint, Start, describe_start
-from rlsys.runs.hub_paths import with_local_files
-from rlsys.runs.items import training_items
-from rlsys.runs.run_file import write_run_file
+from rlsys.runs.inputs.hub_paths import with_local_files
+from rlsys.runs.inputs.items import training_items
+from rlsys.runs.records.run_file import write_run_file
 from tests.support.video_files import make_video
 
 OLD, NEW = "a" * 40, "b" * 40

@@ -28,7 +28,7 @@ class RunFile:
     """The content of `run.json`.
 
     mlflow_run_id: the MLflow run that `--resume` continues if there is no checkpoint.  config: of the latest start.
-    command: "train" or "sft".  identity: see `rlsys.runs.identity`.
+    command: "train" or "sft".  identity: see `rlsys.runs.inputs.identity`.
     """
 
     mlflow_run_id: str

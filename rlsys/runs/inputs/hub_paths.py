@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rlsys import hub
 from rlsys.config.run import ModelConfig, RunConfig
 from rlsys.errors import CheckpointError
-from rlsys.runs.run_file import read_run_file
+from rlsys.runs.records.run_file import read_run_file
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 from rlsys.errors import CheckpointError
 from rlsys.files import write_whole
 from rlsys.loop.collect import Collected
-from rlsys.runs.checkpoint import STATE_FILE, load_state
+from rlsys.runs.records.checkpoint import STATE_FILE, load_state
 from rlsys.tasks.table import task_named
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from rlsys.loop.collect import Collected, InFlightGroups, collect
 from rlsys.loop.objective import PolicyGradient
 from rlsys.loop.staleness import groups_under_way
 from rlsys.loop.state import RunState
-from rlsys.runs import ledger
-from rlsys.runs.items import order_of
-from rlsys.runs.ledger import Entry, Ledger
-from rlsys.runs.pass_rates import PassRates
+from rlsys.runs.inputs.items import order_of
+from rlsys.runs.records import ledger
+from rlsys.runs.records.ledger import Entry, Ledger
+from rlsys.runs.records.pass_rates import PassRates
 from rlsys.types import ScoredGroup
 from tests.support.factories import make_group, make_item, make_scored
 

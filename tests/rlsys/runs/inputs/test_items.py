@@ -18,9 +18,9 @@ from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.check import check
-from rlsys.runs.identity import changes, identity
-from rlsys.runs.items import order_of, read_rows, training_items, with_num_steps
-from rlsys.runs.source_metrics import SourceMetrics
+from rlsys.runs.inputs.identity import changes, identity
+from rlsys.runs.inputs.items import order_of, read_rows, training_items, with_num_steps
+from rlsys.runs.inputs.source_metrics import SourceMetrics
 from tests.support.factories import batch_of, make_group, make_scored
 from tests.support.paths import CONFIGS
 from tests.support.video_files import shared_data

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.runs.run_lock import OWNER_FILE, OutputDirUnusable, RunInUse, run_lock
+from rlsys.runs.records.run_lock import OWNER_FILE, OutputDirUnusable, RunInUse, run_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from rlsys.runs.run_lock import run_lock
+from rlsys.runs.records.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlsys.config.data import PassRateConfig
 from rlsys.errors import PassRateOutside
-from rlsys.runs.ledger import Entry, Ledger
+from rlsys.runs.records.ledger import Entry, Ledger
 
 
 class PassRates:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlsys.config.run import parse
-from rlsys.runs.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
+from rlsys.runs.records.run_file import RUN_FILE, RunFile, read_run_file, write_run_file
 
 
 def test_the_password_of_the_tracking_server_is_not_stored(tmp_path: Path) -> None:

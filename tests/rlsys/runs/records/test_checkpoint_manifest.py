@@ -13,8 +13,8 @@ import pytest
 
 from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
-from rlsys.runs.checkpoint import Checkpoints, find_whole, load_state
-from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify, verify_model
+from rlsys.runs.records.checkpoint import Checkpoints, find_whole, load_state
+from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify, verify_model
 
 STATE = RunState(step=2, prompts_consumed=8, seed=0, mlflow_run_id="abc", weights_digest="d2")
 WEIGHTS = "deepspeed/learner/zero_pp_rank_0_mp_rank_00_optim_states.pt"

@@ -17,8 +17,8 @@ import pytest
 
 from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
-from rlsys.runs import checkpoint
-from rlsys.runs.checkpoint import Best, Checkpoints, find, load_state
+from rlsys.runs.records import checkpoint
+from rlsys.runs.records.checkpoint import Best, Checkpoints, find, load_state
 from tests.support.pace import patience
 
 STATE = RunState(step=50, prompts_consumed=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
@@ -160,7 +160,7 @@ def test_death_at_any_operation_of_a_save_leaves_a_whole_checkpoint(new_step: in
 
 def test_a_process_killed_while_writing_leaves_nothing_to_load(tmp_path: Path) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from rlsys.runs.checkpoint import *\n"
+        "import os, signal; from pathlib import Path; from rlsys.runs.records.checkpoint import *\n"
         "def write(folder):\n"
         "    (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "state = RunState(step=1, prompts_consumed=1, seed=0, mlflow_run_id='', weights_digest='')\n"

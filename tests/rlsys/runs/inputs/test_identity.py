@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlsys.config.run import ConfigError, RunConfig, parse
-from rlsys.runs.identity import changed_settings, changes, identity, model_digest, require_same
+from rlsys.runs.inputs.identity import changed_settings, changes, identity, model_digest, require_same
 from rlsys.types import ImageSpec, PromptItem, VideoSpec
 from tests.support.factories import make_item
 from tests.support.video_files import make_spec

@@ -4,8 +4,8 @@ import pytest
 
 from rlsys.errors import CheckpointError
 from rlsys.loop.collect import Collected, Skipped
-from rlsys.runs import ledger
-from rlsys.runs.ledger import Entry
+from rlsys.runs.records import ledger
+from rlsys.runs.records.ledger import Entry
 from tests.support.factories import make_group, make_scored
 
 

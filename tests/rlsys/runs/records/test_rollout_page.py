@@ -13,7 +13,7 @@ import pytest
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.data.video.decode import decode
-from rlsys.runs.rollout_page import record_rollout_page, write_rollout_page
+from rlsys.runs.records.rollout_page import record_rollout_page, write_rollout_page
 from rlsys.types import ClipRef, ScoredGroup
 from tests.support.factories import make_group, make_scored
 from tests.support.video_files import make_spec, make_video

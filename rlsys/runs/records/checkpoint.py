@@ -20,7 +20,7 @@ from pathlib import Path
 from rlsys.errors import CheckpointError
 from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
 from rlsys.loop.state import RunState
-from rlsys.runs.checkpoint_manifest import CheckpointDamaged, verify, write_manifest
+from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify, write_manifest
 
 log = logging.getLogger(__name__)
 
