@@ -28,7 +28,8 @@ class VideoSpec:
     min_frames, max_frames: bounds on the number of frames; both even (Qwen2.5-VL merges two).
     min_pixels, max_pixels: bounds on height x width of one resized frame.
     total_pixels: bound on height x width x frames of the resized clip.
-    window_s: (start, end) in seconds of the part to read; None reads all of it. The model's times count from its start.
+    window_s: (start, end) in seconds of the part to read; None reads all of it.
+    origin_s: from where the model's times count, in seconds of the file; None: from the start of the window.
     folder_fps: images per second of a frame folder or a list; None assumes `fps`.
     patch_px: side in pixels of the model's vision patches; frames are a multiple of two of them high and wide.
     crop: (left, top, right, bottom) in fractions of width and height of the part of each frame to show, scaled up to
@@ -47,6 +48,12 @@ class VideoSpec:
     files: tuple[str, ...] = ()
     patch_px: int = PATCH_PX
     crop: tuple[float, float, float, float] | None = None
+    origin_s: float | None = None
+
+    @property
+    def start_s(self) -> float:
+        """Return from where the model's times count, in seconds of the file."""
+        return self.origin_s if self.origin_s is not None else self.window_s[0] if self.window_s else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,13 @@ class ImageSpec:
 
 MediaSpec = VideoSpec | ImageSpec
 
+_ADDED_LATER: Mapping[str, Json] = {"patch_px": PATCH_PX, "crop": None, "origin_s": None}
+
+
+def named_fields(spec: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the fields of a spec that a digest names: all but those whose value older digests took for granted."""
+    return {name: value for name, value in spec.items() if name not in _ADDED_LATER or value != _ADDED_LATER[name]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
@@ -69,8 +83,7 @@ class ClipInfo:
 
     digest: SHA-256 of (file bytes, spec, processor version); equal digests mean equal frames.
     times_s: f64 [T], presentation time of each frame, seconds from the start of the file.
-    start_s: where the part that a prompt shows begins, seconds from the start of the file; the model's times count
-    from it.
+    start_s: from where the model's times count, seconds from the start of the file.
     grid_thw: patches in (time, height, width); time is T/2 for a video, 1 for an image.
     second_per_grid_s: seconds of video that one temporal patch covers (two frames); 0.0 for an image.
     duration_s: length of the file's video stream; 0.0 for an image.

@@ -17,8 +17,8 @@ from rlsys.types import ClipInfo, ImageSpec, Json, VideoSpec
 class WholeClip:
     """What the first look at a clip tells of it.
 
-    start_s: in seconds of the file.  length_s: in seconds.  source_fps: frames per second of the file.
-    num_frames: that the first look showed.
+    start_s: from where times count, in seconds of the file.  length_s: in seconds.
+    source_fps: frames per second of the file.  num_frames: that the first look showed.
     """
 
     start_s: float
@@ -39,15 +39,10 @@ class WholeClip:
 
 def whole_clip(spec: VideoSpec, info: ClipInfo) -> WholeClip:
     """Return what is known of a clip once `spec` has been decoded to `info`."""
-    start_s, end_s = float(info.times_s[0]), info.duration_s
-    if spec.window_s is not None:
-        # the frame on display at the start of a window may be slightly older or, by rounding of time stamps, younger
-        if start_s - spec.window_s[0] <= 1 / info.source_fps:
-            start_s = spec.window_s[0]
-        end_s = min(spec.window_s[1], end_s)
+    end_s = info.duration_s if spec.window_s is None else min(spec.window_s[1], info.duration_s)
     return WholeClip(
-        start_s=start_s,
-        length_s=round(end_s - start_s, 6),
+        start_s=info.start_s,
+        length_s=round(end_s - info.start_s, 6),
         source_fps=info.source_fps,
         num_frames=int(info.times_s.size),
     )
@@ -83,6 +78,7 @@ def segment_spec(
         max_frames=segment.num_frames,
         total_pixels=pixels * segment.num_frames,
         window_s=(round(start_s, 6), round(end_s, 6)),
+        origin_s=whole.start_s,
         # without a rate of its own a folder has the row's, not the segment's
         folder_fps=spec.folder_fps or spec.fps,
         crop=crop,

@@ -28,7 +28,7 @@ from rlsys.data.video.frames import (
     video_frame_size,
 )
 from rlsys.data.video.opened import OpenedFile, OpenedFiles, Variant
-from rlsys.types import PATCH_PX, Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec
+from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec, named_fields
 
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]
 
@@ -274,11 +274,7 @@ def _clip(
 ) -> Clip:
     num_frames, height, width, _ = frames.shape
     steps = num_frames // TEMPORAL_PATCH if kind == "video" else 1
-    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "files")}
-    if spec.patch_px == PATCH_PX:
-        del asked["patch_px"]  # digests of such clips are older than the field
-    if spec.crop is None:
-        del asked["crop"]  # as are those of whole frames
+    asked = {name: value for name, value in named_fields(asdict(spec)).items() if name not in ("uri", "files")}
     info = ClipInfo(
         kind="video" if kind == "video" else "image",
         digest=_digest_text(content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION),
@@ -287,7 +283,7 @@ def _clip(
         second_per_grid_s=TEMPORAL_PATCH * spacing_s,
         duration_s=end_s,
         num_bytes=frames.nbytes,
-        start_s=spec.window_s[0] if isinstance(spec, VideoSpec) and spec.window_s else 0.0,
+        start_s=spec.start_s if isinstance(spec, VideoSpec) else 0.0,
         source_fps=num_in_file / end_s if num_in_file and end_s else 0.0,
     )
     return Clip(info=info, frames=frames)

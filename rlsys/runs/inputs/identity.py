@@ -12,7 +12,7 @@ from typing import Any
 from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.models.folder import model_digest
-from rlsys.types import PATCH_PX, PromptItem
+from rlsys.types import PromptItem, named_fields
 
 Identity = Mapping[str, str]
 """The parts of a run's identity by name: a value, or a digest of a value that is too long to show."""
@@ -78,12 +78,9 @@ def _items_digest(items: Sequence[PromptItem]) -> str:
         for name in ("media_texts", "note"):
             if not tree[name]:
                 del tree[name]
+        tree["media"] = [named_fields(one) for one in tree["media"]]
         for one in tree["media"]:
-            if one["crop"] is None:
-                del one["crop"]
             one["uri"] = Path(one["uri"]).name  # the videos may lie in another folder
-            if one["patch_px"] == PATCH_PX:
-                del one["patch_px"]  # digests of such rows are older than the field
             if files := one.pop("files", ()):
                 one["files"] = [Path(file).name for file in files]
         sha.update(json.dumps(tree, sort_keys=True, default=str).encode() + b"\n")

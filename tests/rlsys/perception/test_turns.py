@@ -74,6 +74,7 @@ def test_the_frames_of_the_segments_are_at_the_times_of_a_table_computed_by_hand
     times, spacings = [], []
     for spec in found.media:
         assert isinstance(spec, VideoSpec)
+        assert spec.start_s == 100.0, "time stamps count from the start of the row's own clip too"
         indices, spacing_s = select_frames(file_times, 200.0, spec)
         times.append((file_times[indices] - 100).round(2).tolist())
         spacings.append(spacing_s)
@@ -95,11 +96,13 @@ def test_a_row_of_a_part_of_a_file_starts_at_its_window() -> None:
         second_per_grid_s=5.0,
         duration_s=110.0,
         num_bytes=0,
+        start_s=100.0,
         source_fps=25.0,
     )
     spec = replace(VIDEO, window_s=(100.0, 120.0))
     assert whole_clip(spec, info) == WholeClip(start_s=100.0, length_s=10.0, source_fps=25.0, num_frames=8)
-    assert whole_clip(VIDEO, info).start_s == pytest.approx(99.96)
+    late = whole_clip(VIDEO, replace(info, start_s=0.0))
+    assert (late.start_s, late.length_s) == (0.0, 110.0), "a file's times count from its start, not its first picture"
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, 16), ({"max_frames": 8}, 8), ({"max_frames": 64}, 40)])

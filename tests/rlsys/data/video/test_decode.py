@@ -15,6 +15,7 @@ from PIL import Image
 from rlsys.data.video.decode import PROCESSOR_VERSION, decode, decode_all, plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.opened import OpenedFiles
+from rlsys.models.stamps import patch_times_s
 from rlsys.types import ImageSpec, VideoSpec
 from tests.support.video_files import (
     cut,
@@ -45,6 +46,14 @@ def test_six_seconds_at_two_fps_are_twelve_frames_at_their_true_times(tmp_path: 
     assert clip.info.grid_thw == (6, 4, 4)
     assert (clip.info.second_per_grid_s, clip.info.duration_s) == (1.0, 6.0)
     assert clip.info.num_bytes == clip.frames.nbytes
+
+
+def test_stamps_of_a_part_count_from_its_start_or_from_where_the_spec_says(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.mp4")
+    part, of_whole = (decode(make_spec(path, window_s=(2.0, 4.0), origin_s=origin)).info for origin in (None, 0.0))
+    assert patch_times_s(part, 2) == [0.25, 1.25]
+    assert patch_times_s(of_whole, 2) == [2.25, 3.25]
+    assert part.digest != of_whole.digest, "engines cache a clip with its stamps"
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "mp4v"), ("avi", "MJPG"), ("webm", "VP80")])
@@ -85,7 +94,8 @@ def test_digest_follows_content_and_spec_and_not_the_name(tmp_path: Path) -> Non
 
 def test_the_digest_of_a_clip_for_patches_of_14_pixels_does_not_name_them(tmp_path: Path) -> None:
     spec = make_spec(make_video(tmp_path / "a.mp4"))
-    asked = {name: value for name, value in asdict(spec).items() if name not in ("uri", "patch_px", "crop")}
+    newer = ("uri", "files", "patch_px", "crop", "origin_s")
+    asked = {name: value for name, value in asdict(spec).items() if name not in newer}
     content = hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
     text = "\n".join((content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION))
     assert decode(spec).info.digest == hashlib.sha256(text.encode()).hexdigest()
