@@ -47,6 +47,7 @@ def check(out: Path, *arguments: str, environment: Mapping[str, str] | None = No
 
 @pytest.mark.stack
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_learners_steps_run_without_vllm_ray_and_network(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     code, said, report = check(

@@ -186,6 +186,7 @@ def adapted(model: Path, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_with_an_adapter_has_the_figures_of_the_model_that_it_is_merged_into(
     rows: Path, served_model_dir: Path, of_actors: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ def found_by_kind(secrets: list[str]) -> dict[str, list[str]]:
 async def decode_nothing() -> None:
     decoders = Decoders(1, timeout_s=60.0)
     try:
-        await decoders.decode(make_spec("none.mp4"))
+        await decoders.decode([make_spec("none.mp4")])
     except ClipError:
         return
     raise AssertionError("a missing file was decoded")

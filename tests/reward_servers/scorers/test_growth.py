@@ -9,6 +9,7 @@ load only adds time, more to the longer measurement; a quadratic function looks 
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -45,12 +46,19 @@ def text_of(unit: str, size: int) -> str:
 
 
 def seconds(work: Callable[[], object], tries: int) -> float:
-    """Least CPU time of this thread for one call."""
+    """Least CPU time of this thread for one call, without the collections of garbage that it sets off.
+
+    Those visit everything that the tests before have left in memory, and only a longer text sets one off in every call.
+    """
     least = float("inf")
-    for _ in range(tries):
-        started = time.thread_time()
-        work()
-        least = min(least, time.thread_time() - started)
+    gc.disable()
+    try:
+        for _ in range(tries):
+            started = time.thread_time()
+            work()
+            least = min(least, time.thread_time() - started)
+    finally:
+        gc.enable()
     return least
 
 
