@@ -16,7 +16,7 @@ help:
 	@echo "make demo     the whole loop on this machine: one task, then five (SEED=1 OUT=runs/demo TASKS=grounding|all)"
 	@echo "make test     lint gates and the test suite (ARGS='-k name' for a part; WORKERS=0 in one process)"
 	@echo "make test-all   also the tests that kill whole runs, for minutes each"
-	@echo "make test-fast   the tests that start no real processes: under two minutes on two cores"
+	@echo "make test-fast   the tests that start no real processes: two to three minutes on two cores"
 	@echo "make lint     formatting, lint rules, import contracts, types"
 	@echo "make wheel    the installable package, in dist/"
 	@echo "make format   apply formatting and the lint fixes that are safe"
