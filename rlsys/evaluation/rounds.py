@@ -31,11 +31,12 @@ def rounds_of(
     names = [name for number in range(1, len(answered) + 1) if (name := f"round_{number}") in answered]
     if not names:
         return {}
+    scored = {name: _rows(answered[name], task, protocol) for name in (*names, *WINDOWS) if name in answered}
     rounds: list[Json] = []
     before: Sequence[ScoredRow] = ()
     total = 0.0
     for number, name in enumerate(names, start=1):
-        rows = _rows(answered, name, task, protocol)
+        rows = scored[name]
         cost = _cost(answers[name], rows)
         total += cost["visual_tokens"]
         rounds.append(
@@ -48,12 +49,11 @@ def rounds_of(
             }
         )
         before = rows
-    return {"by_round": rounds, "controls": _controls(answered, answers, task, protocol)}
+    return {"by_round": rounds, "controls": _controls(scored, answers, protocol)}
 
 
-def _rows(answered: AnsweredByMode, name: str, task: str, protocol: Protocol_) -> list[ScoredRow]:
-    rows = [row for row in answered[name] if row.task == task and row.truth is not None]
-    return [(row, protocol.scored(row)) for row in rows]
+def _rows(answered: Sequence[Answered], task: str, protocol: Protocol_) -> list[ScoredRow]:
+    return [(row, protocol.scored(row)) for row in answered if row.task == task and row.truth is not None]
 
 
 def _cost(answers: Mapping[str, Answer], rows: Sequence[ScoredRow]) -> dict[str, float]:
@@ -88,18 +88,15 @@ def _changes(protocol: Protocol_, before: Sequence[ScoredRow], rows: Sequence[Sc
 
 
 def _controls(
-    answered: AnsweredByMode, answers: Mapping[str, Mapping[str, Answer]], task: str, protocol: Protocol_
+    scored: Mapping[str, Sequence[ScoredRow]], answers: Mapping[str, Mapping[str, Answer]], protocol: Protocol_
 ) -> dict[str, Json]:
     """Return the controls of the second round, each with the model's own rounds on the same rows."""
     found: dict[str, Json] = {}
     for name in WINDOWS:
-        if name not in answered or not (rows := _rows(answered, name, task, protocol)):
+        if not (rows := scored.get(name, ())):
             continue
         ids = {row.row_id for row, _ in rows}
-        own = {
-            number: [pair for pair in _rows(answered, number, task, protocol) if pair[0].row_id in ids]
-            for number in ("round_1", "round_2")
-        }
+        own = {number: [pair for pair in scored[number] if pair[0].row_id in ids] for number in ("round_1", "round_2")}
         costs = [_cost(answers["round_1"], own["round_1"]), _cost(answers[name], rows)]
         found[name] = {
             "metrics": protocol.aggregate(rows),

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlsys.config.perception import PerceptionConfig
+from rlsys.data.video.frames import TEMPORAL_PATCH
 from rlsys.tasks.geometry import TimeSpan, merge_spans
-
-PATCH_FRAMES = 2
-"""Frames that the model merges into one step of the time axis; no segment has fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +52,14 @@ def select_segments(
     to the gaps' lengths, and a gap that gets none is not shown. No segment has more frames than the file, and what one
     side cannot use goes to the other. Raises ValueError for a budget below two frames.
     """
-    pairs = num_frames // PATCH_FRAMES
+    pairs = num_frames // TEMPORAL_PATCH
     if pairs < 1:
         raise ValueError(f"a budget of {num_frames} frames: models merge frames in pairs; give at least 2.")
     inside = merge_spans([(max(start, 0.0), min(end, length_s)) for start, end in periods])
     if not inside:
         given = ", ".join(f"{start:g} to {end:g} s" for start, end in periods)
         return Selection(reason=f"the clue ({given}) has no period inside the clip of {length_s:g} s")
-    shortest_s = PATCH_FRAMES / source_fps
+    shortest_s = TEMPORAL_PATCH / source_fps
     if shortest_s >= length_s:
         return Selection(reason=f"the clip has no part of two frames: {length_s:g} s at {source_fps:g} frames/s")
     keys = _apart([_widened(span, shortest_s, length_s) for span in inside], shortest_s, perception.max_periods, pairs)
@@ -72,7 +70,7 @@ def select_segments(
     outer = _divided(pairs - sum(inner), gaps, source_fps, at_least=0)
     inner = _divided(pairs - sum(outer), keys, source_fps, at_least=1)
     found = [
-        Segment(start_s=start, end_s=end, num_frames=PATCH_FRAMES * count, is_key=is_key)
+        Segment(start_s=start, end_s=end, num_frames=TEMPORAL_PATCH * count, is_key=is_key)
         for spans, counts, is_key in ((keys, inner, True), (gaps, outer, False))
         for (start, end), count in zip(spans, counts, strict=True)
         if count
@@ -86,8 +84,8 @@ def _key_pairs(keys: Sequence[TimeSpan], length_s: float, pairs: int, perception
         return math.floor(pairs * perception.key_ratio + 0.5)
     covered_s = sum(end - start for start, end in keys)
     dense = perception.density_ratio * covered_s
-    num_frames = round(PATCH_FRAMES * pairs * dense / (dense + length_s - covered_s))
-    return math.floor(num_frames / PATCH_FRAMES + 0.5)
+    num_frames = round(TEMPORAL_PATCH * pairs * dense / (dense + length_s - covered_s))
+    return math.floor(num_frames / TEMPORAL_PATCH + 0.5)
 
 
 def _widened(span: TimeSpan, shortest_s: float, length_s: float) -> TimeSpan:
@@ -125,7 +123,7 @@ def _divided(pairs: int, spans: Sequence[TimeSpan], source_fps: float, *, at_lea
     No span gets more than the file has frames for; so fewer than `pairs` may be given out.
     """
     lengths = [end - start for start, end in spans]
-    most = [max(at_least, math.floor(length * source_fps / PATCH_FRAMES + 1e-6)) for length in lengths]
+    most = [max(at_least, math.floor(length * source_fps / TEMPORAL_PATCH + 1e-6)) for length in lengths]
     counts = [at_least] * len(spans)
     queue = [(-lengths[index] / (2 * at_least + 1), index) for index in range(len(spans)) if at_least < most[index]]
     heapq.heapify(queue)

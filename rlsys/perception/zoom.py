@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 
 from rlsys.config.perception import PerceptionConfig
+from rlsys.data.video.frames import TEMPORAL_PATCH
 from rlsys.perception.clues import Clue, box_unit
 from rlsys.perception.crop import crop_around
 from rlsys.perception.media import WholeClip, frame_budget, image_specs, segment_spec, with_budgets
-from rlsys.perception.selection import PATCH_FRAMES, Segment
+from rlsys.perception.selection import Segment
 from rlsys.perception.turns import Round, Show, Stop, box_text, seconds
 from rlsys.tasks.answers import Boxes, TimeSpans, read_box, read_period
 from rlsys.types import ImageSpec, PromptItem
@@ -81,8 +82,8 @@ def _enlarged(item: PromptItem, whole: WholeClip | None, clue: Clue, perception:
     start_s, end_s = clue.periods[0] if clue.periods else (0.0, whole.length_s)
     start_s, end_s = max(start_s, 0.0), min(end_s, whole.length_s)
     available = int((end_s - start_s) * whole.source_fps + 1e-6)
-    num_frames = min(frame_budget(spec, whole, perception), available - available % PATCH_FRAMES)
-    if num_frames < PATCH_FRAMES or (crop is None and not clue.periods):
+    num_frames = min(frame_budget(spec, whole, perception), available - available % TEMPORAL_PATCH)
+    if num_frames < TEMPORAL_PATCH or (crop is None and not clue.periods):
         return None
     budget = with_budgets(spec, perception)
     segment = Segment(start_s=start_s, end_s=end_s, num_frames=num_frames, is_key=True)

@@ -6,38 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
+from tests.support.deaths import Killed, die_at
 from tests.support.pace import patience
 
-
-class Killed(BaseException):
-    """Stands for the death of the process: nothing in the code under test handles it."""
-
-
-def die_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the process die at the call-th file system operation."""
-    calls = 0
-
-    def dying(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise Killed
-            return operation(*arguments, **options)
-
-        return count
-
-    for name in ("rename", "replace", "fsync"):
-        monkeypatch.setattr(os, name, dying(getattr(os, name)))
-    for name in ("mkdir", "open"):
-        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
+OPERATIONS = ((os, "rename"), (os, "replace"), (os, "fsync"), (Path, "mkdir"), (Path, "open"))
 
 
 @pytest.mark.parametrize("synced", [True, False])
@@ -49,7 +26,7 @@ def test_death_at_any_operation_leaves_the_old_file_or_the_new(old: str | None, 
         if old is not None:
             write_whole(file, old)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            die_at(call, monkeypatch)
+            die_at(call, monkeypatch, OPERATIONS)
             try:
                 write_whole(file, "new", synced=synced)
                 finished = True

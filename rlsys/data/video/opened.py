@@ -56,7 +56,4 @@ class OpenedFiles:
         self._files[key] = file
         self._files.move_to_end(key)
         while len(self._files) > MAX_FILES or sum(one.num_bytes for one in self._files.values()) > self._max_bytes:
-            _, oldest = self._files.popitem(last=False)
-            del oldest
-            if not self._files:
-                break
+            self._files.popitem(last=False)

@@ -79,6 +79,14 @@ def grows_too_fast(work: Callable[[str], object], text: Callable[[int], str]) ->
     return all(looks_bad() for _ in range(ROUNDS))
 
 
+def test_quadratic_work_is_found_and_linear_work_is_not() -> None:
+    def quadratic(text: str) -> int:
+        return sum(len(text[start:].replace("a", "b")) for start in range(0, len(text), 4))
+
+    assert grows_too_fast(quadratic, partial(text_of, "a"))
+    assert not grows_too_fast(lambda text: [ord(char) for char in text], partial(text_of, "a"))
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_every_reader_of_every_reading_is_far_from_quadratic(kind: str) -> None:
     expected = Expected(

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,10 @@ from rlsys.errors import CheckpointError
 from rlsys.loop.state import RunState
 from rlsys.runs.records import checkpoint
 from rlsys.runs.records.checkpoint import Best, Checkpoints, find, load_state
+from tests.support.deaths import Killed, die_at
 from tests.support.pace import patience
+
+OPERATIONS = ((os, "rename"), (os, "replace"), (os, "fsync"), (shutil, "rmtree"), (Path, "mkdir"), (Path, "unlink"))
 
 STATE = RunState(step=50, prompts_consumed=800, seed=3, mlflow_run_id="abc", weights_digest="d50")
 
@@ -107,30 +109,6 @@ def test_a_failing_writer_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000010"]
 
 
-class Killed(BaseException):
-    """Stands for the process's death: nothing in the code under test handles it."""
-
-
-def die_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the call-th file system operation of a save the one at which the process dies."""
-    calls = 0
-
-    def dying(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def count(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
-            nonlocal calls
-            calls += 1
-            if calls == call:
-                raise Killed
-            return operation(*arguments, **options)
-
-        return count
-
-    for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (shutil, "rmtree")):
-        monkeypatch.setattr(module, name, dying(getattr(module, name)))
-    for name in ("mkdir", "unlink"):
-        monkeypatch.setattr(Path, name, dying(getattr(Path, name)))
-
-
 @pytest.mark.parametrize("new_step", [10, 5])
 def test_death_at_any_operation_of_a_save_leaves_a_whole_checkpoint(new_step: int, tmp_path: Path) -> None:
     survived = set()
@@ -139,7 +117,7 @@ def test_death_at_any_operation_of_a_save_leaves_a_whole_checkpoint(new_step: in
         checkpoints = Checkpoints(folder, keep=1)
         checkpoints.save(at_step(5), weights_of("old"))
         with pytest.MonkeyPatch.context() as monkeypatch:
-            die_at(call, monkeypatch)
+            die_at(call, monkeypatch, OPERATIONS)
             try:
                 checkpoints.save(at_step(new_step), weights_of("new"))
                 finished = True
