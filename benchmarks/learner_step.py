@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from learner.engine import LearnerEngine, join_ranks, open_store
 from learner.loss.logprobs import token_logprobs
-from learner.model.policy import PackedPolicy
+from learner.model.policy import PackedPolicy, WholePass
 from learner.packing.packing import PackedBatch
 from learner.packing.rows import Response, Row
 from learner.packing.shards import RankShard
@@ -264,7 +264,7 @@ class SwitchedPolicy(PackedPolicy):
         if not self.num_rows:
             return super().forward(batch)
         embeddings = self.model.get_input_embeddings()(batch.input_ids)
-        joined, _ = self._with_media(embeddings[0], batch)
+        joined, _ = self._with_media(embeddings[0], batch, WholePass(batch))
         tokens = joined.view(self.num_rows, -1, embeddings.shape[-1])
         text = self.model.model.language_model
         packed_attention = text.config._attn_implementation

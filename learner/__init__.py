@@ -4,6 +4,7 @@
 - `engine` (`LearnerEngine`, `find_store`, `join_ranks`, `open_store`): one rank: model, optimiser and packed passes
 - `spec` (`LearnerSpec`): the settings that ranks are loaded with
 - `packing`: shared-prompt packing
+- `sequence`: passes that several ranks compute together
 - `loss`: losses and their statistics
 - `model`: the policy with its frozen parts and adapters
 - `weights`: the sending end of a weight transfer

@@ -37,6 +37,7 @@ from learner.packing.attention import num_compilations
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from learner.packing.shards import RankShard
+from learner.sequence.group import SequenceGroup
 from learner.spec import LearnerSpec
 from learner.weights.publishing import Get, Publisher, Put
 from learner.weights.weights_out import (
@@ -123,8 +124,10 @@ class LearnerEngine:
             torch.manual_seed(spec.seed)  # the same adapters regardless of how the model was loaded
             add_adapters(model, spec.learner.lora)
         freeze(model, spec.learner.frozen_parts)
+        size = spec.learner.sequence_parallel
+        self._sequence = SequenceGroup(size, spec.learner.timeout_s) if size > 1 else None
         self._reference = self._load_reference() if spec.algorithm.kl_coef > 0 else None
-        self._policy = PackedPolicy(model)
+        self._policy = PackedPolicy(model, self._sequence)
         self._engine = _initialize(self._policy, spec)
         others = [] if self._reference is None else [self._reference]
         self._offloading = Offloading(self._engine, spec.learner.zero_stage, others)
@@ -135,11 +138,12 @@ class LearnerEngine:
         if self.spec.learner.lora.rank:
             return None
         model = load_model(self.spec.model.path, dtype=self.spec.model.dtype, attention=self.spec.model.attention)
-        return PackedPolicy(model.to(self.spec.device)).eval().requires_grad_(False)
+        return PackedPolicy(model.to(self.spec.device), self._sequence).eval().requires_grad_(False)
 
     def update(self, shard: RankShard) -> RankStats:
         """Run one optimiser update on this rank's shard and return its share of the metrics.
 
+        The ranks of a sequence group must be given the same shard; the first one's share has its tokens.
         The gradient is that of the weighted sum over all ranks' tokens, however they are split over ranks and passes.
         Raises FloatingPointError if the loss or the gradient is not finite; the weights must then be discarded.
         """
@@ -179,10 +183,12 @@ class LearnerEngine:
             raise FloatingPointError(
                 f"loss {loss.item()} on {names}: the weights, a clip or the sampler's log-probs are not finite."
             )
-        # DeepSpeed averages gradients over ranks, but the loss is a sum over ranks
+        # DeepSpeed averages gradients over ranks, but the loss is a sum over ranks; those of a sequence group have the
+        # same loss, and each the gradient that passes through its own tokens
         self._engine.backward(loss * dist.get_world_size())
-        _add_tokens(stats, {**parts, "policy/entropy": entropy})
-        stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
+        if self._sequence is None or self._sequence.index == 0:
+            _add_tokens(stats, {**parts, "policy/entropy": entropy})
+            stats.add("perf/learner_tokens", sum(row.num_tokens for row in rows))
 
     def _step(self) -> float:
         """Apply the update and return the gradient's global norm before clipping."""
@@ -200,7 +206,8 @@ class LearnerEngine:
             self._engine.train(training)
 
     def _pack(self, rows: Sequence[Row]) -> PackedBatch:
-        return pack(rows, self._layout, dtype=self._dtype, device=self._engine.device)
+        part = None if self._sequence is None else self._sequence.part_of
+        return pack(rows, self._layout, dtype=self._dtype, device=self._engine.device, part=part)
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
@@ -308,6 +315,8 @@ class LearnerEngine:
     def close(self) -> None:
         """Free model and optimiser, so that another engine can be built in this process."""
         self._engine.destroy()
+        if self._sequence is not None:
+            self._sequence.leave()
         del self._engine, self._policy, self._reference, self._publisher, self._offloading
         gc.collect()
         if self.spec.device == "cuda":

@@ -23,7 +23,9 @@ from learner.spec import LearnerSpec
 from learner.worker import LOOPBACK, LearnerWorker
 from rlsys import env
 from rlsys.clock import Turn
+from rlsys.config.run import ConfigError
 from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
+from rlsys.models.sizes import read_model_sizes
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
 from rlsys.weights.manifest import Manifest, WeightTransfer, manifest_of
@@ -94,12 +96,23 @@ class LearnerGroup:
         return len(self._workers)
 
     def load(self, spec: LearnerSpec) -> None:
-        """Load `spec.model.path` with a fresh optimiser and schedule, and free the model of an earlier `load`."""
+        """Load `spec.model.path` with a fresh optimiser and schedule, and free the model of an earlier `load`.
+
+        Raises ConfigError if the ranks or the model cannot be divided by `learner.sequence_parallel`.
+        """
+        self._require_groups(spec)
         if not self._is_joined:
             self._join(engines_join=spec.weights.transport == "collective")
         self._call("load", spec)
         self._spec, self._is_offloaded = spec, False
         self._cost = read_cost_model(spec.model.path, spec.learner.untrained_parts)
+
+    def _require_groups(self, spec: LearnerSpec) -> None:
+        size = spec.learner.sequence_parallel
+        if self.num_ranks % size:
+            raise ConfigError(f"learner.sequence_parallel={size} does not divide the learner's {self.num_ranks} ranks.")
+        if problem := read_model_sizes(spec.model.path).heads_problem(size):
+            raise ConfigError(problem)
 
     def _join(self, *, engines_join: bool) -> None:
         """Connect the ranks with each other. engines_join: whether rank 0 will broadcast to engines."""
@@ -137,9 +150,10 @@ class LearnerGroup:
 
     def _update_once(self, batch: TrainBatch, old_logprobs: OldLogprobs | None, *, ends_batch: bool) -> list[RankStats]:
         workers, spec = self._present, self._loaded
+        size = spec.learner.sequence_parallel
         shards = split_batch(
             batch,
-            len(workers),
+            len(workers) // size,
             spec.learner.micro_batch_tokens,
             self._cost,
             loss_mean=spec.algorithm.loss_mean if batch.objective == "grpo" else "token",
@@ -147,8 +161,8 @@ class LearnerGroup:
             old_logprobs=old_logprobs,
         )
         calls = [
-            worker.update.remote(replace(shard, ends_batch=ends_batch))
-            for worker, shard in zip(workers, shards, strict=True)
+            worker.update.remote(replace(shards[rank // size], ends_batch=ends_batch))
+            for rank, worker in enumerate(workers)
         ]
         return self._wait("update", calls)
 
@@ -186,12 +200,14 @@ class LearnerGroup:
         for group in groups:
             size = len(group.rollouts)
             rows.append(group_row(group, np.zeros(size, np.float32), np.ones(size, bool)))
-        workers = self._present
-        plan = plan_passes(rows, len(workers), self._loaded.learner.micro_batch_tokens, self._cost)
-        calls = [worker.logprobs.remote(tuple(passes), reference) for worker, passes in zip(workers, plan, strict=True)]
+        workers, learner = self._present, self._loaded.learner
+        size = learner.sequence_parallel
+        plan = plan_passes(rows, len(workers) // size, learner.micro_batch_tokens, self._cost)
+        calls = [worker.logprobs.remote(tuple(plan[rank // size]), reference) for rank, worker in enumerate(workers)]
         # by response, not by row, because a long row is computed in parts
         found: dict[Response, np.ndarray] = {}
-        for passes, by_pass in zip(plan, self._wait("logprobs", calls), strict=True):
+        # all ranks of a sequence group return the same
+        for passes, by_pass in zip(plan, self._wait("logprobs", calls)[::size], strict=True):
             for parts, by_row in zip(passes, by_pass, strict=True):
                 for part, by_response in zip(parts, by_row, strict=True):
                     found.update(zip(part.responses, by_response, strict=True))

@@ -28,6 +28,7 @@ LEAVES = {
         "learner/checkpoint_files.py",
         "learner/checkpoints.py",
         "learner/offloading.py",
+        "learner/sequence/heads.py",
     },
     "peft": {"learner/model/lora.py"},
     "ray.serve": {"reward_servers/server/app.py", "reward_servers/judging/served_model.py"},

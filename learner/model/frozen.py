@@ -67,7 +67,7 @@ class ClipFeatures:
         found = self._computed(*self._chosen(batch, missing))
         if missing:
             clips = [batch.clips[index] for index in missing]
-            parts = found.split([_num_patches(clip) // self._merged for clip in clips])
+            parts = found.split([_num_patches(clip) // self.merged for clip in clips])
             # cloned, because a slice keeps the whole tensor in memory
             self._kept.update(zip(map(clip_key, clips), (part.clone() for part in parts), strict=True))
         if batch.clips:
@@ -81,7 +81,7 @@ class ClipFeatures:
         return read(self._tower, patches, grid_thw)
 
     @property
-    def _merged(self) -> int:
+    def merged(self) -> int:
         """Number of patches in one feature."""
         return self._side**2
 
@@ -91,7 +91,7 @@ class ClipFeatures:
             return batch.patches, batch.grid_thw
         if not indices:
             grid = torch.tensor([[1, self._side, self._side]], device=batch.grid_thw.device)
-            return batch.patches.new_zeros((self._merged, batch.patches.shape[1])), grid
+            return batch.patches.new_zeros((self.merged, batch.patches.shape[1])), grid
         parts = batch.patches.split([_num_patches(clip) for clip in batch.clips])
         return torch.cat([parts[index] for index in indices]), batch.grid_thw[list(indices)]
 

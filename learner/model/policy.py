@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,10 @@ from learner.model.pixels import read_pixel_format
 from learner.model.vision import speed_up
 from learner.packing.attention import FORMS
 from learner.packing.packing import ModelLayout, PackedBatch
+
+if TYPE_CHECKING:
+    from learner.sequence.group import SequenceGroup
+    from learner.sequence.shared_pass import SharedPass
 
 
 def load_model(model_path: Path, *, dtype: str, attention: str) -> PreTrainedModel:
@@ -62,14 +66,40 @@ def read_layout(model: PreTrainedModel, model_path: Path) -> ModelLayout:
     )
 
 
+class WholePass:
+    """The inputs of a rank that computes a pass by itself; the counterpart of `SharedPass`."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self._batch = batch
+        self.input_ids, self.position_ids = batch.input_ids, batch.position_ids
+        self.media_index, self.targets = batch.media_index, batch.targets
+
+    def features(self, computed: torch.Tensor) -> torch.Tensor:
+        """Return the features of the media tokens. computed: those of the distinct clips, in order."""
+        index = self._batch.feature_index
+        return computed if index is None else computed.index_select(0, index)
+
+    def predictors(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the states that predict the targets. states: [L, hidden]."""
+        # not by indexing, whose backward pass is much slower
+        return states.index_select(0, self._batch.hidden_index)
+
+    def joined(self, logprobs: torch.Tensor, entropy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log-probs and entropies of all targets, which are its own."""
+        return logprobs, entropy
+
+
 class PackedPolicy(nn.Module):
     """The model as a function from a packed batch to log-probs.
 
     DeepSpeed wraps this module, so that its hooks see every parameter of a pass.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a model, whose frozen parts must be frozen already. One not made by `load_model` uses "sdpa"."""
+    def __init__(self, model: PreTrainedModel, sequence: SequenceGroup | None = None) -> None:
+        """Wrap a model, whose frozen parts must be frozen already. One not made by `load_model` uses "sdpa".
+
+        sequence: the ranks that compute every pass together; None if this rank computes its own.
+        """
         super().__init__()
         self.model = model
         text = model.model.language_model.config
@@ -80,27 +110,38 @@ class PackedPolicy(nn.Module):
                 f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
             )
         self._features = ClipFeatures(model)
+        self._sequence = sequence
 
     def forget_features(self) -> None:
         """Discard the stored features of clips; call this after the last pass of a batch."""
         self._features.forget()
 
     def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-prob of each response token and the entropy there, both f32 [T], in nats."""
-        embeddings = self.model.get_input_embeddings()(batch.input_ids)
-        joined, added = self._with_media(embeddings[0], batch)
+        """Return the log-prob of each response token and the entropy there, both f32 [T], in nats.
+
+        The ranks of a sequence group must be given the same rows, and return the same.
+        """
+        share = self._share(batch)
+        embeddings = self.model.get_input_embeddings()(share.input_ids)
+        joined, added = self._with_media(embeddings[0], batch, share)
         states = self.model.model.language_model(
             inputs_embeds=joined[None],
             packed_mask=batch.mask,
-            position_ids=batch.position_ids,
+            sequence=self._sequence,
+            position_ids=share.position_ids,
             use_cache=False,
             **added,
         ).last_hidden_state
-        # not by indexing, whose backward pass is much slower
-        predictors = states[0].index_select(0, batch.hidden_index)
-        return token_logprobs(predictors, self.model.lm_head, batch.targets)
+        return share.joined(*token_logprobs(share.predictors(states[0]), self.model.lm_head, share.targets))
 
-    def _with_media(self, tokens: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _share(self, batch: PackedBatch) -> WholePass | SharedPass:
+        if self._sequence is None:
+            return WholePass(batch)
+        return self._sequence.share(batch, self._features.merged, batch.input_ids.device)
+
+    def _with_media(
+        self, tokens: torch.Tensor, batch: PackedBatch, share: WholePass | SharedPass
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the embeddings `tokens`, [L, hidden], with the clips' features at the media tokens.
 
         Returns also the arguments by which the language model adds further levels of features to its layers' states.
@@ -109,12 +150,10 @@ class PackedPolicy(nn.Module):
         if not len(batch.media_index):
             # a blank image's features times 0, so that every trained parameter has a gradient on all ranks
             return (tokens + 0.0 * features.sum() if features.requires_grad else tokens), {}
-        if batch.feature_index is not None:
-            features = features.index_select(0, batch.feature_index)
-        first, *others = features.split(tokens.shape[-1], dim=-1)
+        first, *others = share.features(features).split(tokens.shape[-1], dim=-1)
         added = {}
         if others:
             is_media = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-            is_media[batch.media_index] = True
+            is_media[share.media_index] = True
             added = {"visual_pos_masks": is_media[None], "deepstack_visual_embeds": others}
-        return tokens.index_copy(0, batch.media_index, first), added
+        return tokens.index_copy(0, share.media_index, first), added

@@ -2,8 +2,8 @@
 
 - `rows` (`Response`, `Row`): prompts and responses to pack
 - `packing` (`ClipKey`, `ModelLayout`, `PackedBatch`, `clip_key`, `pack`): rows as the tensors of one pass
-- `attention` (`FORMS`, `num_compilations`, `packed_by_row`, `packed_flex`): attention in which the responses to a
-  prompt do not see each other
+- `attention` (`FORMS`, `Form`, `num_compilations`, `packed_by_row`, `packed_flex`): attention in which the responses
+  to a prompt do not see each other
 - `packed_mask` (`PackedMask`, `RowSpan`): which token of a pass sees which
 - `passes` (`plan_passes`): the assignment of rows to ranks and passes
 - `mini_batches` (`part_of`, `plan_updates`): several optimiser updates from one batch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface
 
 from learner.packing.packed_mask import BLOCK, PackedMask
+
+if TYPE_CHECKING:
+    from learner.sequence.group import SequenceGroup
 
 FORMS = {
     "sdpa": "packed_sdpa",
@@ -199,7 +203,8 @@ Form = Callable[..., tuple[torch.Tensor, None]]
 def _for_transformers(form: Form) -> Form:
     """Return the form with the mask as the keyword `packed_mask`, which models pass on to their layers.
 
-    Some models replace an `attention_mask` that is not a tensor.
+    Some models replace an `attention_mask` that is not a tensor.  sequence: the ranks among which the tokens are
+    divided, if they are.
     """
 
     def attend(
@@ -210,9 +215,11 @@ def _for_transformers(form: Form) -> Form:
         attention_mask: None,
         scaling: float,
         packed_mask: PackedMask,
+        sequence: SequenceGroup | None = None,
         **unused: object,
     ) -> tuple[torch.Tensor, None]:
-        return form(module, query, key, value, packed_mask, scaling)
+        compute = form if sequence is None else sequence.over_heads(form)
+        return compute(module, query, key, value, packed_mask, scaling)
 
     return attend
 

@@ -9,7 +9,7 @@ but never read, so it is not in the row.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from learner.packing.rows import Response, Row
 from rlsys.types import ClipInfo, ClipRef, Prompt
 
 ClipKey = tuple[str, tuple[int, ...]]
+ClipPart = Callable[[ClipRef, int], ClipRef | None]
+"""A clip and its frames per temporal patch -> the part of it that a rank's vision tower computes, None for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class PackedBatch:
     """The model inputs of a pass: L tokens of all its rows, with T response tokens and V media tokens in total.
 
     input_ids: i64 [1, L].  position_ids: i64 [3, 1, L], mRoPE.  mask: the attention mask.
-    patches: [N, patch_dim], grid_thw: i64 [M, 3]: all distinct clips in order.  clips: their descriptions; () if the
-    patches are a blank image.
+    distinct_clips: all distinct clips in order.  patches: [N, patch_dim], grid_thw: i64 [M, 3]: these clips, or this
+    rank's parts of them.  clips: descriptions of what the patches are of; () if they are a blank image.
     media_index: i64 [V], which of the L tokens are replaced by features, in the order of `feature_index`, i64 [V];
     that is None for the features' own order, if no two rows show the same clip.
     hidden_index: i64 [T], which of the L states predicts each response token.
@@ -53,6 +55,7 @@ class PackedBatch:
     patches: torch.Tensor
     grid_thw: torch.Tensor
     clips: tuple[ClipInfo, ...]
+    distinct_clips: tuple[ClipInfo, ...]
     media_index: torch.Tensor
     feature_index: torch.Tensor | None
     hidden_index: torch.Tensor
@@ -67,9 +70,16 @@ class PackedBatch:
 
 
 def pack(
-    rows: Sequence[Row], layout: ModelLayout, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+    rows: Sequence[Row],
+    layout: ModelLayout,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    part: ClipPart | None = None,
 ) -> PackedBatch:
     """Return the inputs of one forward pass over `rows`; without rows, of a dummy pass with one token.
+
+    part: what of each clip this rank cuts into patches; None is everything.
 
     Every batch has vision input, a blank image if no row has media, because ranks must make the same calls: those that
     share gradients (or, at ZeRO-3, weights) would otherwise wait for each other indefinitely.
@@ -94,7 +104,8 @@ def pack(
         hidden.append(start + _predictors(row))
         start = span.stop
     clips = {clip_key(clip.info): clip for row in rows for clip in row.clips}
-    patches, grid_thw = _vision_input(tuple(clips.values()), layout.pixels, device)
+    parts = _parts(tuple(clips.values()), layout.pixels, part)
+    patches, grid_thw = _vision_input(parts, layout.pixels, device)
     responses = [response for row in rows for response in row.responses]
     return PackedBatch(
         input_ids=torch.from_numpy(ids[None]).to(device),
@@ -102,7 +113,8 @@ def pack(
         mask=PackedMask(rows=tuple(spans), device=device),
         patches=patches.to(dtype),
         grid_thw=grid_thw,
-        clips=tuple(clip.info for clip in clips.values()),
+        clips=tuple(clip.info for clip in parts),
+        distinct_clips=tuple(clip.info for clip in clips.values()),
         media_index=torch.from_numpy(np.concatenate(media)).to(device),
         feature_index=_feature_index(rows, layout.pixels, device),
         hidden_index=torch.from_numpy(np.concatenate(hidden)).to(device),
@@ -154,15 +166,22 @@ def clip_key(clip: ClipInfo) -> ClipKey:
     return clip.digest, tuple(clip.grid_thw)
 
 
+def _parts(clips: Sequence[ClipRef], form: PixelFormat, part: ClipPart | None) -> Sequence[ClipRef]:
+    """Return what is cut into patches of the clips. Raises ValueError if frames are not those of a clip's grid."""
+    for clip in clips:
+        if frame_grid(clip.frames, form) != tuple(clip.info.grid_thw):
+            raise ValueError(f"clip {clip.info.digest}: grid {clip.info.grid_thw} for frames {clip.frames.shape}.")
+    if part is None:
+        return clips
+    return [own for clip in clips if (own := part(clip, form.temporal_patch_size)) is not None]
+
+
 def _vision_input(
     clips: Sequence[ClipRef], form: PixelFormat, device: str | torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not clips:
         blank = torch.zeros((form.merge_size**2, form.patch_dim), device=device)
         return blank, torch.tensor([[1, form.merge_size, form.merge_size]], device=device)
-    for clip in clips:
-        if frame_grid(clip.frames, form) != tuple(clip.info.grid_thw):
-            raise ValueError(f"clip {clip.info.digest}: grid {clip.info.grid_thw} for frames {clip.frames.shape}.")
     patches = cut_patches([clip.frames for clip in clips], form, device)
     return patches, torch.tensor([clip.info.grid_thw for clip in clips], device=device)
 

@@ -61,9 +61,13 @@ class LearnerConfig(Part):
     """Number of DeepSpeed ranks, one process each."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: what is partitioned over ranks (1 optimiser, 2 also gradients, 3 also weights)."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """Number of ranks that compute every pass together, each with an equal part of its tokens and frames, so that the
+    activations of a long video are divided among them. It must divide `num_ranks` and the model's attention heads;
+    1 gives every rank passes of its own."""
     micro_batch_tokens: int = Field(default=16384, ge=64)
-    """Largest number of tokens in one forward pass of a rank; a longer group is split over passes that repeat its
-    prompt."""
+    """Largest number of tokens in one forward pass of a rank, or of `sequence_parallel` ranks together; a longer group
+    is split over passes that repeat its prompt."""
     threads: int | None = Field(default=None, ge=1)
     """Number of torch threads of one rank. null: 1 on CPU; with GPUs, the cores of its machine divided by `num_ranks`,
     because an offloaded optimiser runs on them."""
@@ -88,6 +92,20 @@ class LearnerConfig(Part):
     def untrained_parts(self) -> tuple[str, ...]:
         """The parts whose weights are not trained: `frozen_parts`, or with adapters all parts."""
         return ("vision_tower", "projector") if self.lora.rank else self.frozen_parts
+
+    @property
+    def data_parallel(self) -> int:
+        """The number of passes that are computed at a time: ranks, or groups of `sequence_parallel` ranks."""
+        return self.num_ranks // self.sequence_parallel
+
+    @model_validator(mode="after")
+    def _ranks_divide_into_sequence_groups(self) -> LearnerConfig:
+        if self.num_ranks % self.sequence_parallel:
+            raise ValueError(
+                f"learner.sequence_parallel={self.sequence_parallel} does not divide learner.num_ranks="
+                f"{self.num_ranks}, but every rank is in a group of that many; change one of them."
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_has_something_to_move(self) -> LearnerConfig:

@@ -151,11 +151,14 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> RunConfig:
-        if self.train.prompts_per_step % self.learner.num_ranks:
+        if self.train.prompts_per_step % (num_shares := self.learner.data_parallel):
+            divisor = f"learner.num_ranks={self.learner.num_ranks}"
+            if self.learner.sequence_parallel > 1:
+                divisor += f" / learner.sequence_parallel={self.learner.sequence_parallel}"
             raise ValueError(
-                f"train.prompts_per_step={self.train.prompts_per_step} is not a multiple of "
-                f"learner.num_ranks={self.learner.num_ranks}, but every rank gets the same number of groups. "
-                f"Use {_next_multiple(self.train.prompts_per_step, self.learner.num_ranks)} prompts or fewer ranks."
+                f"train.prompts_per_step={self.train.prompts_per_step} is not a multiple of {divisor}, but every rank "
+                "gets the same number of groups. "
+                f"Use {_next_multiple(self.train.prompts_per_step, num_shares)} prompts or fewer ranks."
             )
         check_against_run(
             self.algorithm, prompts_per_step=self.train.prompts_per_step, max_tokens=self.rollout.max_tokens

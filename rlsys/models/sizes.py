@@ -13,7 +13,7 @@ from rlsys.models.model_config import read_model_config
 class ModelSizes:
     """Sizes of a language model of `layers` layers and of its vision tower.
 
-    queries, kv: query heads and key/value heads, each x head size.  embedding, language, tower, projector: number of
+    queries, kv: query heads and key/value heads, each x `head_size`.  embedding, language, tower, projector: number of
     parameters of each part; an output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the
     tower have a gate.  has_query_norms: whether queries and keys are normed by head.
     """
@@ -32,6 +32,7 @@ class ModelSizes:
     language: int
     tower: int
     projector: int
+    head_size: int = 128
     is_tower_gated: bool = True
     has_query_norms: bool = False
 
@@ -46,6 +47,19 @@ class ModelSizes:
             return self.layers * learner.lora.rank * sum(sum(self._sides(name)) for name in learner.lora.targets)
         frozen = {"vision_tower": self.tower, "projector": self.projector}
         return self.parameters - sum(frozen[part] for part in learner.frozen_parts)
+
+    def heads_problem(self, sequence_parallel: int) -> str | None:
+        """Return why the attention cannot be divided over `learner.sequence_parallel` ranks; None if it can."""
+        if sequence_parallel == 1:
+            return None
+        heads = self.queries // self.head_size
+        if heads % sequence_parallel == 0:
+            return None
+        possible = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        return (
+            f"learner.sequence_parallel={sequence_parallel}: every rank computes the attention of an equal number of "
+            f"heads, and the model has {heads}; set it to one of {possible}."
+        )
 
     def _sides(self, layer: str) -> tuple[int, int]:
         """Return the numbers of inputs and outputs of a linear layer of the language model."""
@@ -79,6 +93,7 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         mlp=mlp,
         queries=queries,
         kv=kv,
+        head_size=config.head_size,
         vocabulary=config.vocabulary,
         tower_layers=vision.depth,
         tower_hidden=vision.hidden,

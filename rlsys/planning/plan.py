@@ -244,8 +244,8 @@ def mean_response(config: RunConfig, given: Assumptions) -> float:
 
 
 def mean_batch_tokens(config: RunConfig, prompts: Prompts, responses: float) -> float:
-    """Return the packed tokens of one rank's share of a step."""
-    groups = config.train.prompts_per_step / config.learner.num_ranks
+    """Return the packed tokens of one rank's share of a step, or of the share of ranks that compute it together."""
+    groups = config.train.prompts_per_step / config.learner.data_parallel
     return groups * (prompts.mean + config.rollout.group_size * responses)
 
 

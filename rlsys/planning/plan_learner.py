@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rlsys.config.run import RunConfig
@@ -47,7 +48,8 @@ class RankMemory:
 def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> RankMemory:
     """Return the peak memory of a rank.
 
-    pass_tokens: tokens of a forward pass.  visual_share: fraction of them that are visual.
+    pass_tokens: tokens of a forward pass, of which it has a part if `learner.sequence_parallel` ranks compute it.
+    visual_share: fraction of them that are visual.
     Source of the 2 + 2 + 12 bytes per parameter and of the partition: ZeRO, arXiv:1910.02054, figure 1, except that
     partitioned gradients are accumulated in float32 here.
     """
@@ -68,26 +70,33 @@ def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual
         optimiser=0 if "optimizer" in learner.offload else optimiser,
         reference=sizes.parameters * width if has_reference else 0,
         activations=activation_bytes(config, sizes, pass_tokens, visual_share),
-        logits=3 * 4 * min(LOGIT_NUMBERS, pass_tokens * (1 - visual_share) * sizes.vocabulary),
+        logits=3
+        * 4
+        * min(LOGIT_NUMBERS, pass_tokens / learner.sequence_parallel * (1 - visual_share) * sizes.vocabulary),
         host=moved,
     )
 
 
 def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> float:
-    """Return the bytes of activations, counted by the tensors that a layer keeps for its backward pass.
+    """Return the bytes of a rank's activations, counted by the tensors that a layer keeps for its backward pass.
 
     A gated layer keeps, per token: input, normed input, the sum with attention's projection, normed sum and the output
     (5 hidden), queries and attention's output (2 queries), keys and values (2 kv), queries and keys before their norms
     if they have any, gate, its activation, up and their product (4 mlp). Attention's
     weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
-    and one layer at a time the rest.
+    and one layer at a time the rest. Ranks that compute a pass together keep equal parts of all this; attention's
+    output by heads and by tokens, and copies of keys and values where there are fewer heads of these than ranks.
     Source of the counting: arXiv:2205.05198, §4, for a layer without dropout and with flash attention.
     """
-    width = BYTES[config.model.dtype]
+    width, num_sharing = BYTES[config.model.dtype], config.learner.sequence_parallel
+    pass_tokens = pass_tokens / num_sharing
+    copies = num_sharing // math.gcd(sizes.kv // sizes.head_size, num_sharing)
     patches = pass_tokens * visual_share * sizes.merge**2
     is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
     tower_depth = 1 if is_frozen else sizes.tower_layers
-    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * sizes.kv + 4 * sizes.mlp
+    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * copies * sizes.kv + 4 * sizes.mlp
+    if num_sharing > 1:
+        language_layer += sizes.queries
     if sizes.has_query_norms:
         language_layer += sizes.queries + sizes.kv
     tower_layer = 9 * sizes.tower_hidden + (4 if sizes.is_tower_gated else 2) * sizes.tower_mlp
@@ -112,24 +121,25 @@ def learner_section(
     stage, trained = learner.zero_stage, sizes.trained(learner)
     kind = "LoRA adapters" if learner.lora.rank else "all parts" if not learner.frozen_parts else "parts not frozen"
     checkpointed = "recomputed layer by layer" if learner.gradient_checkpointing else "all layers kept"
+    shared = f" of {learner.sequence_parallel} ranks" if learner.sequence_parallel > 1 else ""
     lines = [
         Line("weights", shown(memory.weights), f"{sizes.parameters:,} numbers, ZeRO {stage}"),
         Line("gradients", shown(memory.gradients), f"{trained:,} trained numbers ({kind})"),
         Line("optimiser", shown(memory.optimiser), "AdamW's moments and a float32 copy of the weights"),
         Line("gathered and buckets", shown(memory.gathered), "DeepSpeed's live weights, reductions"),
         Line("reference policy", shown(memory.reference), f"kl_coef={config.algorithm.kl_coef:g}"),
-        Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass, {checkpointed}"),
+        Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass{shared}, {checkpointed}"),
         Line("logits", shown(memory.logits), "three float32 tensors of a chunk"),
         Line("total on the device", shown(memory.device), _of_the_device(config, room_gib, given)),
         Line("in host memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
     ]
-    problems = []
+    problems = [problem] if (problem := sizes.heads_problem(learner.sequence_parallel)) else []
     if config.cluster.device == "cuda" and memory.device > room_gib * GIB:
         problems.append(
             f"a learner rank needs about {shown(memory.device)}, but a device has room for {room_gib:.4g} GiB "
             f"(memory_gib={given.memory_gib:g} - rank_reserve_gib={given.rank_reserve_gib:g}): raise "
             "learner.num_ranks or learner.zero_stage, lower learner.micro_batch_tokens, or use "
-            "learner.gradient_checkpointing, learner.offload or learner.lora.rank."
+            "learner.gradient_checkpointing, learner.sequence_parallel, learner.offload or learner.lora.rank."
         )
     return Section(title=f"each of {learner.num_ranks} ranks", lines=tuple(lines), problems=tuple(problems))
 

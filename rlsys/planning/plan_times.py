@@ -93,10 +93,10 @@ def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Sect
         num_groups=config.train.prompts_per_step,
         num_actors=config.rollout.num_actors,
         num_slots=max(room.groups, 1),
-        num_ranks=config.learner.num_ranks,
+        num_ranks=config.learner.data_parallel,
         generate_s=times.generate,
         score_s=times.score,
-        update_s=times.update * config.learner.num_ranks / config.train.prompts_per_step,
+        update_s=times.update * config.learner.data_parallel / config.train.prompts_per_step,
         sync_s=times.sync,
         weight_update=config.pipeline.weight_update,
     )
@@ -120,10 +120,12 @@ def time_section(config: RunConfig, times: PhaseTimes, room: EngineRoom) -> Sect
 def _best_split(config: RunConfig, bound: StepBound) -> Line:
     each, lag = config.rollout.tensor_parallel_size, config.pipeline.max_lag
     devices = config.rollout.num_actors * each + config.learner.num_ranks
-    best = best_split(splits(bound, num_devices=devices, devices_per_actor=each), lag)
+    of_rank = config.learner.sequence_parallel  # what the bound counts as a rank computes passes on that many
+    possible = splits(bound, num_devices=devices, devices_per_actor=each, devices_per_rank=of_rank)
+    best = best_split(possible, lag)
     return Line(
         f"best split of {devices} devices",
-        f"{best.num_actors} actors : {best.num_ranks} ranks",
+        f"{best.num_actors} actors : {best.num_ranks * of_rank} ranks",
         f"{best.step_s(lag):.3g} s a step, {_described(best, lag)}",
     )
 

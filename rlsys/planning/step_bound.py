@@ -75,14 +75,20 @@ class StepBound:
         return self.slots_s / step_s, self.learn_s / step_s
 
 
-def splits(bound: StepBound, *, num_devices: int, devices_per_actor: int = 1) -> list[StepBound]:
-    """Return all feasible splits of the devices between actors and ranks, one device per rank.
+def splits(
+    bound: StepBound, *, num_devices: int, devices_per_actor: int = 1, devices_per_rank: int = 1
+) -> list[StepBound]:
+    """Return all feasible splits of the devices between actors and ranks.
 
     A remainder of `devices_per_actor` stays unused. The number of ranks divides `num_groups`.
     """
     return [
-        replace(bound, num_actors=(num_devices - num_ranks) // devices_per_actor, num_ranks=num_ranks)
-        for num_ranks in range(1, num_devices - devices_per_actor + 1)
+        replace(
+            bound,
+            num_actors=(num_devices - num_ranks * devices_per_rank) // devices_per_actor,
+            num_ranks=num_ranks,
+        )
+        for num_ranks in range(1, (num_devices - devices_per_actor) // devices_per_rank + 1)
         if bound.num_groups % num_ranks == 0
     ]
 

@@ -81,6 +81,7 @@ def check(config: RunConfig) -> Report:
         problems += problems_of_folder(config.model.path)
         problems += output_problems(config)
         problems += _cache_problems(config)
+        problems += _heads_problems(config)
         problems += _pixel_problems(config)
         budget = _token_budget([_RowTokens(item=item) for item in (*items, *asked)], prompts)
     except UserError as error:
@@ -178,7 +179,7 @@ def check_sft(
 ) -> Report:
     """Check what `rlsys sft` needs: the tokens of the demonstrations, and what a configured evaluation needs."""
     problems = [*machine_problems(config), *problems_of_folder(config.model.path), *output_problems(config)]
-    problems += _one_round_problems(config)
+    problems += [*_one_round_problems(config), *_heads_problems(config)]
     problems += [*_memory_problems(config), *_tracking_problems(config)]
     if held_out:
         problems += _reward_problems(config.reward)
@@ -274,6 +275,11 @@ def _pixel_problems(config: RunConfig) -> Iterator[str]:
                 f"data.{name}{per_frame} = {pixels} pixels, but one visual token of {config.model.path} is {side} x "
                 f"{side} = {side**2}; raise data.{name}."
             )
+
+
+def _heads_problems(config: RunConfig) -> Iterator[str]:
+    if problem := read_model_sizes(config.model.path).heads_problem(config.learner.sequence_parallel):
+        yield problem
 
 
 def _cache_problems(config: RunConfig) -> Iterator[str]:

@@ -6,10 +6,9 @@ The oracle is the unmodified Hugging Face model with Hugging Face's processors, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import peft
 import pytest
 import torch
@@ -22,9 +21,8 @@ from learner.packing.cost import read_cost_model
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.passes import plan_passes
 from learner.packing.rows import Response, Row
-from learner.packing.shards import weighted
 from rlsys.config.run import LoraConfig
-from tests.support.learner import make_clip, make_group, make_prompt, make_row
+from tests.support.learner import random_rows
 from tests.support.models import patch_of
 from tests.support.plain_policy import plain_logprobs
 from tests.support.rounding import GRADIENT, LOGPROB
@@ -66,24 +64,6 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def plain_model(family_dirs: Mapping[str, Path]) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(family_dirs["bench"], dtype=torch.float32)
-
-
-def random_rows(seed: int, patch: int) -> list[Row]:
-    """Return groups with a video, an image, several media, only text, and a second question on the first video."""
-    rng = np.random.default_rng(seed)
-    kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
-    rows = []
-    for number, media in enumerate(kinds):
-        lengths = [1, *rng.integers(1, 14, rng.integers(1, 5))]
-        # more than 8 patches a side: several windows of the tower's windowed attention, of unequal size
-        sides = rng.choice([2, 6, 10], len(media)) * patch
-        clips = tuple(make_clip(rng, kind, 4, side, patch) for kind, side in zip(media, sides, strict=True))
-        clips = rows[0].clips if number == 4 else clips
-        group = make_group(rng, str(number), (), rng.permutation(lengths).tolist())
-        prompt = make_prompt(rng, clips, int(rng.integers(3, 20)))
-        rows.append(make_row(replace(group, clips=clips, prompt=prompt)))
-    rows = [replace(row, responses=tuple(replace(r, advantage=rng.normal()) for r in row.responses)) for row in rows]
-    return weighted(rows, "sequence", 16)
 
 
 def make_policy(folder: Path, setting: Setting) -> PackedPolicy:

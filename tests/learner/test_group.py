@@ -141,15 +141,18 @@ def plain_run(tiny_model_dir: Path, batches: list[TrainBatch]) -> PlainRun:
 
 
 @pytest.mark.parametrize(
-    ("num_ranks", "zero_stage", "budget"),
+    ("num_ranks", "zero_stage", "budget", "sequence_parallel"),
     [
-        (1, 2, 16384),
-        (1, 2, TINY_PASS),
-        (2, 0, TINY_PASS),
-        (2, 1, TINY_PASS),
-        (2, 2, 16384),
-        (2, 2, TINY_PASS),
-        (2, 3, TINY_PASS),
+        (1, 2, 16384, 1),
+        (1, 2, TINY_PASS, 1),
+        (2, 0, TINY_PASS, 1),
+        (2, 1, TINY_PASS, 1),
+        (2, 2, 16384, 1),
+        (2, 2, TINY_PASS, 1),
+        (2, 3, TINY_PASS, 1),
+        (2, 0, 16384, 2),
+        (2, 3, TINY_PASS, 2),
+        (4, 2, TINY_PASS, 2),
     ],
 )
 def test_any_split_over_ranks_and_passes_is_the_same_update(
@@ -160,9 +163,11 @@ def test_any_split_over_ranks_and_passes_is_the_same_update(
     num_ranks: int,
     zero_stage: int,
     budget: int,
+    sequence_parallel: int,
 ) -> None:
     learner = groups[num_ranks]
-    learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage, budget=budget))
+    spec = make_spec(tiny_model_dir, zero_stage=zero_stage, budget=budget)
+    learner.load(with_learner(spec, sequence_parallel=sequence_parallel))
     found = [learner.update(batch) for batch in batches]
     assert [m["loss/policy"] for m in found] == pytest.approx(plain_run.losses, rel=1e-4, abs=1e-6)
     assert [m["optim/grad_norm"] for m in found] == pytest.approx(plain_run.grad_norms, rel=1e-4)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from learner.packing.cost import CostModel
 from learner.packing.rows import Row
-from learner.packing.shards import group_row
+from learner.packing.shards import group_row, weighted
 from rlsys.config.run import LearnerConfig, TrainConfig
 from rlsys.types import PATCH_PX, ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
 from tests.support.pace import patience
@@ -116,6 +117,24 @@ def make_row(group: RolloutGroup) -> Row:
     """Return a row of all rollouts of the group, with advantages 1, 2, 3..."""
     size = len(group.rollouts)
     return group_row(group, np.arange(1, size + 1, dtype=np.float32), np.ones(size, bool))
+
+
+def random_rows(seed: int, patch: int) -> list[Row]:
+    """Return groups with a video, an image, several media, only text, and a second question on the first video."""
+    rng = np.random.default_rng(seed)
+    kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
+    rows = []
+    for number, media in enumerate(kinds):
+        lengths = [1, *rng.integers(1, 14, rng.integers(1, 5))]
+        # more than 8 patches a side: several windows of the tower's windowed attention, of unequal size
+        sides = rng.choice([2, 6, 10], len(media)) * patch
+        clips = tuple(make_clip(rng, kind, 4, side, patch) for kind, side in zip(media, sides, strict=True))
+        clips = rows[0].clips if number == 4 else clips
+        group = make_group(rng, str(number), (), rng.permutation(lengths).tolist())
+        prompt = make_prompt(rng, clips, int(rng.integers(3, 20)))
+        rows.append(make_row(replace(group, clips=clips, prompt=prompt)))
+    rows = [replace(row, responses=tuple(replace(r, advantage=rng.normal()) for r in row.responses)) for row in rows]
+    return weighted(rows, "sequence", 16)
 
 
 def train_config(**changes: object) -> TrainConfig:

@@ -47,6 +47,11 @@ def test_overrides_are_yaml_values_merged_into_the_file(minimal: Path) -> None:
         ("train.num_step=7", "train.num_step: unknown key"),
         ("rollout.group_size=1", "at least 2 rollouts per prompt"),
         ("learner.num_ranks=3", "not a multiple of learner.num_ranks=3"),
+        ("learner.sequence_parallel=2", "learner.sequence_parallel=2 does not divide learner.num_ranks=1"),
+        (
+            "learner={num_ranks: 6, sequence_parallel: 2}",
+            "not a multiple of learner.num_ranks=6 / learner.sequence_parallel=2",
+        ),
         ("rollout.max_num_seqs=4", "raise max_num_seqs"),
         ("rollout.max_tokens=16384", "leaves no room for a prompt"),
         ("data.max_frames=7", "use an even number"),

@@ -276,6 +276,25 @@ def test_activations_by_hand() -> None:
     assert activation_bytes(frozen, SMALL, 50, 0.2) == 2 * (50 * 2 * 128 + 40 * 68)
 
 
+def test_ranks_that_share_a_pass_keep_equal_parts_of_its_activations() -> None:
+    # by two ranks: 25 tokens with attention's output twice, 20 patches; by four also each of two key heads twice
+    sizes = replace(SMALL, head_size=2)
+    by_two = config(learner={"num_ranks": 4, "sequence_parallel": 2})
+    assert activation_bytes(by_two, sizes, 50, 0.2) == 2 * (25 * 2 * (128 + 8) + 20 * 3 * 68)
+    by_four = config(learner={"num_ranks": 4, "sequence_parallel": 4})
+    assert activation_bytes(by_four, sizes, 50, 0.2) == 2 * (12.5 * 2 * (128 + 8 + 2 * 4) + 10 * 3 * 68)
+    whole, shared = (rank_memory(run, sizes, 50, 0.2) for run in (config(learner={"num_ranks": 4}), by_four))
+    assert shared.logits == whole.logits / 4
+    assert (shared.weights, shared.gradients, shared.optimiser) == (whole.weights, whole.gradients, whole.optimiser)
+
+
+def test_heads_that_ranks_cannot_share_are_a_problem_of_the_plan() -> None:
+    run = config(learner={"num_ranks": 8, "sequence_parallel": 8}, train={"prompts_per_step": 1})
+    [problem] = learner_section(run, replace(SMALL, head_size=2), PROMPTS, 100, Assumptions()).problems
+    assert "learner.sequence_parallel=8" in problem
+    assert problem.endswith("the model has 4; set it to one of 1, 2, 4.")
+
+
 def test_groups_at_once_share_their_prompts_keys_and_values() -> None:
     # a token: 2 x 2 layers x 4 x 2 bytes = 32; a group: 1100 + 8 x 100 tokens; room 1 MiB
     room = engine_room(config(rollout={"kv_cache_mib": 1, "group_size": 8}), SMALL, PROMPTS, 100, Assumptions())

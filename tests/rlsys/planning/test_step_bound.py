@@ -126,3 +126,5 @@ def test_the_best_split_gives_devices_to_the_slower_phase() -> None:
 def test_engines_over_several_devices_leave_the_remainder_unused() -> None:
     found = splits(replace(BOUND, num_groups=6), num_devices=6, devices_per_actor=2)
     assert [(one.num_actors, one.num_ranks) for one in found] == [(2, 1), (2, 2), (1, 3)]
+    shared = splits(replace(BOUND, num_groups=6), num_devices=6, devices_per_actor=2, devices_per_rank=2)
+    assert [(one.num_actors, one.num_ranks) for one in shared] == [(2, 1), (1, 2)]
