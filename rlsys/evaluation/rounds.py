@@ -20,6 +20,11 @@ MAX_LISTED = 50
 AnsweredByMode = Mapping[str, Sequence[Answered]]
 
 
+def round_names(answered: Mapping[str, object]) -> list[str]:
+    """Return the modes of a set that are rounds, the first one first; [] if its rows were asked once."""
+    return [name for number in range(1, len(answered) + 1) if (name := f"round_{number}") in answered]
+
+
 def rounds_of(
     answered: AnsweredByMode, answers: Mapping[str, Mapping[str, Answer]], task: str, protocol: Protocol_
 ) -> dict[str, Json]:
@@ -28,7 +33,7 @@ def rounds_of(
     answered, answers: of a set, by mode, as in `EvaluatedSet`.
     Costs are means over the rows; a row that stopped before a round costs nothing in it.
     """
-    names = [name for number in range(1, len(answered) + 1) if (name := f"round_{number}") in answered]
+    names = round_names(answered)
     if not names:
         return {}
     scored = {name: _rows(answered[name], task, protocol) for name in (*names, *WINDOWS) if name in answered}

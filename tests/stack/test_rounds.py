@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 
 from rlsys.demo.synthetic import draw_dataset
 from tests.stack.test_end_to_end import rlsys
+from tests.support.browser import needs_browser, opened_row
 
 pytestmark = pytest.mark.stack
 NUM_CLIPS, NUM_ROWS = 3, 6  # two objects a clip
@@ -85,6 +86,15 @@ def test_reports_have_the_figures_of_each_round(out: Path) -> None:
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     metrics = client.get_run((out / "mlflow_run_id").read_text().strip()).data.metrics
     assert {"eval/rows/round_1/miou", "eval/rows/round_2/miou"} <= metrics.keys()
+
+
+@needs_browser
+def test_a_browser_sees_both_rounds_of_a_row_with_their_frames(out: Path) -> None:
+    first = answers(out, "round_1")[0]
+    rounds = opened_row(out / "report.html", first["row_id"]).split('<div class="round">')[1:]
+    assert len(rounds) == 2
+    assert all(one.count('src="data:image/jpeg;base64,') == first["num_frames"] for one in rounds)
+    assert "looked evenly again" in rounds[1]
 
 
 def test_other_settings_of_perception_are_refused_in_the_same_folder(out: Path, command: list[str]) -> None:

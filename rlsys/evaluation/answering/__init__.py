@@ -4,5 +4,5 @@
 - `modes` (`Mode`, `ModeName`, `evenly_spaced`, `modes_of`): greedy, sampled and controls
 - `responders` (`ActorResponder`, `Responder`, `collect_answers`): where answers come from
 - `endpoint` (`EndpointResponder`): answers of a served model
-- `rounds` (`Rounds`, `Rows`, `SecondLook`, `with_cost`): rows that are answered round by round
+- `rounds` (`Rounds`, `Rows`, `SecondLook`, `asked_in_rounds`, `with_cost`): rows that are answered round by round
 """

@@ -185,6 +185,25 @@ class _Flow:
                 self._responder.prefetch(item)
 
 
+def asked_in_rounds(
+    item: PromptItem,
+    answers: Sequence[Answer],
+    next_turn: NextTurn,
+    first: Callable[[PromptItem], PromptItem] = lambda item: item,
+) -> list[PromptItem | None]:
+    """Return what each round asked of a row, None for a round before which it had stopped.
+
+    answers: to the row, one for each round.  next_turn, first: those of the evaluation, which decide the same again.
+    """
+    asked: list[PromptItem | None] = [first(item)]
+    past = [_round_of(answers[0])]
+    for answer in answers[1:]:
+        found = None if _stopped(answer) else next_turn(item, _whole_of(answers[0]), past)
+        asked.append(item_of(item, found) if isinstance(found, Show) else None)
+        past.append(_round_of(answer))
+    return asked
+
+
 def with_cost(answer: Answer) -> Answer:
     """Return an answer with what a single look cost, as the rounds of `Rounds` have it."""
     return replace(answer, look=_cost(answer))

@@ -2,6 +2,8 @@
 
 - `page` (`Curve`, `Section`, `Table`, `write_page`): tables and curves, and a browser of rows
 - `preview` (`write_preview`): rows of an annotation file, before a model has answered
+- `rounds` (`ShownRound`, `page_rounds`): the rounds of a row
 - `rows` (`page_row`): a row with what it shows
-- `thumbnails` (`Thumbnail`, `thumbnails`, `thumbnails_of_clip`): small pictures of the frames that a model was shown
+- `thumbnails` (`Thumbnail`, `thumbnails`, `thumbnails_of_clip`, `thumbnails_of_rounds`): small pictures of the frames
+  that a model was shown
 """

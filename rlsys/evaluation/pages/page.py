@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rlsys.types import Json
 
 CURVE_WIDTH, CURVE_HEIGHT, MARGIN = 420, 220, 36
+MARKED = 8
 COLOURS = ("#1f6feb", "#d1242f", "#8250df", "#1a7f37", "#bf8700", "#57606a")
 
 
@@ -29,7 +30,7 @@ class Table:
 class Curve:
     """Curves over one x axis. series: points (x, y) in order, by name.  x_max: the x axis runs from 0 to it.
 
-    The y axis runs from 0 to 1. A single point is shown as a circle.
+    The y axis runs from 0 to 1. Points of a series with at most `MARKED` of them are shown as circles.
     """
 
     title: str
@@ -86,6 +87,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], rows: Sequen
         width=CURVE_WIDTH,
         height=CURVE_HEIGHT,
         margin=MARGIN,
+        marked=MARKED,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="replace")

@@ -48,6 +48,12 @@ def page_row(
     }
 
 
+def answered_places(row: Answered) -> dict[str, Json]:
+    """Return the spans and boxes in the first text of a row, under "spans" and "boxes"."""
+    _, answered, frame = _read(row)
+    return {"spans": _spans(answered), "boxes": _boxes(answered, frame)}
+
+
 def _read(row: Answered) -> tuple[list[Answer | None], list[Answer | None], tuple[float, float]]:
     """Return the answers in the truth and in the first text, as far as they can be read, and the unit of boxes."""
     try:

@@ -14,12 +14,9 @@ from rlsys.config.data import metric_name
 from rlsys.config.evaluation import WINDOWS, Control
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.evaluation.answered import Answered
-from rlsys.evaluation.answering.modes import evenly_spaced
 from rlsys.evaluation.answering.responders import Responder
-from rlsys.evaluation.evaluated import EvaluatedSet, results_of, scored
+from rlsys.evaluation.evaluated import EvaluatedSet, results_of
 from rlsys.evaluation.pages.page import write_page
-from rlsys.evaluation.pages.rows import page_row
-from rlsys.evaluation.pages.thumbnails import Thumbnail, thumbnails
 from rlsys.evaluation.results_report import markdown, print_results, sections
 from rlsys.evaluation.rounds import write_rounds_curve
 from rlsys.files import write_whole
@@ -27,6 +24,7 @@ from rlsys.models.folder import content_digest
 from rlsys.runs.assemble import judge_captions
 from rlsys.runs.check import check_evaluation
 from rlsys.runs.evaluating.answering import answer_sets, chosen_sets, predicted_sets
+from rlsys.runs.evaluating.page_rows import page_rows
 from rlsys.runs.evaluating.responder import open_responder
 from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.records.checkpoint import find, load_state
@@ -155,7 +153,7 @@ def write_reports(
     write_whole(out / MARKDOWN_FILE, markdown(title, results))
     for name, found in _with_rounds(results):
         write_rounds_curve(out / name, found["protocol"], found)
-    rows = [row for one in evaluated for row in _page_rows(config, one)]
+    rows = [row for one in evaluated for row in page_rows(config, one)]
     write_page(out / PAGE_FILE, title, sections(results), rows)
 
 
@@ -165,28 +163,6 @@ def _with_rounds(results: Mapping[str, Json]) -> Iterator[tuple[str, Mapping[str
         for task, protocols in one["tasks"].items():
             if protocols and protocols[0].get("rounds"):
                 yield f"rounds_{metric_name(one['name'])}_{task}.png", protocols[0]
-
-
-def _page_rows(config: RunConfig, one: EvaluatedSet) -> Iterator[dict[str, Json]]:
-    greedy = one.answered["greedy"]
-    answerable = [row for row in greedy if row.row_id in one.items and row.texts]
-    shown = [answerable[index] for index in evenly_spaced(len(answerable), config.evaluation.page_rows)]
-    frames: dict[str, list[Thumbnail]] = dict(
-        zip(
-            (row.row_id for row in shown),
-            thumbnails(
-                [one.items[row.row_id].media for row in shown],
-                workers=config.data.decode_workers,
-                timeout_s=config.data.decode_timeout_s,
-            ),
-            strict=True,
-        )
-    )
-    for task in one.tasks():
-        protocol = one.protocols_of(task)[0]
-        for row, scores in scored([row for row in greedy if row.task == task], protocol):
-            pictures = frames.get(row.row_id, [])
-            yield page_row(row, group=one.name, frames=pictures, scores=scores, score=scores[protocol.row_score])
 
 
 def metrics_of(results: Mapping[str, Json]) -> dict[str, float]:

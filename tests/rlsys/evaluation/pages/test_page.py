@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,11 +17,11 @@ from rlsys.evaluation.pages.preview import write_preview
 from rlsys.evaluation.pages.rows import page_row
 from rlsys.evaluation.pages.thumbnails import MAX_FRAMES, thumbnails
 from rlsys.types import VideoSpec
+from tests.support.browser import needs_browser, opened_row, shown
 from tests.support.pace import patience
 from tests.support.video_files import make_video
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>"
-BROWSER = os.environ.get("RLSYS_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def grounding(name: str, question: str, text: str) -> Answered:
@@ -115,15 +111,8 @@ def test_thumbnails_show_the_frames_that_a_model_is_shown(tmp_path: Path) -> Non
     assert few[0]["url"].startswith("data:image/jpeg;base64,/9j/")
 
 
-def shown(page: Path, state: str) -> str:
-    """Return what a browser has made of a page. state: as in the page's address behind #."""
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"{page.as_uri()}#{state}"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=patience(60.0), check=True).stdout
-    return html.unescape(found)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium: set RLSYS_CHROMIUM to its command")
+@needs_browser
 def test_a_browser_filters_rows_and_opens_one(page: Path) -> None:
     everything = shown(page, "")
     assert "3 of 3 rows" in everything
@@ -155,7 +144,7 @@ def preview(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium: set RLSYS_CHROMIUM to its command")
+@needs_browser
 def test_a_browser_opens_the_preview_and_a_row_of_it_with_its_frames(preview: Path) -> None:
     closed = shown(preview, "").partition('id="rows"')[2].partition("<script")[0]
     assert "When is first seen?" in closed and "When is second seen?" in closed and "How many?" in closed
@@ -165,5 +154,5 @@ def test_a_browser_opens_the_preview_and_a_row_of_it_with_its_frames(preview: Pa
     assert re.findall(r'alt="frame at ([\d.]+) s"', rows) == [f"{second}.00" for second in range(6)]
     assert rows.count('src="data:image/jpeg;base64,') == 6
     assert 'title="annotated 1.5 to 3 s"' in rows and "answered" not in rows
-    gone = shown(preview, "open=rows:3").partition('id="rows"')[2].partition("<script")[0]
+    gone = opened_row(preview, "rows:3")
     assert "no answer: " in gone.replace("</span>", "") and "gone.mp4" in gone and "<img" not in gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.evaluating import evaluate
 from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.types import PromptItem, Sampling
+from tests.support.browser import needs_browser, opened_row
 from tests.support.video_files import make_video
 
 pytestmark = pytest.mark.stack
@@ -94,6 +96,13 @@ def run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Scrip
     return run_evaluation(config, EvalOptions()), model
 
 
+def row_of(page: Path) -> dict[str, Any]:
+    """Return the row of a page that has frames."""
+    rows = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    (found,) = (row for row in rows if row.get("rounds"))
+    return found
+
+
 def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     out, model = run(config, monkeypatch)
     (one,) = json.loads((out / "results.json").read_text())["sets"]
@@ -112,6 +121,19 @@ def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monk
     assert "| round 2 | 0.500 |" in markdown and "oracle window: 0.500 after two rounds of 2 rows" in markdown
     assert "rows that a later round made worse" in (out / "report.html").read_text()
     assert (out / "rounds_rows_temporal_grounding.png").stat().st_size > 1000
+    shown = row_of(out / "report.html")
+    assert [one["score"] for one in shown["rounds"]] == [pytest.approx(0.4), 1.0]
+    assert [one["spans"] for one in shown["rounds"]] == [[[1.5, 4.0]], [[2.0, 3.0]]]
+    assert [one["clue"]["spans"] for one in shown["rounds"]] == [[], [[1.5, 4.0]]]
+    assert [part["label"] for part in shown["rounds"][1]["parts"]] == ["0.0 to 1.5:", "1.5 to 4.0:", "4.0 to 6.0:"]
+    times = [[part["times"] for part in one["parts"]] for one in shown["rounds"]]
+    assert times[0] == [[0.5 * index for index in range(12)]]
+    assert (
+        [len(part) for part in times[1]] == [2, 6, 4] and times[1][1][0] == 1.5 and times[1][2] == [4.0, 4.5, 5.0, 5.5]
+    )
+    frames = [frame for one in shown["rounds"] for part in one["parts"] for frame in part["frames"]]
+    assert len(frames) == 24 and len(shown["pictures"]) < 24, "a frame that both rounds show is on the page once"
+    assert shown["length_s"] == 6.0 and not shown["frames"]
     _, nothing = run(config, monkeypatch)
     assert not nothing.prompts_seen, "all answers were there"
     three = config.model_copy(update={"perception": config.perception.model_copy(update={"rounds": 3})})
@@ -119,3 +141,20 @@ def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monk
     assert len(third.prompts_seen) == len(SPANS), "only the third round was missing"
     (one,) = json.loads((out / "results.json").read_text())["sets"]
     assert len(one["tasks"]["temporal_grounding"][0]["rounds"]["by_round"]) == 3
+
+
+@needs_browser
+def test_a_browser_opens_a_row_and_sees_both_rounds(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = run(config, monkeypatch)
+    row = opened_row(out / "report.html", "rows:clip0/0")
+    first, second = row.split('<div class="round">')[1:]
+    assert re.findall(r'alt="frame at ([\d.]+) s"', first) == [f"{0.5 * index:.2f}" for index in range(12)]
+    assert "12 frames, 24 visual tokens, score 0.400" in first and "<pre><answer>1.5 to 4.0</answer></pre>" in first
+    assert "score 1.000" in second and "shown around: </span>1.5 to 4 s" in second
+    assert re.findall(r'<div class="key">([^<]*)</div>', second) == ["0.0 to 1.5:", "1.5 to 4.0:", "4.0 to 6.0:"]
+    assert re.findall(r'alt="frame at ([\d.]+) s"', second)[:3] == ["0.00", "0.70", "1.50"], (
+        "0.75 s lies between two frames"
+    )
+    for title in ("annotated 2 to 3 s", "round 1 answered 1.5 to 4 s", "round 2 shown around 1.5 to 4 s"):
+        assert f'title="{title}"' in row
+    assert 'title="round 2 answered 2 to 3 s"' in row and row.count('class="lane"') == 3
