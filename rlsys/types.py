@@ -261,6 +261,9 @@ class ScoredGroup:
     reasons: G strings, "" or the scorer's explanation.  evidence: G values, the judge's verdicts or None.
     spans: phase ("decode", "prompt", "generate", "score") -> (start, end) in seconds of one
     process's monotonic clock.
+    first: of responses that were asked again, the group with the scores of its own responses; None if none was. Scores,
+    rewards and the rest are then those of each trajectory: of its last round.
+    later: the rounds after the first one, those of each trajectory in order.
     """
 
     group: RolloutGroup
@@ -271,6 +274,8 @@ class ScoredGroup:
     reasons: tuple[str, ...]
     evidence: tuple[Json, ...]
     spans: Mapping[str, tuple[float, float]]
+    first: ScoredGroup | None = None
+    later: tuple[LaterRound, ...] = ()
 
     def __post_init__(self) -> None:
         size = len(self.group.rollouts)
@@ -280,6 +285,31 @@ class ScoredGroup:
                 f"{self.group.item.prompt_id}: scores, rewards, is_valid have the shapes {shapes}, which do not fit "
                 f"{size} rollouts and {len(self.score_names)} scores."
             )
+
+    @property
+    def groups(self) -> tuple[RolloutGroup, ...]:
+        """The group of the first round, and those of later rounds, of one response each."""
+        return (self.group, *(one.scored.group for one in self.later))
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """The responses of all rounds."""
+        return tuple(rollout for group in self.groups for rollout in group.rollouts)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LaterRound:
+    """A round after the first of one trajectory: a response to a prompt of its own.
+
+    sample_index: of the trajectory, that of its response in the first round.  number: of the round, from 2 on.
+    scored: a group of the one response, with the prompt and the clips that the round showed.
+    reason: why it was shown as it was, where that is not what the response before asked for; "" otherwise.
+    """
+
+    sample_index: int
+    number: int
+    scored: ScoredGroup
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

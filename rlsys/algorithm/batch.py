@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from rlsys.algorithm.advantages import advantages, scaled_over_batch
+from rlsys.algorithm.trajectories import spread_over_rounds
 from rlsys.config.run import AlgorithmConfig, RewardConfig
 from rlsys.errors import UserError
 from rlsys.tasks.table import score_weights
@@ -50,13 +51,14 @@ def group_advantages_of(
 def make_batch(groups: tuple[ScoredGroup, ...], by_group: tuple[np.ndarray, ...], reward: RewardConfig) -> TrainBatch:
     """Return the batch of scored groups; rollouts that could not be scored are excluded from the loss.
 
-    by_group: advantages, f32 [G] each, see `group_advantages_of`.
+    by_group: advantages, f32 [G] for each group of each round: for those of `scored.groups`, one after the other.
+    A trajectory is trained on in all its rounds, or in none if its last one could not be scored.
     """
     return TrainBatch(
         objective="grpo",
-        groups=tuple(scored.group for scored in groups),
+        groups=tuple(group for scored in groups for group in scored.groups),
         advantages=by_group,
-        is_trained=tuple(_is_trained(scored, reward) for scored in groups),
+        is_trained=tuple(mask for scored in groups for mask in spread_over_rounds(scored, _is_trained(scored, reward))),
     )
 
 
@@ -64,18 +66,21 @@ def imitation_batch(groups: Sequence[RolloutGroup], by_group: Sequence[np.ndarra
     """Return demonstrations as a batch whose loss is the mean negative log-likelihood of response tokens.
 
     Demonstrations of one prompt become one group, so that they share the prompt when packed. Groups are in the order
-    in which their prompts first appear. by_group: weights of the responses, f32 [G] each.
+    in which their prompts first appear. Two rounds of one row have different prompts.
+    by_group: weights of the responses, f32 [G] each.
     """
-    merged: dict[str, tuple[RolloutGroup, list[np.ndarray]]] = {}
+    merged: dict[tuple[str, bytes, tuple[str, ...]], tuple[RolloutGroup, list[np.ndarray]]] = {}
     for group, weights in zip(groups, by_group, strict=True):
-        known = merged.get(group.item.prompt_id)
+        shown = tuple(clip.info.digest for clip in group.clips)
+        prompt = (group.item.prompt_id, group.prompt.prompt_ids.tobytes(), shown)
+        known = merged.get(prompt)
         if known is None:
-            merged[group.item.prompt_id] = (group, [weights])
+            merged[prompt] = (group, [weights])
         else:
             first = len(known[0].rollouts)
             more = (replace(one, sample_index=first + index) for index, one in enumerate(group.rollouts))
             whole = replace(known[0], rollouts=(*known[0].rollouts, *more))
-            merged[group.item.prompt_id] = (whole, [*known[1], weights])
+            merged[prompt] = (whole, [*known[1], weights])
     return TrainBatch(
         objective="nll",
         groups=tuple(group for group, _ in merged.values()),

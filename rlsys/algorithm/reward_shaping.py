@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from rlsys.algorithm.trajectories import summed_over_rounds
 from rlsys.config.run import AlgorithmConfig
 from rlsys.types import RolloutGroup, ScoredGroup
 
@@ -39,21 +40,32 @@ def shape_rewards(
 ) -> Shaped:
     """Return the groups with the penalties of `algorithm` subtracted from their rewards; unchanged if it has none.
 
-    reference: log-probs of the reference policy, f32 [R], as `[group][sample]`; required if `needs_reference`.
+    reference: log-probs of the reference policy, f32 [R], as `[group][sample]`, for the groups of all rounds; required
+    if `needs_reference`. A trajectory has the penalties of all its rounds.
     """
     penalties: dict[str, list[np.ndarray]] = {}
     if algorithm.overlong_buffer_tokens:
         penalties["reward/overlong_penalty/mean"] = [
             algorithm.overlong_penalty
-            * overlong_fraction(response_lengths(scored.group), max_tokens, algorithm.overlong_buffer_tokens)
+            * summed_over_rounds(
+                scored,
+                [
+                    overlong_fraction(response_lengths(group), max_tokens, algorithm.overlong_buffer_tokens)
+                    for group in scored.groups
+                ],
+            )
             for scored in groups
         ]
     if needs_reference(algorithm):
         if reference is None:
             raise ValueError("algorithm.kl_in=reward needs the reference policy's log-probs; pass them as `reference`.")
+        rest = iter(reference)
         penalties["reward/kl_penalty/mean"] = [
-            algorithm.kl_coef * sequence_kl(scored.group, logprobs, algorithm.kl_estimator)
-            for scored, logprobs in zip(groups, reference, strict=True)
+            algorithm.kl_coef
+            * summed_over_rounds(
+                scored, [sequence_kl(group, next(rest), algorithm.kl_estimator) for group in scored.groups]
+            )
+            for scored in groups
         ]
     shaped = groups
     for by_group in penalties.values():

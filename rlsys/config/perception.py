@@ -16,7 +16,7 @@ class PerceptionConfig(Part):
     """The settings of iterative perception: a model looks again where its own answer points."""
 
     rounds: int = Field(default=1, ge=1, le=16)
-    """Largest number of rounds in which `rlsys eval` asks each row; 1 asks once, as if this section did not exist."""
+    """Largest number of rounds in which each row is asked; 1 asks once, as if this section did not exist."""
     turn: Literal["look_again", "zoom"] = "look_again"
     """What a later round shows: the clip sampled anew around the periods and boxes of the response (look_again), or the
     clip with one enlarged part that the response requests by <zoom>…</zoom> (zoom)."""
@@ -42,6 +42,10 @@ class PerceptionConfig(Part):
     `stable_iou` (clue_stable), or its answer is the one before (answer_repeated)."""
     stable_iou: float = Field(default=0.9, gt=0, le=1)
     """IoU of two successive clues from which on they count as the same."""
+    clue_coef: float = Field(default=0.5, ge=0)
+    """In training: what the clue of a round counts beside its trajectory, both as advantages."""
+    improvement_coef: float = Field(default=0.5, ge=0)
+    """In training: what the gain in IoU over the clue of the round before adds to that of a clue."""
 
     @field_validator("max_frames")
     @classmethod

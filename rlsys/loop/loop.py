@@ -98,5 +98,5 @@ def _shape_rewards(parts: Parts, objective: Objective, groups: tuple[ScoredGroup
     if not objective.needs_reference:
         return objective.shape(groups, None)
     with clock("reference"):
-        reference = parts.reference_logprobs([scored.group for scored in groups])
+        reference = parts.reference_logprobs([group for scored in groups for group in scored.groups])
     return objective.shape(groups, reference)

@@ -9,12 +9,14 @@ import numpy as np
 
 from rlsys.algorithm.batch import group_advantages_of, has_spread, imitation_batch, make_batch, require_scores
 from rlsys.algorithm.reward_shaping import Shaped, needs_reference, shape_rewards
+from rlsys.algorithm.trajectories import clue_advantages, clue_qualities, clue_terms, round_advantages
 from rlsys.config.run import RunConfig
 from rlsys.loop.staleness import is_fresh
+from rlsys.perception.clues import clue_scores
 from rlsys.types import ScoredGroup, TrainBatch
 
 Reference = Sequence[Sequence[np.ndarray]]
-"""Log-probs of the reference policy, f32 [R], as `[group][sample]`."""
+"""Log-probs of the reference policy, f32 [R], as `[group][sample]`, for the groups of all rounds."""
 
 
 class Objective(Protocol):
@@ -35,7 +37,7 @@ class Objective(Protocol):
         """Return the groups with the rewards that advantages are computed from."""
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
-        """Return the advantage of each response, f32 [G] for each group."""
+        """Return the advantage of each response, f32 [G] for each group of each round."""
 
     def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
         """Return the batch of one step. Raises ScoringFailed if no response of it was scored."""
@@ -46,14 +48,15 @@ class PolicyGradient:
 
     def __init__(self, config: RunConfig) -> None:
         self._algorithm, self._reward, self._max_tokens = config.algorithm, config.reward, config.rollout.max_tokens
+        self._perception = config.perception
         self.max_lag = config.pipeline.max_lag
         self.needs_reference = needs_reference(config.algorithm)
 
     def teaches(self, scored: ScoredGroup) -> bool:
-        return has_spread(scored, self._algorithm, self._reward)
+        return has_spread(scored, self._algorithm, self._reward) or bool(self._of_clues(scored).any())
 
     def staleness_problem(self, scored: ScoredGroup, step: int) -> str:
-        for rollout in scored.group.rollouts:
+        for rollout in scored.rollouts:
             versions = rollout.token_versions
             # both ends: a response generated while the learner rolls back can have tokens of discarded weights
             for weight_version in (int(versions.min()), int(versions.max())):
@@ -68,7 +71,22 @@ class PolicyGradient:
         return shape_rewards(groups, self._algorithm, self._max_tokens, reference)
 
     def advantages(self, groups: Sequence[ScoredGroup]) -> tuple[np.ndarray, ...]:
-        return group_advantages_of(groups, self._algorithm, self._reward)
+        of_trajectories = group_advantages_of(groups, self._algorithm, self._reward)
+        return tuple(
+            advantages
+            for scored, of_trajectory in zip(groups, of_trajectories, strict=True)
+            for advantages in round_advantages(scored, of_trajectory, self._of_clues(scored))
+        )
+
+    def _of_clues(self, scored: ScoredGroup) -> np.ndarray:
+        """Return the part of the advantages that clues are worth, f32 [rounds, G]; 0 if rows are asked once."""
+        perception = self._perception
+        size = len(scored.group.rollouts)
+        if perception.rounds == 1 or perception.turn != "look_again" or not perception.clue_coef:
+            return np.zeros((max((one.number for one in scored.later), default=1), size), np.float32)
+        terms = clue_terms(clue_qualities(scored, clue_scores(scored.group.item.task)), perception.improvement_coef)
+        found = clue_advantages(terms, self._algorithm.advantage, self._reward.min_valid)
+        return np.float32(perception.clue_coef) * found
 
     def batch(self, groups: tuple[ScoredGroup, ...], advantages: tuple[np.ndarray, ...]) -> TrainBatch:
         batch = make_batch(groups, advantages, self._reward)

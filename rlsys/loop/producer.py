@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import threading
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState
 
 from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
+from rlsys.algorithm.trajectories import trajectories
 from rlsys.config.run import RunConfig
-from rlsys.errors import FramesLost, TruthOutside, UserError
+from rlsys.data.video.errors import ClipError
+from rlsys.errors import TruthOutside, UserError
+from rlsys.loop.preparer import LOST_FRAMES, Clips, Computed, Preparer, lost_in, span
 from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contract
+from rlsys.perception.choose import first_item, next_turn_of
+from rlsys.perception.media import WholeClip, whole_of
+from rlsys.perception.turns import Show, item_of, shown_after
 from rlsys.tasks.truth_fit import fit_truth
 from rlsys.types import (
     ClipRef,
-    MediaSpec,
+    LaterRound,
     Prompt,
     PromptItem,
     Rollout,
@@ -38,31 +41,7 @@ from rlsys.types import (
 
 log = logging.getLogger(__name__)
 
-Computed = TypeVar("Computed")
 OnDirtyRow = Literal["drop", "clip", "stop"]
-
-LOST_FRAMES: Mapping[str, Any] = {
-    "retry": retry_if_exception_type(FramesLost),
-    "stop": stop_after_attempt(4),
-    "reraise": True,
-}
-"""The retry policy for clips whose frames are no longer in the object store, which are then decoded again."""
-
-
-class Clips(Protocol):
-    """The store of decoded clips; see `rlsys.data.video.clips`."""
-
-    async def get(self, spec: MediaSpec) -> ClipRef: ...
-
-    async def get_all(self, specs: Sequence[MediaSpec]) -> list[ClipRef]: ...
-
-    async def shuffled(self, clip: ClipRef, seed: int) -> ClipRef: ...
-
-    def has_room(self) -> bool: ...
-
-    def forget(self, references: Collection[str]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Pool(Protocol):
@@ -90,105 +69,9 @@ def sampling_seed(run_seed: int, prompt_index: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:6], "big")
 
 
-class ClipFetcher:
-    """A fetcher of the clips of items, on an event loop of its own."""
-
-    def __init__(self, clips: Clips) -> None:
-        self._clips = clips
-        self._prefetched: dict[str, list[ClipRef]] = {}  # the cache may evict a clip before its prompt starts
-        self._events = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._events.run_forever, name="group-producer", daemon=True)
-        self._thread.start()
-
-    def prefetch(self, item: PromptItem) -> None:
-        """Decode the item's clips now and hold them until they are needed; errors are raised then.
-
-        Nothing is decoded ahead while the live clips fill `data.cache_bytes`.
-        """
-        asyncio.run_coroutine_threadsafe(self._prefetch(item), self._events)
-
-    async def _prefetch(self, item: PromptItem) -> None:
-        if not self._clips.has_room():
-            return
-        found = await asyncio.gather(*(self._clips.get(spec) for spec in item.media), return_exceptions=True)
-        self._prefetched[item.prompt_id] = [clip for clip in found if not isinstance(clip, BaseException)]
-
-    async def _fetch(self, item: PromptItem) -> tuple[ClipRef, ...]:
-        if len({spec.uri for spec in item.media}) < len(item.media):  # parts of one file are decoded together
-            clips = tuple(await self._clips.get_all(item.media))
-        else:
-            clips = tuple(await asyncio.gather(*(self._clips.get(spec) for spec in item.media)))
-        self._prefetched.pop(item.prompt_id, None)
-        return clips
-
-    def close(self) -> None:
-        """Cancel running work and stop the decoding processes and the event loop."""
-        asyncio.run_coroutine_threadsafe(self._stop(), self._events).result(timeout=30)
-        self._events.call_soon_threadsafe(self._events.stop)
-        self._thread.join(timeout=30)
-
-    async def _stop(self) -> None:
-        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self._clips.close()
-
-
-class Preparer(ClipFetcher):
-    """A preparer of prompts and clips. Only `with_frames` blocks."""
-
-    def __init__(self, clips: Clips, prompts: PromptBuilder) -> None:
-        super().__init__(clips)
-        self._prompts = prompts
-
-    def put_together(
-        self,
-        item: PromptItem,
-        make: Callable[[Prompt, tuple[ClipRef, ...]], ScoredGroup],
-        response_tokens: int | None = None,
-    ) -> Future[ScoredGroup]:
-        """Prepare the item and apply `make` to its prompt and clips. The future raises ClipError for a bad clip.
-
-        response_tokens: length of the longest response that will follow the prompt; None means rollout.max_tokens.
-        """
-
-        async def put() -> ScoredGroup:
-            return make(*await self._prepare(item, {}, response_tokens))
-
-        return asyncio.run_coroutine_threadsafe(put(), self._events)
-
-    def with_frames(
-        self, groups: Sequence[RolloutGroup], compute: Callable[[tuple[RolloutGroup, ...]], Computed]
-    ) -> Computed:
-        """Return `compute(groups)`; clips whose frames were lost are decoded again, and `compute` is retried."""
-        present = list(groups)
-
-        def decode_again(attempt: RetryCallState) -> None:
-            lost = _lost_in(attempt)
-            present[:] = [self._with_clips_again(group, lost) for group in present]
-
-        return Retrying(**LOST_FRAMES, before_sleep=decode_again)(lambda: compute(tuple(present)))
-
-    def _with_clips_again(self, group: RolloutGroup, lost: Collection[str]) -> RolloutGroup:
-        if not any(clip.frames.hex() in lost for clip in group.clips):
-            return group
-
-        async def make_again() -> RolloutGroup:
-            self._clips.forget(lost)
-            _, clips = await self._prepare(group.item, {})
-            return replace(group, clips=clips)
-
-        return asyncio.run_coroutine_threadsafe(make_again(), self._events).result()
-
-    async def _prepare(
-        self, item: PromptItem, spans: dict[str, tuple[float, float]], response_tokens: int | None = None
-    ) -> tuple[Prompt, tuple[ClipRef, ...]]:
-        with _span(spans, "decode"):
-            clips = await self._fetch(item)
-        with _span(spans, "prompt"):
-            prompt = self._prompts.build(item, [clip.info for clip in clips], response_tokens)
-        return prompt, clips
+def round_seed(sampling: Sampling, sample_index: int, number: int) -> int:
+    """Return the 48-bit seed of a trajectory's response in a later round, a function of the group's seed."""
+    return sampling_seed(sampling.seed, sample_index, f"round {number}")
 
 
 class Answerer(Preparer):
@@ -210,7 +93,7 @@ class Answerer(Preparer):
         """Return `make(*arguments)`, made again after clips whose frames were lost are forgotten."""
 
         def forget(attempt: RetryCallState) -> None:
-            self._clips.forget(_lost_in(attempt))
+            self._clips.forget(lost_in(attempt))
 
         return await AsyncRetrying(**LOST_FRAMES, before_sleep=forget)(make, *arguments)
 
@@ -234,9 +117,11 @@ class GroupProducer(Answerer):
         super().__init__(clips, prompts, pool)
         self._scorer = scorer
         self._reward, self._shuffled_group_size = config.reward, config.rollout.shuffled_group_size
+        self._perception = config.perception
+        self._next_turn = next_turn_of(config.perception, config.answers.reading)
 
     def start(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None = None) -> Future[ScoredGroup]:
-        """Start one group. Its future raises ClipError if a clip is unusable.
+        """Start one group, with all its rounds. Its future raises ClipError if a clip is unusable.
 
         on_outside: what to do with a truth whose times are outside the decoded clip, as `data.on_dirty_row`: the future
         raises TruthOutside, the truth is cut to the clip, or UserError ends the run. None scores it as it is, so that
@@ -251,9 +136,11 @@ class GroupProducer(Answerer):
 
     async def _make_once(self, item: PromptItem, sampling: Sampling, on_outside: OnDirtyRow | None) -> ScoredGroup:
         spans: dict[str, tuple[float, float]] = {}
-        prompt, clips = await self._prepare(item, spans)
+        prompt, clips = await self._prepare(first_item(item, self._perception), spans)
         if on_outside is not None:
             item = fitted(item, clips, on_outside)
+        if self._perception.rounds > 1:
+            return await self._in_rounds(item, prompt, clips, sampling, spans)
         if not wants_contrast(item.task, self._reward):
             return await self._scored(item, prompt, clips, sampling, spans)
         # concurrently, so that the second group adds no waiting time
@@ -262,6 +149,58 @@ class GroupProducer(Answerer):
             self._with_shuffled_frames(item, prompt, clips, sampling),
         )
         return with_order_contrast(scored, shuffled, self._reward)
+
+    async def _in_rounds(
+        self,
+        item: PromptItem,
+        prompt: Prompt,
+        clips: tuple[ClipRef, ...],
+        sampling: Sampling,
+        spans: dict[str, tuple[float, float]],
+    ) -> ScoredGroup:
+        """Return the group with the later rounds of each response, every one sampled from a prompt of its own.
+
+        The rounds of a trajectory follow each other without waiting for other trajectories, or for scores.
+        """
+        whole = whole_of(item.media, [clip.info for clip in clips])
+        with span(spans, "generate"):
+            group = await self._generated(first_item(item, self._perception), prompt, clips, sampling)
+            scoring = asyncio.create_task(self._scorer.score(group, {}))
+            try:
+                later = await asyncio.gather(*(self._followed(item, whole, one, sampling) for one in group.rollouts))
+                first = await scoring
+            finally:
+                scoring.cancel()
+        scored = trajectories(first, [one for of_one in later for one in of_one])
+        return replace(scored, spans={**first.spans, **spans})
+
+    async def _followed(
+        self, item: PromptItem, whole: WholeClip | None, first: Rollout, sampling: Sampling
+    ) -> list[LaterRound]:
+        """Return the later rounds of a response. One that cannot be shown ends them: the answer before stands."""
+        texts, reasons, scoring = [first.text], [], []
+        try:
+            while isinstance(shown := shown_after(item, whole, texts, self._next_turn), Show):
+                number = len(texts) + 1
+                asked = item_of(item, shown)
+                try:
+                    prompt, clips = await self._prepare(asked, {})
+                except ClipError as error:
+                    log.warning("%s: round %d could not be shown: %s", first.rollout_id, number, error)
+                    break
+                seed = round_seed(sampling, first.sample_index, number)
+                group = await self._generated(asked, prompt, clips, replace(sampling, num_samples=1, seed=seed))
+                texts.append(group.rollouts[0].text)
+                reasons.append(shown.reason)
+                scoring.append(asyncio.create_task(self._scorer.score(group, {})))
+            scores = await asyncio.gather(*scoring)
+        finally:
+            for task in scoring:
+                task.cancel()
+        return [
+            LaterRound(sample_index=first.sample_index, number=number, scored=scored, reason=reason)
+            for number, (scored, reason) in enumerate(zip(scores, reasons, strict=True), start=2)
+        ]
 
     async def _with_shuffled_frames(
         self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...], sampling: Sampling
@@ -280,7 +219,7 @@ class GroupProducer(Answerer):
         sampling: Sampling,
         spans: dict[str, tuple[float, float]],
     ) -> ScoredGroup:
-        with _span(spans, "generate"):
+        with span(spans, "generate"):
             group = await self._generated(item, prompt, clips, sampling)
         return await self._scorer.score(group, spans)
 
@@ -309,18 +248,3 @@ def fitted(item: PromptItem, clips: Sequence[ClipRef], on_outside: OnDirtyRow) -
         raise TruthOutside(message)
     log.warning("cut a truth to its clip: %s", message)
     return replace(item, truth=fit.truth)
-
-
-def _lost_in(attempt: RetryCallState) -> tuple[str, ...]:
-    error = attempt.outcome.exception() if attempt.outcome else None
-    if not isinstance(error, FramesLost):
-        raise TypeError(f"retried after {error!r}, which is not a FramesLost error.")
-    log.warning("%s; decoding them again", error)
-    return error.references
-
-
-@contextmanager
-def _span(spans: dict[str, tuple[float, float]], phase: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    spans[phase] = (start, time.monotonic())

@@ -17,6 +17,9 @@ CLUE_KINDS = PERIOD_KINDS | {"box"}
 """Kinds of answers that point to a part of a clip. The boxes of a tracking row are one for each frame, and point to
 nothing that was not shown."""
 
+CLUE_SCORERS = frozenset({"spans_iou", "mean_box_iou"})
+"""Scorers that compare periods or boxes with the true ones."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clue:
@@ -41,6 +44,16 @@ class Clue:
 def points_somewhere(task: str) -> bool:
     """Return whether responses of a task have a block with periods or a box."""
     return not CLUE_KINDS.isdisjoint(task_named(task).blocks.values())
+
+
+def clue_scores(task: str) -> tuple[str, ...]:
+    """Return the names of a task's scores that compare the clue of a response with the true one."""
+    found = task_named(task)
+    return tuple(
+        name
+        for name, scoring in found.scores.items()
+        if scoring.scorer in CLUE_SCORERS and found.blocks.get(scoring.block or "") in CLUE_KINDS
+    )
 
 
 def clue_of(item: PromptItem, text: str, reading: Reading) -> Clue | None:

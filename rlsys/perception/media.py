@@ -10,7 +10,7 @@ from rlsys.config.perception import PerceptionConfig
 from rlsys.data.video.frames import TEMPORAL_PATCH, count_frames
 from rlsys.perception.selection import Segment
 from rlsys.tasks.geometry import Box
-from rlsys.types import ClipInfo, ImageSpec, Json, VideoSpec
+from rlsys.types import ClipInfo, ImageSpec, Json, MediaSpec, VideoSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,13 @@ def whole_clip(spec: VideoSpec, info: ClipInfo) -> WholeClip:
         source_fps=info.source_fps,
         num_frames=int(info.times_s.size),
     )
+
+
+def whole_of(media: Sequence[MediaSpec], infos: Sequence[ClipInfo]) -> WholeClip | None:
+    """Return what is known of a row's clip from its first look; None for a row with an image or several media."""
+    if len(media) != 1 or isinstance(media[0], ImageSpec):
+        return None
+    return whole_clip(media[0], infos[0])
 
 
 def with_budgets(spec: VideoSpec, perception: PerceptionConfig) -> VideoSpec:

@@ -76,6 +76,24 @@ def item_of(item: PromptItem, shown: Show) -> PromptItem:
     return replace(item, media=shown.media, media_texts=shown.media_texts, note=shown.note)
 
 
+def shown_after(item: PromptItem, whole: WholeClip | None, texts: Sequence[str], next_turn: NextTurn) -> Show | Stop:
+    """Return what follows these responses of a row, one for each round, all of which but the last were followed by one.
+
+    whole: what the first look told of the clip. Raises ValueError if the rounds stop before the last response.
+    """
+    rounds: list[Round] = []
+    shown: Show | Stop | None = None
+    for text in texts:
+        if isinstance(shown, Stop):
+            raise ValueError(f"{item.prompt_id}: no round follows round {len(rounds)}: {shown.reason}")
+        clue, reason = (None, "") if shown is None else (shown.clue, shown.reason)
+        rounds.append(Round(text=text, clue=clue, reason=reason))
+        shown = next_turn(item, whole, rounds)
+    if shown is None:
+        raise ValueError(f"{item.prompt_id}: a round follows a response, and none was given.")
+    return shown
+
+
 def look_again(
     item: PromptItem,
     whole: WholeClip | None,

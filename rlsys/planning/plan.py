@@ -153,8 +153,18 @@ def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Sect
                 f"{prompts.mean + size * responses:.0f}",
                 f"prompt once + {size} responses of {responses:.0f} tokens",
             ),
+            *_later_lines(config, prompts, responses),
         ),
     )
+
+
+def _later_lines(config: RunConfig, prompts: Prompts, responses: float) -> tuple[Line, ...]:
+    count = later_prompts(config)
+    if not count:
+        return ()
+    value = f"{count * (prompts.mean + responses):.0f}"
+    how = f"{count} prompts as long as the first, a response each (perception.rounds={config.perception.rounds})"
+    return (Line("tokens of its later rounds", value, how),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +256,13 @@ def mean_response(config: RunConfig, given: Assumptions) -> float:
 def mean_batch_tokens(config: RunConfig, prompts: Prompts, responses: float) -> float:
     """Return the packed tokens of one rank's share of a step, or of the share of ranks that compute it together."""
     groups = config.train.prompts_per_step / config.learner.data_parallel
-    return groups * (prompts.mean + config.rollout.group_size * responses)
+    first = prompts.mean + config.rollout.group_size * responses
+    return groups * (first + later_prompts(config) * (prompts.mean + responses))
+
+
+def later_prompts(config: RunConfig) -> int:
+    """Return how many prompts of later rounds follow one of the first, at most; each has one response."""
+    return (config.perception.rounds - 1) * config.rollout.group_size
 
 
 def shown(num_bytes: float) -> str:

@@ -80,7 +80,9 @@ def store_section(config: RunConfig, clips: ClipBytes, payload: int) -> Section:
             f"{math.ceil(used / 2**20)}, or lower {_remedy(config, clips)}."
         )
     extra = f" + {config.algorithm.max_extra_groups} replaced" if config.algorithm.max_extra_groups else ""
-    has_shuffled = ", each with its frames shuffled too" if _copies(config) == 2 else ""
+    has_shuffled = ", each with its frames shuffled too" if config.rollout.shuffled_group_size else ""
+    if config.perception.rounds > 1:
+        has_shuffled += f", {config.perception.rounds} rounds of {config.rollout.group_size} responses"
     return Section(
         title="object store",
         lines=(
@@ -130,7 +132,9 @@ def _remedy(config: RunConfig, clips: ClipBytes) -> str:
 
 
 def _copies(config: RunConfig) -> int:
-    return 2 if config.rollout.shuffled_group_size else 1
+    """Return how many times the frames of a prompt are held: of every later round of every response again."""
+    again = (config.perception.rounds - 1) * config.rollout.group_size
+    return 1 + again + (1 if config.rollout.shuffled_group_size else 0)
 
 
 def _bytes(grid: Grid, side: int) -> int:

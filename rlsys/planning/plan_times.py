@@ -84,6 +84,11 @@ def _generate(
         f"{groups} prompts read in {prefill:.3g} s + {responses:.0f} tokens in {decode:.3g} s "
         f"({read / 1e9:.3g} GB a token at {given.memory_gb_per_s:g} GB/s x {given.bandwidth_share:g})"
     )
+    if again := config.perception.rounds - 1:
+        # of a later round every response has a prompt of its own
+        alone = read + groups * ((size - 1) * prompts.mean + size * responses / 2) * room.per_token
+        later = size * prefill + responses * alone / (devices * given.bytes_per_s)
+        return prefill + decode + again * later, f"{how}; {again} later rounds in {later:.3g} s each"
     return prefill + decode, how
 
 

@@ -22,11 +22,14 @@ from rlsys.config.run import (
 )
 from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
-from rlsys.loop.producer import GroupProducer, Preparer
+from rlsys.loop.preparer import Preparer
+from rlsys.loop.producer import GroupProducer
 from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder
 from rlsys.perception.choose import later_data
+from rlsys.planning.plan import later_prompts
 from rlsys.runs.colocation import Colocation
+from rlsys.runs.inputs.clips import clip_store
 from rlsys.runs.records.run_file import name_on_cluster
 from rlsys.tasks.table import judged_scores, score_weights
 from rlsys.types import Json
@@ -124,9 +127,8 @@ class Stack(LearnerStack):
         from reward_servers.client.client import RewardClient
         from reward_servers.client.transport import wait_until_healthy
         from reward_servers.server.auth import token_from_environment
-        from rlsys.data.video.clips import ClipStore
 
-        prompts, clips = prompt_builder(config), ClipStore(config.data)
+        prompts, clips = prompt_builder(config), clip_store(config)
         self._engines, self._hold_their_own = engine_spec(config, prompts), True
         self.pool = launch_pool(config, self._engines, cluster, resources)
         shares_memory = config.weights.transport == "ipc"
@@ -205,12 +207,11 @@ def open_stack(config: RunConfig, tasks: Collection[str]) -> Iterator[Stack]:
 def open_learner_stack(config: RunConfig) -> Iterator[LearnerStack]:
     """Start learner ranks and decoding alone; no resources are reserved for actors or reward servers."""
     from cluster.launch import open_cluster
-    from rlsys.data.video.clips import ClipStore
 
     require_machine(config)
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts=("learner", "decoding")))
-        prompts, clips = prompt_builder(config), ClipStore(config.data)
+        prompts, clips = prompt_builder(config), clip_store(config)
         preparer = Preparer(clips, prompts)
         resources.callback(preparer.close)
         stack = LearnerStack(prompts, clips, _launch_learner(config, cluster), preparer, cluster)
@@ -390,8 +391,9 @@ def _check_served(health: ServiceInfo, tasks: Collection[str], reward: RewardCon
 def multiply_adds(
     config: RunConfig, prompt_tokens: int, grids: Sequence[tuple[int, int, int]], response_tokens: int
 ) -> float:
-    """Return the multiply-adds of a forward and backward pass over a group, see `learner.packing.cost`."""
+    """Return the multiply-adds of a forward and backward pass over a group with its later rounds."""
     from learner.packing.cost import read_cost_model
 
     cost = read_cost_model(config.model.path, config.learner.frozen_parts)
-    return cost.group(prompt_tokens, grids, [response_tokens] * config.rollout.group_size)
+    first = cost.group(prompt_tokens, grids, [response_tokens] * config.rollout.group_size)
+    return first + later_prompts(config) * cost.group(prompt_tokens, grids, [response_tokens])

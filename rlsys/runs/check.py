@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from rlsys.algorithm.order_contrast import wants_contrast
 from rlsys.config.data import sources
 from rlsys.config.run import ConfigError, RewardConfig, RunConfig
 from rlsys.data.video.budgets import MERGED, largest_grids
@@ -49,7 +50,6 @@ def check(config: RunConfig) -> Report:
     """Check the data, the model folder, the reward weights and the token budget of each row."""
     facts: list[str] = []
     problems: list[str] = machine_problems(config)
-    problems += _one_round_problems(config)
     problems += _reward_problems(config.reward)
     problems += _tracking_problems(config)
     loaded: list[tuple[PromptItem, ...]] = []
@@ -67,6 +67,7 @@ def check(config: RunConfig) -> Report:
         facts.append(f"peak use of the object store: {store.lines[-1].value} {store.lines[-1].how}")
         problems += store.problems
     problems += _judge_problems(config, items)
+    problems += _contrast_problems(config, items)
     asked: tuple[PromptItem, ...] = ()
     if config.evaluation.every_steps:
         try:
@@ -83,12 +84,16 @@ def check(config: RunConfig) -> Report:
         problems += _cache_problems(config)
         problems += _heads_problems(config)
         problems += _pixel_problems(config)
-        budget = _token_budget([_RowTokens(item=item) for item in (*items, *asked)], prompts)
+        budgets = (
+            _token_budget([_RowTokens(item=item) for item in (*items, *asked)], prompts),
+            _later_rounds(config, (*items, *asked), prompts),
+        )
     except UserError as error:
         problems.append(str(error))
     else:
-        facts += budget.facts
-        problems += budget.problems
+        for budget in budgets:
+            facts += budget.facts
+            problems += budget.problems
     prompts_consumed = config.train.num_steps * config.train.prompts_per_step
     training = loaded[0] if len(loaded) == 2 else ()
     facts.append(
@@ -126,8 +131,17 @@ def check_evaluation(config: RunConfig, chosen: Sequence[ChosenSet]) -> Report:
 def _one_round_problems(config: RunConfig) -> Iterator[str]:
     if config.perception.rounds > 1:
         yield (
-            f"perception.rounds={config.perception.rounds}: training samples and learns one round; set it to 1, or "
-            "give it to `rlsys eval` alone (rlsys eval CONFIG perception.rounds=2)."
+            f"perception.rounds={config.perception.rounds}: supervised training imitates one round; set it to 1, or "
+            "give it to `rlsys train` and `rlsys eval` alone (rlsys train CONFIG perception.rounds=2)."
+        )
+
+
+def _contrast_problems(config: RunConfig, items: Sequence[PromptItem]) -> Iterator[str]:
+    tasks = sorted({item.task for item in items if wants_contrast(item.task, config.reward)})
+    if config.perception.rounds > 1 and tasks:
+        yield (
+            f"reward.weights.{tasks[0]}.order_contrast with perception.rounds={config.perception.rounds}: shuffled "
+            "frames have no times to look at again; set perception.rounds to 1, or remove the weight."
         )
 
 

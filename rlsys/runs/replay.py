@@ -8,7 +8,6 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from rlsys.runs.inputs.items import order_of, training_items
 from rlsys.runs.records import ledger
 from rlsys.runs.records.checkpoint import complete_checkpoints, load_state
 from rlsys.runs.records.checkpoint_manifest import verify
-from rlsys.runs.records.rollout_store import FOLDER, SavedGroup, SavedStep, read_step, step_file
+from rlsys.runs.records.rollout_store import SavedStep, read_step, step_file
 from rlsys.runs.records.run_file import RunFile, read_run_file
+from rlsys.runs.records.saved_group import FOLDER, SavedGroup, as_it_was
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.store_address import store_uri
@@ -153,8 +153,9 @@ def rescore(run_folder: Path, step: int) -> tuple[int, list[Rescored]]:
     saved = read_step(step_file(run_folder / FOLDER, step))
     items = training_items(run.config)
     groups = [
-        (saved.groups[prompt_index], _item(run.config, items, saved.groups[prompt_index]))
-        for prompt_index in saved.groups
+        (part, _item(run.config, items, group))
+        for group in saved.groups.values()
+        for part in (group, *(one.group for one in group.later))
     ]
     with open_scorer(run.config, {item.task for _, item in groups}) as scorer:
 
@@ -209,14 +210,12 @@ def _update(
     stack: LearnerStack, config: RunConfig, items: Sequence[PromptItem], saved: SavedStep
 ) -> Mapping[str, float]:
     found = [saved.groups[prompt_index] for prompt_index in saved.prompt_indices]
-    futures = [
-        stack.preparer.put_together(item, partial(group.put_together, item))
-        for group, item in ((group, _item(config, items, group)) for group in found)
-    ]
+    futures = [as_it_was(group, _item(config, items, group), stack.preparer, config) for group in found]
     groups = tuple(future.result() for future in futures)
     objective, reference = PolicyGradient(config), None
     if objective.needs_reference:
-        reference = stack.learner.logprobs([scored.group for scored in groups], reference=True)
+        rounds = [group for scored in groups for group in scored.groups]
+        reference = stack.learner.logprobs(rounds, reference=True)
     shaped = objective.shape(groups, reference)
     batch = objective.batch(shaped.groups, objective.advantages(shaped.groups))
     learner_metrics = stack.learner.update(batch)

@@ -61,7 +61,8 @@ def _differ(scored: ScoredGroup) -> bool:
 def _shown(groups: Sequence[ScoredGroup]) -> str:
     lines = []
     for scored in groups[:NUM_SHOWN]:
-        text, reward = scored.group.rollouts[0].text, scored.rewards[0]
+        last = next((one for one in reversed(scored.later) if one.sample_index == 0), None)
+        text, reward = (last.scored.group if last else scored.group).rollouts[0].text, scored.rewards[0]
         short = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
         lines.append(f"  {scored.group.item.prompt_id}: reward {reward:g}: {short!r}")
     return "\n".join(lines)

@@ -30,8 +30,9 @@ from rlsys.runs.records import ledger
 from rlsys.runs.records.ledger import Ledger
 from rlsys.runs.records.pass_rates import PassRates
 from rlsys.runs.records.rollout_page import record_rollout_page
-from rlsys.runs.records.rollout_store import SavedGroup, SavedRollouts, settings_digest
+from rlsys.runs.records.rollout_store import SavedRollouts, settings_digest
 from rlsys.runs.records.run_lock import run_lock
+from rlsys.runs.records.saved_group import SavedGroup, as_it_was
 from rlsys.runs.recovery import find_resume_point, has_ended
 from rlsys.runs.run import Run, Setting, Summary, carry_out, read_summary
 from rlsys.runs.signal_watch import SignalWatch
@@ -97,9 +98,7 @@ class GrpoRun(Run[Stack]):
         item = self._items[self._order.index_at(prompt_index)]
         match self._rollouts.take(prompt_index):
             case SavedGroup() as saved:
-                return self._stack.producer.put_together(
-                    item, lambda prompt, clips: saved.put_together(item, prompt, clips)
-                )
+                return as_it_was(saved, item, self._stack.producer, self._config)
             case Skipped(reason="quarantined", detail=detail):  # sampling it again would kill two actors again
                 return _failed(RowUnusable(detail))
         try:
@@ -153,7 +152,7 @@ class GrpoRun(Run[Stack]):
         self.ledger.add(ledger.entry(number, step.collected, reward=reward, weights_digest=digest))
         self._signal.observe(number, (*step.groups, *step.replaced), metrics.get("optim/grad_norm", 0.0))
         if self.recovery.step_done(number):
-            num_rollouts = sum(len(scored.group.rollouts) for scored in (*step.groups, *step.replaced))
+            num_rollouts = sum(len(scored.rollouts) for scored in (*step.groups, *step.replaced))
             self.progress.step(number, metrics, num_rollouts)
 
     def write_extras(self, folder: Path) -> None:

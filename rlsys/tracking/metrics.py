@@ -96,7 +96,7 @@ def step_metrics(
 
     Counters without a namespace get that of their source: `data/`, `rollout/` or `reward/`.
     """
-    rollouts = [rollout for scored in step.groups for rollout in scored.group.rollouts]
+    rollouts = [rollout for scored in step.groups for rollout in scored.rollouts]
     total_s = sum(step.seconds.values())
     num_tokens = sum(rollout.response_ids.size for rollout in rollouts)
     of_the_step = {
@@ -116,6 +116,7 @@ def step_metrics(
     }
     return merge(
         reward_metrics(step.groups),
+        round_metrics(step.groups),
         advantage_metrics(step.batch),
         rollout_metrics(rollouts, trained_at=step.state.step - 1),
         span_metrics(step.groups),
@@ -165,6 +166,34 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     verdicts = [evidence for scored in groups for evidence in scored.evidence if evidence]
     if verdicts:
         metrics["reward/judge_cached_frac"] = float(np.mean([bool(verdict.get("cached")) for verdict in verdicts]))
+    return metrics
+
+
+def round_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Return the number of rounds of a trajectory, and the reward and scores of each round; {} if none was asked again.
+
+    `rollout/no_clue_frac` is the share of later rounds that were not shown as the response before asked for.
+    """
+    later = [one for scored in groups for one in scored.later]
+    if not later:
+        return {}
+    num_trajectories = sum(len(scored.group.rollouts) for scored in groups)
+    by_round: dict[int, list[ScoredGroup]] = {1: [scored.first or scored for scored in groups]}
+    for one in sorted(later, key=lambda one: one.number):
+        by_round.setdefault(one.number, []).append(one.scored)
+    metrics = {
+        "rollout/rounds/mean": 1 + len(later) / num_trajectories,
+        "rollout/no_clue_frac": float(np.mean([bool(one.reason) for one in later])),
+    }
+    for number, parts in by_round.items():
+        metrics |= summarise(f"reward/by_round/{number}", rewards_of(parts), "mean")
+        for name in sorted({name for part in parts for name in part.score_names}):
+            columns = [
+                np.where(part.is_valid, part.scores[:, part.score_names.index(name)], np.nan)
+                for part in parts
+                if name in part.score_names
+            ]
+            metrics |= summarise(f"reward/{name}_by_round/{number}", np.concatenate(columns), "mean")
     return metrics
 
 

@@ -10,10 +10,25 @@ from rlsys.types import ScoredGroup
 
 
 def choose_samples(step: int, groups: Sequence[ScoredGroup], num_samples: int) -> list[dict[str, Any]]:
-    """Return rows for `num_samples` responses: the first of every group, then the second of every group, and so on."""
+    """Return rows for `num_samples` responses: the first of every group, then the second of every group, and so on.
+
+    A response that was asked again has a row for each of its rounds, and counts once.
+    """
     largest = max((len(scored.group.rollouts) for scored in groups), default=0)
     order = [(scored, index) for index in range(largest) for scored in groups if index < len(scored.group.rollouts)]
-    return [sample_row(step, scored, index) for scored, index in order[:num_samples]]
+    return [row for scored, index in order[:num_samples] for row in rows_of_rounds(step, scored, index)]
+
+
+def rows_of_rounds(step: int, scored: ScoredGroup, index: int) -> list[dict[str, Any]]:
+    """Return a row for each round of a response; those of several rounds have the column `round`."""
+    if not scored.later:
+        return [sample_row(step, scored, index)]
+    found = [{**sample_row(step, scored.first or scored, index), "round": 1}]
+    return found + [
+        {**sample_row(step, one.scored, 0), "sample_index": index, "round": one.number}
+        for one in scored.later
+        if one.sample_index == index
+    ]
 
 
 def verdict_rows(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any]]:
@@ -30,7 +45,8 @@ def verdict_rows(step: int, groups: Sequence[ScoredGroup]) -> list[dict[str, Any
             "scores": _scores(scored, index),
             "evidence": scored.evidence[index],
         }
-        for scored in groups
+        for trajectories in groups
+        for scored in (trajectories.first or trajectories, *(one.scored for one in trajectories.later))
         for index, rollout in enumerate(scored.group.rollouts)
         if scored.evidence[index]
     ]

@@ -25,7 +25,7 @@ import torch
 
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.runs.records import ledger
-from rlsys.runs.records.rollout_store import FOLDER
+from rlsys.runs.records.saved_group import FOLDER
 from tests.support.pace import patience
 from tests.support.paths import REPO
 from tests.support.plain_reward_server import plain_reward_server

@@ -14,7 +14,8 @@ from rlsys.demo.synthetic import draw_dataset
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.continuation import StartOptions
 from rlsys.runs.records import ledger
-from rlsys.runs.records.rollout_store import FOLDER, read_step, step_file
+from rlsys.runs.records.rollout_store import read_step, step_file
+from rlsys.runs.records.saved_group import FOLDER
 from rlsys.runs.run import Summary
 from rlsys.runs.train import train
 from tests.support.paths import CONFIGS

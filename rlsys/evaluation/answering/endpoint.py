@@ -21,7 +21,7 @@ from rlsys.config.evaluation import EndpointConfig
 from rlsys.errors import UserError
 from rlsys.evaluation.answering.answers import Answer, shown_frames
 from rlsys.evaluation.answering.responders import RowRefused
-from rlsys.loop.producer import ClipFetcher, Clips
+from rlsys.loop.preparer import ClipFetcher, Clips
 from rlsys.types import ClipInfo, ClipRef, PromptItem, Sampling, VideoSpec
 from rlsys.urls import masked_url
 

@@ -12,9 +12,9 @@ from rlsys.errors import RowUnusable, UserError
 from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.responders import POLL_S, Responder, RowRefused
 from rlsys.perception.clues import Clue
-from rlsys.perception.media import WholeClip, whole_clip
+from rlsys.perception.media import WholeClip, whole_of
 from rlsys.perception.turns import NextTurn, Round, Show, Stop, item_of
-from rlsys.types import ImageSpec, Json, PromptItem, Sampling
+from rlsys.types import Json, PromptItem, Sampling
 
 Rows = Sequence[tuple[PromptItem, Sampling]]
 SecondLook = Callable[[PromptItem, WholeClip | None, Sequence[Round]], Show | None]
@@ -217,10 +217,10 @@ def _look(one: _Trajectory, answer: Answer) -> Json:
         "reason": "" if one.shown is None else one.shown.reason,
         **_cost(answer),
     }
-    if one.shown is None and answer.shown is not None and len(one.item.media) == 1:
-        (spec,), (info,) = one.item.media, answer.shown.clips
-        if not isinstance(spec, ImageSpec):
-            look["whole"] = whole_clip(spec, info).to_json()
+    if one.shown is None and answer.shown is not None:
+        whole = whole_of(one.item.media, answer.shown.clips)
+        if whole is not None:
+            look["whole"] = whole.to_json()
     return look
 
 

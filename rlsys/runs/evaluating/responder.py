@@ -17,16 +17,13 @@ from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import content_digest
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
+from rlsys.runs.inputs.clips import clip_store
 from rlsys.tasks.table import prompt_text
 from rlsys.weights.manifest import Bucket, WeightTransfer, digest_of, manifest_of
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from actors.pool import RolloutPool
-
-
-KEPT_FRAME_BYTES = 64 << 20
-"""Bytes of frames that each decoding process keeps, so that later rounds of a row need not decode them again."""
 
 
 @contextmanager
@@ -46,8 +43,7 @@ def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[R
             yield remote
             return
         prompts, pool = resources.enter_context(open_answering_pool(config, adapter))
-        keeps_bytes = KEPT_FRAME_BYTES if config.perception.rounds > 1 else 0
-        answerer = Answerer(ClipStore(config.data, keeps_bytes), prompts, pool)
+        answerer = Answerer(clip_store(config), prompts, pool)
         resources.callback(answerer.close)
         yield ActorResponder(answerer, pool.raise_if_weights_gone)
 

@@ -4,7 +4,8 @@
   disk
 - `checkpoint_manifest` (`CheckpointDamaged`, `verify`, `verify_model`): size and digest of every file of a checkpoint
 - `ledger` (`Entry`, `Ledger`, `entry`): what became of every prompt
-- `rollout_store` (`FOLDER`, `SavedGroup`, `SavedRollouts`, `SavedStep`, `read_step`, `settings_digest`, `step_file`):
+- `saved_group` (`FOLDER`, `SavedGroup`, `as_it_was`): a group on disk, put together again with prompts made anew
+- `rollout_store` (`SavedRollouts`, `SavedStep`, `read_step`, `settings_digest`, `step_file`):
   the rollouts of the steps since the oldest checkpoint
 - `pass_rates` (`PassRates`): pass rates of rows so far, from the ledger
 - `rollout_page` (`record_rollout_page`): pages of sampled rollouts

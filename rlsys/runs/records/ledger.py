@@ -96,7 +96,7 @@ class Ledger:
 
 def entry(step: int, collected: Collected, *, reward: float, weights_digest: str) -> Entry:
     """Return the ledger entry of a step."""
-    versions = [rollout.token_versions for scored in collected.groups for rollout in scored.group.rollouts]
+    versions = [rollout.token_versions for scored in collected.groups for rollout in scored.rollouts]
     return Entry(
         step=step,
         trained={d: g.group.item.prompt_id for d, g in zip(collected.prompt_indices, collected.groups, strict=True)},

@@ -12,21 +12,20 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlsys.config.run import RunConfig
-from rlsys.errors import UserError
 from rlsys.files import write_whole
 from rlsys.loop.collect import Collected, Skipped
-from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
+from rlsys.runs.records.saved_group import FOLDER, SavedGroup, SavedLater, prompt_digest
+from rlsys.types import Rollout, ScoredGroup
 
 log = logging.getLogger(__name__)
 
-FOLDER = "rollouts"
 FORMAT = 2
 _CHANGES_NOTHING = {
     "": ("output_dir", "tracking", "evaluation", "checkpoint", "cluster", "weights", "sft"),
@@ -36,51 +35,6 @@ _CHANGES_NOTHING = {
     "learner": ("timeout_s", "max_restarts"),
 }
 """Config keys, by section, that influence neither rollouts nor weights."""
-
-
-class RolloutsDiffer(UserError, ValueError):
-    """Saved rollouts do not belong to the prompt or the clips that the data yield now."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SavedGroup:
-    """A scored group without its prompt and clips, of which it holds digests."""
-
-    prompt_index: int
-    prompt_id: str
-    prompt_digest: str
-    clip_digests: tuple[str, ...]
-    rollouts: tuple[Rollout, ...]
-    score_names: tuple[str, ...]
-    scores: np.ndarray
-    rewards: np.ndarray
-    is_valid: np.ndarray
-    reasons: tuple[str, ...]
-    evidence: tuple[Any, ...]
-
-    def put_together(self, item: PromptItem, prompt: Prompt, clips: tuple[ClipRef, ...]) -> ScoredGroup:
-        """Return the group as it was, without spans. Raises RolloutsDiffer if prompt or clips do not match."""
-        found = (item.prompt_id, prompt_digest(prompt), tuple(clip.info.digest for clip in clips))
-        for what, saved, now in zip(
-            ("row", "prompt", "clips"), (self.prompt_id, self.prompt_digest, self.clip_digests), found, strict=True
-        ):
-            if saved != now:
-                raise RolloutsDiffer(
-                    f"prompt {self.prompt_index} ({item.prompt_id}): {what} changed since the rollouts were saved "
-                    f"(was {saved}, is {now}), so the data or the processor have changed. "
-                    f"Remove the run's folder `{FOLDER}` to sample again."
-                )
-        rollouts = tuple(_with_prompt(rollout, prompt) for rollout in self.rollouts)
-        return ScoredGroup(
-            group=RolloutGroup(item=item, prompt=prompt, clips=clips, rollouts=rollouts),
-            score_names=self.score_names,
-            scores=self.scores,
-            rewards=self.rewards,
-            is_valid=self.is_valid,
-            reasons=self.reasons,
-            evidence=self.evidence,
-            spans={},
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,15 +127,6 @@ def step_file(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}.npz"
 
 
-def prompt_digest(prompt: Prompt) -> str:
-    """Return a digest of a prompt's tokens and positions."""
-    running = hashlib.sha256(str(prompt.next_position).encode())
-    for array in (prompt.engine_ids, prompt.prompt_ids, prompt.position_ids):
-        running.update(f"{array.dtype}{array.shape}".encode())
-        running.update(np.ascontiguousarray(array).data)
-    return running.hexdigest()
-
-
 def settings_digest(config: RunConfig) -> str:
     """Return a digest of all settings that influence rollouts or weights; rollouts are reused only if it matches."""
     tree = config.model_dump(mode="json")
@@ -199,7 +144,8 @@ def encode(step: int, collected: Collected, settings: str) -> bytes:
         *zip(collected.prompt_indices, collected.groups, strict=True),
         *zip(collected.replaced_indices, collected.replaced, strict=True),
     ]
-    rollouts = [rollout for _, scored in pairs for rollout in scored.group.rollouts]
+    parts = [part for _, scored in pairs for part in _parts(scored)]
+    rollouts = [rollout for part in parts for rollout in part.group.rollouts]
     head = {
         "format": FORMAT,
         "step": step,
@@ -218,11 +164,16 @@ def encode(step: int, collected: Collected, settings: str) -> bytes:
         response_ids=_joined([rollout.response_ids for rollout in rollouts], np.int32),
         response_logprobs=_joined([rollout.response_logprobs for rollout in rollouts], np.float32),
         token_versions=_joined([rollout.token_versions for rollout in rollouts], np.int32),
-        scores=_joined([scored.scores.ravel() for _, scored in pairs], np.float32),
-        rewards=_joined([scored.rewards for _, scored in pairs], np.float32),
-        is_valid=_joined([scored.is_valid for _, scored in pairs], bool),
+        scores=_joined([part.scores.ravel() for part in parts], np.float32),
+        rewards=_joined([part.rewards for part in parts], np.float32),
+        is_valid=_joined([part.is_valid for part in parts], bool),
     )
     return buffer.getvalue()
+
+
+def _parts(scored: ScoredGroup) -> list[ScoredGroup]:
+    """Return the first round with its own scores, and each later one."""
+    return [scored.first or scored, *(one.scored for one in scored.later)]
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
@@ -230,6 +181,15 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _head_of_group(prompt_index: int, scored: ScoredGroup) -> dict[str, Any]:
+    first, *later = (_head_of_part(prompt_index, part) for part in _parts(scored))
+    rounds = [
+        {"sample_index": one.sample_index, "number": one.number, "reason": one.reason, "group": head}
+        for one, head in zip(scored.later, later, strict=True)
+    ]
+    return {**first, "later": rounds}
+
+
+def _head_of_part(prompt_index: int, scored: ScoredGroup) -> dict[str, Any]:
     group = scored.group
     return {
         "prompt_index": prompt_index,
@@ -315,9 +275,13 @@ def _group(tree: Mapping[str, Any], parts: _ArrayReader) -> SavedGroup:
         is_valid=parts.next("is_valid", size),
         reasons=tuple(tree["reasons"]),
         evidence=tuple(tree["evidence"]),
+        later=tuple(
+            SavedLater(
+                sample_index=one["sample_index"],
+                number=one["number"],
+                reason=one["reason"],
+                group=_group(one["group"], parts),
+            )
+            for one in tree.get("later", ())
+        ),
     )
-
-
-def _with_prompt(rollout: Rollout, prompt: Prompt) -> Rollout:
-    # the engine reported exactly the prompt's tokens; other groups are rejected by `check_contract`
-    return replace(rollout, prompt_ids=prompt.prompt_ids)

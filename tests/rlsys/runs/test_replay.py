@@ -9,8 +9,9 @@ import pytest
 from rlsys.config.run import parse
 from rlsys.loop.state import RunState
 from rlsys.runs.records.checkpoint import Checkpoints
-from rlsys.runs.records.rollout_store import FOLDER, step_file
+from rlsys.runs.records.rollout_store import step_file
 from rlsys.runs.records.run_file import RunFile, write_run_file
+from rlsys.runs.records.saved_group import FOLDER
 from rlsys.runs.replay import Compared, Replayed, ReplayError, possible_steps, replay
 
 

@@ -11,14 +11,8 @@ import pytest
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.loop.collect import Collected, Skipped
-from rlsys.runs.records.rollout_store import (
-    FOLDER,
-    RolloutsDiffer,
-    SavedGroup,
-    SavedRollouts,
-    prompt_digest,
-    settings_digest,
-)
+from rlsys.runs.records.rollout_store import SavedRollouts, settings_digest
+from rlsys.runs.records.saved_group import FOLDER, RolloutsDiffer, SavedGroup, prompt_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 from tests.support.factories import make_group, make_scored
 
