@@ -5,5 +5,7 @@
   the batch of an update
 - `order_contrast` (`wants_contrast`, `with_order_contrast`): the score that compares responses to ordered and shuffled
   frames
+- `trajectories` (`clue_advantages`, `clue_qualities`, `clue_terms`, `round_advantages`, `trajectories`): responses that
+  are asked again, and what each of their rounds is worth
 - `reward_shaping` (`Shaped`, `needs_reference`, `shape_rewards`): overlong shaping and the KL penalty
 """
