@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-UNUSED = ("mlflow", "sklearn")
-"""DeepSpeed's autotuner and transformers' assisted generation import them wherever they are installed."""
+UNUSED = ("mlflow", "scipy", "sklearn")
+"""DeepSpeed's autotuner and what transformers has beside its models import them wherever they are installed."""
 
 
 @contextmanager

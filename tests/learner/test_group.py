@@ -641,20 +641,6 @@ def test_lora_publishes_its_adapter_and_exports_the_whole_model(
     np.testing.assert_allclose(base, groups[1].logprobs(batches[0].groups[:1])[0][0], atol=1e-5)
 
 
-def test_a_rank_that_fails_is_named_and_ends_the_group(cluster: None, tiny_model_dir: Path) -> None:
-    learner = LearnerGroup.launch(num_ranks=2, device="cpu", threads=1, timeout_s=patience(120.0))
-    learner.load(make_spec(tiny_model_dir))
-    rng = np.random.default_rng(0)
-    asked = [make_group(rng, f"file:{i}", ("video",), [4, 4]) for i in range(2)]
-    asked[1].rollouts[0].response_logprobs[2] = np.nan
-    started = time.monotonic()
-    with pytest.raises(LearnerError, match=r"rank 1: FloatingPointError: loss nan on file:1"):
-        learner.update(make_batch(rng, asked))
-    assert time.monotonic() - started < learner._timeout_s  # which the other rank's wait for it would take
-    with pytest.raises(LearnerError, match="have been ended"):
-        learner.publish(1)
-
-
 def test_a_rank_that_cannot_import_what_it_needs_is_an_error_and_no_loss(cluster: None, tiny_model_dir: Path) -> None:
     learner = LearnerGroup.launch(num_ranks=1, device="abacus", threads=1, timeout_s=patience(120.0))
     with pytest.raises(LearnerError, match="rank 0: ValueError: .*abacus"):
@@ -736,3 +722,18 @@ def test_a_learner_whose_state_is_offloaded_refuses_to_work_and_comes_back_as_it
     assert all(one.end_s <= other.start_s for one, other in zip(first, second, strict=True))
     group.load(make_spec(tiny_model_dir))  # which needs nothing of the old state
     assert group.publish(0)[1].digest == before
+
+
+def test_a_rank_that_fails_is_named_and_ends_the_group(groups: dict[int, LearnerGroup], tiny_model_dir: Path) -> None:
+    """Last in this file: the two ranks are gone after it."""
+    learner = groups[2]
+    learner.load(make_spec(tiny_model_dir))
+    rng = np.random.default_rng(0)
+    asked = [make_group(rng, f"file:{i}", ("video",), [4, 4]) for i in range(2)]
+    asked[1].rollouts[0].response_logprobs[2] = np.nan
+    started = time.monotonic()
+    with pytest.raises(LearnerError, match=r"rank 1: FloatingPointError: loss nan on file:1"):
+        learner.update(make_batch(rng, asked))
+    assert time.monotonic() - started < learner._timeout_s  # which the other rank's wait for it would take
+    with pytest.raises(LearnerError, match="have been ended"):
+        learner.publish(1)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from rlsys.config.run import LoraConfig
 from tests.learner.test_group import make_spec, mixed_groups
 from tests.support.learner import cost_model, make_batch
 
-folder, stage = Path(sys.argv[1]), int(sys.argv[2])
+folder = Path(sys.argv[1])
 join_ranks(0, 1, open_store(1, "127.0.0.1", 60.0), device="cpu", timeout_s=60.0)
 batches = [make_batch(np.random.default_rng(seed), mixed_groups(seed)) for seed in (5, 6)]
 shards = [split_batch(batch, 1, 16384, cost_model())[0] for batch in batches]
@@ -34,7 +35,7 @@ variants = {
     "adapters": ("float32", {"lora": LoraConfig(rank=4, alpha=8.0)}, 0.0),
 }
 
-def addresses(engine):
+def addresses(engine, stage):
     moved = [one for one in engine._policy.parameters() if not one.requires_grad]
     if stage == 3:
         moved = [one.ds_tensor for one in engine._policy.parameters()]
@@ -43,17 +44,17 @@ def addresses(engine):
         moved += list(engine._reference.parameters())
     return [one.untyped_storage().data_ptr() for one in moved if one.numel()]
 
-def trained(name, moves):
+def trained(name, stage, moves):
     dtype, learner, kl = variants[name]
     spec = make_spec(folder, dtype=dtype, zero_stage=stage, kl_coef=kl)
     engine = LearnerEngine(replace(spec, learner=spec.learner.model_copy(update=learner)))
     found, stayed = [], 0
     for shard in shards:
         if moves:
-            before = addresses(engine)
+            before = addresses(engine, stage)
             engine.offload(keeps_parameters=stage == 2)
             engine.offload(keeps_parameters=False)
-            stayed += sum(one == other for one, other in zip(before, addresses(engine), strict=True))
+            stayed += sum(one == other for one, other in zip(before, addresses(engine, stage), strict=True))
             engine.reload()
         engine.update(shard)
         found.append(tensors(engine))
@@ -71,27 +72,36 @@ def tensors(engine):
         return [digest(one) for one in engine._policy.parameters()]
 
 result = {}
-for name in variants:
-    (left, _), (moved, stayed) = trained(name, False), trained(name, True)
-    result[name] = {"equal": left == moved, "changes": left[0] != left[1], "stayed": stayed}
+for stage in (2, 3):
+    result[stage] = {}
+    for name in variants:
+        (left, _), (moved, stayed) = trained(name, stage, False), trained(name, stage, True)
+        result[stage][name] = {"equal": left == moved, "changes": left[0] != left[1], "stayed": stayed}
 print(json.dumps(result))
 """
 
 
-@pytest.mark.stack
-@pytest.mark.parametrize("stage", [2, 3])
-def test_updates_after_offloading_are_those_without_it_bit_for_bit(tiny_model_dir: Path, stage: int) -> None:
+@pytest.fixture(scope="module")
+def found_by_stage(tiny_model_dir: Path) -> dict[str, dict[str, Any]]:
+    """Train with and without offloading in one process, which imports DeepSpeed once for all stages."""
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(tiny_model_dir), str(stage)],
+        [sys.executable, "-c", CODE, str(tiny_model_dir)],
         capture_output=True,
         text=True,
         timeout=patience(300.0),
         env={**os.environ, "DS_ACCELERATOR": "cpu"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_updates_after_offloading_are_those_without_it_bit_for_bit(
+    found_by_stage: dict[str, dict[str, Any]], stage: str
+) -> None:
     wanted = {"equal": True, "changes": True, "stayed": 0}
-    assert found == dict.fromkeys(("bf16, a reference and a frozen tower", "adapters"), wanted)
+    assert found_by_stage[stage] == dict.fromkeys(("bf16, a reference and a frozen tower", "adapters"), wanted)
 
 
 def test_views_of_one_storage_stay_views_of_one_storage() -> None:

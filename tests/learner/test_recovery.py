@@ -46,7 +46,7 @@ def launch(tiny_model_dir: Path) -> LearnerGroup:
 
 @pytest.fixture(scope="module")
 def ranks(actor_cluster: None, tiny_model_dir: Path) -> Iterator[LearnerGroup]:
-    """Start two ranks at ZeRO-3, which every test here leaves alive."""
+    """Start two ranks at ZeRO-3, which every test but the last leaves alive."""
     group = launch(tiny_model_dir)
     yield group
     group.shutdown()
@@ -146,16 +146,13 @@ def test_a_rank_killed_in_an_update_is_a_loss_despite_the_errors_of_others(
         group.require_alive()
 
 
-def test_a_rank_that_is_stopped_is_a_loss_at_its_deadline_and_is_really_killed(
-    actor_cluster: None, tiny_model_dir: Path
-) -> None:
-    group = launch(tiny_model_dir)
-    group.require_alive()
-    processes = [psutil.Process(pid) for pid in pids(group)]
+def test_a_rank_that_is_stopped_is_a_loss_at_its_deadline_and_is_really_killed(ranks: LearnerGroup) -> None:
+    ranks.require_alive()
+    processes = [psutil.Process(pid) for pid in pids(ranks)]
     processes[0].suspend()
-    group._timeout_s = 2.0
+    ranks._timeout_s = 2.0
     with pytest.raises(LearnerLost, match=r"ranks \[0, 1\] took over learner.timeout_s=2.0 s"):
-        group.update(batch_of(4))
+        ranks.update(batch_of(4))
     deadline = time.monotonic() + patience(60.0)
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
         assert time.monotonic() < deadline, "a stopped rank outlives its group"

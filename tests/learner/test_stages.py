@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from rlsys.models.families.table import FAMILIES
 from tests.support.pace import patience
 
 CODE = """
@@ -23,39 +26,57 @@ from tests.learner.test_group import make_spec
 from tests.support.learner import make_group, make_row
 from tests.support.models import patch_of
 
-folder, dtype = Path(sys.argv[1]), sys.argv[2]
 join_ranks(0, 1, open_store(1, "127.0.0.1", 60.0), device="cpu", timeout_s=60.0)
-rng = np.random.default_rng(3)
-row = make_row(make_group(rng, "long", ("video",), (6, 9), num_text=3000, patch=patch_of(folder)))
-ordinary = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
-wanted = dict(ordinary.named_buffers())
-found = {}
-for stage in range(4):
-    engine = LearnerEngine(make_spec(folder, zero_stage=stage, dtype=dtype))
-    held = dict(engine._policy.model.named_buffers())
-    found[stage] = {
-        "buffers": {
-            name: held[name].dtype == one.dtype and torch.equal(held[name], one) for name, one in wanted.items()
-        },
-        "logprobs": [values.tolist() for values in engine.logprobs([[row]])[0][0]],
-    }
-print(json.dumps(found))
+
+def found(folder, dtype):
+    rng = np.random.default_rng(3)
+    row = make_row(make_group(rng, "long", ("video",), (6, 9), num_text=3000, patch=patch_of(folder)))
+    ordinary = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
+    wanted = dict(ordinary.named_buffers())
+    by_stage = {}
+    for stage in range(4):
+        engine = LearnerEngine(make_spec(folder, zero_stage=stage, dtype=dtype))
+        held = dict(engine._policy.model.named_buffers())
+        by_stage[stage] = {
+            "buffers": {
+                name: held[name].dtype == one.dtype and torch.equal(held[name], one) for name, one in wanted.items()
+            },
+            "logprobs": [values.tolist() for values in engine.logprobs([[row]])[0][0]],
+        }
+        engine.close()
+    return by_stage
+
+print(json.dumps({
+    f"{family} {dtype}": found(Path(folder), dtype)
+    for family, folder in json.loads(sys.argv[1]).items()
+    for dtype in ("float32", "bfloat16")
+}))
 """
+
+
+@pytest.fixture(scope="module")
+def found_by_model(tiny_dirs_by_family: Mapping[str, Path]) -> dict[str, Any]:
+    """Load every family in every format at every stage in one process, which imports DeepSpeed once for all of them."""
+    folders = {family: str(folder) for family, folder in tiny_dirs_by_family.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, json.dumps(folders)],
+        capture_output=True,
+        text=True,
+        timeout=patience(400.0),
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.stack
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_stage_has_the_buffers_and_the_log_probs_of_an_ordinary_model(family_dir: Path, dtype: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_stage_has_the_buffers_and_the_log_probs_of_an_ordinary_model(
+    found_by_model: dict[str, Any], family: str, dtype: str
+) -> None:
     """DeepSpeed builds the model in its number format at stage 3; a rotary table in bfloat16 would be wrong there."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, str(family_dir), dtype],
-        capture_output=True,
-        text=True,
-        timeout=patience(200.0),
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = found_by_model[f"{family} {dtype}"]
     assert sorted(found) == ["0", "1", "2", "3"]
     for stage, of_stage in found.items():
         assert all(of_stage["buffers"].values()), (stage, of_stage["buffers"])

@@ -35,8 +35,8 @@ from rlsys.lean_imports import lean_imports
 with lean_imports():
     import learner.engine
 learner.engine._import_muon()
-print(sorted({"mlflow", "sklearn", "torch._inductor.compile_fx"} & sys.modules.keys()))
-import mlflow, sklearn
+print(sorted({"mlflow", "scipy", "sklearn", "torch._inductor.compile_fx"} & sys.modules.keys()))
+import mlflow, scipy.stats, sklearn
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["[]"]), done.stderr

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,41 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory, clips: Clips) -> tuple[P
     return out, json.loads((out / "summary.json").read_text())
 
 
+@dataclass(frozen=True, kw_only=True)
+class RewardServers:
+    """A process of `rlsys rewards serve`. url: as in `reward.url`.  log: its output."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+
+def heed_interrupts() -> None:
+    """Let a child take Ctrl-C although what started the tests ignores it, as a shell's background jobs do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def reward_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardServers]:
+    """Reward servers that run alone, and at which runs that know their URL score."""
+    command = [sys.executable, "-m", "rlsys.commands.app", "rewards", "serve"]
+    log = tmp_path_factory.mktemp("reward_servers") / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT, preexec_fn=heed_interrupts
+        )
+    try:
+        deadline = time.monotonic() + patience(120.0)
+        while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.3)
+        yield RewardServers(process=server, url=found[1], log=log)
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)  # which ends what it has started
+            server.wait(timeout=patience(60.0))
+
+
 def test_two_steps_leave_everything_a_person_needs(two_steps: tuple[Path, dict[str, Any]]) -> None:
     out, summary = two_steps
     assert summary["num_steps"] == 2
@@ -139,10 +174,11 @@ def test_the_run_is_in_mlflow_with_metrics_and_samples(two_steps: tuple[Path, di
 
 
 def test_resume_on_fewer_ranks_and_with_another_algorithm_goes_on_in_the_same_mlflow_run(
-    two_steps: tuple[Path, dict[str, Any]], clips: Clips
+    two_steps: tuple[Path, dict[str, Any]], clips: Clips, reward_servers: RewardServers
 ) -> None:
     out, summary = two_steps
     changes = {
+        "reward.url": reward_servers.url,
         "train.num_steps": 3,
         "rollout.num_actors": 1,
         "learner.num_ranks": 1,  # the checkpoint has two
@@ -245,7 +281,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded_and_leaves_the_other_as_it_was(
-    two_steps: tuple[Path, dict[str, Any]], clips: Clips, tmp_path: Path
+    two_steps: tuple[Path, dict[str, Any]], clips: Clips, reward_servers: RewardServers, tmp_path: Path
 ) -> None:
     out, _ = two_steps
     parent, before = json.loads((out / "run.json").read_text())["mlflow_run_id"], contents(out)
@@ -257,7 +293,13 @@ def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded_and_leaves_the_othe
     annotations = tmp_path / "rows.json"
     annotations.write_text(json.dumps(rows))
     changes = {"model.path": out.parent / "tiny", "data.annotations": annotations, "train.num_steps": 3}
-    small = {"rollout.num_actors": 1, "learner.num_ranks": 1, "rollout.group_size": 2, "seed": 7}
+    small: dict[str, object] = {
+        "rollout.num_actors": 1,
+        "learner.num_ranks": 1,
+        "rollout.group_size": 2,
+        "seed": 7,
+        "reward.url": reward_servers.url,
+    }
     fork = tmp_path / "fork"
     result = rlsys("train", *on_clips(clips, fork, **changes, **small), "--from", str(checkpoint))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -277,8 +319,11 @@ def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded_and_leaves_the_othe
     assert contents(out) == before
 
 
-def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(clips: Clips, tmp_path: Path) -> None:
-    result = rlsys("check-config", *on_clips(clips, tmp_path / "run", **{"model.max_model_len": 64}))
+def test_check_config_shows_the_token_arithmetic_of_clips_that_do_not_fit(
+    clips: Clips, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    changes = {"model.path": tiny_model_dir, "model.max_model_len": 64}
+    result = rlsys("check-config", *on_clips(clips, tmp_path / "run", **changes))
     assert result.returncode == 2
     assert "max_model_len=64" in result.stderr and "visual" in result.stderr
     assert "Traceback" not in result.stderr
@@ -298,10 +343,10 @@ def test_a_second_run_into_the_same_folder_is_refused(two_steps: tuple[Path, dic
 
 
 def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(
-    ray_head: RayHead, clips: Clips, tmp_path: Path
+    ray_head: RayHead, clips: Clips, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    small = {"rollout.num_actors": 1, "learner.num_ranks": 1}
+    small = {"model.path": tiny_model_dir, "rollout.num_actors": 1, "learner.num_ranks": 1}
     command = [*on_clips(clips, out, **small), "--address", ray_head.dashboard, "--follow"]
     result = rlsys("submit", *command, environment=ray_head.environment)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -311,29 +356,13 @@ def test_a_submitted_job_trains_two_steps_on_the_cluster_it_finds_itself_in(
     assert (out / "checkpoints" / "step_000002" / "model" / "config.json").exists()
 
 
-def heed_interrupts() -> None:
-    """Let a child take Ctrl-C although what started the tests ignores it, as a shell's background jobs do."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def test_reward_servers_run_alone_and_a_job_that_knows_their_url_scores_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rlsys.commands.app", "rewards", "serve"]
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            command, cwd=REPO, stdout=output, stderr=subprocess.STDOUT, preexec_fn=heed_interrupts
-        )
-    try:
-        deadline = time.monotonic() + patience(120.0)
-        while not (found := re.search(r"reward\.url=(\S+)", log.read_text())):
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
-        row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
-        rows = [{**row, "truth": [1.0, 3.0]}]
-        reply = httpx.post(f"{found[1]}/v1/score", json={"rows": rows}, timeout=patience(30.0))
-        assert reply.status_code == 200, reply.text
-        assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=patience(60.0))
-    assert "Traceback" not in log.read_text()
+def test_reward_servers_run_alone_score_rows_and_end_at_an_interrupt(reward_servers: RewardServers) -> None:
+    """Last in this file: the servers are gone after it."""
+    row = {"rollout_id": "a", "task": "temporal_grounding", "text": "<think>x</think><answer>1.0 to 2.0</answer>"}
+    rows = [{**row, "truth": [1.0, 3.0]}]
+    reply = httpx.post(f"{reward_servers.url}/v1/score", json={"rows": rows}, timeout=patience(30.0))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()[0]["scores"] == {"format": 1.0, "iou": 0.5}
+    reward_servers.process.send_signal(signal.SIGINT)
+    reward_servers.process.wait(timeout=patience(60.0))
+    assert "Traceback" not in reward_servers.log.read_text()

@@ -95,6 +95,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             f"train.num_steps={NUM_STEPS}",
             f"reward.judge.urls=[{endpoint.url}]",
             f"reward.judge.cache_path={folder / 'verdicts.sqlite'}",
+            "rollout.num_actors=1",
+            "learner.num_ranks=1",  # `test_end_to_end.py` has two of each
             "reward.judge.max_concurrency=4",
             "reward.judge.breaker_failures=100",
             "reward.judge.max_attempts=8",

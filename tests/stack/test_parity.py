@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,11 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText
 
+from cluster import launch
+from cluster.access_token import require_token
 from learner.packing.shards import group_row
-from rlsys.config.run import RunConfig, load
+from rlsys import env
+from rlsys.config.run import ClusterConfig, RunConfig, load
 from rlsys.demo.synthetic import draw_dataset
 from rlsys.models.model_config import read_model_config
 from rlsys.models.prompts import PromptContractError
@@ -62,7 +67,20 @@ def config(tmp_path_factory: pytest.TempPathFactory, family_dir: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def stack(config: RunConfig) -> Iterator[Stack]:
+def machine() -> Iterator[None]:
+    """Run one Ray cluster for the stacks of all families, one after another."""
+    folder = Path(tempfile.mkdtemp(prefix="rp-", dir="/tmp"))  # short: Ray's sockets go below it
+    env.be_quiet()
+    require_token()
+    with launch.on_loopback():
+        launch._start(ClusterConfig(), 4, folder)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack(machine: None, config: RunConfig) -> Iterator[Stack]:
     with open_stack(config, {"temporal_grounding"}) as opened:
         opened.load_learner(config)
         opened.publish(0)

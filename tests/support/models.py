@@ -54,6 +54,16 @@ def qwen3_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
     return {size: folder / size for size in ("tiny", "bench")}
 
 
+@pytest.fixture(scope="session")
+def tiny_dirs_by_family(
+    tiny_model_dir: Path, qwen2_vl_dirs: Mapping[str, Path], qwen3_vl_dirs: Mapping[str, Path]
+) -> Mapping[str, Path]:
+    """Write the smaller model of each family, for tests that start one process for all of them."""
+    folders = {DEFAULT: tiny_model_dir, "qwen2_vl": qwen2_vl_dirs["tiny"], "qwen3_vl": qwen3_vl_dirs["tiny"]}
+    assert folders.keys() == FAMILIES.keys()
+    return folders
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family_dirs(request: pytest.FixtureRequest) -> Mapping[str, Path]:
     """Run a test once for each family, with its models of both sizes, "tiny" and "bench"."""

@@ -1,9 +1,9 @@
 """Prompts as vLLM itself processes them; run as a process with JSON in and JSON out.
 
 It is a process of its own, because vLLM changes torch's threading for everything else in a process.
-stdin: {"model", "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "metadata"}]}],
-"generate": bool}.  stdout's last line: {"prompts": [{"prompt_ids", "position_ids", "next_position"}],
-"generated": [[id, …], …]}.
+stdin: for each model {"model", "generate": bool, "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames",
+"height", "width", "metadata"}]}]}.  stdout's last line: for each model {"prompts": [{"prompt_ids", "position_ids",
+"next_position"}], "generated": [[id, …], …]}.
 """
 
 from __future__ import annotations
@@ -93,9 +93,14 @@ def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
     return [list(output.prompt_token_ids), *(list(sample.token_ids) for sample in output.outputs)]
 
 
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what vLLM makes of a model's prompts, and what it generates from the first of them."""
+    prompts = [positions(asked["model"], prompt) for prompt in asked["prompts"]]
+    if not asked["generate"]:
+        return {"prompts": prompts}
+    return {"prompts": prompts, "generated": generated(asked["model"], asked["prompts"][0])}
+
+
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    answer: dict[str, Any] = {"prompts": [positions(asked["model"], prompt) for prompt in asked["prompts"]]}
-    if asked["generate"]:
-        answer["generated"] = generated(asked["model"], asked["prompts"][0])
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    answers = [answer(asked) for asked in json.load(sys.stdin)]
+    sys.stdout.write("\n" + json.dumps(answers) + "\n")

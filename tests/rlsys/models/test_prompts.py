@@ -15,6 +15,7 @@ import pytest
 from actors.prompts import vllm_prompt
 from actors.requests import GroupRequest
 from rlsys.models.chat import ChatTokenizer
+from rlsys.models.families.table import FAMILIES
 from rlsys.models.model_config import ModelFolderError, read_model_config
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
 from rlsys.types import ClipInfo, ImageSpec, MediaSpec, Prompt, PromptItem, Sampling, VideoSpec
@@ -151,8 +152,18 @@ def published_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def published_family_dir(family_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_published(family_dir, tmp_path_factory.mktemp("published") / "model")
+def published_dirs_by_family(
+    tiny_dirs_by_family: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
+    return {
+        family: write_published(model, tmp_path_factory.mktemp("published") / "model")
+        for family, model in tiny_dirs_by_family.items()
+    }
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def published_family_dir(request: pytest.FixtureRequest, published_dirs_by_family: Mapping[str, Path]) -> Path:
+    return published_dirs_by_family[request.param]
 
 
 def built(folder: Path, dtype: str, media: list[dict[str, Any]]) -> tuple[Prompt, list[ClipInfo]]:
@@ -165,23 +176,37 @@ def built(folder: Path, dtype: str, media: list[dict[str, Any]]) -> tuple[Prompt
 CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDEOS, *MIXES)]
 
 
-@pytest.fixture(scope="module")
-def vllm_says(published_family_dir: Path) -> dict[str, Any]:
-    """Run vLLM on every case in a process of its own; it also generates from the first prompt."""
+def asked_of_model(folder: Path) -> dict[str, Any]:
     prompts = []
     for dtype, media in CASES:
-        prompt, infos = built(published_family_dir, dtype, media)
-        has_stamps = bool(read_model_config(published_family_dir).family.stamp)
-        cut = [cut_for(patch_of(published_family_dir), one) for one in media]
+        prompt, infos = built(folder, dtype, media)
+        has_stamps = bool(read_model_config(folder).family.stamp)
+        cut = [cut_for(patch_of(folder), one) for one in media]
         sent = [asked_of_vllm(one, info, has_stamps=has_stamps) for one, info in zip(cut, infos, strict=True)]
         prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": sent})
-    asked = {"model": str(published_family_dir), "prompts": prompts, "generate": True}
+    return {"model": str(folder), "prompts": prompts, "generate": True}
+
+
+@pytest.fixture(scope="module")
+def vllm_by_model(published_dirs_by_family: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Run vLLM on every case of every model in one process; it also generates from each first prompt."""
+    folders = list(published_dirs_by_family.values())
     script = REPO / "tests" / "support" / "vllm_prompt_probe.py"
     done = subprocess.run(
-        [sys.executable, str(script)], input=json.dumps(asked), capture_output=True, text=True, timeout=patience(240.0)
+        [sys.executable, str(script)],
+        input=json.dumps([asked_of_model(folder) for folder in folders]),
+        capture_output=True,
+        text=True,
+        timeout=patience(400.0),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    answers = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(map(str, folders), answers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def vllm_says(vllm_by_model: dict[str, dict[str, Any]], published_family_dir: Path) -> dict[str, Any]:
+    return vllm_by_model[str(published_family_dir)]
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))

@@ -33,6 +33,7 @@ from rlsys.tasks.table import TASKS
 from tests.support.task_examples import RIGHT
 
 NUM_STRINGS = 100_000
+LONG = 250_000
 FRAGMENTS = [
     *("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>", "<box>", "</box>", "<answer", "</", ">"),
     *("1.5", "3", "to", "and", " to ", " and ", "12:30", "1e308", "nan", "inf", "-1", "0.5", ".", "1_000", "９", "٣"),
@@ -162,8 +163,8 @@ def test_text_around_an_answer_is_skipped(text: str) -> None:
         "<box>",
     ],
 )
-def test_a_million_characters_are_read_in_linear_time(unit: str) -> None:
-    text = (unit * (1_000_000 // len(unit) + 1))[:1_000_000]
+def test_a_quarter_of_a_million_characters_is_read_in_linear_time(unit: str) -> None:
+    text = (unit * (LONG // len(unit) + 1))[:LONG]
     for whole in (f"<answer>{text}</answer>", f"[{text}]", f"[(1{text},2)]"):
         started = time.process_time()
         for reader in (
@@ -173,7 +174,7 @@ def test_a_million_characters_are_read_in_linear_time(unit: str) -> None:
             lambda part: last_block(part, "answer"),
         ):
             reader(whole)
-        assert time.process_time() - started < 8.0  # 0.9 s at worst here; a quadratic reader takes hours
+        assert time.process_time() - started < 2.0  # 0.2 s at worst here; a quadratic reader takes minutes
 
 
 @pytest.mark.parametrize(
