@@ -50,13 +50,11 @@ def write_loss_curve(losses: Sequence[float], path: Path, first_step: int = 1) -
 
 
 def _write_curve(values: Sequence[float], path: Path, label: str, axis: str, window: int, first_step: int = 1) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot takes twice as long to import
 
     steps = np.arange(first_step, first_step + len(values))
-    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, values, color="tab:blue", alpha=0.35, label=label)
     if len(values) >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -67,5 +65,4 @@ def _write_curve(values: Sequence[float], path: Path, label: str, axis: str, win
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
     return path

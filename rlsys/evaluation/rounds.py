@@ -129,12 +129,10 @@ def _point(one: Mapping[str, Json], primary: str) -> tuple[float, float]:
 
 def write_rounds_curve(path: Path, title: str, found: Mapping[str, Json]) -> Path:
     """Write a PNG of the primary metric against the visual tokens of all rounds so far; return `path`."""
-    import matplotlib
+    from matplotlib.figure import Figure  # pyplot takes twice as long to import
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
     for name, points in points_of(found).items():
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) > 1 else "x", label=name)
     axes.set_title(title)
@@ -144,5 +142,4 @@ def write_rounds_curve(path: Path, title: str, found: Mapping[str, Json]) -> Pat
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
     return path

@@ -12,21 +12,19 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
-
-import httpx2
-import openai
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
 
 from reward_servers.judging.endpoints.addresses import Address
 from reward_servers.judging.endpoints.dialect import ChatQuestion, Dialect
 from reward_servers.judging.endpoints.refusals import Refusal, RefusalKind
 from reward_servers.judging.endpoints.replies import NotJson, has_choices, json_object, read_completion
-from reward_servers.judging.endpoints.reply_bounds import ACCEPTED, bound_reply
 from reward_servers.server.auth import is_loopback
 from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.urls import masked_url
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 FailureKind = Literal["infra", "setup", "rejected", "too_long", "malformed", "abstain"]
 """How a call fails.
@@ -118,6 +116,9 @@ class ChatCaller:
     """
 
     def __init__(self, config: JudgeConfig, api_key: str | None, setups: Mapping[str, Setup] | None = None) -> None:
+        import openai  # 0.6 s, which drivers and rule scorers import this module without
+
+        self._openai = openai
         self._config = config
         self._key = checked_key(api_key, config.api_key_env)
         self._clients: dict[Address, AsyncOpenAI] = {}
@@ -147,7 +148,7 @@ class ChatCaller:
                 return await self._adapted(url, question, budget, is_spelled_out)
         except TimeoutError:
             raise CallFailed("infra", f"{url}: no whole answer within {timeout_s:.1f} s", hung_up=True) from None
-        except openai.APIConnectionError as error:
+        except self._openai.APIConnectionError as error:
             cause = error.__cause__ or error
             reason = self._clean(f"{type(cause).__name__}: {cause}")
             # ConnectError and ConnectTimeout: it never got there, so it cost nothing
@@ -181,7 +182,7 @@ class ChatCaller:
                 **attempt.setup.dialect.request(question, budget),
                 extra_headers=self._headers(attempt.place),
             )
-        except openai.APIStatusError as error:
+        except self._openai.APIStatusError as error:
             return Refusal.of(error.status_code, error.body, error.response.headers)
         body = raw.content
         found = read_completion(body)
@@ -303,8 +304,10 @@ class ChatCaller:
         )
 
     def _client(self, address: Address) -> AsyncOpenAI:
+        from reward_servers.judging.endpoints.reply_bounds import bound_reply  # imports the client's HTTP library
+
         if address not in self._clients:
-            http = DefaultAsyncHttpxClient(
+            http = self._openai.DefaultAsyncHttpxClient(
                 verify=_certificates(),
                 # a proxy from the environment cannot reach this machine's loopback
                 trust_env=not is_loopback(urlsplit(address.base).hostname or ""),
@@ -312,21 +315,24 @@ class ChatCaller:
                 follow_redirects=False,
                 event_hooks={"response": [bound_reply]},
             )
-            self._clients[address] = AsyncOpenAI(
+            self._clients[address] = self._openai.AsyncOpenAI(
                 base_url=address.base,
                 default_query=dict(address.query),
                 api_key=self._key or "none",
                 max_retries=0,
-                timeout=openai.Timeout(self._config.call_timeout_s, connect=_CONNECT_TIMEOUT_S),
+                timeout=self._openai.Timeout(self._config.call_timeout_s, connect=_CONNECT_TIMEOUT_S),
                 http_client=http,
             )
         return self._clients[address]
 
     def _headers(self, address: Address) -> dict[str, Any]:
         # else the client sends what its own environment variables hold, which are for another service
-        headers: dict[str, Any] = {**ACCEPTED, "OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        from reward_servers.judging.endpoints.reply_bounds import ACCEPTED
+
+        nothing = self._openai.Omit()
+        headers: dict[str, Any] = {**ACCEPTED, "OpenAI-Organization": nothing, "OpenAI-Project": nothing}
         if not self._key:
-            return {**headers, "Authorization": Omit()}
+            return {**headers, "Authorization": nothing}
         # Azure takes a key in a header of its own
         return {**headers, "api-key": self._key} if "api-version" in dict(address.query) else headers
 
@@ -361,6 +367,8 @@ def checked_key(api_key: str | None, variable: str) -> str:
 
 @cache
 def _certificates() -> ssl.SSLContext:
+    import httpx2
+
     return httpx2.create_ssl_context()  # a fifth of a second, so once for all endpoints
 
 
