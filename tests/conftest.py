@@ -23,6 +23,10 @@ pytest_plugins = [
     "tests.support.judge",
 ]
 
+# Ray gives its workers the least of a busy core, a thirtieth of what the tests of another process get, so that actors
+# and ranks would start late exactly where `tests.support.pace` sees a machine that is hardly slower
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 STARTING_FIXTURES = frozenset({"actor_cluster", "serve_cluster", "ray_head", "cluster", "judge_server", "vllm_says"})
 """Fixtures that start Ray, engines, learner ranks or servers in processes of their own."""
 STARTING_FOLDERS = frozenset({"stack", "chaos", "examples"})
@@ -30,11 +34,19 @@ LONGEST_FIRST = (
     "stack/test_exact_resume.py",
     "chaos/test_chaos.py",
     "stack/test_end_to_end_judged.py",
+    "stack/test_end_to_end.py",
     "docs/test_tutorials.py",
+    "reward_servers/server/test_judged_app.py",
+    "stack/test_model_server.py",
+    "stack/test_parity.py",
+    "learner/test_group.py",
+    "rlsys/data/video/test_clips.py",
+    "actors/test_pool.py",
     "benchmarks/test_gpu_check.py",
     "examples/test_grpo_minimal.py",
+    "test_code_shape.py",
 )
-"""Files that take minutes each. Workers take whole files, so one of them at the end would leave the others idle."""
+"""Files that take a minute or more. Workers take whole files, so one of them at the end would leave the others idle."""
 
 
 @pytest.hookimpl(tryfirst=True)
