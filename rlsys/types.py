@@ -303,12 +303,14 @@ class LaterRound:
 
     sample_index: of the trajectory, that of its response in the first round.  number: of the round, from 2 on.
     scored: a group of the one response, with the prompt and the clips that the round showed.
+    clue: that it was shown around, see `rlsys.perception.clues.Clue.to_json`; None for an even look.
     reason: why it was shown as it was, where that is not what the response before asked for; "" otherwise.
     """
 
     sample_index: int
     number: int
     scored: ScoredGroup
+    clue: Json = None
     reason: str = ""
 
 

@@ -178,7 +178,7 @@ class GroupProducer(Answerer):
         self, item: PromptItem, whole: WholeClip | None, first: Rollout, sampling: Sampling
     ) -> list[LaterRound]:
         """Return the later rounds of a response. One that cannot be shown ends them: the answer before stands."""
-        texts, reasons, scoring = [first.text], [], []
+        texts, looks, scoring = [first.text], [], []
         try:
             while isinstance(shown := shown_after(item, whole, texts, self._next_turn), Show):
                 number = len(texts) + 1
@@ -191,15 +191,15 @@ class GroupProducer(Answerer):
                 seed = round_seed(sampling, first.sample_index, number)
                 group = await self._generated(asked, prompt, clips, replace(sampling, num_samples=1, seed=seed))
                 texts.append(group.rollouts[0].text)
-                reasons.append(shown.reason)
+                looks.append((None if shown.clue is None else shown.clue.to_json(), shown.reason))
                 scoring.append(asyncio.create_task(self._scorer.score(group, {})))
             scores = await asyncio.gather(*scoring)
         finally:
             for task in scoring:
                 task.cancel()
         return [
-            LaterRound(sample_index=first.sample_index, number=number, scored=scored, reason=reason)
-            for number, (scored, reason) in enumerate(zip(scores, reasons, strict=True), start=2)
+            LaterRound(sample_index=first.sample_index, number=number, scored=scored, clue=clue, reason=reason)
+            for number, (scored, (clue, reason)) in enumerate(zip(scores, looks, strict=True), start=2)
         ]
 
     async def _with_shuffled_frames(

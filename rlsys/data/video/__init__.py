@@ -1,6 +1,6 @@
 """Video files, frame folders and images -> frames at true timestamps.
 
-- `decode` (`decode`, `plan_grid`, `reads_fast`, `shape_of`): one clip, its grid, reader, length and size
+- `decode` (`decode`, `decode_all`, `plan_grid`, `reads_fast`, `shape_of`): one clip, its grid, reader, length and size
 - `clips` (`ClipStore`): decoded clips in shared memory
 - `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
   the limits on frames and pixels

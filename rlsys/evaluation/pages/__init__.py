@@ -4,6 +4,6 @@
 - `preview` (`write_preview`): rows of an annotation file, before a model has answered
 - `rounds` (`ShownRound`, `page_rounds`): the rounds of a row
 - `rows` (`page_row`): a row with what it shows
-- `thumbnails` (`Thumbnail`, `thumbnails`, `thumbnails_of_clip`, `thumbnails_of_rounds`): small pictures of the frames
-  that a model was shown
+- `thumbnails` (`ROUND_FRAMES`, `Strip`, `Thumbnail`, `strips_of_clips`, `thumbnails`, `thumbnails_of_clip`,
+  `thumbnails_of_rounds`): small pictures of the frames that a model was shown
 """

@@ -117,10 +117,11 @@ def _of_rounds(rounds: tuple[tuple[MediaSpec, ...], ...]) -> list[list[Strip]]:
         except ClipError:
             return []
     most = ROUND_FRAMES // len(rounds)
-    return [_strips([clips[spec] for spec in media], most) for media in rounds]
+    return [strips_of_clips([clips[spec] for spec in media], most) for media in rounds]
 
 
-def _strips(clips: Sequence[Clip], most: int) -> list[Strip]:
+def strips_of_clips(clips: Sequence[Clip], most: int) -> list[Strip]:
+    """Return a strip for each decoded clip of one round, with about `most` thumbnails together."""
     total = sum(len(clip.frames) for clip in clips)
     return [
         Strip(

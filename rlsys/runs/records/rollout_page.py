@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rlsys.config.run import RunConfig
 from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.answering.answers import answer_of
+from rlsys.evaluation.answering.rounds import with_cost
 from rlsys.evaluation.pages.page import Section, Table, write_page
+from rlsys.evaluation.pages.rounds import ShownRound, page_rounds
 from rlsys.evaluation.pages.rows import page_row
-from rlsys.evaluation.pages.thumbnails import Thumbnail, thumbnails_of_clip
+from rlsys.evaluation.pages.thumbnails import ROUND_FRAMES, strips_of_clips, thumbnails_of_clip
+from rlsys.perception.media import whole_of
 from rlsys.tasks.table import task_named
 from rlsys.tracking.tracker import Tracker
-from rlsys.types import Json, RolloutGroup, ScoredGroup
+from rlsys.types import Clip, Json, LaterRound, RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)
 
@@ -51,42 +57,93 @@ def write_rollout_page(
 
 
 def _rows(scored: ScoredGroup, timeout_s: float) -> Iterator[dict[str, Json]]:
-    """Yield the responses of a group; the first one has the frames, the others name it."""
+    """Yield the responses of a group; the first one has the frames, the others name it.
+
+    A response that was asked again has its rounds, each with its frames; those of the first round are with the first
+    response alone.
+    """
     item, rollouts = scored.group.item, scored.group.rollouts
-    correctness = task_named(item.task).correctness
-    frames = _frames(scored.group, timeout_s)
+    clips = _clips(scored.group, timeout_s)
+    frames = [frame for clip in clips for frame in thumbnails_of_clip(clip.info, clip.frames)]
     for index, rollout in enumerate(rollouts):
-        scores: dict[str, float] = {}
-        if scored.is_valid[index]:
-            names = dict(zip(scored.score_names, scored.scores[index].tolist(), strict=True))
-            scores = {"reward": float(scored.rewards[index]), **names}
-        answered = Answered(
-            row_id=rollout.rollout_id,
-            task=item.task,
-            question=item.question,
-            options=item.options,
-            truth=item.truth,
-            labels={**item.labels, "finish_reason": rollout.finish_reason, "tokens": rollout.response_ids.size},
-            texts=(rollout.text,),
-            reason=scored.reasons[index],
-            verdicts=scored.evidence[index],
-        )
-        yield page_row(
-            answered,
+        parts = _parts(scored, index)
+        last, place = parts[-1]
+        answered = _answered(last, place)
+        scores = _scores(last, place)
+        row = page_row(
+            replace(answered, row_id=rollout.rollout_id),
             group=item.source or item.prompt_id.partition(":")[0],
             frames=() if index else frames,
             frames_of=rollouts[0].rollout_id if index else "",
             scores=scores,
-            score=scores.get(correctness, scores.get("reward")),
+            score=_score(item.task, scores),
         )
+        if len(parts) > 1:
+            looks = [one for one in scored.later if one.sample_index == index]
+            row |= page_rounds(
+                [
+                    _shown_round(part, place, look, [] if index and not look else _clips(part.group, timeout_s))
+                    for (part, place), look in zip(parts, (None, *looks), strict=True)
+                ]
+            )
+        yield row
 
 
-def _frames(group: RolloutGroup, timeout_s: float) -> list[Thumbnail]:
-    """Return thumbnails of a group's clips, [] if their frames are lost: they are not decoded again for a page."""
+def _parts(scored: ScoredGroup, index: int) -> list[tuple[ScoredGroup, int]]:
+    """Return the rounds of a response, each as a group and the response's place in it."""
+    later = [(one.scored, 0) for one in scored.later if one.sample_index == index]
+    return [(scored.first or scored, index), *later]
+
+
+def _answered(scored: ScoredGroup, index: int) -> Answered:
+    item, rollout = scored.group.item, scored.group.rollouts[index]
+    return Answered(
+        row_id=rollout.rollout_id,
+        task=item.task,
+        question=item.question,
+        options=item.options,
+        truth=item.truth,
+        labels={**item.labels, "finish_reason": rollout.finish_reason, "tokens": rollout.response_ids.size},
+        texts=(rollout.text,),
+        reason=scored.reasons[index],
+        verdicts=scored.evidence[index],
+    )
+
+
+def _scores(scored: ScoredGroup, index: int) -> dict[str, float]:
+    if not scored.is_valid[index]:
+        return {}
+    names = dict(zip(scored.score_names, scored.scores[index].tolist(), strict=True))
+    return {"reward": float(scored.rewards[index]), **names}
+
+
+def _score(task: str, scores: Mapping[str, float]) -> float | None:
+    return scores.get(task_named(task).correctness, scores.get("reward"))
+
+
+def _shown_round(scored: ScoredGroup, index: int, look: LaterRound | None, clips: Sequence[Clip]) -> ShownRound:
+    """Return a round as the page has it. look: None for the first one."""
+    group, scores = scored.group, _scores(scored, index)
+    answer = with_cost(answer_of(group))
+    whole = whole_of(group.item.media, [clip.info for clip in group.clips]) if look is None else None
+    told = {"clue": look.clue, "reason": look.reason} if look else {"whole": whole.to_json() if whole else None}
+    score = _score(group.item.task, scores)
+    return ShownRound(
+        row=_answered(scored, index),
+        answer=replace(answer, look={**answer.look, **told}),
+        asked=group.item,
+        strips=strips_of_clips(clips, ROUND_FRAMES // 2),
+        scores=scores,
+        score=math.nan if score is None else score,
+    )
+
+
+def _clips(group: RolloutGroup, timeout_s: float) -> list[Clip]:
+    """Return a group's clips, [] if their frames are lost: they are not decoded again for a page."""
     import ray
     from ray.exceptions import GetTimeoutError, ObjectLostError
 
-    found: list[Thumbnail] = []
+    found: list[Clip] = []
     for clip in group.clips:
         try:
             is_stored = isinstance(clip.frames, ray.ObjectRef)
@@ -94,7 +151,7 @@ def _frames(group: RolloutGroup, timeout_s: float) -> list[Thumbnail]:
         except (ObjectLostError, GetTimeoutError) as error:
             log.warning("%s: its page has no frames: %s", group.item.prompt_id, str(error).partition("\n")[0])
             return []
-        found += thumbnails_of_clip(clip.info, frames)
+        found.append(Clip(info=clip.info, frames=frames))
     return found
 
 

@@ -183,7 +183,13 @@ def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 def _head_of_group(prompt_index: int, scored: ScoredGroup) -> dict[str, Any]:
     first, *later = (_head_of_part(prompt_index, part) for part in _parts(scored))
     rounds = [
-        {"sample_index": one.sample_index, "number": one.number, "reason": one.reason, "group": head}
+        {
+            "sample_index": one.sample_index,
+            "number": one.number,
+            "clue": one.clue,
+            "reason": one.reason,
+            "group": head,
+        }
         for one, head in zip(scored.later, later, strict=True)
     ]
     return {**first, "later": rounds}
@@ -279,6 +285,7 @@ def _group(tree: Mapping[str, Any], parts: _ArrayReader) -> SavedGroup:
             SavedLater(
                 sample_index=one["sample_index"],
                 number=one["number"],
+                clue=one["clue"],
                 reason=one["reason"],
                 group=_group(one["group"], parts),
             )

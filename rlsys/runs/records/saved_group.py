@@ -17,7 +17,7 @@ from rlsys.loop.preparer import Prepared, Preparer
 from rlsys.perception.choose import first_item, next_turn_of
 from rlsys.perception.media import whole_of
 from rlsys.perception.turns import NextTurn, Stop, item_of, shown_after
-from rlsys.types import ClipInfo, ClipRef, LaterRound, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
+from rlsys.types import ClipInfo, ClipRef, Json, LaterRound, Prompt, PromptItem, Rollout, RolloutGroup, ScoredGroup
 
 FOLDER = "rollouts"
 
@@ -78,6 +78,7 @@ class SavedGroup:
                     sample_index=one.sample_index,
                     number=one.number,
                     scored=one.group.put_together(*shown),
+                    clue=one.clue,
                     reason=one.reason,
                 )
                 for one, shown in zip(self.later, others, strict=True)
@@ -115,6 +116,7 @@ class SavedLater:
 
     sample_index: int
     number: int
+    clue: Json
     reason: str
     group: SavedGroup
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlsys.algorithm.trajectories import trajectories
 from rlsys.config.run import RunConfig, parse
 from rlsys.data.video.decode import decode
 from rlsys.runs.records.rollout_page import record_rollout_page, write_rollout_page
-from rlsys.types import ClipRef, ScoredGroup
+from rlsys.types import ClipRef, LaterRound, ScoredGroup
 from tests.support.factories import make_group, make_scored
 from tests.support.video_files import make_spec, make_video
 
@@ -75,6 +76,26 @@ def test_a_response_that_was_not_scored_says_why_and_changes_no_figure(tmp_path:
     assert (row["score"], row["scores"], row["reason"]) == (None, {}, "judge timed out")
     assert "<td>reward</td><td class=n>0.250</td>" in page.read_text()
     assert "<b>not scored</b> 1" in page.read_text()
+
+
+def test_a_response_that_was_asked_again_has_its_rounds_each_with_its_frames_and_score(tmp_path: Path) -> None:
+    first = scored_group(tmp_path, "a", [0.25, 1.0])
+    again = scored_group(tmp_path, "b", [0.75])
+    clue = {"periods": [[1.0, 2.0]], "boxes": []}
+    page = write_rollout_page(
+        tmp_path / "page.html",
+        7,
+        [trajectories(first, [LaterRound(sample_index=0, number=2, scored=again, clue=clue, reason="")])],
+        num_groups=1,
+        timeout_s=1.0,
+    )
+    asked_again, asked_once = rows_of(page)
+    one, two = asked_again["rounds"]
+    assert (one["round"], one["score"], two["round"], two["score"]) == (1, 0.25, 2, 0.75)
+    assert asked_again["score"] == 0.75 and asked_again["scores"]["reward"] == 0.75, "the last answer counts"
+    assert (one["clue"]["spans"], two["clue"]["spans"]) == ([], [[1.0, 2.0]])
+    assert len(one["parts"][0]["frames"]) == len(two["parts"][0]["frames"]) == 8
+    assert "rounds" not in asked_once and asked_once["frames_of"] == asked_again["id"]
 
 
 def test_pages_are_written_every_so_many_steps(tmp_path: Path) -> None:
