@@ -70,6 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
             "rollout.num_actors": 1,
             "rollout.group_size": 4,
             "rollout.max_tokens": 8,
+            "perception.rounds": 2,  # an untrained model points nowhere, and looks evenly again
             "learner.num_ranks": 1,
             "train.num_steps": NUM_STEPS,
             "train.prompts_per_step": 2,
@@ -332,7 +333,7 @@ def test_a_recorded_step_that_is_done_again_without_actors_has_the_same_numbers_
     assert {"optim/grad_norm", "reward/checksum/mean", "advantage/abs/mean"} <= found["metrics"].keys()
     scored = rlsys(str(NUM_STEPS), "--scores")
     assert scored.returncode == 0, scored.stdout + scored.stderr
-    assert f"8 responses of step {NUM_STEPS} were rescored; 0 changed" in scored.stdout
+    assert f"16 responses of step {NUM_STEPS} were rescored; 0 changed" in scored.stdout, "of both rounds"
     gone = rlsys("2")
     assert gone.returncode == 2
     assert f"Possible steps: {NUM_STEPS - 1}, {NUM_STEPS}." in gone.stderr

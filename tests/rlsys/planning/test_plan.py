@@ -29,9 +29,11 @@ from rlsys.planning.plan import (
     assumptions,
     engine_room,
     engine_section,
+    mean_batch_tokens,
     mean_response,
     payload_bytes,
     shown,
+    token_section,
     total_flops,
 )
 from rlsys.planning.plan_learner import activation_bytes, learner_section, rank_memory
@@ -115,6 +117,26 @@ def test_a_shipped_config_for_gpus_fits_into_what_the_driver_leaves_of_its_card(
     assert float(total.removesuffix(" GiB")) < given.memory_gib - 2 * given.rank_reserve_gib, (
         "room for what is not known"
     )
+
+
+def test_later_rounds_are_prompts_of_their_own_in_tokens_frames_and_time(folder_7b: Path) -> None:
+    """Three rounds of eight responses are 1 + 2 x 8 prompts a row."""
+
+    def planned(rounds: int) -> tuple[RunConfig, Prompts]:
+        run = gpu(perception={"rounds": rounds}).model_copy(
+            update={"model": gpu().model.model_copy(update={"path": folder_7b})}
+        )
+        return run, prompts_of_budget(run, Assumptions(), 100)
+
+    (once, of_one), (thrice, of_three) = planned(1), planned(3)
+    lines = {line.name: line.value for line in token_section(thrice, of_three, 100).lines}
+    assert lines["tokens of its later rounds"] == f"{16 * (of_three.mean + 100):.0f}"
+    assert "tokens of its later rounds" not in {line.name for line in token_section(once, of_one, 100).lines}
+    assert 10 < of_three.multiply_adds / of_one.multiply_adds < 17, "a later prompt has one response"
+    assert mean_batch_tokens(thrice, of_three, 100) - mean_batch_tokens(once, of_one, 100) == pytest.approx(
+        16 * (of_three.mean + 100) * once.train.prompts_per_step / once.learner.num_ranks
+    )
+    assert clip_bytes(thrice, (), 0).in_use == 17 * clip_bytes(once, (), 0).in_use
 
 
 def test_a_rank_that_leaves_the_card_no_reserve_is_a_problem_with_the_arithmetic() -> None:
