@@ -25,7 +25,6 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.utils.logging import disable_progress_bar
 
 from learner.engine import LearnerEngine, join_ranks, open_store
-from learner.loss.logprobs import token_logprobs
 from learner.model.policy import PackedPolicy, WholePass
 from learner.packing.packing import PackedBatch
 from learner.packing.rows import Response, Row
@@ -277,7 +276,7 @@ class SwitchedPolicy(PackedPolicy):
         ).last_hidden_state
         text.config._attn_implementation = packed_attention
         predictors = states.flatten(0, 1).index_select(0, batch.hidden_index)
-        return token_logprobs(predictors, self.model.lm_head, batch.targets)
+        return self.model.lm_head(predictors, batch.targets)
 
 
 class Bench:

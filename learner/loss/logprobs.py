@@ -11,8 +11,20 @@ MAX_CHUNK_NUMBERS = 1 << 26
 between forward and backward one if there is a single chunk, else none."""
 
 
+class TokenHead(nn.Linear):
+    """A model's output head as a function to log-probs, in one call of the module however many chunks there are.
+
+    At ZeRO-3 every call of a module is a collective, because it gathers the weights from all ranks, and ranks have
+    different numbers of chunks.
+    """
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `token_logprobs` returns."""
+        return token_logprobs(hidden, self, targets, MAX_CHUNK_NUMBERS)
+
+
 def token_logprobs(
-    hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor, max_numbers: int = MAX_CHUNK_NUMBERS
+    hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor, max_numbers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each target's log-prob under softmax(lm_head(hidden)), and the entropy there, both f32 [T], in nats.
 
@@ -35,7 +47,8 @@ def token_logprobs(
 def _chunk_logprobs(
     hidden: torch.Tensor, lm_head: nn.Linear, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    all_logprobs = lm_head(hidden).float().log_softmax(dim=-1)
+    # not by calling the module, see `TokenHead`
+    all_logprobs = nn.functional.linear(hidden, lm_head.weight, lm_head.bias).float().log_softmax(dim=-1)
     with torch.no_grad():
         # in place, which saves a third tensor of the chunk's size
         entropy = -all_logprobs.exp().mul_(all_logprobs).sum(dim=-1)

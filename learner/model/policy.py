@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from learner.loss.logprobs import token_logprobs
+from learner.loss.logprobs import TokenHead
 from learner.model.frozen import ClipFeatures
 from learner.model.pixels import read_pixel_format
 from learner.model.vision import speed_up
@@ -109,6 +109,7 @@ class PackedPolicy(nn.Module):
             raise ValueError(
                 f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
             )
+        model.lm_head.__class__ = TokenHead
         self._features = ClipFeatures(model)
         self._sequence = sequence
 
@@ -132,7 +133,7 @@ class PackedPolicy(nn.Module):
             use_cache=False,
             **added,
         ).last_hidden_state
-        return share.joined(*token_logprobs(share.predictors(states[0]), self.model.lm_head, share.targets))
+        return share.joined(*self.model.lm_head(share.predictors(states[0]), share.targets))
 
     def _share(self, batch: PackedBatch) -> WholePass | SharedPass:
         if self._sequence is None:

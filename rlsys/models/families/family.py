@@ -17,6 +17,7 @@ EVERYTHING = (
     "LoRA",
     "frozen parts",
     "ZeRO 0 to 3",
+    "sequence parallelism",
     "weight sync",
     "export",
 )

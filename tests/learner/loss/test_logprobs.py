@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.loss.logprobs import token_logprobs
+from learner.loss.logprobs import MAX_CHUNK_NUMBERS, token_logprobs
 
 VOCABULARY = 50
 
@@ -24,7 +24,7 @@ def inputs() -> tuple[torch.Tensor, nn.Linear, torch.Tensor]:
 
 def test_logprobs_equal_torch_cross_entropy() -> None:
     hidden, head, targets = inputs()
-    found, _ = token_logprobs(hidden, head, targets)
+    found, _ = token_logprobs(hidden, head, targets, MAX_CHUNK_NUMBERS)
     torch.testing.assert_close(found, -nn.functional.cross_entropy(head(hidden), targets, reduction="none"))
 
 
@@ -40,12 +40,27 @@ def test_chunks_change_neither_values_nor_gradients() -> None:
         torch.testing.assert_close(chunked, whole)  # to rounding: a product of fewer rows is summed in another order
 
 
+class Products(TorchDispatchMode):
+    """A record of the sizes of matrix products computed since it was entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.sizes.append(made.numel())
+        return made
+
+
 def test_chunks_never_hold_more_logits_than_they_may() -> None:
     hidden, head, targets = inputs()
-    seen: list[int] = []
-    head.register_forward_hook(lambda module, args, output: seen.append(output.numel()))
-    token_logprobs(hidden, head, targets, 5 * VOCABULARY)
-    assert seen == [5 * VOCABULARY] * 4 + [3 * VOCABULARY]
+    with Products() as products:
+        token_logprobs(hidden, head, targets, 5 * VOCABULARY)
+    assert products.sizes == [5 * VOCABULARY] * 4 + [3 * VOCABULARY]
 
 
 def test_entropy_of_known_distributions() -> None:
@@ -53,20 +68,20 @@ def test_entropy_of_known_distributions() -> None:
     # all equal: ln 4; one certain token (others impossible): 0; two of four: ln 2
     head.weight.data = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     hidden = torch.tensor([[1.0, 0.0], [0.0, -1e4]])
-    _, entropy = token_logprobs(hidden, head, torch.tensor([0, 1]))
+    _, entropy = token_logprobs(hidden, head, torch.tensor([0, 1]), MAX_CHUNK_NUMBERS)
     torch.testing.assert_close(entropy, torch.tensor([math.log(4), math.log(2)]))
 
 
 def test_entropy_carries_no_gradient() -> None:
     hidden, head, targets = inputs()
-    logprobs, entropy = token_logprobs(hidden, head, targets)
+    logprobs, entropy = token_logprobs(hidden, head, targets, MAX_CHUNK_NUMBERS)
     assert logprobs.requires_grad
     assert not entropy.requires_grad
 
 
 def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
     hidden, head, targets = inputs()
-    logprobs, entropy = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets)
+    logprobs, entropy = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets, MAX_CHUNK_NUMBERS)
     assert logprobs.dtype == entropy.dtype == torch.float32
 
 

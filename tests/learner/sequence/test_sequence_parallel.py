@@ -257,6 +257,25 @@ def test_logprobs_of_policy_and_reference_are_those_of_one_process_for_passes_of
             np.testing.assert_allclose(found, expected, rtol=0, atol=SAME)
 
 
+def with_small_chunks(worker: LearnerWorker, max_numbers: int) -> int:
+    """Set the number of logits of a chunk in a rank's process and return the one before."""
+    from learner.loss import logprobs
+
+    before, logprobs.MAX_CHUNK_NUMBERS = logprobs.MAX_CHUNK_NUMBERS, max_numbers
+    return before
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_with_different_numbers_of_chunks_of_logits_do_not_wait_for_each_other_at_zero_3(
+    size: int, group: LearnerGroup, folders: dict[tuple[str, str], Path]
+) -> None:
+    (before, *_) = on_ranks(group, with_small_chunks, [(2 * 384,)] * NUM_RANKS)  # two tokens each
+    try:
+        assert_same_update(group, Case(size=size, zero_stage=3), folders["qwen2_5_vl", "tiny"], seed=40)
+    finally:
+        on_ranks(group, with_small_chunks, [(before,)] * NUM_RANKS)
+
+
 def saved(worker: LearnerWorker, rows: Sequence[Row]) -> int:
     """Return the bytes that a pass keeps for its backward pass, without parameters."""
     engine = worker._engine
