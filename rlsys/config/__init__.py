@@ -8,7 +8,7 @@
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
 - `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,
   and its sources with all their settings
-- `evaluation` (`WINDOWS`, `Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
+- `evaluation` (`OF_ROUNDS`, `WINDOWS`, `Control`, `EndpointConfig`, `EvaluationSet`): section `evaluation`
 - `perception` (`PerceptionConfig`): section `perception`
 - `weights` (`wants_deltas`): section `weights`
 - `train` (`TrainConfig`): section `train`

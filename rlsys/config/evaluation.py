@@ -12,11 +12,14 @@ from rlsys.config.data import RowSource
 from rlsys.config.part import Part
 from rlsys.urls import has_secret
 
-Control = Literal["other_video", "text_only", "random_window", "oracle_window"]
+Control = Literal["other_video", "text_only", "random_window", "oracle_window", "one_round_equal_tokens"]
 """How rows are answered once more: with the video of another question or without, to see what the video is worth; with
-a second look at a random part or at the true one, to see what the clue is worth."""
+a second look at a random part or at the true one, to see what the clue is worth; in one round with as many visual
+tokens as several rounds have, to see what the rounds are worth."""
 WINDOWS: tuple[Control, ...] = ("random_window", "oracle_window")
 """Controls of a second look."""
+OF_ROUNDS: tuple[Control, ...] = (*WINDOWS, "one_round_equal_tokens")
+"""Controls of rows that are answered round by round."""
 
 
 class EvaluationSet(RowSource):
@@ -86,8 +89,10 @@ class EvaluationConfig(Part):
     null keeps the newest only."""
     controls: tuple[Control, ...] | None = None
     """Controls of `sets`: "other_video" and "text_only" answer rows once more without what they are about;
-    "random_window" and "oracle_window" look a second time at a random part as long as the clue, or at the true one
-    (`perception.rounds` above 1). null: all that apply in `rlsys eval`, none in a training run."""
+    "random_window" and "oracle_window" look a second time at a random part as long as the clue, or at the true one, and
+    "one_round_equal_tokens" asks once with as many visual tokens as the first 2, 3, … rounds together
+    (`perception.rounds` above 1). null: all that apply in `rlsys eval`, the last one if `model.max_model_len` has room
+    for it, and none in a training run."""
     control_prompts: int = Field(default=200, ge=0)
     """Number of rows for controls, evenly spaced over the set; 0 uses all."""
     page_rows: int = Field(default=60, ge=0)
@@ -103,6 +108,12 @@ class EvaluationConfig(Part):
             raise ValueError(
                 f"evaluation.best={self.best} must begin with the name of a set and a slash; the sets are "
                 f"{', '.join(names) or 'none (evaluation.sets)'}."
+            )
+        if self.every_steps and "one_round_equal_tokens" in (self.controls or ()):
+            raise ValueError(
+                f"evaluation.controls has one_round_equal_tokens with evaluation.every_steps={self.every_steps}: its "
+                "clips are larger than the engines of a training run are started for; leave it to `rlsys eval`, which "
+                "takes it with evaluation.controls=null."
             )
         if self.every_steps and not self.sets:
             raise ValueError(

@@ -18,7 +18,7 @@ from rlsys.config.algorithm import AlgorithmConfig, check_against_run
 from rlsys.config.answers import AnswersConfig
 from rlsys.config.colocation import check_colocation
 from rlsys.config.data import DataConfig
-from rlsys.config.evaluation import WINDOWS, EvaluationConfig
+from rlsys.config.evaluation import OF_ROUNDS, EvaluationConfig
 from rlsys.config.learner import LearnerConfig, LoraConfig
 from rlsys.config.part import ConfigError, Part
 from rlsys.config.perception import PerceptionConfig
@@ -190,9 +190,9 @@ class RunConfig(Part):
             tensor_parallel_size=self.rollout.tensor_parallel_size,
             zero_stage=self.learner.zero_stage,
         )
-        if self.perception.rounds == 1 and (windows := set(WINDOWS).intersection(self.evaluation.controls or ())):
+        if self.perception.rounds == 1 and (later := set(OF_ROUNDS).intersection(self.evaluation.controls or ())):
             raise ValueError(
-                f"evaluation.controls has {', '.join(sorted(windows))}, which are of a second look, with "
+                f"evaluation.controls has {', '.join(sorted(later))}, which are of several rounds, with "
                 "perception.rounds=1; set perception.rounds to 2 or more, or remove them."
             )
         check_delta(self.weights, device=self.cluster.device)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from rlsys.config.evaluation import WINDOWS
 from rlsys.evaluation.evaluated import THRESHOLDS
 from rlsys.evaluation.pages.page import Curve, Section, Table
 from rlsys.evaluation.report import COLUMNS
-from rlsys.evaluation.rounds import points_of
+from rlsys.evaluation.rounds import control_title, points_of
 from rlsys.types import Json
 
 COUNTS = ("num_rows", "num_unanswered", "num_failed")
@@ -144,14 +145,23 @@ def _rounds(found: Mapping[str, Json]) -> Iterator[Table]:
     ]
     notes = []
     for name, one in rounds["controls"].items():
+        value, title = one["metrics"].get(primary, math.nan), control_title(name)
+        rows.append(
+            [
+                f"{title} ({one['rounds']})",
+                value,
+                *(f"{one[key]:.1f}" for key in ("frames", "visual_tokens", "total_visual_tokens")),
+                *(f"{one[key]:.3f}" for key in ("decode_s", "seconds")),
+                *[""] * 4,
+            ]
+        )
         own = ", ".join(
-            f"round {key[-1]} {values.get(primary, math.nan):.3f}" for key, values in one["same_rows"].items()
+            f"round {key.rpartition('_')[2]} {values.get(primary, math.nan):.3f}"
+            for key, values in one["same_rows"].items()
         )
+        how = "after two rounds" if name in WINDOWS else f"at the visual tokens of {one['rounds']} rounds"
         count = one["metrics"]["num_rows"]
-        notes.append(
-            f"{name.replace('_', ' ')}: {one['metrics'].get(primary, math.nan):.3f} after two rounds of {count:.0f} "
-            f"rows, on which the model has {own}."
-        )
+        notes.append(f"{title}: {value:.3f} {how} of {count:.0f} rows, on which the model has {own}.")
     columns = ["round", _heading(primary), "frames", "visual tokens", "in all", "decode s", "generate s"]
     columns += ["better", "worse", "no clue", "stopped"]
     note = " ".join(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlsys.config.evaluation import WINDOWS
+from rlsys.config.evaluation import WINDOWS, Control
 from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.answering.answers import Answer
 from rlsys.evaluation.protocols.protocol import Protocol_
@@ -17,12 +17,18 @@ MAX_LISTED = 50
 """Rows that a round made worse, of which results list the ones that lost most."""
 
 
+EQUAL_TOKENS: Control = "one_round_equal_tokens"
 AnsweredByMode = Mapping[str, Sequence[Answered]]
 
 
 def round_names(answered: Mapping[str, object]) -> list[str]:
     """Return the modes of a set that are rounds, the first one first; [] if its rows were asked once."""
     return [name for number in range(1, len(answered) + 1) if (name := f"round_{number}") in answered]
+
+
+def equal_tokens_name(number: int) -> str:
+    """Return the mode of one round with the visual tokens of the first `number` rounds."""
+    return f"{EQUAL_TOKENS}_{number}"
 
 
 def rounds_of(
@@ -36,7 +42,8 @@ def rounds_of(
     names = round_names(answered)
     if not names:
         return {}
-    scored = {name: _rows(answered[name], task, protocol) for name in (*names, *WINDOWS) if name in answered}
+    controls = (*WINDOWS, *map(equal_tokens_name, range(2, len(names) + 1)))
+    scored = {name: _rows(answered[name], task, protocol) for name in (*names, *controls) if name in answered}
     rounds: list[Json] = []
     before: Sequence[ScoredRow] = ()
     total = 0.0
@@ -95,18 +102,23 @@ def _changes(protocol: Protocol_, before: Sequence[ScoredRow], rows: Sequence[Sc
 def _controls(
     scored: Mapping[str, Sequence[ScoredRow]], answers: Mapping[str, Mapping[str, Answer]], protocol: Protocol_
 ) -> dict[str, Json]:
-    """Return the controls of the second round, each with the model's own rounds on the same rows."""
+    """Return the controls of rounds, each with the model's own rounds on the same rows."""
     found: dict[str, Json] = {}
-    for name in WINDOWS:
-        if not (rows := scored.get(name, ())):
+    for name, rows in scored.items():
+        is_window = name in WINDOWS
+        if not rows or not (is_window or name.startswith(EQUAL_TOKENS)):
             continue
+        number = 2 if is_window else int(name.rpartition("_")[2])
         ids = {row.row_id for row, _ in rows}
-        own = {number: [pair for pair in scored[number] if pair[0].row_id in ids] for number in ("round_1", "round_2")}
-        costs = [_cost(answers["round_1"], own["round_1"]), _cost(answers[name], rows)]
+        own = {one: [pair for pair in scored[one] if pair[0].row_id in ids] for one in ("round_1", f"round_{number}")}
+        cost = _cost(answers[name], rows)
+        before = _cost(answers["round_1"], own["round_1"])["visual_tokens"] if is_window else 0.0
         found[name] = {
+            "rounds": number,
             "metrics": protocol.aggregate(rows),
-            "total_visual_tokens": sum(cost["visual_tokens"] for cost in costs),
-            "same_rows": {number: protocol.aggregate(pairs) for number, pairs in own.items()},
+            **{key: cost[key] for key in ("frames", "visual_tokens", "decode_s", "seconds")},
+            "total_visual_tokens": before + cost["visual_tokens"],
+            "same_rows": {one: protocol.aggregate(pairs) for one, pairs in own.items()},
         }
     return found
 
@@ -119,8 +131,13 @@ def points_of(found: Mapping[str, Json]) -> dict[str, list[tuple[float, float]]]
     primary = found["primary"]
     series = {"model": [_point(one, primary) for one in found["rounds"]["by_round"]]}
     for name, one in found["rounds"]["controls"].items():
-        series[name.replace("_", " ")] = [_point(one, primary)]
+        series.setdefault(control_title(name), []).append(_point(one, primary))
     return series
+
+
+def control_title(name: str) -> str:
+    """Return the name of a control of rounds in words, the same for any number of rounds."""
+    return "one round, equal tokens" if name.startswith(EQUAL_TOKENS) else name.replace("_", " ")
 
 
 def _point(one: Mapping[str, Json], primary: str) -> tuple[float, float]:

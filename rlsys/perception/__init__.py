@@ -9,5 +9,6 @@
 - `zoom` (`zoom`): a part that the response requests
 - `choose` (`first_item`, `largest_items`, `later_data`, `next_turn_of`): the function that a config names, and the
   largest prompts that it makes
-- `controls` (`oracle_window`, `random_window`): second looks at another part than the clue's
+- `controls` (`largest_one_round`, `one_round`, `oracle_window`, `random_window`): second looks at another part than the
+  clue's, and a single look at the cost of several
 """

@@ -1,7 +1,7 @@
 """Runs: their parts assembled and checked, training, checkpoints, recovery, and a look back.
 
-- `assemble` (`Stack`, `engine_spec`, `judge_captions`, `launch_pool`, `launch_rewards`, `open_stack`, `prompt_builder`,
-  `require_machine`, `with_model`): a config -> actors, learner, reward servers
+- `assemble` (`Stack`, `all_sources`, `engine_spec`, `judge_captions`, `launch_pool`, `launch_rewards`, `open_stack`,
+  `prompt_builder`, `require_machine`, `with_model`): a config -> actors, learner, reward servers
 - `check` (`Report`, `check`, `check_evaluation`, `check_services`): every check that needs no actor
 - `continuation` (`StartOptions`): how a run starts: anew, resumed, or forked from a checkpoint
 - `train` (`train`): `rlsys train`

@@ -1,10 +1,11 @@
 """Video files, frame folders and images -> frames at true timestamps.
 
-- `decode` (`decode`, `decode_all`, `plan_grid`, `reads_fast`, `shape_of`): one clip, its grid, reader, length and size
+- `decode` (`decode`, `decode_all`, `plan_clip`, `plan_grid`, `reads_fast`, `shape_of`): one clip or several of a file,
+  its metadata, grid, reader, length and size
 - `clips` (`ClipStore`): decoded clips in shared memory
 - `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
   the limits on frames and pixels
-- `frames` (`TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size
+- `frames` (`MERGED`, `TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size
 - `images` (`FORMATS`, `files_of_folder`): image formats that may be opened, and the images of a frame folder, in order
 - `errors` (`AnnotationError`, `ClipError`): what cannot be read
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from rlsys.config.evaluation import WINDOWS, Control
+from rlsys.config.evaluation import OF_ROUNDS, Control
 from rlsys.loop.producer import sampling_seed
 from rlsys.types import PromptItem, Sampling
 
@@ -59,7 +59,7 @@ def modes_of(
         yield Mode(name="sampled", rows=rows_of(every, 1.0, num_samples))
     some = [every[index] for index in evenly_spaced(len(every), control_prompts or len(every))]
     for control in controls:
-        if control in WINDOWS:  # they show what the answers of a first round decide
+        if control in OF_ROUNDS:  # they show what the answers of rounds decide
             continue
         changed = [(index, item) for index, old in some if (item := _changed(control, items, index, old)) is not None]
         yield Mode(name=control, rows=rows_of(changed, 0.0, 1))

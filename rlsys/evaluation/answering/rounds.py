@@ -12,6 +12,7 @@ from rlsys.errors import RowUnusable, UserError
 from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.responders import POLL_S, Responder, RowRefused
 from rlsys.perception.clues import Clue
+from rlsys.perception.controls import one_round
 from rlsys.perception.media import WholeClip, whole_of
 from rlsys.perception.turns import NextTurn, Round, Show, Stop, item_of
 from rlsys.types import Json, PromptItem, Sampling
@@ -81,6 +82,22 @@ class Rounds:
             first = self.files[0].answers[item.prompt_id]
             if first.texts and (shown := look(item, _whole_of(first), [_round_of(first)])) is not None:
                 found.append((item_of(item, shown), sampling))
+        return found
+
+    def as_one_round(self, number: int, row_ids: Collection[str]) -> Rows:
+        """Return rows of these ids asked once, each with the visual tokens of its first `number` rounds together.
+
+        Rows that no later round was asked of are not among them. Needs the answers of those rounds.
+        """
+        found = []
+        for item, sampling in self.rows:
+            if item.prompt_id not in row_ids:
+                continue
+            answers = [file.answers[item.prompt_id] for file in self.files[:number]]
+            tokens = [(answer.look or {}).get("visual_tokens", 0) for answer in answers]
+            larger = one_round(item, _whole_of(answers[0]), tokens[0], sum(tokens)) if answers[0].texts else None
+            if larger is not None:
+                found.append((larger, sampling))
         return found
 
     def first_of(self, one: _Trajectory) -> PromptItem | None:

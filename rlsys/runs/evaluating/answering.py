@@ -26,6 +26,7 @@ from rlsys.evaluation.predictions import read_predictions
 from rlsys.evaluation.protocols.table import PROTOCOLS
 from rlsys.models.model_config import patch_px
 from rlsys.perception.choose import later_data
+from rlsys.runs.evaluating.equal_tokens import with_largest_look
 from rlsys.runs.evaluating.rounds import OneRound, SetRounds, set_rounds
 from rlsys.types import PromptItem
 
@@ -243,7 +244,8 @@ def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
     if endpoint.url is not None:
         return endpoint.concurrency
     side = patch_px(config.model.path)
-    largest = max(largest_clip_tokens(one, side) for one in (data, later_data(data, config.perception)))
+    perception = with_largest_look(config).perception
+    largest = max(largest_clip_tokens(one, side) for one in (data, later_data(data, perception)))
     fits = config.data.cache_bytes // (largest * MERGED**2 * patch_bytes(side))
     fill = -(-config.rollout.num_actors * config.rollout.max_num_seqs // num_samples)
     return max(config.rollout.num_actors, min(fill, fits))

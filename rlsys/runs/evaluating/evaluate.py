@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rlsys.config.data import metric_name
-from rlsys.config.evaluation import WINDOWS, Control
+from rlsys.config.evaluation import Control
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.answering.responders import Responder
@@ -21,9 +21,10 @@ from rlsys.evaluation.results_report import markdown, print_results, sections
 from rlsys.evaluation.rounds import write_rounds_curve
 from rlsys.files import write_whole
 from rlsys.models.folder import content_digest
-from rlsys.runs.assemble import judge_captions
+from rlsys.runs.assemble import judge_captions, prompt_builder
 from rlsys.runs.check import check_evaluation
-from rlsys.runs.evaluating.answering import answer_sets, chosen_sets, predicted_sets
+from rlsys.runs.evaluating.answering import ChosenSet, answer_sets, chosen_sets, predicted_sets
+from rlsys.runs.evaluating.equal_tokens import chosen_controls
 from rlsys.runs.evaluating.page_rows import page_rows
 from rlsys.runs.evaluating.responder import open_responder
 from rlsys.runs.inputs.hub_paths import with_local_files
@@ -36,7 +37,6 @@ from rlsys.types import Json
 
 log = logging.getLogger(__name__)
 
-BOTH: tuple[Control, ...] = ("other_video", "text_only")
 RESULTS_FILE, PAGE_FILE, MARKDOWN_FILE = "results.json", "report.html", "report.md"
 RUN_ID_FILE = "mlflow_run_id"
 ROWS_FOLDER = "rows"
@@ -81,11 +81,12 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
             name, evaluated = str(options.predictions), predicted_sets(chosen, options.predictions)
         else:
             name = config.evaluation.endpoint.url or str(config.model.path)
-            controls = config.evaluation.controls
-            if controls is None:
-                controls = (*BOTH, *(WINDOWS if config.perception.rounds > 1 else ()))
             if not config.evaluation.endpoint.url:
                 check_evaluation(config, chosen).raise_problems()
+            controls = _controls(config, chosen)
+            config = config.model_copy(
+                update={"evaluation": config.evaluation.model_copy(update={"controls": controls})}
+            )
             model = _model_identity(config, options)
             evaluated = answer_sets(config, chosen, out, model, lambda: _opened(config, options), controls)
         evaluated = with_verdicts(config, evaluated)
@@ -98,6 +99,11 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
             write_whole(out / RUN_ID_FILE, _record(config, out, evaluated, results, checkpoint) + "\n")
     log.info("report in %s", out / PAGE_FILE)
     return out
+
+
+def _controls(config: RunConfig, chosen: Sequence[ChosenSet]) -> tuple[Control, ...]:
+    prompts = None if config.evaluation.endpoint.url else prompt_builder(config)
+    return chosen_controls(config, [item for one in chosen for item in one.asked], prompts)
 
 
 def _checkpoint(options: EvalOptions) -> Path | None:

@@ -17,6 +17,7 @@ from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import content_digest
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
+from rlsys.runs.evaluating.equal_tokens import with_largest_look
 from rlsys.runs.inputs.clips import clip_store
 from rlsys.tasks.table import prompt_text
 from rlsys.weights.manifest import Bucket, WeightTransfer, digest_of, manifest_of
@@ -59,7 +60,7 @@ def open_answering_pool(config: RunConfig, adapter: Path | None = None) -> Itera
         if low_rank:
             config = with_adapter(config, low_rank)
         prompts = prompt_builder(config)
-        pool = launch_pool(config, engine_spec(config, prompts), cluster, resources)
+        pool = launch_pool(config, engine_spec(with_largest_look(config), prompts), cluster, resources)
         load_own_weights(pool, config, low_rank)
         yield prompts, pool
 

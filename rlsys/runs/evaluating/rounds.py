@@ -14,6 +14,7 @@ from rlsys.evaluation.answering.answers import Answer, AnswersFile
 from rlsys.evaluation.answering.modes import Mode, ModeName, evenly_spaced
 from rlsys.evaluation.answering.responders import Responder, collect_answers
 from rlsys.evaluation.answering.rounds import Rounds, Rows, SecondLook, with_cost
+from rlsys.evaluation.rounds import equal_tokens_name
 from rlsys.perception.choose import first_item, next_turn_of
 from rlsys.perception.controls import oracle_window, random_window
 
@@ -47,14 +48,20 @@ class OneRound:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class RoundsControl:
+    """A control of several rounds. rows: what it asks, once the rounds are answered."""
+
+    file: AnswersFile
+    rows: Callable[[], Rows]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SetRounds:
-    """The rounds of one set with the controls of its second round, by name."""
+    """The rounds of one set with their controls, by name."""
 
     mode: Mode
     rounds: Rounds
-    controls: Mapping[Control, AnswersFile]
-    looks: Mapping[Control, SecondLook]
-    control_ids: frozenset[str]
+    controls: Mapping[ModeName, RoundsControl]
 
     @property
     def num_answered(self) -> int:
@@ -65,14 +72,14 @@ class SetRounds:
     def is_complete(self) -> bool:
         """Whether nothing is left to ask."""
         return self.rounds.is_complete and all(
-            len(self._rows_of(name)) <= len(file.answers) for name, file in self.controls.items()
+            len(one.rows()) <= len(one.file.answers) for one in self.controls.values()
         )
 
     def collect(self, responder: Responder, note: Note, *, at_once: int, ahead: int) -> None:
         """Answer what is left."""
         self.rounds.collect(responder, at_once=at_once, ahead=ahead, note=note)
-        for name, file in self.controls.items():
-            collect_answers(responder, self._rows_of(name), file, at_once=at_once, ahead=ahead, finish=with_cost)
+        for one in self.controls.values():
+            collect_answers(responder, one.rows(), one.file, at_once=at_once, ahead=ahead, finish=with_cost)
 
     def modes(self) -> list[tuple[ModeName, Mode, Mapping[str, Answer]]]:
         """Return (name, mode, answers) of each round, of "greedy", which is the last one, and of each control."""
@@ -80,12 +87,9 @@ class SetRounds:
             (f"round_{number}", self.mode, file.answers) for number, file in enumerate(self.rounds.files, start=1)
         ]
         found.append(("greedy", self.mode, self.rounds.files[-1].answers))
-        for name, file in self.controls.items():
-            found.append((name, Mode(name=name, rows=tuple(self._rows_of(name))), file.answers))
+        for name, one in self.controls.items():
+            found.append((name, Mode(name=name, rows=tuple(one.rows())), one.file.answers))
         return found
-
-    def _rows_of(self, name: Control) -> Rows:
-        return self.rounds.second_looks(self.looks[name], self.control_ids)
 
 
 def set_rounds(
@@ -108,21 +112,26 @@ def set_rounds(
     def opened(name: str) -> AnswersFile:
         return resources.enter_context(AnswersFile(folder / f"{name}.jsonl", settings))
 
-    looks: dict[Control, SecondLook] = {
+    looks: dict[str, SecondLook] = {
         "random_window": partial(random_window, perception=perception, reading=reading, seed=config.seed),
         "oracle_window": partial(oracle_window, perception=perception),
     }
     rows = mode.rows
     some = evenly_spaced(len(rows), config.evaluation.control_prompts or len(rows))
-    return SetRounds(
-        mode=mode,
-        rounds=Rounds(
-            rows,
-            [opened(f"round_{number}") for number in range(1, perception.rounds + 1)],
-            next_turn_of(perception, reading),
-            partial(first_item, perception=perception),
-        ),
-        controls={name: opened(name) for name in looks if name in controls},
-        looks=looks,
-        control_ids=frozenset(rows[index][0].prompt_id for index in some),
+    row_ids = frozenset(rows[index][0].prompt_id for index in some)
+    rounds = Rounds(
+        rows,
+        [opened(f"round_{number}") for number in range(1, perception.rounds + 1)],
+        next_turn_of(perception, reading),
+        partial(first_item, perception=perception),
     )
+    found = {
+        name: RoundsControl(file=opened(name), rows=partial(rounds.second_looks, look, row_ids))
+        for name, look in looks.items()
+        if name in controls
+    }
+    if "one_round_equal_tokens" in controls:
+        for number in range(2, perception.rounds + 1):
+            name = equal_tokens_name(number)
+            found[name] = RoundsControl(file=opened(name), rows=partial(rounds.as_one_round, number, row_ids))
+    return SetRounds(mode=mode, rounds=rounds, controls=found)

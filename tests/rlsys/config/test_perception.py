@@ -39,6 +39,13 @@ def test_controls_of_a_second_look_need_one() -> None:
     assert config(evaluation=evaluation, perception={"rounds": 2}).evaluation.controls == tuple(evaluation["controls"])
 
 
+def test_a_training_run_does_not_evaluate_one_round_at_the_tokens_of_several() -> None:
+    sets = [{"annotations": "a.json", "videos": "v"}]
+    evaluation = {"controls": ["one_round_equal_tokens"], "sets": sets, "every_steps": 5}
+    with pytest.raises(ConfigError, match="one_round_equal_tokens with evaluation.every_steps=5"):
+        config(evaluation=evaluation, perception={"rounds": 2})
+
+
 def test_later_rounds_have_their_own_budgets_only_where_there_are_any() -> None:
     data = config().data
     budgets = {"max_frames": 8, "total_pixels": 100_000}

@@ -10,7 +10,7 @@ from rlsys.config.perception import PerceptionConfig
 from rlsys.data.video.frames import select_frames
 from rlsys.perception.choose import first_item, largest_items, next_turn_of
 from rlsys.perception.clues import Clue, clue_iou, clue_of, true_clue
-from rlsys.perception.controls import oracle_window, random_window
+from rlsys.perception.controls import largest_one_round, one_round, oracle_window, random_window
 from rlsys.perception.media import WholeClip, frame_budget, whole_clip
 from rlsys.perception.turns import MAX_CARRIED_CHARS, Round, Show, Stop, carried, item_of, look_again, seconds
 from rlsys.perception.zoom import zoom
@@ -272,6 +272,28 @@ def test_a_control_needs_a_clue() -> None:
     assert random_window(grounding(), WHOLE, [Round(text="")], perception=perception, reading="paper", seed=0) is None
     item = grounding(task="multiple_choice", truth="(A)")
     assert oracle_window(item, WHOLE, [Round(text="")], perception=perception) is None
+
+
+def test_one_round_with_the_tokens_of_three_has_three_times_the_frames_at_the_same_size() -> None:
+    row = grounding()
+    found = one_round(row, WHOLE, 100, 300)
+    assert found is not None and not found.media_texts
+    (spec,) = found.media
+    assert isinstance(spec, VideoSpec)
+    assert spec.min_frames == spec.max_frames == 3 * WHOLE.num_frames
+    assert spec.fps == pytest.approx(3 * WHOLE.num_frames / WHOLE.length_s)
+    assert spec.total_pixels // spec.max_frames == VIDEO.total_pixels // WHOLE.num_frames
+    assert one_round(row, WHOLE, 100, 100) is None, "no later round was asked"
+    largest = largest_one_round(row, PerceptionConfig(rounds=3))
+    assert largest is not None and largest.media[0].max_frames == 3 * VIDEO.max_frames
+
+
+def test_one_round_of_an_image_is_scaled_to_the_tokens_of_all() -> None:
+    found = one_round(image_qa(), None, 4, 12)
+    assert found is not None
+    (spec,) = found.media
+    assert isinstance(spec, ImageSpec)
+    assert spec.min_pixels == spec.max_pixels == 12 * 28 * 28
 
 
 def zoomed(item: PromptItem, text: str, whole: WholeClip | None = WHOLE, rounds: int = 3) -> Show | Stop:

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from rlsys.config.run import RunConfig, parse
+from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.data.video.budgets import largest_grids
 from rlsys.data.video.decode import decode_all
 from rlsys.data.video.opened import OpenedFiles
 from rlsys.evaluation.answering.answers import Answer, Shown, shown_frames
 from rlsys.models.prompts import PromptBuilder
+from rlsys.perception.controls import largest_one_round
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.evaluating import evaluate
+from rlsys.runs.evaluating.answering import chosen_sets
 from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.types import PromptItem, Sampling
 from tests.support.browser import needs_browser, opened_row
@@ -114,10 +117,16 @@ def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monk
     assert (second["num_better"], second["num_worse"], second["worse"][0]["row"]) == (1, 1, "rows:clip1/0")
     assert first["frames"] == second["frames"] == 12 and first["visual_tokens"] == second["visual_tokens"]
     assert (second["decode_s"], second["seconds"]) == (0.25, 0.5)
-    assert {"random_window", "oracle_window"} == set(found["rounds"]["controls"])
+    controls = found["rounds"]["controls"]
+    assert {"random_window", "oracle_window", "one_round_equal_tokens_2"} == set(controls)
+    once = controls["one_round_equal_tokens_2"]
+    assert (once["frames"], once["total_visual_tokens"]) == (24, second["total_visual_tokens"])
+    assert once["metrics"]["miou"] == first["metrics"]["miou"], "the scripted model sees an even look"
+    assert once["same_rows"]["round_2"]["miou"] == pytest.approx(0.5)
     assert {"other_video", "text_only"} == set(found["controls"])
     assert any("0.0 to 1.5:<|vision_start|>" in text and "1.5 to 4.0:<|vision" in text for text in model.prompts_seen)
     markdown = (out / "report.md").read_text()
+    assert "| one round, equal tokens (2) | 0.283 | 24.0 | 48.0 | 48.0 |" in markdown
     assert "| round 2 | 0.500 |" in markdown and "oracle window: 0.500 after two rounds of 2 rows" in markdown
     assert "rows that a later round made worse" in (out / "report.html").read_text()
     assert (out / "rounds_rows_temporal_grounding.png").stat().st_size > 1000
@@ -138,9 +147,42 @@ def test_rounds_controls_reports_and_a_third_round_later(config: RunConfig, monk
     assert not nothing.prompts_seen, "all answers were there"
     three = config.model_copy(update={"perception": config.perception.model_copy(update={"rounds": 3})})
     _, third = run(three, monkeypatch)
-    assert len(third.prompts_seen) == len(SPANS), "only the third round was missing"
+    assert len(third.prompts_seen) == 2 * len(SPANS), "only the third round and one round at its tokens were missing"
     (one,) = json.loads((out / "results.json").read_text())["sets"]
     assert len(one["tasks"]["temporal_grounding"][0]["rounds"]["by_round"]) == 3
+
+
+def test_one_round_at_the_tokens_of_all_needs_room_in_the_context(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, perception = {"max_pixels": 12544}, {"max_periods": 1}  # so that frames are longer than texts
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "perception": config.perception.model_copy(update=perception),
+        }
+    )
+    (one,) = chosen_sets(config)
+    largest = largest_one_round(one.asked[0], config.perception)
+    assert largest is not None
+    needed = prompt_builder(config).count_tokens(largest, largest_grids(largest)).total
+
+    def with_context(max_model_len: int, **evaluation: object) -> RunConfig:
+        return config.model_copy(
+            update={
+                "model": config.model.model_copy(update={"max_model_len": max_model_len}),
+                "evaluation": config.evaluation.model_copy(update=evaluation),
+                "output_dir": config.output_dir / f"{max_model_len}{bool(evaluation)}",
+            }
+        )
+
+    with pytest.raises(ConfigError, match=r"one_round_equal_tokens.*perception.rounds=2 rounds.*or remove the control"):
+        run(with_context(needed - 1, controls=("one_round_equal_tokens",)), monkeypatch)
+    for room, extra in ((needed - 1, set()), (needed, {"one_round_equal_tokens_2"})):
+        out, _ = run(with_context(room), monkeypatch)
+        (found,) = json.loads((out / "results.json").read_text())["sets"]
+        controls = found["tasks"]["temporal_grounding"][0]["rounds"]["controls"]
+        assert set(controls) == {"random_window", "oracle_window"} | extra
 
 
 @needs_browser
