@@ -12,5 +12,6 @@ class SftConfig(Part):
 
     responses: Path | None = None
     """JSON lines {"prompt_id": "<annotation file's stem>:<row>", "response": "…"}, any number per prompt; rows without
-    a response are skipped. null imitates each row's true answer in its task's format, after the row's own reasoning
-    (`think` of format vtts) if `data.think` is set."""
+    a response are skipped. A response to a later round lists the responses before it in "earlier" and is shown what
+    section `perception` makes of them. null imitates each row's true answer in its task's format, after the row's own
+    reasoning (`think` of format vtts) if `data.think` is set."""

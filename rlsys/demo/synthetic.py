@@ -71,12 +71,13 @@ def draw_dataset(
     source_fps: Sequence[int] = (4, 6, 8, 10),
     size_px: int = 56,
     num_objects: int = 2,
+    visible_s: tuple[float, float] = (SHORTEST_S, LONGEST_S),
 ) -> SyntheticSet:
     """Render and encode `num_clips` clips into `folder`; every object of a clip is a query.
 
     The same arguments give the same files, byte for byte; clip i depends on (seed, i) alone, so a larger
-    set begins with the smaller one. Durations must be multiples of 0.5 s and frame rates even, so that every
-    boundary falls on a frame. Raises ValueError for others.
+    set begins with the smaller one. visible_s: bounds on how long an object is visible. Durations must be
+    multiples of 0.5 s and frame rates even, so that every boundary falls on a frame. Raises ValueError for others.
     """
     _check(num_clips, durations_s, source_fps, num_objects)
     videos = folder / "videos"
@@ -84,7 +85,7 @@ def draw_dataset(
     rows = {}
     for index in range(num_clips):
         rng = np.random.default_rng((seed, index))
-        scene = compose(rng, durations_s, source_fps, num_objects)
+        scene = compose(rng, durations_s, source_fps, num_objects, visible_s)
         name = f"{index:05d}"
         encode(videos / f"{name}.mp4", render(scene, size_px, rng), scene.fps)
         rows[name] = {
@@ -111,15 +112,19 @@ def _check(num_clips: int, durations_s: Sequence[float], source_fps: Sequence[in
 
 
 def compose(
-    rng: np.random.Generator, durations_s: Sequence[float], source_fps: Sequence[int], num_objects: int
+    rng: np.random.Generator,
+    durations_s: Sequence[float],
+    source_fps: Sequence[int],
+    num_objects: int,
+    visible_s: tuple[float, float] = (SHORTEST_S, LONGEST_S),
 ) -> Scene:
-    """Return a random scene: objects of different colours and shapes, side by side, each visible for 1 to 3 s."""
+    """Return a random scene: objects of different colours and shapes, side by side, each visible for a short time."""
     duration_s = float(rng.choice(np.asarray(durations_s)))
     colours = rng.choice(list(COLOURS), num_objects, replace=False)
     shapes = rng.choice(SHAPES, num_objects, replace=False)
     columns = (rng.permutation(num_objects) + 0.5) / num_objects
     objects = tuple(
-        _place(rng, str(colour), str(shape), duration_s, float(column))
+        _place(rng, str(colour), str(shape), duration_s, float(column), visible_s)
         for colour, shape, column in zip(colours, shapes, columns, strict=True)
     )
     return Scene(
@@ -130,8 +135,16 @@ def compose(
     )
 
 
-def _place(rng: np.random.Generator, colour: str, shape: str, duration_s: float, column: float) -> Shown:
-    steps = int(rng.integers(round(SHORTEST_S / TIME_STEP_S), round(LONGEST_S / TIME_STEP_S), endpoint=True))
+def _place(
+    rng: np.random.Generator,
+    colour: str,
+    shape: str,
+    duration_s: float,
+    column: float,
+    visible_s: tuple[float, float],
+) -> Shown:
+    shortest_s, longest_s = visible_s
+    steps = int(rng.integers(round(shortest_s / TIME_STEP_S), round(longest_s / TIME_STEP_S), endpoint=True))
     first = int(rng.integers(0, round(duration_s / TIME_STEP_S) - steps, endpoint=True))
     radius = float(rng.uniform(0.18, 0.24))
     start = np.array([column + rng.uniform(-0.06, 0.06), rng.uniform(radius, 1 - radius)])

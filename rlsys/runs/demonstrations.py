@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.annotations.responses import WrittenResponse, read_responses
+from rlsys.data.video.decode import plan_clip
+from rlsys.data.video.errors import ClipError
 from rlsys.models.prompts import PromptBuilder
+from rlsys.perception.choose import first_item, next_turn_of
+from rlsys.perception.media import WholeClip, whole_clip
+from rlsys.perception.turns import Round, Show, Stop, item_of
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.check import Report, check_sft
 from rlsys.runs.inputs.items import Table, read_rows, training_items
 from rlsys.runs.supervised import Demonstration
 from rlsys.tasks.canonical import canonical_response
-from rlsys.types import PromptItem
+from rlsys.types import PromptItem, VideoSpec
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,12 @@ def read_lessons(config: RunConfig) -> Lessons:
     prompts = prompt_builder(config)
     rows = read_rows(config)
     demonstrations = load_demonstrations(config, rows.training, prompts)
-    report = check_sft(config, demonstrations, rows.held_out, prompts)
+    if any(one.is_later for one in demonstrations):  # each round is a demonstration of its own
+        one_round = config.perception.model_copy(update={"rounds": 1})
+        checked = config.model_copy(update={"perception": one_round})
+    else:
+        checked = config
+    report = check_sft(checked, demonstrations, rows.held_out, prompts)
     return Lessons(demonstrations=demonstrations, held_out=rows.held_out, report=report, tables=rows.tables())
 
 
@@ -57,9 +68,45 @@ def load_demonstrations(
     Raises ConfigError if reasoning is wanted and there is none to imitate, AnnotationError for a malformed file.
     """
     return tuple(
-        Demonstration(item=one.item, response_ids=_with_one_end(prompts, one.text), where=one.where)
+        Demonstration(
+            item=later_item(config, one) if one.earlier else one.item,
+            response_ids=_with_one_end(prompts, one.text),
+            where=one.where,
+            is_later=bool(one.earlier),
+        )
         for one in written_responses(config, items)
     )
+
+
+def later_item(config: RunConfig, one: WrittenResponse) -> PromptItem:
+    """Return the row as the round after `one.earlier` asks it, by the rules of section `perception`.
+
+    Its id is one of its own, because demonstrations of one id share a prompt. The clip's headers are read.
+    Raises ConfigError if no round follows those responses.
+    """
+    item, turn = first_item(one.item, config.perception), next_turn_of(config.perception, config.answers.reading)
+    try:
+        whole = _whole(item)
+    except ClipError as error:
+        raise ConfigError(f"{one.where}: a later round needs the length of its clip: {error}") from error
+    rounds: list[Round] = []
+    shown = Show(media=item.media)
+    for text in one.earlier:
+        rounds.append(Round(text=text, clue=shown.clue, reason=shown.reason))
+        found = turn(one.item, whole, rounds)
+        if isinstance(found, Stop):
+            raise ConfigError(
+                f"{one.where}: no round follows its {len(one.earlier)} earlier responses (perception.rounds="
+                f"{config.perception.rounds}): {found.reason}; raise perception.rounds, or remove the line."
+            )
+        shown = found
+    digest = hashlib.sha256("\n".join(one.earlier).encode()).hexdigest()[:8]
+    return replace(item_of(one.item, shown), prompt_id=f"{one.item.prompt_id}/after_{digest}")
+
+
+def _whole(item: PromptItem) -> WholeClip | None:
+    (spec,) = item.media if len(item.media) == 1 else (None,)
+    return whole_clip(spec, plan_clip(spec)) if isinstance(spec, VideoSpec) else None
 
 
 def written_responses(config: RunConfig, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:

@@ -11,11 +11,16 @@ from rlsys.types import ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, Scor
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Demonstration:
-    """A row and the response to imitate. response_ids: i32 [R], end token included.  where: location for messages."""
+    """A row and the response to imitate.
+
+    response_ids: i32 [R], end token included.  where: location for messages.
+    is_later: whether the row is as a later round asks it.
+    """
 
     item: PromptItem
     response_ids: np.ndarray
     where: str
+    is_later: bool = False
 
 
 def demonstration_group(one: Demonstration, prompt: Prompt, clips: tuple[ClipRef, ...]) -> ScoredGroup:

@@ -15,17 +15,23 @@ SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WrittenResponse:
-    """A row and the response to imitate. where: for messages, "FILE:LINE" or the row's own name."""
+    """A row and the response to imitate.
+
+    where: for messages, "FILE:LINE" or the row's own name.
+    earlier: responses of the rounds before; () for a response to the first round.
+    """
 
     item: PromptItem
     text: str
     where: str
+    earlier: tuple[str, ...] = ()
 
 
 def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:
     """Return the lines of `path`, each with the item that it answers, in the file's order; several may answer one item.
 
-    A line is {"prompt_id": "…", "response": "…"}; other keys are ignored, and so are blank lines.
+    A line is {"prompt_id": "…", "response": "…"}, of a later round also "earlier": ["…"] with the responses of the
+    rounds before; other keys are ignored, and so are blank lines.
     Raises AnnotationError for a file that cannot be read or has no line, and for lines that are not of this shape
     or answer no item, naming the first ten.
     """
@@ -42,10 +48,10 @@ def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResp
         if not line.strip():
             continue
         try:
-            prompt_id, text = _entry(line)
+            prompt_id, text, earlier = _entry(line)
             if prompt_id not in by_id:
                 raise ValueError(f"prompt_id {prompt_id!r} is no usable row of data.annotations{_example(items)}")
-            found.append(WrittenResponse(item=by_id[prompt_id], text=text, where=f"{path}:{number}"))
+            found.append(WrittenResponse(item=by_id[prompt_id], text=text, where=f"{path}:{number}", earlier=earlier))
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if problems:
@@ -56,7 +62,7 @@ def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResp
     return tuple(found)
 
 
-def _entry(line: str) -> tuple[str, str]:
+def _entry(line: str) -> tuple[str, str, tuple[str, ...]]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -66,17 +72,21 @@ def _entry(line: str) -> tuple[str, str]:
     for key in ("prompt_id", "response"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
             raise ValueError(f'{key} is {entry.get(key)!r}; write {{"prompt_id": "…", "response": "…"}}, both in words')
-    return entry["prompt_id"], entry["response"]
+    earlier = entry.get("earlier", [])
+    if not isinstance(earlier, list) or not all(isinstance(text, str) for text in earlier):
+        raise ValueError(f"earlier is {earlier!r}; list the responses of the rounds before, each in words")
+    return entry["prompt_id"], entry["response"], tuple(earlier)
 
 
 def _example(items: Sequence[PromptItem]) -> str:
     return f"; they are named like {items[0].prompt_id!r}" if items else ""
 
 
-def write_responses(path: Path, responses: Iterable[tuple[str, str]]) -> Path:
-    """Write (prompt_id, response) pairs in the form that `read_responses` reads."""
+def write_responses(path: Path, responses: Iterable[tuple[str, ...]]) -> Path:
+    """Write (prompt_id, response, responses of earlier rounds…) in the form that `read_responses` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for prompt_id, response in responses:
-            file.write(json.dumps({"prompt_id": prompt_id, "response": response}, ensure_ascii=False) + "\n")
+        for prompt_id, response, *earlier in responses:
+            entry = {"prompt_id": prompt_id, "response": response, **({"earlier": earlier} if earlier else {})}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return path

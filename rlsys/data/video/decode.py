@@ -77,15 +77,33 @@ def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
 
     Raises ClipError as `decode` does, except for faults that only decoding shows.
     """
+    return plan_clip(spec).grid_thw
+
+
+def plan_clip(spec: MediaSpec) -> ClipInfo:
+    """Return the metadata of a decoded clip, of a video file from its headers and first frame alone, without a digest.
+
+    Raises ClipError as `decode` does, except for faults that only decoding shows.
+    """
     path = Path(spec.uri)
     is_folder = _require_there(path, spec)
     if isinstance(spec, ImageSpec) or is_folder or spec.files:
-        return decode(spec).info.grid_thw
+        return decode(spec).info
     file = _opened(path, spec, needs_digest=False)
-    indices, _ = select_frames(file.times_s, file.end_s, spec)
+    indices, spacing_s = select_frames(file.times_s, file.end_s, spec)
     (first,) = file.read(indices[:1].tolist())
     height, width = _size_of(spec, first.shape[0], first.shape[1], indices.size)
-    return indices.size // TEMPORAL_PATCH, height // spec.patch_px, width // spec.patch_px
+    return ClipInfo(
+        kind="video",
+        digest="",
+        times_s=file.times_s[indices],
+        grid_thw=(indices.size // TEMPORAL_PATCH, height // spec.patch_px, width // spec.patch_px),
+        second_per_grid_s=spacing_s * TEMPORAL_PATCH,
+        duration_s=file.end_s,
+        num_bytes=indices.size * height * width * 3,
+        start_s=spec.start_s,
+        source_fps=file.times_s.size / file.end_s if file.end_s else 0.0,
+    )
 
 
 def shape_of(path: Path) -> tuple[float, tuple[float, float] | None]:

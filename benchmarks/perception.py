@@ -1,0 +1,173 @@
+"""Rounds against one round on long clips with short events: `python -m benchmarks.perception --seed 0 --json FILE`.
+
+A tiny model gets a supervised cold start on three forms of each row: an even look, an even look with twice the frames,
+and a second look around a clue that is off by up to the spacing of the first look's frames. It is then evaluated in
+several rounds, against one round with as many visual tokens as all rounds together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from rlsys import env
+from rlsys.config import bundled
+from rlsys.config.run import RunConfig, load
+from rlsys.data.annotations.responses import write_responses
+from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
+from rlsys.models.families.table import FamilyName
+from rlsys.models.tiny import make_tiny
+from rlsys.runs.evaluating.evaluate import RESULTS_FILE, EvalOptions, run_evaluation
+from rlsys.runs.inputs.items import training_items
+from rlsys.runs.sft import sft
+from rlsys.types import PromptItem
+
+log = logging.getLogger("benchmarks.perception")
+
+NUM_CLIPS = {"cold_start": 1500, "grpo": 600, "held_out": 150}
+DURATION_S, SOURCE_FPS, VISIBLE_S = 16.0, 4, (1.5, 3.5)
+NUM_FRAMES = 8
+EVEN, TWICE = "even", "twice"
+COLD_START_STEPS = 1000
+FAMILY: FamilyName = "qwen3_vl"
+SPACING_S = DURATION_S / NUM_FRAMES
+GRID_S = 0.5
+SETTINGS = (
+    "model.max_model_len=1024",
+    f"data.fps={NUM_FRAMES / DURATION_S}",
+    f"data.min_frames={NUM_FRAMES}",
+    f"data.max_frames={NUM_FRAMES}",
+    "data.max_pixels=4096",
+    "perception.key_ratio=0.75",
+    "tracking.log_model=false",
+)
+
+
+def frames(times: int) -> dict[str, Any]:
+    """Return the settings of a source that shows so many times as many frames as a round."""
+    return {"fps": times * NUM_FRAMES / DURATION_S, "min_frames": times * NUM_FRAMES, "max_frames": times * NUM_FRAMES}
+
+
+def demonstrations(items: tuple[PromptItem, ...], seed: int) -> Iterator[tuple[str, ...]]:
+    """Yield the right answer to each row, and for an even look also to the second round after a coarse answer."""
+    rng = np.random.default_rng([seed, 1])
+    for item in items:
+        text = demonstration_text(item, rng, malformed_frac=0.0)
+        yield item.prompt_id, text
+        if item.source == EVEN:
+            yield item.prompt_id, text, coarse(item, rng)
+
+
+def coarse(item: PromptItem, rng: np.random.Generator) -> str:
+    """Return an answer whose edges are each off by up to the spacing of the first look's frames."""
+    while True:
+        moved = [edge + rng.uniform(-SPACING_S, SPACING_S) for edge in item.truth]
+        start_s, end_s = (min(max(round(edge / GRID_S) * GRID_S, 0.0), DURATION_S) for edge in moved)
+        if start_s < end_s:
+            return f"<answer>{start_s:.1f} to {end_s:.1f}</answer>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """One seed. folder: of its clips and runs."""
+
+    folder: Path
+    seed: int
+    steps: int
+
+    def clips(self, name: str) -> SyntheticSet:
+        """Return a set of clips, drawn if it is not there."""
+        folder, index = self.folder / "data" / name, list(NUM_CLIPS).index(name)
+        if (folder / "annotations.json").exists():
+            return SyntheticSet(annotations=folder / "annotations.json", videos=folder / "videos")
+        return draw_dataset(
+            folder,
+            num_clips=NUM_CLIPS[name],
+            seed=1000 * self.seed + index,
+            durations_s=(DURATION_S,),
+            source_fps=(SOURCE_FPS,),
+            visible_s=VISIBLE_S,
+        )
+
+    def config(self, name: str, stage: str, *overrides: str) -> RunConfig:
+        """Return a bundled config for a stage, with the sizes of this experiment."""
+        return load(
+            bundled.FOLDER / name,
+            (
+                f"seed={self.seed}",
+                f"output_dir={self.folder / stage}",
+                f"tracking.uri=sqlite:///{self.folder.resolve() / 'mlflow.db'}",
+                *SETTINGS,
+                *overrides,
+            ),
+        )
+
+    def cold_start(self) -> Path:
+        """Return the model that all stages start from, trained if it is not there."""
+        make_tiny(self.folder / "models" / "untrained", seed=self.seed, family=FAMILY)
+        clips, responses = self.clips("cold_start"), self.folder / "data" / "demonstrations.jsonl"
+        where = {"annotations": str(clips.annotations), "videos": str(clips.videos)}
+        sources = [{"name": EVEN, **where, **frames(1)}, {"name": TWICE, **where, **frames(2)}]
+        config = self.config(
+            "demo_cold_start.yaml",
+            "cold_start",
+            f"model.path={self.folder / 'models' / 'untrained'}",
+            "data.annotations=null",
+            "data.videos=null",
+            f"data.sources={json.dumps(sources)}",
+            f"sft.responses={responses}",
+            f"train.num_steps={self.steps}",
+            "perception.rounds=2",
+        )
+        model = config.output_dir / "checkpoints" / f"step_{self.steps:06d}" / "model"
+        if not model.exists():
+            write_responses(responses, demonstrations(training_items(config), self.seed))
+            model = Path(sft(config).model)
+        return model
+
+    def evaluated(self, stage: str, model: Path) -> dict[str, Any]:
+        """Return the figures of a model by rounds, and of the controls."""
+        clips = self.clips("held_out")
+        sets = [{"name": "held_out", "annotations": str(clips.annotations), "videos": str(clips.videos)}]
+        config = self.config(
+            "demo.yaml",
+            stage,
+            f"model.path={model}",
+            "perception.rounds=3",
+            "evaluation.num_samples=1",
+            "evaluation.control_prompts=0",
+            f"evaluation.sets={json.dumps(sets)}",
+            "evaluation.controls=[random_window, oracle_window, one_round_equal_tokens]",
+        )
+        out = run_evaluation(config, EvalOptions())
+        (one,) = json.loads((out / RESULTS_FILE).read_text())["sets"]
+        return one["tasks"]["temporal_grounding"][0]["rounds"]
+
+
+def main(
+    seed: Annotated[list[int], typer.Option(help="Seed; may be given several times.")],
+    json_file: Annotated[Path, typer.Option("--json", help="File for the results; what is in it is not run again.")],
+    out: Annotated[Path, typer.Option(help="Folder for clips and runs.")] = Path("runs/perception"),
+    steps: Annotated[int, typer.Option(help="Supervised steps of the cold start.")] = COLD_START_STEPS,
+) -> None:
+    """Run the stages that are missing, seed by seed."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    env.be_quiet()
+    results: dict[str, dict[str, Any]] = json.loads(json_file.read_text()) if json_file.exists() else {}
+    for number in seed:
+        of_seed = results.setdefault(str(number), {})
+        one = Seed(folder=out / f"seed_{number}", seed=number, steps=steps)
+        model = one.cold_start()
+        of_seed["cold_start"] = one.evaluated("cold_start_evaluation", model)
+        json_file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
