@@ -2,31 +2,35 @@
 
 A tiny model gets a supervised cold start on three forms of each row: an even look, an even look with twice the frames,
 and a second look around a clue that is off by up to the spacing of the first look's frames. It is then evaluated in
-several rounds, against one round with as many visual tokens as all rounds together.
+several rounds, against one round with as many visual tokens as all rounds together, before and after GRPO on two
+rounds. Stages that are in FILE are not run again; with `--plot` the medians over the seeds are drawn.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 
 from rlsys import env
 from rlsys.config import bundled
 from rlsys.config.run import RunConfig, load
 from rlsys.data.annotations.responses import write_responses
 from rlsys.demo.synthetic import SyntheticSet, demonstration_text, draw_dataset
+from rlsys.evaluation.rounds import points_of
 from rlsys.models.families.table import FamilyName
 from rlsys.models.tiny import make_tiny
 from rlsys.runs.evaluating.evaluate import RESULTS_FILE, EvalOptions, run_evaluation
 from rlsys.runs.inputs.items import training_items
 from rlsys.runs.sft import sft
+from rlsys.runs.train import train
 from rlsys.types import PromptItem
 
 log = logging.getLogger("benchmarks.perception")
@@ -35,7 +39,8 @@ NUM_CLIPS = {"cold_start": 1500, "grpo": 600, "held_out": 150}
 DURATION_S, SOURCE_FPS, VISIBLE_S = 16.0, 4, (1.5, 3.5)
 NUM_FRAMES = 8
 EVEN, TWICE = "even", "twice"
-COLD_START_STEPS = 1000
+COLD_START_STEPS, GRPO_STEPS = 1000, 100
+STAGES = {"cold_start": "cold start", "grpo": "GRPO on two rounds"}
 FAMILY: FamilyName = "qwen3_vl"
 SPACING_S = DURATION_S / NUM_FRAMES
 GRID_S = 0.5
@@ -132,6 +137,22 @@ class Seed:
             model = Path(sft(config).model)
         return model
 
+    def trained(self, model: Path) -> Path:
+        """Return the model after GRPO on two rounds, trained if it is not there."""
+        clips = self.clips("grpo")
+        config = self.config(
+            "demo.yaml",
+            "grpo",
+            f"model.path={model}",
+            f"data.annotations={clips.annotations}",
+            f"data.videos={clips.videos}",
+            f"train.num_steps={GRPO_STEPS}",
+            "checkpoint.every_steps=0",
+            "perception.rounds=2",
+        )
+        found = config.output_dir / "checkpoints" / f"step_{GRPO_STEPS:06d}" / "model"
+        return found if found.exists() else Path(train(config).model)
+
     def evaluated(self, stage: str, model: Path) -> dict[str, Any]:
         """Return the figures of a model by rounds, and of the controls."""
         clips = self.clips("held_out")
@@ -151,22 +172,79 @@ class Seed:
         return one["tasks"]["temporal_grounding"][0]["rounds"]
 
 
+def table(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table of the mIoU by stage: medians over the seeds, and the seeds."""
+    yield "| stage | asked | visual tokens | mIoU | seeds |"
+    yield "|---|---|---|---|---|"
+    for stage, title in STAGES.items():
+        for name, points in _points(results, stage).items():
+            for number in range(len(points[0])):
+                tokens, values = (np.array([one[number][axis] for one in points]) for axis in (0, 1))
+                asked = f"round {number + 1}" if name == "model" else name
+                seeds = " ".join(f"{value:.3f}" for value in values)
+                yield f"| {title} | {asked} | {np.median(tokens):.0f} | {np.median(values):.3f} | {seeds} |"
+
+
+def _points(results: Mapping[str, Mapping[str, Any]], stage: str) -> dict[str, list[list[tuple[float, float]]]]:
+    """Return (visual tokens, mIoU) of rounds and controls, by name and seed."""
+    found: dict[str, list[list[tuple[float, float]]]] = {}
+    for of_seed in results.values():
+        if stage in of_seed:
+            for name, points in points_of({"primary": "miou", "rounds": of_seed[stage]}).items():
+                found.setdefault(name, []).append(points)
+    return found
+
+
+def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw the median mIoU against the visual tokens of a row, by stage."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for colour, (stage, title) in zip(("tab:blue", "tab:orange"), STAGES.items(), strict=True):
+        for name, points in _points(results, stage).items():
+            middle = np.median(np.array(points), axis=0)
+            marker = {"model": "o", "one round, equal tokens": "s", "oracle window": "^"}.get(name, "x")
+            style = "-" if name == "model" else "--"
+            label = f"{title}, {'rounds' if name == 'model' else name}"
+            axes.plot(middle[:, 0], middle[:, 1], style, marker=marker, color=colour, label=label)
+    axes.set_xlabel("visual tokens a row, all rounds so far")
+    axes.set_ylabel("mIoU, median over the seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def main(
     seed: Annotated[list[int], typer.Option(help="Seed; may be given several times.")],
     json_file: Annotated[Path, typer.Option("--json", help="File for the results; what is in it is not run again.")],
     out: Annotated[Path, typer.Option(help="Folder for clips and runs.")] = Path("runs/perception"),
     steps: Annotated[int, typer.Option(help="Supervised steps of the cold start.")] = COLD_START_STEPS,
+    stage: Annotated[list[str] | None, typer.Option(help="cold_start or grpo; by default both.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="PNG for the curves.")] = None,
 ) -> None:
-    """Run the stages that are missing, seed by seed."""
+    """Run the stages that are missing, seed by seed, and print the table."""
+    wanted = stage or list(STAGES)
+    if unknown := set(wanted) - STAGES.keys():
+        raise typer.BadParameter(f"{sorted(unknown)}; stages are {list(STAGES)}.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     env.be_quiet()
     results: dict[str, dict[str, Any]] = json.loads(json_file.read_text()) if json_file.exists() else {}
     for number in seed:
         of_seed = results.setdefault(str(number), {})
         one = Seed(folder=out / f"seed_{number}", seed=number, steps=steps)
-        model = one.cold_start()
-        of_seed["cold_start"] = one.evaluated("cold_start_evaluation", model)
-        json_file.write_text(json.dumps(results, indent=1) + "\n")
+        for name in wanted:
+            if name not in of_seed:
+                model = one.cold_start()
+                model = one.trained(model) if name == "grpo" else model
+                of_seed[name] = one.evaluated(f"{name}_evaluation", model)
+                json_file.write_text(json.dumps(results, indent=1) + "\n")
+    Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(table(results)))
+    if plot_file is not None:
+        plot(results, plot_file)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 - `answering`: answers to rows from actors or an endpoint, kept in files
 - `evaluated` (`EvaluatedSet`, `results_of`, `scored`): a data set with its answers, and its figures
 - `results_report` (`markdown`, `print_results`, `sections`): figures as tables
-- `rounds` (`control_title`, `equal_tokens_name`, `round_names`, `rounds_of`, `write_rounds_curve`): what each round
-  gained and cost
+- `rounds` (`control_title`, `equal_tokens_name`, `points_of`, `round_names`, `rounds_of`, `write_rounds_curve`): what
+  each round gained and cost
 - `protocols`: how answers are read and scored, by data set
 - `statistics`: confidence intervals, slices, comparisons, samples of one row, baselines
 - `predictions` (`Predictions`, `PredictionsError`, `read_predictions`): texts that other systems made
