@@ -265,7 +265,7 @@ def with_small_chunks(worker: LearnerWorker, max_numbers: int) -> int:
     return before
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ranks_with_different_numbers_of_chunks_of_logits_do_not_wait_for_each_other_at_zero_3(
     size: int, group: LearnerGroup, folders: dict[tuple[str, str], Path]
 ) -> None:
@@ -296,7 +296,7 @@ def saved(worker: LearnerWorker, rows: Sequence[Row]) -> int:
     return found
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.long)])
 def test_each_rank_keeps_its_share_of_the_activations(
     family: str, group: LearnerGroup, folders: dict[tuple[str, str], Path]
 ) -> None:
