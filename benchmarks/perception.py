@@ -39,7 +39,7 @@ NUM_CLIPS = {"cold_start": 1500, "grpo": 600, "held_out": 150}
 DURATION_S, SOURCE_FPS, VISIBLE_S = 16.0, 4, (1.5, 3.5)
 NUM_FRAMES = 8
 EVEN, TWICE = "even", "twice"
-COLD_START_STEPS, GRPO_STEPS = 1000, 100
+COLD_START_STEPS, GRPO_STEPS, GRPO_PROMPTS = 1000, 100, 8
 STAGES = {"cold_start": "cold start", "grpo": "GRPO on two rounds"}
 FAMILY: FamilyName = "qwen3_vl"
 SPACING_S = DURATION_S / NUM_FRAMES
@@ -99,6 +99,7 @@ class Seed:
             durations_s=(DURATION_S,),
             source_fps=(SOURCE_FPS,),
             visible_s=VISIBLE_S,
+            num_objects=1,
         )
 
     def config(self, name: str, stage: str, *overrides: str) -> RunConfig:
@@ -139,19 +140,27 @@ class Seed:
 
     def trained(self, model: Path) -> Path:
         """Return the model after GRPO on two rounds, trained if it is not there."""
-        clips = self.clips("grpo")
+        clips, held_out = self.clips("grpo"), self.clips("held_out")
         config = self.config(
             "demo.yaml",
             "grpo",
             f"model.path={model}",
             f"data.annotations={clips.annotations}",
             f"data.videos={clips.videos}",
+            f"evaluation.annotations={held_out.annotations}",
+            f"evaluation.videos={held_out.videos}",
             f"train.num_steps={GRPO_STEPS}",
+            f"train.prompts_per_step={GRPO_PROMPTS}",
             "checkpoint.every_steps=0",
             "perception.rounds=2",
         )
         found = config.output_dir / "checkpoints" / f"step_{GRPO_STEPS:06d}" / "model"
         return found if found.exists() else Path(train(config).model)
+
+    def sampled(self) -> dict[str, float]:
+        """Return the held-out mIoU of sampled responses in two rounds before and after GRPO."""
+        held_out = json.loads((self.folder / "grpo" / "summary.json").read_text())["held_out"]
+        return {when: held_out[when]["sampled"]["miou"] for when in ("before", "after")}
 
     def evaluated(self, stage: str, model: Path) -> dict[str, Any]:
         """Return the figures of a model by rounds, and of the controls."""
@@ -183,6 +192,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 asked = f"round {number + 1}" if name == "model" else name
                 seeds = " ".join(f"{value:.3f}" for value in values)
                 yield f"| {title} | {asked} | {np.median(tokens):.0f} | {np.median(values):.3f} | {seeds} |"
+    for when, title in zip(("before", "after"), STAGES.values(), strict=True):
+        sampled = [of_seed["sampled"][when] for of_seed in results.values() if "sampled" in of_seed]
+        if sampled:
+            seeds = " ".join(f"{value:.3f}" for value in sampled)
+            yield f"| {title} | round 2, sampled at temperature 1 |  | {np.median(sampled):.3f} | {seeds} |"
 
 
 def _points(results: Mapping[str, Mapping[str, Any]], stage: str) -> dict[str, list[list[tuple[float, float]]]]:
@@ -241,7 +255,9 @@ def main(
                 model = one.cold_start()
                 model = one.trained(model) if name == "grpo" else model
                 of_seed[name] = one.evaluated(f"{name}_evaluation", model)
-                json_file.write_text(json.dumps(results, indent=1) + "\n")
+            if name == "grpo":
+                of_seed["sampled"] = one.sampled()
+            json_file.write_text(json.dumps(results, indent=1) + "\n")
     Console(soft_wrap=True, markup=False, highlight=False).print("\n".join(table(results)))
     if plot_file is not None:
         plot(results, plot_file)
