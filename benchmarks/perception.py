@@ -36,8 +36,8 @@ from rlsys.types import PromptItem
 log = logging.getLogger("benchmarks.perception")
 
 NUM_CLIPS = {"cold_start": 1500, "grpo": 600, "held_out": 150}
-DURATION_S, SOURCE_FPS, VISIBLE_S = 16.0, 4, (1.5, 3.5)
-NUM_FRAMES = 8
+DURATION_S, SOURCE_FPS, VISIBLE_S = 64.0, 2, (4.0, 8.0)
+NUM_FRAMES = 16
 EVEN, TWICE = "even", "twice"
 COLD_START_STEPS, GRPO_STEPS, GRPO_PROMPTS = 1000, 100, 8
 STAGES = {"cold_start": "cold start", "grpo": "GRPO on two rounds"}
