@@ -132,7 +132,12 @@ def _peaks(run: subprocess.Popen[bytes]) -> dict[str, float]:
     """Wait for the run's end and return the largest resident set of each kind of process, in MiB."""
     peaks = dict.fromkeys(ROLES, 0.0)
     ended = threading.Event()
-    threading.Thread(target=lambda: (run.wait(), ended.set()), daemon=True).start()
+
+    def wait() -> None:
+        run.wait()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     root = psutil.Process(run.pid)
     while not ended.wait(POLL_S):
         try:
