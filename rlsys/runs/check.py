@@ -98,7 +98,9 @@ def check(config: RunConfig) -> Report:
     training = loaded[0] if len(loaded) == 2 else ()
     facts.append(
         f"{config.train.num_steps} updates of {config.train.prompts_per_step} prompts x {config.rollout.group_size} "
-        f"responses" + (f" = {prompts_consumed / len(training):.2f} epochs" if training else "")
+        f"responses"
+        + (f" in up to {config.perception.rounds} rounds" if config.perception.rounds > 1 else "")
+        + (f" = {prompts_consumed / len(training):.2f} epochs" if training else "")
     )
     try:
         facts += _shares(config, training, prompts_consumed)
