@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import mlflow
 import numpy as np
 import psutil
 from rich.console import Console
 
 from benchmarks.decode import KINDS, write
 from rlsys.models.tiny import make_tiny
+from rlsys.tracking.mlflow_store import MlflowRun
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -120,12 +120,16 @@ def measure(num_frames: int) -> Case:
         if run.returncode:
             raise RuntimeError(f"{num_frames} frames: {(folder / 'log').read_text()[-3000:]}")
         run_id = json.loads((folder / "run" / "summary.json").read_text())["mlflow_run_id"]
-        client = mlflow.MlflowClient(f"sqlite:///{folder / 'run' / 'mlflow.db'}")
-        metrics = client.get_run(run_id).data.metrics
-        tokens = metrics["rollout/prompt_tokens/mean"]
-        decode_s = max(one.value for one in client.get_metric_history(run_id, TIMES["decode"]))
-    seconds = {name: metrics[metric] for name, metric in TIMES.items()} | {"decode": decode_s}  # the first step decodes
-    return {"frames": num_frames, "prompt_tokens": tokens, "seconds": seconds, "peak_mib": peaks}
+        record = MlflowRun(f"sqlite:///{folder / 'run' / 'mlflow.db'}", run_id)
+        first, last = record.metrics_of(1), record.metrics_of(NUM_STEPS)
+    seconds = {name: last[metric] for name, metric in TIMES.items()}
+    seconds["decode"] = max(first[TIMES["decode"]], last[TIMES["decode"]])  # the first step decodes for both
+    return {
+        "frames": num_frames,
+        "prompt_tokens": last["rollout/prompt_tokens/mean"],
+        "seconds": seconds,
+        "peak_mib": peaks,
+    }
 
 
 def _peaks(run: subprocess.Popen[bytes]) -> dict[str, float]:

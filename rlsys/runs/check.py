@@ -96,17 +96,20 @@ def check(config: RunConfig) -> Report:
             problems += budget.problems
     prompts_consumed = config.train.num_steps * config.train.prompts_per_step
     training = loaded[0] if len(loaded) == 2 else ()
-    facts.append(
-        f"{config.train.num_steps} updates of {config.train.prompts_per_step} prompts x {config.rollout.group_size} "
-        f"responses"
-        + (f" in up to {config.perception.rounds} rounds" if config.perception.rounds > 1 else "")
-        + (f" = {prompts_consumed / len(training):.2f} epochs" if training else "")
-    )
+    facts.append(_amount(config, len(training)))
     try:
         facts += _shares(config, training, prompts_consumed)
     except UserError as error:
         problems.append(str(error))
     return Report(facts=tuple(facts), problems=tuple(problems))
+
+
+def _amount(config: RunConfig, num_rows: int) -> str:
+    """Return how much a run trains on."""
+    steps, prompts = config.train.num_steps, config.train.prompts_per_step
+    rounds = f" in up to {config.perception.rounds} rounds" if config.perception.rounds > 1 else ""
+    epochs = f" = {steps * prompts / num_rows:.2f} epochs" if num_rows else ""
+    return f"{steps} updates of {prompts} prompts x {config.rollout.group_size} responses{rounds}{epochs}"
 
 
 def _shares(config: RunConfig, items: Sequence[PromptItem], num_prompts: int) -> Iterator[str]:

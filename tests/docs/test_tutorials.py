@@ -94,7 +94,11 @@ def variables() -> dict[str, str]:
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("name", ["add_a_reward", "bring_your_own_data"])
+@pytest.mark.parametrize(
+    "name",
+    # of the second, tests of readers, `data check` and `check-config` hold what its commands print
+    ["add_a_reward", pytest.param("bring_your_own_data", marks=pytest.mark.long)],
+)
 def test_a_tutorial_works_in_an_empty_folder(name: str, tmp_path: Path, variables: dict[str, str]) -> None:
     run_page((TUTORIALS / f"{name}.md").read_text(encoding="utf-8"), tmp_path, variables)
 

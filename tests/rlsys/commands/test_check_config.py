@@ -121,13 +121,3 @@ def test_a_demo_into_a_folder_that_cannot_be_written_is_refused_at_once(empty_fo
     done = CliRunner().invoke(app, ["demo", "--out", "file/demo"])
     assert done.exit_code == 2
     assert "--out file/demo: no file can be written to file" in done.output
-
-
-def test_several_rounds_are_refused_for_training_with_the_command_that_takes_them(empty_folder: Path) -> None:
-    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
-    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "perception.rounds=2"]
-    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
-    assert done.exit_code == 2
-    said = " ".join(done.output.split())
-    assert "perception.rounds=2: training samples and learns one round" in said
-    assert "rlsys eval CONFIG perception.rounds=2" in said
