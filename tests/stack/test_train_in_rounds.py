@@ -142,9 +142,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_weights_with_its_saved_rounds_
         if not is_saved:
             shutil.rmtree(out / FOLDER)
         before = stack.pool.counters()["rollout/groups"]
-        again = train(
-            taught.model_copy(update={"output_dir": out}), StartOptions(resume=out, allow_changes=True), stack=stack
-        )
+        again = train(taught.model_copy(update={"output_dir": out}), StartOptions(resume=out), stack=stack)
         assert again.weights_digest == whole.weights_digest
         sampled = stack.pool.counters()["rollout/groups"] - before
         assert (sampled == 0) is is_saved
