@@ -66,21 +66,19 @@ def imitation_batch(groups: Sequence[RolloutGroup], by_group: Sequence[np.ndarra
     """Return demonstrations as a batch whose loss is the mean negative log-likelihood of response tokens.
 
     Demonstrations of one prompt become one group, so that they share the prompt when packed. Groups are in the order
-    in which their prompts first appear. Two rounds of one row have different prompts.
+    in which their prompts first appear.
     by_group: weights of the responses, f32 [G] each.
     """
-    merged: dict[tuple[str, bytes, tuple[str, ...]], tuple[RolloutGroup, list[np.ndarray]]] = {}
+    merged: dict[str, tuple[RolloutGroup, list[np.ndarray]]] = {}
     for group, weights in zip(groups, by_group, strict=True):
-        shown = tuple(clip.info.digest for clip in group.clips)
-        prompt = (group.item.prompt_id, group.prompt.prompt_ids.tobytes(), shown)
-        known = merged.get(prompt)
+        known = merged.get(group.item.prompt_id)
         if known is None:
-            merged[prompt] = (group, [weights])
+            merged[group.item.prompt_id] = (group, [weights])
         else:
             first = len(known[0].rollouts)
             more = (replace(one, sample_index=first + index) for index, one in enumerate(group.rollouts))
             whole = replace(known[0], rollouts=(*known[0].rollouts, *more))
-            merged[prompt] = (whole, [*known[1], weights])
+            merged[group.item.prompt_id] = (whole, [*known[1], weights])
     return TrainBatch(
         objective="nll",
         groups=tuple(group for group, _ in merged.values()),

@@ -3,7 +3,7 @@
 - `selection` (`Segment`, `Selection`, `select_segments`): the frames of a later round around the periods of a clue
 - `crop` (`crop_around`): the part of a picture around the boxes of a clue
 - `clues` (`Clue`, `clue_of`, `clue_scores`): periods and boxes in a response
-- `media` (`WholeClip`, `whole_clip`, `whole_of`): segments and crops as media of a prompt
+- `media` (`WholeClip`, `whole_of`): segments and crops as media of a prompt
 - `turns` (`NextTurn`, `Round`, `Show`, `Stop`, `item_of`, `look_again`, `shown_after`): rounds of a row, and what the
   next one shows
 - `zoom` (`zoom`): a part that the response requests

@@ -14,9 +14,9 @@ from rlsys.data.annotations.responses import WrittenResponse, read_responses
 from rlsys.data.video.decode import plan_clip
 from rlsys.data.video.errors import ClipError
 from rlsys.models.prompts import PromptBuilder
-from rlsys.perception.choose import first_item, next_turn_of
-from rlsys.perception.media import WholeClip, whole_clip
-from rlsys.perception.turns import Round, Show, Stop, item_of
+from rlsys.perception.choose import next_turn_of
+from rlsys.perception.media import whole_of
+from rlsys.perception.turns import Stop, item_of, shown_after
 from rlsys.runs.assemble import prompt_builder
 from rlsys.runs.check import Report, check_sft
 from rlsys.runs.inputs.items import Table, read_rows, training_items
@@ -84,29 +84,22 @@ def later_item(config: RunConfig, one: WrittenResponse) -> PromptItem:
     Its id is one of its own, because demonstrations of one id share a prompt. The clip's headers are read.
     Raises ConfigError if no round follows those responses.
     """
-    item, turn = first_item(one.item, config.perception), next_turn_of(config.perception, config.answers.reading)
+    turn = next_turn_of(config.perception, config.answers.reading)
     try:
-        whole = _whole(item)
+        infos = [plan_clip(spec) for spec in one.item.media if isinstance(spec, VideoSpec)]
     except ClipError as error:
         raise ConfigError(f"{one.where}: a later round needs the length of its clip: {error}") from error
-    rounds: list[Round] = []
-    shown = Show(media=item.media)
-    for text in one.earlier:
-        rounds.append(Round(text=text, clue=shown.clue, reason=shown.reason))
-        found = turn(one.item, whole, rounds)
-        if isinstance(found, Stop):
-            raise ConfigError(
-                f"{one.where}: no round follows its {len(one.earlier)} earlier responses (perception.rounds="
-                f"{config.perception.rounds}): {found.reason}; raise perception.rounds, or remove the line."
-            )
-        shown = found
+    try:
+        shown = shown_after(one.item, whole_of(one.item.media, infos), one.earlier, turn)
+    except ValueError as error:  # they stop before the last one
+        shown = Stop(reason=str(error))
+    if isinstance(shown, Stop):
+        raise ConfigError(
+            f"{one.where}: no round follows its {len(one.earlier)} earlier responses (perception.rounds="
+            f"{config.perception.rounds}): {shown.reason}; raise perception.rounds, or remove the line."
+        )
     digest = hashlib.sha256("\n".join(one.earlier).encode()).hexdigest()[:8]
     return replace(item_of(one.item, shown), prompt_id=f"{one.item.prompt_id}/after_{digest}")
-
-
-def _whole(item: PromptItem) -> WholeClip | None:
-    (spec,) = item.media if len(item.media) == 1 else (None,)
-    return whole_clip(spec, plan_clip(spec)) if isinstance(spec, VideoSpec) else None
 
 
 def written_responses(config: RunConfig, items: Sequence[PromptItem]) -> tuple[WrittenResponse, ...]:

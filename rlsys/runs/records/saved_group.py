@@ -43,11 +43,6 @@ class SavedGroup:
     evidence: tuple[Any, ...]
     later: tuple[SavedLater, ...] = ()
 
-    @property
-    def rollouts_of_rounds(self) -> tuple[Rollout, ...]:
-        """The responses of all rounds."""
-        return (*self.rollouts, *(one.group.rollouts[0] for one in self.later))
-
     def later_items(self, item: PromptItem, infos: Sequence[ClipInfo], next_turn: NextTurn) -> list[PromptItem]:
         """Return what each later round showed, which follows from the responses before it.
 
