@@ -19,11 +19,12 @@ import numpy as np
 from av.error import FFmpegError
 
 from rlsys.data.video.errors import ClipError
-from rlsys.data.video.images import row_bands
+from rlsys.data.video.h264 import KeyFrame, key_frame, length_bytes
+from rlsys.data.video.pictures import Turn, turn_of, upright
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
-    "h264,hevc,m4v,av1,obu,wav,mp3,aac,flac"
+    "h264,hevc,m4v,av1,obu,vc1,vvc,mjpeg,yuv4mpegpipe,nut,rm,dv,gxf,wtv,swf,wav,mp3,aac,flac"
 )
 """Containers that may be opened. Playlists (hls, concat, dash) are excluded, because they open other files."""
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
@@ -32,6 +33,8 @@ INDEXED = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"))
 FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
 FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
 DECODERS = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Codec -> the decoder that reads the transparency beside its pictures, which FFmpeg's own skips."""
 MAX_PIXELS = 8192 * 4320
 """Largest number of pixels of a frame: 8K in its widest form. Decoding it takes 1.4 GB: up to seventeen frames that
 others refer to, and single frames as RGB."""
@@ -40,6 +43,8 @@ MAX_FRAME_BYTES = 3 * MAX_PIXELS
 MAX_FAST_PIXELS = 4096 * 2304
 """Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
 MAX_SECONDS = 1e7
+WRAP = 1 << 32
+"""Half of the clock of MPEG streams, in ticks; a larger step is a jump back that was taken for the clock's overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,48 +52,90 @@ class Probe:
     """The presentation times of a file's frames, from its headers and packets alone.
 
     times_s: f64 [N], increasing, seconds.  end_s: when the last frame ends.  pts: i64 [N], the same in the stream's
-    units.  keys: i64 [K], pts of the frames at which decoding can start; empty if that is unreliable.
-    aspect: width of a pixel divided by its height.  why_not_fast: why decord would misread the file, or "".
+    units; if `is_counted`, the number of frames that are decoded before each.  keys: i64 [K], pts of the frames at
+    which decoding can start; empty if that is unreliable.
+    height, width: of a stored picture.  aspect: width of a stored pixel divided by its height.
+    turn: from the stored picture to the shown one.  why_not_fast: why decord would misread the file, or "".
     """
 
     times_s: np.ndarray
     end_s: float
     pts: np.ndarray
     keys: np.ndarray
+    is_counted: bool
     height: int
     width: int
     aspect: float
+    turn: Turn
     why_not_fast: str
+
+    @property
+    def shown_size(self) -> tuple[float, float]:
+        """The (width, height) of a shown picture in square pixels."""
+        width, height = self.width * self.aspect, float(self.height)
+        return (height, width) if self.turn.is_transposed else (width, height)
 
 
 class _Packet(NamedTuple):
     """What a packet says of its frame, without its data: an hour of video has gigabytes of it.
 
-    pts, duration: in the stream's units; None and 0 if the file does not say.
+    pts, dts, duration: in the stream's units; None and 0 if the file does not say.  key: what decoding gives that
+    starts at it.
     """
 
     pts: Any
+    dts: Any
     duration: int
-    is_keyframe: bool
+    key: KeyFrame
     is_discard: bool
+
+
+class _Shown(NamedTuple):
+    """A frame that is shown. place: its pts, or its number among the decoded frames."""
+
+    time: int
+    duration: int
+    place: int
 
 
 @contextmanager
 def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
     """Open a file as (container, video stream). Raises ClipError, also for what FFmpeg reports while it is open."""
     try:
-        with av.open(str(path), options=OPTIONS, metadata_errors="ignore") as container:
-            streams = [one for one in container.streams.video if not one.disposition & _attached()]
-            if not streams:
-                if container.streams.audio:
-                    raise ClipError(uri, "audio_only", "the file has sound and no video stream")
-                raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
-            stream = streams[0]
+        container = av.open(str(path), options=OPTIONS, metadata_errors="ignore")
+    except FFmpegError as error:
+        raise ClipError(
+            uri, "corrupt", f"not a video that FFmpeg can open ({_message(error)}); {_head(path)}"
+        ) from error
+    try:
+        with container:
+            stream = _video_stream(container, uri)
             stream.codec_context.thread_count = 1  # decoders run in parallel, one core each
             _require_size(stream.codec_context, uri)
             yield container, stream
     except FFmpegError as error:
         raise ClipError(uri, "corrupt", f"decoding failed: {_message(error)}") from error
+
+
+def _video_stream(container: Any, uri: str) -> Any:
+    """Return the stream that a player shows. Raises ClipError if there is none."""
+    streams = _video_streams(container)
+    if not streams:
+        if container.streams.audio:
+            raise ClipError(uri, "audio_only", "the file has sound and no video stream")
+        raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
+
+
+def _video_streams(container: Any) -> list[Any]:
+    return [one for one in container.streams.video if not one.disposition & _attached()]
+
+
+def _head(path: Path) -> str:
+    """Return how a file begins, by which a page of HTML or a pointer of git-LFS is recognised."""
+    with path.open("rb") as file:
+        return f"it begins with {file.read(24)!r}"
 
 
 def _attached() -> Any:
@@ -104,102 +151,190 @@ def _require_size(context: Any, uri: str) -> None:
 
 
 def probe(path: Path, uri: str) -> Probe:
-    """Return the presentation times of a file's frames; frames are decoded only if the packets have no times."""
+    """Return the presentation times of a file's frames.
+
+    Only the first frame is decoded, or all if the packets have no times. Raises ClipError.
+    """
     with opened(path, uri) as (container, stream):
-        every = [
-            _Packet(one.pts, one.duration or 0, one.is_keyframe, one.is_discard)
-            for one in container.demux(stream)
-            if one.size
-        ]
+        every = _packets(container, stream)
         packets = [one for one in every if not one.is_discard]
         is_indexed = container.format.name in INDEXED and all(one.pts is not None for one in packets)
-        if is_indexed and packets:
-            keys = [one.pts for one in packets if one.is_keyframe]
-            shown = [(one.pts, one.duration) for one in packets]
-            why = _why_not_fast(container, stream, packets, len(every) - len(packets))
+        first = _first_frame(path, uri)
+        turn = Turn() if first is None else turn_of(first)
+        if is_indexed and packets and first is not None:
+            # what precedes the first picture that can be decoded is not shown
+            shown = [
+                _Shown(one.pts, one.duration, one.pts) for one in packets if first.pts is None or one.pts >= first.pts
+            ]
+            keys = [one.pts for one in packets if one.key.can_start]
+            why = _why_not_fast(container, stream, packets, len(every) - len(packets), turn)
         else:
             keys, why = [], f"{container.format.name} does not seek reliably"
             shown = _decoded_times(path, uri)
-        return _probed(container, stream, uri, shown, keys, why)
+        if not shown:
+            raise ClipError(uri, "zero_length", "the video stream has no frames")
+        start = _start(container, stream, shown, packets)
+        times_s, end_s = _times(stream, uri, shown, start)
+        return Probe(
+            times_s=times_s,
+            end_s=end_s,
+            pts=np.array([one.place for one in _in_order(shown)], dtype=np.int64),
+            keys=np.array(sorted(keys), dtype=np.int64),
+            is_counted=not (is_indexed and packets),
+            height=stream.codec_context.height,
+            width=stream.codec_context.width,
+            aspect=_aspect(stream),
+            turn=turn,
+            why_not_fast=why,
+        )
 
 
-def _why_not_fast(container: Any, stream: Any, packets: Sequence[Any], num_discarded: int) -> str:
+def _packets(container: Any, stream: Any) -> list[_Packet]:
+    is_h264, prefix = stream.codec_context.name == "h264", length_bytes(stream.codec_context.extradata)
+    every: list[_Packet] = []
+    for one in container.demux(stream):
+        if one.size:
+            key = KeyFrame.WHOLE if one.is_keyframe else KeyFrame.NONE
+            if is_h264 and one.is_keyframe:
+                key = key_frame(bytes(one), prefix)
+            every.append(_Packet(one.pts, one.dts, one.duration or 0, key, one.is_discard))
+    return every
+
+
+def _first_frame(path: Path, uri: str) -> Any:
+    with opened(path, uri) as (container, stream):
+        return next(_decoded(container, stream), None)
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the frames from where the container is, in the order in which they are shown."""
+    name = _alpha_decoder(stream)
+    if not name:
+        yield from container.decode(stream)
+        return
+    context = av.CodecContext.create(name, "r")
+    context.thread_count = 1
+    for packet in container.demux(stream):
+        yield from context.decode(packet if packet.size else None)
+
+
+def _alpha_decoder(stream: Any) -> str:
+    """Return the decoder that reads a stream's transparency, "" where FFmpeg's own does."""
+    is_transparent = stream.metadata.get("alpha_mode") == "1"
+    name = ALPHA_DECODERS.get(DECODERS.get(stream.codec_context.name, stream.codec_context.name), "")
+    return name if is_transparent and name in av.codecs_available else ""
+
+
+def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_discarded: int, turn: Turn) -> str:
     """Return why decord, which counts frames and seeks by keyframes, may return wrong frames, or ""."""
-    codec = DECODERS.get(stream.codec_context.name, stream.codec_context.name)
+    if why := _why_not_fast_picture(stream, turn):
+        return why
     pts = [one.pts for one in packets]
-    if codec not in FAST_CODECS:
-        return f"codec {codec}"
-    if stream.codec_context.pix_fmt not in FAST_PIXELS:
-        return f"pixel format {stream.codec_context.pix_fmt}"
-    if stream.codec_context.height * stream.codec_context.width > MAX_FAST_PIXELS:
-        return "frames above 4K"
+    if len(_video_streams(container)) > 1:
+        return "several video streams"
     if num_discarded:
         return "an edit list"
     if len(set(pts)) != len(pts):
         return "frames of one time"
     if abs(min(pts) * stream.time_base - _start_s(container)) > Fraction(1, 1000):
         return "pictures that start behind the sound"
-    if codec == "mpeg4" and pts != sorted(pts):
+    if stream.codec_context.name == "mpeg4" and pts != sorted(pts):
         return "MPEG-4 with B-frames"
-    if not packets[0].is_keyframe or not _are_groups_closed(packets):
+    if packets[0].key is not KeyFrame.WHOLE or not _are_groups_closed(packets):
         return "open groups of pictures"
-    if _aspect(stream) != 1.0:
-        return "pixels that are not square"
     return ""
 
 
-def _are_groups_closed(packets: Sequence[Any]) -> bool:
-    """Return whether no frame that is decoded after a keyframe is shown before it, so that decoding can start there."""
+def _why_not_fast_picture(stream: Any, turn: Turn) -> str:
+    """Return why decord may return other pictures than a player shows, or ""."""
+    context = stream.codec_context
+    codec = DECODERS.get(context.name, context.name)
+    if codec not in FAST_CODECS:
+        return f"codec {codec}"
+    if _alpha_decoder(stream):
+        return "transparency"
+    if context.pix_fmt not in FAST_PIXELS:
+        return f"pixel format {context.pix_fmt}"
+    if context.height * context.width > MAX_FAST_PIXELS:
+        return "frames above 4K"
+    if turn != Turn():
+        return "a turned picture"
+    return "pixels that are not square" if _aspect(stream) != 1.0 else ""
+
+
+def _are_groups_closed(packets: Sequence[_Packet]) -> bool:
+    """Return whether decoding can start at every keyframe: it refers to no earlier frame, nor do those behind it."""
     earliest = None
     for one in reversed(packets):
         earliest = one.pts if earliest is None else min(earliest, one.pts)
-        if one.is_keyframe and earliest < one.pts:
+        if one.key in (KeyFrame.PARTIAL, KeyFrame.RECOVERY) or (one.key is KeyFrame.WHOLE and earliest < one.pts):
             return False
     return True
 
 
-def _decoded_times(path: Path, uri: str) -> list[tuple[int, int]]:
+def _decoded_times(path: Path, uri: str) -> list[_Shown]:
+    """Return the frames that decoding in order gives, without incomplete ones. Raises ClipError if times go back."""
     with opened(path, uri) as (container, stream):
-        shown = [(frame.pts, frame.duration or 0) for frame in container.decode(stream)]
-        if any(pts is None for pts, _ in shown):
+        frames = [
+            (one.pts, one.dts, one.duration or 0, place)
+            for place, one in enumerate(_decoded(container, stream))
+            if not one.is_corrupt
+        ]
+        pts, dts = (_filled([one[at] for one in frames], [one[2] for one in frames]) for at in (0, 1))
+        if None in pts and None in dts:
             rate = stream.average_rate or stream.guessed_rate
             if not rate:
                 raise ClipError(uri, "corrupt", "its frames have no times and the file has no frame rate")
             step = int(1 / (rate * stream.time_base))
-            return [(index * step, step) for index in range(len(shown))]
-        return shown
+            return [_Shown(place * step, step, place) for *_, place in frames]
+        # some containers state only the order of decoding, which is that of the frames once they are decoded
+        stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
+        steps = [] if stamps is None else [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+        is_mpeg = container.format.name in ("mpegts", "mpeg")
+        if stamps is None or (is_mpeg and max(steps, default=0) > WRAP):
+            raise ClipError(uri, "corrupt", "the times of its frames go back: several recordings in one file")
+        return [_Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
 
 
-def _probed(
-    container: Any, stream: Any, uri: str, shown: Sequence[tuple[int, int]], keys: Sequence[int], why: str
-) -> Probe:
-    if not shown:
-        raise ClipError(uri, "zero_length", "the video stream has no frames")
-    durations = dict(shown)
-    pts = np.array(sorted(durations), dtype=np.int64)
-    unit = stream.time_base
-    # AVI counts frames: the first is shown at the start, whatever number the decoder's delay gave it
-    start = pts[0] * unit if container.format.name == "avi" else _start_s(container)
-    times_s = np.array([float(int(one) * unit - start) for one in pts])
-    last_s = float((durations[int(pts[-1])] or _usual_step(pts)) * unit)
+def _filled(stamps: Sequence[Any], durations: Sequence[int]) -> list[Any]:
+    """Return the stamps, those that are missing behind others being where the frame before ends."""
+    filled: list[Any] = []
+    for stamp, before in zip(stamps, (0, *durations), strict=False):
+        last = filled[-1] if filled else None
+        filled.append(last + before if stamp is None and last is not None and before else stamp)
+    return filled
+
+
+def _in_order(shown: Sequence[_Shown]) -> list[_Shown]:
+    """Return the frames by their times, the first of those of one time."""
+    by_time: dict[int, _Shown] = {}
+    for one in shown:
+        by_time.setdefault(one.time, one)
+    return [by_time[time] for time in sorted(by_time)]
+
+
+def _times(stream: Any, uri: str, shown: Sequence[_Shown], start: Fraction) -> tuple[np.ndarray, float]:
+    """Return the times of the frames in seconds, and when the last one ends. Raises ClipError for impossible ones."""
+    frames, unit = _in_order(shown), stream.time_base
+    times_s = np.array([float(one.time * unit - start) for one in frames])
+    usual = int(np.median(np.diff([one.time for one in frames]))) if len(frames) > 1 else 0
+    last_s = float((frames[-1].duration or usual) * unit)
     end_s = float(times_s[-1]) + (last_s or (1 / float(stream.average_rate) if stream.average_rate else 0.0))
     if not (np.isfinite(times_s).all() and times_s[0] >= -0.001 and end_s < MAX_SECONDS):
         raise ClipError(uri, "corrupt", f"its frames have times from {times_s[0]:g} to {end_s:g} s")
-    context = stream.codec_context
-    return Probe(
-        times_s=np.round(np.maximum(times_s, 0.0), 6),
-        end_s=round(end_s, 6),
-        pts=pts,
-        keys=np.array(sorted(keys), dtype=np.int64),
-        height=context.height,
-        width=context.width,
-        aspect=_aspect(stream),
-        why_not_fast=why,
-    )
+    return np.round(np.maximum(times_s, 0.0), 6), round(end_s, 6)
 
 
-def _usual_step(pts: np.ndarray) -> int:
-    return int(np.median(np.diff(pts))) if pts.size > 1 else 0
+def _start(container: Any, stream: Any, shown: Sequence[_Shown], packets: Sequence[_Packet]) -> Fraction:
+    """Return the time of the stream, in seconds, at which a player starts."""
+    first = min(one.time for one in shown) * stream.time_base
+    if container.format.name == "avi":
+        # AVI counts packets: its decoder's delay shifts all frames, and empty packets are pauses
+        sent = sorted(one.dts for one in packets if one.dts is not None)
+        times = sorted(one.time for one in shown)
+        is_paired = len(sent) == len(times)
+        return min(b - a for a, b in zip(sent, times, strict=True)) * stream.time_base if is_paired else first
+    return first if container.start_time is None else _start_s(container)
 
 
 def _start_s(container: Any) -> Fraction:
@@ -212,40 +347,35 @@ def _aspect(stream: Any) -> float:
 
 
 def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield the frames at these ascending indices, u8 [H, W, 3], rotated upright.
+    """Yield the frames at these ascending indices as they are shown, u8 [H, W, 3], but for the aspect of their pixels.
 
     Raises ClipError if the file has no frame at a time that its headers list.
     """
     wanted = [int(found.pts[index]) for index in indices]
     with opened(path, uri) as (container, stream):
-        frames: Iterator[Any] = container.decode(stream)
+        frames = _placed(container, stream, found)
         at = -1 << 62
         for pts in wanted:
             key = bisect_right(found.keys, pts) - 1
             if key >= 0 and found.keys[key] > at:  # skip decoding the frames up to there
                 container.seek(int(found.keys[key]), stream=stream)
-                frames = container.decode(stream)
-            for frame in frames:
-                at = frame.pts if frame.pts is not None else at + 1
+                frames = _placed(container, stream, found)
+            frame = None
+            for at, frame in frames:  # noqa: B007 - the last one is used behind the loop
                 if at >= pts:
                     break
             if at != pts:
                 raise ClipError(uri, "corrupt", f"no frame of {float(pts * stream.time_base):.3f} s can be decoded")
-            yield upright(frame)
+            yield upright(frame, found.turn)
 
 
-def upright(frame: Any) -> np.ndarray:
-    """Return a decoded frame as u8 [H, W, 3] RGB, rotated by its display matrix; transparency becomes white."""
-    if frame.format.name in ("rgba", "bgra", "argb", "abgr", "pal8", "ya8") or frame.format.name.startswith("yuva"):
-        rgba = frame.to_ndarray(format="rgba")
-        pixels = np.empty((*rgba.shape[:2], 3), np.uint8)
-        for top, bottom in row_bands(*rgba.shape[:2]):
-            band = rgba[top:bottom].astype(np.uint16)
-            alpha = band[..., 3:]
-            pixels[top:bottom] = (band[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    else:
-        pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90)) if frame.rotation else pixels
+def _placed(container: Any, stream: Any, found: Probe) -> Iterator[tuple[int, Any]]:
+    """Yield (place as in `Probe.pts`, frame) from where the container is."""
+    for number, frame in enumerate(_decoded(container, stream)):
+        if found.is_counted:
+            yield number, frame
+        elif frame.pts is not None:
+            yield frame.pts, frame
 
 
 def _message(error: FFmpegError) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec, named_f
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]
 
 PROCESSOR_VERSION = "/".join(
-    ("rlsys-2", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
+    ("rlsys-3", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
 )
 """Part of every digest: change its first item when the same file and spec would yield other frames."""
 
@@ -109,13 +109,13 @@ def plan_clip(spec: MediaSpec) -> ClipInfo:
 def shape_of(path: Path) -> tuple[float, tuple[float, float] | None]:
     """Return the seconds from the start of a video file to the end of its last frame, and its (width, height).
 
-    The size is that of the coded frames in square pixels, None for an animated image. Raises ClipError.
+    The size is that of the shown frames in square pixels, None for an animated image. Raises ClipError.
     """
     _check_whole(path, str(path))
     if images.is_animation(path):
         return images.animation_times(path)[1], None
     found = av_reader.probe(path, str(path))
-    return found.end_s, (found.width * found.aspect, float(found.height))
+    return found.end_s, found.shown_size
 
 
 def reads_fast(path: Path) -> str:
@@ -145,11 +145,21 @@ def _opened(path: Path, spec: VideoSpec, *, needs_digest: bool = True) -> Opened
     found = av_reader.probe(path, spec.uri)
 
     def read(indices: Sequence[int]) -> Iterable[np.ndarray]:
-        fast = None if found.why_not_fast else decord_reader.read(path, spec.uri, found.times_s, indices)
-        frames = av_reader.read(path, spec.uri, found, indices) if fast is None else fast
-        return frames if found.aspect == 1.0 else (_square(frame, found.aspect) for frame in frames)
+        frames = _frames_of(path, spec.uri, found, indices)
+        return frames if found.aspect == 1.0 else (_square(frame, found) for frame in frames)
 
     return OpenedFile(found.times_s, found.end_s, read, content)
+
+
+def _frames_of(path: Path, uri: str, found: av_reader.Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the frames at these ascending indices, by decord as far as it can read the file, then by PyAV."""
+    num_read = 0
+    if not found.why_not_fast:
+        for frame in decord_reader.read(path, found.times_s, indices) or ():
+            num_read += 1
+            yield frame
+    if num_read < len(indices):
+        yield from av_reader.read(path, uri, found, indices[num_read:])
 
 
 def _decode_videos(file: OpenedFile, specs: Sequence[VideoSpec]) -> list[Clip]:
@@ -201,10 +211,12 @@ def _check_whole(path: Path, uri: str) -> None:
         raise ClipError(uri, "truncated", problem)
 
 
-def _square(frame: np.ndarray, aspect: float) -> np.ndarray:
-    """Return the frame with square pixels; its own are `aspect` times as wide as high."""
+def _square(frame: np.ndarray, found: av_reader.Probe) -> np.ndarray:
+    """Return a shown frame with square pixels; the side that is the width of the stored picture is scaled."""
     height, width, _ = frame.shape
-    return _resize(Image.fromarray(frame), (height, max(1, round(width * aspect))))
+    if found.turn.is_transposed:
+        return _resize(Image.fromarray(frame), (max(1, round(height * found.aspect)), width))
+    return _resize(Image.fromarray(frame), (height, max(1, round(width * found.aspect))))
 
 
 def _size_of(spec: VideoSpec, height: int, width: int, num_frames: int) -> tuple[int, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 from rlsys.data.video.decode import decode
 from rlsys.data.video.images import files_of_folder
 from rlsys.types import ImageSpec
-from tests.support.video_files import make_spec, shared_data
+from tests.support.video_files import frames_shown, make_spec, numbered_frame, shared_data
 
 SIDE = 112
 INNER = (slice(30, 82), slice(30, 82))
@@ -132,6 +135,73 @@ def test_numbers_in_names_are_ordered_as_numbers(tmp_path: Path, pattern: str) -
     assert [path.name for path in files_of_folder(tmp_path)] == [pattern.format(index) for index in range(12)]
     clip = decode(make_spec(tmp_path, fps=10.0, min_frames=12, max_frames=12))
     assert clip.frames.mean(axis=(1, 2, 3)).tolist() == [20 * index for index in range(12)]
+
+
+def test_hidden_files_and_folders_among_frames_are_no_frames(tmp_path: Path) -> None:
+    for index in range(4):
+        Image.fromarray(np.full((56, 56, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "._1.png").write_bytes(b"\0\5\x16\7what macOS puts beside a file")
+    (tmp_path / ".thumbnail.jpg").write_bytes(b"")
+    (tmp_path / "more.png").mkdir()
+    assert [path.name for path in files_of_folder(tmp_path)] == ["0.png", "1.png", "2.png", "3.png"]
+    assert decode(make_spec(tmp_path)).frames.shape[0] == 4
+
+
+def test_the_transparent_value_of_a_deep_grey_is_white(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 65535, SIDE).astype(np.uint16), (SIDE, 1))
+    ramp[:28] = 12345
+    png = io.BytesIO()
+    Image.fromarray(ramp).save(png, "PNG")
+    # Pillow does not write the chunk that names the value: it follows the header's chunk
+    key = struct.pack(">4sH", b"tRNS", 12345)
+    chunk = struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
+    data = png.getvalue()
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    picture = shown(tmp_path / "a.png")
+    assert picture[:20].min() > 245 and picture[60, 2].max() < 10 and 120 < picture[60, 56].mean() < 135
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_leave_the_others_their_range(tmp_path: Path, value: float) -> None:
+    grey = np.tile(np.linspace(-1.0, 3.0, SIDE, dtype=np.float32), (SIDE, 1))
+    grey[:28] = value
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    picture = shown(tmp_path / "a.tif")
+    assert picture[:20].max() < 10 and picture[60, 2].max() < 10 and picture[60, -2].min() > 245
+
+
+DURATIONS_MS = (100, 50, 300, 20, 1000, 70, 100, 250)
+ANIMATIONS = {"a.gif": {}, "a.webp": {"lossless": True}, "a.png": {}, "gif.mp4": {}, "webp.avi": {}, "png": {}}
+
+
+@pytest.mark.parametrize("name", ANIMATIONS)
+def test_an_animation_shows_its_frames_for_their_own_durations_whatever_its_name_is(tmp_path: Path, name: str) -> None:
+    kind = next(kind for kind in ("gif", "webp", "png") if kind in name)
+    first, *others = (Image.fromarray(numbered_frame(index)) for index in range(len(DURATIONS_MS)))
+    more = {"save_all": True, "append_images": others, "duration": list(DURATIONS_MS), **ANIMATIONS[name]}
+    first.save(tmp_path / name, kind, **more)
+    clip = decode(make_spec(tmp_path / name, fps=1000.0))
+    starts_s = np.cumsum([0, *DURATIONS_MS[:-1]]) / 1000
+    numbers = frames_shown(clip.frames)
+    assert clip.info.times_s.tolist() == pytest.approx(starts_s[numbers])
+    assert clip.info.duration_s == pytest.approx(sum(DURATIONS_MS) / 1000)
+
+
+@pytest.mark.parametrize("duration_ms", [0, 10])
+def test_a_frame_of_a_hundredth_of_a_second_is_shown_for_a_tenth_as_browsers_do(
+    tmp_path: Path, duration_ms: int
+) -> None:
+    first, *others = (Image.fromarray(numbered_frame(index)) for index in range(8))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, duration=duration_ms)
+    assert decode(make_spec(tmp_path / "a.gif")).info.duration_s == pytest.approx(0.8)
+
+
+def test_the_picture_for_viewers_of_still_images_is_no_frame_of_an_animation(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(numbered_frame(index)) for index in (200, *range(8)))
+    first.save(tmp_path / "a.png", save_all=True, append_images=others, duration=100, default_image=True)
+    clip = decode(make_spec(tmp_path / "a.png", fps=10.0))
+    assert frames_shown(clip.frames) == list(range(8))
+    assert clip.info.times_s.tolist() == pytest.approx(np.arange(8) / 10)
 
 
 @pytest.mark.parametrize("name", ["rgba.png", "la.png", "p.png"])
