@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from rlsys.config.run import ConfigError, RunConfig, parse
+from rlsys.models.model_config import ModelConfig, read_model_config
 from rlsys.planning.plan import Section, assumptions
 from rlsys.planning.plan_times import Measured
 from rlsys.runs.plan_inputs import plan
@@ -51,17 +52,54 @@ def qwen2_5_vl(hidden: int, mlp: int, layers: int, heads: tuple[int, int], **mor
     }
 
 
+def mixture(hidden: int, layers: int, heads: tuple[int, int], inner: int) -> dict[str, Any]:
+    """Return the config.json of a Qwen3-VL with 128 experts a layer of width `inner`, of which a token passes 8."""
+    text = {
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": inner,
+        "norm_topk_prob": True,
+    }
+    tower = {
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [8, 16, 24],
+    }
+    return {
+        "model_type": "qwen3_vl_moe",
+        "text_config": text,
+        "vision_config": tower,
+        "tie_word_embeddings": False,
+    }
+
+
 MODELS: Mapping[str, dict[str, Any]] = {
     "Qwen2.5-VL-3B": qwen2_5_vl(2048, 11008, 36, (16, 2), vocab_size=151936, tie_word_embeddings=True),
     "Qwen2.5-VL-7B": qwen2_5_vl(3584, 18944, 28, (28, 4)),
     "Qwen2.5-VL-32B": qwen2_5_vl(5120, 27648, 64, (40, 8), vision_config={**TOWER, "intermediate_size": 3456}),
     "Qwen2.5-VL-72B": qwen2_5_vl(8192, 29568, 80, (64, 8), vision_config={**TOWER, "intermediate_size": 3456}),
+    "Qwen3-VL-30B-A3B": mixture(2048, 48, (32, 4), 768),
 }
 NUM_GPUS = (1, 8, 64)
 VISUAL_TOKENS = {"8k": (7168, 112), "64k": (57600, 768)}
 """By length of a prompt: visual tokens, and frames of the longest clip."""
-PIXELS_A_TOKEN = 2 * 28 * 28
 TEXT_TOKENS, RESPONSE_TOKENS = 256, 1024
+STAMP_TOKENS = 11
+"""Of a time stamp before a temporal patch, such as <1234.5 seconds>, and of the tokens around the patch."""
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""Targets of adapters where the other layers are experts."""
 WAYS: Mapping[str, dict[str, Any]] = {
     "all weights": {},
     "all weights, optimiser in host memory": {"offload": ["optimizer"]},
@@ -95,10 +133,16 @@ class Found:
         return f"{self.way} | {learner.num_ranks}{together} | {rollout.num_actors}{gpus}{shared} | {memory} | {step}"
 
 
+def text_tokens(model: ModelConfig, length: str) -> int:
+    """Return the text tokens of a prompt, with the time stamps of the longest clip."""
+    num_patches = VISUAL_TOKENS[length][1] // model.vision.temporal_patch_size
+    return TEXT_TOKENS + (STAMP_TOKENS * num_patches if model.family.stamp else 0)
+
+
 def configs(folder: Path, num_gpus: int, length: str, way: str) -> Iterator[RunConfig]:
     """Yield the configs of a way to train, those with the least communication first."""
-    shares, (visual, max_frames) = num_gpus == 1, VISUAL_TOKENS[length]
-    longest = visual + TEXT_TOKENS + RESPONSE_TOKENS
+    shares, (visual, max_frames), model = num_gpus == 1, VISUAL_TOKENS[length], read_model_config(folder)
+    longest, token_pixels = visual + text_tokens(model, length) + RESPONSE_TOKENS, (2 * model.vision.patch_size) ** 2
     for together, engine in product(PARTS, PARTS):
         ranks = num_gpus if shares else num_gpus // 2
         if together > ranks or engine > ranks:
@@ -111,10 +155,16 @@ def configs(folder: Path, num_gpus: int, length: str, way: str) -> Iterator[RunC
             "micro_batch_tokens": longest + 8 * RESPONSE_TOKENS,
             **WAYS[way],
         }
+        if "lora" in learner and model.experts:
+            learner["lora"] = {**learner["lora"], "targets": list(ATTENTION)}
         tree = {
             "output_dir": str(folder / "out"),
             "model": {"path": str(folder), "max_model_len": longest, "attention": "flex_attention"},
-            "data": {"max_frames": max_frames, "min_pixels": 100352, "total_pixels": visual * PIXELS_A_TOKEN},
+            "data": {
+                "max_frames": max_frames,
+                "min_pixels": 128 * token_pixels,
+                "total_pixels": 2 * visual * token_pixels,
+            },
             "rollout": {
                 "num_actors": ranks // engine,
                 "tensor_parallel_size": engine,
@@ -137,7 +187,8 @@ def first_that_fits(folder: Path, num_gpus: int, length: str) -> Found | str:
     problem = ""
     for way in WAYS:
         for config in configs(folder, num_gpus, length, way):
-            sections = plan(config, assumptions("cuda", ()), Measured())
+            given = assumptions("cuda", (f"text_tokens={text_tokens(read_model_config(folder), length)}",))
+            sections = plan(config, given, Measured())
             problems = [one for section in sections for one in section.problems]
             if not problems:
                 return Found(way=way, config=config, sections=sections)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from actors.weights import experts
 from actors.weights.weights_in import FUSED, engine_module, engine_name
 from rlsys.weights.manifest import TensorEntry, TensorSpec
 from rlsys.weights.tensors import ADAPTER_PREFIX, all_sums
@@ -143,7 +144,8 @@ def held_parts(
 
     specs: of the whole model, because a part's place in a fused layer depends on the other parts.
     names: the tensors to read; None for all.
-    Not readable: on CPU the large matrices of linear layers, which vLLM repacks and frees.
+    Not readable: on CPU the large matrices of linear layers, which vLLM repacks and frees; experts in a layout of
+    FlashInfer.
     """
     layers = dict(model.named_modules(remove_duplicate=False))
     last: tuple[str, list[torch.Tensor | None]] = ("", [])  # parts of a fused layer follow each other
@@ -153,6 +155,9 @@ def held_parts(
         if layer is None or (names is not None and name not in names):
             continue
         layer = layer._modules.get("base_layer") or layer
+        if (of_layer := experts.experts_of(layer)) is not None:
+            yield from _expert_part(name, leaf, of_layer, spec.shape)
+            continue
         place = _place(name, kind, layer, specs)
         if place is None:
             continue
@@ -162,6 +167,15 @@ def held_parts(
         value, unpacked = (_cut(held, place, shard.shape_of(spec.shape)) for held in last[1])
         if value is not None or unpacked is not None:
             yield HeldPart(name=name, layer=layer, shard=shard, value=value, unpacked=unpacked)
+
+
+def _expert_part(name: str, kind: str, layer: torch.nn.Module, shape: tuple[int, ...]) -> Iterator[HeldPart]:
+    """Yield what is readable of one tensor with all experts of a layer."""
+    axis, pieces = experts.pieces_of(layer, kind, shape)
+    shard = _shard(axis, shape, *pieces)
+    value = experts.read(layer, kind, shard.shape_of(shape))
+    if value is not None:
+        yield HeldPart(name=name, layer=layer, shard=shard, value=value, unpacked=None)
 
 
 def _place(name: str, kind: str, layer: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> tuple[int, int] | None:
@@ -187,7 +201,9 @@ def _unpacked(layer: torch.nn.Module, leaf: str) -> torch.Tensor | None:
     product = layer.__dict__.get("cpu_linear")
     if leaf != "weight" or product is None:
         return None
-    inputs, outputs = layer.input_size_per_partition, layer.output_size_per_partition
+    # a router is on every worker, and has no parts
+    inputs = getattr(layer, "input_size_per_partition", None) or layer.input_size
+    outputs = getattr(layer, "output_size_per_partition", None) or layer.output_size
     if inputs * inputs * outputs > MAX_UNPACKING:
         return None
     with torch.no_grad():

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from actors.weights.experts import PackedAgain
 from actors.weights.held import HeldPart, held_parts, stale_adapter
 from actors.weights.sharing import SharedTensors
 from rlsys.weights.manifest import Manifest, TensorEntry, TensorSpec
@@ -38,6 +39,7 @@ class Received:
     waiting: dict[str, torch.Tensor] = field(default_factory=dict)
     compared: dict[str, bool] = field(default_factory=dict)
     known: dict[str, tuple[TensorEntry, tuple[str, ...]]] = field(default_factory=dict)
+    experts: PackedAgain = field(default_factory=PackedAgain)
 
 
 _RECEIVED: WeakKeyDictionary[torch.nn.Module, Received] = WeakKeyDictionary()
@@ -58,6 +60,7 @@ def begin(worker: Worker, manifest: Manifest) -> None:
 
     received = _received(worker)
     received.manifest, received.waiting, received.compared = manifest, {}, {}
+    received.experts.begin(worker.get_model())
     with set_current_vllm_config(worker.vllm_config):
         initialize_layerwise_reload(worker.get_model())
 
@@ -84,6 +87,7 @@ def finish(worker: Worker) -> None:
     received = _received(worker)
     with set_current_vllm_config(worker.vllm_config), _quiet_about_the_rest():
         finalize_layerwise_reload(worker.get_model(), worker.model_config)
+    received.experts.finish()
     worker.model_runner.reset_lora_state()
     worker.model_runner.reset_encoder_cache()
     worker.model_runner.reset_mm_cache()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl
+from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
 from transformers.vision_utils import get_vision_window_index
 
 from rlsys.models.families.family import Family
@@ -108,6 +109,13 @@ MODULES: Mapping[str, Modules] = {
     "qwen3_vl": Modules(
         attention=modeling_qwen3_vl.Qwen3VLVisionAttention,
         rotate=modeling_qwen3_vl.apply_rotary_pos_emb_vision,
+        features=_deep_features,
+        states=_deep_states,
+        project=_deep_project,
+    ),
+    "qwen3_vl_moe": Modules(
+        attention=modeling_qwen3_vl_moe.Qwen3VLMoeVisionAttention,
+        rotate=modeling_qwen3_vl_moe.apply_rotary_pos_emb_vision,
         features=_deep_features,
         states=_deep_states,
         project=_deep_project,

@@ -18,7 +18,7 @@ class CostModel:
     """The sizes of a model that determine the cost of a row.
 
     hidden, mlp, query_size and kv_size (query or key/value heads x head size), vocabulary: of the language model, which
-    has `layers` layers.
+    has `layers` layers; `mlp` of the experts that a token passes where there are experts.
     vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
     `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
     vision_mlp_matrices: 3 where the tower's MLPs have a gate, else 2.
@@ -28,7 +28,7 @@ class CostModel:
 
     layers: int
     hidden: int
-    mlp: int
+    mlp: float
     query_size: int
     kv_size: int
     vocabulary: int
@@ -94,7 +94,7 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
     return CostModel(
         layers=config.layers,
         hidden=config.hidden,
-        mlp=config.mlp,
+        mlp=config.used_mlp,
         query_size=config.queries,
         kv_size=config.kv,
         vocabulary=config.vocabulary,

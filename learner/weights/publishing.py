@@ -166,9 +166,9 @@ class Publisher:
         from torch.multiprocessing.reductions import reduce_tensor
 
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        # a merged tensor exists only while it is read, so it has no handle
+        # a merged or turned tensor exists only while it is read, so it has no handle
         return {
             name: {gpu: reduce_tensor(tensor.read())[1]}
             for name, tensor in planned.exported.items()
-            if len(tensor.parameters) == 1
+            if not tensor.is_made
         }

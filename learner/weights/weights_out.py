@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from learner.model.families import family_of
 from learner.model.lora import LowRank, adapters, write_adapter_config
 from learner.weights.safetensors_out import write_tensors
 from rlsys.config.run import LoraConfig
@@ -40,11 +41,15 @@ Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportedTensor:
-    """One tensor to export. spec: of the whole tensor.  parameters: must be gathered while `read` computes it."""
+    """One tensor to export. spec: of the whole tensor.  parameters: must be gathered while `read` computes it.
+
+    is_made: whether `read` computes it anew, so that it does not lie in a parameter's memory.
+    """
 
     spec: TensorSpec
     parameters: tuple[nn.Parameter, ...]
     read: Callable[[], torch.Tensor]
+    is_made: bool = False
 
 
 def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
@@ -53,7 +58,7 @@ def checkpoint_names(model: PreTrainedModel) -> dict[str, str]:
     They differ: transformers reads `visual.*` and `model.*` into `model.visual.*` and
     `model.language_model.*`, and writes the file's own names again. Call it before adapters are added.
     """
-    # one by one, so that a change of shape (which no weight of this family has) is noticed
+    # one by one, so that tensors which are joined or divided in a checkpoint are noticed
     names = {
         name: list(revert_weight_conversion(model, {name: parameter})) for name, parameter in model.named_parameters()
     }
@@ -66,13 +71,17 @@ def exported_model(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str
     The output head is included even if it is tied to the embedding: an engine has a copy of it
     that an update without it leaves stale.  names: see `checkpoint_names`.
     """
-    by_layer = adapters(model)
+    by_layer, transposed = adapters(model), family_of(model).transposed
     exported: dict[str, ExportedTensor] = {}
     for name, parameter in model.named_parameters():
         plain = name.replace(".base_layer.", ".")
         if plain in names:
             low_rank = by_layer.get(plain.removesuffix(".weight"))
-            exported[names[plain]] = _merged(parameter, low_rank) if low_rank else unchanged(parameter)
+            if low_rank:
+                exported[names[plain]] = _merged(parameter, low_rank)
+            else:
+                is_turned = bool(transposed) and plain.endswith(transposed)
+                exported[names[plain]] = _turned(parameter) if is_turned else unchanged(parameter)
     embedding = model.get_input_embeddings().weight
     if model.get_output_embeddings().weight is embedding:
         exported[HEAD] = next(tensor for tensor in exported.values() if tensor.parameters[0] is embedding)
@@ -165,7 +174,17 @@ def _merged(weight: nn.Parameter, low_rank: LowRank) -> ExportedTensor:
     def read() -> torch.Tensor:
         return (weight.detach().float() + low_rank.change()).to(weight.dtype)
 
-    return ExportedTensor(spec=_spec(weight), parameters=(weight, low_rank.down, low_rank.up), read=read)
+    return ExportedTensor(spec=_spec(weight), parameters=(weight, low_rank.down, low_rank.up), read=read, is_made=True)
+
+
+def _turned(parameter: nn.Parameter) -> ExportedTensor:
+    def read() -> torch.Tensor:
+        return parameter.detach().transpose(-2, -1).contiguous()
+
+    spec = _spec(parameter)
+    *first, rows, columns = spec.shape
+    turned = replace(spec, shape=(*first, columns, rows))
+    return ExportedTensor(spec=turned, parameters=(parameter,), read=read, is_made=True)
 
 
 def _spec(parameter: nn.Parameter) -> TensorSpec:

@@ -14,3 +14,5 @@ def models() -> None:
         typer.echo(f"  time axis:     {family.time_axis}")
         typer.echo(f"  vision tower:  attention {family.tower_attention}")
         typer.echo(f"  supports:      {', '.join(family.supports)}")
+        for limit in family.limits:
+            typer.echo(f"  limit:         {limit}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rlsys.models.model_config import ModelConfig, ModelFolderError, read_json, read_model_config
+from rlsys.models.model_config import ModelConfig, ModelFolderError, read_json, read_model_config, text_settings
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -114,7 +114,10 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
     except ModelFolderError as error:
         yield str(error)
         return
-    yield from _missing_tensors(folder, read_model_config(folder), shapes)
+    model = read_model_config(folder)
+    yield from _missing_tensors(folder, model, shapes)
+    for problem in model.family.problems(text_settings(config), shapes):
+        yield f"{folder}: {problem}"
 
 
 def _is_pointer(file: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import UserError
-from rlsys.models.families.family import Family, VisionConfig
+from rlsys.models.families.family import Experts, Family, VisionConfig
 from rlsys.models.families.table import family_named
 from rlsys.types import PATCH_PX
 
@@ -22,7 +22,7 @@ class ModelFolderError(UserError, ValueError):
 class ModelConfig:
     """Sizes of a language model of `layers` layers and its vision tower, and the ids of its placeholder tokens.
 
-    queries, kv: query heads and key/value heads, each x head size.
+    queries, kv: query heads and key/value heads, each x head size.  mlp: width of the MLP of a layer without experts.
     """
 
     family: Family
@@ -37,6 +37,15 @@ class ModelConfig:
     image_token_id: int
     video_token_id: int
     vision: VisionConfig
+    experts: Experts | None = None
+
+    @property
+    def used_mlp(self) -> float:
+        """Width of one gated MLP that costs a token as much as the MLP, or router and experts, of a mean layer."""
+        if self.experts is None:
+            return self.mlp
+        sparse = self.experts.per_token * self.experts.mlp + self.experts.count / 3
+        return self.mlp + (sparse - self.mlp) * self.experts.layers / self.layers
 
 
 def read_model_config(model_path: Path) -> ModelConfig:
@@ -83,8 +92,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return tree
 
 
+def text_settings(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of the language model of a config.json: nested, or beside the others."""
+    return tree.get("text_config") or tree
+
+
 def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
-    text: Mapping[str, Any] = tree.get("text_config") or tree
+    text = text_settings(tree)
     heads = text["num_attention_heads"]
     head_size = text.get("head_dim") or family.head_size or text["hidden_size"] // heads
     return ModelConfig(
@@ -100,4 +114,5 @@ def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
         image_token_id=tree.get("image_token_id", family.image_pad_id),
         video_token_id=tree.get("video_token_id", family.video_pad_id),
         vision=family.read_vision(tree["vision_config"]),
+        experts=family.read_experts(text),
     )

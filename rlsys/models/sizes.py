@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlsys.config.run import ConfigError, LearnerConfig
+from rlsys.models.families.family import Experts
 from rlsys.models.model_config import read_model_config
 
 
@@ -15,7 +16,8 @@ class ModelSizes:
 
     queries, kv: query heads and key/value heads, each x `head_size`.  embedding, language, tower, projector: number of
     parameters of each part; an output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the
-    tower have a gate.  has_query_norms: whether queries and keys are normed by head.
+    tower have a gate.  has_query_norms: whether queries and keys are normed by head.  mlp: width of the MLP of a layer
+    without experts.
     """
 
     layers: int
@@ -35,11 +37,34 @@ class ModelSizes:
     head_size: int = 128
     is_tower_gated: bool = True
     has_query_norms: bool = False
+    experts: Experts | None = None
 
     @property
     def parameters(self) -> int:
         """Number of parameters of the whole model."""
         return self.embedding + self.language + self.tower + self.projector
+
+    def language_used(self, num_tokens: int = 1) -> float:
+        """Return the parameters of `language` that `num_tokens` tokens need together: not all if it has experts."""
+        return self.language - (self.experts.idle(self.hidden, num_tokens) if self.experts else 0)
+
+    @property
+    def active(self) -> int:
+        """Number of parameters that compute one token: all but those of the experts that it does not pass."""
+        return self.parameters - self.language + round(self.language_used())
+
+    @property
+    def kept_by_mlp(self) -> float:
+        """Numbers that the MLP of a mean language layer keeps of a token for its backward pass.
+
+        Gate, its activation, up and their product; of experts those of each that the token passes, its input and
+        output once more, and the router's probabilities.
+        """
+        dense, experts = 4 * self.mlp, self.experts
+        if experts is None:
+            return dense
+        sparse = experts.per_token * (4 * experts.mlp + 2 * self.hidden) + experts.count
+        return dense + (sparse - dense) * experts.layers / self.layers
 
     def trained(self, learner: LearnerConfig) -> int:
         """Return the number of trained parameters: only adapters with LoRA, else all parts that are not frozen."""
@@ -72,6 +97,11 @@ class ModelSizes:
             "up_proj": (self.hidden, self.mlp),
             "down_proj": (self.mlp, self.hidden),
         }
+        if self.experts and layer in ("gate_proj", "up_proj", "down_proj"):
+            raise ConfigError(
+                f"learner.lora.targets: {layer} is a part of the experts, which are one tensor for all experts of a "
+                "layer and get no adapter; name only layers of attention: q_proj, k_proj, v_proj, o_proj."
+            )
         if layer not in sides:
             raise ConfigError(
                 f"learner.lora.targets: {layer} is not a linear layer of the language model; it has {', '.join(sides)}."
@@ -86,6 +116,9 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
     queries, kv = config.queries, config.kv
     biases = queries + 2 * kv if family.has_attention_biases else 0  # outputs have none
     norms = 2 * config.head_size if family.has_query_norms else 0
+    experts = config.experts
+    dense_layers = config.layers - (experts.layers if experts else 0)
+    mlps = dense_layers * 3 * hidden * mlp + (experts.parameters(hidden) if experts else 0)
     attention = 2 * hidden * (queries + kv) + biases + norms
     return ModelSizes(
         layers=config.layers,
@@ -100,9 +133,10 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         tower_mlp=vision.mlp,
         merge=vision.merge_size,
         embedding=config.vocabulary * hidden * (1 if config.has_tied_embeddings else 2),
-        language=config.layers * (attention + 3 * hidden * mlp + 2 * hidden) + hidden,
+        language=config.layers * (attention + 2 * hidden) + mlps + hidden,
         tower=vision.tower_parameters,
         projector=vision.projector_parameters(hidden),
         is_tower_gated=vision.is_gated,
         has_query_norms=family.has_query_norms,
+        experts=experts,
     )

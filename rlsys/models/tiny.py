@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, Qwen2Tokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -122,7 +123,18 @@ def make_tiny(
     )
     disable_progress_bar()  # one small file needs no progress bar
     model.save_pretrained(folder)
+    _turn(folder / "model.safetensors", described.transposed)
     _make_processor(tokenizer, described).save_pretrained(folder)
+
+
+def _turn(file: Path, endings: tuple[str, ...]) -> None:
+    """Swap the last two axes of tensors by the endings of their names, as published checkpoints have them."""
+    if endings:
+        turned = {
+            name: tensor.transpose(-2, -1).contiguous() if name.endswith(endings) else tensor
+            for name, tensor in load_file(file).items()
+        }
+        save_file(turned, file, metadata={"format": "pt"})
 
 
 def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:

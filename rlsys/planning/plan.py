@@ -217,7 +217,7 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
     return Section(
         title=f"each of {rollout.num_actors} engines",
         lines=(
-            Line("weights", shown(weights), f"{sizes.parameters:,} parameters, {config.model.dtype}"),
+            Line("weights", shown(weights), f"{sizes.parameters:,} parameters{_active(sizes)}, {config.model.dtype}"),
             Line(
                 "keys and values of a token",
                 shown(room.per_token),
@@ -232,6 +232,10 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
         ),
         problems=tuple(problems),
     )
+
+
+def _active(sizes: ModelSizes) -> str:
+    return f", of which a token uses {sizes.active:,}" if sizes.experts else ""
 
 
 def payload_bytes(config: RunConfig, sizes: ModelSizes) -> int:

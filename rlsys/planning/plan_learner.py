@@ -60,7 +60,9 @@ def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual
     # two moments, and a copy of the weights in float32 wherever ZeRO partitions them or they are in bfloat16
     optimiser = trained * (12 if stage or width == 2 else 8) / (ranks if stage else 1)
     has_reference = config.algorithm.kl_coef > 0 and not learner.lora.rank
-    gathered = min(sizes.parameters, LIVE_NUMBERS) * width if stage == 3 else 0
+    # the experts of a layer are gathered together, however many they are
+    at_least = sizes.experts.layer_parameters(sizes.hidden) if sizes.experts else 0
+    gathered = max(min(sizes.parameters, LIVE_NUMBERS), at_least) * width if stage == 3 else 0
     buckets = 2 * min(trained, BUCKET_NUMBERS) * width if stage else 0
     moved = (weights if "parameters" in learner.offload else 0) + (optimiser if "optimizer" in learner.offload else 0)
     return RankMemory(
@@ -82,7 +84,7 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
 
     A gated layer keeps, per token: input, normed input, the sum with attention's projection, normed sum and the output
     (5 hidden), queries and attention's output (2 queries), keys and values (2 kv), queries and keys before their norms
-    if they have any, gate, its activation, up and their product (4 mlp). Attention's
+    if they have any, and what its MLP keeps (`ModelSizes.kept_by_mlp`). Attention's
     weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
     and one layer at a time the rest. Ranks that compute a pass together keep equal parts of all this; attention's
     output by heads and by tokens, and copies of keys and values where there are fewer heads of these than ranks.
@@ -94,7 +96,7 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
     patches = pass_tokens * visual_share * sizes.merge**2
     is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
     tower_depth = 1 if is_frozen else sizes.tower_layers
-    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * copies * sizes.kv + 4 * sizes.mlp
+    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * copies * sizes.kv + sizes.kept_by_mlp
     if num_sharing > 1:
         language_layer += sizes.queries
     if sizes.has_query_norms:

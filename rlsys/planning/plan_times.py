@@ -74,11 +74,15 @@ def _generate(
     share = math.ceil(config.train.prompts_per_step / config.rollout.num_actors)
     groups, size = max(1, min(room.groups, share)), config.rollout.group_size
     patches = prompts.mean_visual * sizes.merge**2
-    prefill_flops = 2 * (sizes.language * prompts.mean + sizes.tower * patches + sizes.projector * prompts.mean_visual)
+    prefill_flops = 2 * (
+        sizes.language_used() * prompts.mean + sizes.tower * patches + sizes.projector * prompts.mean_visual
+    )
     # the prompts of all groups that run at once are read in the time in which one group is generated
     prefill = groups * prefill_flops / (devices * given.flops)
     context = prompts.mean + size * responses / 2
-    read = (sizes.language + sizes.vocabulary * sizes.hidden) * width + groups * context * room.per_token
+    # of experts, those that any of the responses at once needs
+    language = sizes.language_used(groups * size)
+    read = (language + sizes.vocabulary * sizes.hidden) * width + groups * context * room.per_token
     decode = responses * read / (devices * given.bytes_per_s)
     how = (
         f"{groups} prompts read in {prefill:.3g} s + {responses:.0f} tokens in {decode:.3g} s "

@@ -15,16 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from rlsys.config.data import Source, resolved, sources
-from rlsys.config.run import (
-    ConfigError,
-    RewardConfig,
-    RunConfig,
-)
+from rlsys.config.run import ConfigError, LoraConfig, RewardConfig, RunConfig
 from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
 from rlsys.loop.preparer import Preparer
 from rlsys.loop.producer import GroupProducer
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_px, read_model_config
 from rlsys.models.prompts import PromptBuilder
 from rlsys.perception.choose import later_data
 from rlsys.planning.plan import later_prompts
@@ -288,6 +284,15 @@ def all_sources(config: RunConfig) -> tuple[Source, ...]:
     return (*sources(config.data), *(resolved(config.data, one, missing) for one in config.evaluation.sets))
 
 
+def _engine_lora(config: RunConfig) -> LoraConfig:
+    """Return the adapters that engines have room for: on CPU vLLM cannot compute experts beside adapters.
+
+    With adapters it computes experts by Triton's kernel, also those that have none.
+    """
+    has_experts = read_model_config(config.model.path).experts is not None
+    return LoraConfig() if has_experts and config.cluster.device == "cpu" else config.learner.lora
+
+
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     """Return the spec from which the actors build their engines."""
     from actors.requests import EngineSpec
@@ -297,7 +302,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         model=config.model,
         rollout=config.rollout,
         weights=config.weights,
-        lora=config.learner.lora,
+        lora=_engine_lora(config),
         device=config.cluster.device,
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,

@@ -25,7 +25,7 @@ from rlsys.types import Rollout
 from rlsys.weights.broadcast import BroadcastSender
 from rlsys.weights.delta import encode
 from rlsys.weights.manifest import Bucket, Delta, NamedTensor, Rendezvous, TensorSpec, WeightTransfer, manifest_of
-from rlsys.weights.tensors import HEAD
+from rlsys.weights.tensors import HEAD, embedding_name
 from tests.support.actors import SAMPLING, Asker, engine_spec, ids_and_logprobs, start_probe
 from tests.support.pace import patience
 from tests.support.transfers import bucket_of, transfer_of, version_of
@@ -50,7 +50,7 @@ class Engines:
 
 
 def as_tensors(weights: Mapping[str, np.ndarray]) -> dict[str, NamedTensor]:
-    tied = {HEAD: weights[EMBEDDING], **weights}
+    tied = {HEAD: weights[embedding_name(weights)], **weights}
     return {
         name: NamedTensor(
             spec=TensorSpec(shape=array.shape, dtype=str(array.dtype)),

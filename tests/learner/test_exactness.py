@@ -23,11 +23,11 @@ from learner.packing.passes import plan_passes
 from learner.packing.rows import Response, Row
 from rlsys.config.run import LoraConfig
 from tests.support.learner import random_rows
-from tests.support.models import patch_of
+from tests.support.models import lora_targets, patch_of
 from tests.support.plain_policy import plain_logprobs
 from tests.support.rounding import GRADIENT, LOGPROB
 
-LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
+LORA_RANK = 4
 WHOLE = 1 << 20
 SPLIT = 48
 """Number of tokens of a pass at which most groups are split over passes."""
@@ -66,11 +66,15 @@ def plain_model(family_dirs: Mapping[str, Path]) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(family_dirs["bench"], dtype=torch.float32)
 
 
+def lora_of(folder: Path) -> LoraConfig:
+    return LoraConfig(rank=LORA_RANK, targets=lora_targets(folder))
+
+
 def make_policy(folder: Path, setting: Setting) -> PackedPolicy:
     model = load_model(folder, dtype="float32", attention=setting.attention)
     if setting.lora:
         torch.manual_seed(3)
-        add_adapters(model, LORA)
+        add_adapters(model, lora_of(folder))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:  # zeros at first: the adapter would do nothing
@@ -86,8 +90,9 @@ def make_oracle(plain: PreTrainedModel, policy: PackedPolicy, setting: Setting, 
     if not setting.lora:
         return plain
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    targets = rf"model\.language_model\..*\.({'|'.join(LORA.targets)})"
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
+    lora = lora_of(folder)
+    targets = rf"model\.language_model\..*\.({'|'.join(lora.targets)})"
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
     adapters = {name: tensor for name, tensor in policy.model.state_dict().items() if "lora_" in name}
     found = wrapped.base_model.model.load_state_dict(adapters, strict=False)
     assert adapters

@@ -31,6 +31,7 @@ from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.records import ledger
 from rlsys.runs.train import train
 from rlsys.types import PATCH_PX, ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
+from rlsys.weights.check import compare
 from tests.support.models import patch_of
 from tests.support.pace import patience
 from tests.support.paths import CONFIGS
@@ -261,6 +262,8 @@ def test_two_steps_train_every_part_and_what_they_export_is_what_the_engine_has(
     ]
     assert not still
     assert sum(one.numel() for one in after.parameters()) == read_model_sizes(Path(summary.model)).parameters
+    held = compare(stack.learner, stack.pool, 2, Path(summary.model))
+    assert [(row.name, row.findings) for row in held if set(row.findings.values()) != {"equal"}] == []
     row = group_row(group, np.ones(3, np.float32), np.ones(3, bool))
     frames = tuple(ClipRef(info=clip.info, frames=ray.get(clip.frames)) for clip in group.clips)
     with torch.no_grad():

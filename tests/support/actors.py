@@ -20,8 +20,9 @@ from actors.rollout_actor import RolloutActor
 from actors.weights.receive import TransferStats
 from rlsys import env
 from rlsys.config.run import ModelConfig, RolloutConfig
+from rlsys.models.model_config import patch_px
 from rlsys.models.prompts import PromptBuilder
-from rlsys.types import ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
+from rlsys.types import PATCH_PX, ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
 from rlsys.weights.version import WeightVersion
 from tests.support.paths import REPO
 
@@ -189,7 +190,7 @@ class Asker:
     """A maker of prompts about random clips, which requests their rollouts."""
 
     def __init__(self, model_path: Path) -> None:
-        self._builder = prompt_builder(model_path)
+        self._builder, self._patch = prompt_builder(model_path), patch_px(model_path)
         self.banned_token_ids = self._builder.banned_token_ids
         self.end_token_id = self._builder.end_token_id
         self.decode = self._builder.decode
@@ -209,7 +210,7 @@ class Asker:
             truth=[0.0, 1.0],
             style="terse",
         )
-        clip = random_clip(index, kind, frames)
+        clip = random_clip(index, kind, frames, side=4 * self._patch)
         return item, self._builder.build(item, [clip.info]), clip
 
     def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> ray.ObjectRef:
@@ -231,10 +232,10 @@ class Asker:
         return request, clip.frames
 
 
-def random_clip(seed: int, kind: str = "video", frames: int = 4) -> ClipRef:
-    """Return a clip of noise with 56 x 56 pixels at 2 frames per second."""
+def random_clip(seed: int, kind: str = "video", frames: int = 4, side: int = 4 * PATCH_PX) -> ClipRef:
+    """Return a clip of noise with 4 x 4 patches a frame, of `side` pixels, at 2 frames per second."""
     num_frames = frames if kind == "video" else 1
-    array = np.random.default_rng(seed).integers(0, 256, (num_frames, 56, 56, 3), dtype=np.uint8)
+    array = np.random.default_rng(seed).integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
     info = ClipInfo(
         kind=kind,
         digest=f"{kind}{seed}",

@@ -55,11 +55,26 @@ def qwen3_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
 
 
 @pytest.fixture(scope="session")
+def qwen3_vl_moe_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Write a tiny Qwen3-VL with four experts a layer of each size, "tiny" and "bench"."""
+    from rlsys.models.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("models_of_qwen3_vl_moe")
+    make_tiny(folder / "tiny", seed=0, family="qwen3_vl_moe")
+    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_vl_moe")
+    return {size: folder / size for size in ("tiny", "bench")}
+
+
+@pytest.fixture(scope="session")
 def tiny_dirs_by_family(
-    tiny_model_dir: Path, qwen2_vl_dirs: Mapping[str, Path], qwen3_vl_dirs: Mapping[str, Path]
+    tiny_model_dir: Path,
+    qwen2_vl_dirs: Mapping[str, Path],
+    qwen3_vl_dirs: Mapping[str, Path],
+    qwen3_vl_moe_dirs: Mapping[str, Path],
 ) -> Mapping[str, Path]:
     """Write the smaller model of each family, for tests that start one process for all of them."""
-    folders = {DEFAULT: tiny_model_dir, "qwen2_vl": qwen2_vl_dirs["tiny"], "qwen3_vl": qwen3_vl_dirs["tiny"]}
+    dirs = {"qwen2_vl": qwen2_vl_dirs, "qwen3_vl": qwen3_vl_dirs, "qwen3_vl_moe": qwen3_vl_moe_dirs}
+    folders = {DEFAULT: tiny_model_dir, **{family: by_size["tiny"] for family, by_size in dirs.items()}}
     assert folders.keys() == FAMILIES.keys()
     return folders
 
@@ -76,6 +91,11 @@ def family_dirs(request: pytest.FixtureRequest) -> Mapping[str, Path]:
 def family_dir(family_dirs: Mapping[str, Path]) -> Path:
     """Run a test once for each family, with its smaller model."""
     return family_dirs["tiny"]
+
+
+def lora_targets(folder: Path) -> tuple[str, ...]:
+    """Return layers of attention and, where the model has MLPs that can have adapters, one of them."""
+    return ("q_proj", "v_proj") if read_model_config(folder).experts else ("q_proj", "v_proj", "down_proj")
 
 
 def patch_of(folder: Path) -> int:

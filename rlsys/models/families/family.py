@@ -5,7 +5,7 @@ What the learner needs of a family's modules, which takes torch, is in `learner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,32 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of a language model, `layers` of whose layers have them in the place of one MLP.
+
+    count: of a layer.  per_token: of which a token passes as many.  mlp: width of an expert, which has a gate.
+    """
+
+    layers: int
+    count: int
+    per_token: int
+    mlp: int
+
+    def parameters(self, hidden: int) -> int:
+        """Return the number of parameters of all experts and routers of a language model of width `hidden`."""
+        return self.layers * (self.layer_parameters(hidden) + self.count * hidden)
+
+    def layer_parameters(self, hidden: int) -> int:
+        """Return the number of parameters of the experts of one layer, without its router."""
+        return self.count * 3 * hidden * self.mlp
+
+    def idle(self, hidden: int, num_tokens: int = 1) -> float:
+        """Return the number of parameters that no token of `num_tokens` needs, if routers choose evenly."""
+        unused = (1 - self.per_token / self.count) ** num_tokens
+        return self.layers * self.layer_parameters(hidden) * unused
+
+
+@dataclass(frozen=True, kw_only=True)
 class TinyShape:
     """Sizes of a tiny model's vision tower. out_hidden: width of its language model, which has `layers` layers."""
 
@@ -98,6 +124,16 @@ class TinyShape:
     full_attention_blocks: tuple[int, ...]
     out_hidden: int
     layers: int
+
+
+def no_experts(text: Mapping[str, Any]) -> Experts | None:
+    """Return None: no layer has experts."""
+    return None
+
+
+def no_problems(text: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield nothing."""
+    return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +154,12 @@ class Family:
     patches follow one another.  stamped_between: the tokens around the placeholders of a patch behind a stamp.
     head_size: of attention, where a config.json omits it; None for width divided by heads.
     has_attention_biases: of queries, keys and values.  has_query_norms: whether heads of queries and keys are normed.
+    read_experts: reads the experts from the settings of a config.json's language model; None if there are none.
+    transposed: endings of the names of parameters whose last two axes checkpoints have the other way round than
+    transformers' modules.
+    problems: yields what else makes a checkpoint unusable, from the settings of its language model and the shapes of
+    its tensors by name.
+    limits: what it cannot do, for people.
     tiny_text, tiny_images: settings of a tiny model's language model and image processor that differ from the others'.
     """
 
@@ -146,5 +188,9 @@ class Family:
     head_size: int | None = None
     has_attention_biases: bool = True
     has_query_norms: bool = False
+    read_experts: Callable[[Mapping[str, Any]], Experts | None] = no_experts
+    transposed: tuple[str, ...] = ()
+    problems: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], Iterator[str]] = no_problems
+    limits: tuple[str, ...] = ()
     tiny_text: Mapping[str, Any] = field(default_factory=dict)
     tiny_images: Mapping[str, Any] = field(default_factory=dict)

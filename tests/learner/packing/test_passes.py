@@ -147,6 +147,15 @@ def test_every_projector_and_all_query_heads_cost(qwen3_vl_dirs: Mapping[str, Pa
     assert cost.row(row) == 3 * (3 * layer + 128 * 384)
 
 
+def test_only_the_experts_that_a_token_passes_cost(
+    qwen3_vl_dirs: Mapping[str, Path], qwen3_vl_moe_dirs: Mapping[str, Path]
+) -> None:
+    (row,) = text_rows([(10, [1])])
+    dense, mixed = (read_cost_model(dirs["tiny"]).row(row) for dirs in (qwen3_vl_dirs, qwen3_vl_moe_dirs))
+    # three layers of width 128: two experts of 160 and a router over 4 in the place of an MLP of 256
+    assert round(mixed - dense) == 3 * 3 * 10 * (3 * 128 * (2 * 160 - 256) + 4 * 128)
+
+
 def test_sizes_are_those_of_the_checkpoint(tiny_model_dir: Path) -> None:
     assert read_cost_model(tiny_model_dir) == COST
     assert read_cost_model(tiny_model_dir, ("vision_tower",)) == cost_model(is_tower_frozen=True)

@@ -30,8 +30,9 @@ from learner.spec import LearnerSpec
 from learner.worker import LearnerWorker
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import ConfigError, LoraConfig, ModelConfig, RolloutConfig
+from rlsys.models.families.table import FAMILIES
 from tests.support.learner import learner_config, make_group, make_row, random_rows, train_config
-from tests.support.models import patch_of
+from tests.support.models import lora_targets, patch_of
 from tests.support.pace import patience
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
@@ -39,7 +40,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 NUM_RANKS = 4
 SAME = 1e-5
 """Largest difference from one rank: of a loss or log-prob, and of a gradient relative to the whole gradient's norm."""
-LORA = LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj"))
 PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 WHOLE, SPLIT = 16384, 64
 
@@ -64,7 +64,7 @@ class Case:
             sequence_parallel=self.size,
             zero_stage=self.zero_stage,
             gradient_checkpointing=self.checkpointing,
-            lora=LORA if self.lora else LoraConfig(),
+            lora=LoraConfig(rank=4, targets=lora_targets(folder)) if self.lora else LoraConfig(),
             frozen_parts=self.frozen_parts,
             micro_batch_tokens=self.budget,
             deepspeed=PARTITIONED if self.zero_stage == 3 else {},
@@ -88,11 +88,13 @@ CASES = {
     ),
     "Qwen3-VL by two": Case("qwen3_vl", "bench", zero_stage=3, budget=SPLIT),
     "Qwen3-VL by four, checkpointing": Case("qwen3_vl", "bench", size=4, checkpointing=True),
+    "experts by two": Case("qwen3_vl_moe", "bench", zero_stage=3, checkpointing=True, budget=SPLIT),
+    "experts, no rank with another": Case("qwen3_vl_moe", size=1, zero_stage=3, budget=SPLIT),
 }
 EVERY_CASE = [
     Case(family, "tiny", size, stage, checkpointing, lora, budget=budget)
     for family, size, stage, (checkpointing, lora), budget in product(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+        FAMILIES,
         (2, 4),
         (0, 2, 3),
         ((False, False), (True, False), (True, True)),
@@ -124,10 +126,15 @@ def group(cluster: None) -> Iterator[LearnerGroup]:
 
 @pytest.fixture(scope="module")
 def folders(
-    tiny_model_dir: Path, bench_model_dir: Path, qwen2_vl_dirs: Mapping[str, Path], qwen3_vl_dirs: Mapping[str, Path]
+    tiny_model_dir: Path,
+    bench_model_dir: Path,
+    qwen2_vl_dirs: Mapping[str, Path],
+    qwen3_vl_dirs: Mapping[str, Path],
+    qwen3_vl_moe_dirs: Mapping[str, Path],
 ) -> dict[tuple[str, str], Path]:
     found = {("qwen2_5_vl", "tiny"): tiny_model_dir, ("qwen2_5_vl", "bench"): bench_model_dir}
-    for family, dirs in (("qwen2_vl", qwen2_vl_dirs), ("qwen3_vl", qwen3_vl_dirs)):
+    dirs_of = {"qwen2_vl": qwen2_vl_dirs, "qwen3_vl": qwen3_vl_dirs, "qwen3_vl_moe": qwen3_vl_moe_dirs}
+    for family, dirs in dirs_of.items():
         found |= {(family, size): folder for size, folder in dirs.items()}
     return found
 

@@ -92,6 +92,16 @@ def test_export_opens_one_tensor_at_a_time_and_writes_what_collect_holds(tiny_mo
     assert tensors[HEAD] is tensors["model.embed_tokens.weight"]
 
 
+def test_what_is_exported_of_a_new_model_is_what_its_files_hold(family_dir: Path) -> None:
+    """Names, shapes and numbers: also of experts, which transformers turns when it reads them."""
+    model = load_model(family_dir, dtype="float32", attention="sdpa")
+    exported = exported_model(model, checkpoint_names(model))
+    found, held = collect(exported, everything_at_hand), read_folder(family_dir)
+    assert found.keys() == held.keys()
+    assert {name: tensor.spec for name, tensor in exported.items()} == {name: one.spec for name, one in held.items()}
+    assert all(np.array_equal(found[name].data, held[name].data) for name in held)
+
+
 def test_a_folder_in_several_files_is_the_same_model(tiny_model_dir: Path, tmp_path: Path, batch: PackedBatch) -> None:
     model, names = adapted(tiny_model_dir)
     exported, gather = exported_model(model, names), CountingGather()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,48 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_an_unusable_folder_is_refused_with_its_remedy(case: str, folder: Path) -> None:
     assert not list(problems_of_folder(folder))
     make, expected = CASES[case]
+    make(folder)
+    found = list(problems_of_folder(folder))
+    assert any(expected in problem for problem in found), found
+
+
+def turn_experts(folder: Path) -> None:
+    """Store experts the other way round, as `save_pretrained` of transformers 5 does."""
+    tensors = load_file(folder / WEIGHTS)
+    turned = {name: array.swapaxes(1, 2).copy() if ".experts." in name else array for name, array in tensors.items()}
+    save_file(turned, folder / WEIGHTS)
+
+
+def edit_text(folder: Path, **values: Any) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config=text | values)
+
+
+EXPERT_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "experts as transformers saves them": (turn_experts, "vLLM cannot load it; swap the last two axes"),
+    "weights of experts that are not divided by their sum": (
+        lambda at: edit_text(at, norm_topk_prob=False),
+        "norm_topk_prob is False",
+    ),
+    "square experts": (lambda at: edit_text(at, moe_intermediate_size=64), "an expert's matrix is square"),
+    "other experts": (lambda at: edit_text(at, moe_intermediate_size=96), "the weight files have 0"),
+    "experts one by one": (
+        lambda at: save_file(
+            {name.replace(".experts.", ".experts.0."): array for name, array in load_file(at / WEIGHTS).items()},
+            at / WEIGHTS,
+        ),
+        "use a checkpoint with the experts of a layer in one tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXPERT_CASES)
+def test_experts_that_engine_and_learner_would_read_differently_are_refused(
+    case: str, qwen3_vl_moe_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(qwen3_vl_moe_dirs["tiny"], tmp_path / "model"))
+    assert not list(problems_of_folder(folder))
+    make, expected = EXPERT_CASES[case]
     make(folder)
     found = list(problems_of_folder(folder))
     assert any(expected in problem for problem in found), found

@@ -52,6 +52,8 @@ SIZES = {
     ("qwen2_vl", "bench"): 1_538_432,
     ("qwen3_vl", "tiny"): 1_091_008,
     ("qwen3_vl", "bench"): 2_076_800,
+    ("qwen3_vl_moe", "tiny"): 1_534_912,
+    ("qwen3_vl_moe", "bench"): 2_743_424,
 }
 
 

@@ -19,6 +19,7 @@ from rlsys.commands.app import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, load_services, parse
 from rlsys.data.video.decode import plan_grid
 from rlsys.demo.synthetic import draw_dataset
+from rlsys.models.families.family import Experts
 from rlsys.models.model_config import ModelFolderError
 from rlsys.models.sizes import ModelSizes, read_model_sizes
 from rlsys.planning.plan import (
@@ -212,6 +213,79 @@ def test_sizes_are_those_of_the_published_qwen3_vl(tmp_path: Path, sizes: dict[s
     adapters = sum(module.in_features + module.out_features for module in linear)
     lora = LearnerConfig(lora=LoraConfig(rank=4, targets=targets))
     assert (len(linear), found.trained(lora)) == (7, found.layers * 4 * adapters)
+
+
+def qwen3_vl_moe(hidden: int, experts: int, inner: int, layers: int, heads: tuple[int, int]) -> dict[str, Any]:
+    """Return the sizes of a published Qwen3-VL of whose experts 8 compute a token."""
+    tree = qwen3_vl(hidden, 3 * hidden, layers, heads[0], LARGE_TOWER)
+    text = {"num_experts": experts, "num_experts_per_tok": 8, "moe_intermediate_size": inner, "norm_topk_prob": True}
+    return {**tree, "text_config": {**tree["text_config"], "num_key_value_heads": heads[1], **text}}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "billions", "of_language"),
+    [
+        (qwen3_vl_moe(2048, 128, 768, 48, (32, 4)), (31.1, 3.9), (30.5, 3.4)),
+        (qwen3_vl_moe(4096, 128, 1536, 94, (64, 4)), (235.7, 22.8), (235.1, 22.2)),
+    ],
+    ids=["30B-A3B", "235B-A22B"],
+)
+def test_total_and_active_sizes_are_those_of_the_published_mixtures_of_experts(
+    tmp_path: Path, sizes: dict[str, Any], billions: tuple[float, float], of_language: tuple[float, float]
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model("qwen3_vl_moe", **sizes)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    found = read_model_sizes(tmp_path)
+    experts = [p.numel() for name, p in model.named_parameters() if ".experts." in name]
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.active == found.parameters - sum(experts) * (128 - 8) // 128
+    assert tuple(round(number / 1e9, 1) for number in (found.parameters, found.active)) == billions
+    # the published names count the language model with its embeddings
+    embedded = (found.language + found.embedding, found.active - found.tower - found.projector)
+    assert tuple(round(number / 1e9, 1) for number in embedded) == of_language
+    lora = LearnerConfig(lora=LoraConfig(rank=4, targets=("q_proj", "o_proj")))
+    layer = model.model.language_model.layers[0].self_attn
+    sides = [one.in_features + one.out_features for one in (layer.q_proj, layer.o_proj)]
+    assert found.trained(lora) == found.layers * 4 * sum(sides)
+    with pytest.raises(ConfigError, match="lora.targets: gate_proj is a part of the experts, which are one tensor"):
+        found.trained(LearnerConfig(lora=LoraConfig(rank=4)))
+
+
+EXPERTS = Experts(layers=1, count=8, per_token=2, mlp=4)
+MIXTURE = replace(SMALL, experts=EXPERTS)
+"""Of the two layers one has 8 experts of 3 x 8 x 4 = 96 numbers each, of which a token needs 2."""
+
+
+def test_memory_goes_by_all_experts_and_work_by_those_of_a_token() -> None:
+    assert (MIXTURE.parameters, MIXTURE.active) == (1_000_000, 1_000_000 - 6 * 96)
+    # after n tokens an expert is idle with probability (3 / 4) ** n
+    assert MIXTURE.language_used(2) == 600_000 - 8 * 96 * 9 / 16
+    run = gpu(learner={"gradient_checkpointing": False}, rollout={"num_actors": 1})
+    responses = mean_response(run, Assumptions())
+    rooms = [engine_room(run, sizes, PROMPTS, responses, Assumptions()) for sizes in (SMALL, MIXTURE)]
+    assert rooms[0] == rooms[1]
+    [weights] = [one for one in engine_section(run, MIXTURE, rooms[1], Assumptions()).lines if one.name == "weights"]
+    assert "1,000,000 parameters, of which a token uses 999,424" in weights.how
+    # a layer with experts keeps 2 x (4 x 4 + 2 x 8) + 8 numbers of a token in the place of 4 x 16
+    dense, mixed = (activation_bytes(run, sizes, 100, 0.5) for sizes in (SMALL, MIXTURE))
+    assert dense - mixed == 100 * (64 - 72) * 2
+    times = [
+        phase_times(run, sizes, PROMPTS, room, Assumptions(), Measured(), is_judged=False)
+        for sizes, room in zip((SMALL, MIXTURE), rooms, strict=True)
+    ]
+    assert times[1].generate < times[0].generate
+    assert times[1].sync == times[0].sync
+
+
+def test_zero_3_gathers_all_experts_of_a_layer_at_once() -> None:
+    run = config(learner={"zero_stage": 3, "num_ranks": 2})
+    many = replace(MIXTURE, experts=replace(EXPERTS, count=10**8), language=96 * 10**8)
+    assert rank_memory(run, many, 100, 0.5).gathered >= 96 * 10**8 * 2
 
 
 def test_a_layer_with_norms_of_queries_keeps_queries_and_keys_before_them_too() -> None:
