@@ -77,7 +77,7 @@ def score(  # noqa: PLR0913 - a parameter for each option
         reward = run.reward
         check_weights(reward)
         load_user_scorers(reward.scorers)  # which says what is wrong with them before the first row
-        with jsonl.open(encoding="utf-8", errors="replace") as lines:
+        with jsonl.open(encoding="utf-8-sig", errors="replace") as lines:
             for row in score_lines(
                 lines,
                 chosen or (reward.judge if reward.judge != JudgeConfig() else None),

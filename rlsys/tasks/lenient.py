@@ -15,7 +15,6 @@ from rlsys.tasks.answers import (
     LOOSE_DECIMAL,
     MAX_NUMBER,
     Boxes,
-    Choice,
     Expected,
     Number,
     TimeSpans,
@@ -27,39 +26,60 @@ from rlsys.tasks.geometry import Box, TimeSpan
 
 MAX_CHARS = 1 << 16
 """Length of a block above which it is not an answer."""
-_MAX_SHORT_CHARS = 2_000
+MAX_SHORT_CHARS = 2_000
 """The same for an answer that is one letter or one number."""
 
 _MAX_MARKS = 30
 
 _BOXED = re.compile(r"\\(?:boxed|text|mathrm)\s?\{([^{}]{0,200})\}")
+_ESCAPED = re.compile(r"\\([\[\](){}])")
 _FORMATTING = re.compile(r"[*_`$\"'“”‘’]|```(?:json)?|<\|(?:box|object_ref)_(?:start|end)\|>")
 _NUM = LOOSE_DECIMAL
 
-_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _TOKEN = re.compile(
-    r"(?P<clock>(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,17})?(?![0-9:]))"
+    r"(?P<clock>(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,17}|,[0-9]{3}(?![0-9:]))?(?![0-9:]))"
     rf"|(?P<number>{_NUM})"
     r"|(?P<join>[,;]?\s{0,3}(?:and\s)?\s{0,3}end(?:s|ing)?(?:[_ ]?time)?\s{0,3}(?:at|[:=])"
-    r"|to(?![a-z])|and(?![a-z])|until(?![a-z])|till(?![a-z])|through(?![a-z])|[-–—~〜]|到|至)"
-    r"|(?P<unit>(?:hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])|小时|分钟|分|秒钟|秒)"
+    r"|[,;]?\s{0,3}结束(?:时间)?\s{0,3}(?:[:=于在]|为)"
+    r"|(?:开始)?[,;]?(?:到|至)"
+    r"|(?:up\s)?\\?to(?![a-z])|and(?![a-z])|until(?![a-z])|till(?![a-z])|through(?:\sto)?(?![a-z])"
+    r"|[-–—=]{1,3}>|--|[→⇒]|[-–—−‐‒~〜])"
+    r"|(?P<unit>(?:hours?|hrs?|h|minutes?|mins?|milliseconds?|msecs?|ms|m|seconds?|secs?|s)(?![a-z])"
+    r"|小时|分钟|分|毫秒|秒钟|秒)"
     r"|(?P<word>[a-z]+)"
     r"|(?P<space>\s+)"
     r"|(?P<other>.)",
     re.DOTALL,
 )
-_UNITS = {"小时": "h", "分钟": "m", "分": "m", "秒钟": "s", "秒": "s"}
+_UNITS = {"小时": "h", "分钟": "m", "分": "m", "秒钟": "s", "秒": "s", "毫秒": "ms"}
+_PAIRS = frozenset((("[", "]"), ("(", ")"), ("{", "}"), ("<", ">"), ("【", "】")))
+_FILLERS = frozenset(
+    (
+        *("t", "second", "time", "timestamp", "at", "about", "around", "approximately", "approx", "roughly"),
+        *("~", "+", "=", "<", "≈", "第", "约"),
+    )
+)
+"""Tokens that may stand between the word that joins two times and the second of them."""
+_MAX_FILLERS = 3
+_NO_SECONDS = frozenset(("%", "frame", "frames", "帧", "percent"))
+"""Tokens next to a pair of numbers that are no times."""
+_LIST_MARKS = re.compile(r"^[ \t]{0,9}(?:[-*•]|[0-9]{1,2}[.)])[ \t]+", re.MULTILINE)
+_DECIMAL_COMMA = re.compile(
+    r"(?<![0-9:.,\[({<【])[0-9]{1,9},[0-9]{1,9}\s?(?:[a-z秒]{1,7}\s)?(?:to|and|until|till|[-–—−~到至→])"
+)
+"""A number with a comma before the word that joins two times: decimals or thousands, which one is not known."""
 _Token = tuple[str, str]
 
 
 Value = TypeVar("Value")
 
 
-def _plain(text: str, max_chars: int = MAX_CHARS) -> str | None:
+def plain_text(text: str, max_chars: int = MAX_CHARS) -> str | None:
     """Return `text` without Markdown, quotes, LaTeX and full-width characters; None if it is too long."""
     if len(text) > max_chars:
         return None
-    return _FORMATTING.sub("", _BOXED.sub(r"\1", _normalized(text)))
+    return _FORMATTING.sub("", _ESCAPED.sub(r"\1", _BOXED.sub(r"\1", _normalized(text))))
 
 
 def _normalized(text: str) -> str:
@@ -79,7 +99,7 @@ def _normalized(text: str) -> str:
     return unicodedata.normalize("NFKC", "".join(kept))
 
 
-def _only(values: Iterable[Value]) -> Value | None:
+def only_value(values: Iterable[Value]) -> Value | None:
     """Return the value if all values are equal; None if they differ or there is none."""
     different = set(values)
     return different.pop() if len(different) == 1 else None
@@ -88,7 +108,7 @@ def _only(values: Iterable[Value]) -> Value | None:
 def period(text: str, _: Expected) -> TimeSpans | None:
     """Read the only period in `text`, in clock times or numbers with or without units; None for several or none."""
     spans, _num_unpaired = _periods_in(text)
-    only = _only(spans)
+    only = only_value(spans)
     return None if only is None else TimeSpans(spans=(only,))
 
 
@@ -105,10 +125,10 @@ def periods(text: str, _: Expected) -> TimeSpans | None:
 
 def _periods_in(text: str) -> tuple[list[TimeSpan], int]:
     """Return the periods in `text` from left to right, none overlapping, and the count of times outside of them."""
-    plain = _plain(text)
-    if plain is None:
+    found = plain_text(text)
+    if found is None or _DECIMAL_COMMA.search(lowered := found.lower()):
         return [], 0
-    tokens = _tokens(plain.lower())
+    tokens = _tokens(_LIST_MARKS.sub("", lowered))
     spans: list[TimeSpan] = []
     num_unpaired = index = 0
     while index < len(tokens):
@@ -116,30 +136,48 @@ def _periods_in(text: str) -> tuple[list[TimeSpan], int]:
         if first is None:
             index += 1
             continue
-        first_s, has_unit, after = first
+        start, (first_s, has_unit, after) = index, first
         second = _second_moment(tokens, index, after)
         if second is None:
             num_unpaired += 1
             index = after
             continue
         second_s, second_unit_s, index = second
+        if _goes_on(tokens, index) or _counts_other(tokens, start, index):
+            return [], num_unpaired + 1
         scale = 1.0 if has_unit or second_unit_s is None else second_unit_s
         if max(first_s * scale, second_s) < MAX_NUMBER:
             spans.append((first_s * scale, second_s))
     return spans, num_unpaired
 
 
+def _goes_on(tokens: Sequence[_Token], index: int) -> bool:
+    """Return whether a third time is joined to the two before `index`: a date, or three moments of which two count."""
+    is_joined = index < len(tokens) and tokens[index][0] == "join" and tokens[index][1] != "and"
+    return is_joined and _moment(tokens, index + 1) is not None
+
+
+def _counts_other(tokens: Sequence[_Token], start: int, index: int) -> bool:
+    """Return whether the pair of numbers before `index` are percentages or frames, and no times."""
+    around = {tokens[at][1] for at in (start - 1, index) if 0 <= at < len(tokens)}
+    return not _NO_SECONDS.isdisjoint(around)
+
+
 def _tokens(text: str) -> list[_Token]:
-    """Return the kind and text of each token except white space; a number in a word (`3rd`, `video1`) is a word."""
+    """Return the kind and text of each token except white space.
+
+    A number in a word (`3rd`, `video1`), in a fraction or a malformed clock time (`1/2`, `1:99`), and one that a colon
+    follows (`period 1:`) is a word.
+    """
     found: list[_Token] = []
     is_glued = False  # whether a word ends where this token begins
     matches = list(_TOKEN.finditer(text))
     for at, match in enumerate(matches):
         kind, token = match.lastgroup or "other", match.group()
-        follower = matches[at + 1].lastgroup if at + 1 < len(matches) else None
-        if kind == "number" and (is_glued or follower == "word"):
+        after = matches[at + 1] if at + 1 < len(matches) else None
+        if kind == "number" and (is_glued or (after and (after.lastgroup == "word" or after.group() in (":", "/")))):
             kind = "word"
-        is_glued = kind == "word" or (kind == "other" and token == "." and is_glued)
+        is_glued = kind == "word" or (kind == "other" and token in "./:" and is_glued)
         if kind != "space":
             found.append((kind, token))
     return found
@@ -152,33 +190,36 @@ def _moment(tokens: Sequence[_Token], index: int) -> tuple[float, bool, int] | N
     kind, token = tokens[index]
     if kind == "clock":
         seconds = 0.0
-        for part in token.split(":"):
+        for part in token.replace(",", ".").split(":"):
             seconds = 60 * seconds + float(part)
         after = index + 1
         return seconds, True, after + (after < len(tokens) and tokens[after] == ("unit", "s"))
     if kind != "number" or (index > 0 and _is_minus(tokens, index - 1)):
         return None
-    value, unit, after = float(token), _unit(tokens, index + 1), index + 1
+    unit, after = _unit(tokens, index + 1), index + 1
     if unit is None:
-        return value, False, after
-    seconds, after = value * _UNIT_S[unit], after + 1
-    if unit != "s" and after < len(tokens) and tokens[after][0] == "number":  # "1 minute 5", "1 min 5 s"
+        return float(token), False, after
+    seconds, after = float(token) * _UNIT_S[unit], after + 1
+    while unit in ("h", "m") and after < len(tokens) and tokens[after][0] == "number":  # "1 minute 5", "1 h 1 min 5 s"
         smaller = _unit(tokens, after + 1)
-        if smaller is None or _UNIT_S[smaller] < _UNIT_S[unit]:
-            scale = _UNIT_S[smaller] if smaller else _UNIT_S[unit] / 60
-            return seconds + float(tokens[after][1]) * scale, True, after + 1 + (smaller is not None)
+        if smaller is None:
+            return seconds + float(tokens[after][1]) * _UNIT_S[unit] / 60, True, after + 1
+        if _UNIT_S[smaller] >= _UNIT_S[unit]:
+            break
+        seconds, unit, after = seconds + float(tokens[after][1]) * _UNIT_S[smaller], smaller, after + 2
     return seconds, True, after
 
 
 def _unit(tokens: Sequence[_Token], index: int) -> str | None:
     if index >= len(tokens) or tokens[index][0] != "unit":
         return None
-    return _UNITS.get(tokens[index][1], tokens[index][1][0])
+    token = tokens[index][1]
+    return _UNITS.get(token) or ("ms" if token.startswith(("ms", "milli")) else token[0])
 
 
 def _is_minus(tokens: Sequence[_Token], index: int) -> bool:
     """Return whether the dash at `index` is a minus sign: no time precedes it that it could join to the next."""
-    if tokens[index] != ("join", "-"):
+    if tokens[index] not in (("join", "-"), ("join", "−")):
         return False
     return index == 0 or tokens[index - 1][0] not in ("number", "clock", "unit")
 
@@ -187,20 +228,22 @@ def _second_moment(tokens: Sequence[_Token], start: int, index: int) -> tuple[fl
     """Return (seconds, seconds of its unit or None, index after it) of the time joined to the one before `index`."""
     if index >= len(tokens):
         return None
+    if tokens[index] in (("other", ">"), ("other", ".")) and index + 1 < len(tokens):  # "<12.5> to", "12.5 sec. to"
+        index += tokens[index + 1][0] == "join"
     after = index + 1
     is_joined = tokens[index][0] == "join"
     # [a, b] and (a, b) are periods; so is "a, b" if the text holds nothing else
-    if not is_joined and tokens[index][1] == ",":
+    if not is_joined and tokens[index][1] in (",", ";"):
         opening = tokens[start - 1][1] if start else ""
         second = _moment(tokens, after)
         if second is None:
             return None
         closing = tokens[second[2]][1] if second[2] < len(tokens) else ""
-        is_joined = (opening, closing) in (("[", "]"), ("(", ")")) or (start == 0 and second[2] == len(tokens))
+        is_joined = (opening, closing) in _PAIRS or (start == 0 and second[2] == len(tokens))
     if not is_joined:
         return None
-    if after < len(tokens) and tokens[after] == ("other", "+"):
-        after += 1
+    for _ in range(_MAX_FILLERS):
+        after += after < len(tokens) and tokens[after][1] in _FILLERS
     second = _moment(tokens, after)
     if second is None:
         return None
@@ -209,12 +252,17 @@ def _second_moment(tokens: Sequence[_Token], start: int, index: int) -> tuple[fl
 
 
 _PERCENT = re.compile(rf"({_NUM})\s?%")
-_FOUR = rf"\s*({_NUM})\s*,\s*({_NUM})\s*,\s*({_NUM})\s*,\s*({_NUM})\s*"
+_FOUR = rf"\s*({_NUM})\s*[,;]\s*({_NUM})\s*[,;]\s*({_NUM})\s*[,;]\s*({_NUM})\s*"
+_CORNER = rf"[\[(]\s*({_NUM})\s*,\s*({_NUM})\s*[\])]"
+_LOW, _HIGH = "(?:min|[01])", "(?:max|[12])"
+_SIDES = (f"(?:x{_LOW}|left)", f"(?:y{_LOW}|top)", f"(?:x{_HIGH}|right)", f"(?:y{_HIGH}|bottom)")
+_NAMED = r"\s*,\s*".join(rf"{side}\s*[:=]\s*({_NUM})" for side in _SIDES)
 _CORNERS = re.compile(
-    rf"[\[(]{_FOUR}[\])]"
-    rf"|[\[(]\s*({_NUM})\s*,\s*({_NUM})\s*[\])]\s*,?\s*[\[(]\s*({_NUM})\s*,\s*({_NUM})\s*[\])]"
-    rf"|\{{\s*x[01]\s*:\s*({_NUM})\s*,\s*y[01]\s*:\s*({_NUM})\s*,\s*x[12]\s*:\s*({_NUM})\s*,\s*y[12]\s*:\s*({_NUM})\s*\}}"
+    rf"[\[({{<【]{_FOUR}(?:,\s*)?[\])}}>】]"
+    rf"|{_CORNER}\s*(?:(?:,|to|and|-)\s*)?(?:bottom[- ]?right\s?:?\s?)?{_CORNER}"
+    rf"|{_NAMED}"
 )
+_BARE_BOX = re.compile(_FOUR)
 
 
 def box(text: str, expected: Expected) -> Boxes | None:
@@ -222,7 +270,7 @@ def box(text: str, expected: Expected) -> Boxes | None:
 
     If the truth is in pixels, a box in fractions is scaled to the frame.
     """
-    only = _only(_boxes_in(text))
+    only = only_value(_boxes_in(text))
     if only is None:
         return None
     if expected.frame is not None and max(only) <= 1:
@@ -242,76 +290,13 @@ def boxes(text: str, expected: Expected) -> Boxes | None:
 
 
 def _boxes_in(text: str) -> list[Box]:
-    plain = _plain(text)
+    plain = plain_text(text)
     if plain is None:
         return []
     plain = _PERCENT.sub(lambda match: f"{float(match.group(1)) / 100:.9f}", plain.lower())
-    return [
-        as_box(float(number) for number in match.groups() if number is not None) for match in _CORNERS.finditer(plain)
-    ]
-
-
-_WHOLE_LETTER = re.compile(r"[^A-Za-z0-9]*([A-Za-z])[^A-Za-z0-9]*")
-_LEADING_LETTER = re.compile(
-    r"[(\[{]?([A-Za-z])(?:[)\]}]\s*[.:。,、-]?|\s*[.:。、]|\s+-|\s+is\b)\s*(?![A-Za-z]\.)(\S.*)", re.DOTALL
-)
-_CUE = re.compile(
-    r"(?:answer|option|choice|choose|select|pick|is|答案|选项?|选择)(?:\s+(?:is|be|option))?"
-    r"[\s:为是=]{0,4}[(\[{]?([A-Z])[)\]}]?(?![A-Za-z0-9'])",
-    re.IGNORECASE,
-)
-_BRACKETED = re.compile(r"[(\[{]([A-Z])[)\]}]")
-_LONE = re.compile(r"(?<![A-Za-z0-9.'])([A-Z])(?!\.?[A-Za-z0-9'])")
-_ARTICLE = re.compile(r"\s+(?!or\b|and\b|vs\b|is\b)[a-z]")
-
-
-def choice(text: str, expected: Expected) -> Choice | None:
-    """Read the option that `text` names by its letter, its own words, or both; None if it could mean two."""
-    plain = _plain(text, _MAX_SHORT_CHARS)
-    if plain is None:
-        return None
-    plain = plain.strip()
-    found = (_letter_in(plain, expected.options), _with_words(plain, expected.options))
-    letter = _only(letter for letter in found if letter is not None)
-    known = {option for option, _ in expected.options}
-    return None if letter is None or (known and letter not in known) else Choice(letter=letter)
-
-
-def _letter_in(text: str, options: Sequence[tuple[str, str]]) -> str | None:
-    whole = _WHOLE_LETTER.fullmatch(text)
-    if whole is not None:
-        return whole.group(1).upper()
-    candidates = _candidates(text)
-    leading = _LEADING_LETTER.fullmatch(text)
-    if leading is not None and candidates <= {leading.group(1).upper()}:
-        letter = leading.group(1).upper()
-        others = _with_words(leading.group(2), options)
-        return None if others not in (None, letter) else letter
-    return _only(candidates) if _is_named(text) else None
-
-
-def _candidates(text: str) -> set[str]:
-    """Return the capital letters that are words of their own, except "A" and "I" as words of a sentence."""
-    return {
-        match.group(1)
-        for match in _LONE.finditer(text)
-        if not (match.group(1) in "AI" and _ARTICLE.match(text, match.end()))
-    }
-
-
-def _is_named(text: str) -> bool:
-    """Return whether the text presents its letter as an answer, and does not merely use it ("vitamin C")."""
-    return any(pattern.search(text) for pattern in (_CUE, _BRACKETED)) or len(set(text.split())) == 1
-
-
-def _with_words(text: str, options: Sequence[tuple[str, str]]) -> str | None:
-    """Return the letter of the only option whose words `text` consists of; None if there is none."""
-    wanted = _words(text)
-    return _only(letter for letter, words in options if wanted and _words(words) == wanted)
-
-
-def _words(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(" .!,;:。")
+    bare = _BARE_BOX.fullmatch(plain)
+    found = [bare] if bare is not None else _CORNERS.finditer(plain)
+    return [as_box(float(number) for number in match.groups() if number is not None) for match in found]
 
 
 _FACTORS = {
@@ -322,19 +307,27 @@ _FACTORS = {
     "b": 1e9,
     "bn": 1e9,
     "billion": 1e9,
+    "dozen": 12.0,
+    "hundred": 1e2,
+    "百": 1e2,
     "千": 1e3,
     "万": 1e4,
+    "亿": 1e8,
 }
 _AMOUNT = re.compile(
     r"(?<![0-9a-z.,])([+-]?)([0-9]{1,3}(?:,[0-9]{3}){1,2}(?![0-9])(?:\.[0-9]{1,17})?|" + _NUM + r")"
-    r"(?:(k|bn?)(?![a-z])|\s?(thousand|million|billion)(?![a-z])|(千|万))?(?![0-9a-z]*[0-9])",
+    r"(?:(k|bn?)(?![a-z])|\s?(dozen|hundred|thousand|million|billion)(?![a-z])|([百千万亿]))?"
+    r"(?!(?:st|nd|rd|th)(?![a-z]))(?![0-9a-z]*[0-9])",
 )
+_FEET = re.compile(r"[0-9]\s?['\"’”′″]\s?(?![0-9]{3}(?![0-9]))[0-9]")
+"""Feet and inches or minutes and seconds: two numbers, which would be one without the marks."""
+_SQUARES_AND_MINUS = str.maketrans({"²": None, "³": None, "−": "-", "–": "-"})
 
 
 def number(text: str, _: Expected) -> Number | None:
     """Read the only number in `text`, with words around it, thousands separators or a factor; None for several."""
-    plain = _plain(text, _MAX_SHORT_CHARS)
-    if plain is None:
+    plain = plain_text(text.translate(_SQUARES_AND_MINUS).replace("{,}", ","), MAX_SHORT_CHARS)
+    if plain is None or _FEET.search(text):
         return None
     values: list[float] = []
     lowered = plain.lower()
@@ -344,5 +337,5 @@ def number(text: str, _: Expected) -> Number | None:
         values.append((-1.0 if sign == "-" else 1.0) * float(digits.replace(",", "")) * factor)
     # a digit that is left over is part of another notation, such as "1e3"
     is_whole = not any(char.isdigit() for char in _AMOUNT.sub("", lowered))
-    only = _only(values)
+    only = only_value(values)
     return Number(value=only) if only is not None and is_whole and abs(only) < MAX_NUMBER else None

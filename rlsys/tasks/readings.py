@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rlsys.config.answers import Reading
-from rlsys.tasks import answers, lenient
+from rlsys.tasks import answers, lenient, lenient_choice
 from rlsys.tasks.answers import Answer, Boxes, Choice, Expected, Number, Phrase, TimeSpans
 
 Reader = Callable[[str, Expected], Answer | None]
@@ -153,7 +153,7 @@ READERS: Mapping[str, Readers] = MappingProxyType(
         "boxes": Readers(strict=_strict_boxes, lenient=lenient.boxes, paper=_paper_boxes, takes_first=True),
         "box": Readers(strict=_any(answers.read_box), lenient=lenient.box),
         "choice": Readers(
-            strict=_any(answers.read_choice), lenient=lenient.choice, paper=_paper_choice, takes_first=True
+            strict=_any(answers.read_choice), lenient=lenient_choice.choice, paper=_paper_choice, takes_first=True
         ),
         "phrase": Readers(strict=_any(answers.read_phrase), paper=_paper_phrase, takes_first=True),
         "number": Readers(strict=_any(answers.read_number), lenient=lenient.number, paper=_paper_number),

@@ -181,6 +181,13 @@ def test_the_commands_on_a_file(command: typer.Typer, tmp_path: Path) -> None:
     assert code == 0 and "kappa       0.51" in output
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(command: typer.Typer, tmp_path: Path) -> None:
+    row = {"task": "temporal_grounding", "text": "<think>x</think><answer>1 to 2</answer>", "truth": [1, 2]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8-sig")
+    done = CliRunner().invoke(command, ["score", "--jsonl", str(tmp_path / "rows.jsonl")])
+    assert json.loads(done.stdout.splitlines()[0])["scores"] == {"format": 1.0, "iou": 1.0}
+
+
 def test_a_config_decides_which_scores_a_file_gets(command: typer.Typer, tmp_path: Path) -> None:
     rows, config = tmp_path / "rows.jsonl", tmp_path / "config.yaml"
     rows.write_text(json.dumps(GROUNDING) + "\n" + json.dumps({**GROUNDING, "scores": ["iou"]}))

@@ -148,7 +148,7 @@ def labelled_rows(path: Path) -> Iterator[LabelledRow]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise LabelError(f"{path}: {error.strerror}; give a JSONL file of labels.") from error
 

@@ -136,7 +136,7 @@ def _want(evidence: Mapping[str, Json]) -> set[str]:
 
 def _stored_rows(path: Path) -> Iterator[tuple[int, dict[str, Json]]]:
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise EvidenceError(f"{path}: {error.strerror}; give a JSONL file of scored rows.") from error
     for number, line in enumerate(lines, start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from rlsys.data.annotations.rows import Problem, is_number, short
 from rlsys.types import Json
 
-_LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:])\s*(\S.*)", re.DOTALL)
-_IN_STRING = re.compile(r"(?<![A-Za-z0-9(])(?:\(([A-Z])\)|([A-Z])[).:])(?=\s*\S)")
+_LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:、])\s*(\S.*)", re.DOTALL)
+_IN_STRING = re.compile(r"(?<![A-Za-z0-9(])(?:\(([A-Z])\)|([A-Z])[).:、])(?=\s*\S)")
+_HEADING = re.compile(r"(?:(?:the )?(?:options?|choices|candidates)(?: are)?|选项)\s?:?", re.IGNORECASE)
+_WIDE = re.compile("[\uff01-\uff5e]")
 _ANSWER = re.compile(r"\(?([A-Za-z])(?:(?:\)[.:]?|[.:])\s*(.*))?", re.DOTALL)
 
 
@@ -28,14 +31,16 @@ class Option:
 def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
     """Read options written `(A) …`, `A. …`, `A) …` or bare, which get letters in order; or say what is wrong with them.
 
-    One string with all of them is split at its letters.
+    One string with all of them is split at its letters, or read as JSON. An object has them by their letters.
     """
     if isinstance(values, str):
         values = _split(values)
+    if isinstance(values, dict) and all(re.fullmatch("[A-Z]", letter) for letter in values):
+        values = [f"({letter}) {text}" if _is_text(text) else text for letter, text in values.items()]
     if not isinstance(values, list) or not 2 <= len(values) <= 26:
         return (), Problem(field="options", text=f"{short(values)} is not a list of 2 to 26 options")
     texts = [str(value) if is_number(value) else value for value in values]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    if not all(map(_is_text, texts)):
         return (), Problem(field="options", text=f"{short(values)}: every option needs a text")
     texts = [text.strip() for text in texts]
     found = [_LETTERED.fullmatch(text) for text in texts]
@@ -50,13 +55,27 @@ def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
     return tuple(Option(letter=_letter(index), text=text) for index, text in enumerate(texts)), None
 
 
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 def _split(text: str) -> Json:
-    """Return the options in one string, `A. x, B. y` or `(A) x (B) y`, one by one; `text` itself when it has none."""
+    """Return the options in one string, `A. x, B. y` or `(A) x (B) y`, one by one; `text` itself when it has none.
+
+    Its letters and signs may be full-width; a heading such as `Options:` may precede them.
+    """
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    text = _WIDE.sub(lambda match: chr(ord(match.group()) - 0xFEE0), text)
     starts: list[int] = []
     for match in _IN_STRING.finditer(text):
         if (match.group(1) or match.group(2)) == _letter(len(starts)):
             starts.append(match.start())
-    if len(starts) < 2 or text[: starts[0]].strip():
+    before = text[: starts[0]].strip() if starts else ""
+    if len(starts) < 2 or (before and not _HEADING.fullmatch(before)):
         return text
     ends = [*starts[1:], len(text)]
     return [text[start:end].strip().rstrip(",;").strip() for start, end in zip(starts, ends, strict=True)]

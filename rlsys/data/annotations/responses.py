@@ -37,7 +37,7 @@ def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResp
     """
     by_id = {item.prompt_id: item for item in items}
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check sft.responses.") from error
     except UnicodeDecodeError as error:

@@ -146,8 +146,9 @@ class Repeats:
 
 def _part_names(side: str) -> tuple[str, ...]:
     """Return the names that data sets give the start or the end of a part of a video, in seconds."""
-    bases = tuple(f"{what}_{side}" for what in ("video", "clip", "segment"))
-    return (*bases, *(f"{base}{unit}" for base in bases for unit in ("_s", "_sec", "_time")), side)
+    sides = ("start", "begin") if side == "start" else (side,)
+    bases = [f"{what}{one}" for what in ("video_", "clip_", "segment_", "") for one in sides]
+    return tuple(f"{base}{unit}" for unit in ("", "_s", "_sec", "_seconds", "_time") for base in bases)
 
 
 class PartFields(BaseModel):
@@ -187,7 +188,10 @@ def read_span(value: Json, duration_s: float, field: str) -> tuple[list[float] |
     if end_s <= start_s:
         return None, Problem(field=field, text=f"{value} does not end after it starts")
     if start_s >= duration_s or end_s <= 0:
-        return None, Problem(field=field, text=f"{value} is outside the clip of {duration_s:g} s", is_counted=True)
+        what = f"{value} is outside the clip of {duration_s:g} s"
+        if 0 < end_s / 1000 <= duration_s < end_s / 50:
+            what += "; divided by 1,000 it is inside: it seems to be in milliseconds, convert the file to seconds"
+        return None, Problem(field=field, text=what, is_counted=True)
     if start_s < 0 or end_s > duration_s:
         span = [max(start_s, 0.0), min(end_s, duration_s)]
         what = "starts before the clip" if end_s <= duration_s else f"goes past the clip of {duration_s:g} s"

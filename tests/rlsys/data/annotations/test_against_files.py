@@ -17,10 +17,7 @@ from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
 from rlsys.runs.inputs.items import load_items, read_rows
 from rlsys.types import ClipInfo, ClipRef, PromptItem
-from tests.support.paths import REPO
-from tests.support.video_files import make_video
-
-CASES = REPO.parent / "shared" / "data" / "cases" / "annotations"
+from tests.support.video_files import make_video, shared_data
 
 
 def rows_of(folder: Path, rows: dict[str, Any]) -> Path:
@@ -60,10 +57,9 @@ def test_data_check_reports_milliseconds_and_files_that_do_not_decode(tmp_path: 
     assert text.count("cannot be decoded (data.on_bad_clip): ") == 1 and "b.mp4" in text
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared data")
 @pytest.mark.parametrize("name", ["far.json", "ms.json"])
 def test_the_shared_cases_are_reported(name: str, videos: Path) -> None:
-    text = "\n".join(report_lines(CASES / name, "charades_sta", videos))
+    text = "\n".join(report_lines(shared_data("cases", "annotations", name), "charades_sta", videos))
     assert "2 dirty rows" in text and ("milliseconds" in text) == (name == "ms.json")
 
 

@@ -41,7 +41,17 @@ def spec_of(loaded: Annotations) -> VideoSpec:
 
 
 @pytest.mark.parametrize(
-    "names", [("video_start", "video_end"), ("clip_start_s", "clip_end_s"), ("segment_start",) * 2, ("start", "end")]
+    "names",
+    [
+        ("video_start", "video_end"),
+        ("clip_start_s", "clip_end_s"),
+        ("segment_start",) * 2,
+        ("start", "end"),
+        ("start_time", "end_time"),
+        ("start_sec", "end_sec"),
+        ("begin", "end"),
+        ("video_begin_sec", "video_end_sec"),
+    ],
 )
 def test_a_part_is_shown_alone_and_the_truth_counts_from_its_start(tmp_path: Path, names: tuple[str, str]) -> None:
     make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)

@@ -12,6 +12,7 @@ from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.options import read_options
 from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.errors import AnnotationError
+from rlsys.types import Json
 from tests.support.video_files import shared_data
 
 ROW = {"duration": 20.0, "timestamps": [[0, 6.9]], "sentences": ["a"]}
@@ -102,6 +103,14 @@ def test_values_that_are_no_times_are_dirty_rows(tmp_path: Path) -> None:
     assert report(path)[0].endswith("2 queries, 2 dirty rows")
 
 
+def test_periods_in_milliseconds_beside_a_duration_in_seconds_are_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "ms.json"
+    path.write_text(json.dumps({"v": {**ROW, "timestamps": [[2000, 5000]]}}))
+    assert "seems to be in milliseconds" in report(path)[-1]
+    path.write_text(json.dumps({"v": {**ROW, "timestamps": [[20, 50]]}}))
+    assert "milliseconds" not in report(path)[-1]
+
+
 def test_messages_name_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "early.json"
     path.write_text(json.dumps({"v": {**ROW, "timestamps": [[-1, 6.9]]}}))
@@ -120,16 +129,25 @@ def test_messages_name_what_is_wrong(tmp_path: Path) -> None:
         "A. Took the towel. B. Opened the refrigerator. C. Put down the shoe.",
         "A. Took the towel., B. Opened the refrigerator., C. Put down the shoe.",
         "(A) Took the towel. (B) Opened the refrigerator. (C) Put down the shoe.",
+        "Options: A) Took the towel.\nB) Opened the refrigerator.\nC) Put down the shoe.",
+        "A、Took the towel B、Opened the refrigerator C、Put down the shoe",
+        "Ａ．Took the towel　Ｂ．Opened the refrigerator　Ｃ．Put down the shoe",
+        "（A）Took the towel （B）Opened the refrigerator （C）Put down the shoe",
+        '["Took the towel", "Opened the refrigerator", "Put down the shoe"]',
+        '{"A": "Took the towel", "B": "Opened the refrigerator", "C": "Put down the shoe"}',
+        {"A": "Took the towel", "B": "Opened the refrigerator", "C": "Put down the shoe"},
     ],
 )
-def test_options_in_one_string_are_split(options: str) -> None:
+def test_options_in_one_value_are_split(options: Json) -> None:
     found, problem = read_options(options)
     assert problem is None
     words = [(option.letter, option.text.rstrip(".")) for option in found]
     assert words == [("A", "Took the towel"), ("B", "Opened the refrigerator"), ("C", "Put down the shoe")]
 
 
-@pytest.mark.parametrize("text", ["yes or no", "A. only one", "the U.S. army. B. x"])
+@pytest.mark.parametrize(
+    "text", ["yes or no", "A. only one", "the U.S. army. B. x", "[x, y]", '{"A": 1}', '{"a": "x"}']
+)
 def test_a_string_that_holds_no_options_is_reported(text: str) -> None:
     assert read_options(text)[1] is not None
 
