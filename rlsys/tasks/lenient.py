@@ -170,14 +170,16 @@ def _tokens(text: str) -> list[_Token]:
     follows (`period 1:`) is a word.
     """
     found: list[_Token] = []
-    is_glued = False  # whether a word ends where this token begins
+    is_glued, glue = False, ""  # whether a word ends where this token begins, and the signs that it goes on behind
     matches = list(_TOKEN.finditer(text))
     for at, match in enumerate(matches):
         kind, token = match.lastgroup or "other", match.group()
         after = matches[at + 1] if at + 1 < len(matches) else None
         if kind == "number" and (is_glued or (after and (after.lastgroup == "word" or after.group() in (":", "/")))):
             kind = "word"
-        is_glued = kind == "word" or (kind == "other" and token in "./:" and is_glued)
+        if kind == "word":
+            glue = "./:" if match.lastgroup == "number" else "."
+        is_glued = kind == "word" or (kind == "other" and token in glue and is_glued)
         if kind != "space":
             found.append((kind, token))
     return found
