@@ -10,12 +10,12 @@
 - `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
   and SIGQUIT
 - `env`: every environment variable that is read or set
-- `files` (`UNFINISHED`, `aside`, `rename_synced`, `sync`, `sync_tree`, `write_whole`, `why_not_writable`): files
-  that are complete or absent after a crash
+- `files` (`UNFINISHED`, `aside`, `rename_synced`, `require_regular`, `sync`, `sync_tree`, `write_whole`,
+  `why_not_writable`): files that are complete or absent after a crash
 - `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
   cache
 - `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
-- `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`): URLs without their secrets
+- `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`, `why_not_http`): URLs without their secrets
 - `commands`: the command line
 - `demo`: the demos
 - `planning`: `rlsys plan`

@@ -67,6 +67,11 @@ READ = {
             why="MLflow's own variable: the store of a run whose `tracking.uri` is null; unset: a file of the run.",
         ),
         Variable(
+            name="MLFLOW_ALLOW_FILE_STORE",
+            default=None,
+            why="MLflow's own variable: true where a plain folder may be the store; unset: `tracking.uri` names none.",
+        ),
+        Variable(
             name="MLFLOW_TRACKING_USERNAME",
             default=None,
             why="MLflow's own variable: the user of its server; `rlsys submit` passes it on to the job.",

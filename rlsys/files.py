@@ -5,6 +5,7 @@ New content is written to a temporary name, flushed to disk, and renamed over th
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -52,6 +53,11 @@ def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
     exist already.
     """
     place = Path(folder)
+    try:
+        os.lstat(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # a name that is too long, links in a circle
+            return f"no file can be written there ({error.strerror})"
     if must_exist and not os.path.isdir(place):
         return "not a folder" if os.path.exists(place) else "no such folder"
     while not os.path.lexists(place) and place != place.parent:
@@ -64,6 +70,12 @@ def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
     except OSError as error:
         return f"no file can be written to {place} ({error.strerror})"
     return ""
+
+
+def require_regular(path: Path) -> None:
+    """Raise OSError for what exists and is no regular file, before it is opened: a FIFO would never return."""
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def rename_synced(source: Path, target: Path) -> None:

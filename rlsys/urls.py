@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 _USER_INFO = re.compile(r"(?<=://)(?:([^/\s:@]*):[^/\s]*|[^/\s]+)@")
 _SECRET_PARAMETER = re.compile(
@@ -25,6 +26,20 @@ def masked_url(text: str) -> str:
 def has_secret(url: str) -> bool:
     """Return whether the URL contains a secret, which `masked_url` would hide."""
     return masked_url(url) != url
+
+
+def why_not_http(url: str) -> str:
+    """Return why `url` is no address of a server, "" if it is one."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        return f"is not a URL ({error})"
+    if parts.scheme not in ("http", "https"):
+        return "does not start with http:// or https://"
+    if any(sign.isspace() for sign in url):
+        return "contains a space"
+    return "" if parts.hostname and port != 0 else "has no host, or port 0"
 
 
 def masked_tree(tree: Any) -> Any:  # noqa: ANN401

@@ -15,6 +15,9 @@ from rlsys.config.formats import Format
 from rlsys.config.part import ConfigError, Part
 
 Columns = dict[str, str | tuple[str, ...]]
+MAX_FRAMES = 1 << 20
+"""Largest `max_frames` that can be asked for: twelve days of video at one frame per second."""
+MAX_FPS = 1000.0
 PromptStyle = Literal["full", "terse"]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
 
@@ -41,11 +44,11 @@ class RowSource(Part):
     """Request <think>…</think> before the answer; null uses `data.think`."""
     prompt_style: PromptStyle | None = None
     """Wording of the prompt template; null uses `data.prompt_style`."""
-    fps: float | None = Field(default=None, gt=0)
+    fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
     """Frames sampled per second of video; null uses `data.fps`."""
     min_frames: int | None = Field(default=None, ge=2)
     """Smallest number of frames of a clip; null uses `data.min_frames`."""
-    max_frames: int | None = Field(default=None, ge=2)
+    max_frames: int | None = Field(default=None, ge=2, le=MAX_FRAMES)
     """Largest number of frames of a clip; null uses `data.max_frames`."""
     min_pixels: int | None = Field(default=None, ge=28 * 28)
     """Smallest height x width of a frame; null uses `data.min_pixels`."""
@@ -131,11 +134,11 @@ class DataConfig(Part):
     """Request <think>…</think> before the answer; false requests the answer alone."""
     prompt_style: PromptStyle = "full"
     """Wording of the prompt template; "terse" suits tiny models with a small vocabulary."""
-    fps: float = Field(default=2.0, gt=0)
+    fps: float = Field(default=2.0, gt=0, le=MAX_FPS)
     """Frames sampled per second of video."""
     min_frames: int = Field(default=4, ge=2)
     """Smallest number of frames of a clip; even."""
-    max_frames: int = Field(default=768, ge=2)
+    max_frames: int = Field(default=768, ge=2, le=MAX_FRAMES)
     """Largest number of frames of a clip; even. A longer clip is sampled more sparsely, evenly over its length."""
     min_pixels: int = Field(default=128 * 28 * 28, ge=28 * 28)
     """Smallest height x width of a frame, in pixels."""

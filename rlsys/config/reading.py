@@ -21,6 +21,10 @@ MAX_NODES = 100_000
 """Largest number of values in a config after expanding aliases; the largest bundled config has about 100."""
 
 
+_MARKUP = re.compile(r"---|[|>&]")
+"""Starts of an override's value that YAML takes for something else than the value: a document, a block, an anchor."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the numbers of YAML 1.2 (plus `_` between digits) and without dates."""
 
@@ -68,6 +72,8 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: larger than {MAX_BYTES >> 10} KiB, so not a config file; check the path.")
     try:
         text = content.decode("utf-8-sig")
+        if (start := text.find("\0")) >= 0:  # UTF-16 without its mark is UTF-8 of every other byte
+            raise UnicodeDecodeError("utf-8", content, start, start + 1, "a NUL character")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}: not UTF-8 (line {line}, byte {error.start}); save the file as UTF-8.") from error
@@ -91,6 +97,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {masked_url(override)!r}: write it as section.key=value.")
     *sections, key = name.split(".")
     value = _value(override, text)
+    if _MARKUP.match(text.lstrip()):
+        raise ConfigError(f"override {masked_url(override)!r}: YAML reads no text from this; {_quoted(override)}")
     place: dict[str, Any] | list[Any] = tree
     for section, inner in pairwise([*sections, key]):
         found = _entry(place, section, override)
@@ -133,8 +141,9 @@ def _value(override: str, text: str) -> Any:
     try:
         value, length = _construct(text)
     except yaml.YAMLError as error:
-        remedy = f"to pass it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
-        raise ConfigError(f"override {masked_url(override)!r}: the value is not YAML: {error}\n{remedy}") from error
+        raise ConfigError(
+            f"override {masked_url(override)!r}: the value is not YAML: {error}\n{_quoted(override)}"
+        ) from error
     except _Refused as error:
         raise ConfigError(f"override {masked_url(override)!r}: {error}") from error
     if not text[length:].strip():
@@ -146,6 +155,10 @@ def _value(override: str, text: str) -> Any:
             f"override {masked_url(override)!r}: YAML drops everything after #; quote the values that contain it."
         )
     return text.strip()
+
+
+def _quoted(override: str) -> str:
+    return f"to pass it as text, quote it: '{override.partition('=')[0]}=\"…\"'"
 
 
 def _construct(text: str) -> tuple[Any, int]:
@@ -161,6 +174,8 @@ def _construct(text: str) -> tuple[Any, int]:
         raise _Refused("values are nested too deeply for a config.") from error
     except ValueError as error:  # "0x_", or more digits than Python converts
         raise _Refused(f"a number cannot be read: {error}") from error
+    except (KeyError, AttributeError) as error:  # a tag of YAML on a value that is not of its type, as in !!bool 3
+        raise _Refused(f"a value cannot be read as its tag says: {error}; remove the tag.") from error
     finally:
         loader.dispose()
 

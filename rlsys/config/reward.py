@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from rlsys.config.part import Part, expanded
-from rlsys.urls import has_secret, masked_url
+from rlsys.urls import has_secret, masked_url, why_not_http
 
 
 class ScoreSettings(Part):
@@ -158,6 +158,8 @@ class RewardConfig(Part):
                 f"reward.url={masked_url(url)} contains a secret, and URLs are stored and logged; pass the token in "
                 "the environment variable that reward.token_env names."
             )
+        if url is not None and (why := why_not_http(url)):
+            raise ValueError(f"reward.url={url} {why}; write http://HOST:PORT, or null to start the run's own servers.")
         return url
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ class RolloutConfig(Part):
     shuffled_group_size: int = Field(default=0, ge=0)
     """Number of further responses per prompt to shuffled frames, for the score `order_contrast`; half of group_size is
     usual, 0 samples none."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0, le=100)
     """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; 1 disables it."""

@@ -8,15 +8,18 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from rlsys.config.part import Part, expanded
 
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=250)]
+"""A name in MLflow, whose columns and folders take no longer one."""
+
 
 class TrackingConfig(Part):
     """The settings of MLflow."""
 
     uri: str | None = None
     """MLflow tracking URI; null uses `MLFLOW_TRACKING_URI`, or an SQLite file in `output_dir` if that is unset."""
-    experiment: str = "rlsys"
+    experiment: Name = "rlsys"
     """Name of the MLflow experiment."""
-    run_name: str | None = None
+    run_name: Name | None = None
     """Name of the MLflow run; null uses the name of `output_dir`."""
     samples_per_step: int = Field(default=8, ge=0)
     """Number of responses per step that are logged with their texts and scores; 0 logs none."""
@@ -36,6 +39,8 @@ class TrackingConfig(Part):
     def _path_is_expanded(cls, uri: str | None) -> str | None:
         if uri is None:
             return None
+        if not uri.strip():
+            raise ValueError("an empty address; write null for MLFLOW_TRACKING_URI, or else a file in output_dir")
         scheme, separator, path = uri.partition(":///")
         return f"{scheme}{separator}{expanded(path)}" if scheme == "sqlite" and path else uri
 

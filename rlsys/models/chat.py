@@ -6,7 +6,8 @@ and 300 MB that the driver of a run has no use for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ import numpy as np
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from rlsys.files import require_regular
 from rlsys.models.model_config import ModelFolderError, read_json
+
+MAX_TEMPLATE_CHARACTERS = 1 << 18
+"""Largest number of characters that a template may write around a turn's text; real ones write a few hundred."""
+
+_LARGEST_OPERATION = 1 << 24
 
 
 class ChatTokenizer:
@@ -39,14 +47,14 @@ class ChatTokenizer:
         self._folder = folder
         try:
             self._template = _environment().from_string(_chat_template(folder, settings))
-        except TemplateError as error:
+        except (TemplateError, OSError, UnicodeDecodeError, RecursionError) as error:
             raise ModelFolderError(
                 f"{folder}: its chat template cannot be read ({error}); copy the model's own."
             ) from error
         end_token = settings.get("eos_token")
         if isinstance(end_token, dict):  # the format of older versions of transformers
-            end_token = end_token["content"]
-        end_token_id = self.id_of(end_token) if end_token else None
+            end_token = end_token.get("content")
+        end_token_id = self.id_of(end_token) if isinstance(end_token, str) else None
         if end_token_id is None:
             raise ModelFolderError(
                 f"{folder}/tokenizer_config.json: eos_token={end_token!r} is not a token of "
@@ -76,19 +84,28 @@ class ChatTokenizer:
         for kind, said in zip(kinds, before or [""] * len(kinds), strict=True):
             content += [*([{"type": "text", "text": said}] if said else []), {"type": kind}]
         content.append({"type": "text", "text": text})
+        room = MAX_TEMPLATE_CHARACTERS + len(text) + sum(map(len, before))
+        parts: list[str] = []
         try:
-            return self._template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
-        except (TemplateError, TypeError, ArithmeticError, LookupError) as error:
+            for part in self._template.generate(
+                messages=[{"role": "user", "content": content}], add_generation_prompt=True
+            ):
+                parts.append(part)
+                if (room := room - len(part)) < 0:
+                    raise TemplateError(f"it writes more than {MAX_TEMPLATE_CHARACTERS} characters around the text")
+        except Exception as error:  # noqa: BLE001 - a template is a program, and can fail with anything
             raise ModelFolderError(
-                f"{self._folder}: its chat template fails on a turn of {len(content)} parts: {error}; use the template "
-                "of the model's instruction-tuned version."
+                f"{self._folder}: its chat template fails on a turn of {len(content)} parts: "
+                f"{str(error) or type(error).__name__}; use the template of the model's instruction-tuned version."
             ) from error
+        return "".join(parts)
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     """Return the chat template, from the three places where transformers has kept it, newest first."""
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text()
+        require_regular(folder / "chat_template.jinja")
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     legacy = read_json(folder, "chat_template.json") if (folder / "chat_template.json").exists() else settings
     if not isinstance(legacy.get("chat_template"), str):
         raise ModelFolderError(f"{folder} has no chat template; put the model's own into chat_template.jinja.")
@@ -97,11 +114,30 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
 
 def _environment() -> ImmutableSandboxedEnvironment:
     # transformers renders chat templates with these settings; different white space would give different tokens
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlocks]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlocks])
     environment.globals["raise_exception"] = _refuse
     return environment
+
+
+_SIZES: Mapping[str, Callable[[Sequence[int]], int]] = {
+    "+": sum,
+    "*": math.prod,
+    "**": lambda pair: abs(pair[0]).bit_length() * abs(pair[1]),  # in bits
+}
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which no operator makes a text or a number that fills the memory."""
+
+    intercepted_binops = frozenset(("+", "*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401
+        sizes = [len(one) if isinstance(one, str | list | tuple) else one for one in (left, right)]
+        if all(isinstance(size, int) for size in sizes):
+            made = _SIZES[operator](sizes)
+            if made > _LARGEST_OPERATION and (operator == "**" or sizes != [left, right]):
+                raise TemplateError(f"its operator {operator} makes something too large")
+        return super().call_binop(context, operator, left, right)
 
 
 def _refuse(message: str) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -34,6 +34,8 @@ LFS_POINTER = b"version https://git-lfs"
 EDGE_BYTES = 1 << 16
 """Bytes read at either end of a weight file (header and last tensor); reading all of 16 GB would take minutes."""
 ADAPTER_FILE = "adapter_config.json"
+FLOATS = ("F32", "BF16", "F16")
+KNOWN_NAME = re.compile(r"(?:model\.|visual\.|lm_head\.)")
 LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
 NO_WEIGHTS = {
     ("*.bin", "*.pt", "*.pth"): "has PyTorch files, which run code when they are read; save the model as safetensors "
@@ -92,7 +94,9 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
     """
     folder = Path(folder)
     config = read_json(folder, "config.json")
-    if quantized := config.get("quantization_config") or config.get("compression_config"):
+    parts = [config, *(one for one in config.values() if isinstance(one, dict))]
+    found = (part.get(key) for part in parts for key in ("quantization_config", "compression_config"))
+    if quantized := next(filter(None, found), None):
         method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else quantized
         yield f"{folder / 'config.json'}: the weights are quantized ({method}) and cannot be trained; use the original."
         return
@@ -109,6 +113,7 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
             f"{folder}: no processor_config.json or preprocessor_config.json; copy the model's own, which say how "
             "pixels are normalised."
         )
+    yield from _unreadable(folder, except_for=pointers)
     try:
         shapes = _shapes(folder)
     except ModelFolderError as error:
@@ -120,6 +125,21 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
         yield f"{folder}: {problem}"
 
 
+def _unreadable(folder: Path, *, except_for: Sequence[str]) -> Iterator[str]:
+    """Yield each settings file that a library could not read, and each of the processors with a number that is none."""
+    for path in companions(folder):
+        if path.suffix != ".json" or path.name == "tokenizer.json" or path.name in except_for:
+            continue
+        try:
+            tree = read_json(folder, path.name)
+            if path.name.endswith("processor_config.json"):
+                json.dumps(tree, allow_nan=False)
+        except ModelFolderError as error:
+            yield str(error)
+        except ValueError:
+            yield f"{path}: contains NaN or Infinity, with which all pixels would be NaN; copy the model's own file."
+
+
 def _is_pointer(file: Path) -> bool:
     with file.open("rb") as stream:
         return stream.read(len(LFS_POINTER)) == LFS_POINTER
@@ -129,7 +149,9 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes by tensor name, from the headers of all weight files."""
     if (folder / INDEX).exists():
         try:
-            weight_map: dict[str, str] = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            weight_map: dict[str, str] = dict(read_json(folder, INDEX)["weight_map"])
+            if odd := [file for file in weight_map.values() if Path(file).name != file]:
+                raise ValueError(f"{odd[0]!r} is no file of this folder")
         except (ValueError, KeyError, TypeError) as error:
             raise ModelFolderError(f"{folder / INDEX}: not an index of weights: {error!r}; copy it again.") from error
         files = sorted(set(weight_map.values()))
@@ -155,13 +177,19 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a safetensors file, by name, from its header alone.
 
-    Raises ModelFolderError if the file is a git-LFS pointer, truncated or damaged.
+    Raises ModelFolderError if the file is a git-LFS pointer, truncated or damaged, or if its numbers are no floats.
     """
-    if _is_pointer(file):
-        raise ModelFolderError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
     try:
+        if _is_pointer(file):
+            raise ModelFolderError(f"{file}: a git-LFS pointer, not the weights; run `git lfs pull` in its folder.")
         with safe_open(file, framework="numpy") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            found = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            if odd := next((name for name, one in found.items() if one.get_dtype() not in FLOATS), None):
+                raise ModelFolderError(
+                    f"{file}: {odd} has numbers of type {found[odd].get_dtype()}, which cannot be trained; use the "
+                    f"original weights in one of {', '.join(FLOATS)}."
+                )
+            return {name: tuple(one.get_shape()) for name, one in found.items()}
     except (SafetensorError, OSError) as error:
         size = file.stat().st_size
         raise ModelFolderError(f"{file}: truncated or damaged ({size} bytes: {error}); copy it again.") from error
@@ -177,6 +205,7 @@ def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tup
             yield f"{folder}: no weight file has {suffix}{hint}; copy the missing weight file or correct config.json."
         elif held[0] != table:
             yield f"{folder}: {suffix} is {held[0]}, config.json says {table}; they are not of the same model."
+    yield from _other_tensors(folder, config, shapes)
     per_layer = Counter((m[1], int(m[2])) for name in shapes if (m := LAYER.search(name)))
     depths = {"layers": config.layers, "blocks": config.vision.depth}
     for kind, depth in depths.items():
@@ -187,3 +216,41 @@ def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tup
             yield f"{folder}: {kind}.{short[0]} is missing or incomplete in the weight files ({len(short)} such)."
         if beyond := sorted(index for index in counts if index >= depth):
             yield f"{folder}: the weights have {kind}.{beyond[-1]}, config.json says {depth} {kind}."
+
+
+def _other_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    if strange := sorted(name for name in shapes if not KNOWN_NAME.match(name)):
+        yield (
+            f"{folder}: the weights are named {strange[0]} and the like, which no library finds ({len(strange)} such); "
+            "save the model itself by save_pretrained, not a wrapper around it."
+        )
+    for ending, expected in _expected_shapes(config).items():
+        named = [name for name in shapes if name.endswith(ending) and ".blocks." not in name]
+        if not named and not (config.experts and ".mlp." in ending):
+            yield f"{folder}: no weight file has {ending.lstrip('.')}; copy the missing weight file."
+        if odd := next((name for name in named if shapes[name] != expected), None):
+            yield f"{folder}: {odd} is {shapes[odd]}, config.json says {expected}; they are not of the same model."
+    if not any(".merger." in name for name in shapes):
+        yield f"{folder}: no weight file has visual.merger, between vision tower and language model; copy that file."
+
+
+def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a config gives the language model and the patch embedding, by the ends of their names."""
+    hidden, mlp = config.hidden, config.mlp
+    return {
+        ".self_attn.q_proj.weight": (config.queries, hidden),
+        ".self_attn.k_proj.weight": (config.kv, hidden),
+        ".self_attn.v_proj.weight": (config.kv, hidden),
+        ".self_attn.o_proj.weight": (hidden, config.queries),
+        ".mlp.gate_proj.weight": (mlp, hidden),
+        ".mlp.down_proj.weight": (hidden, mlp),
+        ".input_layernorm.weight": (hidden,),
+        "model.norm.weight": (hidden,),
+        "visual.patch_embed.proj.weight": (
+            config.vision.hidden,
+            config.vision.in_channels,
+            config.vision.temporal_patch_size,
+            config.vision.patch_size,
+            config.vision.patch_size,
+        ),
+    }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import UserError
+from rlsys.files import require_regular
 from rlsys.models.families.family import Experts, Family, VisionConfig
 from rlsys.models.families.table import family_named
 from rlsys.types import PATCH_PX
@@ -23,6 +24,7 @@ class ModelConfig:
     """Sizes of a language model of `layers` layers and its vision tower, and the ids of its placeholder tokens.
 
     queries, kv: query heads and key/value heads, each x head size.  mlp: width of the MLP of a layer without experts.
+    longest: largest number of positions that an engine takes; None if it is not known.
     """
 
     family: Family
@@ -36,6 +38,7 @@ class ModelConfig:
     has_tied_embeddings: bool
     image_token_id: int
     video_token_id: int
+    longest: int | None
     vision: VisionConfig
     experts: Experts | None = None
 
@@ -56,12 +59,12 @@ def read_model_config(model_path: Path) -> ModelConfig:
     file = Path(model_path) / "config.json"
     tree = read_json(Path(model_path), file.name)
     try:
-        family = family_named(tree.get("model_type", ""))
+        family = family_named(str(tree.get("model_type", "")))
     except KeyError as error:
         raise ModelFolderError(f"{file}: {error.args[0]} (`rlsys models` shows what each can do).") from error
     try:
         return _parse(tree, family)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         problem = f"no key {error}" if isinstance(error, KeyError) else error
         raise ModelFolderError(f"{file}: {problem}; this is not the config of a {family.title}.") from error
 
@@ -80,7 +83,8 @@ def patch_px(model_path: Path) -> int:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object in a model folder. Raises ModelFolderError if the file is missing or holds something else."""
     try:
-        tree = json.loads((folder / name).read_text())
+        require_regular(folder / name)
+        tree = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFolderError(
             f"model.path={folder}: no {name} there; model.path must be a folder made by save_pretrained."
@@ -99,20 +103,42 @@ def text_settings(tree: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
     text = text_settings(tree)
-    heads = text["num_attention_heads"]
-    head_size = text.get("head_dim") or family.head_size or text["hidden_size"] // heads
+    hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads")
+    kv_heads = _count(text, "num_key_value_heads", heads)
+    head_size = _count(text, "head_dim", family.head_size or hidden // heads)
+    if heads % kv_heads:
+        raise ValueError(f"{heads} attention heads cannot share num_key_value_heads={kv_heads}")
     return ModelConfig(
         family=family,
-        layers=text["num_hidden_layers"],
-        hidden=text["hidden_size"],
-        mlp=text["intermediate_size"],
+        layers=_count(text, "num_hidden_layers"),
+        hidden=hidden,
+        mlp=_count(text, "intermediate_size"),
         head_size=head_size,
         queries=head_size * heads,
-        kv=head_size * text.get("num_key_value_heads", heads),
-        vocabulary=text["vocab_size"],
+        kv=head_size * kv_heads,
+        vocabulary=_count(text, "vocab_size"),
         has_tied_embeddings=tree.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-        image_token_id=tree.get("image_token_id", family.image_pad_id),
-        video_token_id=tree.get("video_token_id", family.video_pad_id),
+        image_token_id=_count(tree, "image_token_id", family.image_pad_id),
+        video_token_id=_count(tree, "video_token_id", family.video_pad_id),
+        longest=_longest(text),
         vision=family.read_vision(tree["vision_config"]),
         experts=family.read_experts(text),
     )
+
+
+def _count(tree: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return a number above 0; a missing one or null is the default. Raises KeyError or ValueError, naming the key."""
+    value = tree[key] if default is None else tree.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{key}={value!r} is not a whole number above 0")
+    return value
+
+
+def _longest(text: Mapping[str, Any]) -> int | None:
+    """Return the number of positions that a model was made for; None if it is not said, or scaled by its rope."""
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") if isinstance(rope, Mapping) else None
+    longest = text.get("max_position_embeddings")
+    return longest if isinstance(longest, int) and kind in (None, "default", "mrope") else None

@@ -81,6 +81,9 @@ class TokenCount:
         return f"{' + '.join(terms)} = {self.total} tokens {sign} model.max_model_len={self.max_model_len}"
 
 
+_PROBE = "What happens?"
+
+
 class PromptBuilder:
     """A builder of prompts for the checkpoint in `model_path`.
 
@@ -110,6 +113,25 @@ class PromptBuilder:
         """Ids that must never be sampled, because a placeholder in a response has no pixels."""
         self.end_token_id: int = self._chat.end_token_id
         """Id of the token that ends a response."""
+        self._check_template(folder)
+
+    def _check_template(self, folder: Path) -> None:
+        """Raise ModelFolderError for a template that does not show a medium once and the text with it."""
+        for kind in ("video", "image"):
+            turn = self._chat.user_turn([kind], _PROBE)
+            ids = self._chat.encode(turn)
+            found, wanted = [int(token) for token in ids[self._is_pad(ids)]], self._vision.pad_id(kind)
+            if found != [wanted]:
+                raise ModelFolderError(
+                    f"{folder}: its chat template shows {self.decode(found)!r} for a {kind}, expected "
+                    f"{self.decode([wanted])!r} (config.json: {kind}_token_id={wanted}) once; copy the template, "
+                    "tokenizer and config of the model's instruction-tuned version."
+                )
+            if _PROBE not in turn:
+                raise ModelFolderError(
+                    f"{folder}: its chat template leaves out the text of a turn with a {kind}; use the template of the "
+                    "model's instruction-tuned version."
+                )
 
     def build(self, item: PromptItem, clips: Sequence[ClipInfo], max_tokens: int | None = None) -> Prompt:
         """Return the prompt of `item`, whose media were decoded to `clips`, in the same order.

@@ -13,8 +13,9 @@ from rlsys.data.video.budgets import MERGED, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
+from rlsys.files import why_not_writable
 from rlsys.models.folder import problems_of_folder
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_px, read_model_config
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.models.sizes import read_model_sizes
 from rlsys.perception.choose import largest_items
@@ -101,7 +102,7 @@ def check(config: RunConfig) -> Report:
         facts += _shares(config, training, prompts_consumed)
     except UserError as error:
         problems.append(str(error))
-    return Report(facts=tuple(facts), problems=tuple(problems))
+    return Report(facts=tuple(facts), problems=tuple(dict.fromkeys(problems)))
 
 
 def _amount(config: RunConfig, num_rows: int) -> str:
@@ -253,6 +254,15 @@ def _reward_problems(reward: RewardConfig) -> list[str]:
         except UserError as error:
             problems.append(str(error))
             break  # a scorer whose name is wrong cannot be imported either
+    if reward.judge.urls:
+        try:
+            judge_of(reward)
+        except UserError as error:
+            problems.append(str(error))
+    path = reward.judge.cache_path
+    why = "" if path is None else "it is a folder" if path.is_dir() else why_not_writable(path.parent)
+    if why and not reward.url:
+        problems.append(f"reward.judge.cache_path={path}: {why}; give a file that can be written.")
     return problems
 
 
@@ -302,10 +312,16 @@ def _heads_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _cache_problems(config: RunConfig) -> Iterator[str]:
-    """Yield why an engine on CPU cannot hold one sequence; `rlsys plan` estimates it for GPUs, whose memory it asks."""
+    """Yield why an engine cannot hold one sequence; its cache is counted on CPU, and for GPUs by `rlsys plan`."""
+    longest = config.model.max_model_len
+    if (most := read_model_config(config.model.path).longest) is not None and longest > most:
+        yield (
+            f"model.max_model_len={longest} is above the {most} positions of the model (max_position_embeddings in "
+            f"{config.model.path / 'config.json'}), which engines refuse; lower it to {most}."
+        )
     if config.cluster.device != "cpu":
         return
-    sizes, longest = read_model_sizes(config.model.path), config.model.max_model_len
+    sizes = read_model_sizes(config.model.path)
     block = CPU_BLOCK_TOKENS * 2 * sizes.layers * sizes.kv * BYTES[config.model.dtype]
     num_blocks = -(-longest // CPU_BLOCK_TOKENS) + 1  # vLLM keeps one to itself
     needed_mib = -(-num_blocks * block // (1 << 20))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
-from rlsys.urls import masked_url
+from rlsys.urls import masked_url, why_not_http
 
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql")
@@ -29,7 +30,12 @@ def store_uri(config: RunConfig) -> str:
 
 
 def require_driver(uri: str) -> None:
-    """Raise TrackingError if the driver of a database is not installed."""
+    """Raise TrackingError for an address that MLflow cannot use, and for a database whose driver is not installed."""
+    if why := _why_no_store(uri):
+        raise TrackingError(
+            f"tracking.uri={masked_url(uri)}: {why}; give http://HOST:PORT of an MLflow server, sqlite:///FILE, the "
+            f"address of a database ({', '.join(DATABASES)}), or null for a file in output_dir."
+        )
     if uri.partition("://")[0].partition("+")[0] not in DATABASES:
         return
     from sqlalchemy.engine import make_url
@@ -45,6 +51,23 @@ def require_driver(uri: str) -> None:
         ) from error
     except (ArgumentError, NoSuchModuleError) as error:
         raise TrackingError(f"tracking.uri={masked_url(uri)}: not the address of a database: {error}") from error
+
+
+def _why_no_store(uri: str) -> str:
+    """Return why no store of MLflow can be at this address, "" if one can."""
+    scheme = uri.partition(":")[0] if ":" in uri else ""
+    kind = scheme.partition("+")[0].lower()
+    if kind in ("http", "https"):
+        return why_not_http(uri)
+    if kind == "sqlite":
+        return "" if uri.startswith(SQLITE) and uri != SQLITE else "has no file behind three slashes"
+    if kind in (*DATABASES, "databricks") or uri == "databricks":
+        return ""
+    if kind in ("", "file"):
+        is_allowed = (env.read("MLFLOW_ALLOW_FILE_STORE") or "").lower() in ("1", "true")
+        return "" if is_allowed else "MLflow takes a folder only where MLFLOW_ALLOW_FILE_STORE=true is set"
+    known = {one.name for one in entry_points(group="mlflow.tracking_store")}
+    return "" if scheme in known else f"MLflow has no store of the kind {scheme}"
 
 
 def bypass_proxy(uri: str) -> None:

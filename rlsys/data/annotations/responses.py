@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlsys.data.video.errors import AnnotationError
+from rlsys.files import require_regular
 from rlsys.types import PromptItem
 
 SHOWN = 10
@@ -37,6 +38,7 @@ def read_responses(path: Path, items: Sequence[PromptItem]) -> tuple[WrittenResp
     """
     by_id = {item.prompt_id: item for item in items}
     try:
+        require_regular(path)
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check sft.responses.") from error

@@ -165,6 +165,8 @@ def find_whole(path: Path) -> Path:
     `path` is itself a damaged checkpoint or none is intact, CheckpointError if there is none.
     """
     first = find(path)
+    for folder in _without_state(Path(path)) if first != Path(path) else ():
+        log.warning("skipped %s: it has no %s, so it is incomplete or damaged", folder, STATE_FILE)
     candidates = [first] if first == Path(path) else _newest_first(Path(path))
     problems = []
     for folder in candidates:
@@ -182,16 +184,25 @@ def find_whole(path: Path) -> Path:
     raise CheckpointDamaged(f"{path}: holds no intact checkpoint. " + " ".join(problems))
 
 
+def _holder(path: Path) -> Path:
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+
+
+def _without_state(path: Path) -> list[Path]:
+    return [one for one in _named_in(_holder(path), "step_*") if not (one / STATE_FILE).exists()]
+
+
 def _newest_first(path: Path) -> list[Path]:
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folder = _holder(path)
     complete = list(_complete_in(folder))
     if not complete:
         unfinished = sorted(entry.name for entry in folder.glob(f"{UNFINISHED}*"))
         rest = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
         raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
-    pointer = folder / LATEST_FILE
-    named = folder / pointer.read_text().strip() if pointer.exists() else None
-    # no `latest` file: the writer died after the rename, or the folder was copied only in part
+    try:
+        named = folder / (folder / LATEST_FILE).read_text().strip()
+    except (OSError, ValueError):  # the writer died after the rename, or the folder was copied only in part
+        named = None
     return sorted(
         complete, key=lambda found: (found == named, not found.name.startswith("."), found.name), reverse=True
     )
@@ -202,7 +213,7 @@ def load_state(path: Path) -> RunState:
     file = Path(path) / STATE_FILE
     try:
         tree = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not the state of a checkpoint: {error}") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{file}: not the state of a checkpoint, but a JSON {type(tree).__name__}.")
@@ -229,4 +240,9 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 def _complete_in(folder: Path) -> Iterator[Path]:
     for pattern in ("step_*", ".old-step_*"):
-        yield from (path for path in sorted(folder.glob(pattern)) if (path / STATE_FILE).exists())
+        yield from (path for path in _named_in(folder, pattern) if (path / STATE_FILE).exists())
+
+
+def _named_in(folder: Path, pattern: str) -> list[Path]:
+    """Return the folders that are named by their step; one that a user renamed is a copy to be given by its path."""
+    return sorted(path for path in folder.glob(pattern) if path.is_dir() and path.name.rpartition("_")[2].isdecimal())

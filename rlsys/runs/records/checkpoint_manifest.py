@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import CheckpointError
+from rlsys.files import require_regular
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -45,7 +46,7 @@ def verify(folder: Path, *, part: str = "") -> None:
     expected = {name: entry for name, entry in _read(folder).items() if name.startswith(part)}
     found = {name for name in _files_in(folder) if name.startswith(part)}
     for name, entry in sorted(expected.items()):
-        if name not in found:
+        if name not in found or not (folder / name).is_file():
             raise CheckpointDamaged(f"{folder / name}: missing, although the checkpoint's manifest lists it. {REMEDY}")
         if (size := (folder / name).stat().st_size) != entry["bytes"]:
             raise CheckpointDamaged(
@@ -55,7 +56,11 @@ def verify(folder: Path, *, part: str = "") -> None:
         raise CheckpointDamaged(
             f"{folder / strangers[0]}: not in the checkpoint's {MANIFEST_FILE}, so it was added later; move it away."
         )
-    for name, actual in zip(expected, _described(folder / name for name in expected), strict=True):
+    try:
+        described = _described(folder / name for name in expected)
+    except OSError as error:
+        raise CheckpointDamaged(f"{error.filename}: cannot be read ({error.strerror}). {REMEDY}") from error
+    for name, actual in zip(expected, described, strict=True):
         if actual["sha256"] != expected[name]["sha256"]:
             raise CheckpointDamaged(
                 f"{folder / name}: its SHA-256 is {actual['sha256'][:16]}…, but it was written with "
@@ -76,6 +81,8 @@ def verify_model(path: Path) -> None:
 def _read(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     file = folder / MANIFEST_FILE
     try:
+        for one in (file, folder / "state.json"):
+            require_regular(one)
         tree = json.loads(file.read_text())
         step, files = tree["step"], tree["files"]
         state = json.loads((folder / "state.json").read_text())
@@ -86,7 +93,7 @@ def _read(folder: Path) -> Mapping[str, Mapping[str, Any]]:
         raise CheckpointDamaged(
             f"{error.filename}: missing, although every checkpoint of this version of rlsys has that file. {REMEDY}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointDamaged(f"{file}: cannot be read as a manifest: {error!r}. {REMEDY}") from error
     if not is_sound or not isinstance(state, dict) or state.get("step") != step:
         raise CheckpointDamaged(f"{file}: not the manifest of this checkpoint (it belongs to step {step}). {REMEDY}")
@@ -96,9 +103,10 @@ def _read(folder: Path) -> Mapping[str, Mapping[str, Any]]:
 def _files_in(folder: Path) -> list[str]:
     found = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in MADE_BY_RESHARDING]
         relative = Path(parent).relative_to(folder)
-        found += [(relative / name).as_posix() for name in names if name not in MADE_BY_RESHARDING]
+        made = MADE_BY_RESHARDING if relative.parts[:1] == ("deepspeed",) else ()
+        folders[:] = [name for name in folders if name not in made]
+        found += [(relative / name).as_posix() for name in names if name not in made]
     return sorted(name for name in found if name != MANIFEST_FILE)
 
 

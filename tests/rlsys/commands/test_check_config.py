@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -37,13 +38,11 @@ def test_a_tiny_model_that_a_run_would_make_is_checked_and_not_left_behind(empty
 
 def test_an_engine_that_cannot_hold_its_longest_sequence_is_a_problem(empty_folder: Path) -> None:
     clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
-    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "model.max_model_len=20000"]
-    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, "rollout.kv_cache_mib=20"])
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "model.max_model_len=8000"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, "rollout.kv_cache_mib=8"])
     assert done.exit_code == 2
     said = " ".join(done.output.split())
-    found = re.search(
-        r"rollout.kv_cache_mib=20 cannot hold .* model.max_model_len=20000 tokens; raise it to (\d+)", said
-    )
+    found = re.search(r"rollout.kv_cache_mib=8 cannot hold .* model.max_model_len=8000 tokens; raise it to (\d+)", said)
     assert found
     enough = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, f"rollout.kv_cache_mib={found[1]}"])
     assert enough.exit_code == 0, enough.output
@@ -121,3 +120,47 @@ def test_a_demo_into_a_folder_that_cannot_be_written_is_refused_at_once(empty_fo
     done = CliRunner().invoke(app, ["demo", "--out", "file/demo"])
     assert done.exit_code == 2
     assert "--out file/demo: no file can be written to file" in done.output
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000])
+def test_an_output_folder_whose_name_is_too_long_is_a_problem(name: str, empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", f"output_dir={name}"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
+    assert done.exit_code == 2
+    assert "File name too long" in done.output
+
+
+def test_annotations_in_a_fifo_are_refused_and_not_waited_for(empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    for name in ("fifo.json", "fifo.jsonl", "fifo.csv", "fifo.parquet", "fifo.txt"):
+        os.mkfifo(empty_folder / name)
+        given = [f"data.annotations={name}", f"data.videos={clips.videos}"]
+        done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
+        assert done.exit_code == 2
+        assert f"{name}: cannot be read (not a regular file)" in done.output
+
+
+def test_a_sequence_longer_than_the_models_positions_is_a_problem(empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", "rollout.kv_cache_mib=9000"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given, "model.max_model_len=900000"])
+    assert done.exit_code == 2
+    assert "model.max_model_len=900000 is above the 8192 positions of the model" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("url", ["http://me:hunter2@host:8000", "host:8000"])
+def test_a_judge_that_no_row_needs_is_checked_too(url: str, empty_folder: Path) -> None:
+    clips = draw_dataset(empty_folder / "clips", num_clips=2, seed=0)
+    given = [f"data.annotations={clips.annotations}", f"data.videos={clips.videos}", f"reward.judge.urls=[{url}]"]
+    done = CliRunner().invoke(app, ["check-config", "demo.yaml", *given])
+    assert done.exit_code == 2
+    assert "reward.judge.urls" in done.output
+    assert "hunter2" not in done.output
+
+
+def test_a_folder_is_no_cache_of_verdicts(empty_folder: Path) -> None:
+    given = ["reward.judge.urls=[]", "reward.judge.serve_model=null", "reward.judge.cache_path=."]
+    done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml", *given])
+    assert done.exit_code == 2
+    assert "reward.judge.cache_path=.: it is a folder" in done.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from learner.weights.weights_out import write_folder
 from rlsys.models.chat import ChatTokenizer
 from rlsys.models.folder import EDGE_BYTES, companions, content_digest, model_digest, problems_of_folder
-from rlsys.models.model_config import ModelFolderError
+from rlsys.models.model_config import ModelFolderError, read_model_config
+from rlsys.models.prompts import PromptBuilder
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2841184\n"
 WEIGHTS = "model.safetensors"
@@ -54,6 +56,22 @@ def replace_weights(folder: Path, name: str, data: bytes = b"x" * 100) -> None:
     (folder / name).write_bytes(data)
 
 
+def edit_text(folder: Path, **values: Any) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config=text | values)
+
+
+def edit_vision(folder: Path, **values: Any) -> None:
+    vision = json.loads((folder / "config.json").read_text())["vision_config"]
+    edit(folder / "config.json", vision_config=vision | values)
+
+
+def edit_index(folder: Path, file: object) -> None:
+    shard(folder)
+    tree = json.loads((folder / "model.safetensors.index.json").read_text())
+    edit(folder / "model.safetensors.index.json", weight_map=tree["weight_map"] | {"model.norm.weight": file})
+
+
 CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda at: (at / WEIGHTS).unlink(), "has no weights"),
     "PyTorch weights": (lambda at: replace_weights(at, "pytorch_model.bin"), "save_pretrained"),
@@ -89,6 +107,37 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "layers.0 is missing or incomplete",
     ),
     "no embedding": (lambda at: keep(at, lambda name: "embed_tokens" not in name), "embed_tokens.weight"),
+    "a matrix of another width": (lambda at: edit_text(at, intermediate_size=300), "config.json says (300, 128)"),
+    "patches of another size": (lambda at: edit_vision(at, patch_size=16), "config.json says (64, 3, 2, 16, 16)"),
+    "no final norm": (lambda at: keep(at, lambda name: name != "model.norm.weight"), "has model.norm.weight"),
+    "no projector": (lambda at: keep(at, lambda name: ".merger." not in name), "has visual.merger"),
+    "a wrapper's names": (
+        lambda at: save_file({f"module.{name}": one for name, one in load_file(at / WEIGHTS).items()}, at / WEIGHTS),
+        "module.model.embed_tokens.weight and the like",
+    ),
+    "whole numbers": (
+        lambda at: save_file({name: one.astype("i4") for name, one in load_file(at / WEIGHTS).items()}, at / WEIGHTS),
+        "numbers of type I32, which cannot be trained",
+    ),
+    "a quantized part": (
+        lambda at: edit_text(at, quantization_config={"quant_method": "bitsandbytes"}),
+        "quantized (bitsandbytes)",
+    ),
+    "an index of numbers": (lambda at: edit_index(at, 3), "not an index of weights"),
+    "an index of files elsewhere": (
+        lambda at: edit_index(at, "/etc/passwd"),
+        "'/etc/passwd' is no file of this folder",
+    ),
+    "an index that is a folder": (lambda at: (at / "model.safetensors.index.json").mkdir(), "not an index of weights"),
+    "half a processor": (
+        lambda at: (at / "processor_config.json").write_text("{"),
+        "processor_config.json: not readable",
+    ),
+    "a processor with NaN": (lambda at: edit(at / "processor_config.json", scale=float("nan")), "contains NaN"),
+    "a generation config of bytes": (
+        lambda at: (at / "generation_config.json").write_bytes(b"\xff\xfe"),
+        "generation_config.json: not readable",
+    ),
     "a layer too many": (
         lambda at: save_file(load_file(at / WEIGHTS) | {"model.layers.9.mlp.x": np.zeros(2, "f4")}, at / WEIGHTS),
         "the weights have layers.9",
@@ -116,11 +165,6 @@ def turn_experts(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     turned = {name: array.swapaxes(1, 2).copy() if ".experts." in name else array for name, array in tensors.items()}
     save_file(turned, folder / WEIGHTS)
-
-
-def edit_text(folder: Path, **values: Any) -> None:
-    text = json.loads((folder / "config.json").read_text())["text_config"]
-    edit(folder / "config.json", text_config=text | values)
 
 
 EXPERT_CASES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -167,12 +211,89 @@ def test_sharded_weights_are_as_good_as_one_file(folder: Path) -> None:
         ("{% unheard_of %}", "cannot be read"),
         ("{{ strftime_now('%d') }}", "strftime_now"),
         ("{{ 1 / 0 }}", "chat template fails"),
+        ("{{ '%d' | format('x') }}", "chat template fails"),
+        ("{{ 'x' * 10 ** 10 }}", "too large"),
+        ("{{ 9 ** (9 ** (9 ** 9)) }}", "too large"),
+        ("{{ [messages] * 10 ** 9 }}", "too large"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+            "more than 262144 characters",
+        ),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ cycler.__init__.__globals__.os.getcwd() }}", "unsafe"),
     ],
 )
 def test_a_template_that_fails_is_an_error_with_its_message(folder: Path, template: str, said: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ModelFolderError, match=said):
         ChatTokenizer(folder).user_turn(["video"], "When?")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (POINTER, "shows '' for a video"),
+        ("", "shows '' for a video"),
+        ("{{ messages | tojson }}", "shows '' for a video"),
+        ("<|video_pad|><|video_pad|>{{ messages }}", "shows '<|video_pad|><|video_pad|>' for a video"),
+        ("<|video_pad|>{{ messages[0].content[1].text }}", "for a image"),
+        (
+            "{% if messages[0].content[0].type == 'video' %}<|video_pad|>{% else %}<|image_pad|>{% endif %}",
+            "leaves out",
+        ),
+    ],
+)
+def test_a_template_that_shows_not_each_medium_once_with_the_text_is_refused(
+    folder: Path, template: str, said: str
+) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelFolderError, match=re.escape(said)):
+        PromptBuilder(folder, max_model_len=512, max_tokens=24, dtype="float32")
+
+
+def test_a_template_of_bytes_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelFolderError, match="cannot be read"):
+        ChatTokenizer(folder)
+
+
+@pytest.mark.parametrize("token", [["x"], {"x": 1}, 5, None])
+def test_an_end_token_that_is_none_is_refused(folder: Path, token: object) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=token)
+    with pytest.raises(ModelFolderError, match="eos_token"):
+        ChatTokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"vocab_size": "many"}, "vocab_size='many' is not a whole number"),
+        ({"vocab_size": None}, "vocab_size=None"),
+        ({"hidden_size": 128.0}, "hidden_size=128.0"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers=-1"),
+        ({"num_key_value_heads": 3}, "cannot share num_key_value_heads=3"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(folder: Path, values: dict[str, Any], said: str) -> None:
+    edit_text(folder, **values)
+    with pytest.raises(ModelFolderError, match=said):
+        read_model_config(folder)
+
+
+def test_a_fifo_in_a_model_folder_is_refused_without_being_opened(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ModelFolderError, match="not a regular file"):
+        read_model_config(folder)
+
+
+def test_a_model_says_how_many_positions_it_has_unless_they_are_scaled(folder: Path) -> None:
+    edit_text(folder, max_position_embeddings=300)
+    assert read_model_config(folder).longest == 300
+    edit_text(folder, rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert read_model_config(folder).longest is None
 
 
 def test_generation_blocks_render_as_what_they_enclose(folder: Path) -> None:

@@ -274,3 +274,42 @@ def test_a_password_in_the_address_is_neither_shown_nor_kept(
     with pytest.raises(TrackingError, match=r"me:\*\*\*@") as raised, Tracker(unreachable, patience=QUICK):
         pass
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("localhost:5000", "no store of the kind localhost"),
+        ("postgres://me:hunter2@db/mlflow", "no store of the kind postgres"),
+        ("mariadb://db/mlflow", "no store of the kind mariadb"),
+        ("s3://bucket/runs", "no store of the kind s3"),
+        ("http://", "has no host"),
+        ("http://host:notaport", "is not a URL"),
+        ("http://host/ml flow", "contains a space"),
+        ("sqlite://mlflow.db", "three slashes"),
+        ("sqlite:mlflow.db", "three slashes"),
+        ("sqlite:///", "three slashes"),
+        ("./mlruns", "MLFLOW_ALLOW_FILE_STORE"),
+        ("file:///data/mlruns", "MLFLOW_ALLOW_FILE_STORE"),
+    ],
+)
+def test_an_address_at_which_no_store_can_be_is_refused(uri: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(TrackingError) as error:
+        require_driver(uri)
+    assert says in str(error.value)
+    assert "sqlite:///FILE" in str(error.value)
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://host", "HTTPS://host:5000/mlflow", "sqlite:///a.db", "sqlite:////a/b.db", "databricks", "databricks://p"],
+)
+def test_an_address_of_a_store_passes(uri: str) -> None:
+    require_driver(uri)
+
+
+def test_a_folder_is_a_store_where_mlflow_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    require_driver("./mlruns")

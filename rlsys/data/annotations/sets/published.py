@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_glue, read_span, short
+from rlsys.files import require_regular
 from rlsys.types import Json
 
 RepeatedKeys = list[str]
@@ -47,6 +48,7 @@ def _joined(first: Json, second: Json) -> Json:
 
 def text_of(path: Path) -> str:
     """Return the text of a UTF-8 file without a byte order mark. Raises OSError and UnicodeDecodeError."""
+    require_regular(path)
     return path.read_text(encoding="utf-8-sig")
 
 
@@ -94,7 +96,7 @@ def nextgqa_table(path: Path) -> Iterator[AnnotationRow]:
 def _located(path: Path) -> Mapping[str, Mapping[str, Json]]:
     beside = path.with_name(f"gsub_{path.stem}.json")
     try:
-        found = json.loads(beside.read_text(encoding="utf-8-sig"))
+        found = json.loads(text_of(beside))
     except OSError as error:
         raise TypeError(f"its periods are expected in {beside} ({error.strerror})") from error
     except ValueError as error:

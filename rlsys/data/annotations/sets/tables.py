@@ -24,8 +24,9 @@ from rlsys.data.annotations.rows import (
     is_number,
     short,
 )
-from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json
+from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json, text_of
 from rlsys.data.annotations.vtts import VttsEntry
+from rlsys.files import require_regular
 from rlsys.types import Json
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
@@ -212,7 +213,7 @@ def _of_file(path: Path, repeated: RepeatedKeys) -> list[Record]:
 
 def _of_text(path: Path) -> list[tuple[str, Json]]:
     csv.field_size_limit(_FIELD_LIMIT)
-    text = path.read_text(encoding="utf-8-sig")
+    text = text_of(path)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         return [(str(reader.line_num), {name: row[name] for name in row if name}) for row in reader]
@@ -224,6 +225,7 @@ def _of_parquet(path: Path) -> list[tuple[str, Json]]:
     import pyarrow
     from pyarrow import parquet
 
+    require_regular(path)
     try:
         with parquet.ParquetFile(path) as file:
             kept = [one.name for one in file.schema_arrow if not _holds_bytes(one.type)]
@@ -246,7 +248,7 @@ def _holds_bytes(kind: Json) -> bool:
 
 
 def _of_json(path: Path, repeated: RepeatedKeys, suffix: str) -> list[tuple[str, Json]]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = text_of(path)
     if suffix == ".jsonl":
         lines = json_lines(text, repeated)
         return [(label, entry if isinstance(entry, dict | BadLine) else _no_object(entry)) for label, entry in lines]

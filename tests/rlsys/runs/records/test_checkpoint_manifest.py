@@ -45,6 +45,22 @@ def edit_manifest(checkpoint: Path, change: Callable[[dict], object]) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps(tree))
 
 
+def link(file: Path, target: str) -> None:
+    file.unlink()
+    file.symlink_to(target)
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def swap(one: Path, other: Path) -> None:
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one flipped bit": (flip_a_bit, WEIGHTS),
     "a file of another step": (lambda at: shutil.copy(at.parent / "step_000001" / WEIGHTS, at / WEIGHTS), WEIGHTS),
@@ -65,6 +81,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda at: (at / "manifest.json").unlink(), "manifest.json"),
     "half a manifest": (lambda at: os.truncate(at / "manifest.json", 40), "manifest.json"),
     "a manifest of other types": (lambda at: edit_manifest(at, lambda tree: tree.update(files=[1])), "manifest.json"),
+    "a manifest nested without end": (lambda at: (at / "manifest.json").write_text("[" * 100_000), "manifest.json"),
+    "a link to nothing": (lambda at: link(at / WEIGHTS, "/nowhere"), WEIGHTS),
+    "a link to itself": (lambda at: link(at / WEIGHTS, Path(WEIGHTS).name), WEIGHTS),
+    "a FIFO": (lambda at: fifo(at / WEIGHTS), WEIGHTS),
+    "a FIFO for a manifest": (lambda at: fifo(at / "manifest.json"), "manifest.json"),
+    "a FIFO for a state": (lambda at: fifo(at / "state.json"), "manifest.json"),
+    "two files that changed places": (lambda at: swap(at / WEIGHTS, at / "model" / "model.safetensors"), WEIGHTS),
+    "files of a resharding beside the model": (
+        lambda at: (at / "model" / "latest_universal").write_text("x"),
+        "latest_universal",
+    ),
     "a manifest without sizes": (
         lambda at: edit_manifest(at, lambda tree: tree["files"]["empty"].clear()),
         "manifest.json",
@@ -137,3 +164,31 @@ def test_a_state_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None
     (checkpoint / "state.json").write_text(text)
     with pytest.raises(CheckpointError, match="not the state of a checkpoint"):
         load_state(checkpoint)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"step_999999", b"../../../etc", b"a\0b", b"x" * 5000, None])
+def test_a_pointer_that_names_nothing_leaves_the_newest_checkpoint(content: bytes | None, tmp_path: Path) -> None:
+    newer = [save(tmp_path / "checkpoints", step) for step in (1, 2)][-1]
+    (tmp_path / "checkpoints" / "latest").unlink()
+    if content is None:
+        (tmp_path / "checkpoints" / "latest").mkdir()
+    else:
+        (tmp_path / "checkpoints" / "latest").write_bytes(content)
+    assert find_whole(tmp_path) == newer
+
+
+def test_a_checkpoint_without_its_state_is_not_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = (save(tmp_path / "checkpoints", step) for step in (1, 2))
+    (newer / "state.json").unlink()
+    assert find_whole(tmp_path) == older
+    assert f"skipped {newer}: it has no state.json" in caplog.text
+
+
+def test_a_renamed_checkpoint_is_used_only_by_its_path(tmp_path: Path) -> None:
+    older, newer = (save(tmp_path / "checkpoints", step) for step in (1, 2))
+    kept = newer.rename(newer.with_name("step_best"))
+    assert find_whole(tmp_path) == older
+    assert find_whole(kept) == kept
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [1]
