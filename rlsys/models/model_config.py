@@ -42,6 +42,13 @@ class ModelConfig:
     vision: VisionConfig
     experts: Experts | None = None
 
+    def takes_adapters(self, device: str) -> bool:
+        """Return whether engines on "cpu" or "cuda" can compute the model with adapters.
+
+        With adapters vLLM computes experts by a kernel of Triton, also where none has an adapter; CPUs have none.
+        """
+        return self.experts is None or device == "cuda"
+
     @property
     def used_mlp(self) -> float:
         """Width of one gated MLP that costs a token as much as the MLP, or router and experts, of a mean layer."""

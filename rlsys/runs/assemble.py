@@ -284,25 +284,16 @@ def all_sources(config: RunConfig) -> tuple[Source, ...]:
     return (*sources(config.data), *(resolved(config.data, one, missing) for one in config.evaluation.sets))
 
 
-def _engine_lora(config: RunConfig) -> LoraConfig:
-    """Return the adapters that engines have room for: on CPU vLLM cannot compute experts beside adapters.
-
-    With adapters it computes experts by Triton's kernel, also those that have none.
-    """
-    has_experts = read_model_config(config.model.path).experts is not None
-    return LoraConfig() if has_experts and config.cluster.device == "cpu" else config.learner.lora
-
-
 def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     """Return the spec from which the actors build their engines."""
     from actors.requests import EngineSpec
 
-    side = patch_px(config.model.path)
+    side, model = patch_px(config.model.path), read_model_config(config.model.path)
     return EngineSpec(
         model=config.model,
         rollout=config.rollout,
         weights=config.weights,
-        lora=_engine_lora(config),
+        lora=config.learner.lora if model.takes_adapters(config.cluster.device) else LoraConfig(),
         device=config.cluster.device,
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,

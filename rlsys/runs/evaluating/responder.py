@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlsys import env
-from rlsys.config.run import LoraConfig, RunConfig
+from rlsys.config.run import ConfigError, LoraConfig, RunConfig
 from rlsys.data.video.clips import ClipStore
 from rlsys.evaluation.answering.endpoint import EndpointResponder
 from rlsys.evaluation.answering.responders import ActorResponder, Responder
 from rlsys.loop.producer import Answerer
 from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import content_digest
+from rlsys.models.model_config import read_model_config
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
 from rlsys.runs.evaluating.equal_tokens import with_largest_look
@@ -51,9 +52,17 @@ def open_responder(config: RunConfig, adapter: Path | None = None) -> Iterator[R
 
 @contextmanager
 def open_answering_pool(config: RunConfig, adapter: Path | None = None) -> Iterator[tuple[PromptBuilder, RolloutPool]]:
-    """Start actors that hold the model of `model.path`, with the adapter if there is one, and no learner."""
+    """Start actors that hold the model of `model.path`, with the adapter if there is one, and no learner.
+
+    Raises ConfigError if engines cannot compute this model with an adapter.
+    """
     from cluster.launch import open_cluster
 
+    if adapter and not read_model_config(config.model.path).takes_adapters(config.cluster.device):
+        raise ConfigError(
+            f"--adapter {adapter}: on CPU vLLM cannot compute the experts of {config.model.path} beside an adapter; "
+            "merge it into the model (peft's merge_and_unload) and evaluate that with --model."
+        )
     with ExitStack() as resources:
         cluster = resources.enter_context(open_cluster(config, parts=("actors", "decoding")))
         low_rank = read_adapter(adapter, config.model.dtype) if adapter else None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from rlsys.commands.app import app
+from rlsys.config.run import ConfigError, parse
 from rlsys.models.families.family import EVERYTHING
 from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName, family_named
 from tests.test_code_shape import PACKAGES, ROOT, name_of
@@ -50,8 +53,27 @@ def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
         family_named("gemma4")
 
 
+def test_an_adapter_is_refused_where_vllm_cannot_compute_experts_beside_one(
+    qwen3_vl_moe_dirs: Mapping[str, Path], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from rlsys.runs.assemble import engine_spec, prompt_builder
+    from rlsys.runs.evaluating.responder import open_answering_pool
+
+    rank = {"output_dir": str(tmp_path), "learner": {"lora": {"rank": 4, "targets": ["q_proj"]}}}
+    with_experts = parse({**rank, "model": {"path": str(qwen3_vl_moe_dirs["tiny"])}}, source="test")
+    with (
+        pytest.raises(ConfigError, match="on CPU vLLM cannot compute the experts of .* merge it into the model"),
+        open_answering_pool(with_experts, tmp_path),
+    ):
+        pass
+    plain = parse({**rank, "model": {"path": str(tiny_model_dir)}}, source="test")
+    room = [engine_spec(one, prompt_builder(one)).lora.rank for one in (plain, with_experts)]
+    assert room == [4, 0]  # an engine without room is sent whole models, adapters merged in
+
+
 def test_the_command_lists_each_family_with_what_it_supports() -> None:
     shown = CliRunner().invoke(app, ["models"]).output
     for family in FAMILIES.values():
         assert f"{family.title}: model_type {family.model_type}" in shown
+        assert all(f"limit:         {limit}" in shown for limit in family.limits)
     assert shown.count("shared-prompt packing") == len(FAMILIES)
