@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -22,9 +23,20 @@ MAX_PACKED_BYTES = 64 << 20
 SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ed25519*", "id_ecdsa*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("secret*.*", "credentials*", "*.env", "netrc", "_netrc", "htpasswd", "kubeconfig*", "*.token"),
-    *("core", "core.[0-9]*", "*.core"),
+    *("*.ppk", "*.keystore", "pgpass*", "*credentials", "client_secret*", "service_account*.json", "*_netrc"),
+    *("password*.txt", "passwords.*", "token.txt", "*_token", "*_token.txt", "cookies.txt", "env"),
+    *("core", "core.[0-9]*", "*.core", "*.hprof"),
 )
 """Names of files that should never be sent by accident; hidden ones, such as .env and .netrc, are never sent."""
+_KEYS = re.compile(
+    rb"^(?:\xef\xbb\xbf)?\s*-----BEGIN [A-Z ]*PRIVATE KEY-----\s*$"
+    rb"|\"private_key\"\s*:\s*\"-----BEGIN"
+    rb"|aws_secret_access_key\s*[=:]\s*[\"']?[A-Za-z0-9/+]{30}"
+    rb"|\b(?:sk-(?:proj-)?[A-Za-z0-9_-]{32}|hf_[A-Za-z]{30}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})",
+    re.MULTILINE,
+)
+"""Private keys, and keys of common services by the form that these give them."""
+_SEARCHED_BYTES = 1 << 20
 MAX_LISTED = 5
 
 Files = dict[PurePosixPath, Path]
@@ -154,8 +166,7 @@ def _is_secret(file: Path) -> bool:
     if any(fnmatch(file.name.lower(), pattern) for pattern in SECRETS):
         return True
     with file.open("rb") as opened:
-        first_line = opened.read(200).lstrip().partition(b"\n")[0]
-    return first_line.startswith(b"-----BEGIN") and b"PRIVATE KEY" in first_line
+        return _KEYS.search(opened.read(_SEARCHED_BYTES)) is not None
 
 
 def _by_folder(files: Files) -> str:

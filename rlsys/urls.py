@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 _USER_INFO = re.compile(r"(?<=://)(?:([^/\s:@]*):[^/\s]*|[^/\s]+)@")
 _SECRET_PARAMETER = re.compile(
-    r"([?&](?:[\w-]*(?:password|passwd|token|secret|signature|key)|sig|pwd)=)[^&\s\"']+", re.I
+    r"((?:[?&;#]|%3B)(?:[\w-]*(?:password|passwd|passphrase|token|secret|signature|credential|authorization|key)"
+    r"|sig|pwd|pass|auth|jwt)(?:=|%3D))[^&;\s\"']+",
+    re.I,
 )
 MASK = "***"
 

@@ -176,6 +176,7 @@ def _opened(path: Path) -> sqlite3.Connection:
             f"{path}: the cache of verdicts cannot be opened: {error}; "
             "set reward.judge.cache_path to a file in a folder that you may write to."
         ) from error
+    db.text_factory = lambda content: content.decode(errors="replace")  # a damaged text fails its checksum
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, never the file

@@ -139,3 +139,23 @@ def test_a_scorer_that_is_not_found_is_refused_with_the_remedy() -> None:
         SubmitError, match=r"reward\.scorers\.polite='no_such:f': there is no module 'no_such'.*PYTHONPATH"
     ):
         scorer_files({"polite": "no_such:f"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("gcp.json", '{"type": "x", "private_' + 'key": "-----BEGIN PRIVATE KEY-----abc"}'),
+        ("notes.txt", "# mine\n-----BEGIN RSA " + "PRIVATE KEY-----\nabc\n"),
+        ("judge.py", "KEY = 'sk-" + "proj-" + "a1" * 20 + "'"),
+        ("hub.py", "TOKEN = 'hf_" + "aB" * 17 + "'"),
+        ("cloud.yaml", "aws_secret_" + "access_key: " + "a1" * 20),
+        ("passwords.txt", "x"),
+        ("client_secret_1.json", "{}"),
+        ("service_account.json", "{}"),
+        ("login.ppk", "x"),
+    ],
+)
+def test_a_key_is_found_by_its_name_or_its_form(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SubmitError, match="looks like a secret"):
+        pack({PurePosixPath(name): tmp_path / name}, tmp_path / "out")

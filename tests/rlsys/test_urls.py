@@ -32,3 +32,20 @@ def test_what_is_secret_in_a_url_is_masked(url: str, shown: str) -> None:
 def test_a_config_is_masked_wherever_an_address_is_in_it() -> None:
     tree = {"tracking": {"uri": "http://a:b@c"}, "urls": ["http://a:b@d", 1], "none": None}
     assert masked_tree(tree) == {"tracking": {"uri": "http://a:***@c"}, "urls": ["http://a:***@d", 1], "none": None}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h/?pass=hunter2",
+        "http://h/?a=1;token=hunter2",
+        "http://h/#access_token=hunter2",
+        "http://h/?X-Amz-Credential=hunter2",
+        "http://h/?authorization=hunter2&b=2",
+        "postgresql://h/db?user=me&passphrase=hunter2",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dhunter2",
+    ],
+)
+def test_a_secret_is_masked_wherever_a_url_carries_it(url: str) -> None:
+    assert has_secret(url)
+    assert "hunter2" not in masked_url(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,18 @@ def test_a_row_under_another_key_is_a_miss(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "cache.sqlite") as db:
         db.execute("UPDATE answers SET key = ?", (key("b").digest(),))
     assert cache.get(key("b")) is None
+
+
+def test_a_text_that_is_no_utf8_is_a_miss_of_its_row_alone(tmp_path: Path) -> None:
+    key = AnswerKey(call="c", model="m", prompt_version="1", inputs=("a",))
+    with closing(VerdictCache(tmp_path / "v.sqlite")) as cache:
+        cache.put(key, {"v": 1}, "u")
+    with closing(sqlite3.connect(tmp_path / "v.sqlite")) as db:
+        db.execute("UPDATE answers SET answer = CAST(x'ff' AS TEXT)")
+        db.commit()
+    with closing(VerdictCache(tmp_path / "v.sqlite")) as cache:
+        assert cache.get(key) is None
+        cache.put(key, {"v": 2}, "u")
+        found = cache.get(key)
+    assert found is not None
+    assert found.answer == {"v": 2}

@@ -375,7 +375,8 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
         builder_for(folder)
     assert str(error.value) == (
         f"{folder}/config.json: model_type='llava_next_video' is no supported model family; supported are qwen2_5_vl "
-        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL) (`rlsys models` shows what each can do)."
+        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL), qwen3_vl_moe (Qwen3-VL MoE) "
+        "(`rlsys models` shows what each can do)."
     )
 
 
