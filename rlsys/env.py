@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,8 +266,12 @@ def hidden(names: Iterable[str]) -> Iterator[None]:
 
 
 def be_quiet() -> None:
-    """Set `QUIET` and `SERVE_PROXY` in this process, except for variables that the user has set."""
-    _set_defaults(QUIET | SERVE_PROXY)
+    """Set `QUIET` and `SERVE_PROXY` in this process, except for variables that the user has set.
+
+    Where there is no NVIDIA driver, DeepSpeed is told so: transformers imports it, and it warns when it looks for itself.
+    """
+    has_driver = Path("/dev/nvidiactl").exists()
+    _set_defaults(QUIET | SERVE_PROXY | ({} if has_driver else {"DS_ACCELERATOR": CPU_WORKERS["DS_ACCELERATOR"]}))
 
 
 def bound_tracking_calls() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,11 @@ def test_a_folder_is_no_cache_of_verdicts(empty_folder: Path) -> None:
     done = CliRunner().invoke(app, ["check-config", "judge_72b.yaml", *given])
     assert done.exit_code == 2
     assert "reward.judge.cache_path=.: it is a folder" in done.output
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="with a driver DeepSpeed finds its accelerator itself")
+def test_a_plan_prints_no_warnings_of_libraries(empty_folder: Path) -> None:
+    given = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = [sys.executable, "-m", "rlsys.commands.app", "plan", str(bundled.FOLDER / "demo.yaml")]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=True)
+    assert done.stdout.startswith("clips and prompts") and not done.stderr
