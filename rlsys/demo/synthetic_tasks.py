@@ -135,11 +135,11 @@ def _where(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
 
 def _which(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
     subject, verb = ((mover, "moves"), (guest, "appears"))[int(rng.integers(2))]
-    return {"question": f"Which colour {verb}?", **_options(subject)}
+    return {"question": f"Which colour {verb}?", **choice_of_colour(subject.colour)}
 
 
 def _which_and_when(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
-    return {"question": "Which colour appears, and when?", **_options(guest), "clue": [list(guest.span_s)]}
+    return {"question": "Which colour appears, and when?", **choice_of_colour(guest.colour), "clue": [list(guest.span_s)]}
 
 
 def _what(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
@@ -158,11 +158,14 @@ ROWS: Mapping[str, Callable[[Shown, Shown, np.random.Generator], MixedRow]] = {
 """Task -> the fields of a clip's row for it, besides video and duration."""
 
 
-def _options(subject: Shown) -> MixedRow:
-    """Return all colours as options, in a fixed order: a model this small does not learn from shuffled ones."""
+def choice_of_colour(colour: str) -> MixedRow:
+    """Return the options and the answer of a row about a colour.
+
+    All colours are options, in a fixed order: a model this small does not learn from shuffled ones.
+    """
     colours = list(COLOURS)
     options = [f"({letter}) {colour}" for letter, colour in zip(LETTERS, colours, strict=True)]
-    return {"options": options, "answer": f"({LETTERS[colours.index(subject.colour)]})"}
+    return {"options": options, "answer": f"({LETTERS[colours.index(colour)]})"}
 
 
 def demonstration_text(item: PromptItem, rng: np.random.Generator, malformed_frac: float) -> str:
