@@ -273,13 +273,12 @@ class Run(ABC, Generic[AnyStack]):
         )
 
     def _end_rows(self, summary: Summary, curve: Path) -> list[tuple[str, str]]:
-        unsent = f"; {self._tracker.num_unsent} records are not uploaded yet" if self._tracker.num_unsent else ""
         return [
             *self.progress.summary.rows(summary.seconds),
             *_ledger_rows(summary),
             ("model", summary.model),
             ("curve", str(curve)),
-            ("MLflow run", f"{self._tracker.run_id}{unsent}"),
+            ("MLflow run", self._tracker.run_id),
             ("open it with", self._tracker.how_to_open),
         ]
 
