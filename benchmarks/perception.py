@@ -1,14 +1,14 @@
 """Rounds against one round on long clips with a brief event: `python -m benchmarks.perception --seed 0 --json FILE`.
 
-In a clip of 64 s a bar is shown for 8 to 12 s, and some time meanwhile the rest of the frame takes a colour for a second.
-The question, a row of grounded QA, is which colour it was, and when the bar was shown. An even look at the frame budget
-sees the bar and misses most flashes; one around the bar sees them all. Of a flash that was missed the colour is a guess
-among four.
+In a clip of 64 s a bar is shown for 8 to 12 s, and some time meanwhile the rest of the frame takes a colour for one
+second. The question, a row of grounded QA, is which colour it was, and when the bar was shown. An even look at the
+frame budget sees the bar and misses most flashes; one around the bar sees them all. Of a flash that was missed the colour is
+a guess among four.
 
-A tiny model gets a supervised cold start on five forms of each row: even looks with one, two and three times the frames,
-and two second looks around clues that are off by up to the spacing of the first look's frames. It is then evaluated in
-one to three rounds, against one round with as many visual tokens as all rounds together, before and after GRPO on two
-rounds. Stages that are in FILE are not run again; with `--plot` the medians over the seeds are drawn.
+A tiny model gets a supervised cold start on five forms of each row: even looks with one, two and three times the
+frames, and two second looks around clues that are off by up to the spacing of the first look's frames. It is then
+evaluated in one to three rounds, against one round with as many visual tokens as all rounds together, before and after
+GRPO on two rounds. Stages that are in FILE are not run again; with `--plot` the medians over the seeds are drawn.
 """
 
 from __future__ import annotations

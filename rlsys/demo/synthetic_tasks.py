@@ -139,7 +139,11 @@ def _which(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
 
 
 def _which_and_when(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:
-    return {"question": "Which colour appears, and when?", **choice_of_colour(guest.colour), "clue": [list(guest.span_s)]}
+    return {
+        "question": "Which colour appears, and when?",
+        **choice_of_colour(guest.colour),
+        "clue": [list(guest.span_s)],
+    }
 
 
 def _what(mover: Shown, guest: Shown, rng: np.random.Generator) -> MixedRow:

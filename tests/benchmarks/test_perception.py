@@ -1,5 +1,8 @@
 """Clips of the benchmark of rounds: what its questions claim is on the frames, and what a look sees of it."""
 
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ WHITE = 230
 """Grey level from which on a pixel of an encoded frame counts as the bar's."""
 
 
-def frames_of(path):
+def frames_of(path: Path) -> np.ndarray:
     capture = cv2.VideoCapture(str(path))
     frames = []
     while (read := capture.read())[0]:
@@ -21,7 +24,7 @@ def frames_of(path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_bar_is_shown_in_the_annotated_period_and_the_flash_for_a_second_of_it(tmp_path, seed):
+def test_the_bar_is_shown_in_the_annotated_period_and_the_flash_for_a_second_of_it(tmp_path: Path, seed: int) -> None:
     row = perception.draw_clip(tmp_path / "clip.mp4", np.random.default_rng(seed))
     frames = frames_of(tmp_path / "clip.mp4")
     times_s = np.arange(len(frames)) / perception.SOURCE_FPS
@@ -44,7 +47,7 @@ def test_the_bar_is_shown_in_the_annotated_period_and_the_flash_for_a_second_of_
     assert nearest == colour
 
 
-def test_a_coarse_answer_is_off_by_less_than_the_spacing_of_frames():
+def test_a_coarse_answer_is_off_by_less_than_the_spacing_of_frames() -> None:
     item = PromptItem(
         prompt_id="a",
         task="grounded_qa",
@@ -66,10 +69,10 @@ def test_a_coarse_answer_is_off_by_less_than_the_spacing_of_frames():
     assert (np.diff(periods, axis=1) > 0).all()
 
 
-def test_the_table_has_the_median_of_the_seeds():
+def test_the_table_has_the_median_of_the_seeds() -> None:
     sampled = {"accuracy": 0.75, "miou": 0.25}
 
-    def of_seed(value):
+    def of_seed(value: float) -> dict[str, Any]:
         points = [{"total_visual_tokens": 32.0, "metrics": {"accuracy": value, "miou": value / 2}}]
         return {"cold_start": {"by_round": points, "controls": {}}, "sampled": {"before": sampled, "after": sampled}}
 
