@@ -2,8 +2,8 @@
 
 In a clip of 64 s a bar is shown for 8 to 12 s, and some time meanwhile the rest of the frame takes a colour for one
 second. The question, a row of grounded QA, is which colour it was, and when the bar was shown. An even look at the
-frame budget sees the bar and misses most flashes; one around the bar sees them all. Of a flash that was missed the colour is
-a guess among four.
+frame budget sees the bar and misses most flashes; one around the bar sees them all. Of a flash that was missed the
+colour is a guess among four.
 
 A tiny model gets a supervised cold start on five forms of each row: even looks with one, two and three times the
 frames, and two second looks around clues that are off by up to the spacing of the first look's frames. It is then
