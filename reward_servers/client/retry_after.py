@@ -32,6 +32,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
 def _date(text: str) -> datetime.datetime | None:
     try:
         when = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the second of numbers that no date has
         return None
     return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)

@@ -7,6 +7,7 @@ ends the process itself, by os._exit or a crash. Every call gets its own copy of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -114,6 +115,7 @@ class ScorerProcesses:
             self._seconds[name].append(time.monotonic() - started_s)
         if outcome is None:
             self._drop(worker)
+            worker.kill()
             worker.stop()
             raise self._late(name, "did not return", time.monotonic() - started_s)
         self._give_back(worker)
@@ -220,8 +222,11 @@ class _Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process at once; a call that waits for it finds it ended."""
-        self._process.kill()
+        """End the process and what it started at once; a call that waits for it finds it ended."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # the process leads a group of its own
+            self._process.kill()
         self._process.wait()
 
     def stop(self) -> int:
@@ -230,7 +235,7 @@ class _Worker:
         try:
             code = self._process.wait(0.5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.kill()
             code = self._process.wait()
         return code
 
@@ -246,4 +251,7 @@ def _ended(name: str, code: int) -> UserScorerError:
 
 
 def _ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    names = {known.value: known.name for known in signal.Signals}
+    return f"signal {names.get(-code, -code)}"  # real-time signals have no name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -31,10 +32,14 @@ def main(descriptor: int) -> None:
         _answer(connection, {"error": str(error)})
         return
     _answer(connection, {})
+    own_id = os.getpid()
     calls: SimpleQueue[Call] = SimpleQueue()
     threading.Thread(target=_read, args=(connection, calls), daemon=True).start()
     while True:
-        _answer(connection, _outcome(scorers, *calls.get()))
+        outcome = _outcome(scorers, *calls.get())
+        if os.getpid() != own_id:  # a scorer that forks comes back twice, and a second answer would be the next call's
+            os._exit(1)
+        _answer(connection, outcome)
 
 
 def _read(connection: Connection, calls: SimpleQueue[Call]) -> None:
@@ -43,6 +48,8 @@ def _read(connection: Connection, calls: SimpleQueue[Call]) -> None:
         while True:
             calls.put(connection.recv())
     except (EOFError, OSError):
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # what the scorers started ends too
         os._exit(0)
 
 

@@ -24,6 +24,7 @@ UserScorer = Callable[[Response], float]
 
 TOLERANCE = 1e-6
 """How far outside [0, 1] rounding may put a score; it is then moved to the nearest end."""
+_REAL_KINDS = "biuf"  # of numpy: bool, integers and floats
 _MAX_DETAIL_CHARS = 6000
 _MAX_SHOWN_CHARS = 120
 _MAX_FRAMES = 12
@@ -63,11 +64,12 @@ def call_user_scorer(name: str, scorer: UserScorer, response: Response) -> float
 
 def _number(value: object) -> float | None:
     """Return the number that `value` is, or None."""
-    if not hasattr(type(value), "__float__") or getattr(value, "ndim", 0) != 0:
-        return None
     try:
-        return float(value)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - of a user's class, or a number beyond a float's range
+        if not hasattr(type(value), "__float__") or getattr(value, "ndim", 0) != 0:
+            return None
+        kind = getattr(getattr(value, "dtype", None), "kind", "f")  # numpy turns texts and complex numbers into floats
+        return float(value) if kind in _REAL_KINDS else None  # type: ignore[arg-type]
+    except (Exception, SystemExit):  # noqa: BLE001 - of a user's class, or a number beyond a float's range
         return None
 
 
@@ -97,14 +99,34 @@ def _load(name: str, reference: str) -> UserScorer:
         raise ConfigError(
             f"{field}: module {module_name!r} cannot be imported ({type(error).__name__}: {error}); {remedy}."
         ) from error
-    function = getattr(module, function_name, None)
+    try:
+        function = getattr(module, function_name, None)
+    except Exception as error:  # noqa: BLE001 - of a user's module that makes its attributes when they are asked for
+        raise ConfigError(f"{field}: {function_name!r} cannot be had ({type(error).__name__}: {error}).") from error
     if not callable(function):
-        raise ConfigError(f"{field}: {module.__file__ or module_name} has no function {function_name!r}.")
-    if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"{field}: it is an async function; scorers are called and not awaited.")
-    if inspect.isgeneratorfunction(function):
-        raise ConfigError(f"{field}: it is a generator; return one number instead of yielding.")
+        place = getattr(module, "__file__", None) or module_name
+        raise ConfigError(f"{field}: {place} has no function {function_name!r}.")
+    _check_callable(field, function)
     return function
+
+
+def _check_callable(field: str, function: Callable[..., object]) -> None:
+    """Raise ConfigError for what cannot be called with one response, or gives no number when it is."""
+    if inspect.isclass(function):
+        raise ConfigError(f"{field}: it is a class; name a function, or an object of it that can be called.")
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
+        raise ConfigError(f"{field}: it is an async function; scorers are called and not awaited.")
+    if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(called):
+        raise ConfigError(f"{field}: it is a generator; return one number instead of yielding.")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # of some functions that are written in C
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ConfigError(f"{field}: a scorer is called with one Response, and {error}; see its signature.") from error
 
 
 def _place(scorer: UserScorer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -232,8 +233,18 @@ def _reply(row: ScoreRow, score: Score, seconds: float, fault: ScorerFault | Non
         rollout_id=row.rollout_id,
         status=score.status,
         scores=dict(score.scores),
-        reason=score.reason,
-        evidence=score.evidence,
+        reason=_sendable(score.reason),
+        evidence=_sendable(score.evidence),
         seconds=seconds,
-        fault=fault,
+        fault=None if fault is None else ScorerFault(**_sendable(fault.model_dump())),
     )
+
+
+def _sendable(value: Any) -> Any:
+    """Return a JSON value without lone surrogates, which models and scorers may write and UTF-8 cannot hold."""
+    written = json.dumps(value, ensure_ascii=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError:
+        return json.loads(written.encode("utf-8", "replace"))
+    return value

@@ -11,14 +11,24 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from reward_servers.schema import MAX_BODY_BYTES, REPLIES, SLOW_HEADER, ScoreRequest
+from reward_servers.schema import (
+    MAX_BODY_BYTES,
+    MAX_ROWS,
+    REPLIES,
+    SLOW_HEADER,
+    RequestSettings,
+    ScoreRequest,
+    ScoreRow,
+)
 from reward_servers.server.auth import TokenCheck
 from reward_servers.server.intake import BODY_TIMEOUT_S
 from reward_servers.server.service import Busy, RewardService
 
 GetStatus = Callable[[], Awaitable[dict[str, Any]]]
+_MAX_FIELD_CHARS = 200
 
 
 class Refusal(Exception):
@@ -69,6 +79,7 @@ def build_app(
 
 def parse_request(body: bytes) -> ScoreRequest:
     """Return the request in `body`. Refusal 422 names row, field and problem, and never repeats the row's text."""
+    _refuse_crowded(body)
     try:
         request = ScoreRequest.model_validate_json(body)
     except ValidationError as error:
@@ -82,10 +93,33 @@ def parse_request(body: bytes) -> ScoreRequest:
     return request
 
 
+def _refuse_crowded(body: bytes) -> None:
+    """Refuse objects with more fields than there are: the validation would keep an error of each unknown one."""
+    try:
+        value = from_json(body)
+    except ValueError:
+        return  # the validation says where
+    if not isinstance(value, dict):
+        return
+    rows = value.get("rows")
+    places: list[tuple[tuple[int | str, ...], Any, type[BaseModel]]] = [
+        ((), value, ScoreRequest),
+        (("settings",), value.get("settings"), RequestSettings),
+        *(
+            (("rows", index), row, ScoreRow)
+            for index, row in enumerate(rows[:MAX_ROWS] if isinstance(rows, list) else ())
+        ),
+    ]
+    for place, found, model in places:
+        if isinstance(found, dict) and len(found) > len(model.model_fields):
+            said = f"it has {len(found)} fields, and there are {len(model.model_fields)}"
+            raise Refusal(422, [_problem(place, said)])
+
+
 def _problem(location: tuple[int | str, ...], message: str) -> dict[str, str]:
-    if location[:1] == ("rows",) and len(location) > 1:
-        return {"row": str(location[1]), "field": ".".join(map(str, location[2:])), "problem": message}
-    return {"row": "", "field": ".".join(map(str, location)), "problem": message}
+    is_in_row = location[:1] == ("rows",) and len(location) > 1
+    row, names = (str(location[1]), location[2:]) if is_in_row else ("", location)
+    return {"row": row, "field": ".".join(map(str, names))[:_MAX_FIELD_CHARS], "problem": message}
 
 
 def _check_caller(request: Request, token_check: TokenCheck | None) -> None:

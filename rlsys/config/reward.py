@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, FailFast, Field, field_validator, model_validator
 
 from rlsys.config.part import Part, expanded
 from rlsys.urls import has_secret, masked_url, why_not_http
+
+Tiers = Annotated[tuple[tuple[float, float], ...], FailFast(), Field(max_length=1000)]
+"""Pairs of a bound and a score. One wrong pair is reported: a request could bring half a million of them."""
 
 
 class ScoreSettings(Part):
@@ -18,10 +21,10 @@ class ScoreSettings(Part):
 
     length_window_tokens: tuple[int, int] = (320, 512)
     """Smallest and largest number of response tokens that earn `length_bonus` (Video-R1's values)."""
-    relative_error_tiers: tuple[tuple[float, float], ...] = ()
+    relative_error_tiers: Tiers = ()
     """Pairs (upper bound on the relative error, score); the first that applies counts. () uses the mean relative
     accuracy of VSI-Bench."""
-    recall_tiers: tuple[tuple[float, float], ...] = ()
+    recall_tiers: Tiers = ()
     """Pairs (lower bound on event recall, reward); the highest that applies counts. () rewards the recall itself."""
 
     @model_validator(mode="after")

@@ -305,7 +305,10 @@ class FaultServer:
             return False
         body = fault.body if fault.body is not None else json.dumps(self._reply(seen, fault)).encode()
         length = (("Content-Length", str(len(body))),) if fault.num_times == 1 else (("Connection", "close"),)
-        headers = (("Content-Type", "application/json"), *length, *fault.headers)
+        kind = (
+            () if any(name == "Content-Type" for name, _ in fault.headers) else (("Content-Type", "application/json"),)
+        )
+        headers = (*kind, *length, *fault.headers)
         head = f"HTTP/1.1 {fault.status} {'OK' if fault.status == 200 else 'Failure'}\r\n"
         writer.write((head + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n").encode())
         if fault.cut:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -21,6 +23,32 @@ def exits(response: Response) -> float:
 
 def crashes(response: Response) -> float:
     os.abort()
+
+
+def dies_of_a_nameless_signal(response: Response) -> float:
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+    time.sleep(3600)
+    return 1.0
+
+
+def forks(response: Response) -> float:
+    """Comes back twice, from two processes, the second time with a wrong score."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return float(response.text) if child else 0.0
+
+
+def leaves_a_process(response: Response) -> float:
+    """Waits for a process of its own, whose number it writes to the file that the response names."""
+    child = subprocess.Popen(["sleep", "3600"])
+    Path(response.text).write_text(str(child.pid))
+    child.wait()
+    return 1.0
+
+
+def raises_half_a_character(response: Response) -> float:
+    raise ValueError("\ud800")
 
 
 def hangs(response: Response) -> float:

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 from reward_servers.server.auth import is_loopback
 
 _ROUTE = "/chat/completions"
-_ENDINGS = (_ROUTE, "/chat", "/completions", "/models")
+_ENDINGS = (_ROUTE, "/chat", "/completions", "/models", "/responses", "/embeddings")
+_SLASHES = re.compile(r"(?<!:)/{2,}")
 _VERSIONED = re.compile(r"/v\d+[a-z\d]*$")
 
 
@@ -24,7 +25,7 @@ class Address:
     def of(cls, url: str) -> Address:
         """Return the address in `url`, without a slash or a route such as `/chat/completions` at its end."""
         bare, _, query = url.partition("?")
-        base = bare.rstrip("/")
+        base = _SLASHES.sub("/", bare).rstrip("/")
         ending = next((ending for ending in _ENDINGS if base.endswith(ending)), "")
         return cls(base=base.removesuffix(ending).rstrip("/"), query=tuple(parse_qsl(query, keep_blank_values=True)))
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from reward_servers.judging.endpoints.addresses import Address
+from reward_servers.judging.endpoints.answer_text import NotJson, json_object
 from reward_servers.judging.endpoints.dialect import ChatQuestion, Dialect
 from reward_servers.judging.endpoints.refusals import Refusal, RefusalKind
-from reward_servers.judging.endpoints.replies import NotJson, has_choices, json_object, read_completion
+from reward_servers.judging.endpoints.replies import has_choices, is_broken_json, read_completion
+from reward_servers.judging.endpoints.tls import certificates, is_tls_refused
 from reward_servers.server.auth import is_loopback
 from rlsys.config.run import ConfigError, JudgeConfig
 from rlsys.urls import masked_url
@@ -36,6 +37,8 @@ abstain: the model or its filter refused to answer."""
 _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5.0
 _EXCERPT_CHARS = 300
+_CLEANED_CHARS = 4000
+_ERROR_CODE = re.compile(r"[45][0-9]{2}")
 _MAX_HOPS = 5
 _TEMPORARY, _PERMANENT = frozenset({302, 307}), frozenset({301, 308})
 _PARAMETER_STATUS = frozenset({400, 422, 500, 501})  # llama.cpp answers 500 to a template without a system role
@@ -121,7 +124,7 @@ class ChatCaller:
         self._openai = openai
         self._config = config
         self._key = checked_key(api_key, config.api_key_env)
-        self._clients: dict[Address, AsyncOpenAI] = {}
+        self._clients: dict[str, AsyncOpenAI] = {}  # by base: a query may differ in every redirect
         self.setups: dict[str, Setup] = dict(setups or {})
         self._reported: dict[str, str] = {url: _differences(url, setup) for url, setup in self.setups.items()}
 
@@ -149,11 +152,7 @@ class ChatCaller:
         except TimeoutError:
             raise CallFailed("infra", f"{url}: no whole answer within {timeout_s:.1f} s", hung_up=True) from None
         except self._openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            reason = self._clean(f"{type(cause).__name__}: {cause}")
-            # ConnectError and ConnectTimeout: it never got there, so it cost nothing
-            tokens = 0 if type(cause).__name__.startswith("Connect") else None
-            raise CallFailed("infra", f"{url}: no connection, or one that broke off: {reason}", tokens=tokens) from None
+            raise self._unconnected(url, error.__cause__ or error) from None
 
     async def close(self) -> None:
         """End the connections."""
@@ -181,6 +180,7 @@ class ChatCaller:
                 model=self._config.model,
                 **attempt.setup.dialect.request(question, budget),
                 extra_headers=self._headers(attempt.place),
+                extra_query=dict(attempt.place.query),
             )
         except self._openai.APIStatusError as error:
             return Refusal.of(error.status_code, error.body, error.response.headers)
@@ -188,9 +188,11 @@ class ChatCaller:
         found = read_completion(body)
         if isinstance(found, dict):  # an error with status 200
             code = str(found.get("code", ""))
-            status = int(code) if code.isdigit() and 400 <= int(code) < 600 else 500
+            status = int(code) if _ERROR_CODE.fullmatch(code) else 500
             return Refusal.of(status, found, raw.headers)
         if found is None and not has_choices(body):
+            if is_broken_json(body):
+                raise CallFailed("infra", f"{url}: HTTP {raw.status_code} with broken JSON: {self._excerpt(body)!r}")
             excerpt = body[:_EXCERPT_CHARS].decode("utf-8", "replace")
             return Refusal(status=raw.status_code, text=excerpt, is_foreign=True)
         return body
@@ -232,6 +234,9 @@ class ChatCaller:
             raise CallFailed("infra", f"{url}: HTTP 200 without a chat completion: {self._excerpt(body)!r}")
         tokens = completion.tokens
         self._learn(url, attempt)
+        if completion.failure:
+            reason = f"{url}: the endpoint gave up in the middle of the answer: {self._clean(completion.failure)}"
+            raise CallFailed("infra", reason, tokens=tokens)
         if completion.refusal:
             reason = f"{url}: the judge refused to answer: {self._clean(completion.refusal)}"
             raise CallFailed("abstain", reason, tokens=tokens)
@@ -265,6 +270,21 @@ class ChatCaller:
         if differences and differences != self._reported.get(url):
             _log.warning("judge endpoint %s: adapted to what it takes: %s", url, differences.removeprefix("; "))
         self._reported[url] = differences
+
+    def _unconnected(self, url: str, cause: BaseException) -> CallFailed:
+        """Return why there is no reply. What a person must change is told from what passes."""
+        from reward_servers.judging.endpoints.reply_bounds import NotOffered
+
+        reason = self._clean(f"{type(cause).__name__}: {cause}")
+        if isinstance(cause, NotOffered) and url not in self.setups:
+            remedy = "turn that compression off in the server or the proxy before it"
+            return CallFailed("setup", f"{url}: {reason}. Remedy: {remedy}.")
+        if is_tls_refused(cause) and url not in self.setups:
+            remedy = "use http:// in reward.judge.urls if it speaks no TLS; else trust its certificate here"
+            return CallFailed("setup", f"{url}: {reason}. Remedy: {remedy}.", tokens=0)
+        # ConnectError and ConnectTimeout: it never got there, so it cost nothing
+        tokens = 0 if type(cause).__name__.startswith("Connect") else None
+        return CallFailed("infra", f"{url}: no connection, or one that broke off: {reason}", tokens=tokens)
 
     def _failed(self, url: str, attempt: _Try, reply: Refusal, budget: int) -> CallFailed:
         meaning = reply.kind(self._config.model)
@@ -306,24 +326,23 @@ class ChatCaller:
     def _client(self, address: Address) -> AsyncOpenAI:
         from reward_servers.judging.endpoints.reply_bounds import bound_reply  # imports the client's HTTP library
 
-        if address not in self._clients:
+        if address.base not in self._clients:
             http = self._openai.DefaultAsyncHttpxClient(
-                verify=_certificates(),
+                verify=certificates(),
                 # a proxy from the environment cannot reach this machine's loopback
                 trust_env=not is_loopback(urlsplit(address.base).hostname or ""),
                 # the client would turn a POST into a GET, and send the key along to any host
                 follow_redirects=False,
                 event_hooks={"response": [bound_reply]},
             )
-            self._clients[address] = self._openai.AsyncOpenAI(
+            self._clients[address.base] = self._openai.AsyncOpenAI(
                 base_url=address.base,
-                default_query=dict(address.query),
                 api_key=self._key or "none",
                 max_retries=0,
                 timeout=self._openai.Timeout(self._config.call_timeout_s, connect=_CONNECT_TIMEOUT_S),
                 http_client=http,
             )
-        return self._clients[address]
+        return self._clients[address.base]
 
     def _headers(self, address: Address) -> dict[str, Any]:
         # else the client sends what its own environment variables hold, which are for another service
@@ -350,7 +369,8 @@ class ChatCaller:
 
     def _clean(self, text: str) -> str:
         """Return `text` on one line, short, without the key, which endpoints like to repeat."""
-        text = masked_url(" ".join(text.replace(self._key, "***").split() if self._key else text.split()))
+        hidden = text.replace(self._key, "***") if self._key else text
+        text = masked_url(" ".join(hidden[:_CLEANED_CHARS].split()))
         return text if len(text) <= _EXCERPT_CHARS else text[:_EXCERPT_CHARS] + "…"
 
 
@@ -363,13 +383,6 @@ def checked_key(api_key: str | None, variable: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"{variable}: a key is one word of printable ASCII characters; this one is not.")
     return key
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    import httpx2
-
-    return httpx2.create_ssl_context()  # a fifth of a second, so once for all endpoints
 
 
 def _differences(url: str, setup: Setup) -> str:

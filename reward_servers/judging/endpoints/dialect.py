@@ -16,14 +16,14 @@ _TOKEN_LIMITS: tuple[TokenLimit, ...] = ("max_tokens", "max_completion_tokens", 
 _NAMED = {
     "answers": re.compile(
         r"response_?format|json[_ ]?schema|json[_ ]?object|json[_ ]mode|structured[_ ]outputs?|guided_\w+"
-        r"|guided decoding|grammar",
+        r"|guided decoding|grammar|\w*schema\b|prefixItems|additionalProperties",
         re.I,
     ),
     "token_limit": re.compile(r"\bmax_(completion_)?tokens\b", re.I),
     "temperature": re.compile(r"\btemperature\b", re.I),
     "system": re.compile(
-        r"system[ _](role|message|prompt|instruction)|\brole\b.{0,40}\bsystem\b|developer instruction"
-        r"|only user and assistant roles|roles must alternate|messages\W{1,4}0\W{1,4}role",
+        r"system[\W_]{1,4}(role|message|prompt|instruction)|\brole\b.{0,40}\bsystem\b|\bsystem\b.{0,20}\brole\b"
+        r"|developer instruction|\bonly\b.{0,40}\broles?\b|roles must alternate|messages\W{1,4}0\W{1,4}role",
         re.I | re.S,
     ),
 }

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from reward_servers.judging.endpoints.addresses import Address
 from reward_servers.judging.endpoints.endpoint_state import Endpoint, quantile
 from reward_servers.judging.endpoints.leases import UNUSED, CallReport, Lease, NoEndpoint
 from reward_servers.judging.endpoints.limits import Breaker, Window
@@ -185,7 +186,7 @@ def checked_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
             )
         if not _is_base_url(url):
             raise ConfigError(f"reward.judge.urls: {url!r} is no base URL; write one such as http://host:8000/v1.")
-    if not checked or len(set(checked)) < len(checked):
+    if not checked or len({Address.of(url) for url in checked}) < len(checked):
         raise ConfigError(
             f"reward.judge.urls={checked}: name at least one endpoint, and each once, or it would get twice its limits."
         )

@@ -33,6 +33,15 @@ _SPENT = re.compile(
     r"|exceeded your current quota|quota (is )?(exhausted|used up)|payment required",
     re.I,
 )
+_EMPTY = re.compile(
+    r"balance (is )?(too low|insufficient)|(credits?|funds?) (are |have been )?(insufficient|depleted|exhausted)"
+    r"|used all|exceeded your monthly|(spending|usage) limits?|(key|credit) limit exceeded|overdue|arrear"
+    r"|in good standing|trial key|欠费|余额不足|充值",
+    re.I,
+)
+"""Money or quota that is spent, in the words of Anthropic, xAI, Google, OpenRouter, Cohere and others."""
+_SHORT_CHARS = 500  # of what a provider says itself; a longer message may repeat the request
+_PLAIN_HTTP = re.compile(r"plain HTTP request|HTTP request to an HTTPS", re.I)
 _COMES_BACK = re.compile(r"(retry|try again) (in|after)|per (second|minute|hour|day)", re.I)
 _CONTEXT = re.compile(
     r"context[_ ](length|window|size)|maximum (model|context|input|prompt|sequence) length|max_model_len"
@@ -94,6 +103,8 @@ class Refusal:
             return "filtered"
         if self._is_spent():
             return "quota"
+        if self.status == 400 and _PLAIN_HTTP.search(self.text):
+            return "place"
         if self.status in (400, 404, 422) and self._misses(model):
             return "model"
         if self.status in _PASSING or self.status >= 500:
@@ -116,7 +127,12 @@ class Refusal:
             return True
         # the same words with a time to come back are a limit per minute or day, which passes
         is_limit = self.retry_after_s > 0 or bool(_COMES_BACK.search(self.text))
-        return self.status in (403, 429) and bool(_SPENT.search(self.text)) and not is_limit
+        if is_limit:
+            return False
+        is_empty = len(self.text) < _SHORT_CHARS and bool(_EMPTY.search(f"{self.code} {self.text}"))
+        return (self.status in (400, 403, 412, 429) and is_empty) or (
+            self.status in (403, 429) and bool(_SPENT.search(self.text))
+        )
 
     def _misses(self, model: str) -> bool:
         said = f"{self.code} {self.text}"

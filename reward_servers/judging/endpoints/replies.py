@@ -1,49 +1,80 @@
-"""The body of a chat completion: what is in it, and the JSON object that the model wrote."""
+"""The body of a chat completion: what is in it. Servers differ in all but the answer, so only that is strict."""
 
 from __future__ import annotations
 
 import json
-import re
-from json import JSONDecodeError
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-_STARTS = re.compile(r'\{\s*["}]')
-_MAX_FAILED_STARTS = 256  # each may cost a pass over what follows; prose has few, a hostile answer has many
-_THINK_END = "</think>"
+_MAX_TOKENS = 10**9
 
 
-class NotJson(ValueError):
-    """The model's text holds no JSON object, or several that differ; the message says which."""
+def _content(value: Any) -> Any:
+    """Return the text of a message's content: as it is, in parts, or an object that somebody has parsed already."""
+    if isinstance(value, list):  # [{"type": "text", "text": …}, …]
+        return "".join(part if isinstance(part, str) else _text_of_part(part) for part in value)
+    if isinstance(value, dict):
+        return _text_of_part(value) or json.dumps(value)
+    return value
+
+
+def _text_of_part(part: Any) -> str:
+    return str(part.get("text") or "") if isinstance(part, dict) else ""
+
+
+def _arguments(calls: Any) -> str | None:
+    """Return the arguments of the only call of a tool, which some servers turn a schema into."""
+    match calls:
+        case [{"function": {"arguments": str(text)}}]:
+            return text
+        case [{"function": {"arguments": dict(value)}}]:
+            return json.dumps(value)
+    return None
+
+
+def _only_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _said(value: Any) -> str | None:
+    """Return what `value` says, for a person; None where it says nothing."""
+    return (value if isinstance(value, str) else json.dumps(value)) if value else None
+
+
+def _only_dict(value: Any) -> Any:
+    return value if isinstance(value, dict) else None
+
+
+def _count(value: Any) -> int | None:
+    is_count = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS
+    return int(value) if is_count else None
+
+
+Text = Annotated[str | None, BeforeValidator(_only_text)]
+Said = Annotated[str | None, BeforeValidator(_said)]
 
 
 class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _in_parts(cls, content: Any) -> Any:
-        if isinstance(content, list):  # [{"type": "text", "text": …}, …]
-            return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-        return content
-
-    @field_validator("reasoning", "reasoning_content", mode="before")
-    @classmethod
-    def _only_text(cls, reasoning: Any) -> Any:
-        return reasoning if isinstance(reasoning, str) else None
+    content: Annotated[str | None, BeforeValidator(_content)] = None
+    refusal: Said = None
+    reasoning_content: Text = None
+    reasoning: Text = None
+    tool_calls: Annotated[str | None, BeforeValidator(_arguments)] = None
 
 
 class _Choice(BaseModel):
     message: _Message
-    finish_reason: str | None = None
+    finish_reason: Text = None
+    error: Said = None
+
+    @property
+    def ending(self) -> str:
+        return (self.finish_reason or "").casefold()
 
 
 class _Usage(BaseModel):
-    total_tokens: int | None = None
+    total_tokens: Annotated[int | None, BeforeValidator(_count)] = None
 
 
 class Completion(BaseModel):
@@ -52,18 +83,25 @@ class Completion(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     choices: list[_Choice]
-    usage: _Usage | None = None
+    usage: Annotated[_Usage | None, BeforeValidator(_only_dict)] = None
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the endpoint gave up in the middle of the answer, or None."""
+        first = self.choices[0]
+        return first.error or ("it gives no reason" if first.ending == "error" else None)
 
     @property
     def refusal(self) -> str | None:
         """Return why the model or its filter refused to answer, or None."""
         first = self.choices[0]
-        return first.message.refusal or ("its content filter" if first.finish_reason == "content_filter" else None)
+        is_filtered = first.ending in ("content_filter", "safety")
+        return first.message.refusal or ("its content filter" if is_filtered else None)
 
     @property
     def is_cut(self) -> bool:
         """Whether the answer ended at the limit of tokens."""
-        return self.choices[0].finish_reason in ("length", "max_tokens", "model_length")
+        return self.choices[0].ending in ("length", "max_tokens", "model_length")
 
     @property
     def tokens(self) -> int | None:
@@ -72,23 +110,20 @@ class Completion(BaseModel):
 
     @property
     def text(self) -> str:
-        """Return what the model wrote; its reasoning if all of the answer is there."""
+        """Return what the model wrote; its call of a tool or its reasoning if all of the answer is there."""
         message = self.choices[0].message
-        written = (message.content, message.reasoning_content, message.reasoning)
+        written = (message.content, message.tool_calls, message.reasoning_content, message.reasoning)
         return next((text for text in written if text and text.strip()), "")
 
 
 def read_completion(body: bytes) -> Completion | dict[str, Any] | None:
     """Return the completion in `body`, the error that it holds instead, or None for anything else."""
     try:
-        completion = Completion.model_validate_json(body)
+        completion = Completion.model_validate_json(_decoded(body))
         return completion if completion.choices else None
     except ValidationError:
         pass
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    value = _json_of(body)
     error = value.get("error") if isinstance(value, dict) else None
     if not error or value.get("choices"):
         return None
@@ -97,67 +132,22 @@ def read_completion(body: bytes) -> Completion | dict[str, Any] | None:
 
 def has_choices(body: bytes) -> bool:
     """Return whether `body` is JSON with `choices`, as only chat endpoints write it, however broken they are."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
+    value = _json_of(body)
     return isinstance(value, dict) and "choices" in value
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Return the one JSON object in a model's answer: alone, in a fence, after its reasoning or amid other text.
+def is_broken_json(body: bytes) -> bool:
+    """Return whether `body` begins as a JSON object and is none, as a reply does that broke off on its way."""
+    return _decoded(body).lstrip().startswith("{") and _json_of(body) is None
 
-    An answer that gives two different objects is not guessed at. Raises NotJson.
-    """
-    if not text.strip():
-        raise NotJson("it is empty")
+
+def _decoded(body: bytes) -> str:
+    return body.decode("utf-8-sig", "replace")
+
+
+def _json_of(body: bytes) -> Any:
+    """Return the value of the JSON in `body`; None where it is no JSON."""
     try:
-        whole = _DECODER.decode(text.strip())
-    except (ValueError, RecursionError) as error:
-        whole, problem = None, error
-    else:
-        if isinstance(whole, dict):
-            return whole
-        raise NotJson(f"a JSON {type(whole).__name__}, not an object")
-    if isinstance(problem, _Refused):
-        raise NotJson(str(problem))
-    _, end, answer = text.rpartition(_THINK_END)
-    found = _objects(answer) or (_objects(text) if end else [])
-    if not found:
-        raise NotJson(str(problem))
-    if any(other != found[0] for other in found):
-        raise NotJson(f"{len(found)} JSON objects that differ")
-    return found[0]
-
-
-def _objects(text: str) -> list[dict[str, Any]]:
-    """Return the JSON objects that stand in `text`, not those inside another one."""
-    found, at, num_failed = [], 0, 0
-    while num_failed < _MAX_FAILED_STARTS and (start := _STARTS.search(text, at)) is not None:
-        try:
-            value, at = _DECODER.raw_decode(text, start.start())
-            found.append(value)
-        except _Refused as error:
-            raise NotJson(str(error)) from None
-        except (JSONDecodeError, RecursionError):
-            num_failed += 1
-            at = start.start() + 1
-    return found
-
-
-class _Refused(ValueError):
-    """JSON as Python reads it, but none that has one meaning."""
-
-
-def _refuse_constant(name: str) -> None:
-    raise _Refused(f"{name} is no JSON number")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise _Refused("a JSON object names a key twice")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+        return json.loads(_decoded(body))
+    except (ValueError, RecursionError):
+        return None

@@ -6,7 +6,7 @@ A few kilobytes of gzip may stand for hundreds of megabytes, so the decompressio
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2
@@ -21,7 +21,11 @@ ACCEPTED = {"Accept-Encoding": "gzip, identity"}
 
 
 class ReplyTooLarge(httpx2.TransportError):
-    """A reply is larger than MAX_REPLY_BYTES, or is compressed in a way that cannot be bounded."""
+    """A reply is larger than MAX_REPLY_BYTES."""
+
+
+class NotOffered(httpx2.TransportError):
+    """A reply is compressed in a way that was not offered, and that cannot be bounded."""
 
 
 async def bound_reply(response: httpx2.Response) -> None:
@@ -31,12 +35,13 @@ async def bound_reply(response: httpx2.Response) -> None:
     """
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in (*_ZIPPED, "identity", ""):
-        raise ReplyTooLarge(f"the reply is compressed with {encoding[:40]!r}, which was not offered")
+        raise NotOffered(f"the reply is compressed with {encoding[:40]!r}, which was not offered")
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > MAX_REPLY_BYTES:
         raise ReplyTooLarge(f"the reply has {int(length):,} bytes, more than the {MAX_REPLY_BYTES:,} that are read")
     response.stream = _Bounded(response.stream, is_zipped=encoding in _ZIPPED)
     response.headers.pop("content-encoding", None)  # else the client would decompress once more
+    response.encoding = "utf-8"  # a charset of the header may be none, or one that raises
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -47,23 +52,42 @@ class _Bounded(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         num_bytes = 0
-        inflater = zlib.decompressobj(_ANY_HEADER) if self._is_zipped else None
+        inflater = _Inflater() if self._is_zipped else None
         async for chunk in self._stream:
-            for piece in [chunk] if inflater is None else _inflated(inflater, chunk):
+            for piece in [chunk] if inflater is None else inflater.pieces(chunk):
                 num_bytes += len(piece)
                 if num_bytes > MAX_REPLY_BYTES:
                     raise ReplyTooLarge(f"the reply has more than the {MAX_REPLY_BYTES:,} bytes that are read")
                 yield piece
+        if inflater is not None and not inflater.is_complete:
+            raise httpx2.DecodingError("the reply broke off in the middle of its compressed data")
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-def _inflated(inflater: Any, chunk: bytes) -> Any:
-    """Yield `chunk` decompressed, in pieces of at most 64 KiB."""
-    try:
-        while chunk and not inflater.eof:
-            yield inflater.decompress(chunk, _PIECE_BYTES)
-            chunk = inflater.unconsumed_tail
-    except zlib.error as error:
-        raise httpx2.DecodingError(f"the reply cannot be decompressed: {error}") from None
+class _Inflater:
+    """Decompresses gzip, in one or several members, or zlib."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_ANY_HEADER)
+        self._has_begun = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the data may end here."""
+        return self._member.eof or not self._has_begun
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield `chunk` decompressed, in pieces of at most 64 KiB. Zeros that fill up the end are skipped."""
+        try:
+            while chunk:
+                if self._member.eof:
+                    chunk = chunk.lstrip(b"\0")
+                    self._member, self._has_begun = zlib.decompressobj(_ANY_HEADER), False
+                    continue
+                self._has_begun = True
+                yield self._member.decompress(chunk, _PIECE_BYTES)
+                chunk = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+        except zlib.error as error:
+            raise httpx2.DecodingError(f"the reply cannot be decompressed: {error}") from None

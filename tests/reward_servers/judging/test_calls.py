@@ -74,8 +74,24 @@ def test_missing_and_surplus_verdicts_are_refused(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "verdict"), [("Not entailed", False), ("NOT-ENTAILED", False), (" entailed ", True)]
+    ("written", "verdict"),
+    [
+        *(("Not entailed", False), ("NOT-ENTAILED", False), (" entailed ", True)),
+        *(("not_entailed.", False), ("**Entailed**", True), ("'entailed'", True), ("`cannot tell`", None)),
+    ],
 )
 def test_a_verdict_may_be_spelled_otherwise(written: str, verdict: bool) -> None:
     answer = entailment_call(["A"], ["A"]).read({"verdicts": [{"index": 1, "reason": "", "verdict": written}]})
     assert answer[0]["entailed"] is verdict
+
+
+@pytest.mark.parametrize("reason", [{}, {"reason": None}, {"reason": 7}, {"reason": ["x"]}])
+def test_a_verdict_needs_no_reason(reason: dict[str, Any]) -> None:
+    answer = entailment_call(["A"], ["A"]).read({"verdicts": [{"index": 1, "verdict": "not_entailed", **reason}]})
+    assert answer == [{"event": "A", "entailed": False, "reason": ""}]
+
+
+@pytest.mark.parametrize("verdict", [True, False, None, "yes", "no", "", "entailed or not_entailed", 1, ["entailed"]])
+def test_another_word_is_no_verdict(verdict: object) -> None:
+    with pytest.raises(Unusable, match="verdict 1 is not"):
+        entailment_call(["A"], ["A"]).read({"verdicts": [{"index": 1, "reason": "", "verdict": verdict}]})

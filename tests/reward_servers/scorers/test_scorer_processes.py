@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from reward_servers.schema import ScoreReply, ScoreRequest, ScoreRow
+from reward_servers.schema import REPLIES, ScoreReply, ScoreRequest, ScoreRow
 from reward_servers.scorers.response import read_response
 from reward_servers.scorers.scorer_processes import ScorerProcesses
 from reward_servers.scorers.user_scorers import UserScorerError
@@ -41,6 +42,9 @@ def custom() -> Iterator[ScorerProcesses]:
         "vandal",
         "picky",
         "talks",
+        "dies_of_a_nameless_signal",
+        "forks",
+        "leaves_a_process",
     )
     processes = ScorerProcesses({name: f"{SCORERS}:{name}" for name in names})
     yield processes
@@ -75,7 +79,14 @@ def test_a_fast_scorer_needs_few_processes_and_never_this_one(custom: ScorerProc
     assert len(found) == 1 and os.getpid() not in found and len(_children(custom)) <= 8
 
 
-@pytest.mark.parametrize(("scorer", "ending"), [("exits", "exit code 7"), ("crashes", "signal SIGABRT")])
+@pytest.mark.parametrize(
+    ("scorer", "ending"),
+    [
+        ("exits", "exit code 7"),
+        ("crashes", "signal SIGABRT"),
+        ("dies_of_a_nameless_signal", f"signal {signal.SIGRTMIN + 6}"),
+    ],
+)
 def test_a_scorer_that_ends_its_process_is_named_and_the_next_call_works(
     custom: ScorerProcesses, scorer: str, ending: str
 ) -> None:
@@ -124,6 +135,19 @@ def test_every_call_has_its_own_copy_of_the_response(custom: ScorerProcesses) ->
 
 def test_what_a_scorer_prints_or_reads_does_not_disturb_its_answers(custom: ScorerProcesses) -> None:
     assert ask(custom, ("talks", "a"), ("talks", "b")) == [1.0, 1.0]
+
+
+def test_a_scorer_that_forks_answers_once(custom: ScorerProcesses) -> None:
+    for text in ("0.5", "0.25", "0.75"):
+        assert ask(custom, ("forks", text)) == [float(text)]
+
+
+def test_what_a_stopped_scorer_started_ends_with_it(custom: ScorerProcesses, tmp_path: Path) -> None:
+    assert ask(custom, ("picky", "a")) == [0.75]  # one has started
+    (error,) = ask(custom, ("leaves_a_process", str(tmp_path / "pid")), timeout_s=patience(2.0))
+    assert isinstance(error, UserScorerError) and error.fault.kind == "late"
+    started = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_process_that_ends_between_two_calls_is_replaced(custom: ScorerProcesses) -> None:
@@ -182,6 +206,12 @@ def test_rows_that_a_scorer_fails_for_are_missing_data_and_the_others_are_scored
     )
     assert (c.status, dict(c.scores)) == ("ok", {"iou": 1.0})
     assert d.status == "malformed" and "'theirs'" in d.reason and "mine" in d.reason
+
+
+def test_an_error_that_is_no_text_of_utf8_is_told_all_the_same() -> None:
+    (reply,) = replies([row("a", "x", "mine")], patience(30.0), mine="raises_half_a_character")
+    assert reply.status == "infra" and reply.fault is not None and reply.fault.kind == "raised ValueError"
+    assert b"raised ValueError: ?" in REPLIES.dump_json([reply])
 
 
 def test_a_row_is_late_and_its_request_is_answered_in_time() -> None:

@@ -103,6 +103,24 @@ class Unspeakable:
         raise RuntimeError("no repr")
 
 
+class Unnumbered:
+    """Looks like a scalar and raises when it is looked at."""
+
+    def __float__(self) -> float:
+        return 0.5
+
+    @property
+    def ndim(self) -> int:
+        raise RuntimeError("no dimensions")
+
+
+class Leaving:
+    """Ends the process when it is made a number."""
+
+    def __float__(self) -> float:
+        sys.exit(3)
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
@@ -110,7 +128,20 @@ class Unspeakable:
         *((math.nan, "float"), (math.inf, "float"), (-math.inf, "float"), (10**400, "int"), ([1.0], "list")),
         *((1j, "complex"), (np.array([0.5, 0.5]), "ndarray"), (np.array([0.5]), "ndarray")),
         *((torch.tensor([0.5]), "Tensor"), (torch.tensor(math.nan), "Tensor"), ((0.5 for _ in "a"), "generator")),
-        *((Unspeakable(), "Unspeakable"), ({"score": 1.0}, "dict")),
+        *(
+            (Unspeakable(), "Unspeakable"),
+            ({"score": 1.0}, "dict"),
+            ((0.5, 0.5), "tuple"),
+            (Decimal("sNaN"), "Decimal"),
+        ),
+        *((np.str_("0.5"), "str_"), (np.bytes_(b"0.5"), "bytes_"), (np.array("0.5"), "ndarray")),
+        *(
+            (np.complex128(0.5 + 0.5j), "complex128"),
+            (np.array(0.5, object), "ndarray"),
+            (np.timedelta64(0), "timedelta64"),
+        ),
+        *((np.ma.masked, "MaskedConstant"), (torch.empty((), device="meta"), "Tensor")),
+        *((Unnumbered(), "Unnumbered"), (Leaving(), "Leaving"), (type("Number", (), {}), "type")),
     ],
 )
 def test_every_other_value_is_the_scorers_fault_and_never_a_score(value: object, kind: str) -> None:
@@ -185,6 +216,48 @@ def test_the_users_line_is_named_although_a_library_raised() -> None:
     assert f"({__file__}:{broken.__code__.co_firstlineno + 1})" in str(error) and "json" in error.fault.details
 
 
+class Asynchronous:
+    async def __call__(self, response: Response) -> float:
+        return 1.0
+
+
+class Weighted:
+    """A scorer with a setting."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, response: Response) -> float:
+        return self.weight
+
+
+def of_two(response: Response, other: Response) -> float:
+    return 1.0
+
+
+def of_none() -> float:
+    return 1.0
+
+
+def with_defaults(response: Response, weight: float = 0.5, *more: float, **named: float) -> float:
+    return weight
+
+
+asynchronous, half = Asynchronous(), Weighted(0.5)
+
+
+@pytest.mark.parametrize("name", ["half", "with_defaults", "polite"])
+def test_whatever_can_be_called_with_a_response_is_a_scorer(name: str) -> None:
+    assert 0.0 < scored(load_user_scorers({"mine": f"{HERE}:{name}"})["mine"]) <= 1.0
+
+
+def __getattr__(name: str) -> object:
+    """Fail for one name, as modules do that make their attributes when they are asked for."""
+    if name == "made_late":
+        raise RuntimeError("no GPU")
+    raise AttributeError(name)
+
+
 def yielding(response: Response) -> Iterator[float]:
     yield 1.0
 
@@ -197,6 +270,12 @@ def yielding(response: Response) -> Iterator[float]:
         (f"{HERE}:TEXT", "has no function 'TEXT'"),
         (f"{HERE}:hasty", "async function"),
         (f"{HERE}:yielding", "it is a generator; return one number"),
+        (f"{HERE}:asynchronous", "async function"),
+        (f"{HERE}:Weighted", "it is a class; name a function"),
+        (f"{HERE}:of_two", "called with one Response, and missing a required argument: 'other'"),
+        (f"{HERE}:of_none", "called with one Response, and too many positional arguments"),
+        (f"{HERE}:made_late", r"cannot be had \(RuntimeError: no GPU\)"),
+        ("sys:nothing", "sys has no function 'nothing'"),
         ("os.system", "package.module:function"),
         (":score", "package.module:function"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import httpx
 import pytest
 
 from reward_servers.judging.judge import JudgeTask
-from reward_servers.schema import MAX_ROWS, ScoreRequest
+from reward_servers.schema import MAX_ROWS, REPLIES, ScoreRequest
 from reward_servers.server.auth import TokenCheck
 from reward_servers.server.service import Busy, RewardService
-from reward_servers.server.web import build_app
+from reward_servers.server.web import Refusal, build_app, parse_request
 from rlsys.types import Score
 
 ROW = {
@@ -89,6 +90,32 @@ def test_problems_are_named_by_row_and_field_without_the_text() -> None:
 )
 def test_what_is_not_a_list_of_rows_is_422(body: bytes) -> None:
     assert post(body, limit=100_000).status_code == 422
+
+
+CROWDED = {
+    "of the request": b"{" + b",".join(b'"k%d":1' % number for number in range(50_000)) + b"}",
+    "of a row": b'{"rows":[{' + b",".join(b'"k%d":1' % number for number in range(50_000)) + b"}]}",
+    "of the settings": b'{"rows":[],"settings":{' + b",".join(b'"k%d":1' % number for number in range(50_000)) + b"}}",
+    "in the tiers": json.dumps({"rows": [ROW], "settings": {"recall_tiers": [["a", "b"]] * 50_000}}).encode(),
+    "right, in the tiers": json.dumps({"rows": [ROW], "settings": {"recall_tiers": [[0.5, 0.5]] * 50_000}}).encode(),
+}
+
+
+@pytest.mark.parametrize("place", CROWDED)
+def test_half_a_million_mistakes_are_one(place: str) -> None:
+    body = CROWDED[place]
+    tracemalloc.start()
+    with pytest.raises(Refusal) as caught:
+        parse_request(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.status == 422 and 1 <= len(caught.value.detail) <= 2
+    assert peak < 40 * len(body)  # an error of each takes a kilobyte
+
+
+def test_a_name_of_any_length_is_named_in_short() -> None:
+    answer = post(b'{"' + b"k" * 1_000_000 + b'":1}', limit=2_000_000)
+    assert answer.status_code == 422 and len(answer.content) < 1000
 
 
 def test_the_same_rollout_twice_is_422() -> None:
@@ -196,6 +223,22 @@ def test_without_a_judge_captions_are_infra_and_are_not_offered() -> None:
     assert grounding["status"] == "ok"
     assert "captioning" not in RewardService().tasks()
     assert "captioning" in RewardService(JudgeThatSays()).tasks()
+
+
+def test_half_a_character_in_what_a_judge_says_costs_no_request() -> None:
+    reason, evidence = "because of \ud800", {"verdicts": ["\udfff", "é"]}
+
+    class Judge:
+        kind = "llm"
+
+        async def score(self, tasks: Sequence[JudgeTask], timeout_s: float) -> list[Score]:
+            return [Score(status="abstain", scores={}, reason=reason, evidence=evidence) for _ in tasks]
+
+    row = {**ROW, "task": "captioning", "text": "<answer>A dog.</answer>", "truth": {"caption": "A dog."}}
+    request = ScoreRequest.model_validate_json(json.dumps({"rows": [{**row, "think": False}]}))
+    (reply,) = asyncio.run(RewardService(Judge()).score(request))
+    assert (reply.status, reply.reason, reply.evidence) == ("abstain", "because of ?", {"verdicts": ["?", "é"]})
+    assert json.loads(REPLIES.dump_json([reply]))[0]["reason"] == "because of ?"
 
 
 def test_a_judge_that_hangs_costs_the_callers_deadline() -> None:

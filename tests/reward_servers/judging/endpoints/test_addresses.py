@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from reward_servers.judging.endpoints.addresses import Address
+from reward_servers.judging.endpoints.chat_call import ChatCaller
+from reward_servers.judging.endpoints.dialect import ChatQuestion
+from reward_servers.judging.endpoints.endpoints import checked_urls
 from reward_servers.judging.unusable import NEEDS_CHANGE
+from rlsys.config.run import ConfigError, JudgeConfig
 from tests.support.judge_calls import KEY, RIGHT, adapted, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer
+from tests.support.pace import patience
 
 pytestmark = pytest.mark.stack
 
@@ -46,6 +54,9 @@ def redirect(status: int, location: str) -> Fault:
         ("http://a/v1/chat/completions", "http://a/v1"),
         ("http://a/v1/chat/completions/", "http://a/v1"),
         ("http://a/v1/models", "http://a/v1"),
+        ("http://a/v1/responses", "http://a/v1"),
+        ("http://a//v1//", "http://a/v1"),
+        ("http://[::1]:80/v1?", "http://[::1]:80/v1"),
         ("http://a/openai/deployments/x/chat/completions?api-version=1", "http://a/openai/deployments/x"),
     ],
 )
@@ -136,6 +147,47 @@ def test_a_redirect_that_leads_to_no_endpoint_is_named(server: FaultServer, tmp_
     assert score.reason.startswith(NEEDS_CHANGE) and "HTTP 302" in score.reason
     assert ":p@" not in score.reason
     assert len(server.seen) == 1
+
+
+def test_redirects_that_all_differ_share_their_connections(server: FaultServer, tmp_path: Path) -> None:
+    server.route = None
+    server.rule = lambda seen: (
+        redirect(307, f"/v1/chat/completions?once={seen.number}") if "once" not in seen.path else None
+    )
+
+    async def clients() -> int:
+        caller = ChatCaller(judge_config(server, tmp_path), KEY)
+        question = ChatQuestion(system="s", user="u", schema={"type": "object", "properties": {}}, schema_name="n")
+        for _ in range(6):
+            await caller.call(server.url, question, patience(30.0))
+        count = len(caller._clients)
+        await caller.close()
+        return count
+
+    assert asyncio.run(clients()) == 1
+    assert {seen.path for seen in server.seen[1::2]} == {f"/v1/chat/completions?once={at}" for at in range(0, 12, 2)}
+
+
+def test_https_where_no_tls_is_spoken_needs_a_person(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        threading.Thread(target=answer_in_plain_text, args=(listener,), daemon=True).start()
+        config = JudgeConfig(urls=(url,), model="judge", cache_path=tmp_path / "verdicts.sqlite", max_attempts=3)
+        (score,) = judged(config, RIGHT)
+    assert (score.status, score.scores) == ("infra", {})
+    assert score.reason.startswith(f"{NEEDS_CHANGE}{url}: ") and "use http:// in reward.judge.urls" in score.reason
+
+
+def answer_in_plain_text(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_one_endpoint_in_two_spellings_is_refused() -> None:
+    with pytest.raises(ConfigError, match="each once"):
+        checked_urls(("http://a/v1", "http://a/v1/chat/completions"))
 
 
 def test_redirects_in_a_circle_end(server: FaultServer, tmp_path: Path) -> None:

@@ -189,6 +189,25 @@ SPELLINGS: dict[str, tuple[Refuses, Fault, str]] = {
         "inside the user's",
     ),
     "plain text": (has("temperature"), raw(400, "unknown field temperature"), "no temperature"),
+    "google: a keyword of the schema": (
+        form("json_schema"),
+        raw(
+            400,
+            [
+                {
+                    "error": {
+                        "code": 400,
+                        "message": 'Invalid JSON payload received. Unknown name "prefixItems" at '
+                        "'generation_config.response_schema': Cannot find field.",
+                    }
+                }
+            ],
+        ),
+        "json_object answers",
+    ),
+    "quoted role": (has_system, body(400, message="'system' role is not supported"), "inside the user's"),
+    "no valid role": (has_system, body(400, message="system is not a valid role"), "inside the user's"),
+    "only some roles": (has_system, body(422, message="Only 'user' and 'assistant' are valid roles"), "the user's"),
     "ollama: json mode": (
         form("json_schema"),
         body(400, message="invalid format: expected 'json_object' for response_format", type="api_error"),
@@ -247,6 +266,16 @@ def test_an_endpoint_that_takes_nothing_but_a_message_is_asked_in_its_way(
     (line,) = adapted(caplog)
     for said in ("text answers", "no max_tokens", "no temperature", "inside the user's"):
         assert said in line
+
+
+def test_an_endpoint_that_refuses_all_of_it_in_one_sentence_is_asked_in_its_way(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    said = "Unsupported: response_format, max_tokens, max_completion_tokens, temperature. No system messages, please."
+    server.rule = lambda seen: body(400, message=said) if picky(seen) else None
+    scores = judged(judge_config(server, tmp_path), *questions(2))
+    assert [score.scores for score in scores] == [{"consistency": 1.0}] * 2
+    assert set(server.seen[-1].body) == {"model", "messages"} and len(server.seen) == 6 + 2
 
 
 def test_a_parameter_that_is_refused_later_is_left_out_too(

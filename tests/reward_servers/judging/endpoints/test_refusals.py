@@ -48,6 +48,25 @@ def server() -> Iterator[FaultServer]:
         (429, "slow down", {}, "passing"),
         (402, {"message": "Insufficient Balance"}, {}, "quota"),
         (402, "", {}, "quota"),
+        (400, {"message": "Your credit balance is too low to access the Anthropic API."}, {}, "quota"),
+        (403, {"error": "Your team has either used all available credits or reached its limit"}, {}, "quota"),  # xAI
+        (429, {"message": "Your prepayment credits are depleted.", "code": 429}, {}, "quota"),  # Google
+        (400, {"code": "Arrearage", "message": "Access denied"}, {}, "quota"),  # Alibaba
+        (429, {"code": "1113", "message": "您的账户已欠费，请充值后重试。"}, {}, "quota"),  # Zhipu
+        (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, {}, "quota"),  # SiliconFlow
+        (
+            412,
+            {"message": "Account is suspended, possibly due to the monthly spending limit"},
+            {},
+            "quota",
+        ),  # Fireworks
+        (403, {"message": "Key limit exceeded (total limit)", "code": 403}, {}, "quota"),  # OpenRouter
+        (429, {"message": "You are using a Trial key, limited to 1000 API calls / month."}, {}, "quota"),  # Cohere
+        (429, {"message": "Your usage limit of tokens per minute is reached"}, {}, "passing"),
+        (429, {"message": "Quota exceeded for metric 'requests per minute'"}, {}, "passing"),
+        (400, {"message": "bad message: " + "He says that the bill is overdue. " * 20}, {}, "request"),
+        (400, "<html>The plain HTTP request was sent to HTTPS port</html>", {}, "place"),
+        (400, "Client sent an HTTP request to an HTTPS server.", {}, "place"),
         (403, {"message": "Your credit balance is too low to access the API."}, {}, "quota"),
         (400, {"code": "billing_hard_limit_reached", "message": "Billing hard limit has been reached"}, {}, "quota"),
         (401, {"message": "Incorrect API key provided", "code": "invalid_api_key"}, {}, "key"),
@@ -176,6 +195,29 @@ def test_an_hour_of_retry_after_is_logged_once_and_leaves_the_endpoint_alone(
     lines = [line for line in caplog.messages if "asks to be left alone" in line]
     assert len(lines) == 1 and "reward.max_pause_s" in lines[0] and server.url in lines[0]
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "Wed, 21 Oct 99999999999999999999 07:28:00 GMT",
+            "21 Oct 2026 07:28 +" + "9" * 30,
+            "soon",
+            "-1",
+            "1e9",
+            "NaN",
+        ),
+        *("Wed, 21 Oct 2026 07:28:99999999999999999999 GMT", "9" * 400, "", "2026-10-21T07:28:00Z", "1, 5"),
+    ],
+)
+@pytest.mark.parametrize("name", ["Retry-After", "retry-after-ms", "Date"])
+def test_a_pause_that_no_clock_has_is_none(server: FaultServer, tmp_path: Path, name: str, value: str) -> None:
+    later = () if name != "Date" else (("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),)
+    busy = Fault(status=429, headers=((name, value), *later))
+    server.rule = lambda seen: busy if seen.number == 0 else None
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 1.0})
 
 
 def test_nothing_that_listens_is_missing_data_and_not_final(server: FaultServer, tmp_path: Path) -> None:

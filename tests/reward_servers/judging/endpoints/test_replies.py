@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reward_servers.judging.endpoints.replies import NotJson, json_object
+from reward_servers.judging.endpoints.answer_text import MAX_ANSWER_CHARS
+from reward_servers.judging.unusable import is_final
 from tests.support.judge_calls import RIGHT, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer
 
@@ -40,6 +41,17 @@ READ = {
     "latex before": rf"\frac{{1}}{{2}} and \boxed{{B}}: {NO}",
     "another spelling": '{"reason": "", "verdict": " Inconsistent "}',
     "byte-order mark": f"\ufeff{NO}",
+    "a comma too many": f"{NO[:-1]},}}",
+    "single quotes in a fence": "```python\n{'reason': \"it's not\", 'verdict': 'inconsistent',}\n```",
+    "a raw line end in a text": NO.replace("does not", "does\nnot"),
+    "in a string": json.dumps(NO),
+    "in a list": f"[{NO}]",
+    "after thinking": f"<thinking>{YES}</thinking>\n{NO}",
+    "after a model's own tag": f"<seed:think>{YES}</seed:think>{NO}",
+    "after Mistral's tag": f"[THINK]{YES}[/THINK]{NO}",
+    "in the last channel": f"<|channel|>analysis<|message|>{YES}<|end|><|channel|>final<|message|>{NO}",
+    "without a reason": '{"verdict": "inconsistent"}',
+    "with a full stop": '{"reason": "", "verdict": "INCONSISTENT."}',
 }
 
 
@@ -63,6 +75,10 @@ UNREAD = {
     "braces": "{" * 100_000,
     "deep": '{"a":[' * 100_000,
     "starts": '{"a" ' * 100_000,
+    "a key twice in single quotes": "{'verdict': 'consistent', 'verdict': 'inconsistent'}",
+    "an expression": "{'reason': '', 'verdict': 'consistent' if 1 else 'inconsistent'}",
+    "two in single quotes": "{'verdict': 'consistent'} {'verdict': 'inconsistent'}",
+    "longer than any answer": json.dumps({"reason": "x" * MAX_ANSWER_CHARS, "verdict": "consistent"}),
 }
 
 
@@ -84,6 +100,13 @@ def test_an_answer_that_is_not_clear_is_missing_data(server: FaultServer, tmp_pa
         {"content": [{"type": "text", "text": NO[:10]}, {"type": "text", "text": NO[10:]}]},
         {"content": NO, "reasoning_content": YES},
         {"content": NO, "reasoning": {"effort": "low"}, "tool_calls": None, "audio": None},
+        {"content": json.loads(NO)},
+        {"content": [NO]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": YES}]}, {"type": "text", "text": NO}]},
+        {"content": None, "tool_calls": [{"type": "function", "function": {"name": "answer", "arguments": NO}}]},
+        {"content": "", "tool_calls": [{"function": {"name": "answer", "arguments": json.loads(NO)}}]},
+        {"content": NO, "refusal": False},
+        {"content": NO, "refusal": []},
     ],
 )
 def test_an_answer_is_found_where_servers_put_it(server: FaultServer, tmp_path: Path, fields: dict) -> None:
@@ -133,7 +156,7 @@ def test_an_error_with_status_200_counts_as_what_it_says(
     assert len(server.seen) == calls
 
 
-@pytest.mark.parametrize("reason", ["length", "max_tokens"])
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS"])
 def test_a_cut_answer_gets_one_more_try_with_more_tokens(server: FaultServer, tmp_path: Path, reason: str) -> None:
     server.rule = lambda seen: Fault(content=YES, finish_reason=reason) if seen.body["max_tokens"] < 2048 else None
     (score,) = judged(judge_config(server, tmp_path, max_output_tokens=1024), RIGHT)
@@ -177,8 +200,75 @@ def test_a_filtered_answer_is_an_abstention(server: FaultServer, tmp_path: Path)
     assert (score.status, score.scores) == ("abstain", {})
 
 
-@pytest.mark.parametrize("size", [10_000, 20_000, 40_000])
-def test_a_hostile_answer_is_read_in_bounded_steps(size: int) -> None:
-    for start in ('{"a":', '{"', "{", '{"a":[', "<think>", "```json"):
-        with pytest.raises(NotJson):
-            json_object(start * size)
+def test_two_calls_of_a_tool_are_no_answer(server: FaultServer, tmp_path: Path) -> None:
+    calls = [{"function": {"name": "answer", "arguments": text}} for text in (YES, NO)]
+    server.rule = lambda _: Fault(message_fields=(("content", None), ("tool_calls", calls)))
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("malformed", {})
+
+
+def completion(**fields: object) -> bytes:
+    """A completion with the answer NO. fields: of its top."""
+    return json.dumps({"choices": [{"message": {"content": NO}, "finish_reason": "stop"}], **fields}).encode()
+
+
+READ_BODIES = {
+    "tokens as a float": completion(usage={"total_tokens": 12.5}),
+    "tokens as a text": completion(usage={"total_tokens": "many"}),
+    "tokens below zero": completion(usage={"total_tokens": -5}),
+    "usage as a list": completion(usage=[]),
+    "usage as a text": completion(usage="none"),
+    "an ending that is a number": completion().replace(b'"stop"', b"0"),
+    "an ending that is an object": completion().replace(b'"stop"', b'{"type": "stop"}'),
+    "byte-order mark": b"\xef\xbb\xbf" + completion(),
+    "Latin-1": completion().replace(b"it does", b"\xe9"),
+    "white space around": b"\n\n  " + completion() + b"\n",
+}
+
+
+@pytest.mark.parametrize("form", READ_BODIES)
+def test_what_stands_around_an_answer_may_have_any_form(server: FaultServer, tmp_path: Path, form: str) -> None:
+    server.rule = lambda _: Fault(body=READ_BODIES[form])
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 0.0}), score.reason
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("size", [1, 40, -1])
+def test_a_reply_that_broke_off_may_pass_although_none_came_before(
+    server: FaultServer, tmp_path: Path, size: int
+) -> None:
+    server.rule = lambda _: Fault(body=completion()[:size])
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("infra", {})
+    assert "HTTP 200 with broken JSON: '{" in score.reason and not is_final(score.reason)
+    assert len(server.seen) == 3
+
+
+@pytest.mark.parametrize("content", [NO, NO[:20], ""])
+def test_an_endpoint_that_gives_up_in_the_middle_is_asked_again(
+    server: FaultServer, tmp_path: Path, content: str
+) -> None:
+    choice = {"error": {"code": 502, "message": "provider died"}, "finish_reason": "error"}
+    broken = json.dumps({"choices": [{**choice, "message": {"content": content}}]}).encode()
+    server.rule = lambda seen: Fault(body=broken) if seen.number < 3 else None
+    first, second = judged(judge_config(server, tmp_path), *questions(2))
+    assert (first.status, first.scores) == ("infra", {})
+    assert "gave up in the middle of the answer" in first.reason and "provider died" in first.reason
+    assert second.status == "ok"
+
+
+@pytest.mark.parametrize("code", ["9" * 5000, "\u00b2", "-1", [], {"a": 1}, 4.5])
+def test_an_error_code_of_any_form_is_no_status(server: FaultServer, tmp_path: Path, code: object) -> None:
+    body = json.dumps({"error": {"code": code, "message": "out of order"}}).encode()
+    server.rule = lambda _: Fault(body=body)
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("infra", {})
+    assert "HTTP 500: out of order" in score.reason and not is_final(score.reason)
+
+
+def test_a_refusal_of_any_length_is_said_in_short(server: FaultServer, tmp_path: Path) -> None:
+    server.rule = lambda _: Fault(refusal="http://host/?token=abc " * 300_000)
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("abstain", {})
+    assert len(score.reason) < 500 and "abc" not in score.reason

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from reward_servers.judging.endpoints.reply_bounds import MAX_REPLY_BYTES
-from tests.support.judge_calls import RIGHT, judge_config, judged
+from reward_servers.judging.unusable import is_final
+from tests.support.judge_calls import RIGHT, judge_config, judged, questions
 from tests.support.judge_fault_server import Fault, FaultServer
 
 pytestmark = pytest.mark.stack
 
 MIB = 1 << 20
+ANSWER = b'{"choices": [{"message": {"content": "{\\"reason\\": \\"\\", \\"verdict\\": \\"consistent\\"}"}}]}'
 HEAD = b'{"choices": [{"message": {"content": "'
 
 
@@ -82,6 +84,45 @@ def test_a_compression_that_was_not_offered_is_named(server: FaultServer, tmp_pa
     assert {seen.headers["accept-encoding"] for seen in server.seen} == {"gzip, identity"}
 
 
+def test_compression_that_was_not_offered_by_an_endpoint_that_never_answered_needs_a_person(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    server.rule = lambda seen: (
+        Fault(body=b"?", headers=(("Content-Encoding", "br"),)) if seen.number in (0, 2) else None
+    )
+    first, second, third = judged(judge_config(server, tmp_path, breaker_open_s=0.1), *questions(3))
+    assert is_final(first.reason) and "turn that compression off" in first.reason and first.scores == {}
+    assert (second.status, third.status) == ("ok", "ok")
+
+
+@pytest.mark.parametrize("lost", [1, 4, 12, 40])
+def test_compressed_data_that_broke_off_is_asked_for_again(server: FaultServer, tmp_path: Path, lost: int) -> None:
+    data = gzip.compress(ANSWER)[:-lost]
+    server.rule = lambda seen: Fault(body=data, headers=(("Content-Encoding", "gzip"),)) if seen.number == 0 else None
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 1.0})
+    assert len(server.seen) == 2
+
+
+def test_gzip_in_several_members_is_one_reply(server: FaultServer, tmp_path: Path) -> None:
+    data = gzip.compress(ANSWER[:30]) + gzip.compress(b"") + gzip.compress(ANSWER[30:]) + b"\0" * 100
+    server.rule = lambda _: Fault(body=data, headers=(("Content-Encoding", "gzip"),))
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, score.scores) == ("ok", {"consistency": 1.0})
+
+
+@pytest.mark.parametrize("charset", ["hex", "idna", "undefined", "utf-16", "punycode", "no-such-thing"])
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_charset_of_any_name_does_not_change_what_an_error_says(
+    server: FaultServer, tmp_path: Path, charset: str, status: int
+) -> None:
+    kind = (("Content-Type", f"text/plain; charset={charset}"),)
+    server.rule = lambda _: Fault(status=status, body=b"out \xff of order", headers=kind)
+    (score,) = judged(judge_config(server, tmp_path, max_attempts=1), RIGHT)
+    assert (score.status, score.scores) == ("infra", {})
+    assert f"HTTP {status}: out \ufffd of order" in score.reason
+
+
 def test_damaged_compression_is_named(server: FaultServer, tmp_path: Path) -> None:
     server.rule = lambda _: Fault(body=b"not gzip at all", headers=(("Content-Encoding", "gzip"),))
     _, reason = peak_of(server, tmp_path)
@@ -89,7 +130,6 @@ def test_damaged_compression_is_named(server: FaultServer, tmp_path: Path) -> No
 
 
 def test_an_ordinary_compressed_reply_is_read(server: FaultServer, tmp_path: Path) -> None:
-    answer = b'{"choices": [{"message": {"content": "{\\"reason\\": \\"\\", \\"verdict\\": \\"consistent\\"}"}}]}'
-    server.rule = lambda _: Fault(body=gzip.compress(answer), headers=(("Content-Encoding", "gzip"),))
+    server.rule = lambda _: Fault(body=gzip.compress(ANSWER), headers=(("Content-Encoding", "gzip"),))
     (score,) = judged(judge_config(server, tmp_path), RIGHT)
     assert (score.status, score.scores) == ("ok", {"consistency": 1.0})
