@@ -55,6 +55,7 @@ COLD_START_STEPS, GRPO_STEPS, GRPO_PROMPTS = 800, 100, 8
 STAGES = {"cold_start": "cold start", "grpo": "GRPO on two rounds"}
 PROTOCOL, RIGHT, GROUNDED = "grounded_qa/paper", "accuracy", "miou"
 """How answers are scored, and its metrics: of the colours and of the periods of the bar."""
+EQUAL = "one round, equal tokens"
 FAMILY: FamilyName = "qwen3_vl"
 SPACING_S = DURATION_S / NUM_FRAMES
 GRID_S = 0.5
@@ -257,24 +258,34 @@ def _points(
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw the median accuracy against the visual tokens of a row, by stage."""
+    """Draw the accuracy against the visual tokens of a row, by stage: the median of the seeds, and their range."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
     for colour, (stage, title) in zip(("tab:blue", "tab:orange"), STAGES.items(), strict=True):
-        for name, points in _points(results, stage, RIGHT).items():
-            middle = np.median(np.array(points), axis=0)
-            marker = {"model": "o", "one round, equal tokens": "s", "oracle window": "^"}.get(name, "x")
-            style = "-" if name == "model" else "--"
-            label = f"{title}, {'rounds' if name == 'model' else name}"
-            axes.plot(middle[:, 0], middle[:, 1], style, marker=marker, color=colour, label=label)
-    axes.set_xlabel("visual tokens a row, all rounds so far")
-    axes.set_ylabel("accuracy, median over the seeds")
+        series = {name: np.array(points) for name, points in _points(results, stage, RIGHT).items()}
+        for name, points in series.items():
+            if name == EQUAL:
+                points = np.concatenate([series["model"][:, :1], points], axis=1)  # the first round is one round
+            middle = np.median(points, axis=0)
+            below, above = middle[:, 1] - points[..., 1].min(axis=0), points[..., 1].max(axis=0) - middle[:, 1]
+            axes.errorbar(
+                middle[:, 0],
+                middle[:, 1],
+                yerr=[below, above],
+                capsize=3,
+                color=colour,
+                marker={"model": "o", EQUAL: "s", "oracle window": "^"}.get(name, "x"),
+                linestyle="-" if name == "model" else "--",
+                label=f"{title}: {'rounds' if name == 'model' else name}",
+            )
+    axes.set_xlabel("visual tokens of a row, all rounds so far")
+    axes.set_ylabel("accuracy: median and range of the seeds")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right center", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
