@@ -210,6 +210,11 @@ class Rollout:
     generate_s: float
 
     @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of its tokens, in (0, 1]."""
+        return float(np.exp(self.response_logprobs.mean(dtype=np.float64)))
+
+    @property
     def weight_version(self) -> int:
         """Version of the oldest weights that sampled a token of it."""
         return int(self.token_versions[0])

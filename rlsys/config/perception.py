@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlsys.config.part import Part
 
@@ -40,12 +40,23 @@ class PerceptionConfig(Part):
     stop: tuple[Literal["clue_stable", "answer_repeated"], ...] = ()
     """When a row is not asked again before its rounds are used up: its clue overlaps the one before by an IoU of
     `stable_iou` (clue_stable), or its answer is the one before (answer_repeated)."""
+    min_confidence: float = Field(default=0, ge=0, le=1)
+    """Geometric mean of a response's token probabilities from which on answer_repeated ends a row; 0: always."""
     stable_iou: float = Field(default=0.9, gt=0, le=1)
     """IoU of two successive clues from which on they count as the same."""
     clue_coef: float = Field(default=0.5, ge=0)
     """In training: what the clue of a round counts beside its trajectory, both as advantages."""
     improvement_coef: float = Field(default=0.5, ge=0)
     """In training: what the gain in IoU over the clue of the round before adds to that of a clue."""
+
+    @model_validator(mode="after")
+    def _has_a_repeated_answer(self) -> PerceptionConfig:
+        if self.min_confidence and "answer_repeated" not in self.stop:
+            raise ValueError(
+                f"perception.min_confidence={self.min_confidence:g}: only a repeated answer is asked for it; add "
+                "answer_repeated to perception.stop, or leave it 0."
+            )
+        return self
 
     @field_validator("max_frames")
     @classmethod

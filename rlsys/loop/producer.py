@@ -178,10 +178,10 @@ class GroupProducer(Answerer):
         self, item: PromptItem, whole: WholeClip | None, first: Rollout, sampling: Sampling
     ) -> list[LaterRound]:
         """Return the later rounds of a response. One that cannot be shown ends them: the answer before stands."""
-        texts, looks, scoring = [first.text], [], []
+        responses, looks, scoring = [(first.text, first.confidence)], [], []
         try:
-            while isinstance(shown := shown_after(item, whole, texts, self._next_turn), Show):
-                number = len(texts) + 1
+            while isinstance(shown := shown_after(item, whole, responses, self._next_turn), Show):
+                number = len(responses) + 1
                 asked = item_of(item, shown)
                 try:
                     prompt, clips = await self._prepare(asked, {})
@@ -190,7 +190,8 @@ class GroupProducer(Answerer):
                     break
                 seed = round_seed(sampling, first.sample_index, number)
                 group = await self._generated(asked, prompt, clips, replace(sampling, num_samples=1, seed=seed))
-                texts.append(group.rollouts[0].text)
+                (rollout,) = group.rollouts
+                responses.append((rollout.text, rollout.confidence))
                 looks.append((None if shown.clue is None else shown.clue.to_json(), shown.reason))
                 scoring.append(asyncio.create_task(self._scorer.score(group, {})))
             scores = await asyncio.gather(*scoring)

@@ -38,11 +38,13 @@ class Round:
 
     text: the response.  clue: that it was shown around; None for an even look at the whole.
     reason: why it was shown as it was, where that is not what the response before asked for; "" otherwise.
+    confidence: geometric mean of the probabilities of the response's tokens; 1 for a text that was not sampled.
     """
 
     text: str
     clue: Clue | None = None
     reason: str = ""
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +78,21 @@ def item_of(item: PromptItem, shown: Show) -> PromptItem:
     return replace(item, media=shown.media, media_texts=shown.media_texts, note=shown.note)
 
 
-def shown_after(item: PromptItem, whole: WholeClip | None, texts: Sequence[str], next_turn: NextTurn) -> Show | Stop:
+def shown_after(
+    item: PromptItem, whole: WholeClip | None, responses: Sequence[tuple[str, float]], next_turn: NextTurn
+) -> Show | Stop:
     """Return what follows these responses of a row, one for each round, all of which but the last were followed by one.
 
-    whole: what the first look told of the clip. Raises ValueError if the rounds stop before the last response.
+    whole: what the first look told of the clip.  responses: (text, confidence) of each, see `Round`.
+    Raises ValueError if the rounds stop before the last response.
     """
     rounds: list[Round] = []
     shown: Show | Stop | None = None
-    for text in texts:
+    for text, confidence in responses:
         if isinstance(shown, Stop):
             raise ValueError(f"{item.prompt_id}: no round follows round {len(rounds)}: {shown.reason}")
         clue, reason = (None, "") if shown is None else (shown.clue, shown.reason)
-        rounds.append(Round(text=text, clue=clue, reason=reason))
+        rounds.append(Round(text=text, clue=clue, reason=reason, confidence=confidence))
         shown = next_turn(item, whole, rounds)
     if shown is None:
         raise ValueError(f"{item.prompt_id}: a round follows a response, and none was given.")
@@ -115,7 +120,8 @@ def look_again(
         agreement = clue_iou(found, last.clue)
         if agreement >= perception.stable_iou:
             return Stop(reason=f"the clue is stable (IoU {agreement:.2f} with the one before)")
-    if "answer_repeated" in perception.stop and is_repeated(item, rounds, reading):
+    is_sure = last.confidence >= perception.min_confidence
+    if "answer_repeated" in perception.stop and is_sure and is_repeated(item, rounds, reading):
         return Stop(reason="the answer is the one before")
     answer = carried(last.text) if perception.carry == "clue_and_answer" else ""
     if found is None:

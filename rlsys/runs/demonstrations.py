@@ -90,7 +90,7 @@ def later_item(config: RunConfig, one: WrittenResponse) -> PromptItem:
     except ClipError as error:
         raise ConfigError(f"{one.where}: a later round needs the length of its clip: {error}") from error
     try:
-        shown = shown_after(one.item, whole_of(one.item.media, infos), one.earlier, turn)
+        shown = shown_after(one.item, whole_of(one.item.media, infos), [(text, 1.0) for text in one.earlier], turn)
     except ValueError as error:  # they stop before the last one
         shown = Stop(reason=str(error))
     if isinstance(shown, Stop):

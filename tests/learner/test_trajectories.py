@@ -85,7 +85,9 @@ def trajectory_group(folder: Path, video: Path) -> ScoredGroup:
     later = []
     for index, texts in enumerate(TEXTS):
         for number in range(2, len(texts) + 2):
-            shown = shown_after(item, whole, texts[: number - 1], next_turn_of(config.perception, "lenient"))
+            shown = shown_after(
+                item, whole, [(text, 1.0) for text in texts[: number - 1]], next_turn_of(config.perception, "lenient")
+            )
             assert isinstance(shown, Show)
             group = asked(item_of(item, shown), folder, rng, size=1)
             later.append(LaterRound(sample_index=index, number=number, scored=make_scored(group, [rng.random()])))

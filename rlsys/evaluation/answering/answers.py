@@ -32,6 +32,7 @@ class Answer:
     prompt_tokens: number of tokens of the prompt with its media; 0 if the endpoint did not say.
     num_frames: of the clips that were shown.  frame_pixels: height x width of a frame, the mean over them.
     seconds: of generation.
+    confidence: of the first text, see `Rollout.confidence`; 1 if it is not known.
     look: of a row that is answered round by round, what the file keeps of the round: "clue", "reason", "stopped",
     "visual_tokens", "decode_s" and, in the first round, "whole"; None elsewhere.
     shown: the clips, while the answer is new; files have none.
@@ -45,6 +46,7 @@ class Answer:
     num_frames: int = 0
     frame_pixels: int = 0
     seconds: float = 0.0
+    confidence: float = 1.0
     look: Json = None
     shown: Shown | None = field(default=None, compare=False)
 
@@ -61,6 +63,7 @@ def answer_of(group: RolloutGroup) -> Answer:
         num_frames=num_frames,
         frame_pixels=frame_pixels,
         seconds=first.generate_s,
+        confidence=first.confidence,
         shown=Shown(
             clips=tuple(clip.info for clip in group.clips), decode_s=sum(clip.decode_s for clip in group.clips)
         ),

@@ -259,7 +259,10 @@ def _round_of(answer: Answer) -> Round:
     look = answer.look or {}
     clue = look.get("clue")
     return Round(
-        text=answer.texts[0], clue=None if clue is None else Clue.from_json(clue), reason=look.get("reason", "")
+        text=answer.texts[0],
+        clue=None if clue is None else Clue.from_json(clue),
+        reason=look.get("reason", ""),
+        confidence=answer.confidence,
     )
 
 

@@ -49,17 +49,18 @@ class SavedGroup:
         infos: of the clips of the first round. Raises RolloutsDiffer if the saved rounds cannot follow each other.
         """
         whole = whole_of(item.media, infos)
-        texts = {rollout.sample_index: [rollout.text] for rollout in self.rollouts}
+        responses = {one.sample_index: [(one.text, one.confidence)] for one in self.rollouts}
         found = []
         for one in self.later:
-            shown = shown_after(item, whole, texts[one.sample_index], next_turn)
+            shown = shown_after(item, whole, responses[one.sample_index], next_turn)
             if isinstance(shown, Stop):
                 raise RolloutsDiffer(
                     f"prompt {self.prompt_index} ({self.prompt_id}): response {one.sample_index} has a round "
                     f"{one.number}, but would stop before it now ({shown.reason}), so the data or section `perception` "
                     f"have changed. Remove the run's folder `{FOLDER}` to sample again."
                 )
-            texts[one.sample_index].append(one.group.rollouts[0].text)
+            (rollout,) = one.group.rollouts
+            responses[one.sample_index].append((rollout.text, rollout.confidence))
             found.append(item_of(item, shown))
         return found
 

@@ -25,6 +25,8 @@ def test_one_round_is_the_default() -> None:
         ({"key_ratio": 1.0}, "perception.key_ratio"),
         ({"rule": "dense"}, "perception.rule"),
         ({"stop": ["bored"]}, "perception.stop"),
+        ({"min_confidence": 1.1}, "perception.min_confidence"),
+        ({"min_confidence": 0.5}, "perception.min_confidence=0.5: .* answer_repeated"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(perception: dict[str, Any], message: str) -> None:

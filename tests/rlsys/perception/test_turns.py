@@ -12,7 +12,17 @@ from rlsys.perception.choose import first_item, largest_items, next_turn_of
 from rlsys.perception.clues import Clue, clue_iou, clue_of, true_clue
 from rlsys.perception.controls import largest_one_round, one_round, oracle_window, random_window
 from rlsys.perception.media import WholeClip, frame_budget, whole_clip
-from rlsys.perception.turns import MAX_CARRIED_CHARS, Round, Show, Stop, carried, item_of, look_again, seconds
+from rlsys.perception.turns import (
+    MAX_CARRIED_CHARS,
+    Round,
+    Show,
+    Stop,
+    carried,
+    item_of,
+    look_again,
+    seconds,
+    shown_after,
+)
 from rlsys.perception.zoom import zoom
 from rlsys.types import ClipInfo, ImageSpec, PromptItem, VideoSpec
 
@@ -158,6 +168,18 @@ def test_a_row_stops_with_a_reason(
 def test_neither_another_clue_nor_another_answer_stops_a_row() -> None:
     rounds = (PERIOD, Round(text="<answer>10.0 to 12.0</answer>", clue=Clue(periods=((4.0, 8.0),))))
     assert isinstance(looked(grounding(), *rounds, stop=("clue_stable", "answer_repeated")), Show)
+
+
+@pytest.mark.parametrize(("confidence", "kind"), [(0.79, Show), (0.8, Stop), (1.0, Stop)])
+def test_a_repeated_answer_ends_a_row_only_if_the_model_is_sure_of_it(confidence: float, kind: type) -> None:
+    rounds = (Round(text=PERIOD, confidence=0.1), Round(text=PERIOD, confidence=confidence))
+    assert isinstance(looked(grounding(), *rounds, stop=("answer_repeated",), min_confidence=0.8), kind)
+
+
+def test_the_confidence_of_a_response_reaches_the_turn_after_it() -> None:
+    turn = next_turn_of(PerceptionConfig(rounds=3, stop=("answer_repeated",), min_confidence=0.8), "paper")
+    assert isinstance(shown_after(grounding(), WHOLE, [(PERIOD, 0.9), (PERIOD, 0.7)], turn), Show)
+    assert isinstance(shown_after(grounding(), WHOLE, [(PERIOD, 0.7), (PERIOD, 0.9)], turn), Stop)
 
 
 def test_the_answer_is_carried_over_only_where_the_config_says_so() -> None:

@@ -6,13 +6,15 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlsys.errors import RowUnusable, UserError
-from rlsys.evaluation.answering.answers import Answer, AnswersFile
+from rlsys.evaluation.answering.answers import Answer, AnswersFile, answer_of
 from rlsys.evaluation.answering.modes import Mode, evenly_spaced, modes_of
 from rlsys.evaluation.answering.responders import collect_answers
 from rlsys.types import ImageSpec, PromptItem, Sampling
+from tests.support.factories import make_group
 
 IDENTITY = {"model": "abc", "rows": "1"}
 
@@ -49,6 +51,17 @@ class Scripted:
 
     def check(self) -> None:
         pass
+
+
+def test_a_file_keeps_how_sure_the_model_was(tmp_path: Path) -> None:
+    group = make_group("set:0", num_rollouts=1)
+    group.rollouts[0].response_logprobs[:] = np.log([0.9, 0.8, 0.3])
+    answer = answer_of(group)
+    assert answer.confidence == pytest.approx(0.6)  # the cube root of 0.216
+    with AnswersFile(tmp_path / "answers.jsonl", IDENTITY) as file:
+        file.add(answer)
+    with AnswersFile(tmp_path / "answers.jsonl", IDENTITY) as file:
+        assert file.answers["set:0"].confidence == answer.confidence
 
 
 def test_a_killed_evaluation_continues_and_asks_no_row_twice(tmp_path: Path) -> None:
