@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.spec import LearnerSpec
+from rlsys.config.run import LearnerConfig, ModelConfig
 from rlsys.errors import CheckpointError
 
 LAYOUT_FILE = "layout.json"
@@ -22,14 +22,14 @@ class Layout:
     trained: str
 
 
-def layout_of(spec: LearnerSpec, num_ranks: int) -> Layout:
+def layout_of(model: ModelConfig, learner: LearnerConfig, num_ranks: int) -> Layout:
     """Return the layout of the checkpoints that a learner saves."""
-    learner, lora = spec.learner, spec.learner.lora
+    lora = learner.lora
     if lora.rank:
         trained = f"LoRA of rank {lora.rank} on {', '.join(sorted(lora.targets))}"
     else:
         trained = f"all but {', '.join(sorted(learner.frozen_parts)) or 'nothing'}"
-    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=spec.model.dtype, trained=trained)
+    return Layout(num_ranks=num_ranks, zero_stage=learner.zero_stage, dtype=model.dtype, trained=trained)
 
 
 def read_layout(folder: Path) -> Layout:

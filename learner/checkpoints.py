@@ -40,7 +40,7 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
     with _failures_noted(engine, problems):
         engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
     if dist.get_rank() == 0 and not problems:
-        layout = layout_of(spec, dist.get_world_size())
+        layout = layout_of(spec.model, spec.learner, dist.get_world_size())
         try:
             (folder / LAYOUT_FILE).write_text(json.dumps(asdict(layout), indent=2) + "\n")
         except OSError as error:
@@ -87,12 +87,14 @@ def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) 
     """
     saved = read_layout(folder)
     with data_only():
-        if must_reshard(saved, layout_of(spec, dist.get_world_size()), folder):
+        if must_reshard(saved, layout_of(spec.model, spec.learner, dist.get_world_size()), folder):
             _restore_resharded(engine, spec, folder)
         else:
             # frozen weights are not in the checkpoint
             engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
     engine.lr_scheduler.apply_settings(spec.train)  # last, because the optimizer's state is loaded after the schedule's
+    # below stage 3, and in 16 bit without ZeRO, DeepSpeed restores the clipping of the checkpoint (as of 0.19.8)
+    engine.optimizer.clip_grad = spec.train.max_grad_norm
 
 
 def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:

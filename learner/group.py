@@ -222,7 +222,9 @@ class LearnerGroup:
 
         Raises CheckpointError, with the ranks unchanged, if there is no checkpoint, it does not fit or contains code.
         """
-        must_reshard(read_layout(Path(folder)), layout_of(self._loaded, self.num_ranks), Path(folder))
+        must_reshard(
+            read_layout(Path(folder)), layout_of(self._loaded.model, self._loaded.learner, self.num_ranks), Path(folder)
+        )
         self._call("require_data", Path(folder))
         self._call("restore", Path(folder))
 

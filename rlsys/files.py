@@ -6,10 +6,12 @@ New content is written to a temporary name, flushed to disk, and renamed over th
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 UNFINISHED = ".tmp-"
 """Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
@@ -76,6 +78,18 @@ def require_regular(path: Path) -> None:
     """Raise OSError for what exists and is no regular file, before it is opened: a FIFO would never return."""
     if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return the content of a small JSON file.
+
+    Raises OSError if it cannot be read or is not a regular file, ValueError if it is not JSON, however deeply nested.
+    """
+    require_regular(path)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def rename_synced(source: Path, target: Path) -> None:

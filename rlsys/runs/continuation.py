@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlsys.config.run import RunConfig
+from rlsys.config.run import ConfigError, RunConfig
+from rlsys.errors import UserError
 from rlsys.hub import snapshot_of
 from rlsys.loop.state import RunState
-from rlsys.runs.inputs.identity import changed_settings, identity, require_same
+from rlsys.runs.inputs.identity import BASE_MODEL, Identity, changed_settings, identity, require_same
 from rlsys.runs.records.run_file import RUN_FILE, RunFile, read_run_file
 from rlsys.types import PromptItem
 from rlsys.urls import masked_tree
@@ -23,6 +24,8 @@ PARENT_TAG = "rlsys.parent_run_id"
 PARENT_CHECKPOINT_TAG = "rlsys.parent_checkpoint"
 CHANGES_TAG = "rlsys.allowed_changes"
 SETTINGS_TAG = "rlsys.changed_settings"
+RUN_NAME_TAG = "mlflow.runName"
+"""MLflow's own tag, which renames a run when it is set."""
 MODEL_TAG = "rlsys.base_model"
 MAX_TAG_CHARACTERS = 4000  # MLflow refuses longer tags than 8,000
 
@@ -76,20 +79,30 @@ class Start:
 
 
 def describe_start(
-    config: RunConfig, point: ResumePoint, items: Sequence[PromptItem], *, command: str, allow_changes: bool
+    config: RunConfig,
+    point: ResumePoint,
+    items: Sequence[PromptItem],
+    *,
+    command: str,
+    allow_changes: bool,
+    more_identity: Identity | None = None,
 ) -> Start:
     """Compare a continued run with its latest start and return what is recorded of this one.
 
     items: the rows that are trained on. Settings that may change take effect and are reported. Raises ConfigError if
-    the base model, the data, the seed, the group size or what is trained differ, unless `allow_changes`.
+    the base model, the data, the seed, the group size, the rounds or what is trained differ, unless `allow_changes`,
+    and CheckpointError if the learner could not load the checkpoint as configured.
+    more_identity: what else must not change.
     """
-    now = identity(config, items)
+    now = {**identity(config, items), **(more_identity or {})}
     tags: dict[str, str] = {}
     if (snapshot := snapshot_of(config.model.path)) is not None:
         tags[MODEL_TAG] = str(snapshot)
     if point.is_new and point.checkpoint:
         tags[PARENT_CHECKPOINT_TAG] = str(point.checkpoint)
         tags[PARENT_TAG] = point.parent_run_id
+        if other := _other_base(config, point.checkpoint, now, allow_changes=allow_changes):
+            tags[CHANGES_TAG] = other
     if not point.is_new and (config.output_dir / RUN_FILE).exists():
         before = read_run_file(config.output_dir)
         if allowed := require_same(before.identity, now, allow_changes=allow_changes):
@@ -99,5 +112,45 @@ def describe_start(
         if changed := list(changed_settings(old, new)):
             log.info("settings that differ from the run's latest start: %s", "; ".join(changed))
             tags[SETTINGS_TAG] = "\n".join(changed)[:MAX_TAG_CHARACTERS]
+        if before.config.tracking.run_name != config.tracking.run_name:
+            tags[RUN_NAME_TAG] = config.tracking.run_name or config.output_dir.resolve().name
+    if point.checkpoint:
+        _require_fit(config, point.checkpoint)
     num_rows = Counter(item.source for item in items)
     return Start(command=command, identity=now, tags=tags, num_rows=num_rows)
+
+
+def _other_base(config: RunConfig, checkpoint: Path, now: Identity, *, allow_changes: bool) -> str:
+    """Return how the base model differs from that of a forked checkpoint without the weights that were not trained.
+
+    "" if it does not, or if all weights are in the checkpoint. Raises ConfigError for another one, unless
+    `allow_changes`: adapters and heads that were trained on one model are noise on another.
+    """
+    learner, parent = config.learner, checkpoint.resolve().parent.parent
+    if not learner.untrained_parts or not (parent / RUN_FILE).exists():
+        return ""
+    try:
+        before = read_run_file(parent).identity.get(BASE_MODEL, now[BASE_MODEL])
+    except UserError as error:
+        log.warning("cannot tell whether %s was trained on the same base model: %s", checkpoint, error)
+        return ""
+    if before == now[BASE_MODEL]:
+        return ""
+    changed = f"{BASE_MODEL}: was {before}, is {now[BASE_MODEL]}"
+    if not allow_changes:
+        raise ConfigError(
+            f"--from {checkpoint}: it holds only the weights that were trained, and the others come from another model "
+            f"now, {changed}; set model.path to the model of {parent}, or add --allow-changes, which is recorded in "
+            "MLflow."
+        )
+    return changed
+
+
+def _require_fit(config: RunConfig, checkpoint: Path) -> None:
+    """Raise CheckpointError if the learner could not load the checkpoint, which it finds out once all has started."""
+    from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
+
+    folder = checkpoint / "deepspeed"
+    if (folder / LAYOUT_FILE).exists():
+        wanted = layout_of(config.model, config.learner, config.learner.num_ranks)
+        must_reshard(read_layout(folder), wanted, folder)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +12,7 @@ from pathlib import Path
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
 from rlsys.evaluation.runner import evaluate
+from rlsys.files import read_json
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.continuation import ResumePoint, StartOptions
@@ -56,7 +57,7 @@ def _point_in_run(config: RunConfig, resume: Path, allow_changes: bool) -> Resum
     except CheckpointDamaged:
         raise  # there are checkpoints: starting from the beginning would discard their steps
     except CheckpointError:
-        if Path(resume).resolve() != Path(config.output_dir).resolve():
+        if os.path.realpath(resume) != os.path.realpath(config.output_dir):
             raise
         mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
         log.warning("%s has no checkpoint yet; the run starts from the beginning", resume)
@@ -102,7 +103,7 @@ def _too_many_steps(option: str, path: Path, step: int, config: RunConfig) -> st
 
 
 def _is_own(config: RunConfig, checkpoint: Path) -> bool:
-    return checkpoint.resolve().parent.parent == Path(config.output_dir).resolve()
+    return Path(os.path.realpath(checkpoint)).parent.parent == Path(os.path.realpath(config.output_dir))
 
 
 def _require_command(config: RunConfig, command: str) -> None:
@@ -122,8 +123,8 @@ def has_ended(config: RunConfig, point: ResumePoint) -> bool:
     if point.checkpoint is None or point.state.step < config.train.num_steps:
         return False
     try:
-        num_steps = json.loads((config.output_dir / SUMMARY_FILE).read_text())["num_steps"]
-    except (OSError, ValueError, KeyError):
+        num_steps = read_json(config.output_dir / SUMMARY_FILE)["num_steps"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     return bool(num_steps == config.train.num_steps)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,8 @@ import numpy as np
 from rlsys.clock import Clock
 from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
-from rlsys.errors import LearnerLost, NotWritten, UserError
+from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
+from rlsys.files import read_json
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Objective
@@ -373,8 +373,13 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(config: RunConfig) -> Summary:
-    """Read the summary of a run that has ended."""
+    """Read the summary of a run that has ended. Raises CheckpointError if it is incomplete."""
     file = config.output_dir / SUMMARY_FILE
-    tree = json.loads(file.read_text())
+    tree = read_json(file)
+    names = [one.name for one in fields(Summary)]
+    if missing := [name for name in names if name not in tree]:
+        raise CheckpointError(
+            f"{file}: has no {missing[0]!r}, so it is not the summary of a run; remove it and resume again."
+        )
     log.info("the run is complete with %d steps, see %s; raise train.num_steps to continue it", tree["num_steps"], file)
-    return Summary(**{one.name: tree[one.name] for one in fields(Summary)})
+    return Summary(**{name: tree[name] for name in names})

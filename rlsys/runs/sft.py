@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from rlsys.config.run import RunConfig
 from rlsys.evaluation.report import write_loss_curve
@@ -57,7 +60,14 @@ def sft(config: RunConfig, options: StartOptions = FRESH, *, stack: LearnerStack
         for fact in lessons.report.facts:
             log.info("%s", fact)
         items = [one.item for one in lessons.demonstrations]
-        start = describe_start(config, point, items, command="sft", allow_changes=options.allow_changes)
+        start = describe_start(
+            config,
+            point,
+            items,
+            command="sft",
+            allow_changes=options.allow_changes,
+            more_identity=responses_identity(lessons.demonstrations),
+        )
         start = replace(start, tables=lessons.tables)
         tasks = {item.task for item in lessons.held_out}
         opened: AbstractContextManager[LearnerStack]
@@ -129,6 +139,14 @@ class SftRun(Run[LearnerStack]):
         by_step = sorted(self.losses)
         losses = [self.losses[step] for step in by_step]
         return write_loss_curve(losses, self._config.output_dir / "loss_curve.png", by_step[0])
+
+
+def responses_identity(demonstrations: Sequence[Demonstration]) -> Mapping[str, str]:
+    """Return the part of a run's identity that the imitated responses are, by their tokens."""
+    sha = hashlib.sha256()
+    for one in demonstrations:
+        sha.update(one.item.prompt_id.encode() + b"\n" + np.asarray(one.response_ids, np.int64).tobytes())
+    return {"demonstrations (sft.responses)": f"{len(demonstrations)} responses, {sha.hexdigest()[:16]}"}
 
 
 def _read_losses(checkpoint: Path) -> dict[int, float]:

@@ -26,7 +26,7 @@ def layout(**learner: Any) -> Layout:
         algorithm=AlgorithmConfig(),
         learner=learner_config(**learner),
     )
-    return layout_of(spec, num_ranks=2)
+    return layout_of(spec.model, spec.learner, num_ranks=2)
 
 
 def test_trained_parts_belong_to_the_layout_in_any_order() -> None:

@@ -216,6 +216,19 @@ def test_learning_rate_follows_the_schedule(
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
 
 
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_resume_clips_gradients_as_the_config_says_now(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, tmp_path: Path, zero_stage: int
+) -> None:
+    learner = groups[1]
+    learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage, max_grad_norm=1.0))
+    learner.save(tmp_path / "deepspeed")
+    learner.load(make_spec(tiny_model_dir, zero_stage=zero_stage, max_grad_norm=0.25))
+    learner.restore(tmp_path / "deepspeed")
+    (worker,) = learner._workers
+    assert ray.get(worker.__ray_call__.remote(lambda self: self._engine._engine.optimizer.clip_grad)) == 0.25
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_published_weights_are_the_exported_folder(
     groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path, zero_stage: int

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.config.data import sources
-from rlsys.config.run import ConfigError, DataConfig, RunConfig
+from rlsys.config.run import ConfigError, DataConfig, PerceptionConfig, RunConfig
 from rlsys.models.folder import model_digest
 from rlsys.types import PromptItem, named_fields
 
 Identity = Mapping[str, str]
 """The parts of a run's identity by name: a value, or a digest of a value that is too long to show."""
+
+
+BASE_MODEL = "base model (model.path)"
+ROUNDS = "what later rounds show (perception)"
+EXPERIMENT = "MLflow experiment, out of which no run can be moved (tracking.experiment)"
+_WEIGHTS_OF_ROUNDS = {"clue_coef", "improvement_coef"}
+"""Keys of section `perception` that weigh rewards, as section `algorithm` does."""
 
 
 def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
@@ -27,10 +34,12 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
     return {
         "seed": str(config.seed),
         "rollout.group_size": str(config.rollout.group_size),
-        "base model (model.path)": model_digest(config.model.path),
+        BASE_MODEL: model_digest(config.model.path),
         "training data (rows, truths, frame and pixel budgets)": f"{len(items)} rows, {_items_digest(items)}",
         "prompts (data.think, data.prompt_style)": _prompts(config.data),
         **_mixture(config),
+        ROUNDS: _rounds(config.perception),
+        EXPERIMENT: config.tracking.experiment,
         "order of rows (data.curriculum)": config.data.curriculum,
         "what is trained (learner.frozen_parts, learner.lora)": json.dumps(
             {"frozen": sorted(learner.frozen_parts), "lora": learner.lora.model_dump(mode="json")}, sort_keys=True
@@ -91,6 +100,12 @@ def _prompts(data: DataConfig) -> str:
     if not data.sources:
         return f"{data.think}, {data.prompt_style}"
     return "; ".join(f"{one.name}: {one.data.think}, {one.data.prompt_style}" for one in sources(data))
+
+
+def _rounds(perception: PerceptionConfig) -> str:
+    if perception.rounds == 1:
+        return "one round"
+    return json.dumps(perception.model_dump(mode="json", exclude=_WEIGHTS_OF_ROUNDS), sort_keys=True)
 
 
 def _mixture(config: RunConfig) -> Identity:

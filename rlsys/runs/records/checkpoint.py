@@ -151,9 +151,10 @@ def find(path: Path) -> Path:
     Raises CheckpointError if there is none.
     """
     path = Path(path)
-    if (path / STATE_FILE).exists() and not path.name.startswith(UNFINISHED):
+    # os.path says False where Path raises: names that are too long
+    if os.path.exists(path / STATE_FILE) and not path.name.startswith(UNFINISHED):
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such folder; give a checkpoint (…/step_000050) or a run's output folder.")
     return _newest_first(path)[0]
 

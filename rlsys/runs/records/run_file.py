@@ -12,7 +12,7 @@ from typing import Any
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.errors import CheckpointError
-from rlsys.files import write_whole
+from rlsys.files import read_json, write_whole
 from rlsys.urls import masked_tree
 
 RUN_FILE = "run.json"
@@ -57,8 +57,10 @@ def read_run_file(folder: Path) -> RunFile:
     """Read `run.json`. Raises CheckpointError if the folder is not a run's, ConfigError if its config is invalid."""
     file = Path(folder) / RUN_FILE
     try:
-        tree = json.loads(file.read_text())
-        mlflow_run_id, config = tree["mlflow_run_id"], tree["config"]
+        tree = read_json(file)
+        mlflow_run_id, config = tree["mlflow_run_id"], dict(tree["config"])
+        if not isinstance(mlflow_run_id, str):
+            raise TypeError(f"mlflow_run_id is {mlflow_run_id!r}")
         command, identity = str(tree.get("command", "")), dict(tree.get("identity", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -83,7 +85,7 @@ def write_before(config: RunConfig, mlflow_run_id: str, held_out: HeldOut) -> No
 def read_before(config: RunConfig, mlflow_run_id: str) -> HeldOut | None:
     """Return the saved initial evaluation, or None if there is none of this run under the same conditions."""
     try:
-        tree = json.loads((config.output_dir / BEFORE_FILE).read_text())
+        tree = read_json(config.output_dir / BEFORE_FILE)
         return tree["held_out"] if tree["conditions"] == _conditions(config, mlflow_run_id) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlsys.errors import UserError
+from rlsys.files import read_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def run_lock(output_dir: Path) -> Iterator[None]:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         try:
-            owner_file.write_text(json.dumps(owner) + "\n")
+            write_whole(owner_file, json.dumps(owner) + "\n", synced=False)  # replaces whatever is there
         except OSError as error:
             raise OutputDirUnusable(
                 f"no file can be written to output_dir={output_dir}: {error}; free space there."
@@ -74,7 +75,7 @@ def run_lock(output_dir: Path) -> Iterator[None]:
 def _owner(file: Path) -> str:
     """Describe the owner that the file names; "" if there is no such file or it cannot be read."""
     try:
-        tree = json.loads(file.read_text())
+        tree = read_json(file)
         return f"process {tree['pid']} on {tree['host']}, started {tree['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

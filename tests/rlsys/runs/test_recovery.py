@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,19 +12,21 @@ from typing import Any, cast
 
 import pytest
 
+from learner.checkpoint_layout import LAYOUT_FILE, layout_of
 from rlsys.clock import Clock
-from rlsys.config.run import ConfigError, RunConfig, parse
-from rlsys.errors import CheckpointError, LearnerLost, NotWritten
+from rlsys.config.run import ConfigError, LearnerConfig, RunConfig, parse
+from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
 from rlsys.loop.collect import Collected
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs import recovery as recovery_module
 from rlsys.runs.assemble import LearnerStack, Stack
 from rlsys.runs.continuation import ResumePoint, StartOptions, describe_start
+from rlsys.runs.inputs.identity import identity
 from rlsys.runs.records.checkpoint import Checkpoints, load_state
 from rlsys.runs.records.run_file import RunFile, read_run_file, write_run_file
 from rlsys.runs.recovery import Recovery, find_resume_point, has_ended, why_not_saved
-from rlsys.runs.run import Run, Setting, Summary, write_summary
+from rlsys.runs.run import Run, Setting, Summary, read_summary, write_summary
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
 from rlsys.tracking.tracker import Tracker
@@ -285,6 +289,98 @@ def test_what_a_continued_run_changed_is_refused_or_recorded(tmp_path: Path, tin
         describe_start(first, point, others, command="train", allow_changes=False)
     (tag,) = describe_start(first, point, others, command="train", allow_changes=True).tags
     assert tag == "rlsys.allowed_changes"
+
+
+def start_of(settings: RunConfig, point: ResumePoint, *, allow_changes: bool = False) -> dict[str, str]:
+    items = [make_item("rows:0")]
+    return dict(describe_start(settings, point, items, command="train", allow_changes=allow_changes).tags)
+
+
+def test_a_new_name_renames_the_run_in_mlflow(tmp_path: Path, tiny_model_dir: Path) -> None:
+    sections = {"model": {"path": str(tiny_model_dir)}}
+    write_run_file(RunFile(mlflow_run_id="abc", config=config(tmp_path, **sections)))
+    point = ResumePoint(state=START, checkpoint=None)
+    assert "mlflow.runName" not in start_of(config(tmp_path, **sections), point)
+    named = config(tmp_path, **sections, tracking={"run_name": "second try"})
+    assert start_of(named, point)["mlflow.runName"] == "second try"
+    write_run_file(RunFile(mlflow_run_id="abc", config=named))
+    assert start_of(config(tmp_path, **sections), point)["mlflow.runName"] == "run"
+
+
+def test_adapters_are_forked_onto_their_own_base_model_only(tmp_path: Path, tiny_model_dir: Path) -> None:
+    lora = {"learner": {"lora": {"rank": 4}}}
+    parent = config(tmp_path, model={"path": str(tiny_model_dir)}, **lora)
+    saved = Checkpoints(parent.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    write_run_file(RunFile(mlflow_run_id="abc", config=parent, identity=identity(parent, [])))
+    child = parent.model_copy(update={"output_dir": tmp_path / "child"})
+    point = find_resume_point(child, StartOptions(fork=saved))
+    assert "rlsys.allowed_changes" not in start_of(child, point)
+    other_model = tmp_path / "other"
+    shutil.copytree(tiny_model_dir, other_model)
+    (other_model / "tokenizer_config.json").write_text("{}")
+    other = child.model_copy(update={"model": child.model.model_copy(update={"path": other_model})})
+    with pytest.raises(ConfigError, match=r"--from .*holds only the weights that were trained.*set model\.path"):
+        start_of(other, point)
+    assert "base model" in start_of(other, point, allow_changes=True)["rlsys.allowed_changes"]
+    whole = other.model_copy(update={"learner": LearnerConfig()})  # every weight comes from the checkpoint
+    assert "rlsys.allowed_changes" not in start_of(whole, point)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"learner": {"zero_stage": 0}}, "learner.zero_stage=2, the config says 0"),
+        ({"dtype": "float32"}, "saved with 'bfloat16', the config says 'float32'.*set model.dtype"),
+    ],
+)
+def test_a_checkpoint_that_the_learner_cannot_load_is_refused_before_anything_starts(
+    changed: dict[str, Any], said: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    def settings(dtype: str = "bfloat16", **sections: object) -> RunConfig:
+        return config(tmp_path, model={"path": str(tiny_model_dir), "dtype": dtype}, **sections)
+
+    first = settings()
+
+    def write(folder: Path) -> None:
+        (folder / "deepspeed").mkdir()
+        layout = asdict(layout_of(first.model, first.learner, 1))
+        (folder / "deepspeed" / LAYOUT_FILE).write_text(json.dumps(layout))
+
+    Checkpoints(first.output_dir / "checkpoints", keep=1).save(at(2), write)
+    point = find_resume_point(first, StartOptions(resume=first.output_dir))
+    start_of(settings(learner={"num_ranks": 2, "zero_stage": 3}), point)
+    with pytest.raises(CheckpointError, match=said):
+        start_of(settings(**changed), point, allow_changes=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "{}", "[" * 100_000])
+def test_a_damaged_summary_is_that_of_no_run_that_has_ended(text: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, train={"num_steps": 2})
+    Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    (settings.output_dir / "summary.json").write_text(text)
+    assert not has_ended(settings, find_resume_point(settings, StartOptions(resume=settings.output_dir)))
+    (settings.output_dir / "summary.json").write_text('{"num_steps": 2}')
+    with pytest.raises(CheckpointError, match=r"summary\.json: has no 'weights_digest'.*remove it"):
+        read_summary(settings)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"mlflow_run_id": "a", "config": []}', '{"mlflow_run_id": 3, "config": {}}']
+)
+def test_a_damaged_description_of_a_run_is_named(text: str, tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)
+    (settings.output_dir / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: "):
+        find_resume_point(settings, StartOptions(resume=settings.output_dir))
+
+
+def test_a_checkpoint_at_an_impossible_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for path in (Path("x" * 300), tmp_path / "circle"):
+        for options in (StartOptions(resume=path), StartOptions(fork=path)):
+            with pytest.raises(CheckpointError, match="no such folder"):
+                find_resume_point(config(tmp_path), options)
 
 
 class Evaluating(Run[Stack]):

@@ -40,6 +40,8 @@ def test_a_run_is_itself_wherever_its_model_lies(model: Path, tmp_path: Path) ->
         ({"learner": {"frozen_parts": ["vision_tower"]}}, "learner.frozen_parts"),
         ({"learner": {"lora": {"rank": 4}}}, "learner.lora"),
         ({"data": {"think": False}}, "data.think"),
+        ({"perception": {"rounds": 2}}, "perception"),
+        ({"tracking": {"experiment": "another"}}, "tracking.experiment"),
     ],
 )
 def test_each_part_is_named_and_refused_unless_allowed(model: Path, sections: dict[str, Any], named: str) -> None:
@@ -101,3 +103,20 @@ def test_another_base_model_has_another_digest(model: Path, tmp_path: Path) -> N
         data[at] ^= 1
         (other / file).write_bytes(data)
         assert model_digest(other) != model_digest(model), file
+
+
+def test_what_later_rounds_show_is_part_of_a_run_of_several_rounds_and_their_weights_are_not(model: Path) -> None:
+    def of(**perception: Any) -> Any:
+        return identity(config(model, perception=perception), ITEMS)
+
+    assert not changes(of(rounds=1), of(rounds=1, turn="zoom", margin=0.3))
+    assert not changes(of(rounds=2), of(rounds=2, clue_coef=0.1, improvement_coef=0.1))
+    for other in ({"turn": "zoom"}, {"margin": 0.3}, {"carry": "clue_and_answer"}, {"stop": ["clue_stable"]}):
+        (line,) = changes(of(rounds=2), of(rounds=2, **other))
+        assert "perception" in line
+
+
+def test_a_run_whose_start_did_not_record_a_part_is_not_refused_for_it(model: Path) -> None:
+    before = dict(identity(config(model), ITEMS))
+    del before["what later rounds show (perception)"]
+    assert not require_same(before, identity(config(model, perception={"rounds": 2}), ITEMS), allow_changes=False)

@@ -58,11 +58,20 @@ def test_what_another_host_left_behind_is_reported(tmp_path: Path, caplog: pytes
         assert "last used by process 12 on node-7, started 2026-11-01" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, "\0"])
 def test_an_owner_file_that_cannot_be_read_stops_nobody(tmp_path: Path, text: str) -> None:
     (tmp_path / OWNER_FILE).write_text(text)
     with run_lock(tmp_path):
         pass
+
+
+def test_an_owner_file_that_is_a_pipe_or_a_device_stops_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / OWNER_FILE)
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / OWNER_FILE).read_text())["pid"] == os.getpid()
+    (tmp_path / OWNER_FILE).symlink_to("/dev/zero")
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / OWNER_FILE).read_text())["pid"] == os.getpid()
 
 
 def test_a_folder_that_takes_no_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
