@@ -158,16 +158,18 @@ def picture_size(path: Path) -> tuple[float, float] | None:
 
     Only the header is read. None for anything else, videos included.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from rlsys.data.video.images import FORMATS
 
     for candidate in sorted(path.iterdir()) if path.is_dir() else (path,):
+        if not os.path.isfile(candidate):  # the reader of a pipe waits
+            continue
         try:
             with Image.open(candidate, formats=FORMATS) as image:
                 width, height = image.size
                 is_turned = image.getexif().get(_ROTATION_TAG, 1) >= 5
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # decoding it says what is wrong
             continue
         return (float(height), float(width)) if is_turned else (float(width), float(height))
     return None

@@ -230,6 +230,8 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_d
     if why := _why_not_fast_picture(stream, turn):
         return why
     pts = [one.pts for one in packets]
+    if stream.frames > len(packets) + num_discarded:
+        return "fewer frames than its header says"  # for which decord takes memory, and aborts the process
     if len(_video_streams(container)) > 1:
         return "several video streams"
     if num_discarded:

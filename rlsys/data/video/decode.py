@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def decode_all(specs: Sequence[MediaSpec], opened: OpenedFiles | None = None) ->
     first = specs[0]
     path = Path(first.uri)
     is_folder = _require_there(path, first)
-    try:
+    with _unreadable(first.uri):
         if isinstance(first, ImageSpec):
             image, content = _open_image(path), digest_file(path)
             return [_decode_image(image, content, spec) for spec in specs if isinstance(spec, ImageSpec)]
@@ -68,8 +69,6 @@ def decode_all(specs: Sequence[MediaSpec], opened: OpenedFiles | None = None) ->
         files = OpenedFiles(max_bytes=0) if opened is None else opened
         with files.open(first.uri, lambda: _opened(path, first)) as file:
             return _decode_videos(file, videos)
-    except (PermissionError, IsADirectoryError) as error:
-        raise ClipError(first.uri, "unreadable", str(error)) from error
 
 
 def plan_grid(spec: MediaSpec) -> tuple[int, int, int]:
@@ -89,9 +88,10 @@ def plan_clip(spec: MediaSpec) -> ClipInfo:
     is_folder = _require_there(path, spec)
     if isinstance(spec, ImageSpec) or is_folder or spec.files:
         return decode(spec).info
-    file = _opened(path, spec, needs_digest=False)
-    indices, spacing_s = select_frames(file.times_s, file.end_s, spec)
-    (first,) = file.read(indices[:1].tolist())
+    with _unreadable(spec.uri):
+        file = _opened(path, spec, is_planned=True)
+        indices, spacing_s = select_frames(file.times_s, file.end_s, spec)
+        (first,) = file.read(indices[:1].tolist())
     height, width = _size_of(spec, first.shape[0], first.shape[1], indices.size)
     return ClipInfo(
         kind="video",
@@ -111,16 +111,26 @@ def shape_of(path: Path) -> tuple[float, tuple[float, float] | None]:
 
     The size is that of the shown frames in square pixels, None for an animated image. Raises ClipError.
     """
-    _check_whole(path, str(path))
-    if images.is_animation(path):
-        return images.animation_times(path)[1], None
-    found = av_reader.probe(path, str(path))
+    with _unreadable(str(path)):
+        _check_whole(path, str(path))
+        if images.is_animation(path):
+            return images.animation_times(path)[1], None
+        found = av_reader.probe(path, str(path))
     return found.end_s, found.shown_size
 
 
 def reads_fast(path: Path) -> str:
     """Return why a video file is not read with decord, "" if it is."""
     return "an animated image" if images.is_animation(path) else av_reader.probe(path, str(path)).why_not_fast
+
+
+@contextmanager
+def _unreadable(uri: str) -> Iterator[None]:
+    """Convert what the file system refuses within the block to a ClipError."""
+    try:
+        yield
+    except OSError as error:
+        raise ClipError(uri, "unreadable", str(error)) from error
 
 
 def _require_there(path: Path, spec: MediaSpec) -> bool:
@@ -136,16 +146,18 @@ def _require_there(path: Path, spec: MediaSpec) -> bool:
     return stat.S_ISDIR(mode)
 
 
-def _opened(path: Path, spec: VideoSpec, *, needs_digest: bool = True) -> OpenedFile:
+def _opened(path: Path, spec: VideoSpec, *, is_planned: bool = False) -> OpenedFile:
+    """Open a video file. is_planned: without a digest, and without decord, which ends its process on some files."""
     _check_whole(path, spec.uri)
-    content = digest_file(path) if needs_digest else ""
+    content = "" if is_planned else digest_file(path)
     if images.is_animation(path):
         times_s, end_s = images.animation_times(path)
         return OpenedFile(times_s, end_s, lambda indices: images.animation_frames(path, indices), content)
     found = av_reader.probe(path, spec.uri)
 
     def read(indices: Sequence[int]) -> Iterable[np.ndarray]:
-        frames = _frames_of(path, spec.uri, found, indices)
+        read_frames = av_reader.read if is_planned else _frames_of
+        frames = read_frames(path, spec.uri, found, indices)
         return frames if found.aspect == 1.0 else (_square(frame, found) for frame in frames)
 
     return OpenedFile(found.times_s, found.end_s, read, content)

@@ -22,6 +22,9 @@ MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image; as RGB it takes 192 MB."""
 MAX_FILE_BYTES = 1 << 30
 """Largest number of bytes of an image; uncompressed 16-bit RGB of `MAX_PIXELS` takes 384 MB."""
+MAX_ANIMATION_PIXELS = 20_000_000_000
+"""Largest number of pixels of all frames of an animation, each of which is decoded: 1080p for five minutes at 30 frames
+per second."""
 MAX_FILES = 1_000_000
 """Largest number of images of a folder: nine hours of video at 30 frames per second."""
 PIXELS_AT_ONCE = 4_000_000
@@ -123,7 +126,15 @@ def animation_times(path: Path) -> tuple[np.ndarray, float]:
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
         durations = []
-        for index in range(_first_shown(image), getattr(image, "n_frames", 1)):
+        num_frames = getattr(image, "n_frames", 1)
+        if num_frames * image.width * image.height > MAX_ANIMATION_PIXELS:
+            raise ClipError(
+                str(path),
+                "too_large",
+                f"{num_frames} frames of {image.width} x {image.height} pixels, together above the limit of "
+                f"{MAX_ANIMATION_PIXELS} pixels of an animation",
+            )
+        for index in range(_first_shown(image), num_frames):
             image.seek(index)
             if image.format == "WEBP":
                 image.load()  # Pillow knows how long a frame of it is shown only once it is decoded

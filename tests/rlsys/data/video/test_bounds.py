@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rlsys.data.annotations.media import picture_size
 from rlsys.data.video import images
 from rlsys.data.video.av_reader import MAX_PIXELS
-from rlsys.data.video.decode import decode, plan_grid, reads_fast
+from rlsys.data.video.decode import decode, plan_grid, reads_fast, shape_of
 from rlsys.data.video.errors import ClipError
 from rlsys.types import ImageSpec
 from tests.support.encoding import Encoding, write_video
@@ -125,6 +130,58 @@ def test_a_folder_has_a_bounded_number_of_pictures_of_bounded_size(
     monkeypatch.setattr(images, "MAX_FILES", 3)
     with pytest.raises(ClipError, match="too_large: more than 3 images in one folder"):
         decode(make_spec(tmp_path))
+
+
+def test_an_animation_has_a_bounded_number_of_pixels_in_all_its_frames(tmp_path: Path) -> None:
+    # frames of one pixel each, drawn on a canvas of 63 million
+    frame = b"\x21\xf9\x04\x00\x04\x00\x00\x00\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
+    head = b"GIF89a" + struct.pack("<HHBBB", 8000, 7900, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    path = tmp_path / "a.mp4"
+    path.write_bytes(head + 3000 * frame + b"\x3b")
+    for read in (lambda: decode(make_spec(path)), lambda: plan_grid(make_spec(path)), lambda: shape_of(path)):
+        with pytest.raises(ClipError, match="too_large: 3000 frames of 8000 x 7900 pixels, together above the limit"):
+            read()
+
+
+def test_a_header_that_says_more_frames_than_there_are_ends_no_process(tmp_path: Path) -> None:
+    path = plain_video(tmp_path / "a.mp4", height=48, width=64, num_frames=8)
+    whole = decode(make_spec(path)).frames
+    data = bytearray(path.read_bytes())
+    table = data.index(b"stts")
+    data[table + 12 : table + 16] = struct.pack(">I", 2**31 - 1)  # decord takes memory for as many, and aborts
+    path.write_bytes(data)
+    assert reads_fast(path) == "fewer frames than its header says"
+    assert np.abs(decode(make_spec(path)).frames.astype(int) - whole).max() < 10
+    assert plan_grid(make_spec(path))[0] == 2
+
+
+def test_a_folder_with_links_in_a_circle_or_to_nothing_is_a_bad_clip(tmp_path: Path) -> None:
+    for name, target in (("circle", "1.png"), ("nothing", "there is none")):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (64, 48)).save(folder / "0.png")
+        (folder / "1.png").symlink_to(target)
+        for read in (decode, plan_grid):
+            with pytest.raises(ClipError) as raised:
+                read(make_spec(folder))
+            assert raised.value.kind == "unreadable"
+    (tmp_path / "circle.mp4").symlink_to("circle.mp4")
+    with pytest.raises(ClipError, match="unreadable"):
+        shape_of(tmp_path / "circle.mp4")
+
+
+def test_the_size_of_a_picture_is_looked_up_in_any_file_and_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.png")
+    text = b"Comment\0\0" + zlib.compress(bytes(80 << 20))
+    bomb = io.BytesIO()
+    Image.new("L", (64, 48)).save(bomb, "PNG")
+    head, tail = bomb.getvalue()[:33], bomb.getvalue()[33:]  # behind the header
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    (tmp_path / "1.png").write_bytes(head + chunk + tail)
+    (tmp_path / "2.ppm").write_bytes(b"P5 " + b"9" * 1000 + b" 1 255\n")
+    assert [picture_size(tmp_path / name) for name in ("0.png", "1.png", "2.ppm")] == [None, None, None]
+    Image.new("RGB", (64, 48)).save(tmp_path / "3.png")
+    assert picture_size(tmp_path) == (64.0, 48.0)
 
 
 def noise(mode: str) -> Image.Image:
