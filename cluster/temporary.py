@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,7 +82,8 @@ def sweep(parent: Path) -> list[Path]:
     swept = []
     for file in sorted(Path(parent).glob(f"{PREFIX}*/{OWNER_FILE}")):
         try:
-            if file.lstat().st_uid == os.getuid() and _sweep_folder(file):
+            found = file.lstat()
+            if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and _sweep_folder(file):
                 swept.append(file.parent)
         except OSError as error:
             log.debug("%s: %s", file.parent, error)
@@ -99,7 +101,7 @@ def _sweep_folder(file: Path) -> bool:
         try:
             found = json.load(owner)
             is_due = found["host"] == socket.gethostname() and float(found["keep_until"]) < time.time()
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         if not is_due:
             return False

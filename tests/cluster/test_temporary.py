@@ -56,7 +56,7 @@ def test_logs_that_a_message_named_stay_for_some_days(temp: Path, monkeypatch: p
     assert list(temp.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"host": "elsewhere", "keep_until": 0}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", "[" * 100_000, '{"host": "elsewhere", "keep_until": 0}'])
 def test_what_names_no_owner_of_this_machine_stays(temp: Path, text: str | None) -> None:
     folder = temp / "rlsys-found"
     folder.mkdir()
@@ -64,6 +64,14 @@ def test_what_names_no_owner_of_this_machine_stays(temp: Path, text: str | None)
         (folder / OWNER_FILE).write_text(text)
     assert sweep(temp) == []
     assert folder.is_dir()
+
+
+def test_an_owner_file_that_is_a_link_or_a_pipe_is_not_read(temp: Path) -> None:
+    for name in ("rlsys-link", "rlsys-pipe"):
+        (temp / name).mkdir()
+    (temp / "rlsys-link" / OWNER_FILE).symlink_to("/dev/zero")
+    os.mkfifo(temp / "rlsys-pipe" / OWNER_FILE)
+    assert sweep(temp) == []
 
 
 CLUSTER = """

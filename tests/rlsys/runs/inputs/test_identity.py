@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.runs.inputs.identity import changed_settings, changes, identity, model_digest, require_same
+from rlsys.runs.sft import responses_identity
+from rlsys.runs.supervised import Demonstration
 from rlsys.types import ImageSpec, PromptItem, VideoSpec
 from tests.support.factories import make_item
 from tests.support.video_files import make_spec
@@ -120,3 +123,13 @@ def test_a_run_whose_start_did_not_record_a_part_is_not_refused_for_it(model: Pa
     before = dict(identity(config(model), ITEMS))
     del before["what later rounds show (perception)"]
     assert not require_same(before, identity(config(model, perception={"rounds": 2}), ITEMS), allow_changes=False)
+
+
+def test_other_imitated_responses_are_another_run() -> None:
+    def of(*ids: int) -> Any:
+        one = Demonstration(item=ITEMS[0], response_ids=np.array(ids, np.int32), where="rows:0", is_later=False)
+        return responses_identity([one])
+
+    assert not changes(of(1, 2), of(1, 2))
+    (line,) = changes(of(1, 2), of(1, 3))
+    assert "sft.responses" in line
