@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from reward_servers.judging.event_scores import EventVerdict
 from reward_servers.judging.texts import judge_prompt, numbered, quoted
@@ -196,15 +196,15 @@ def _read_verdicts(answer: Json, events: Sequence[str]) -> list[Json]:
 def _read_verdict(index: int, pair: tuple[Json, str]) -> Json:
     value, event = pair
     match value:
-        case {"verdict": str(verdict), **others} if _word(verdict) in _ENTAILED:
-            return EventVerdict(event=event, entailed=_ENTAILED[_word(verdict)], reason=_reason(others)).as_json()
+        case {"reason": str(reason), "verdict": str(verdict)} if _word(verdict) in _ENTAILED:
+            return EventVerdict(event=event, entailed=_ENTAILED[_word(verdict)], reason=reason.strip()).as_json()
     raise Unusable(f"verdict {index} is not {{index, reason, verdict}} with a verdict of {', '.join(_ENTAILED)}")
 
 
 def _read_consistency(answer: Json) -> Json:
     match answer:
-        case {"verdict": str(verdict), **others} if _word(verdict) in _CONSISTENT:
-            return {"consistent": _CONSISTENT[_word(verdict)], "reason": _reason(others)}
+        case {"reason": str(reason), "verdict": str(verdict)} if _word(verdict) in _CONSISTENT:
+            return {"consistent": _CONSISTENT[_word(verdict)], "reason": reason.strip()}
     raise Unusable(f"it is not {{reason, verdict}} with a verdict of {', '.join(_CONSISTENT)}")
 
 
@@ -233,12 +233,6 @@ def _index(verdict: Json) -> int | None:
 def _word(verdict: str) -> str:
     """Return a verdict as the schema spells it: models without one write `Not entailed`."""
     return verdict.strip(_AROUND_WORD).casefold().replace(" ", "_").replace("-", "_")
-
-
-def _reason(fields: Mapping[Any, Any]) -> str:
-    """Return the reason beside a verdict; "" where an endpoint that ignores the schema gave none that is a text."""
-    reason = fields.get("reason")
-    return reason.strip() if isinstance(reason, str) else ""
 
 
 _VERSIONS: dict[CallName, str] = {name: prompt_version(name) for name in _PROMPTS}

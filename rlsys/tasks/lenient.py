@@ -79,7 +79,10 @@ def plain_text(text: str, max_chars: int = MAX_CHARS) -> str | None:
     """Return `text` without Markdown, quotes, LaTeX and full-width characters; None if it is too long."""
     if len(text) > max_chars:
         return None
-    return _FORMATTING.sub("", _ESCAPED.sub(r"\1", _BOXED.sub(r"\1", _normalized(text))))
+    normalized = _normalized(text)
+    if len(normalized) > max_chars:  # one character of a ligature may stand for eighteen
+        return None
+    return _FORMATTING.sub("", _ESCAPED.sub(r"\1", _BOXED.sub(r"\1", normalized)))
 
 
 def _normalized(text: str) -> str:

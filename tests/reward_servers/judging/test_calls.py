@@ -86,9 +86,9 @@ def test_a_verdict_may_be_spelled_otherwise(written: str, verdict: bool) -> None
 
 
 @pytest.mark.parametrize("reason", [{}, {"reason": None}, {"reason": 7}, {"reason": ["x"]}])
-def test_a_verdict_needs_no_reason(reason: dict[str, Any]) -> None:
-    answer = entailment_call(["A"], ["A"]).read({"verdicts": [{"index": 1, "verdict": "not_entailed", **reason}]})
-    assert answer == [{"event": "A", "entailed": False, "reason": ""}]
+def test_a_verdict_that_was_given_without_a_reason_is_asked_for_again(reason: dict[str, Any]) -> None:
+    with pytest.raises(Unusable, match="verdict 1 is not {index, reason, verdict}"):
+        entailment_call(["A"], ["A"]).read({"verdicts": [{"index": 1, "verdict": "not_entailed", **reason}]})
 
 
 @pytest.mark.parametrize("verdict", [True, False, None, "yes", "no", "", "entailed or not_entailed", 1, ["entailed"]])

@@ -21,6 +21,7 @@ from reward_servers.scorers.scorers import SCORERS, rule_scores
 from rlsys.config.answers import Reading
 from rlsys.config.run import ScoreSettings
 from rlsys.tasks.answers import Expected
+from rlsys.tasks.lenient import MAX_CHARS, plain_text
 from rlsys.tasks.readings import READERS, Reader
 from rlsys.tasks.table import GROUP_SCORES, JUDGED, TASKS
 from tests.support.task_examples import TRUTHS
@@ -38,6 +39,7 @@ UNITS = (
     *("\\boxed{", "\\boxed{A}", "**", "```json", "“", "the answer is ", "The best answer is ", "and the end at "),
     "\u0301\u0327",  # combining marks in the wrong order, which normalisation has to sort
     *("\u0f73", "\u0344\u0327", "\U0001f3f3\ufe0f\u200d"),
+    *("\ufdfa", "\ufdfa 1 to ", "\u3300", "㍿1-"),  # which normalisation makes up to 18 times as long
 )
 
 
@@ -99,6 +101,12 @@ def test_every_reader_of_every_reading_is_far_from_quadratic(kind: str) -> None:
             if grows_too_fast(partial(_read, read, expected), partial(text_of, unit)):
                 slow.add((reading, unit))
     assert not slow
+
+
+def test_a_text_that_normalisation_makes_too_long_is_no_answer() -> None:
+    for num_chars, size in ((MAX_CHARS // 18, MAX_CHARS // 18 * 18), (MAX_CHARS // 18 + 1, None)):
+        found = plain_text("\ufdfa" * num_chars)
+        assert (None if found is None else len(found)) == size
 
 
 def _read(read: Reader, expected: Expected, text: str) -> None:

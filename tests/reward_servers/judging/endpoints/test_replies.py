@@ -50,7 +50,6 @@ READ = {
     "after a model's own tag": f"<seed:think>{YES}</seed:think>{NO}",
     "after Mistral's tag": f"[THINK]{YES}[/THINK]{NO}",
     "in the last channel": f"<|channel|>analysis<|message|>{YES}<|end|><|channel|>final<|message|>{NO}",
-    "without a reason": '{"verdict": "inconsistent"}',
     "with a full stop": '{"reason": "", "verdict": "INCONSISTENT."}',
 }
 
