@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import entry_points
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -70,14 +71,24 @@ def _why_no_store(uri: str) -> str:
     return "" if scheme in known else f"MLflow has no store of the kind {scheme}"
 
 
+def is_own_address(host: str | None) -> bool:
+    """Return whether a numeric address is of this machine alone: all of 127.0.0.0/8, or 0.0.0.0 as servers print it."""
+    try:
+        address = ip_address(host or "")
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
 def bypass_proxy(uri: str) -> None:
     """Exempt a server on loopback from `http_proxy`, in this process: a proxy elsewhere cannot reach it."""
     try:
         host = urlsplit(uri).hostname
     except ValueError:
         return
-    if host not in LOOPBACK:
+    if host not in LOOPBACK and not is_own_address(host):
         return
+    own = dict.fromkeys((*LOOPBACK, str(host)))
     for name in ("no_proxy", "NO_PROXY"):
         exempt = [one for one in os.environ.get(name, "").split(",") if one.strip()]
-        os.environ[name] = ",".join([*exempt, *(one for one in LOOPBACK if one not in exempt)])
+        os.environ[name] = ",".join([*exempt, *(one for one in own if one not in exempt)])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from requests.utils import should_bypass_proxies
 from typer.testing import CliRunner
 
 from rlsys.commands.app import app
@@ -313,3 +314,14 @@ def test_an_address_of_a_store_passes(uri: str) -> None:
 def test_a_folder_is_a_store_where_mlflow_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     require_driver("./mlruns")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "127.0.0.2", "0.0.0.0", "LOCALHOST"])
+def test_a_server_at_an_address_of_this_machine_needs_no_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "corp.example")
+    bypass_proxy("http://tracking.corp:5000")
+    assert os.environ["no_proxy"] == "corp.example"
+    bypass_proxy(f"http://{host}:5000")
+    assert should_bypass_proxies(f"http://{host}:5000", no_proxy=None)
+    assert os.environ["NO_PROXY"].startswith("corp.example,")
