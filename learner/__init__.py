@@ -3,6 +3,7 @@
 - `group` (`LearnerGroup`): the ranks as one object, through which a run uses them
 - `engine` (`LearnerEngine`, `find_store`, `join_ranks`, `open_store`): one rank: model, optimiser and packed passes
 - `spec` (`LearnerSpec`): the settings that ranks are loaded with
+- `checkpoint_layout` (`LAYOUT_FILE`, `layout_of`, `must_reshard`, `read_layout`): whether a checkpoint can be loaded
 - `packing`: shared-prompt packing
 - `sequence`: passes that several ranks compute together
 - `loss`: losses and their statistics
