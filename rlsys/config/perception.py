@@ -16,7 +16,8 @@ class PerceptionConfig(Part):
     """The settings of iterative perception: a model looks again where its own answer points."""
 
     rounds: int = Field(default=1, ge=1, le=16)
-    """Largest number of rounds in which each row is asked; 1 asks once, as if this section did not exist."""
+    """Largest number of rounds in which each row is asked; 1 asks once, as if this section did not exist. `1,2,3` is 3:
+    every round is asked after those before it, and an evaluation has figures of each."""
     turn: Literal["look_again", "zoom"] = "look_again"
     """What a later round shows: the clip sampled anew around the periods and boxes of the response (look_again), or the
     clip with one enlarged part that the response requests by <zoom>…</zoom> (zoom)."""
@@ -48,6 +49,16 @@ class PerceptionConfig(Part):
     """In training: what the clue of a round counts beside its trajectory, both as advantages."""
     improvement_coef: float = Field(default=0.5, ge=0)
     """In training: what the gain in IoU over the clue of the round before adds to that of a clue."""
+
+    @field_validator("rounds", mode="before")
+    @classmethod
+    def _is_the_last_of_a_list(cls, value: object) -> object:
+        listed = value.split(",") if isinstance(value, str) else value
+        if not isinstance(listed, list) or len(listed) < 2:
+            return value
+        if [str(one).strip() for one in listed] != [str(number + 1) for number in range(len(listed))]:
+            raise ValueError(f"perception.rounds={value}: rounds follow each other from the first; write 1,2,3 or 3.")
+        return len(listed)
 
     @model_validator(mode="after")
     def _has_a_repeated_answer(self) -> PerceptionConfig:

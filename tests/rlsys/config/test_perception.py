@@ -21,6 +21,9 @@ def test_one_round_is_the_default() -> None:
     ("perception", "message"),
     [
         ({"rounds": 0}, "perception.rounds"),
+        ({"rounds": "2,3"}, "perception.rounds=2,3: rounds follow each other"),
+        ({"rounds": [1, 3]}, "rounds follow each other"),
+        ({"rounds": "1,x"}, "rounds follow each other"),
         ({"max_frames": 7}, "perception.max_frames=7: models merge frames in pairs"),
         ({"key_ratio": 1.0}, "perception.key_ratio"),
         ({"rule": "dense"}, "perception.rule"),
@@ -32,6 +35,11 @@ def test_one_round_is_the_default() -> None:
 def test_settings_that_cannot_be_are_refused(perception: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(perception=perception)
+
+
+@pytest.mark.parametrize("rounds", [3, "1,2,3", "1, 2, 3", [1, 2, 3], ["1", "2", "3"]])
+def test_a_list_of_rounds_is_its_last_one(rounds: object) -> None:
+    assert config(perception={"rounds": rounds}).perception.rounds == 3
 
 
 def test_controls_of_a_second_look_need_one() -> None:
