@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
+from unicodedata import category
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -60,6 +61,10 @@ class Part(BaseModel):
         return Path(expanded(str(value))) if isinstance(value, Path) else value
 
 
+_UNFIT = ("Cc", "Cs")
+"""Unicode categories of characters that no text needs: controls and surrogates."""
+
+
 def _check_text(text: str, kinds: Collection[object]) -> None:
     """Raise ValueError for a text that cannot be written or logged, or that cannot be meant as one of `kinds`."""
     if Path in kinds and not text.strip():
@@ -70,7 +75,7 @@ def _check_text(text: str, kinds: Collection[object]) -> None:
         )
     if type(None) in kinds and text in _NOTHING:
         raise ValueError(f"{text} is plain text in YAML; write null for no value")
-    if unfit := next((sign for sign in text if not sign.isprintable() and sign not in "\t\n"), ""):
+    if unfit := next((sign for sign in text if category(sign) in _UNFIT and sign not in "\t\n"), ""):
         named = "a NUL character" if unfit == "\0" else f"the character U+{ord(unfit):04X}"
         raise ValueError(f"{text!r} contains {named}, which cannot be written or shown; remove it")
 

@@ -66,7 +66,8 @@ def clips(tmp_path: Path) -> Path:
 
 
 def config(model: str, **data: Any) -> RunConfig:
-    return parse({"output_dir": "run", "model": {"path": model, "dtype": "float32"}, "data": data}, source="test")
+    described = {"path": model, "dtype": "float32", "max_model_len": 8192}  # the positions of the tiny model
+    return parse({"output_dir": "run", "model": described, "data": data}, source="test")
 
 
 @pytest.mark.parametrize(
