@@ -6,7 +6,7 @@ A family is described in `rlsys.models.families`; the tests hold that both table
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -91,6 +91,14 @@ def _deep_project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return torch.cat([merger(level.contiguous()) for merger, level in zip(mergers, levels, strict=True)], dim=-1)
 
 
+_QWEN3_VL = Modules(
+    attention=modeling_qwen3_vl.Qwen3VLVisionAttention,
+    rotate=modeling_qwen3_vl.apply_rotary_pos_emb_vision,
+    features=_deep_features,
+    states=_deep_states,
+    project=_deep_project,
+)
+
 MODULES: Mapping[str, Modules] = {
     "qwen2_5_vl": Modules(
         attention=modeling_qwen2_5_vl.Qwen2_5_VLVisionAttention,
@@ -106,19 +114,11 @@ MODULES: Mapping[str, Modules] = {
         states=_states,
         project=_project,
     ),
-    "qwen3_vl": Modules(
-        attention=modeling_qwen3_vl.Qwen3VLVisionAttention,
-        rotate=modeling_qwen3_vl.apply_rotary_pos_emb_vision,
-        features=_deep_features,
-        states=_deep_states,
-        project=_deep_project,
-    ),
-    "qwen3_vl_moe": Modules(
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": replace(
+        _QWEN3_VL,
         attention=modeling_qwen3_vl_moe.Qwen3VLMoeVisionAttention,
         rotate=modeling_qwen3_vl_moe.apply_rotary_pos_emb_vision,
-        features=_deep_features,
-        states=_deep_states,
-        project=_deep_project,
     ),
 }
 """`model_type` -> modules."""
