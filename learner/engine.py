@@ -243,6 +243,10 @@ class LearnerEngine:
             self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
         return self._publisher.publish(put, get)
 
+    def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
+        """Return a published bucket's tensors where they lie, see `Publisher.live`; {} at ZeRO-3: none is whole."""
+        return self._publisher.live(bucket) if self._publisher and self.spec.learner.zero_stage < 3 else {}
+
     @property
     def published(self) -> PublishStats | None:
         """Seconds and sizes of the version published last; None before the first."""

@@ -153,7 +153,8 @@ class LearnerWorker:
         if self._device == "cuda":
             from learner.weights.nccl import over_nccl
 
-            channel = partial(over_nccl, ranks_each=self._loaded.spec.rollout.tensor_parallel_size)
+            ranks_each = self._loaded.spec.rollout.tensor_parallel_size
+            channel = partial(over_nccl, ranks_each=ranks_each, live=self._loaded.live)
         return sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored), channel)
 
     def offload(self, keeps_parameters: bool) -> Turn:

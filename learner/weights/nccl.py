@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,12 +35,15 @@ def over_nccl(
     num_members: int,
     get: Callable[[Bucket], NamedTensors],
     ranks_each: int,
+    live: Callable[[Bucket], Mapping[str, torch.Tensor]],
 ) -> Iterator[Transmit]:
     """Send each bucket as one buffer of bytes, its tensors one after another in the order of its names.
 
-    ranks_each: number of GPUs of one engine.  Raises RuntimeError if the group is not complete, or a bucket not sent,
-    within the deadline; the communicator is then aborted, and a receiver that still waits ends at its own process's
-    deadline.
+    ranks_each: number of GPUs of one engine.  live: returns a bucket's tensors where they lie on this GPU, {} for those
+    that `get` must return from host memory, see `Publisher.live`.
+
+    Raises RuntimeError if the group is not complete, or a bucket not sent, within the deadline; the communicator is
+    then aborted, and a receiver that still waits ends at its own process's deadline.
     """
     from vllm.distributed.weight_transfer.nccl_common import trainer_init
 
@@ -60,7 +63,8 @@ def over_nccl(
     def transmit(bucket: Bucket) -> int:
         buffers.append(buffer := buffers.pop(0))
         buffer.wait(timeout_s)
-        return buffer.send(group, get(bucket), bucket.names)
+        tensors = live(bucket) or {name: as_tensor(named) for name, named in get(bucket).items()}
+        return buffer.send(group, tensors, bucket.names)
 
     try:
         yield transmit
@@ -82,31 +86,36 @@ def group_info(host: str, port: int, num_receivers: int) -> dict[str, Any]:
     }
 
 
-def pack(tensors: NamedTensors, names: Sequence[str], packed: torch.Tensor) -> None:
+def pack(tensors: Mapping[str, torch.Tensor], names: Sequence[str], packed: torch.Tensor) -> None:
     """Write tensors one after another into a buffer of exactly their bytes, u8, which is how vLLM unpacks them."""
     end = 0
     for name in names:
-        data = as_tensor(tensors[name]).view(-1).view(torch.uint8)
+        data = tensors[name].contiguous().view(-1).view(torch.uint8)
         packed[end : end + data.numel()].copy_(data)
         end += data.numel()
 
 
 class _Buffer:
-    """Pinned memory on the host, from which one bucket at a time goes to the GPU and on to the receivers."""
+    """A buffer on the GPU for one bucket at a time, with one in pinned memory for tensors that come from the host."""
 
     def __init__(self) -> None:
         self._pinned = torch.empty(0, dtype=torch.uint8)
-        self._on_gpu = self._pinned
+        self._on_gpu = torch.empty(0, dtype=torch.uint8)
         self._sent: Any = None
 
-    def send(self, group: Any, tensors: NamedTensors, names: Sequence[str]) -> int:
-        """Begin to send; returns the number of bytes."""
-        size = sum(tensors[name].spec.num_bytes for name in names)
-        if self._pinned.numel() < size:
-            self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        pack(tensors, names, self._pinned[:size])
-        self._on_gpu = self._pinned[:size].to("cuda", non_blocking=True)
-        group.broadcast(self._on_gpu, src=0, stream=torch.cuda.current_stream())
+    def send(self, group: Any, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> int:
+        """Begin to send; returns the number of bytes. The tensors are all on the GPU, or all on the host."""
+        size = sum(tensors[name].nbytes for name in names)
+        if self._on_gpu.numel() < size:
+            self._on_gpu = torch.empty(size, dtype=torch.uint8, device="cuda")
+        if tensors[names[0]].is_cuda:
+            pack(tensors, names, self._on_gpu[:size])
+        else:
+            if self._pinned.numel() < size:
+                self._pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            pack(tensors, names, self._pinned[:size])
+            self._on_gpu[:size].copy_(self._pinned[:size], non_blocking=True)
+        group.broadcast(self._on_gpu[:size], src=0, stream=torch.cuda.current_stream())
         self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._sent.record()
         return size

@@ -77,6 +77,7 @@ class Publisher:
         IPC from its GPU.
         """
         self._shares = shares
+        self._exported = exported
         self._planned = plan_export(exported, max_bytes)
         self._gather = gather
         self._stores = stores
@@ -99,6 +100,15 @@ class Publisher:
             manifest.update(entries)
         self._has_published = True
         return tuple(buckets), manifest
+
+    def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
+        """Return a whole bucket's tensors by name, where the parameters lie; {} if one of them is computed when read.
+
+        They are what was published until the next update, and whole only where parameters are not partitioned.
+        """
+        exported = {name: self._exported[name] for name in bucket.names}
+        # computed anew it could differ in the last bit from what the manifest says
+        return {} if any(one.is_made for one in exported.values()) else {n: one.read() for n, one in exported.items()}
 
     def _published(self, put: Put, get: Get | None) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
         for index, planned in enumerate(self._planned):

@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from learner.weights.nccl import WHOLE_BUCKET, group_info, pack, within
-from rlsys.weights.tensors import as_named
 from tests.support.pace import patience
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_bucket_is_one_buffer_that_vllm_takes_apart(dtype: torch.dtype) -> None:
     tensors = {"a": torch.randn(3, 5).to(dtype), "b": torch.randn(7).to(dtype), "head": torch.randn(2, 2, 2).to(dtype)}
-    named = {name: as_named(tensor) for name, tensor in tensors.items()}
-    names = ["head", "a", "b"]  # not the order in which they lie
-    sizes = [named[name].spec.num_bytes for name in names]
+    tensors["turned"] = torch.randn(4, 6).to(dtype).T
+    names = ["head", "a", "turned", "b"]  # not the order in which they lie
+    sizes = [tensors[name].nbytes for name in names]
     packed = torch.full((sum(sizes),), 255, dtype=torch.uint8)
-    pack(named, names, packed)
+    pack(tensors, names, packed)
     # vLLM's `unpack_tensor`
     parts = [part.view(dtype).view(tensors[name].shape) for name, part in zip(names, packed.split(sizes), strict=True)]
     for name, part in zip(names, parts, strict=True):

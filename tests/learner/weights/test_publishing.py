@@ -11,11 +11,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from actors.weights.host_copy import HostCopy
 from learner.model.frozen import freeze
+from learner.model.lora import add_adapters
 from learner.model.policy import load_model
 from learner.weights.publishing import Publisher, plan_export
 from learner.weights.weights_out import ExportedTensor, checkpoint_names, exported_model, read_folder
+from rlsys.config.run import LoraConfig
 from rlsys.weights.manifest import NamedTensor, digest, digest_of, manifest_of
-from rlsys.weights.tensors import HEAD
+from rlsys.weights.tensors import HEAD, as_named
 from tests.learner.weights.test_weights_out import CountingGather
 
 MAX_BYTES = 1 << 20
@@ -122,6 +124,26 @@ def test_a_bucket_of_which_little_changed_has_a_delta_that_makes_it(
             parameter += 1.0
     third, _ = publisher.publish(store.put, lambda stored: stored)
     assert all(bucket.delta is None for bucket in third)
+
+
+def test_live_tensors_are_those_that_were_stored(exported: dict[str, ExportedTensor]) -> None:
+    publisher = Publisher(exported, CountingGather(), MAX_BYTES, stores=True)
+    buckets, manifest = publisher.publish(Store().put)
+    live = {name: tensor for bucket in buckets for name, tensor in publisher.live(bucket).items()}
+    assert manifest_of({name: as_named(tensor) for name, tensor in live.items()}) == manifest
+    assert all(live[name].data_ptr() == exported[name].parameters[0].data_ptr() for name in live)
+
+
+def test_merged_adapters_are_not_live(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    names = checkpoint_names(model)
+    add_adapters(model, LoraConfig(rank=4, targets=("q_proj",)))
+    exported = exported_model(model, names)
+    publisher = Publisher(exported, CountingGather(), MAX_BYTES, stores=True)
+    buckets, _ = publisher.publish(Store().put)
+    for bucket in buckets:
+        is_merged = any(name.endswith("q_proj.weight") for name in bucket.names)
+        assert set(publisher.live(bucket)) == (set() if is_merged else set(bucket.names))
+    assert any(map(publisher.live, buckets))
 
 
 def test_a_rank_that_stores_nothing_takes_part_in_the_same_gathers(exported: dict[str, ExportedTensor]) -> None:
