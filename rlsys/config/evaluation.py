@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from rlsys.config.data import RowSource
 from rlsys.config.part import Part
-from rlsys.urls import has_secret
+from rlsys.urls import has_secret, why_not_http
 
 Control = Literal["other_video", "text_only", "random_window", "oracle_window", "one_round_equal_tokens"]
 """How rows are answered once more: with the video of another question or without, to see what the video is worth; with
@@ -18,6 +19,7 @@ a second look at a random part or at the true one, to see what the clue is worth
 tokens as several rounds have, to see what the rounds are worth."""
 WINDOWS: tuple[Control, ...] = ("random_window", "oracle_window")
 """Controls of a second look."""
+_ROUTES = ("/chat/completions", "/completions", "/models")
 OF_ROUNDS: tuple[Control, ...] = (*WINDOWS, "one_round_equal_tokens")
 """Controls of rows that are answered round by round."""
 
@@ -35,7 +37,8 @@ class EndpointConfig(Part):
     """The settings of an OpenAI-compatible endpoint that answers in place of the run's own actors."""
 
     url: str | None = None
-    """Base URL, such as http://host:8000/v1; null lets the actors answer."""
+    """Base URL, such as http://host:8000/v1; null lets the actors answer. The address of a route below it, such as
+    …/v1/chat/completions, means its base, and an address without a path means …/v1."""
     model: str | None = None
     """Name of the served model; null if the endpoint serves one only."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -57,13 +60,16 @@ class EndpointConfig(Part):
     def _is_address(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("an endpoint is an http or https URL, such as http://host:8000/v1")
+        value = value.strip()
+        if problem := why_not_http(value):
+            raise ValueError(f"an endpoint is an http or https URL, such as http://host:8000/v1; this {problem}")
         if has_secret(value):
             raise ValueError(
                 "a URL with a password would end up in records; put the key in evaluation.endpoint.api_key_env"
             )
-        return value
+        for route in _ROUTES:
+            value = value.rstrip("/").removesuffix(route)
+        return value if urlsplit(value).path.strip("/") else f"{value.rstrip('/')}/v1"
 
 
 class EvaluationConfig(Part):

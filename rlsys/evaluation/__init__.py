@@ -8,6 +8,7 @@
   each round gained and cost
 - `protocols`: how answers are read and scored, by data set
 - `statistics`: confidence intervals, slices, comparisons, samples of one row, baselines
+- `prediction_files`: files of texts as records
 - `predictions` (`Predictions`, `PredictionsError`, `read_predictions`): texts that other systems made
 - `runner` (`evaluate`, `with_shuffled_videos`): answers to held-out rows, sampled and greedy
 - `pages`: HTML pages of rows with frames, spans and boxes

@@ -16,6 +16,7 @@ from rlsys.evaluation.protocols.weighted import ScoredRow
 from rlsys.evaluation.rounds import rounds_of
 from rlsys.evaluation.statistics.baselines import baselines
 from rlsys.evaluation.statistics.bootstrap import intervals
+from rlsys.evaluation.statistics.reliability import reliability
 from rlsys.evaluation.statistics.samples import majority, pass_at_k
 from rlsys.evaluation.statistics.slices import slices
 from rlsys.types import Json, PromptItem
@@ -141,6 +142,7 @@ def _by_protocol(one: EvaluatedSet, task: str, protocol: Protocol_, seed: int) -
         "baselines": [{"name": base.name, "how": base.how, "metrics": dict(base.metrics)} for base in bases],
         "curves": _curves({"model": rows, **controls, **{base.name: base.rows for base in bases}}),
         "slices": _slices(protocol, rows, seed),
+        "reliability": _reliability(protocol, rows, one.answers["greedy"]),
         "published": [asdict(figure) for figure in protocol.published],
     }
 
@@ -175,6 +177,17 @@ def _slices(protocol: Protocol_, rows: Sequence[ScoredRow], seed: int) -> dict[s
             for name, part in parts.items()
         }
     return found
+
+
+def _reliability(protocol: Protocol_, rows: Sequence[ScoredRow], answers: Mapping[str, Answer]) -> dict[str, Json]:
+    """Return the confidence of the answers against their scores; {} if no confidence is known."""
+    return reliability(
+        [
+            (answers[row.row_id].confidence, scores[protocol.row_score])
+            for row, scores in rows
+            if row.row_id in answers and row.texts
+        ]
+    )
 
 
 def _sampled(protocol: Protocol_, rows: Sequence[Answered]) -> dict[str, Json]:

@@ -1,37 +1,28 @@
 """Files of texts that any system answered, matched with the rows of an evaluation.
 
 Read are our own JSONL, lmms-eval's `samples_*.jsonl`, VLMEvalKit's tables of predictions (xlsx, tsv, csv, json,
-jsonl), and a JSON object of texts by id.
+jsonl), the batch results of OpenAI's and vLLM's API, a JSON object of texts by id, and a JSON list of texts in the
+order of the rows.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import openpyxl
-from openpyxl.utils.exceptions import InvalidFileException
-
-from rlsys.errors import UserError
+from rlsys.data.annotations.media import VIDEO_SUFFIXES
+from rlsys.data.annotations.rows import is_number
 from rlsys.evaluation.answered import Answered
+from rlsys.evaluation.prediction_files import LABELS, NAMES, PLACES, TEXT_KEYS, VIDEOS, PredictionsError, records_of
 from rlsys.types import Json
 
-_TEXT_KEYS = ("text", "response", "prediction", "filtered_resps", "resps", "pred", "output", "answer_text")
-_NAMES = ("prompt_id", "row_id")
-_PLACES = ("doc_id", "index")
-_LABELS = ("qid", "question_id", "id", "index")
+_NESTED = ("body", "choices", "message", "content", "text")
+"""Keys by which a reply of OpenAI's API holds its texts."""
+_QUESTIONS = ("question", "query", "sentence", "caption")
 _SHOWN = 5
-csv.field_size_limit(1 << 27)
-
-
-class PredictionsError(UserError):
-    """A file of predictions that cannot be used at all; the message names it and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +78,25 @@ def read_predictions(path: Path, rows: Sequence[Answered]) -> Predictions:
     """Return `rows`, without texts of their own, with the texts of the file `path`.
 
     rows: all rows of the data set in the order of its file; texts that they have are dropped.
-    A prediction names its row by `prompt_id` or `row_id` (the id of the row, with or without the name of its file
-    before ":"); by `qid`, `question_id` or `id` (a label of the row, NExT-GQA's also as `<video>_<qid>`); by `doc_id`
-    or `index` (the row's label "index" if it has one, else its number in the data set from 0). Its text stands under
-    `text`, `response`, `prediction`, or lmms-eval's `filtered_resps` or `resps`, where a list holds the samples of the
-    row; `sample` numbers one of several texts. A prediction that is not so is reported, never an error.
-    Raises PredictionsError for a file that cannot be read or whose kind is not known.
+    A prediction names its row by `prompt_id`, `row_id` or `custom_id` (the id of the row, with or without the name of
+    its file before ":"); by `qid`, `question_id` or `id` (a label of the row, NExT-GQA's also as `<video>_<qid>`); by
+    `doc_id` or `index` (the row's label "index" if it has one, else its number in the data set from 0); or by its
+    video, with or without folder and suffix, and its question, which a row alone of its video need not have. Its text
+    stands under `text`, `response`, `prediction`, or lmms-eval's `filtered_resps` or `resps`, where a list holds the
+    samples of the row; `sample` numbers one of several texts. A prediction that is not so is reported, never an error.
+    Raises PredictionsError for a file that cannot be read or whose kind is not known, and for one with predictions of
+    which none is of these rows.
     """
     path = Path(path)
     places = _places(rows)
     matched = _Matched()
-    for place, record in _records(path):
+    for place, record in records_of(path, len(rows)):
         if isinstance(record, str):
             matched.dirty.append(DirtyPrediction(place=place, problem=record))
         else:
             _add(matched, place, record, rows, places)
+    if rows and not matched.texts and (matched.unmatched or matched.dirty):
+        raise PredictionsError(_nothing_fits(path, matched, rows))
     answered = tuple(_answered(row, matched.texts.get(number, {}), path) for number, row in enumerate(rows))
     return Predictions(
         answered=answered,
@@ -112,6 +107,15 @@ def read_predictions(path: Path, rows: Sequence[Answered]) -> Predictions:
     )
 
 
+def _nothing_fits(path: Path, matched: _Matched, rows: Sequence[Answered]) -> str:
+    found = [f"ids like {', '.join(list(matched.unmatched)[:_SHOWN])}"] if matched.unmatched else []
+    found += [f"{one.place}: {one.problem}" for one in matched.dirty[:1]]
+    return (
+        f"{path}: no prediction in it is of these {len(rows)} rows, which are named like {rows[0].row_id!r}; "
+        f"it has {'; '.join(found)}. Give the file that belongs to the data set."
+    )
+
+
 def _answered(row: Answered, texts: Mapping[int, str], path: Path) -> Answered:
     reason = "" if texts else row.reason or f"no prediction in {path.name}"
     return replace(row, texts=tuple(texts[sample] for sample in sorted(texts)), reason=reason, verdicts=None)
@@ -119,17 +123,34 @@ def _answered(row: Answered, texts: Mapping[int, str], path: Path) -> Answered:
 
 def _places(rows: Sequence[Answered]) -> dict[str, Mapping[str, int]]:
     """Return kind of id -> id -> number of the row. An id that two rows share is none's."""
-    listed: dict[str, list[tuple[str, int]]] = {"row": [], "tail": [], **{name: [] for name in _LABELS}}
+    kinds = ("row", "tail", "video", "asked", *LABELS)
+    listed: dict[str, list[tuple[str, int]]] = {kind: [] for kind in kinds}
     for number, row in enumerate(rows):
+        video = _video(row.labels.get("video"))
+        if video:
+            listed["video"].append((video, number))
+            listed["asked"].append((f"{video} {_plain(row.question)}", number))
         listed["row"].append((row.row_id, number))
         listed["tail"].append((row.row_id.rpartition(":")[2], number))
-        for name in _LABELS:
+        for name in LABELS:
             value = row.labels.get(name)
             if value not in (None, ""):
                 listed[name].append((_id(value), number))
                 if name == "qid" and row.labels.get("video"):
                     listed[name].append((f"{row.labels['video']}_{_id(value)}", number))
     return {kind: _unique(pairs) for kind, pairs in listed.items()}
+
+
+def _video(value: Json) -> str:
+    """Return the name of a video without folder and suffix, "" for anything else."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ""
+    path = PurePosixPath(str(value).strip().replace("\\", "/"))
+    return path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _unique(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
@@ -155,10 +176,10 @@ def _add(
     rows: Sequence[Answered],
     places: Mapping[str, Mapping[str, int]],
 ) -> None:
-    named = _row_number(record, places, len(rows))
+    named = _row_number(record, places, rows)
     if named is None:
         matched.dirty.append(
-            DirtyPrediction(place=place, problem=f"no id; give one of {', '.join((*_NAMES, *_PLACES, *_LABELS[:-1]))}")
+            DirtyPrediction(place=place, problem=f"no id; give one of {', '.join((*NAMES, *PLACES, *LABELS[:-1]))}")
         )
         return
     name, number = named
@@ -167,7 +188,7 @@ def _add(
         matched.unmatched[name] = None
     elif not texts:
         matched.dirty.append(
-            DirtyPrediction(place=place, problem=f"{name}: no text; give one of {', '.join(_TEXT_KEYS[:3])}")
+            DirtyPrediction(place=place, problem=f"{name}: no text; give one of {', '.join(TEXT_KEYS[:3])}")
         )
     else:
         known = matched.texts.setdefault(number, {})
@@ -180,120 +201,61 @@ def _add(
 
 
 def _row_number(
-    record: Mapping[str, Json], places: Mapping[str, Mapping[str, int]], size: int
+    record: Mapping[str, Json], places: Mapping[str, Mapping[str, int]], rows: Sequence[Answered]
 ) -> tuple[str, int | None] | None:
-    """Return (id, number of its row or None), by the first kind of id that is a row's; None without any id."""
-    first = ""
-    for key in (*_NAMES, *_LABELS[:-1], *_PLACES):
-        if record.get(key) in (None, "") or isinstance(record[key], list | dict | bool):
-            continue
-        name = _id(record[key])
-        first = first or name
-        kinds = ("row", "tail") if key in _NAMES else ("index",) if key in _PLACES else (key, "qid")
+    """Return (id, number of its row or None), by the first kind of id that is a row's; None without any id.
+
+    A number in the data set comes last, and only names a row of the same video.
+    """
+    names = {key: _id(record[key]) for key in (*NAMES, *LABELS[:-1], *PLACES) if _is_id(record.get(key))}
+    for key, name in names.items():
+        kinds = ("row", "tail") if key in NAMES else (key, "qid") if key != "doc_id" else ()
         found = next((places[kind][name] for kind in kinds if name in places[kind]), None)
-        if found is None and key in _PLACES and not places["index"] and name.isascii() and name.isdecimal():
-            found = int(name) if len(name) < 10 and int(name) < size else None
         if found is not None:
             return name, found
-    return (first, None) if first else None
+    by_video = _by_video(record, places)
+    if by_video is not None and by_video[1] is not None:
+        return by_video
+    for name in (names[key] for key in PLACES if key in names and not places["index"]):
+        found = int(name) if name.isascii() and name.isdecimal() and len(name) < 10 else len(rows)
+        named = _videos(record)
+        if found < len(rows) and (not named or _video(rows[found].labels.get("video")) in ("", *named)):
+            return name, found
+    return by_video or next(((name, None) for name in names.values()), None)
+
+
+def _is_id(value: Json) -> bool:
+    return value not in (None, "") and not isinstance(value, list | dict | bool)
+
+
+def _videos(record: Mapping[str, Json]) -> list[str]:
+    return [video for key in VIDEOS if (video := _video(record.get(key)))]
+
+
+def _by_video(record: Mapping[str, Json], places: Mapping[str, Mapping[str, int]]) -> tuple[str, int | None] | None:
+    """Return (video and question, number of the row or None) of a record that names its video; None of another."""
+    asked = [_plain(record[key]) for key in _QUESTIONS if isinstance(record.get(key), str)]
+    named = _videos(record) or [video for video in [_video(record.get("id"))] if video in places["video"]]
+    if not named:
+        return None
+    found = next((places["asked"][key] for one in asked if (key := f"{named[0]} {one}") in places["asked"]), None)
+    if found is None and not asked:
+        found = places["video"].get(named[0])
+    return " ".join((named[0], *asked)), found
 
 
 def _texts(record: Mapping[str, Json]) -> list[str]:
     """Return the texts under the first key that holds any; lists of lists are flattened."""
-    return next((texts for key in _TEXT_KEYS if (texts := _flat(record.get(key)))), [])
+    return next((texts for key in TEXT_KEYS if (texts := _flat(record.get(key)))), [])
 
 
 def _flat(value: Json) -> list[str]:
     if isinstance(value, list | tuple):
+        if value and all(is_number(one) for one in value):  # a period or a box, which is one answer
+            return [json.dumps(value)]
         return [text for member in value for text in _flat(member)]
-    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
+    if isinstance(value, dict):
+        return next((texts for key in _NESTED if (texts := _flat(value.get(key)))), [])
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return []
     return [value if isinstance(value, str) else str(value)]
-
-
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    """Yield (place in the file, record, or what is wrong with it in words)."""
-    readers = {".jsonl": _lines, ".json": _tree, ".tsv": _table, ".csv": _table, ".xlsx": _sheet}
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise PredictionsError(
-            f"{path}: predictions are read from {', '.join(readers)}; convert the file to one of them."
-        )
-    try:
-        yield from readers[suffix](path)
-    except OSError as error:
-        raise PredictionsError(
-            f"{path}: cannot be read ({error.strerror or error}); give a file of predictions."
-        ) from error
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", _record(line)
-
-
-def _record(line: bytes) -> Mapping[str, Json] | str:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return value if isinstance(value, dict) else f"not an object but {type(value).__name__}"
-
-
-def _tree(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise PredictionsError(
-            f"{path}: not JSON ({error}); give a list of objects or an object of texts by id."
-        ) from error
-    if isinstance(tree, dict):
-        columns = {key: list(value.values()) for key, value in tree.items() if isinstance(value, dict)}
-        if columns and len(columns) == len(tree) and any(key in columns for key in _TEXT_KEYS):
-            yield from _rows_of_columns(columns)  # pandas writes a table so
-            return
-        for name, value in tree.items():
-            ids = dict.fromkeys((*_NAMES, *_LABELS), name)
-            yield name, {**ids, **(value if isinstance(value, dict) else {"text": value})}
-        return
-    if not isinstance(tree, list):
-        raise PredictionsError(
-            f"{path}: holds a {type(tree).__name__}; give a list of objects or an object of texts by id."
-        )
-    for number, value in enumerate(tree):
-        yield f"entry {number}", value if isinstance(value, dict) else f"not an object but {type(value).__name__}"
-
-
-def _rows_of_columns(columns: Mapping[str, list[Json]]) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    for number in range(max(map(len, columns.values()))):
-        yield f"entry {number}", {key: values[number] for key, values in columns.items() if number < len(values)}
-
-
-def _table(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
-    reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        for row in reader:
-            yield (
-                f"line {reader.line_num}",
-                {key: value for key, value in row.items() if key is not None and value is not None},
-            )
-    except csv.Error as error:
-        yield f"line {reader.line_num}", f"not a row of a table ({error}); the rest of the file is not read"
-
-
-def _sheet(path: Path) -> Iterator[tuple[str, Mapping[str, Json] | str]]:
-    """Yield the rows of the first sheet, whose first row with content names the columns."""
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, InvalidFileException, KeyError, ValueError) as error:
-        raise PredictionsError(f"{path}: not a spreadsheet ({error}); give an xlsx file, or save it as tsv.") from error
-    header: dict[int, str] = {}
-    for number, row in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
-        cells = {column: value for column, value in enumerate(row) if value is not None}
-        if not header:
-            header = {column: str(name) for column, name in cells.items()}
-        elif cells:
-            yield f"row {number}", {header[at]: value for at, value in cells.items() if at in header}

@@ -30,10 +30,11 @@ def sections(results: Mapping[str, Json]) -> list[Section]:
                 *_tables(protocols),
                 *_rounds(protocols[0]),
                 *_samples(protocols[0]),
+                *_reliability(protocols[0]),
                 *_slices(protocols[0]),
                 *_unanswered(one),
             ],
-            curves=[*_rounds_curve(protocols[0]), *_curves(protocols[0])],
+            curves=[*_rounds_curve(protocols[0]), *_curves(protocols[0]), *_reliability_curve(protocols[0])],
         )
         for one in results["sets"]
         for task, protocols in one["tasks"].items()
@@ -200,6 +201,36 @@ def _samples(found: Mapping[str, Json]) -> Iterator[Table]:
     rows += [[f"majority, {found['primary']}", sampled["majority"].get(found["primary"], math.nan)]]
     note = "A sample passes with a row score of at least 0.5; pass@k is the unbiased estimate of arXiv:2107.03374."
     yield Table(title=f"{sampled['num_samples']} samples a row", columns=["figure", "value"], rows=rows, note=note)
+
+
+def _reliability(found: Mapping[str, Json]) -> Iterator[Table]:
+    """Yield a table of the confidence of the answers against their scores, if it is known."""
+    if not (one := found.get("reliability")):
+        return
+    rows: list[list[str | float]] = [
+        [f"{part['low']:.1f} to {part['high']:.1f}", str(part["num_rows"]), part["confidence"], part["score"]]
+        for part in one["bins"]
+    ]
+    rows.append(["all", str(sum(part["num_rows"] for part in one["bins"])), one["confidence"], one["score"]])
+    note = (
+        "Confidence is the geometric mean of the probabilities of an answer's tokens, score that of the row; "
+        f"expected calibration error {one['calibration_error']:.3f}."
+    )
+    title = f"reliability of answers, {found['protocol']}"
+    yield Table(title=title, columns=["confidence", "rows", "mean confidence", "mean score"], rows=rows, note=note)
+
+
+def _reliability_curve(found: Mapping[str, Json]) -> Iterator[Curve]:
+    if one := found.get("reliability"):
+        yield Curve(
+            title=f"reliability, {found['protocol']}",
+            x_label="confidence",
+            y_label="score",
+            series={
+                "model": [(part["confidence"], part["score"]) for part in one["bins"]],
+                "score = confidence": [(0.0, 0.0), (1.0, 1.0)],
+            },
+        )
 
 
 def _slices(found: Mapping[str, Json]) -> Iterator[Table]:

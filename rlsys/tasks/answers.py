@@ -82,9 +82,9 @@ UNKNOWN = Expected()
 
 _TAG = re.compile(r"</?(?:think|answer|glue|box)>")
 _WORD = re.compile(r"[^\s()\[\]{}<>\"'`*,;=]+")
-DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{0,17})?"
+DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{0,30})?"
 """A plain decimal. The number of its digits is bounded, so that no text makes it slow or its value infinite."""
-LOOSE_DECIMAL = rf"(?:{DECIMAL}|\.[0-9]{{1,17}})"
+LOOSE_DECIMAL = rf"(?:{DECIMAL}|\.[0-9]{{1,30}})"
 """A plain decimal that may begin with its point."""
 MAX_NUMBER = 1e9
 """Bound on the size of numbers in answers and truths: `DECIMAL` has nine digits before the point."""

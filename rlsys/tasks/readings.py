@@ -20,8 +20,8 @@ from rlsys.tasks.answers import Answer, Boxes, Choice, Expected, Number, Phrase,
 Reader = Callable[[str, Expected], Answer | None]
 """(content of a block, information about the row) -> the answer, or None."""
 
-_DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{1,17})?"
-_PAIR = re.compile(r"(?<!\d)(\d{1,9}(?:\.\d{0,17})?) (?:to|and) (\d{1,9}(?!\d)(?:\.\d{0,17})?)", re.IGNORECASE)
+_DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{1,30})?"
+_PAIR = re.compile(r"(?<!\d)(\d{1,9}(?:\.\d{0,30})?) (?:to|and) (\d{1,9}(?!\d)(?:\.\d{0,30})?)", re.IGNORECASE)
 _TUPLE = re.compile(rf"\(({_DECIMAL}),\s*({_DECIMAL})\)(?:,\s*|\Z)")
 _LEADING_ZERO = re.compile(r"0+[1-9][0-9]*")  # the cited code parses Python literals, which have none
 _SIGNED = rf"[+-]?{answers.LOOSE_DECIMAL}(?:[eE][+-]?[0-9])?"

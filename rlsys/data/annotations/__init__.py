@@ -9,7 +9,8 @@
   frames are shown
 - `rows` (`AnnotationRow`, `BadLine`, `Counted`, `Problem`, `Repeats`, `Seconds`, `broken_row`, `is_number`,
   `read_glue`, `read_span`, `short`, `stated_span`): rows and what can be wrong with them
-- `options` (`read_options`): options as data sets write them
+- `options` (`Option`, `read_options`, `right_letter`): options as data sets write them
+- `times` (`listed_periods`, `one_period`, `plain_seconds`, `plain_times`): times and periods as data sets write them
 - `clues` (`Size`): clues in time and space
 - `vtts` (`VttsEntry`, `with_size`): our own JSON lines
 - `sets`: the files of public data sets, as they are published

@@ -228,7 +228,7 @@ def completed(row: AnnotationRow, root: Path | None, links_outside: bool) -> tup
         return row if row.needs_size else _checked(row), None
     medium = find_medium(row, root)
     if medium is None:
-        text = f"{row.video!r} is not in {root}; looked for {', '.join(places(row))}"
+        text = f"{row.video!r} is not in {root}; looked for {_some(places(row))}"
         return replace(row, problems=(*row.problems, Problem(field="video", text=text, is_missing=True))), None
     if not links_outside and not is_inside(medium, root):
         text = f"{row.video!r} leads out of {root}, to {medium.resolve()}; set data.links_outside=true to allow it"
@@ -254,7 +254,7 @@ def _with_further_media(row: AnnotationRow, root: Path, links_outside: bool) -> 
             one = replace(row, video=name, medium=medium)
             path = find_medium(one, root)
             if path is None:
-                text = f"{name!r} is not in {root}; looked for {', '.join(places(one))}"
+                text = f"{name!r} is not in {root}; looked for {_some(places(one))}"
                 problems.append(Problem(field=field, text=text, is_missing=True))
             elif not links_outside and not is_inside(path, root):
                 text = f"{name!r} leads out of {root}; set data.links_outside=true to allow it"
@@ -264,6 +264,10 @@ def _with_further_media(row: AnnotationRow, root: Path, links_outside: bool) -> 
         found[field] = tuple(paths)
     listed, images, videos = found["image_list"], found["images"], found["videos"]
     return replace(row, frames=listed, images=images, videos=videos, problems=tuple(problems))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _sized(row: AnnotationRow, medium: Path) -> AnnotationRow:

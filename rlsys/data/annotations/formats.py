@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from rlsys.data.annotations.options import Option, read_options, right_letter
 from rlsys.data.annotations.rows import (
     AnnotationRow,
     Entry,
@@ -26,7 +27,9 @@ from rlsys.data.annotations.rows import (
 )
 from rlsys.data.annotations.sets import choices, dream1k, got10k, grounding
 from rlsys.data.annotations.sets.published import charades_lines, nextgqa_table, vidtab_lines
-from rlsys.data.annotations.sets.tables import Columns, Record
+from rlsys.data.annotations.sets.records import Record, as_list
+from rlsys.data.annotations.sets.tables import Columns
+from rlsys.data.annotations.times import listed_periods
 from rlsys.data.annotations.vtts import CAPTION_QUESTION, VttsEntry
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
@@ -55,15 +58,23 @@ class _NextGqaEntry(Entry):
     id: Any = None
     video: Text
     question: Text
-    options: list[Text] = Field(min_length=2)
-    answer: Text
+    options: Any
+    answer: Text | int
     glue: list[Any]
     duration: Seconds
     type: Any = None
 
+    @field_validator("glue", mode="before")
+    @classmethod
+    def _as_periods(cls, value: Json) -> Json:
+        return listed_periods(as_list(value))
+
     def row(self, label: str) -> AnnotationRow:
         """Return a row of grounded QA."""
-        spans, counted, problems = read_glue(self.answer, self.glue, self.duration, "glue")
+        options, problem = read_options(as_list(self.options))
+        letter, wrong = (None, None) if problem else _letter_of(self.answer, options)
+        answer = f"({letter})" if letter else None
+        spans, counted, problems = read_glue(answer, self.glue, self.duration, "glue")
         qid = {"qid": self.id.rpartition("_")[2]} if isinstance(self.id, str) else {}
         kind = {"question_type": self.type} if isinstance(self.type, str) else {}
         return AnnotationRow(
@@ -71,34 +82,29 @@ class _NextGqaEntry(Entry):
             video=self.video,
             task="grounded_qa",
             question=self.question,
-            options=tuple(self.options),
-            truth={"answer": self.answer, "glue": spans},
+            options=tuple(map(str, options)),
+            truth={"answer": answer, "glue": spans},
             duration_s=self.duration,
             labels={**qid, **kind},
             counted=counted,
-            problems=(*self._option_problems(), *problems),
+            problems=(*(replace(one, is_contradiction=False) for one in (problem, wrong) if one), *problems),
         )
 
     def identity(self) -> Hashable:
         """Return the video and the question with its options."""
-        return (self.video, self.question, *self.options)
+        return (self.video, self.question, repr(self.options))
 
     def repetition(self) -> Problem:
         """Return the problem of a question that was asked before."""
         return Problem(field="question", text=f"{self.question!r} with the same options occurs twice")
 
-    def _option_problems(self) -> Iterator[Problem]:
-        letters = []
-        for option in self.options:
-            match = re.match(r"\([A-Z]\)", option)
-            if match is None:
-                yield Problem(field="options", text=f"{option!r} does not begin with a letter such as (A)")
-            else:
-                letters.append(match.group())
-        if len(set(letters)) < len(letters):
-            yield Problem(field="options", text=f"letters {' '.join(letters)} repeat")
-        if self.answer not in letters:
-            yield Problem(field="answer", text=f"{self.answer!r} is not among the options {' '.join(letters)}")
+
+def _letter_of(answer: str | int, options: Sequence[Option]) -> tuple[str | None, Problem | None]:
+    """Return the letter of the right option; a number is its index from 0, as in NExT-QA's tables."""
+    letter, problem = right_letter(answer, options)
+    if problem is not None and isinstance(answer, int) and 0 <= answer < len(options):
+        return options[answer].letter, None
+    return letter, problem
 
 
 class _Got10kEntry(Entry):

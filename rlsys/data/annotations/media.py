@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.rows import AnnotationRow, Problem
@@ -19,6 +20,7 @@ IMAGE_MIN_PIXELS = 4 * 28 * 28  # VTTS, table 2: images may be smaller than fram
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 """Suffixes that a row may leave out of the name of its video."""
+_YOUTUBE = re.compile(r"(?:v_)?[\w-]{11}")
 _IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
 _ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
 
@@ -30,6 +32,7 @@ def places(row: AnnotationRow) -> tuple[str, ...]:
     if row.medium in ("image", "list"):
         return _files(row.video, _IMAGE_SUFFIXES)
     files = _files(row.video, ("", *VIDEO_SUFFIXES))
+    files = tuple(dict.fromkeys((*files, *_other_names(row.video))))
     return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
 
 
@@ -182,6 +185,21 @@ def _files(name: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
     """
     flat = name.rsplit("/", 1)[-1]
     return tuple(dict.fromkeys(f"{base}{suffix}" for base in (name, flat) for suffix in suffixes))
+
+
+def _other_names(name: str) -> Iterator[str]:
+    """Yield the names under which files of the same video are kept elsewhere.
+
+    Downloads of one video differ in the kind of file, and in the "v_" that ActivityNet puts before YouTube's names.
+    """
+    flat = PurePosixPath(name.rsplit("/", 1)[-1])
+    is_video = flat.suffix.lower() in VIDEO_SUFFIXES
+    stem = flat.stem if is_video else flat.name
+    stems = [stem] if is_video else []
+    if _YOUTUBE.fullmatch(stem):
+        stems.append(stem[2:] if len(stem) > 11 else f"v_{stem}")
+    for one in stems:
+        yield from (f"{one}{suffix}" for suffix in VIDEO_SUFFIXES)
 
 
 def _frame_folders(name: str) -> tuple[str, ...]:

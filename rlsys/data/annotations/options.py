@@ -85,7 +85,7 @@ def right_letter(answer: Json, options: Sequence[Option]) -> tuple[str | None, P
     """Return the letter of the option that `answer` means: its letter, its text, or both; or why it means none.
 
     A contradiction: no such option, or the letter of one option with the text of another. Dirt: a letter
-    with a text that no option has.
+    with a text that no option has, and, with the letter of the first of them, the text of several options.
     """
     text = str(answer) if is_number(answer) else answer
     if not isinstance(text, str):
@@ -93,6 +93,9 @@ def right_letter(answer: Json, options: Sequence[Option]) -> tuple[str | None, P
     by_text = _with_text(text, options)
     if len(by_text) == 1:
         return by_text[0], None
+    if by_text:
+        twice = f"{short(answer)} is the text of the options {', '.join(by_text)}; the first of them counts as right"
+        return by_text[0], Problem(field="answer", text=twice, is_counted=True)
     match = _ANSWER.fullmatch(text.strip())
     letter, rest = (match.group(1).upper(), match.group(2) or "") if match else ("", "")
     if letter not in {option.letter for option in options}:

@@ -8,8 +8,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, StringConstraints, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 
+from rlsys.data.annotations.times import plain_seconds
 from rlsys.types import Json
 
 Medium = Literal["video", "frames", "clip", "image", "list"]
@@ -89,7 +90,7 @@ class BadLine:
     problem: str
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(plain_seconds)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -154,8 +155,8 @@ def _part_names(side: str) -> tuple[str, ...]:
 class PartFields(BaseModel):
     """Fields of a row that is about a part of a longer file, or about a folder of frames."""
 
-    video_start: float | None = Field(
-        default=None, ge=0, allow_inf_nan=False, validation_alias=AliasChoices(*_part_names("start"))
+    video_start: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(plain_seconds)] | None = Field(
+        default=None, validation_alias=AliasChoices(*_part_names("start"))
     )
     video_end: Seconds | None = Field(default=None, validation_alias=AliasChoices(*_part_names("end")))
     fps: Seconds | None = Field(default=None, validation_alias=AliasChoices("fps", "sample_fps", "frame_rate"))

@@ -150,7 +150,8 @@ def _routed(label: str, row: VttsEntry) -> AnnotationRow:
     if task in ("temporal_grounding", "spatiotemporal_grounding") and len(clue.periods) > 1:
         text = f"{len(clue.periods)} periods; without an answer a row takes one"
         problems.append(Problem(field="clue", text=text))
-    is_whole = all(problem.is_fixed for problem in problems)
+    # the answer of such a problem is the one that counts
+    is_whole = all(problem.is_fixed or (problem.is_counted and problem in answer.problems) for problem in problems)
     return AnnotationRow(
         label=label,
         video=next(iter((*row.images, *row.videos, *(row.image_list or ()))), ""),

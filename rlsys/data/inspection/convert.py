@@ -9,6 +9,7 @@ from pathlib import Path
 from rlsys.data.annotations.rows import AnnotationRow
 from rlsys.data.annotations.vtts import VttsEntry
 from rlsys.data.video.errors import AnnotationError
+from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 
 
@@ -78,6 +79,11 @@ def _as_lines(rows: Sequence[AnnotationRow], _path: Path) -> str:
 def _as_charades(rows: Sequence[AnnotationRow], path: Path) -> str:
     _require(rows, "charades_sta", {"temporal_grounding"})
     if path.suffix.lower() == ".txt":
+        if spaced := next((row for row in rows if row.video.split() != [row.video]), None):
+            raise AnnotationError(
+                f"row {spaced.label}: lines of charades_sta end the name of a video at a space, and {spaced.video!r} "
+                "has one; name a .json file."
+            )
         return "".join(f"{row.video} {row.truth[0]} {row.truth[1]}##{_one_line(row)}\n" for row in rows)
     videos: dict[str, dict[str, Json]] = {}
     for row in rows:
@@ -110,6 +116,10 @@ def _as_got10k(rows: Sequence[AnnotationRow], _path: Path) -> str:
     if unsized := next((row for row in rows if row.needs_size), None):
         raise AnnotationError(
             f"row {unsized.label}: got10k needs fractions, and the boxes are pixels of pictures of unknown size."
+        )
+    if other := next((row for row in rows if len(row.truth) != NUM_TRACKED_FRAMES), None):
+        raise AnnotationError(
+            f"row {other.label}: got10k holds {NUM_TRACKED_FRAMES} boxes a sequence, and this has {len(other.truth)}."
         )
     return json.dumps([{"path": row.video, "object": row.question, "gt": row.truth} for row in rows], indent=1)
 

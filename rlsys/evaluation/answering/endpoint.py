@@ -33,6 +33,14 @@ REFUSALS_IN_A_ROW = 8
 """Refused requests without any answer after which the evaluation ends: then the request is at fault, not a row."""
 MAX_RETRIES = 6
 CONNECT_TIMEOUT_S = 10.0
+AGAIN = "The answers so far are kept; run the same command again to continue."
+_KEY = "Put its key into the environment variable that evaluation.endpoint.api_key_env names."
+_REMEDIES = {
+    401: _KEY,
+    403: _KEY,
+    404: "Check evaluation.endpoint.url, which usually ends in /v1, and evaluation.endpoint.model.",
+}
+"""Status of a reply -> what to do about it."""
 
 
 class EndpointResponder(ClipFetcher):
@@ -149,7 +157,7 @@ class EndpointResponder(ClipFetcher):
     def _failed(self, error: Exception) -> UserError:
         return UserError(
             f"{self._url} (evaluation.endpoint): {type(error).__name__}: {' '.join(str(error).split())[:500]}. "
-            "The answers so far are kept; run the same command again to continue."
+            + _REMEDIES.get(getattr(error, "status_code", 0), AGAIN)
         )
 
     async def _content(self, item: PromptItem, clips: Sequence[ClipRef]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

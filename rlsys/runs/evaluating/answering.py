@@ -88,7 +88,13 @@ def predicted_sets(chosen: Sequence[ChosenSet], predictions: Path) -> list[Evalu
     found = read_predictions(predictions, all_rows(one.rows))
     for line in found.lines():
         log.info("%s: %s", one.name, line)
-    return [one.evaluated({"greedy": found.answered}, {"greedy": {}})]
+    rows: Sequence[Answered] = found.answered
+    if one.num_prompts:  # those that a model would be asked if all videos were there
+        rows = [row for row in rows if row.truth is not None][: one.num_prompts]
+    answered: dict[ModeName, Sequence[Answered]] = {"greedy": rows}
+    if any(len(row.texts) > 1 for row in rows):
+        answered["sampled"] = rows
+    return [one.evaluated(answered, {"greedy": {}})]
 
 
 def annotations_digest(annotations: Path) -> str:

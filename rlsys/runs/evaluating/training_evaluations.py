@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -96,7 +97,7 @@ class TrainingEvaluations:
             return
         value = best_value(wanted, results)
         best = self._checkpoints.best(wanted)
-        if best is None or value > best.value:
+        if beats(value, None if best is None else best.value):
             self._best = Best(step=step, metric=wanted, value=value)
 
     @property
@@ -113,6 +114,13 @@ class TrainingEvaluations:
         self._tracker.log_tags({BEST_STEP_TAG: str(best.step), BEST_VALUE_TAG: f"{best.metric}={best.value:.6g}"})
         log.info("step %d is the best so far by %s: %.4f", best.step, best.metric, best.value)
         self._best = None
+
+
+def beats(value: float, best: float | None) -> bool:
+    """Return whether a figure is better than the best so far; NaN, the figure of no scored row, never is."""
+    if math.isnan(value):
+        return False
+    return best is None or math.isnan(best) or value > best
 
 
 def best_value(wanted: str, results: Mapping[str, Json]) -> float:

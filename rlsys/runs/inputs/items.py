@@ -61,7 +61,8 @@ def read_rows(config: RunConfig) -> Rows:
 
     def load(source: Source) -> tuple[PromptItem, ...]:
         loaded = _load(source)
-        dirty[source.annotations] = loaded.dirty
+        # several sources may be of one file, each with rows of its own
+        dirty[source.annotations] = tuple(dict.fromkeys((*dirty.get(source.annotations, ()), *loaded.dirty)))
         return loaded.items
 
     return Rows(training=training_items(config, load), held_out=held_out_items(config, load), dirty=dirty)

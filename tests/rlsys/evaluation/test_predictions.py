@@ -142,6 +142,47 @@ def test_json_as_a_list_an_object_by_id_and_columns(tmp_path: Path, tree: Json) 
     assert texts(read(tmp_path, "p.json", json.dumps(tree))) == [("A",), (), ("C",), ()]
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ["A", "B", "C", "D"],
+        {"results": [{"row_id": at, "predict": text} for at, text in enumerate("ABCD")]},
+        {"model": "m", "logs": [{"doc_id": at, "filtered_resps": [text]} for at, text in enumerate("ABCD")]},
+        {"predictions": {f"mme:{at}": text for at, text in enumerate("ABCD")}},
+        {f"00{at}-1": {"model_output": text} for at, text in enumerate("ABCD")},
+        {f"v{at}.mp4": text for at, text in enumerate("ABCD")},
+        [{"video": f"videos/v{at}.webm", "generated_text": text} for at, text in enumerate("ABCD")],
+        [{"video_id": f"v{at}", "question": " Q ", "pred": text} for at, text in enumerate("ABCD")],
+        # a number of another file, which the video and the question overrule
+        [{"index": at + 1, "video": f"v{at}", "question": "q", "prediction": t} for at, t in enumerate("ABCD")],
+    ],
+)
+def test_layouts_of_other_systems(tmp_path: Path, tree: Json) -> None:
+    found = read(tmp_path, "p.json", json.dumps(tree))
+    assert texts(found) == [("A",), ("B",), ("C",), ("D",)]
+    assert (found.missing, found.unmatched, found.dirty) == ((), (), ())
+
+
+def test_replies_of_an_api_in_a_batch_and_numbers_for_a_text(tmp_path: Path) -> None:
+    reply = {"status_code": 200, "body": {"choices": [{"message": {"content": "A"}}, {"message": {"content": "B"}}]}}
+    found = read(
+        tmp_path,
+        "batch.jsonl",
+        lines(
+            {"id": "batch_1", "custom_id": "mme:0", "response": reply, "error": None},
+            {"row_id": "1", "pred": [12.5, 17.0]},
+            {"row_id": "2", "response": {"body": {"error": "no"}}},
+        ),
+    )
+    assert texts(found) == [("A", "B"), ("[12.5, 17.0]",), (), ()]
+    assert found.dirty[0].place == "line 3"
+
+
+def test_a_number_in_the_data_set_names_no_row_of_another_video(tmp_path: Path) -> None:
+    found = read(tmp_path, "p.jsonl", lines({"doc_id": 0, "video": "v3", "text": "A"}, {"doc_id": 1, "text": "B"}))
+    assert texts(found) == [(), ("B",), (), ("A",)]
+
+
 def test_next_gqa_names_a_question_by_its_video_and_number(tmp_path: Path) -> None:
     found = read(tmp_path, "p.json", json.dumps({"v2_0": "C", "v3_1": "D", "0": "shared by two videos"}))
     assert texts(found)[2:] == [("C",), ("D",)]
@@ -154,6 +195,12 @@ def test_next_gqa_names_a_question_by_its_video_and_number(tmp_path: Path) -> No
         ("p.json", b"{", "not JSON"),
         ("p.json", b"3", "holds a int"),
         ("p.xlsx", b"PK", "not a spreadsheet"),
+        (
+            "p.jsonl",
+            b'{"id": "other:1", "text": "A"}',
+            "no prediction in it is of these 4 rows.*like 'mme:0'.*like other:1",
+        ),
+        ("p.json", b'["A", "B", "C"]', "no prediction in it.*entry 0: not an object but str"),
     ],
 )
 def test_a_file_that_holds_no_predictions_at_all_is_an_error(

@@ -1,7 +1,8 @@
 """The files of public data sets, as they are published.
 
-- `tables` (`ROLES`, `SUFFIXES`, `Columns`, `Record`, `Table`, `json_lines`, `read_records`): CSV, TSV, Parquet, JSON
-  and JSON lines as records, and records as rows by a map of their columns
+- `records` (`SUFFIXES`, `Record`, `as_list`, `json_lines`, `read_records`): CSV, TSV, Parquet, Arrow, JSON and JSON
+  lines as records
+- `tables` (`ROLES`, `Columns`, `Table`): records as rows by a map of their columns
 - `published` (`RepeatedKeys`, `charades_lines`, `nextgqa_table`, `parse_json`, `text_of`, `vidtab_lines`): text lines,
   tables with periods, and JSON with keys that occur twice
 - `choices`: multiple-choice and numeric benchmarks

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlsys.data.annotations.rows import BadLine
-from rlsys.data.annotations.sets.tables import Record, Table
+from rlsys.data.annotations.sets.records import Record
+from rlsys.data.annotations.sets.tables import Table
 from rlsys.types import Json
 
 SUBTITLE_FOLDERS = ("subtitle", "subtitles")
@@ -119,7 +120,8 @@ def _of_r4d_bench(record: Record) -> Iterator[Record]:
     fields["category"], fields["subset"] = category or None, kinds.get(category.upper())
     fields.pop("task", None)  # the benchmark's category, not a task of ours
     if fields.get("answer") is not None:
-        fields["answer"] = f"{fields['answer']:g}" if isinstance(fields["answer"], float) else str(fields["answer"])
+        answer = fields["answer"]
+        fields["answer"] = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
     yield replace(record, fields=fields)
 
 

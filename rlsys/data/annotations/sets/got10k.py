@@ -1,4 +1,4 @@
-"""GOT-10k as published: a folder a sequence, with images, `groundtruth.txt` and `cover.label`."""
+"""GOT-10k as published: a folder a sequence, with images, `groundtruth.txt`, `cover.label` and `absence.label`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ _SIZE = re.compile(r"(\d+)\s*[,x]\s*(\d+)")
 def read_sequences(path: Path) -> Iterator[AnnotationRow]:
     """Yield a row of tracking for each sequence: `path` is one, a folder of them, or the `list.txt` of such a folder.
 
+    A folder without any is one of parts, such as `train` and `val`, and its sequences are named with their part.
     A row has eight evenly spaced boxes, the first and the last among them, as fractions of the picture, whose size is
     that of `meta_info.ini` or of the images. The label `cover` has the values of `cover.label` at these boxes, 0 where
-    the target is not seen; the box of an unseen target without an area is that of the frame before, and the toolkit's
-    metrics do not read it.
+    the target is not seen. Without that file a target is not seen where `absence.label` says so, or where its box is
+    NaN or without an area. The box of an unseen target without an area is that of the frame before, and the
+    toolkit's metrics do not read it.
     Raises TypeError when there is no sequence.
     """
     if path.is_file():
@@ -35,25 +37,27 @@ def read_sequences(path: Path) -> Iterator[AnnotationRow]:
         folders = [path]
     else:
         folders = sorted(folder.parent for folder in path.glob(f"*/{TRUTH_FILE}"))
+        folders = folders or sorted(folder.parent for folder in path.glob(f"*/*/{TRUTH_FILE}"))
     if not folders:
         raise TypeError(f"no sequence is in it: a folder with {TRUTH_FILE}, or several of them, is expected")
+    is_of_parts = path.is_dir() and any(folder.parent not in (path, path.parent) for folder in folders)
     for folder in folders:
-        yield _row(folder)
+        yield _row(folder, folder.relative_to(path).as_posix() if is_of_parts else folder.name)
 
 
-def _row(folder: Path) -> AnnotationRow:
+def _row(folder: Path, name: str) -> AnnotationRow:
     meta = _meta(folder)
     start = AnnotationRow(
-        label=folder.name,
-        video=folder.name,
+        label=name,
+        video=name,
         medium="frames",
         task="tracking",
         question=meta.get("object_class") or "the object in the box",
     )
     try:
         lines = [line for line in text_of(folder / TRUTH_FILE).split("\n") if line.strip()]
-        boxes = np.array([[float(one) for one in re.split(r"[,\s]+", line.strip())] for line in lines])
-        covers = _covers(folder, len(lines))
+        boxes = np.array([[float(one) for one in re.split(r"[,;\s]+", line.strip(" \t\r,;"))] for line in lines])
+        covers = _covers(folder, boxes)
     except (OSError, ValueError) as error:
         return _with(start, Problem(field=TRUTH_FILE, text=f"cannot be read: {error}"))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) < NUM_TRACKED_FRAMES:
@@ -92,7 +96,7 @@ def _with(row: AnnotationRow, problem: Problem) -> AnnotationRow:
 
 def _corners(boxes: np.ndarray, chosen: np.ndarray, covers: np.ndarray) -> list[list[float]]:
     """Return the chosen boxes as [x0, y0, x1, y1] in pixels; f64 [N, 4] of x, y, width, height comes in."""
-    has_area = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+    has_area = _have_area(boxes)
     found = []
     for index in chosen:
         if not has_area[index] and covers[index] <= 0:
@@ -103,15 +107,23 @@ def _corners(boxes: np.ndarray, chosen: np.ndarray, covers: np.ndarray) -> list[
     return found
 
 
-def _covers(folder: Path, num_frames: int) -> np.ndarray:
-    """Return how much of the target is seen in each frame, 0 (nothing) to 8; 8 in all where no file says it."""
-    file = folder / "cover.label"
-    if not file.is_file():
-        return np.full(num_frames, 8)
-    covers = np.array([int(line) for line in text_of(file).split()])
-    if len(covers) != num_frames:
-        raise ValueError(f"cover.label has {len(covers)} lines for {num_frames} boxes")
-    return covers
+def _have_area(boxes: np.ndarray) -> np.ndarray:
+    """Return bool [N], whether a box of f64 [N, 4] has an area; [] if they are no boxes."""
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        return np.empty(0, dtype=bool)
+    return np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+
+
+def _covers(folder: Path, boxes: np.ndarray) -> np.ndarray:
+    """Return how much of the target is seen in each frame, 0 (nothing) to 8 (all); without any file by its boxes."""
+    for name in ("cover.label", "absence.label"):
+        if not (folder / name).is_file():
+            continue
+        values = np.array([int(float(one)) for one in re.split(r"[,;\s]+", text_of(folder / name)) if one])
+        if len(values) != len(boxes):
+            raise ValueError(f"{name} has {len(values)} lines for {len(boxes)} boxes")
+        return values if name == "cover.label" else np.where(values > 0, 0, 8)
+    return np.where(_have_area(boxes), 8, 0)
 
 
 def _meta(folder: Path) -> dict[str, str]:

@@ -18,14 +18,16 @@ from rlsys.data.annotations.rows import (
     read_span,
     stated_span,
 )
-from rlsys.data.annotations.sets.tables import Record, Table, json_entries
+from rlsys.data.annotations.sets.records import Record, json_entries
+from rlsys.data.annotations.sets.tables import Table
+from rlsys.data.annotations.times import one_period
 from rlsys.types import Json
 
 ROWS = Table(
     columns={
         "video": ("video", "video_path", "vid", "video_id"),
         "question": ("caption", "query", "sentence", "question"),
-        "clue": ("timestamp", "span", "timestamps", "solution"),
+        "clue": ("timestamp", "span", "timestamps", "spans", "solution"),
         "duration": ("duration",),
         "qid": ("qid", "id"),
         "caption": (),  # the query, not a text to write
@@ -72,7 +74,8 @@ def read_videos(tree: Json) -> Iterator[AnnotationRow]:
 
 def _rows(video: str, entry: _Video, spans: str, queries: str) -> Iterator[AnnotationRow]:
     repeats = Repeats()
-    for index, (value, sentence) in enumerate(zip(entry.timestamps, entry.sentences, strict=True)):
+    for index, (written, sentence) in enumerate(zip(entry.timestamps, entry.sentences, strict=True)):
+        value = one_period(written)
         truth, problem = read_span(value, entry.duration, spans)
         problems = [problem] if problem else []
         if not isinstance(sentence, str) or not sentence.strip():

@@ -7,12 +7,15 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlsys.data.annotations.rows import AnnotationRow, Problem, Repeats, is_number, read_glue, read_span, short
+from rlsys.data.annotations.times import listed_periods, plain_seconds
 from rlsys.files import require_regular
 from rlsys.types import Json
+
+_INDICES = frozenset(map(str, range(5)))
 
 RepeatedKeys = list[str]
 """Keys that occur twice in one object of a JSON file."""
@@ -55,7 +58,8 @@ def text_of(path: Path) -> str:
 def charades_lines(path: Path) -> Iterator[AnnotationRow]:
     """Read lines of `ID start end##sentence`, as Charades-STA is published, without the clips' durations."""
     repeats = Repeats()
-    for number, line in enumerate(text_of(path).splitlines(), start=1):
+    # not splitlines(): a sentence may hold U+2028 or U+0085, which that takes for the end of a line
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         head, _, sentence = line.partition("##")
@@ -83,18 +87,42 @@ def nextgqa_table(path: Path) -> Iterator[AnnotationRow]:
     Raises TypeError when a column or the file of periods is missing.
     """
     located = _located(path)
-    reader = csv.DictReader(io.StringIO(text_of(path)))
+    reader = csv.DictReader(io.StringIO(text_of(path)), strict=True)
     columns = {"question", "answer", "qid"} | {f"a{index}" for index in range(5)}
     missing = sorted(columns - set(reader.fieldnames or ()))
     if missing:
         raise TypeError(f"the columns {', '.join(missing)} are missing")
-    for number, row in enumerate(reader, start=2):
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
+    has_indices = _has_indices(rows)
+    for number, row in enumerate(rows, start=2):
         video = row.get("video_id") or row.get("video") or ""
-        yield _table_row(str(number), video, row, located.get(video, {}))
+        yield _table_row(str(number), video, _with_text(row) if has_indices else row, located.get(video, {}))
+
+
+def _has_indices(rows: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether the answers are indices of options from 0, as in NExT-QA's tables, and no texts of options."""
+    answers = [(row["answer"] or "").strip() for row in rows]
+    is_index = bool(rows) and all(answer in _INDICES for answer in answers if answer)
+    return is_index and not all(answer in _texts(row) for answer, row in zip(answers, rows, strict=True))
+
+
+def _with_text(row: Mapping[str, str]) -> Mapping[str, str]:
+    index = (row["answer"] or "").strip()
+    return {**row, "answer": _texts(row)[int(index)] if index else ""}
+
+
+def _texts(row: Mapping[str, str]) -> list[str]:
+    return [(row[f"a{index}"] or "").strip() for index in range(5)]
 
 
 def _located(path: Path) -> Mapping[str, Mapping[str, Json]]:
     beside = path.with_name(f"gsub_{path.stem}.json")
+    others = sorted(path.parent.glob("gsub_*.json"))
+    if not beside.exists() and len(others) == 1:
+        beside = others[0]
     try:
         found = json.loads(text_of(beside))
     except OSError as error:
@@ -105,18 +133,22 @@ def _located(path: Path) -> Mapping[str, Mapping[str, Json]]:
 
 
 def _table_row(label: str, video: str, row: Mapping[str, str], located: Mapping[str, Json]) -> AnnotationRow:
-    texts = [(row[f"a{index}"] or "").strip() for index in range(5)]
+    texts = _texts(row)
     letters = [letter for letter, text in zip("ABCDE", texts, strict=True) if text == (row["answer"] or "").strip()]
     answer = f"({letters[0]})" if letters else None
     problems: list[Problem] = []
+    if any(row.get(None) or ()):  # type: ignore[call-overload]
+        text = "more fields than columns; quote a text that holds a comma"
+        problems.append(Problem(field="(row)", text=text))
     if len(letters) != 1:
         # the official code takes the first of two equal options
         text = f"{short(row['answer'])} is not the text of one option"
         problems.append(Problem(field="answer", text=text, is_counted=bool(letters)))
-    stated = located.get("duration")
+    stated = plain_seconds(located.get("duration"))
     duration_s = float(stated) if isinstance(stated, int | float) and is_number(stated) and stated > 0 else None
     location = located.get("location")
-    values = location.get(row["qid"], []) if isinstance(location, dict) else []
+    values = listed_periods(location.get(row["qid"], [])) if isinstance(location, dict) else []
+    values = values if isinstance(values, list) else [values]
     spans, counted, wrong = read_glue(answer, values, duration_s or math.inf, "location")
     if not values:
         text = f"{short(row['qid'])} has no period for this video"

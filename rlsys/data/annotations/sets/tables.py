@@ -1,16 +1,10 @@
-"""Tables: CSV, TSV, Parquet, JSON and JSON lines as records, and records as rows by a map of their columns."""
+"""Records of tables as rows, by a map of their columns."""
 
 from __future__ import annotations
 
-import ast
-import csv
-import io
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
-from pathlib import Path
+from string import ascii_uppercase
 
 from pydantic import ValidationError
 
@@ -24,13 +18,11 @@ from rlsys.data.annotations.rows import (
     is_number,
     short,
 )
-from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json, text_of
+from rlsys.data.annotations.sets.records import Record, as_list, columns_of, file_name, names_of
+from rlsys.data.annotations.times import plain_times
 from rlsys.data.annotations.vtts import VttsEntry
-from rlsys.files import require_regular
 from rlsys.types import Json
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
-"""Suffixes of files that hold tables."""
 ROLES = (
     "video",
     "image",
@@ -56,18 +48,21 @@ ROLES = (
 """What a column can hold: the fields of our own JSON lines, the index of the right option from 0, further images, and
 the data set's name of the question."""
 Columns = Mapping[str, str | Sequence[str]]
-"""Role -> the name of its column, or of several: options in columns of their own."""
+"""Role -> the name of its column, or of several: options, or start and end of a period, in columns of their own."""
 
-_FIELD_LIMIT = 1 << 24
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One entry of a table. label: its place in the file.  file: where it is.  fields: by column."""
-
-    label: str
-    file: Path
-    fields: Mapping[str, Json] | BadLine
+_NUMBERS = frozenset(("duration", "width", "height", "video_start", "video_end", "fps"))
+_SPREAD = tuple(
+    tuple(f"{prefix}{one}" for one in ones)
+    for prefixes, ones in (
+        (("", "option_", "option", "Option ", "choice_", "choice"), "ABCDEFGH"),
+        (("a", "option_", "option", "choice_", "choice", "candidate_"), "01234567"),
+        (("option_", "option", "choice_", "choice", "candidate_"), "12345678"),
+    )
+    for prefix in prefixes
+)
+"""Names of the columns of options that have one each, in order, of which a table has the first ones."""
+MIN_ROWS_FROM_1 = 20
+"""Rows with an index, none of them 0, from which a column that should count from 0 is taken to count from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +86,14 @@ class Table:
         """
         found = [one for record in records for one in self._prepared(record)]
         self._require_columns(found, columns)
+        columns = self._with_spread_options(found, columns)
+        valued = [(record, self._values(record.fields, columns)) for record in found]
+        starts = {role: _first_index([values for _, values in valued], role) for role in ("answer", "answer_index")}
         repeats = Repeats()
-        for record in found:
-            row = self._row(record, columns)
-            identity = (row.video, row.question, row.options, repr(row.truth), row.window_s)
+        for record, values in valued:
+            row = self._row(record, values, starts)
+            media = (row.video, row.frames, row.images, row.videos)
+            identity = (media, row.question, row.options, repr(row.truth), row.window_s)
             if row.task and repeats.add(identity):
                 problem = Problem(field="question", text=f"{short(row.question)} occurs twice", is_counted=True)
                 row = replace(row, problems=(*row.problems, problem))
@@ -103,9 +102,16 @@ class Table:
     def _prepared(self, record: Record) -> Iterable[Record]:
         return [record] if self.prepare is None or isinstance(record.fields, BadLine) else self.prepare(record)
 
+    def _with_spread_options(self, records: Sequence[Record], columns: Columns) -> Columns:
+        """Return the columns with those of the options where each option has one: A, B, …; a0, a1, …; option_1, …"""
+        there = columns_of(records)
+        if "options" in columns or there & set(self.columns.get("options", ("options",))):
+            return columns
+        spread = next((names for names in _SPREAD if set(names[:2]) <= there), ())
+        return {**columns, "options": tuple(name for name in spread if name in there)} if spread else columns
+
     def _require_columns(self, records: Sequence[Record], columns: Columns) -> None:
-        whole = [record.fields for record in records if not isinstance(record.fields, BadLine)]
-        there = {name for fields in whole for name in fields}
+        whole, there = [one for one in records if not isinstance(one.fields, BadLine)], columns_of(records)
         for role, named in columns.items():
             missing = [name for name in ([named] if isinstance(named, str) else named) if name not in there]
             if missing and whole:
@@ -114,45 +120,60 @@ class Table:
                 )
         for role in self.required:
             names = self.columns.get(role, (role,))
+            if role == "options" and any(set(spread[:2]) <= there for spread in _SPREAD):
+                continue
             if whole and role not in columns and not there & set(names):
                 raise TypeError(
                     f"no column {' or '.join(names)} for the {role}; the columns are {', '.join(sorted(there)[:40])}; "
                     f"data.columns.{role}=NAME names it"
                 )
 
-    def _row(self, record: Record, columns: Columns) -> AnnotationRow:
+    def _values(self, fields: Mapping[str, Json] | BadLine, columns: Columns) -> dict[str, Json]:
+        """Return what a record has for each role; roles without a value are absent."""
+        if isinstance(fields, BadLine):
+            return {}
+        values = {role: self._value(role, fields, columns) for role in ROLES}
+        values["question"] = values["question"] if values["question"] is None else str(values["question"])
+        return {role: value for role, value in values.items() if value is not None}
+
+    def _row(self, record: Record, values: Mapping[str, Json], starts: Mapping[str, int | None]) -> AnnotationRow:
+        """Return the row of a record. starts: the numbers from which the options are counted, None for letters."""
         if isinstance(record.fields, BadLine):
             problem = Problem(field="(row)", text=record.fields.problem)
             return AnnotationRow(label=record.label, video="", problems=(problem,))
-        values = {role: self._value(role, record.fields, columns) for role in ROLES}
-        index, qid, images = values.pop("answer_index"), values.pop("qid"), values.pop("images")
-        values["question"] = values["question"] if values["question"] is None else str(values["question"])
-        values = {role: value for role, value in values.items() if value is not None}
+        values = dict(values)
+        index, qid, images = (values.pop(role, None) for role in ("answer_index", "qid", "images"))
         if not values.keys() & {"video", "image", "image_list"} and images is not None:
             values["image"], images = images, None
         if index is not None and values.get("options") is not None:
-            values["answer"] = _indexed(index, values["options"])
+            values["answer"] = _indexed(index, values["options"], starts["answer_index"] or 0)
+        elif starts["answer"] is not None and values.keys() >= {"answer", "options"}:
+            values["answer"] = _indexed(values["answer"], values["options"], starts["answer"])
         try:
             row = VttsEntry.model_validate(values).row(record.label)
         except ValidationError as error:
             row = broken_row(record.label, values, error)
-        if values.get("answer") is None:  # missing, which contradicts nothing
-            problems = tuple(replace(problem, is_contradiction=False) for problem in row.problems)
-            row = replace(row, problems=problems)
+        row = replace(row, problems=tuple(_explained(problem, values.get("answer")) for problem in row.problems))
         labels = self._labels(record)
         if qid is not None:
             labels["qid"] = _text(qid)
-        return replace(row, labels={**row.labels, **labels}, images=(*row.images, *_names(images)))
+        return replace(row, labels={**row.labels, **labels}, images=(*row.images, *names_of(images)))
 
     def _value(self, role: str, fields: Mapping[str, Json], columns: Columns) -> Json:
         named = columns.get(role)
         if named is not None and not isinstance(named, str):
             several = [fields.get(name) for name in named]
-            return [_text(value) for value in several if value is not None] or None
+            if role == "clue":
+                return None if all(value is None for value in several) else plain_times(several)
+            return _spread(several) if role == "options" else [_text(one) for one in several if one is not None] or None
         names = (named,) if named is not None else self.columns.get(role, (role,))
         value = next((fields[name] for name in names if fields.get(name) is not None), None)
         if role in ("options", "clue", "events", "images", "image_list"):
-            value = _listed(value)
+            value = as_list(value)
+        if role in ("video", "image", "images", "image_list"):
+            value = file_name(value)
+        if role == "clue":
+            return plain_times(value)
         if role == "options":
             return _option_texts(value)
         if role == "answer" and isinstance(value, float) and value.is_integer():
@@ -166,7 +187,7 @@ class Table:
         found: dict[str, str | float] = {}
         for label, names in self.labels.items():
             value = next((record.fields[name] for name in names if record.fields.get(name) is not None), None)
-            value = _listed(value)
+            value = as_list(value)
             if isinstance(value, list):
                 value = ", ".join(map(_text, value)) or None
             if value is not None:
@@ -174,159 +195,49 @@ class Table:
         return found
 
 
-_NUMBERS = frozenset(("duration", "width", "height", "video_start", "video_end", "fps"))
+def _explained(problem: Problem, answer: Json) -> Problem:
+    """Return a problem of a row; without an answer nothing is contradicted, and a number may be an index."""
+    if answer is None:
+        return replace(problem, is_contradiction=False)
+    if problem.field == "answer" and problem.is_contradiction and is_number(_number(answer)):
+        hint = "; data.columns.answer_index=NAME reads a column as indices from 0"
+        return replace(problem, text=problem.text + hint)
+    return problem
 
 
-def read_records(path: Path, repeated: RepeatedKeys) -> list[Record]:
-    """Return the records of a table, or of all tables of a folder in the order of their names.
+def _first_index(rows: Sequence[Mapping[str, Json]], role: str) -> int | None:
+    """Return the number of the first option in a column of numbers of options; None if that is not certain.
 
-    Lines of JSON lines are counted from 1, lines of CSV and TSV as an editor counts them, others from 0; objects by
-    name keep it. In a folder, the file's stem comes first: "action_count/7". Keys that occur twice in one JSON object
-    are added to `repeated`. A value that is missing, NaN or an empty string is None; columns of bytes are skipped.
-    Raises OSError, TypeError for another shape, and ValueError for a file that is not of the kind that its suffix says.
+    It is 0 if any row has 0, and 1 if none has and one has the number of its options. A column `answer` may also hold
+    letters or texts of options; then it is None.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise TypeError(f"a folder without a file of {', '.join(SUFFIXES)}")
-        return [
-            replace(record, label=f"{file.stem}/{record.label}")
-            for file in files
-            for record in _of_file(file, repeated)
-        ]
-    return _of_file(path, repeated)
-
-
-def _of_file(path: Path, repeated: RepeatedKeys) -> list[Record]:
-    read = {".csv": _of_text, ".tsv": _of_text, ".parquet": _of_parquet}
-    suffix = path.suffix.lower()
-    entries = read[suffix](path) if suffix in read else _of_json(path, repeated, suffix)
-    return [
-        Record(
-            label=label,
-            file=path,
-            fields=entry if isinstance(entry, BadLine) else {str(name): _clean(value) for name, value in entry.items()},
-        )
-        for label, entry in entries
-    ]
-
-
-def _of_text(path: Path) -> list[tuple[str, Json]]:
-    csv.field_size_limit(_FIELD_LIMIT)
-    text = text_of(path)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        return [(str(reader.line_num), {name: row[name] for name in row if name}) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
-
-
-def _of_parquet(path: Path) -> list[tuple[str, Json]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    require_regular(path)
-    try:
-        with parquet.ParquetFile(path) as file:
-            kept = [one.name for one in file.schema_arrow if not _holds_bytes(one.type)]
-            batches = file.iter_batches(columns=kept)
-            rows = [row for batch in batches for row in batch.to_pylist()]
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"not a Parquet file: {error}") from error
-    return [(str(index), row) for index, row in enumerate(rows)]
-
-
-def _holds_bytes(kind: Json) -> bool:
-    """Return whether values of an Arrow type hold bytes: embedded images and videos, which are not annotations."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _holds_bytes(kind.value_type)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
-
-
-def _of_json(path: Path, repeated: RepeatedKeys, suffix: str) -> list[tuple[str, Json]]:
-    text = text_of(path)
-    if suffix == ".jsonl":
-        lines = json_lines(text, repeated)
-        return [(label, entry if isinstance(entry, dict | BadLine) else _no_object(entry)) for label, entry in lines]
-    return json_entries(parse_json(text, repeated))
-
-
-def json_lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
-    """Return (line number from 1, value or BadLine) of the lines that are not blank.
-
-    Raises ValueError if no line is JSON.
-    """
-    # not splitlines(): a JSON string may hold U+2028, which that takes for the end of a line
-    lines = enumerate(text.split("\n"), start=1)
-    entries = [(str(number), _line(line, repeated)) for number, line in lines if line.strip()]
-    bad = [entry.problem for _, entry in entries if isinstance(entry, BadLine)]
-    if entries and len(bad) == len(entries):
-        raise ValueError(f"one object per line is expected, and no line is one; line {entries[0][0]}: {bad[0]}")
-    return entries
-
-
-def _line(line: str, repeated: RepeatedKeys) -> Json:
-    try:
-        return parse_json(line, repeated)
-    except (ValueError, RecursionError) as error:
-        return BadLine(problem=f"not JSON: {error}")
-
-
-def json_entries(tree: Json) -> list[tuple[str, Json]]:
-    """Return the (label, object) pairs of a JSON list, of the one list in an object, or of an object of objects.
-
-    Raises TypeError for anything else.
-    """
-    if isinstance(tree, dict):
-        lists = [value for value in tree.values() if isinstance(value, list)]
-        if len(lists) == 1 and all(isinstance(entry, dict) for entry in lists[0]):
-            tree = lists[0]
-        elif tree and all(isinstance(entry, dict) for entry in tree.values()):
-            return [(str(name), {"id": name, **entry}) for name, entry in tree.items()]
-    if not isinstance(tree, list):
-        raise TypeError(f"a list of rows is expected, this is a {type(tree).__name__}")
-    if tree and not any(isinstance(entry, dict) for entry in tree):
-        raise TypeError(f"a list of objects is expected, and the first entry is {short(tree[0])}")
-    return [(str(index), entry if isinstance(entry, dict) else _no_object(entry)) for index, entry in enumerate(tree)]
-
-
-def _no_object(value: Json) -> BadLine:
-    return BadLine(problem=f"{short(value)} is not an object")
-
-
-def _clean(value: Json) -> Json:
-    """Return a value as JSON has it: None for NaN and empty strings, numbers for decimals, texts for the rest."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        return value if value.strip() else None
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, list | tuple):
-        return [_clean(one) for one in value]
-    if isinstance(value, Mapping):
-        return {str(name): _clean(one) for name, one in value.items()}
-    return str(value)
-
-
-def _listed(value: Json) -> Json:
-    """Return the list that a text writes as JSON or as Python does, and any other value as it is."""
-    if not (isinstance(value, str) and value.lstrip().startswith("[")):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+    found: list[tuple[float, int]] = []
+    num_texts = 0
+    for row in rows:
+        if row.get(role) is None or row.get("options") is None:
             continue
-        if isinstance(found, list):
-            return _clean(found)
-    return value
+        number, (options, problem) = _number(row[role]), read_options(row["options"])
+        if not is_number(number) or number != int(number):
+            return None
+        if problem is None:
+            found.append((number, len(options)))
+            num_texts += str(row[role]).strip() in {option.text.strip() for option in options}
+    if not found or (role == "answer" and 2 * num_texts >= len(found)):
+        return None
+    if any(number == 0 for number, _ in found):
+        return 0
+    is_from_1 = any(number == size for number, size in found) and all(1 <= number <= size for number, size in found)
+    return 1 if is_from_1 and (role == "answer" or len(found) >= MIN_ROWS_FROM_1) else None
+
+
+def _spread(values: Sequence[Json]) -> Json:
+    """Return options that have a column each; where one is empty, those behind it keep their letters."""
+    texts = [None if value is None else _text(value) for value in values]
+    while texts and texts[-1] is None:
+        texts.pop()
+    if None not in texts:
+        return texts or None
+    return [f"({letter}) {text}" for letter, text in zip(ascii_uppercase, texts, strict=False) if text is not None]
 
 
 def _option_texts(value: Json) -> Json:
@@ -339,7 +250,7 @@ def _option_texts(value: Json) -> Json:
 
 
 def _text(value: Json) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _number(value: Json) -> Json:
@@ -349,16 +260,13 @@ def _number(value: Json) -> Json:
         return value
 
 
-def _names(value: Json) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
+def _indexed(index: Json, values: Json, start: int) -> Json:
+    """Return the letter of the option at an index, or the index where there is none, which no option matches.
 
-
-def _indexed(index: Json, values: Json) -> Json:
-    """Return the letter of the option at an index from 0, or the index where there is none, which no option matches."""
+    start: the index of the first option.
+    """
     options, problem = read_options(values)
     number = _number(index)
-    if problem is None and is_number(number) and number == int(number) and 0 <= number < len(options):
-        return f"({options[int(number)].letter})"
+    if problem is None and is_number(number) and number == int(number) and 0 <= number - start < len(options):
+        return f"({options[int(number) - start].letter})"
     return f"index {index}"

@@ -38,7 +38,7 @@ def load_charades(folder: Path, entry: object, **data: object) -> Annotations:
 
 DIRTY = {
     "duration": 10.0,
-    "timestamps": [[1.0, 4.0], [8.0, 10.5], [5.0, 5.0], [1.0, 4.0], [1.0, 4.0], [11.0, 12.0], [3, "4"], [1.0, 2.0]],
+    "timestamps": [[1.0, 4.0], [8.0, 10.5], [5.0, 5.0], [1.0, 4.0], [1.0, 4.0], [11.0, 12.0], [3, "x"], [1.0, 2.0]],
     "sentences": ["a", "b", "c", "A ", "d", "e", "f", "  "],
 }
 
@@ -59,7 +59,7 @@ def test_dirty_charades_rows_are_dropped_one_by_one(tmp_path: Path) -> None:
     problems = [row.problem for row in loaded.dirty]
     assert problems[0] == "[8.0, 10.5] goes past the clip of 10 s"
     assert problems[1] == "[5.0, 5.0] does not end after it starts"
-    assert problems[4] == "[3, '4'] is not [start, end] in seconds"
+    assert problems[4] == "[3, 'x'] is not [start, end] in seconds"
 
 
 def test_clipping_mends_what_goes_past_the_end_and_nothing_else(tmp_path: Path) -> None:

@@ -157,3 +157,17 @@ def test_labels_and_further_images_are_kept_for_tables(tmp_path: Path) -> None:
     write_rows([first], "vtts", tmp_path / "rows.jsonl")
     (again,), _ = read_rows(tmp_path / "rows.jsonl", "table")
     assert (again.images, again.truth, dict(again.labels)) == (("s.png",), "(B)", dict(first.labels))
+
+
+def test_what_another_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"video": "a b.mp4", "question": "q", "clue": [1, 2], "duration": 9}))
+    rows = read_rows(path, "vtts")[0]
+    with pytest.raises(AnnotationError, match="end the name of a video at a space, and 'a b.mp4' has"):
+        write_rows(rows, "charades_sta", tmp_path / "out.txt")
+    write_rows(rows, "charades_sta", tmp_path / "out.json")
+    assert read_rows(tmp_path / "out.json", "charades_sta")[0][0].video == "a b.mp4"
+    boxes = [[0.1, 0.1, 0.2, 0.2]] * 4
+    path.write_text(json.dumps({"video": "v", "question": "q", "clue": boxes}))
+    with pytest.raises(AnnotationError, match="got10k holds 8 boxes a sequence, and this has 4"):
+        write_rows(read_rows(path, "vtts")[0], "got10k", tmp_path / "out.json")

@@ -142,3 +142,27 @@ def test_a_server_that_knows_the_newer_name_of_the_length_limit_alone_is_asked_b
     assert {body["messages"][-1]["content"][0]["text"] for body in bodies} == {"0?", "1?"}
     assert {(body["max_completion_tokens"], body["temperature"], body["model"]) for body in bodies} == {(8, 0.0, "m")}
     assert all(0 <= body["seed"] < 2**31 for body in bodies)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://h:8000/v1", "http://h:8000/v1"),
+        (" http://h:8000/v1/ ", "http://h:8000/v1"),
+        ("http://h:8000", "http://h:8000/v1"),
+        ("http://h:8000/", "http://h:8000/v1"),
+        ("https://h/v1/chat/completions", "https://h/v1"),
+        ("https://h/v1/models/", "https://h/v1"),
+        ("https://[::1]:1/openai/v1beta", "https://[::1]:1/openai/v1beta"),
+    ],
+)
+def test_an_address_means_the_base_of_the_api(given: str, url: str) -> None:
+    assert EndpointConfig(url=given).url == url
+
+
+@pytest.mark.parametrize(
+    "given", ["h:8000/v1", "ftp://h/v1", "http://", "http://h h/v1", "http://h:0/v1", "http://u:p@h"]
+)
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match="evaluation.endpoint.api_key_env|such as http://host:8000/v1; this "):
+        EndpointConfig(url=given)

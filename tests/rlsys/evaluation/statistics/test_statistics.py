@@ -14,6 +14,7 @@ from rlsys.evaluation.protocols.table import PROTOCOLS
 from rlsys.evaluation.protocols.weighted import ScoredRow, Weighted
 from rlsys.evaluation.statistics.bootstrap import bootstrap, draw_counts, intervals, numbered, resampled
 from rlsys.evaluation.statistics.comparison import compare
+from rlsys.evaluation.statistics.reliability import reliability
 from rlsys.evaluation.statistics.samples import majority, pass_at_k
 from rlsys.evaluation.statistics.slices import slices
 from rlsys.types import Json
@@ -219,3 +220,12 @@ def test_evaluations_of_different_rows_are_refused_and_compared_where_they_agree
         compare(rows[:1], [(grounded(0, 9, row_id="f:0"), rows[0][1])], STA)
     with pytest.raises(ValueError, match="has no metric 'f1'"):
         compare(rows, rows, STA, metric="f1")
+
+
+def test_reliability_compares_confidence_with_score_in_bins() -> None:
+    found = reliability([(0.95, 1.0), (0.93, 0.0), (0.31, 0.5), (1.0, 1.0), (0.5, math.nan)])
+    assert [(one["low"], one["num_rows"]) for one in found["bins"]] == [(0.3, 1), (0.9, 3)]
+    assert found["bins"][1]["confidence"] == pytest.approx(0.96) and found["bins"][1]["score"] == pytest.approx(2 / 3)
+    assert found["calibration_error"] == pytest.approx((0.19 + 3 * (0.96 - 2 / 3)) / 4)
+    assert (found["confidence"], found["score"]) == pytest.approx((0.7975, 0.625))
+    assert reliability([(1.0, 0.0), (1.0, 1.0)]) == reliability([]) == {}, "an endpoint does not say its confidence"

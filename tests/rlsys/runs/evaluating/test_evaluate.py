@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import UserError
+from rlsys.evaluation.evaluated import results_of
+from rlsys.runs.evaluating.answering import chosen_sets, predicted_sets
 from rlsys.runs.evaluating.compare_evaluations import compare_evaluations
 from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 
@@ -74,6 +76,19 @@ def test_answers_of_another_system_are_scored_compared_and_recorded_without_a_mo
     assert (found.overall.a, found.overall.b) == pytest.approx((0.375, 1.0))
     assert {one.row_id for one in found.gained} == {f"rows:clip{index}/0" for index in (1, 2, 3)} and not found.lost
     assert "clip3" in (first / "differences.html").read_text()
+
+
+def test_several_texts_of_another_system_are_samples_and_the_first_rows_of_a_set_alone_count(config: RunConfig) -> None:
+    texts = [["<answer>0 to 2</answer>", "no"], ["no", "<answer>2 to 4</answer>"], ["no", "no"]]
+    (config.output_dir.parent / "p.json").write_text(json.dumps({f"clip{at}": two for at, two in enumerate(texts)}))
+    some = [one.model_copy(update={"num_prompts": 2}) for one in config.evaluation.sets]
+    evaluation = config.evaluation.model_copy(update={"sets": tuple(some)})
+    few = config.model_copy(update={"evaluation": evaluation})
+    for asked, first, two in ((config, 0.25, 0.5), (few, 0.5, 1.0)):
+        (one,) = predicted_sets(chosen_sets(asked, ["rows"], needs_videos=False), config.output_dir.parent / "p.json")
+        (found,) = results_of(one, 0)["tasks"]["temporal_grounding"]
+        assert found["metrics"]["miou"]["value"] == found["sampled"]["first"]["miou"] == first
+        assert found["sampled"]["num_samples"] == 2 and found["sampled"]["pass_at_k"]["2"] == two
 
 
 def test_options_that_do_not_go_together_are_refused_before_anything_starts(config: RunConfig, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
         ("t.json", "7", "table", {}, "a list of rows is expected"),
         ("t.json", "[7", "table", {}, "not JSON"),
         ("t.parquet", "no parquet", "table", {}, "not a parquet file"),
-        ("t.txt", "v q", "table", {}, "a file of .csv, .tsv, .parquet, .json, .jsonl is expected"),
+        ("t.txt", "v q", "table", {}, "a file of .csv, .tsv, .parquet, .arrow, .json, .jsonl is expected"),
         ("t.json", "{}", "nextgqa", {"video": "v"}, "data.columns names columns of a table"),
     ],
 )
