@@ -38,8 +38,8 @@ from rlsys.clock import Clock, Turn
 from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
-from rlsys.models.families.table import family_named
 from rlsys.models.folder import content_digest
+from rlsys.models.model_config import read_model_config
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
@@ -127,7 +127,7 @@ class RolloutEngine:
 
         renderer = self._engine.renderer
         prompt = parse_model_prompt(
-            self._engine.model_config, vllm_prompt(request, frames, has_stamps=self.limits.has_stamps)
+            self._engine.model_config, vllm_prompt(request, frames, tells_seconds=self.limits.tells_seconds)
         )
         try:
             (rendered,) = renderer.render_cmpl([prompt], renderer.default_cmpl_tok_params)
@@ -381,15 +381,15 @@ def _token_versions(child: CompletionOutput) -> np.ndarray:
 
 
 def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
-    config = engine.model_config.hf_config
+    config = read_model_config(spec.model.path)
     return EngineLimits(
-        vocab_size=config.get_text_config().vocab_size,
+        vocab_size=config.vocabulary,
         max_model_len=spec.model.max_model_len,
         max_num_seqs=spec.rollout.max_num_seqs,
         max_clip_tokens=engine.input_processor.mm_encoder_cache_size,
         image_pad_id=config.image_token_id,
         video_pad_id=config.video_token_id,
-        patch_size=config.vision_config.patch_size,
-        merge_size=config.vision_config.spatial_merge_size,
-        has_stamps=bool(family_named(config.model_type).stamp),
+        merge_size=config.vision.merge_size,
+        patch=config.vision.patch,
+        tells_seconds=config.family.tells_seconds,
     )

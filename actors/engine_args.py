@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from actors.engine_settings import SETTINGS
 from actors.requests import EngineSpec
 from actors.weights.native import BACKENDS
+from rlsys.models.model_config import read_model_config
 
 if TYPE_CHECKING:
     from vllm import EngineArgs
@@ -40,7 +41,7 @@ def engine_args(spec: EngineSpec) -> EngineArgs:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         # frames arrive at the model's resolution, and the processor must not change them
-        "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
+        "mm_processor_kwargs": dict(read_model_config(spec.model.path).family.unchanged),
         "mm_processor_cache_gb": 0,  # rarely hit, saves 2 ms a clip, and takes memory
     }
     if spec.lora.rank:

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from actors.requests import TEMPORAL_PATCH, GroupRequest
+from actors.requests import GroupRequest
 from rlsys.models.stamps import STAMP_RATE, frame_numbers
 from rlsys.types import ClipInfo
 
 
-def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray], *, has_stamps: bool) -> dict[str, Any]:
+def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray], *, tells_seconds: bool) -> dict[str, Any]:
     """Return a prompt in vLLM's form. The digest of a clip identifies it in every cache.
 
-    has_stamps: whether the engine writes time stamps, which it then computes from the frames' true times.
+    tells_seconds: whether the engine writes time stamps, which it then computes from the frames' true times.
     """
     data: dict[str, list[Any]] = {}
     digests: dict[str, list[str]] = {}
     for clip, array in zip(request.clips, frames, strict=True):
-        data.setdefault(clip.kind, []).append(_video(clip, array, has_stamps) if clip.kind == "video" else array[0])
+        data.setdefault(clip.kind, []).append(_video(clip, array, tells_seconds) if clip.kind == "video" else array[0])
         digests.setdefault(clip.kind, []).append(clip.digest)
     prompt: dict[str, Any] = {"prompt_token_ids": request.engine_ids.tolist()}
     if data:
@@ -28,10 +28,10 @@ def vllm_prompt(request: GroupRequest, frames: Sequence[np.ndarray], *, has_stam
     return prompt
 
 
-def _video(clip: ClipInfo, frames: np.ndarray, has_stamps: bool) -> tuple[np.ndarray, dict[str, Any]]:
+def _video(clip: ClipInfo, frames: np.ndarray, tells_seconds: bool) -> tuple[np.ndarray, dict[str, Any]]:
     # the prompt's positions depend on the rounding of this division, see `engine_seconds_per_grid`
-    fps = STAMP_RATE if has_stamps else TEMPORAL_PATCH / clip.second_per_grid_s
-    numbers = frame_numbers(clip) if has_stamps else list(range(len(frames)))
+    fps = STAMP_RATE if tells_seconds else len(frames) // clip.grid_thw[0] / clip.second_per_grid_s
+    numbers = frame_numbers(clip) if tells_seconds else list(range(len(frames)))
     total = numbers[-1] + 1
     return frames, {
         "fps": fps,

@@ -17,11 +17,10 @@ from actors.engine_settings import SETTINGS
 from actors.errors import PromptRefused
 from rlsys import env
 from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
-from rlsys.types import ClipInfo, Sampling
+from rlsys.types import DEFAULT_PATCH, ClipInfo, PatchShape, Sampling
 
 WeightUpdate = Literal["pause", "keep", "abort"]
 MAX_SEED = 2**63 - 1  # vLLM stores seeds as signed 64-bit integers
-TEMPORAL_PATCH = 2  # frames in one temporal patch of a video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ class GroupRequest:
 class EngineLimits:
     """The limits of the requests that an engine can accept, from its settings and its model's config.
 
-    has_stamps: whether the model's prompts have time stamps, which the engine writes.
+    patch: how the model cuts frames.  tells_seconds: whether its prompts have time stamps, which the engine writes.
     """
 
     vocab_size: int
@@ -75,9 +74,9 @@ class EngineLimits:
     max_clip_tokens: int
     image_pad_id: int
     video_pad_id: int
-    patch_size: int
     merge_size: int
-    has_stamps: bool = False
+    patch: PatchShape = DEFAULT_PATCH
+    tells_seconds: bool = False
 
 
 def environment(spec: EngineSpec) -> dict[str, str]:
@@ -141,8 +140,9 @@ def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: 
         return f"{len(request.clips)} clips came with {len(frames)} arrays of frames."
     for clip, array in zip(request.clips, frames, strict=True):
         time, height, width = clip.grid_thw
-        num_frames = time * TEMPORAL_PATCH if clip.kind == "video" else 1
-        wanted = (num_frames, height * limits.patch_size, width * limits.patch_size, 3)
+        patch = limits.patch
+        num_frames = time * patch.frames if clip.kind == "video" else 1
+        wanted = (num_frames, height * patch.px, width * patch.px, 3)
         if array.dtype != np.uint8 or array.shape != wanted:
             return (
                 f"the frames of {clip.kind} {clip.digest[:12]} are {array.dtype}{list(array.shape)}, "
@@ -157,6 +157,11 @@ def _clips_problem(request: GroupRequest, frames: Sequence[np.ndarray], limits: 
         if min(clip.grid_thw) < 1 or height % limits.merge_size or width % limits.merge_size:
             rule = f"height and width must be multiples of {limits.merge_size}"
             return f"grid {clip.grid_thw} of {clip.digest[:12]}: {rule}."
+        if patch.side_px and {height * patch.px, width * patch.px} != {patch.side_px}:
+            return (
+                f"the frames of {clip.kind} {clip.digest[:12]} are {wanted[1]}x{wanted[2]}; the model reads only "
+                f"{patch.side_px}x{patch.side_px}."
+            )
         if clip.kind == "video" and not (math.isfinite(clip.second_per_grid_s) and clip.second_per_grid_s > 0):
             return f"second_per_grid_s={clip.second_per_grid_s} of video {clip.digest[:12]} is not above 0."
     return ""

@@ -1,8 +1,8 @@
 """What every process of a run shares: records, config, task table, data, the main loop, and the command line.
 
-- `types` (`Clip`, `ClipInfo`, `ClipRef`, `ImageSpec`, `Json`, `LaterRound`, `MediaSpec`, `PATCH_PX`, `Prompt`,
-  `PromptItem`, `Rollout`, `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`, `TrainBatch`, `VideoSpec`,
-  `named_fields`): the records that cross process borders
+- `types` (`Clip`, `ClipInfo`, `ClipRef`, `DEFAULT_PATCH`, `ImageSpec`, `Json`, `LaterRound`, `MediaSpec`, `PATCH_PX`,
+  `PatchShape`, `Prompt`, `PromptItem`, `Rollout`, `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`,
+  `TrainBatch`, `VideoSpec`, `named_fields`): the records that cross process borders
 - `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
   `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,
   and faults that a run recovers from

@@ -15,6 +15,24 @@ Json = Any  # what json.loads returns; task truths have a shape of their own per
 
 PATCH_PX = 14
 """Pixels of a side of the vision patches of Qwen2-VL and Qwen2.5-VL."""
+PATCH_FRAMES = 2
+"""Frames of a temporal patch of the Qwen-VL models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchShape:
+    """How a model's vision tower cuts frames.
+
+    px: side of a patch in pixels.  frames: number of frames in a temporal patch.
+    side_px: side in pixels of the square to which every frame is resized; 0 where frames keep their aspect ratio.
+    """
+
+    px: int = PATCH_PX
+    frames: int = PATCH_FRAMES
+    side_px: int = 0
+
+
+DEFAULT_PATCH = PatchShape()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +49,8 @@ class VideoSpec:
     window_s: (start, end) in seconds of the part to read; None reads all of it.
     origin_s: from where the model's times count, in seconds of the file; None: from the start of the window.
     folder_fps: images per second of a frame folder or a list; None assumes `fps`.
-    patch_px: side in pixels of the model's vision patches; frames are a multiple of two of them high and wide.
+    patch_px, patch_frames, side_px: of the model's vision patches, see `PatchShape`; frames are a multiple of two
+    patches high and wide.
     crop: (left, top, right, bottom) in fractions of width and height of the part of each frame to show, scaled up to
     the pixel budget; None shows whole frames.
     """
@@ -49,6 +68,8 @@ class VideoSpec:
     patch_px: int = PATCH_PX
     crop: tuple[float, float, float, float] | None = None
     origin_s: float | None = None
+    patch_frames: int = PATCH_FRAMES
+    side_px: int = 0
 
     @property
     def start_s(self) -> float:
@@ -58,18 +79,28 @@ class VideoSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """A still image and the bounds on height x width after resizing, in pixels. patch_px, crop: as in `VideoSpec`."""
+    """A still image and the bounds on height x width after resizing, in pixels.
+
+    patch_px, side_px, crop: as in `VideoSpec`.
+    """
 
     uri: str
     min_pixels: int
     max_pixels: int
     patch_px: int = PATCH_PX
     crop: tuple[float, float, float, float] | None = None
+    side_px: int = 0
 
 
 MediaSpec = VideoSpec | ImageSpec
 
-_ADDED_LATER: Mapping[str, Json] = {"patch_px": PATCH_PX, "crop": None, "origin_s": None}
+_ADDED_LATER: Mapping[str, Json] = {
+    "patch_px": PATCH_PX,
+    "crop": None,
+    "origin_s": None,
+    "patch_frames": PATCH_FRAMES,
+    "side_px": 0,
+}
 
 
 def named_fields(spec: Mapping[str, Json]) -> dict[str, Json]:
@@ -84,8 +115,8 @@ class ClipInfo:
     digest: SHA-256 of (file bytes, spec, processor version); equal digests mean equal frames.
     times_s: f64 [T], presentation time of each frame, seconds from the start of the file.
     start_s: from where the model's times count, seconds from the start of the file.
-    grid_thw: patches in (time, height, width); time is T/2 for a video, 1 for an image.
-    second_per_grid_s: seconds of video that one temporal patch covers (two frames); 0.0 for an image.
+    grid_thw: patches in (time, height, width); time is the number of temporal patches for a video, 1 for an image.
+    second_per_grid_s: seconds of video that one temporal patch covers; 0.0 for an image.
     duration_s: length of the file's video stream; 0.0 for an image.
     num_bytes: size of the frame array.
     source_fps: frames per second of the file, the mean over it; 0.0 for an image.

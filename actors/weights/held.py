@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from actors.weights import experts
-from actors.weights.weights_in import FUSED, engine_module, engine_name
+from actors.weights.weights_in import FUSED, engine_module, engine_name, fused_layer
 from rlsys.weights.manifest import TensorEntry, TensorSpec
 from rlsys.weights.tensors import ADAPTER_PREFIX, all_sums
 
@@ -180,9 +180,10 @@ def _expert_part(name: str, kind: str, layer: torch.nn.Module, shape: tuple[int,
 
 def _place(name: str, kind: str, layer: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> tuple[int, int] | None:
     """Return first row and number of rows in the fused layer, (0, 0) if it is not fused; None without the others."""
-    if kind not in FUSED:
+    found_in = fused_layer(engine_name(name).rpartition(".")[0])
+    if found_in is None:
         return 0, 0
-    fused, index = FUSED[kind]
+    fused, index = found_in
     parts = [part for part, (whole, _) in FUSED.items() if whole == fused]
     found = [specs.get(name.replace(f".{kind}.", f".{part}.")) for part in parts]
     sizes = [

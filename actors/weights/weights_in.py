@@ -27,7 +27,7 @@ from rlsys.weights.manifest import (
     digest_of,
     manifest_of,
 )
-from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_tensor, embedding_name, is_finite
+from rlsys.weights.tensors import ADAPTER_PREFIX, HEAD, as_tensor, embedding_name, has_head, is_finite
 from rlsys.weights.version import WeightVersion
 
 TEXT_LAYERS = "language_model.model.layers."
@@ -39,6 +39,8 @@ FUSED = {
     "up_proj": ("gate_up_proj", 1),
 }
 """Layers that vLLM fuses: name in the checkpoint -> (name of the fused layer, index of the part in it)."""
+UNFUSED = ("vision_tower.",)
+"""Modules of vLLM in which it computes each of these layers by itself."""
 _SHOWN = 8  # number of problems named in an error; a wrong model has hundreds
 
 
@@ -62,7 +64,7 @@ def expected_weights(model_path: Path, dtype: str) -> Expected:
         raise FileNotFoundError(f"{model_path}: no *.safetensors in it; save the checkpoint with save_pretrained.")
     shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
     specs = {name: TensorSpec(shape=shape, dtype=dtype) for name, shape in shapes.items()}
-    if HEAD in specs:
+    if has_head(specs):
         return Expected(specs=specs, tied_to="")
     embedding = embedding_name(specs)
     if embedding is None:
@@ -154,8 +156,10 @@ def _bytes_problem(name: str, tensor: NamedTensor) -> str:
 
 
 def engine_name(name: str) -> str:
-    """Return the parameter of vLLM's Qwen2.5-VL that a tensor of a checkpoint, old style or new, is loaded into."""
+    """Return the parameter of vLLM's model that a tensor of a checkpoint, old style or new, is loaded into."""
     for old, new in (
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.language_model.", "language_model.model."),
         ("model.visual.", "visual."),
         ("lm_head.", "language_model.lm_head."),
@@ -167,7 +171,15 @@ def engine_name(name: str) -> str:
 
 
 def engine_module(name: str) -> str:
-    """Return the module of vLLM's Qwen2.5-VL that a checkpoint's tensor belongs to; fused layers are one module."""
+    """Return the module of vLLM's model that a checkpoint's tensor belongs to; fused layers are one module."""
     module = engine_name(name).rpartition(".")[0]
-    parent, _, kind = module.rpartition(".")
-    return f"{parent}.{FUSED[kind][0]}" if kind in FUSED else module
+    fused = fused_layer(module)
+    return f"{module.rpartition('.')[0]}.{fused[0]}" if fused else module
+
+
+def fused_layer(module: str) -> tuple[str, int] | None:
+    """Return the fused layer of which a layer is a part, and the part's index; None if vLLM does not fuse it.
+
+    module: of vLLM, as if nothing were fused.
+    """
+    return None if module.startswith(UNFUSED) else FUSED.get(module.rpartition(".")[2])

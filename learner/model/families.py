@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.internvl import modeling_internvl
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl
@@ -28,9 +30,12 @@ Read = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 class Modules:
     """The modules of a family's vision tower.
 
+    root: name of the module that has tower and projectors, which the functions below are given.
     attention: class of a block's attention, with `qkv`, `proj`, `num_heads` and `scaling`, which is given hidden
-    states [N, hidden], `cu_seqlens` and `position_embeddings`.  rotate: its rotation of queries and keys, each
-    [N, heads, head_dim], by cos and sin.
+    states [N, hidden], `cu_seqlens` and `position_embeddings`; None where all frames have one size, so that they are
+    a batch.  rotate: its rotation of queries and keys, each [N, heads, head_dim], by cos and sin.
+    read_patches: makes a tower read patches that are cut already, if its own class reads whole frames.
+    side: of root, number of patches on a side of a merged one.
     features: what the language model reads of patches [N, patch_dim] with grids i64 [M, 3], in order of the clips:
     [merged patches, levels x hidden]; the first level replaces the embeddings of media tokens, and each further one
     is added to the states that the language layer of its number returns.
@@ -38,11 +43,14 @@ class Modules:
     project: states -> features.
     """
 
-    attention: type[nn.Module]
-    rotate: Rotate
+    root: str = "model.visual"
+    attention: type[nn.Module] | None = None
+    rotate: Rotate | None = None
     features: Read
     states: Read
     project: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    read_patches: Callable[[nn.Module], None] | None = None
+    side: Callable[[nn.Module], int] = lambda root: int(root.config.spatial_merge_size)
 
 
 def _features(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
@@ -91,6 +99,55 @@ def _deep_project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return torch.cat([merger(level.contiguous()) for merger, level in zip(mergers, levels, strict=True)], dim=-1)
 
 
+_MERGE = 2  # patches on a side of a merged one, which `refusal` of the family demands
+
+
+class CutFrames(modeling_internvl.InternVLVisionEmbeddings):
+    """Embeddings of frames that are cut into patches already, in the order of merged patches.
+
+    Blocks attend to all patches of a frame and the class token, so only their positions must be in the same order.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: None = None) -> torch.Tensor:
+        """Return [frames, 1 + patches, hidden]. pixel_values: patches of square frames, [frames, patches, patch_dim].
+
+        Fewer patches than there are positions, of a blank image, have those at the top left.
+        """
+        tokens = self.patch_embeddings.projection(pixel_values)
+        side, whole, merge = isqrt(tokens.shape[1]), isqrt(self.position_embeddings.shape[1] - 1), _MERGE
+        table = self.position_embeddings[0, 1:].view(whole, whole, -1)[:side, :side]
+        blocks = table.reshape(side // merge, merge, side // merge, merge, -1).transpose(1, 2)
+        first = (self.cls_token + self.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([first, tokens + blocks.reshape(1, side**2, -1)], dim=1)
+
+
+class CutProjection(nn.Conv2d):
+    """A convolution over single patches as one matrix product."""
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return [..., out_channels] for patches [..., values of one]."""
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+def _read_cut_frames(tower: nn.Module) -> None:
+    tower.embeddings.__class__ = CutFrames
+    tower.embeddings.patch_embeddings.projection.__class__ = CutProjection
+
+
+def _frame_states(model: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    of_frame = int(grid_thw[0, 1] * grid_thw[0, 2])  # the same in all grids
+    found = model.vision_tower(pixel_values=patches.view(-1, of_frame, patches.shape[1])).last_hidden_state
+    return found[:, 1:].reshape(-1, _MERGE**2, found.shape[-1])
+
+
+def _frame_project(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    return model.multi_modal_projector(states.flatten(1))
+
+
+def _frame_features(model: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
+    return _frame_project(model, _frame_states(model, patches, grid_thw))
+
+
 _QWEN3_VL = Modules(
     attention=modeling_qwen3_vl.Qwen3VLVisionAttention,
     rotate=modeling_qwen3_vl.apply_rotary_pos_emb_vision,
@@ -120,6 +177,14 @@ MODULES: Mapping[str, Modules] = {
         attention=modeling_qwen3_vl_moe.Qwen3VLMoeVisionAttention,
         rotate=modeling_qwen3_vl_moe.apply_rotary_pos_emb_vision,
     ),
+    "internvl": Modules(
+        root="model",
+        features=_frame_features,
+        states=_frame_states,
+        project=_frame_project,
+        read_patches=_read_cut_frames,
+        side=lambda root: _MERGE,
+    ),
 }
 """`model_type` -> modules."""
 
@@ -135,5 +200,10 @@ def modules_of(model: PreTrainedModel) -> Modules:
 
 
 def tower_of(model: PreTrainedModel) -> nn.Module:
-    """Return the vision tower, including the projectors."""
-    return model.get_submodule(family_of(model).tower)
+    """Return the vision tower, which in some families has the projectors in it."""
+    return model.get_submodule(family_of(model).tower.rstrip("."))
+
+
+def vision_of(model: PreTrainedModel) -> nn.Module:
+    """Return the module that has tower and projectors, which the functions of `Modules` are given."""
+    return model.get_submodule(modules_of(model).root)

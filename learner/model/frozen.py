@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from learner.model.families import family_of, modules_of, tower_of
+from learner.model.families import family_of, modules_of, vision_of
 from learner.packing.packing import ClipKey, PackedBatch, clip_key
 from rlsys.types import ClipInfo
 
@@ -18,7 +18,7 @@ Part = Literal["vision_tower", "projector"]
 
 
 def freeze(model: PreTrainedModel, frozen_parts: Sequence[Part]) -> None:
-    """Exclude parts from training; "vision_tower" is everything but the projectors, which merge 2 x 2 patches.
+    """Exclude parts from training; "vision_tower" is all of it but the projectors, which merge 2 x 2 patches.
 
     Call this before making the model's `PackedPolicy`.
     """
@@ -28,9 +28,11 @@ def freeze(model: PreTrainedModel, frozen_parts: Sequence[Part]) -> None:
 
 
 def _parameters(model: PreTrainedModel, part: Part) -> list[nn.Parameter]:
-    is_projector, prefixes = part == "projector", family_of(model).projectors
+    family, is_projector = family_of(model), part == "projector"
     return [
-        parameter for name, parameter in tower_of(model).named_parameters() if name.startswith(prefixes) == is_projector
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith((family.tower, *family.projectors)) and name.startswith(family.projectors) == is_projector
     ]
 
 
@@ -46,9 +48,9 @@ class ClipFeatures:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._tower = tower_of(model)
+        self._vision = vision_of(model)
         self._modules = modules_of(model)
-        self._side: int = self._tower.config.spatial_merge_size
+        self._side = self._modules.side(self._vision)
         self._is_tower_frozen, self._is_projector_frozen = (
             not any(parameter.requires_grad for parameter in _parameters(model, part))
             for part in ("vision_tower", "projector")
@@ -62,7 +64,7 @@ class ClipFeatures:
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return the features of the batch's clips, or of a blank image, see `Modules.features`."""
         if not self._is_tower_frozen:
-            return self._modules.features(self._tower, batch.patches, batch.grid_thw)
+            return self._modules.features(self._vision, batch.patches, batch.grid_thw)
         missing = [index for index, clip in enumerate(batch.clips) if clip_key(clip) not in self._kept]
         found = self._computed(*self._chosen(batch, missing))
         if missing:
@@ -72,13 +74,13 @@ class ClipFeatures:
             self._kept.update(zip(map(clip_key, clips), (part.clone() for part in parts), strict=True))
         if batch.clips:
             found = torch.cat([self._kept[clip_key(clip)] for clip in batch.clips])
-        return found if self._is_projector_frozen else self._modules.project(self._tower, found)
+        return found if self._is_projector_frozen else self._modules.project(self._vision, found)
 
     @torch.no_grad()
     def _computed(self, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
         """Return the features or the states, by merged patch and without a graph."""
         read = self._modules.features if self._is_projector_frozen else self._modules.states
-        return read(self._tower, patches, grid_thw)
+        return read(self._vision, patches, grid_thw)
 
     @property
     def merged(self) -> int:

@@ -15,16 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlsys.models.model_config import read_model_config
+
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """The format of patches: `mean` and `std` per channel on the scale 0..255, and sizes in pixels and frames."""
+    """The format of patches: `mean` and `std` per channel on the scale 0..255, and sizes in pixels and frames.
+
+    side_px: side of every frame, 0 if frames differ in size.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     patch_size: int
     temporal_patch_size: int
     merge_size: int
+    side_px: int = 0
 
     @property
     def patch_dim(self) -> int:
@@ -33,23 +39,23 @@ class PixelFormat:
 
 
 def read_pixel_format(model_path: Path) -> PixelFormat:
-    """Read the pixel format from the processor files of a checkpoint folder.
+    """Read the pixel format from the processor files of a checkpoint folder, and from its config what they omit.
 
     Raises ValueError if images and videos would be normalised differently, and FileNotFoundError if the folder has no
     processor.
     """
-    together = model_path / "processor_config.json"
+    together, found = model_path / "processor_config.json", []
     if together.exists():
         tree = json.loads(together.read_text())
         found = [tree[key] for key in ("image_processor", "video_processor") if key in tree]
-    else:
+    if not found:
         names = ("preprocessor_config.json", "video_preprocessor_config.json")
         found = [json.loads((model_path / name).read_text()) for name in names if (model_path / name).exists()]
     if not found:
         raise FileNotFoundError(
             f"{model_path}: no processor_config.json or preprocessor_config.json; copy the model's own."
         )
-    formats = [_parse(tree) for tree in found]
+    formats = [_parse(tree, model_path) for tree in found]
     if len(set(formats)) > 1:
         raise ValueError(
             f"{model_path}: images and videos are processed differently ({formats}); only one tower input is supported."
@@ -57,23 +63,28 @@ def read_pixel_format(model_path: Path) -> PixelFormat:
     return formats[0]
 
 
-def _parse(tree: dict[str, Any]) -> PixelFormat:
+def _parse(tree: dict[str, Any], model_path: Path) -> PixelFormat:
     # multiplied, not divided, in float32, as the processors do, so that results are equal to the last bit
     scale = 1.0 / tree.get("rescale_factor", 1 / 255)
     mean, std = ((torch.tensor(tree[key]) * scale).tolist() for key in ("image_mean", "image_std"))
+    sizes = tree
+    if "patch_size" not in tree:  # a processor that only resizes says nothing of patches
+        vision = read_model_config(model_path).vision
+        sizes = {name: getattr(vision, name) for name in ("patch_size", "temporal_patch_size", "merge_size", "side_px")}
     return PixelFormat(
         mean=tuple(mean),
         std=tuple(std),
-        patch_size=tree["patch_size"],
-        temporal_patch_size=tree["temporal_patch_size"],
-        merge_size=tree["merge_size"],
+        patch_size=sizes["patch_size"],
+        temporal_patch_size=sizes["temporal_patch_size"],
+        merge_size=sizes["merge_size"],
+        side_px=sizes.get("side_px", 0),
     )
 
 
 def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
     """Return the number of patches in (time, height, width) of frames u8 [T, H, W, 3].
 
-    Raises ValueError if H or W is not a multiple of the size of a merged patch.
+    Raises ValueError if H or W is not a multiple of the size of a merged patch, or not the side that all frames have.
     """
     num_frames, height, width, _ = frames.shape
     unit = form.patch_size * form.merge_size
@@ -81,6 +92,8 @@ def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
         raise ValueError(
             f"frames are {height}x{width}; both must be multiples of {unit}, as the clip store makes them."
         )
+    if form.side_px and (height, width) != (form.side_px, form.side_px):
+        raise ValueError(f"frames are {height}x{width}; the model reads only {form.side_px}x{form.side_px}.")
     return -(-num_frames // form.temporal_patch_size), height // form.patch_size, width // form.patch_size
 
 

@@ -10,11 +10,13 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from learner.loss.logprobs import TokenHead
+from learner.model.families import family_of
 from learner.model.frozen import ClipFeatures
 from learner.model.pixels import read_pixel_format
 from learner.model.vision import speed_up
 from learner.packing.attention import FORMS
 from learner.packing.packing import ModelLayout, PackedBatch
+from rlsys.models.model_config import read_model_config
 
 if TYPE_CHECKING:
     from learner.sequence.group import SequenceGroup
@@ -59,10 +61,11 @@ def rebuild_buffers(model: nn.Module) -> None:
 
 
 def read_layout(model: PreTrainedModel, model_path: Path) -> ModelLayout:
-    """Return the token ids and the pixel format that packing needs."""
-    config = model.config
+    """Return the token ids and the pixel format that packing needs. model_path: the folder that it was loaded from."""
     return ModelLayout(
-        image_token_id=config.image_token_id, video_token_id=config.video_token_id, pixels=read_pixel_format(model_path)
+        image_token_id=model.config.image_token_id,
+        video_token_id=read_model_config(model_path).video_token_id,
+        pixels=read_pixel_format(model_path),
     )
 
 
@@ -111,6 +114,7 @@ class PackedPolicy(nn.Module):
             )
         model.lm_head.__class__ = TokenHead
         self._features = ClipFeatures(model)
+        self._has_one_axis = family_of(model).has_one_axis
         self._sequence = sequence
 
     def forget_features(self) -> None:
@@ -129,7 +133,7 @@ class PackedPolicy(nn.Module):
             inputs_embeds=joined[None],
             packed_mask=batch.mask,
             sequence=self._sequence,
-            position_ids=share.position_ids,
+            position_ids=share.position_ids[0] if self._has_one_axis else share.position_ids,
             use_cache=False,
             **added,
         ).last_hidden_state

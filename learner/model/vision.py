@@ -15,6 +15,9 @@ def speed_up(model: PreTrainedModel) -> None:
     Raises TypeError for a tower whose blocks have another attention than its family's.
     """
     tower, modules = tower_of(model), modules_of(model)
+    if modules.read_patches:
+        modules.read_patches(tower)
+        return
     tower.patch_embed.proj.__class__ = PatchProjection
     if tower.config._attn_implementation == "sdpa":
         for block in tower.blocks:

@@ -22,7 +22,8 @@ class CostModel:
     vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
     `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
     vision_mlp_matrices: 3 where the tower's MLPs have a gate, else 2.
-    num_projectors: how often merged patches are projected into the language model.
+    num_projectors: how often merged patches are projected into the language model.  projector_inner: inner width of
+    one; 0 for that of a merged patch.  class_tokens: tokens of a temporal patch beside its patches.
     is_tower_frozen: whether the tower has no backward pass.
     """
 
@@ -41,6 +42,8 @@ class CostModel:
     patch_dim: int
     vision_mlp_matrices: int = 3
     num_projectors: int = 1
+    projector_inner: int = 0
+    class_tokens: int = 0
     is_tower_frozen: bool = False
 
     def row(self, row: Row) -> float:
@@ -72,13 +75,14 @@ class CostModel:
             self.vision_depth * (4 * size**2 + self.vision_mlp_matrices * size * self.vision_mlp)
             + self.patch_dim * size
         )
-        whole = time * (height * width) ** 2
+        whole = time * (height * width + self.class_tokens) ** 2
         pairs = self.full_attention_blocks * whole
         if windowed := self.vision_depth - self.full_attention_blocks:
             rows, columns = (_window_pairs(length, self.window_patches) for length in (height, width))
             pairs += windowed * time * rows * columns
         merged = size * self.merge_size**2
-        merger = patches / self.merge_size**2 * merged * (merged + self.hidden)
+        inner = self.projector_inner or merged
+        merger = patches / self.merge_size**2 * (merged + self.hidden) * inner
         return patches * linear + 2 * pairs * size + self.num_projectors * merger
 
 
@@ -107,5 +111,7 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         patch_dim=vision.patch_dim,
         vision_mlp_matrices=vision.mlp_matrices,
         num_projectors=1 + vision.num_deepstack,
+        projector_inner=vision.projector_inner(config.hidden),
+        class_tokens=int(vision.has_class_token),
         is_tower_frozen="vision_tower" in frozen_parts,
     )

@@ -28,6 +28,7 @@ from rlsys.weights.tensors import (
     as_tensor,
     embedding_name,
     fetched_sums,
+    has_head,
     spec_of,
     sums_on_device,
 )
@@ -90,7 +91,8 @@ def exported_model(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str
 
 def has_tied_head(exported: Mapping[str, ExportedTensor]) -> bool:
     """Return whether the output head is tied to the embedding."""
-    return any(tensor is exported[HEAD] for name, tensor in exported.items() if name != HEAD)
+    head = exported.get(HEAD)  # one of its own may have a prefix
+    return any(tensor is head for name, tensor in exported.items() if name != HEAD)
 
 
 def exported_adapter(model: PreTrainedModel) -> dict[str, ExportedTensor]:
@@ -240,6 +242,6 @@ def read_folder(folder: Path) -> dict[str, NamedTensor]:
     if not tensors:
         raise FileNotFoundError(f"{folder}: it has no *.safetensors; use a folder written by save_pretrained.")
     embedding = embedding_name(tensors)
-    if HEAD not in tensors and embedding is not None:
+    if embedding is not None and not has_head(tensors):
         tensors[HEAD] = tensors[embedding]
     return tensors

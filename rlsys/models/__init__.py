@@ -7,7 +7,7 @@
 - `stamps` (`STAMP_RATE`, `frame_numbers`): times of frames as the engine and the prompt's text have them
 - `families`: what distinguishes the supported model families, a file each
 - `folder` (`companions`, `content_digest`, `model_digest`, `problems_of_folder`, `tensor_shapes`): a checkpoint folder
-- `model_config` (`ModelConfig`, `ModelFolderError`, `patch_px`, `read_model_config`): the `config.json` of a
+- `model_config` (`ModelConfig`, `ModelFolderError`, `patch_shape`, `read_model_config`): the `config.json` of a
   checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
 - `sizes` (`ModelSizes`, `read_model_sizes`): parameters by part

@@ -35,8 +35,7 @@ EDGE_BYTES = 1 << 16
 """Bytes read at either end of a weight file (header and last tensor); reading all of 16 GB would take minutes."""
 ADAPTER_FILE = "adapter_config.json"
 FLOATS = ("F32", "BF16", "F16")
-KNOWN_NAME = re.compile(r"(?:model\.|visual\.|lm_head\.)")
-LAYER = re.compile(r"(?:^|\.)(layers|blocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(layers|blocks|layer)\.(\d+)\.")
 NO_WEIGHTS = {
     ("*.bin", "*.pt", "*.pth"): "has PyTorch files, which run code when they are read; save the model as safetensors "
     "(from_pretrained, then save_pretrained)",
@@ -207,7 +206,7 @@ def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tup
             yield f"{folder}: {suffix} is {held[0]}, config.json says {table}; they are not of the same model."
     yield from _other_tensors(folder, config, shapes)
     per_layer = Counter((m[1], int(m[2])) for name in shapes if (m := LAYER.search(name)))
-    depths = {"layers": config.layers, "blocks": config.vision.depth}
+    depths = {"layers": config.layers, config.family.blocks: config.vision.depth}
     for kind, depth in depths.items():
         counts = {index: count for (one, index), count in per_layer.items() if one == kind}
         most = max(counts.values(), default=0)
@@ -219,7 +218,8 @@ def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tup
 
 
 def _other_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    if strange := sorted(name for name in shapes if not KNOWN_NAME.match(name)):
+    family = config.family
+    if strange := sorted(name for name in shapes if not name.startswith(family.weight_prefixes)):
         yield (
             f"{folder}: the weights are named {strange[0]} and the like, which no library finds ({len(strange)} such); "
             "save the model itself by save_pretrained, not a wrapper around it."
@@ -230,8 +230,12 @@ def _other_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple
             yield f"{folder}: no weight file has {ending.lstrip('.')}; copy the missing weight file."
         if odd := next((name for name in named if shapes[name] != expected), None):
             yield f"{folder}: {odd} is {shapes[odd]}, config.json says {expected}; they are not of the same model."
-    if not any(".merger." in name for name in shapes):
-        yield f"{folder}: no weight file has visual.merger, between vision tower and language model; copy that file."
+    projector = family.projectors[0].removeprefix("model.")
+    if not any(name.startswith((projector, f"model.{projector}")) for name in shapes):
+        yield (
+            f"{folder}: no weight file has {projector.rstrip('.')}, between vision tower and language model; copy that "
+            "file."
+        )
 
 
 def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -246,11 +250,5 @@ def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ".mlp.down_proj.weight": (hidden, mlp),
         ".input_layernorm.weight": (hidden,),
         "model.norm.weight": (hidden,),
-        "visual.patch_embed.proj.weight": (
-            config.vision.hidden,
-            config.vision.in_channels,
-            config.vision.temporal_patch_size,
-            config.vision.patch_size,
-            config.vision.patch_size,
-        ),
+        config.family.patch_embedding: (config.vision.hidden, *config.vision.patch_kernel),
     }

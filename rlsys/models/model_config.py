@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlsys.errors import UserError
 from rlsys.files import require_regular
 from rlsys.models.families.family import Experts, Family, VisionConfig
 from rlsys.models.families.table import family_named
-from rlsys.types import PATCH_PX
+from rlsys.types import DEFAULT_PATCH, PatchShape
 
 
 class ModelFolderError(UserError, ValueError):
@@ -70,21 +71,23 @@ def read_model_config(model_path: Path) -> ModelConfig:
     except KeyError as error:
         raise ModelFolderError(f"{file}: {error.args[0]} (`rlsys models` shows what each can do).") from error
     try:
-        return _parse(tree, family)
+        if reason := family.refusal(tree):
+            raise ValueError(reason)
+        return _parse(tree, family, None if "video_token_id" in tree else _added_id(model_path, family.video_pad))
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         problem = f"no key {error}" if isinstance(error, KeyError) else error
         raise ModelFolderError(f"{file}: {problem}; this is not the config of a {family.title}.") from error
 
 
-def patch_px(model_path: Path) -> int:
-    """Return the side in pixels of a model's vision patches.
+def patch_shape(model_path: Path) -> PatchShape:
+    """Return how a model's vision tower cuts frames.
 
-    PATCH_PX where the folder's config.json cannot be read, which stops a run elsewhere.
+    The default where the folder's config.json cannot be read, which stops a run elsewhere.
     """
     try:
-        return read_model_config(model_path).vision.patch_size
+        return read_model_config(model_path).vision.patch
     except ModelFolderError:
-        return PATCH_PX
+        return DEFAULT_PATCH
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -108,7 +111,26 @@ def text_settings(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return tree.get("text_config") or tree
 
 
-def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
+def _added_id(folder: Path, token: str) -> int | None:
+    """Return the id of a token that a folder's tokenizer.json adds to its vocabulary; None if it is not known."""
+    file = Path(folder) / "tokenizer.json"
+    try:
+        return _added_ids(file, file.stat().st_mtime_ns).get(token)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _added_ids(file: Path, modified_ns: int) -> Mapping[str, int]:
+    """Return the ids of added tokens. modified_ns: when the file was written, after which it must be read again."""
+    try:
+        return {one["content"]: one["id"] for one in read_json(file.parent, file.name)["added_tokens"]}
+    except (ModelFolderError, KeyError, TypeError):
+        return {}  # what reads the tokenizer itself says what is wrong with it
+
+
+def _parse(tree: Mapping[str, Any], family: Family, video_pad: int | None) -> ModelConfig:
+    """Read sizes and ids. video_pad: id of the video placeholder by the tokenizer, for a config that omits it."""
     text = text_settings(tree)
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads")
     kv_heads = _count(text, "num_key_value_heads", heads)
@@ -126,7 +148,7 @@ def _parse(tree: Mapping[str, Any], family: Family) -> ModelConfig:
         vocabulary=_count(text, "vocab_size"),
         has_tied_embeddings=tree.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
         image_token_id=_count(tree, "image_token_id", family.image_pad_id),
-        video_token_id=_count(tree, "video_token_id", family.video_pad_id),
+        video_token_id=_count(tree, "video_token_id", video_pad or family.video_pad_id),
         longest=_longest(text),
         vision=family.read_vision(tree["vision_config"]),
         experts=family.read_experts(text),

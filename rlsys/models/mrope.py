@@ -30,6 +30,7 @@ class VisionTokens:
     position, however far apart they are.
     has_stamps: whether a time stamp is before each temporal patch of a video, which makes it a run of placeholders of
     its own.
+    has_one_axis: whether positions are the numbers of the tokens, whatever the media are.
     """
 
     image_pad_id: int
@@ -38,6 +39,7 @@ class VisionTokens:
     temporal_patch_size: int
     tokens_per_second: float | None
     has_stamps: bool = False
+    has_one_axis: bool = False
 
     def pad_id(self, kind: Literal["video", "image"]) -> int:
         """Return the id of the placeholder token of a medium of `kind`."""
@@ -70,6 +72,8 @@ def mrope_positions(
     Returns i32 [3, P] and the next position, the same on all three axes. Raises ValueError if the
     runs of placeholders do not match the grids.
     """
+    if vision.has_one_axis:
+        return np.array(_text(ids.size, 0), np.int32), ids.size
     is_pad = (ids == vision.image_pad_id) | (ids == vision.video_pad_id)
     parts: list[np.ndarray] = []
     cursor = position = 0

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from rlsys.types import ClipInfo, ImageSpec, Prompt, PromptItem
 
 CONTEXT_TOKENS = 8  # shown on either side of a difference
 LAST_STAMP_S = 99_999.9  # 27 hours
+LAST_STAMPS = 4096  # of which the ids are kept
 
 
 class PromptTooLong(UserError, ValueError):
@@ -103,8 +105,10 @@ class PromptBuilder:
         folder = Path(model_path)
         self._chat = ChatTokenizer(folder)
         config = read_model_config(folder)
-        self._vision, self._stamp = _vision_tokens(config), config.family.stamp
-        self._between = _tokens_between(folder, config, self._chat)
+        self._vision, self._family = _vision_tokens(config), config.family
+        self._between = _tokens_between(folder, config.family.stamped_between, self._chat)
+        self._around_image = _tokens_between(folder, config.family.image_between, self._chat)
+        self._stamp_ids = lru_cache(maxsize=LAST_STAMPS)(self._chat.encode)
         self._dtype = dtype
         self._max_model_len, self._max_tokens = max_model_len, max_tokens
         found = (self._chat.id_of(token) for token in config.family.never_sampled)
@@ -169,11 +173,14 @@ class PromptBuilder:
 
         A time stamp counts as many tokens as the longest, `LAST_STAMP_S`; `build` counts those that there are.
         """
-        stamps = 0
-        if self._stamp:
-            videos = [grid for kind, grid in zip(_kinds(item), grids, strict=True) if kind == "video"]
-            stamps = sum(time for time, _, _ in videos) * (self._stamp_ids(LAST_STAMP_S).size + len(self._between))
-        return self._count(item, self._engine_ids(item).size - len(grids) + stamps, grids, max_tokens)
+        more = 0
+        for kind, (time, _, _) in zip(_kinds(item), grids, strict=True):
+            if kind == "image":
+                more += len(self._around_image)
+            elif self._family.stamp:
+                texts = (self._stamp_text(index, LAST_STAMP_S) for index in range(time))
+                more += sum(self._stamp_ids(text).size + len(self._between) for text in texts)
+        return self._count(item, self._engine_ids(item).size - len(grids) + more, grids, max_tokens)
 
     def encode_response(self, text: str) -> np.ndarray:
         """Return the ids of a response of the assistant, i32 [R], including the end token."""
@@ -209,15 +216,22 @@ class PromptBuilder:
         runs = [
             np.full(self._vision.num_tokens(run), pad, np.int32) for run in self._vision.runs(clip.kind, clip.grid_thw)
         ]
-        if not (self._stamp and clip.kind == "video"):
+        if clip.kind == "image":
+            return np.concatenate([self._around_image[:1], *runs, self._around_image[1:]]).astype(np.int32)
+        if not self._family.stamp:
             return np.concatenate(runs)
         times_s, (before, after) = patch_times_s(clip, self._vision.temporal_patch_size), self._between
-        parts = [[self._stamp_ids(time_s), [before], run, [after]] for time_s, run in zip(times_s, runs, strict=True)]
+        parts = [
+            # encoded alone, as vLLM does: no token spans a stamp and its neighbours
+            [self._stamp_ids(self._stamp_text(index, time_s)), [before], run, [after]]
+            for index, (time_s, run) in enumerate(zip(times_s, runs, strict=True))
+        ]
         return np.concatenate([one for part in parts for one in part]).astype(np.int32)
 
-    def _stamp_ids(self, time_s: float) -> np.ndarray:
-        # encoded alone, as vLLM does: no token spans a stamp and its neighbours
-        return self._chat.encode(self._stamp.format(time_s))
+    def _stamp_text(self, index: int, time_s: float) -> str:
+        """Return the text before temporal patch number `index` of a video."""
+        stamp = self._family.stamp.format(seconds=time_s, number=index + 1)
+        return self._family.stamp_joint + stamp if index else stamp
 
     def _is_pad(self, ids: np.ndarray) -> np.ndarray:
         return (ids == self._vision.image_pad_id) | (ids == self._vision.video_pad_id)
@@ -278,11 +292,9 @@ def _kinds(item: PromptItem) -> tuple[Literal["video", "image"], ...]:
     return tuple("image" if isinstance(spec, ImageSpec) else "video" for spec in item.media)
 
 
-def _tokens_between(folder: Path, config: ModelConfig, chat: ChatTokenizer) -> tuple[int, ...]:
-    """Return the ids of the tokens around each temporal patch; () for a family without time stamps."""
-    if not config.family.stamp:
-        return ()
-    found = {token: chat.id_of(token) for token in config.family.stamped_between}
+def _tokens_between(folder: Path, tokens: Sequence[str], chat: ChatTokenizer) -> tuple[int, ...]:
+    """Return the ids of tokens that must be in the vocabulary, without those that are empty."""
+    found = {token: chat.id_of(token) for token in tokens if token}
     if missing := [token for token, token_id in found.items() if token_id is None]:
         raise ModelFolderError(f"{folder}/tokenizer.json: it has no {missing[0]}; copy it from the model again.")
     return tuple(token_id for token_id in found.values() if token_id is not None)
@@ -296,4 +308,5 @@ def _vision_tokens(config: ModelConfig) -> VisionTokens:
         temporal_patch_size=config.vision.temporal_patch_size,
         tokens_per_second=config.vision.tokens_per_second,
         has_stamps=bool(config.family.stamp),
+        has_one_axis=config.family.has_one_axis,
     )

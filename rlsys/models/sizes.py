@@ -16,8 +16,8 @@ class ModelSizes:
 
     queries, kv: query heads and key/value heads, each x `head_size`.  embedding, language, tower, projector: number of
     parameters of each part; an output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the
-    tower have a gate.  has_query_norms: whether queries and keys are normed by head.  mlp: width of the MLP of a layer
-    without experts.
+    tower have a gate.  is_tower_scaled: whether its blocks' branches have scales.  has_query_norms: whether queries and
+    keys are normed by head.  mlp: width of the MLP of a layer without experts.
     """
 
     layers: int
@@ -36,6 +36,7 @@ class ModelSizes:
     projector: int
     head_size: int = 128
     is_tower_gated: bool = True
+    is_tower_scaled: bool = False
     has_query_norms: bool = False
     experts: Experts | None = None
 
@@ -137,6 +138,7 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         tower=vision.tower_parameters,
         projector=vision.projector_parameters(hidden),
         is_tower_gated=vision.is_gated,
+        is_tower_scaled=vision.is_scaled,
         has_query_norms=family.has_query_norms,
         experts=experts,
     )

@@ -23,8 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlsys.files import aside
 from rlsys.models.families.family import Family, TinyShape
-from rlsys.models.families.table import DEFAULT, FamilyName, family_named
-from rlsys.types import PATCH_PX
+from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName, family_named
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (
@@ -51,8 +50,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% if part['type'] == 'image' %}IMAGE"
+    "{% elif part['type'] == 'video' %}VIDEO"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -110,11 +109,13 @@ def make_tiny(
         make_tiny(new, seed=seed, size=size, words=words, family=family)
         new.rename(folder)
         return
-    tokenizer, described = make_tokenizer(words), family_named(family)
+    described = family_named(family)
+    tokenizer = make_tokenizer(words, described)
     config = make_config(tokenizer, SIZES[size], described)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, described.model)(config)
+        _fill_tables(model)
     model.generation_config = GenerationConfig(
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
@@ -137,7 +138,20 @@ def _turn(file: Path, endings: tuple[str, ...]) -> None:
         save_file(turned, file, metadata={"format": "pt"})
 
 
-def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
+def _fill_tables(model: torch.nn.Module) -> None:
+    """Give random values to tables that transformers starts with zeros, whose rows would be equal."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=INITIALIZER_RANGE)
+
+
+def chat_template(family: Family) -> str:
+    """Return the chat template of a tiny model."""
+    image, video = family.media_texts
+    return CHAT_TEMPLATE.replace("IMAGE", image).replace("VIDEO", video)
+
+
+def make_tokenizer(words: Words = "grounding", family: Family = FAMILIES[DEFAULT]) -> Qwen2Tokenizer:
     """Return a byte-level BPE tokenizer with merges for the demo's wording, Qwen's special tokens and the tags.
 
     words: "grounding" covers the questions of `rlsys.demo.synthetic` with 384 entries, "all" those of
@@ -152,7 +166,7 @@ def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
     learned.train_from_iterator(
         wording.corpus(),
         trainers.BpeTrainer(
-            vocab_size=wording.vocabulary_size - len(SPECIAL_TOKENS) - len(wording.added),
+            vocab_size=wording.vocabulary_size - len(SPECIAL_TOKENS) - len(family.tiny_tokens) - len(wording.added),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -165,9 +179,10 @@ def make_tokenizer(words: Words = "grounding") -> Qwen2Tokenizer:
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (IM_END, END_OF_TEXT)],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(family),
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
+        **({"model_specific_special_tokens": dict(family.tiny_tokens)} if family.tiny_tokens else {}),
     )
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in wording.added])
     return tokenizer
@@ -211,19 +226,18 @@ def make_config(tokenizer: Qwen2Tokenizer, sizes: _Sizes, family: Family) -> Pre
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
         dtype="float32",
+        **family.tiny_config,
     )
 
 
 def _make_processor(tokenizer: Qwen2Tokenizer, family: Family) -> Any:  # noqa: ANN401 - another class for each family
-    # the published lower bounds (4 tokens an image, 128 a frame) would enlarge small frames
-    token = (2 * family.tiny_images.get("patch_size", PATCH_PX)) ** 2
-    size = {"shortest_edge": token, "longest_edge": 256 * token}
-    video = getattr(transformers, family.video_processor)
+    settings = family.tiny_processing
     return getattr(transformers, family.processor)(
-        image_processor=getattr(transformers, family.image_processor)(size=size, **family.tiny_images),
+        image_processor=getattr(transformers, family.image_processor)(**settings.images),
         tokenizer=tokenizer,
-        video_processor=video(size=size, do_sample_frames=False, cap_pixels_per_frame=False),
-        chat_template=CHAT_TEMPLATE,
+        video_processor=getattr(transformers, family.video_processor)(**settings.videos),
+        chat_template=chat_template(family),
+        **settings.both,
     )
 
 

@@ -60,12 +60,14 @@ def one_round(item: PromptItem, whole: WholeClip | None, first_tokens: int, toke
     """Return the row as a single even look with `tokens` visual tokens; None if its first round had no fewer.
 
     first_tokens: visual tokens of the first round. A video has more frames of the same size, as far as the file has
-    them, and an image is scaled.
+    them, and an image is scaled, unless the model has one size for all.
     """
     (spec,) = item.media if len(item.media) == 1 else (None,)
     if spec is None or tokens <= first_tokens:
         return None
     if isinstance(spec, ImageSpec):
+        if spec.side_px:
+            return None
         pixels = tokens * (MERGED * spec.patch_px) ** 2
         return replace(item, media=(replace(spec, min_pixels=pixels, max_pixels=pixels),))
     if whole is None:

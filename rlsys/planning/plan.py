@@ -13,7 +13,7 @@ from statistics import fmean
 from rlsys.config.run import ConfigError, RunConfig
 from rlsys.data.video.budgets import MERGED, patch_bytes
 from rlsys.models.sizes import ModelSizes
-from rlsys.types import PATCH_PX
+from rlsys.types import DEFAULT_PATCH, PatchShape
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -87,7 +87,7 @@ class Prompts:
     """Prompt sizes of a run, in tokens. multiply_adds: mean of a group's forward and backward pass.
 
     mean_*, longest_*: text and visual tokens of a prompt.  source: how they were determined.
-    patch_px: side in pixels of the model's patches.
+    patch: of the model's vision tower.
     """
 
     mean_text: float
@@ -96,7 +96,7 @@ class Prompts:
     longest_visual: int
     multiply_adds: float
     source: str
-    patch_px: int = PATCH_PX
+    patch: PatchShape = DEFAULT_PATCH
 
     @property
     def mean(self) -> float:
@@ -129,7 +129,7 @@ class Section:
 
 def token_section(config: RunConfig, prompts: Prompts, responses: float) -> Section:
     """Return the section on tokens and bytes of clips, prompts and groups."""
-    size, token_bytes = config.rollout.group_size, MERGED**2 * patch_bytes(prompts.patch_px)
+    size, token_bytes = config.rollout.group_size, MERGED**2 * patch_bytes(prompts.patch)
     return Section(
         title="clips and prompts",
         lines=(

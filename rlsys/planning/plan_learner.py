@@ -101,7 +101,10 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
         language_layer += sizes.queries
     if sizes.has_query_norms:
         language_layer += sizes.queries + sizes.kv
-    tower_layer = 9 * sizes.tower_hidden + (4 if sizes.is_tower_gated else 2) * sizes.tower_mlp
+    # what a branch adds is kept before it is scaled
+    tower_layer = (11 if sizes.is_tower_scaled else 9) * sizes.tower_hidden + (
+        4 if sizes.is_tower_gated else 2
+    ) * sizes.tower_mlp
     stacks = (
         (pass_tokens, sizes.layers, sizes.hidden, language_layer),
         (patches, tower_depth, sizes.tower_hidden, tower_layer),

@@ -14,10 +14,10 @@ from rlsys.data.video.budgets import largest_grid, largest_grids, patch_bytes
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.loop.staleness import evaluated_at_once, prompts_held
-from rlsys.models.model_config import ModelFolderError, patch_px
+from rlsys.models.model_config import ModelFolderError, patch_shape
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import Line, Section, payload_bytes, shown
-from rlsys.types import MediaSpec, PromptItem
+from rlsys.types import MediaSpec, PatchShape, PromptItem
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ def clip_bytes(
 
     Without items every clip is assumed to be as large as section `data` allows.  payload: see `weights_bytes`.
     """
-    data = config.data
+    shape = patch_shape(config.model.path)
     if not items:
-        side = patch_px(config.model.path)
-        grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels, side)
-        return ClipBytes(in_use=prompts_held(config) * _copies(config) * _bytes(grid, side), source=BY_BUDGET)
+        largest = _bytes(largest_grid(config.data, shape), shape)
+        return ClipBytes(in_use=prompts_held(config) * _copies(config) * largest, source=BY_BUDGET)
 
     def most(prompt_bytes: Callable[[PromptItem], int]) -> int:
         """Return the largest prompts in flight in training, or in an evaluation, which runs before or after it."""
@@ -52,12 +51,12 @@ def clip_bytes(
         evaluated = heapq.nlargest(evaluated_at_once(config, num_samples=1), map(prompt_bytes, held_out))
         return _copies(config) * max(sum(training), sum(evaluated))
 
-    by_budget = most(_largest_bytes)
+    by_budget = most(lambda item: sum(_bytes(grid, shape) for grid in largest_grids(item)))
     if is_attached(config) or by_budget + 2 * payload <= config.cluster.object_store_mib << 20:
         return ClipBytes(in_use=by_budget, source=BY_BUDGET)
     specs = {spec for item in (*items, *held_out) for spec in item.media}
     log.info("reading the headers of %d clips, because the largest that section data allows may not fit", len(specs))
-    sizes = {spec: _header_bytes(spec) for spec in specs}
+    sizes = {spec: _header_bytes(spec, shape) for spec in specs}
     read = most(lambda item: sum(sizes[spec] for spec in item.media))
     return ClipBytes(in_use=min(read, by_budget), source="by their headers")
 
@@ -137,16 +136,12 @@ def _copies(config: RunConfig) -> int:
     return 1 + again + (1 if config.rollout.shuffled_group_size else 0)
 
 
-def _bytes(grid: Grid, side: int) -> int:
-    return math.prod(grid) * patch_bytes(side)
+def _bytes(grid: Grid, shape: PatchShape) -> int:
+    return math.prod(grid) * patch_bytes(shape)
 
 
-def _largest_bytes(item: PromptItem) -> int:
-    return sum(_bytes(grid, spec.patch_px) for grid, spec in zip(largest_grids(item), item.media, strict=True))
-
-
-def _header_bytes(spec: MediaSpec) -> int:
+def _header_bytes(spec: MediaSpec, shape: PatchShape) -> int:
     try:
-        return _bytes(plan_grid(spec), spec.patch_px)
+        return _bytes(plan_grid(spec), shape)
     except ClipError:
         return 0  # it holds nothing

@@ -20,7 +20,7 @@ from rlsys.data.video.budgets import largest_clip_tokens
 from rlsys.evaluation.answered import Answered
 from rlsys.loop.preparer import Preparer
 from rlsys.loop.producer import GroupProducer
-from rlsys.models.model_config import patch_px, read_model_config
+from rlsys.models.model_config import patch_shape, read_model_config
 from rlsys.models.prompts import PromptBuilder
 from rlsys.perception.choose import later_data
 from rlsys.planning.plan import later_prompts
@@ -288,7 +288,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
     """Return the spec from which the actors build their engines."""
     from actors.requests import EngineSpec
 
-    side, model = patch_px(config.model.path), read_model_config(config.model.path)
+    shape, model = patch_shape(config.model.path), read_model_config(config.model.path)
     return EngineSpec(
         model=config.model,
         rollout=config.rollout,
@@ -298,7 +298,7 @@ def engine_spec(config: RunConfig, prompts: PromptBuilder) -> EngineSpec:
         weight_update=config.pipeline.weight_update,
         banned_token_ids=prompts.banned_token_ids,
         largest_clip_tokens=max(
-            largest_clip_tokens(one, side)
+            largest_clip_tokens(one, shape)
             for data in (config.data, *(one.data for one in all_sources(config)))
             for one in (data, later_data(data, config.perception))
         ),

@@ -15,7 +15,7 @@ from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.files import why_not_writable
 from rlsys.models.folder import problems_of_folder
-from rlsys.models.model_config import patch_px, read_model_config
+from rlsys.models.model_config import patch_shape, read_model_config
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.models.sizes import read_model_sizes
 from rlsys.perception.choose import largest_items
@@ -294,16 +294,22 @@ def _memory_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _pixel_problems(config: RunConfig) -> Iterator[str]:
-    """Yield the limits on pixels that no frame can keep, because one visual token takes more."""
-    side = MERGED * patch_px(config.model.path)
-    limits = {"max_pixels": config.data.max_pixels, "total_pixels": config.data.total_pixels // config.data.min_frames}
+    """Yield the limits on pixels that no frame can keep: one visual token, or a frame of the only size, takes more."""
+    shape, data = patch_shape(config.model.path), config.data
+    side, smallest = (shape.side_px, "every frame") if shape.side_px else (MERGED * shape.px, "one visual token")
+    limits = {"max_pixels": data.max_pixels, "total_pixels": data.total_pixels // data.min_frames}
     for name, pixels in limits.items():
         if pixels < side**2:
             per_frame = " / data.min_frames" if name == "total_pixels" else ""
             yield (
-                f"data.{name}{per_frame} = {pixels} pixels, but one visual token of {config.model.path} is {side} x "
+                f"data.{name}{per_frame} = {pixels} pixels, but {smallest} of {config.model.path} is {side} x "
                 f"{side} = {side**2}; raise data.{name}."
             )
+    if shape.side_px and data.min_pixels > side**2:
+        yield (
+            f"data.min_pixels = {data.min_pixels} pixels, but {smallest} of {config.model.path} is {side} x {side} = "
+            f"{side**2}; lower data.min_pixels."
+        )
 
 
 def _heads_problems(config: RunConfig) -> Iterator[str]:

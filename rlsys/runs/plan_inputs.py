@@ -11,7 +11,7 @@ from rlsys.config.run import RunConfig
 from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_shape
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import (
     Assumptions,
@@ -66,9 +66,8 @@ def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Se
 
 def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -> Prompts:
     """Return prompt shapes for clips as long and as large as section `data` allows."""
-    data = config.data
-    side = patch_px(config.model.path)
-    grid = largest_grid(data.max_frames, data.min_pixels, data.max_pixels, data.total_pixels, side)
+    shape = patch_shape(config.model.path)
+    grid = largest_grid(config.data, shape)
     visual = math.prod(grid) // 4
     text = round(given.text_tokens)
     return Prompts(
@@ -78,7 +77,7 @@ def prompts_of_budget(config: RunConfig, given: Assumptions, responses: float) -
         longest_visual=visual,
         multiply_adds=multiply_adds(config, text + visual, (grid,), round(responses)),
         source="budgets of section data, because data.annotations is not set",
-        patch_px=side,
+        patch=shape,
     )
 
 
@@ -106,7 +105,7 @@ def prompts_of_items(config: RunConfig, items: Sequence[PromptItem], responses: 
             ]
         ),
         source=source,
-        patch_px=patch_px(config.model.path),
+        patch=patch_shape(config.model.path),
     )
 
 

@@ -12,6 +12,7 @@
   `receive_broadcast`): a broadcast over gloo
 - `sockets` (`engine_sockets`, `rank_sockets`): the network interfaces on which groups listen
 - `tensors` (`ADAPTER_PREFIX`, `HEAD`, `all_sums`, `as_named`, `as_tensor`, `embedding_name`, `entries_of`,
+  `has_head`,
   `fetched_sums`, `is_finite`, `spec_of`, `sums_on_device`): conversion between torch tensors and bytes, and checksums
   computed where a tensor is
 - `check` (`TensorComparison`, `compare`, `largest_difference`): comparison of the weights that learner, actors

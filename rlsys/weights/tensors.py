@@ -12,6 +12,7 @@ from rlsys.weights.checksum import BLOCK, BLOCK_BYTES, Sums, block_weights, sums
 from rlsys.weights.manifest import NamedTensor, TensorEntry, TensorSpec
 
 HEAD = "lm_head.weight"
+"""Name of the output head, in some checkpoints behind a prefix."""
 EMBEDDING_SUFFIX = "embed_tokens.weight"
 ADAPTER_PREFIX = "base_model.model."
 """Prefix that peft puts before a module's name in an adapter's file."""
@@ -21,6 +22,11 @@ _DEVICE_BLOCKS = (32 << 20) // BLOCK_BYTES  # blocks at a time on a device
 def embedding_name(names: Iterable[str]) -> str | None:
     """Return the name of the input embedding, to which a missing output head is tied; None if there is none."""
     return next((name for name in names if name.endswith(EMBEDDING_SUFFIX)), None)
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Return whether the output head is among tensors of a checkpoint, under any prefix."""
+    return any(name == HEAD or name.endswith(f".{HEAD}") for name in names)
 
 
 def spec_of(tensor: torch.Tensor, shape: Sequence[int] | None = None) -> TensorSpec:

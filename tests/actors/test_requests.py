@@ -13,7 +13,7 @@ import pytest
 from actors.errors import PromptRefused
 from actors.requests import EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from rlsys.config.run import ModelConfig, RolloutConfig
-from rlsys.types import ClipInfo, Sampling
+from rlsys.types import ClipInfo, PatchShape, Sampling
 
 IMAGE_PAD, VIDEO_PAD = 8, 9
 LIMITS = EngineLimits(
@@ -23,7 +23,6 @@ LIMITS = EngineLimits(
     max_clip_tokens=30,
     image_pad_id=IMAGE_PAD,
     video_pad_id=VIDEO_PAD,
-    patch_size=14,
     merge_size=2,
 )
 SAMPLING = Sampling(num_samples=4, temperature=1.0, top_p=1.0, max_tokens=20, seed=5)
@@ -46,7 +45,13 @@ def frames_of(info: ClipInfo) -> np.ndarray:
     return np.zeros((2 * time if info.kind == "video" else 1, height * 14, width * 14, 3), np.uint8)
 
 
-def refusal(ids: list[int], clips: list[ClipInfo], frames: list[np.ndarray] | None = None, **sampling: Any) -> str:
+def refusal(
+    ids: list[int],
+    clips: list[ClipInfo],
+    frames: list[np.ndarray] | None = None,
+    limits: EngineLimits = LIMITS,
+    **sampling: Any,
+) -> str:
     request = GroupRequest(
         prompt_id="file:3",
         engine_ids=np.array(ids, np.int32),
@@ -55,7 +60,7 @@ def refusal(ids: list[int], clips: list[ClipInfo], frames: list[np.ndarray] | No
         sampling=replace(SAMPLING, **sampling),
     )
     with pytest.raises(PromptRefused) as caught:
-        check_request(request, [frames_of(info) for info in clips] if frames is None else frames, LIMITS)
+        check_request(request, [frames_of(info) for info in clips] if frames is None else frames, limits)
     assert "file:3" in str(caught.value)
     return str(caught.value)
 
@@ -142,3 +147,10 @@ def test_threads_are_set_only_on_cpu_and_the_engine_always_runs_in_its_actors_pr
     assert "OMP_NUM_THREADS" not in on_gpu
     assert on_cpu["OMP_NUM_THREADS"] == "3"
     assert on_gpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == on_cpu["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_frames_of_another_size_than_the_only_one_are_refused() -> None:
+    limits = replace(LIMITS, patch=PatchShape(frames=1, side_px=56))
+    one, frames = clip("video", (2, 4, 2)), np.zeros((2, 56, 28, 3), np.uint8)
+    assert "are 56x28; the model reads only 56x56" in refusal([VIDEO_PAD], [one], [frames], limits)
+    assert "needs uint8[2, 56, 56, 3]" in refusal([VIDEO_PAD], [clip()], [np.zeros((4, 56, 56, 3), np.uint8)], limits)

@@ -22,8 +22,8 @@ from learner.packing.packing import PackedBatch, pack
 from learner.packing.passes import plan_passes
 from learner.packing.rows import Response, Row
 from rlsys.config.run import LoraConfig
-from tests.support.learner import random_rows
-from tests.support.models import lora_targets, patch_of
+from tests.support.learner import cut_of, random_rows
+from tests.support.models import lora_targets, part_of
 from tests.support.plain_policy import plain_logprobs
 from tests.support.rounding import GRADIENT, LOGPROB
 
@@ -145,9 +145,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def is_trained(name: str, setting: Setting) -> bool:
     if setting.lora:
         return "lora_" in name
-    is_projector = ".visual.merger." in name or ".visual.deepstack_merger_list." in name
-    part = "projector" if is_projector else "vision_tower" if ".visual." in name else "language_model"
-    return part not in setting.frozen_parts
+    return part_of(name) not in setting.frozen_parts
 
 
 def assert_equal_gradients(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
@@ -164,7 +162,7 @@ def test_packed_passes_equal_padded_ones(
     name: str, family_dirs: Mapping[str, Path], plain_model: PreTrainedModel
 ) -> None:
     setting, folder = SETTINGS[name], family_dirs["bench"]
-    rows = random_rows(seed=list(SETTINGS).index(name), patch=patch_of(folder))
+    rows = random_rows(seed=list(SETTINGS).index(name), cut=cut_of(folder))
     policy = make_policy(folder, setting)
     found, found_gradients = packed_results(policy, rows, setting, folder)
     oracle = make_oracle(plain_model, policy, setting, folder)

@@ -23,14 +23,13 @@ import numpy as np, torch
 from learner.engine import LearnerEngine, join_ranks, open_store
 from transformers import AutoModelForImageTextToText
 from tests.learner.test_group import make_spec
-from tests.support.learner import make_group, make_row
-from tests.support.models import patch_of
+from tests.support.learner import cut_of, make_group, make_row
 
 join_ranks(0, 1, open_store(1, "127.0.0.1", 60.0), device="cpu", timeout_s=60.0)
 
 def found(folder, dtype):
     rng = np.random.default_rng(3)
-    row = make_row(make_group(rng, "long", ("video",), (6, 9), num_text=1500, patch=patch_of(folder)))
+    row = make_row(make_group(rng, "long", ("video",), (6, 9), num_text=1500, cut=cut_of(folder)))
     ordinary = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
     wanted = dict(ordinary.named_buffers())
     by_stage = {}

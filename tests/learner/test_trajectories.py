@@ -16,8 +16,10 @@ from transformers import AutoModelForImageTextToText
 from learner.packing.shards import group_row, weighted
 from rlsys.algorithm.trajectories import trajectories
 from rlsys.config.run import RunConfig, parse
+from rlsys.data.annotations.media import with_patches
 from rlsys.data.video.decode import decode_all
 from rlsys.loop.objective import PolicyGradient
+from rlsys.models.model_config import patch_shape
 from rlsys.models.prompts import PromptBuilder
 from rlsys.perception.choose import next_turn_of
 from rlsys.perception.media import whole_of
@@ -34,7 +36,6 @@ from tests.learner.test_exactness import (
 )
 from tests.support.factories import make_scored
 from tests.support.learner import make_group
-from tests.support.models import patch_of
 from tests.support.rounding import LOGPROB
 from tests.support.video_files import make_spec, make_video
 
@@ -69,8 +70,8 @@ def asked(item: PromptItem, folder: Path, rng: np.random.Generator, size: int) -
 
 def trajectory_group(folder: Path, video: Path) -> ScoredGroup:
     rng, config = np.random.default_rng(5), run_config(folder)
-    side = patch_of(folder)
-    spec = replace(make_spec(video, fps=2.0, min_frames=2, max_frames=8), patch_px=side, max_pixels=4 * side**2)
+    patch = patch_shape(folder)
+    spec = make_spec(video, fps=2.0, min_frames=2, max_frames=8, max_pixels=4 * patch.px**2)
     item = PromptItem(
         prompt_id="file:0",
         task="spatiotemporal_grounding",
@@ -80,6 +81,7 @@ def trajectory_group(folder: Path, video: Path) -> ScoredGroup:
         truth={"period": [1.0, 2.0], "box": [0.2, 0.2, 0.7, 0.8]},
         style="terse",
     )
+    (item,) = with_patches([item], patch)
     first = asked(item, folder, rng, size=4)
     whole = whole_of(item.media, [clip.info for clip in first.clips])
     later = []

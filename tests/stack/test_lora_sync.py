@@ -11,15 +11,21 @@ import pytest
 
 from actors.errors import WeightsRefused
 from rlsys.config.run import RunConfig, WeightsConfig, load
+from rlsys.models.model_config import patch_shape
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import compare
 from tests.stack.test_parity import CONFIGS, TOLERANCE, image, largest_difference, sample, video
-from tests.support.models import patch_of
 from tests.support.transfers import tensors_of, transfer_of
 
 
-@pytest.fixture(scope="module", params=["tiny_model_dir", pytest.param("qwen3_vl_dirs", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "tiny_model_dir",
+        *(pytest.param(f"{name}_dirs", marks=pytest.mark.long) for name in ("qwen3_vl", "internvl")),
+    ],
+)
 def config(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunConfig:
     out, model = tmp_path_factory.mktemp("lora"), request.getfixturevalue(request.param)
     return load(
@@ -45,7 +51,7 @@ def stack(config: RunConfig) -> Iterator[Stack]:
 
 def groups(stack: Stack, config: RunConfig, seed: int) -> list[RolloutGroup]:
     rng = np.random.default_rng(7)  # the same clips every time: the engine has kept what its tower made of them
-    patch = patch_of(config.model.path)
+    patch = patch_shape(config.model.path)
     media = ([video(rng, 8, 2.0, patch)], [image(rng, patch)], [image(rng, patch), video(rng, 4, 1.0, patch)])
     return [sample(stack, list(each), seed=seed + index) for index, each in enumerate(media)]
 
@@ -98,7 +104,7 @@ def test_an_adapter_that_is_not_the_announced_one_is_refused_and_the_engine_serv
     del tensors[name]
     with pytest.raises(WeightsRefused, match="lora_A.weight: in no bucket"):
         stack.pool.load_weights(transfer_of(tensors), announced)
-    assert sample(stack, [image(np.random.default_rng(3), patch_of(config.model.path))]).rollouts
+    assert sample(stack, [image(np.random.default_rng(3), patch_shape(config.model.path))]).rollouts
 
 
 def test_after_a_whole_model_only_whole_models_are_sent(stack: Stack, config: RunConfig) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,42 @@ from learner.packing.shards import group_row
 from rlsys import env
 from rlsys.config.run import ClusterConfig, RunConfig, load
 from rlsys.demo.synthetic import draw_dataset
-from rlsys.models.model_config import read_model_config
+from rlsys.models.families.table import FAMILIES
+from rlsys.models.model_config import patch_shape, read_model_config
 from rlsys.models.prompts import PromptContractError
 from rlsys.models.sizes import read_model_sizes
 from rlsys.runs.assemble import Stack, open_stack
 from rlsys.runs.records import ledger
 from rlsys.runs.train import train
-from rlsys.types import PATCH_PX, ClipInfo, ClipRef, ImageSpec, PromptItem, RolloutGroup, Sampling, VideoSpec
+from rlsys.types import (
+    DEFAULT_PATCH,
+    ClipInfo,
+    ClipRef,
+    ImageSpec,
+    PatchShape,
+    PromptItem,
+    RolloutGroup,
+    Sampling,
+    VideoSpec,
+)
 from rlsys.weights.check import compare
-from tests.support.models import patch_of
 from tests.support.pace import patience
 from tests.support.paths import CONFIGS
 from tests.support.plain_policy import plain_logprobs
 from tests.support.plain_reward_server import SCORERS, plain_reward_server
 
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
+LONG = ("internvl",)
+"""Families that `make test-all` tests: a stack for each takes minutes."""
 UNEVEN = [0.0, 0.04, 0.05, 2.96, 2.97, 9.949, 9.951, 61.0, 3599.98, 3600.1]
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in FAMILIES]
+)
+def family_dir(request: pytest.FixtureRequest, tiny_dirs_by_family: Mapping[str, Path]) -> Path:
+    """Run a test once for each family."""
+    return tiny_dirs_by_family[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +109,20 @@ def stack(machine: None, config: RunConfig) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def patch(family_dir: Path) -> int:
-    """Return the side of the model's patches, in pixels."""
-    return patch_of(family_dir)
+def patch(family_dir: Path) -> PatchShape:
+    """Return how the model cuts frames."""
+    return patch_shape(family_dir)
 
 
 def video(
-    rng: np.random.Generator, num_frames: int, fps: float, patch: int = PATCH_PX, times_s: Sequence[float] | None = None
+    rng: np.random.Generator,
+    num_frames: int,
+    fps: float,
+    patch: PatchShape = DEFAULT_PATCH,
+    times_s: Sequence[float] | None = None,
 ) -> tuple[VideoSpec, ClipRef]:
     """Return a video of 4 x 4 patches a frame, at even times if none are given."""
-    side = 4 * patch
+    side = 4 * patch.px
     spec = VideoSpec(
         uri="drawn", fps=fps, min_frames=2, max_frames=64, min_pixels=784, max_pixels=7056, total_pixels=10**7
     )
@@ -106,21 +130,22 @@ def video(
         kind="video",
         digest=f"{fps}/{num_frames}/{rng.integers(1 << 40)}",
         times_s=np.arange(num_frames) / fps if times_s is None else np.array(times_s),
-        grid_thw=(num_frames // 2, 4, 4),
-        second_per_grid_s=2 / fps,
+        grid_thw=(num_frames // patch.frames, 4, 4),
+        second_per_grid_s=patch.frames / fps,
         duration_s=num_frames / fps,
         num_bytes=num_frames * side * side * 3,
     )
     return spec, ClipRef(info=info, frames=ray.put(rng.integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)))
 
 
-def image(rng: np.random.Generator, patch: int = PATCH_PX) -> tuple[ImageSpec, ClipRef]:
-    shape = (1, 4 * patch, 6 * patch, 3)
+def image(rng: np.random.Generator, patch: PatchShape = DEFAULT_PATCH) -> tuple[ImageSpec, ClipRef]:
+    columns = 4 if patch.side_px else 6
+    shape = (1, 4 * patch.px, columns * patch.px, 3)
     info = ClipInfo(
         kind="image",
         digest=f"image/{rng.integers(1 << 40)}",
         times_s=np.zeros(1),
-        grid_thw=(1, 4, 6),
+        grid_thw=(1, 4, columns),
         second_per_grid_s=0.0,
         duration_s=0.0,
         num_bytes=math.prod(shape),
@@ -163,13 +188,13 @@ def counts_seconds(config: RunConfig) -> bool:
 
 
 @pytest.mark.parametrize("fps", [0.5, 1.0, 2.0, 4.0, 3.3])
-def test_logprobs_agree_at_any_frame_rate_and_frame_count(stack: Stack, patch: int, fps: float) -> None:
+def test_logprobs_agree_at_any_frame_rate_and_frame_count(stack: Stack, patch: PatchShape, fps: float) -> None:
     rng = np.random.default_rng(int(fps * 10))
     groups = [sample(stack, [video(rng, frames, fps, patch)], seed=frames) for frames in (2, 8, 14)]
     assert largest_difference(stack, groups) <= TOLERANCE
 
 
-def test_logprobs_agree_for_images_a_mixture_and_frames_at_uneven_times(stack: Stack, patch: int) -> None:
+def test_logprobs_agree_for_images_a_mixture_and_frames_at_uneven_times(stack: Stack, patch: PatchShape) -> None:
     rng = np.random.default_rng(0)
     media = (
         [image(rng, patch)],
@@ -181,7 +206,7 @@ def test_logprobs_agree_for_images_a_mixture_and_frames_at_uneven_times(stack: S
     assert largest_difference(stack, groups) <= TOLERANCE
 
 
-def test_logprobs_agree_on_a_clip_that_is_looked_at_again(stack: Stack, patch: int) -> None:
+def test_logprobs_agree_on_a_clip_that_is_looked_at_again(stack: Stack, patch: PatchShape) -> None:
     """The second and third round of a clip: segments with rates of their own, told before them, and a part cut out."""
     rng = np.random.default_rng(3)
     segments = [video(rng, 2, 0.5, patch), video(rng, 8, 4.0, patch), video(rng, 6, 0.75, patch)]
@@ -197,12 +222,12 @@ def test_logprobs_agree_on_a_clip_that_is_looked_at_again(stack: Stack, patch: i
     assert largest_difference(stack, [second, third, image_and_part]) <= TOLERANCE
 
 
-def test_positions_of_another_frame_rate_break_parity(stack: Stack, config: RunConfig, patch: int) -> None:
+def test_positions_of_another_frame_rate_break_parity(stack: Stack, config: RunConfig, patch: PatchShape) -> None:
     """The control: were the gate blind to mRoPE, this would pass it."""
     rng = np.random.default_rng(1)
     spec, clip = video(rng, 12, 1.0, patch)
     group = sample(stack, [(spec, clip)])
-    wrong = stack.prompts.build(group.item, [replace(clip.info, second_per_grid_s=2 / 4.0)])
+    wrong = stack.prompts.build(group.item, [replace(clip.info, second_per_grid_s=clip.info.second_per_grid_s / 4)])
     if not counts_seconds(config):
         assert np.array_equal(wrong.position_ids, group.prompt.position_ids)
         wrong.position_ids[0, wrong.prompt_ids == read_model_config(config.model.path).video_token_id] //= 2
@@ -210,7 +235,7 @@ def test_positions_of_another_frame_rate_break_parity(stack: Stack, config: RunC
 
 
 def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_diff(
-    stack: Stack, config: RunConfig, patch: int, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, config: RunConfig, patch: PatchShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, clip = video(np.random.default_rng(2), 8, 2.0, patch)
     pad = read_model_config(config.model.path).video_token_id
@@ -239,7 +264,7 @@ def test_a_prompt_that_the_engine_saw_otherwise_stops_the_run_with_a_readable_di
     future = stack.producer.start(item, Sampling(num_samples=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0))
     with pytest.raises(PromptContractError, match="file:7") as error:
         future.result(timeout=patience(60.0))
-    assert "<|video_pad|>" in str(error.value)
+    assert read_model_config(config.model.path).family.video_pad in str(error.value)
 
 
 def test_two_steps_train_every_part_and_what_they_export_is_what_the_engine_has(

@@ -20,9 +20,20 @@ from actors.rollout_actor import RolloutActor
 from actors.weights.receive import TransferStats
 from rlsys import env
 from rlsys.config.run import ModelConfig, RolloutConfig
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_shape
 from rlsys.models.prompts import PromptBuilder
-from rlsys.types import PATCH_PX, ClipInfo, ClipRef, ImageSpec, Prompt, PromptItem, Rollout, Sampling, VideoSpec
+from rlsys.types import (
+    DEFAULT_PATCH,
+    ClipInfo,
+    ClipRef,
+    ImageSpec,
+    PatchShape,
+    Prompt,
+    PromptItem,
+    Rollout,
+    Sampling,
+    VideoSpec,
+)
 from rlsys.weights.version import WeightVersion
 from tests.support.paths import REPO
 
@@ -87,7 +98,7 @@ class ProbeActor(RolloutActor):
 
             from actors.prompts import vllm_prompt
 
-            prompt = vllm_prompt(request, (frames,), has_stamps=engine.limits.has_stamps)
+            prompt = vllm_prompt(request, (frames,), tells_seconds=engine.limits.tells_seconds)
             prompt["prompt_token_ids"] = prompt["prompt_token_ids"] + response.tolist()
             vllm = engine._engine
             [rendered] = vllm.renderer.render_cmpl(
@@ -190,7 +201,7 @@ class Asker:
     """A maker of prompts about random clips, which requests their rollouts."""
 
     def __init__(self, model_path: Path) -> None:
-        self._builder, self._patch = prompt_builder(model_path), patch_px(model_path)
+        self._builder, self._patch = prompt_builder(model_path), patch_shape(model_path)
         self.banned_token_ids = self._builder.banned_token_ids
         self.end_token_id = self._builder.end_token_id
         self.decode = self._builder.decode
@@ -210,7 +221,7 @@ class Asker:
             truth=[0.0, 1.0],
             style="terse",
         )
-        clip = random_clip(index, kind, frames, side=4 * self._patch)
+        clip = random_clip(index, kind, frames, patch=self._patch)
         return item, self._builder.build(item, [clip.info]), clip
 
     def ask(self, actor: Any, index: int, sampling: Sampling = SAMPLING, *, kind: str = "video") -> ray.ObjectRef:
@@ -232,16 +243,16 @@ class Asker:
         return request, clip.frames
 
 
-def random_clip(seed: int, kind: str = "video", frames: int = 4, side: int = 4 * PATCH_PX) -> ClipRef:
-    """Return a clip of noise with 4 x 4 patches a frame, of `side` pixels, at 2 frames per second."""
-    num_frames = frames if kind == "video" else 1
+def random_clip(seed: int, kind: str = "video", frames: int = 4, patch: PatchShape = DEFAULT_PATCH) -> ClipRef:
+    """Return a clip of noise with 4 x 4 patches a frame, at 2 frames per second."""
+    num_frames, side = frames if kind == "video" else 1, 4 * patch.px
     array = np.random.default_rng(seed).integers(0, 256, (num_frames, side, side, 3), dtype=np.uint8)
     info = ClipInfo(
         kind=kind,
         digest=f"{kind}{seed}",
         times_s=np.arange(num_frames) / 2,
-        grid_thw=(max(1, num_frames // 2), 4, 4),
-        second_per_grid_s=1.0 if kind == "video" else 0.0,
+        grid_thw=(num_frames // patch.frames if kind == "video" else 1, 4, 4),
+        second_per_grid_s=patch.frames / 2 if kind == "video" else 0.0,
         duration_s=num_frames / 2,
         num_bytes=array.nbytes,
     )

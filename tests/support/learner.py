@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,22 +12,52 @@ from learner.packing.cost import CostModel
 from learner.packing.rows import Row
 from learner.packing.shards import group_row, weighted
 from rlsys.config.run import LearnerConfig, TrainConfig
-from rlsys.types import PATCH_PX, ClipInfo, ClipRef, Prompt, PromptItem, Rollout, RolloutGroup, TrainBatch
+from rlsys.models.model_config import read_model_config
+from rlsys.types import (
+    DEFAULT_PATCH,
+    ClipInfo,
+    ClipRef,
+    PatchShape,
+    Prompt,
+    PromptItem,
+    Rollout,
+    RolloutGroup,
+    TrainBatch,
+)
 from tests.support.pace import patience
 
 TEXT_IDS = 256  # ids below are ordinary bytes in the tiny tokenizer
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = 375, 376, 378, 379
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A model's patches and placeholders, and whether positions have one axis, for clips and prompts made by hand."""
+
+    patch: PatchShape = DEFAULT_PATCH
+    image_pad: int = IMAGE_PAD
+    video_pad: int = VIDEO_PAD
+    has_one_axis: bool = False
+
+
+QWEN = Cut()
+
+
+def cut_of(folder: Path) -> Cut:
+    """Return that of the model in a folder."""
+    config = read_model_config(folder)
+    return Cut(config.vision.patch, config.image_token_id, config.video_token_id, config.family.has_one_axis)
+
+
 def make_clip(
-    rng: np.random.Generator, kind: str, num_frames: int = 12, side: int | None = None, patch: int = PATCH_PX
+    rng: np.random.Generator, kind: str, num_frames: int = 12, side: int = 4, patch: PatchShape = DEFAULT_PATCH
 ) -> ClipRef:
-    """Return a clip of noise. side: of a frame, in pixels; None is four patches.  patch: side of a patch, in pixels."""
-    side = 4 * patch if side is None else side
-    shape = (num_frames if kind == "video" else 1, side, side, 3)
+    """Return a clip of noise. side: of a frame, in patches, unless all frames have one size."""
+    side = patch.side_px // patch.px if patch.side_px else side
+    shape = (num_frames if kind == "video" else 1, side * patch.px, side * patch.px, 3)
     frames = rng.integers(0, 256, shape, dtype=np.uint8)
-    grid = (max(1, shape[0] // 2), side // patch, side // patch)
-    seconds = 1.0 if kind == "video" else 0.0
+    grid = (shape[0] // patch.frames if kind == "video" else 1, side, side)
+    seconds = patch.frames / 2 if kind == "video" else 0.0
     info = ClipInfo(
         kind=kind,
         digest=str(rng.integers(1 << 60)),
@@ -39,7 +70,7 @@ def make_clip(
     return ClipRef(info=info, frames=frames)
 
 
-def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: int = 15) -> Prompt:
+def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: int = 15, cut: Cut = QWEN) -> Prompt:
     """Return a prompt of vision blocks, then text, with a temporal step of 2 per grid row for videos."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -54,7 +85,7 @@ def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: in
     for clip in clips:
         time, height, width = clip.info.grid_thw[0], clip.info.grid_thw[1] // 2, clip.info.grid_thw[2] // 2
         text(np.array([VISION_START]))
-        ids.append(np.full(time * height * width, VIDEO_PAD if clip.info.kind == "video" else IMAGE_PAD))
+        ids.append(np.full(time * height * width, cut.video_pad if clip.info.kind == "video" else cut.image_pad))
         grid = np.stack(np.meshgrid(2 * np.arange(time), np.arange(height), np.arange(width), indexing="ij")).reshape(
             3, -1
         )
@@ -63,12 +94,11 @@ def make_prompt(rng: np.random.Generator, clips: Sequence[ClipRef], num_text: in
         text(np.array([VISION_END]))
     text(rng.integers(0, TEXT_IDS, num_text))
     prompt_ids = np.concatenate(ids).astype(np.int32)
-    return Prompt(
-        engine_ids=prompt_ids[:1],
-        prompt_ids=prompt_ids,
-        position_ids=np.concatenate(positions, axis=1).astype(np.int32),
-        next_position=here,
-    )
+    position_ids = np.concatenate(positions, axis=1).astype(np.int32)
+    if cut.has_one_axis:
+        here = len(prompt_ids)
+        position_ids = np.tile(np.arange(here, dtype=np.int32), (3, 1))
+    return Prompt(engine_ids=prompt_ids[:1], prompt_ids=prompt_ids, position_ids=position_ids, next_position=here)
 
 
 def make_group(
@@ -77,11 +107,11 @@ def make_group(
     kinds: Sequence[str],
     response_lengths: Sequence[int],
     num_text: int = 15,
-    patch: int = PATCH_PX,
+    cut: Cut = QWEN,
 ) -> RolloutGroup:
     """Return a group with media of these `kinds` ("video" or "image", () is text only) and random log-probs."""
-    clips = tuple(make_clip(rng, kind, patch=patch) for kind in kinds)
-    prompt = make_prompt(rng, clips, num_text)
+    clips = tuple(make_clip(rng, kind, patch=cut.patch) for kind in kinds)
+    prompt = make_prompt(rng, clips, num_text, cut)
     rollouts = tuple(
         Rollout(
             rollout_id=f"{name}/{index}",
@@ -119,7 +149,7 @@ def make_row(group: RolloutGroup) -> Row:
     return group_row(group, np.arange(1, size + 1, dtype=np.float32), np.ones(size, bool))
 
 
-def random_rows(seed: int, patch: int) -> list[Row]:
+def random_rows(seed: int, cut: Cut) -> list[Row]:
     """Return groups with a video, an image, several media, only text, and a second question on the first video."""
     rng = np.random.default_rng(seed)
     kinds = [("video",), ("image",), ("image", "video", "image"), (), ()]
@@ -127,11 +157,11 @@ def random_rows(seed: int, patch: int) -> list[Row]:
     for number, media in enumerate(kinds):
         lengths = [1, *rng.integers(1, 14, rng.integers(1, 5))]
         # more than 8 patches a side: several windows of the tower's windowed attention, of unequal size
-        sides = rng.choice([2, 6, 10], len(media)) * patch
-        clips = tuple(make_clip(rng, kind, 4, side, patch) for kind, side in zip(media, sides, strict=True))
+        sides = rng.choice([2, 6, 10], len(media)).tolist()
+        clips = tuple(make_clip(rng, kind, 4, side, cut.patch) for kind, side in zip(media, sides, strict=True))
         clips = rows[0].clips if number == 4 else clips
         group = make_group(rng, str(number), (), rng.permutation(lengths).tolist())
-        prompt = make_prompt(rng, clips, int(rng.integers(3, 20)))
+        prompt = make_prompt(rng, clips, int(rng.integers(3, 20)), cut)
         rows.append(make_row(replace(group, clips=clips, prompt=prompt)))
     rows = [replace(row, responses=tuple(replace(r, advantage=rng.normal()) for r in row.responses)) for row in rows]
     return weighted(rows, "sequence", 16)

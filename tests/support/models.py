@@ -66,14 +66,31 @@ def qwen3_vl_moe_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, 
 
 
 @pytest.fixture(scope="session")
+def internvl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Write a tiny InternVL3.5 of each size, "tiny" and "bench"."""
+    from rlsys.models.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("models_of_internvl")
+    make_tiny(folder / "tiny", seed=0, family="internvl")
+    make_tiny(folder / "bench", seed=0, size="bench", family="internvl")
+    return {size: folder / size for size in ("tiny", "bench")}
+
+
+@pytest.fixture(scope="session")
 def tiny_dirs_by_family(
     tiny_model_dir: Path,
     qwen2_vl_dirs: Mapping[str, Path],
     qwen3_vl_dirs: Mapping[str, Path],
     qwen3_vl_moe_dirs: Mapping[str, Path],
+    internvl_dirs: Mapping[str, Path],
 ) -> Mapping[str, Path]:
     """Write the smaller model of each family, for tests that start one process for all of them."""
-    dirs = {"qwen2_vl": qwen2_vl_dirs, "qwen3_vl": qwen3_vl_dirs, "qwen3_vl_moe": qwen3_vl_moe_dirs}
+    dirs = {
+        "qwen2_vl": qwen2_vl_dirs,
+        "qwen3_vl": qwen3_vl_dirs,
+        "qwen3_vl_moe": qwen3_vl_moe_dirs,
+        "internvl": internvl_dirs,
+    }
     folders = {DEFAULT: tiny_model_dir, **{family: by_size["tiny"] for family, by_size in dirs.items()}}
     assert folders.keys() == FAMILIES.keys()
     return folders
@@ -98,9 +115,15 @@ def lora_targets(folder: Path) -> tuple[str, ...]:
     return ("q_proj", "v_proj") if read_model_config(folder).experts else ("q_proj", "v_proj", "down_proj")
 
 
-def patch_of(folder: Path) -> int:
-    """Return the side in pixels of the patches of the model in a folder."""
-    return read_model_config(folder).vision.patch_size
+def part_of(name: str) -> str:
+    """Return the part of the model, as `learner.frozen_parts` names it, that a parameter belongs to."""
+    for family in FAMILIES.values():
+        # checkpoints may have the names without the prefix
+        if any(one.removeprefix("model.") in name for one in family.projectors):
+            return "projector"
+        if family.tower.removeprefix("model.") in name:
+            return "vision_tower"
+    return "language_model"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +17,29 @@ from rlsys.models.model_config import read_model_config
 
 
 def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
-    """Return the model's vision arguments for the row's clips, by Hugging Face's processors without resizing."""
+    """Return the model's vision arguments for the row's clips, by Hugging Face's processors without resizing.
+
+    A model that takes images and videos as one argument gets them in the order of the clips.
+    """
     videos = [clip.frames for clip in row.clips if clip.info.kind == "video"]
     images = [clip.frames[0] for clip in row.clips if clip.info.kind == "image"]
     family, found = read_model_config(folder).family, {}
     if videos:
         processor = getattr(transformers, family.video_processor).from_pretrained(folder)
-        options = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
-        found.update(processor(videos, return_tensors="pt", **options))
+        found.update(processor(videos, return_tensors="pt", **known(processor, family.unchanged)))
     if images:
         processor = getattr(transformers, family.image_processor).from_pretrained(folder)
-        found.update(processor(images, do_resize=False, return_tensors="pt"))
-    return found
+        found.update(processor(images, return_tensors="pt", **known(processor, family.unchanged)))
+    if not family.has_one_axis:
+        return found
+    tiles = {"video": iter(found.get("pixel_values_videos", ())), "image": iter(found.get("pixel_values", ()))}
+    frames = [next(tiles[clip.info.kind]) for clip in row.clips]
+    return {"pixel_values": torch.cat([one if one.ndim == 4 else one[None] for one in frames])} if frames else {}
+
+
+def known(processor: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings that a processor has."""
+    return {name: value for name, value in settings.items() if name in processor.valid_kwargs.__annotations__}
 
 
 def plain_logprobs(model: PreTrainedModel, row: Row, folder: Path) -> list[torch.Tensor]:
@@ -43,6 +56,10 @@ def plain_logprobs(model: PreTrainedModel, row: Row, folder: Path) -> list[torch
         mask[index, :stop] = 1
         positions[:, index, :num_prompt] = torch.from_numpy(row.prompt.position_ids)
         positions[:, index, num_prompt:stop] = row.prompt.next_position + torch.arange(len(response.ids))
+    config = read_model_config(folder)
+    if config.family.has_one_axis:  # there is one placeholder, and a position is a number
+        ids[ids == config.video_token_id] = config.image_token_id
+        positions = positions[0]
     vision = vision_arguments(row, folder)
     repeated = {name: torch.cat([tensor] * size) for name, tensor in vision.items()}
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, **repeated).logits.log_softmax(-1)

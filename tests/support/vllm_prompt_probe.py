@@ -1,9 +1,9 @@
 """Prompts as vLLM itself processes them; run as a process with JSON in and JSON out.
 
 It is a process of its own, because vLLM changes torch's threading for everything else in a process.
-stdin: for each model {"model", "generate": bool, "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames",
-"height", "width", "metadata"}]}]}.  stdout's last line: for each model {"prompts": [{"prompt_ids", "position_ids",
-"next_position"}], "generated": [[id, …], …]}.
+stdin: for each model {"model", "generate": bool, "unchanged": settings of its processor, "prompts": [{"dtype",
+"engine_ids", "media": [{"kind", "frames", "height", "width", "metadata"}]}]}.  stdout's last line: for each model
+{"prompts": [{"prompt_ids", "position_ids", "next_position"}], "generated": [[id, …], …]}.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ os.environ.update(
 import numpy as np  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.config import ModelConfig  # noqa: E402
-from vllm.model_executor.models import ModelRegistry  # noqa: E402
+from vllm.model_executor.models import ModelRegistry, supports_mrope  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 from vllm.multimodal.inputs import MultiModalFeatureSpec  # noqa: E402
-
-NO_CHANGE = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
 
 
 def medium(spec: dict[str, Any]) -> Any:
@@ -46,15 +44,15 @@ def by_kind(media: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 @cache
-def processing(model: str, dtype: str) -> tuple[ModelConfig, Any]:
-    """Return vLLM's config and processor for a checkpoint, with the settings that the engine must have."""
-    config = ModelConfig(model=model, dtype=dtype, mm_processor_kwargs=NO_CHANGE)
+def processing(model: str, dtype: str, unchanged: str) -> tuple[ModelConfig, Any]:
+    """Return vLLM's config and processor for a checkpoint, with the settings that the engine must have, as JSON."""
+    config = ModelConfig(model=model, dtype=dtype, mm_processor_kwargs=json.loads(unchanged))
     return config, MULTIMODAL_REGISTRY.create_processor(config)
 
 
-def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Return expanded ids and mRoPE positions by vLLM's own functions; no weights are loaded."""
-    config, processor = processing(model, prompt["dtype"])
+def positions(model: str, prompt: dict[str, Any], unchanged: dict[str, Any]) -> dict[str, Any]:
+    """Return expanded ids and positions by vLLM's own functions; no weights are loaded."""
+    config, processor = processing(model, prompt["dtype"], json.dumps(unchanged))
     if prompt["media"]:
         processed = processor(prompt["engine_ids"], processor.info.parse_mm_data(by_kind(prompt["media"])))
     else:
@@ -65,17 +63,19 @@ def positions(model: str, prompt: dict[str, Any]) -> dict[str, Any]:
         for index, (data, place) in enumerate(zip(processed["mm_kwargs"][kind], places, strict=True))
     ]
     engine, _ = ModelRegistry.resolve_model_cls(config.hf_config.architectures, config)
+    ids = processed["prompt_token_ids"]
+    if not supports_mrope(engine):
+        return {"prompt_ids": ids, "position_ids": [list(range(len(ids)))] * 3, "next_position": len(ids)}
     stub = SimpleNamespace(config=config.hf_config)
     if hasattr(engine, "iter_mm_grid_thw"):
         stub.iter_mm_grid_thw = partial(engine.iter_mm_grid_thw, stub)
     else:
         stub._get_mrope_input_positions = engine._get_mrope_input_positions
-    ids = processed["prompt_token_ids"]
     position_ids, delta = engine.get_mrope_input_positions(stub, ids, features)
     return {"prompt_ids": ids, "position_ids": position_ids.tolist(), "next_position": len(ids) + delta}
 
 
-def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
+def generated(model: str, prompt: dict[str, Any], unchanged: dict[str, Any]) -> list[list[int]]:
     """Return the prompt ids that the engine reports, and the ids that it sampled."""
     engine = LLM(
         model=model,
@@ -86,7 +86,7 @@ def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
         kv_cache_memory_bytes=16 << 20,
         block_size=32,
         enable_chunked_prefill=False,
-        mm_processor_kwargs=NO_CHANGE,
+        mm_processor_kwargs=unchanged,
     )
     request = {"prompt_token_ids": prompt["engine_ids"], "multi_modal_data": by_kind(prompt["media"])}
     output = engine.generate(request, SamplingParams(n=2, seed=1, max_tokens=8, ignore_eos=True), use_tqdm=False)[0]
@@ -95,10 +95,11 @@ def generated(model: str, prompt: dict[str, Any]) -> list[list[int]]:
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
     """Return what vLLM makes of a model's prompts, and what it generates from the first of them."""
-    prompts = [positions(asked["model"], prompt) for prompt in asked["prompts"]]
+    unchanged = asked["unchanged"]
+    prompts = [positions(asked["model"], prompt, unchanged) for prompt in asked["prompts"]]
     if not asked["generate"]:
         return {"prompts": prompts}
-    return {"prompts": prompts, "generated": generated(asked["model"], asked["prompts"][0])}
+    return {"prompts": prompts, "generated": generated(asked["model"], asked["prompts"][0], unchanged)}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rlsys.config.run import DataConfig
 from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.hub import blobs_of
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
-from rlsys.types import PATCH_PX, ImageSpec, MediaSpec, PromptItem, VideoSpec
+from rlsys.types import DEFAULT_PATCH, ImageSpec, MediaSpec, PatchShape, PromptItem, VideoSpec
 
 RATE_TOLERANCE = 0.05  # share by which two statements of one rate may differ
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
@@ -100,11 +100,17 @@ def tracking_spec(uri: str, data: DataConfig, fps: float, num_frames: int = NUM_
     )
 
 
-def with_patches(items: Sequence[PromptItem], patch_px: int) -> tuple[PromptItem, ...]:
-    """Return the items with their media cut for patches of this side in pixels; `media_spec` assumes PATCH_PX."""
-    if patch_px == PATCH_PX:
+def with_patches(items: Sequence[PromptItem], shape: PatchShape) -> tuple[PromptItem, ...]:
+    """Return the items with their media cut for patches of this shape; `media_spec` assumes the default one."""
+    if shape == DEFAULT_PATCH:
         return tuple(items)
-    return tuple(replace(item, media=tuple(replace(spec, patch_px=patch_px) for spec in item.media)) for item in items)
+    return tuple(replace(item, media=tuple(_with_shape(spec, shape) for spec in item.media)) for item in items)
+
+
+def _with_shape(spec: MediaSpec, shape: PatchShape) -> MediaSpec:
+    if isinstance(spec, ImageSpec):
+        return replace(spec, patch_px=shape.px, side_px=shape.side_px)
+    return replace(spec, patch_px=shape.px, patch_frames=shape.frames, side_px=shape.side_px)
 
 
 def folder_fps(row: AnnotationRow, folder: Path) -> float | None:

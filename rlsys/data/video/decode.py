@@ -19,7 +19,6 @@ from rlsys.data.video.containers import shortfall
 from rlsys.data.video.content import digest_file
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
-    TEMPORAL_PATCH,
     crop_edges,
     fitted_size,
     folder_rate,
@@ -97,8 +96,8 @@ def plan_clip(spec: MediaSpec) -> ClipInfo:
         kind="video",
         digest="",
         times_s=file.times_s[indices],
-        grid_thw=(indices.size // TEMPORAL_PATCH, height // spec.patch_px, width // spec.patch_px),
-        second_per_grid_s=spacing_s * TEMPORAL_PATCH,
+        grid_thw=(indices.size // spec.patch_frames, height // spec.patch_px, width // spec.patch_px),
+        second_per_grid_s=spacing_s * spec.patch_frames,
         duration_s=file.end_s,
         num_bytes=indices.size * height * width * 3,
         start_s=spec.start_s,
@@ -294,7 +293,9 @@ def _part(image: Image.Image, spec: MediaSpec) -> Image.Image:
 def _decode_image(whole: Image.Image, content: str, spec: ImageSpec) -> Clip:
     image = _part(whole, spec)
     try:
-        if spec.crop is None:
+        if spec.side_px:
+            size = spec.side_px, spec.side_px
+        elif spec.crop is None:
             bounds = {"min_pixels": spec.min_pixels, "max_pixels": spec.max_pixels, "patch_px": spec.patch_px}
             size = frame_size(image.height, image.width, **bounds)
         else:
@@ -315,14 +316,14 @@ def _clip(
     num_in_file: int,
 ) -> Clip:
     num_frames, height, width, _ = frames.shape
-    steps = num_frames // TEMPORAL_PATCH if kind == "video" else 1
+    patch_frames = spec.patch_frames if isinstance(spec, VideoSpec) else 1
     asked = {name: value for name, value in named_fields(asdict(spec)).items() if name not in ("uri", "files")}
     info = ClipInfo(
         kind="video" if kind == "video" else "image",
         digest=_digest_text(content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION),
         times_s=np.asarray(times_s, dtype=np.float64),
-        grid_thw=(steps, height // spec.patch_px, width // spec.patch_px),
-        second_per_grid_s=TEMPORAL_PATCH * spacing_s,
+        grid_thw=(num_frames // patch_frames, height // spec.patch_px, width // spec.patch_px),
+        second_per_grid_s=patch_frames * spacing_s,
         duration_s=end_s,
         num_bytes=frames.nbytes,
         start_s=spec.start_s if isinstance(spec, VideoSpec) else 0.0,

@@ -9,7 +9,7 @@ import numpy as np
 from rlsys.data.video.errors import ClipError
 from rlsys.types import PATCH_PX, VideoSpec
 
-TEMPORAL_PATCH = 2  # frames that one step of the grid's time axis covers
+TEMPORAL_PATCH = 2  # frames are sampled in pairs, also for models whose temporal patch is one frame
 MERGED = 2  # patches per side that one visual token covers
 MAX_ASPECT_RATIO = 200
 
@@ -95,9 +95,10 @@ def _too_few(spec: VideoSpec, found: str) -> ClipError:
 def count_frames(wanted: int, available: int, spec: VideoSpec) -> int:
     """Return the largest even number of frames, at least 2 and at most `wanted`, that the spec and the clip allow.
 
-    `total_pixels` bounds it too, since no frame may be below `min_pixels`.
+    `total_pixels` bounds it too, since no frame may be below `min_pixels` or, where all have one, another size.
     """
-    most = min(spec.max_frames, max(spec.total_pixels // spec.min_pixels, spec.min_frames))
+    smallest = spec.side_px**2 or spec.min_pixels
+    most = min(spec.max_frames, max(spec.total_pixels // smallest, spec.min_frames))
     count = min(max(wanted, spec.min_frames), most, available)
     return max(count - count % TEMPORAL_PATCH, TEMPORAL_PATCH)
 
@@ -160,6 +161,8 @@ def video_frame_size(height: int, width: int, num_frames: int, spec: VideoSpec) 
 
     height, width: of the part that is shown; one that is cut out is scaled up to the budget.
     """
+    if spec.side_px:
+        return spec.side_px, spec.side_px
     most = max(min(spec.max_pixels, spec.total_pixels // num_frames), spec.min_pixels)
     if spec.crop is not None:
         return fitted_size(height, width, most, spec.patch_px)

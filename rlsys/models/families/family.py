@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlsys.types import PatchShape
+
 EVERYTHING = (
     "video",
     "images",
@@ -35,6 +37,13 @@ class VisionConfig:
     counts temporal patches, however far apart they are.
     num_positions: learned positions of patches, 0 if there are none.  num_deepstack: blocks whose states are projected
     and added to the language model's too, each by a projector of its own.  has_patch_bias: of the patch embedding.
+    side_px: side in pixels of the square that every frame is, 0 if frames differ in size.
+    has_class_token: whether a token with a position of its own is before the patches of a frame.
+    is_scaled: whether a block has a learned scale for each of its two branches.
+    has_attention_biases, has_query_norms: of a block's queries, keys and values; its norms have no biases and are of
+    the whole width.
+    is_narrow: whether the projector norms merged patches and its inner width is the language model's; else it norms
+    patches, and its inner width is that of a merged patch.
     """
 
     depth: int
@@ -52,6 +61,23 @@ class VisionConfig:
     num_positions: int = 0
     num_deepstack: int = 0
     has_patch_bias: bool = False
+    side_px: int = 0
+    has_class_token: bool = False
+    is_scaled: bool = False
+    has_attention_biases: bool = True
+    has_query_norms: bool = False
+    is_narrow: bool = False
+
+    @property
+    def patch(self) -> PatchShape:
+        """How frames are cut."""
+        return PatchShape(px=self.patch_size, frames=self.temporal_patch_size, side_px=self.side_px)
+
+    @property
+    def patch_kernel(self) -> tuple[int, ...]:
+        """Shape of the patch embedding's kernel of one output; one of single frames has no axis of frames."""
+        frames = () if self.temporal_patch_size == 1 else (self.temporal_patch_size,)
+        return self.in_channels, *frames, self.patch_size, self.patch_size
 
     @property
     def patch_dim(self) -> int:
@@ -72,19 +98,26 @@ class VisionConfig:
     def tower_parameters(self) -> int:
         """Number of parameters of the tower without the projector."""
         size, inner, matrices = self.hidden, self.mlp, self.mlp_matrices
-        attention = 4 * size**2 + 4 * size
+        attention = 4 * size**2 + (4 if self.has_attention_biases else 1) * size
         mlp = matrices * size * inner + (matrices - 1) * inner + size
-        embedding = (self.patch_dim + self.has_patch_bias + self.num_positions) * size
-        return embedding + self.depth * (attention + mlp + 2 * self.norm)
+        vectors = self.has_patch_bias + self.num_positions + 2 * self.has_class_token
+        embedding = (self.patch_dim + vectors) * size
+        more = (2 * self.is_scaled + 2 * self.has_query_norms) * size
+        return embedding + self.depth * (attention + mlp + 2 * self.norm + more)
 
     def projector_parameters(self, hidden: int) -> int:
         """Return the number of parameters of all projectors into a language model of width `hidden`.
 
         Those of deepstack have norms of merged patches.
         """
-        merged = self.hidden * self.merge_size**2
-        matrices = merged * (merged + 1) + (merged + 1) * hidden
-        return self.norm + matrices + self.num_deepstack * (2 * merged + matrices)
+        merged, inner = self.hidden * self.merge_size**2, self.projector_inner(hidden)
+        matrices = (merged + 1) * inner + (inner + 1) * hidden
+        norm = 2 * merged if self.is_narrow else self.norm
+        return norm + matrices + self.num_deepstack * (2 * merged + matrices)
+
+    def projector_inner(self, hidden: int) -> int:
+        """Return the inner width of a projector into a language model of width `hidden`."""
+        return hidden if self.is_narrow else self.hidden * self.merge_size**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +159,33 @@ class TinyShape:
     layers: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class TinyProcessing:
+    """Settings of a tiny model's image processor, video processor and processor."""
+
+    images: Mapping[str, Any]
+    videos: Mapping[str, Any]
+    both: Mapping[str, Any] = field(default_factory=dict)
+
+
+def scaled_frames(patch_px: int, **images: Any) -> TinyProcessing:  # noqa: ANN401 - a processor's own settings
+    """Return the settings of processors that keep the aspect ratio. images: further ones of the image processor.
+
+    The published lower bounds (4 tokens an image, 128 a frame) would enlarge small frames.
+    """
+    token = (2 * patch_px) ** 2
+    size = {"shortest_edge": token, "longest_edge": 256 * token}
+    return TinyProcessing(
+        images={"size": size, **images},
+        videos={"size": size, "do_sample_frames": False, "cap_pixels_per_frame": False},
+    )
+
+
+def accepted(tree: Mapping[str, Any]) -> str:
+    """Return "": nothing in a config.json is refused."""
+    return ""
+
+
 def no_experts(text: Mapping[str, Any]) -> Experts | None:
     """Return None: no layer has experts."""
     return None
@@ -145,13 +205,21 @@ class Family:
     time_axis, tower_attention: what the time axis counts and within what the tower attends, for people.
     image_pad, video_pad: the placeholder tokens, whose ids are `image_pad_id` and `video_pad_id` where a config.json
     omits them.  never_sampled: tokens that a response must not contain, if the tokenizer has them.
-    tower, language_model: names of the modules of transformers' model.  projectors: prefixes of the parameters within
-    the tower that map its states into the language model.
+    tower, language_model: names of the modules of transformers' model, with a dot behind.  projectors: prefixes of the
+    parameters that map the tower's states into the language model, in the tower or beside it.
+    blocks, patch_embedding, weight_prefixes: of the names of tensors in checkpoints: the list of the tower's blocks,
+    the end of the patch embedding's kernel, and how any of them begins.
     read_vision: reads the sizes from `vision_config` of a config.json; raises KeyError for a size that is missing.
     tiny_vision: makes the `vision_config` of a tiny model.
     model, processor, image_processor, video_processor: transformers' classes.
-    stamp: format of the text before each temporal patch of a video, for its seconds; "" if there is none and the
-    patches follow one another.  stamped_between: the tokens around the placeholders of a patch behind a stamp.
+    unchanged: settings of the processors with which frames stay as they are.
+    stamp: format of the text before each temporal patch of a video, for its `seconds` and its `number`, from 1; "" if
+    there is none and the patches follow one another.  stamp_joint: text between a patch and the next stamp.
+    stamped_between: the tokens around the placeholders of a patch behind a stamp.  image_between: those around an
+    image's, where the chat template does not write them; () if it does.
+    has_one_axis: whether a token has one position, its number in the sequence, whatever the media are.
+    refusal: says why a config.json is of no kind that is supported; "" if it is.  other_layouts: `model_type` of
+    checkpoints of the family in a layout that is not supported -> what to use instead.
     head_size: of attention, where a config.json omits it; None for width divided by heads.
     has_attention_biases: of queries, keys and values.  has_query_norms: whether heads of queries and keys are normed.
     read_experts: reads the experts from the settings of a config.json's language model; None if there are none.
@@ -160,7 +228,9 @@ class Family:
     problems: yields what else makes a checkpoint unusable, from the settings of its language model and the shapes of
     its tensors by name.
     limits: what it cannot do, for people.
-    tiny_text, tiny_images: settings of a tiny model's language model and image processor that differ from the others'.
+    tiny_text, tiny_config: settings of a tiny model's language model and of the whole that differ from the others'.
+    tiny_processing: settings of its processors.  tiny_tokens: special tokens that its tokenizer also has, by the name
+    of the attribute that it has for each.  media_texts: the parts of its chat template for an image and a video.
     """
 
     model_type: str
@@ -183,8 +253,19 @@ class Family:
     processor: str
     image_processor: str
     video_processor: str
+    blocks: str = "blocks"
+    patch_embedding: str = "visual.patch_embed.proj.weight"
+    weight_prefixes: tuple[str, ...] = ("model.", "visual.", "lm_head.")
+    unchanged: Mapping[str, Any] = field(
+        default_factory=lambda: {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
+    )
     stamp: str = ""
+    stamp_joint: str = ""
     stamped_between: tuple[str, str] = ("", "")
+    image_between: tuple[str, str] | tuple[()] = ()
+    has_one_axis: bool = False
+    refusal: Callable[[Mapping[str, Any]], str] = accepted
+    other_layouts: Mapping[str, str] = field(default_factory=dict)
     head_size: int | None = None
     has_attention_biases: bool = True
     has_query_norms: bool = False
@@ -193,4 +274,15 @@ class Family:
     problems: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], Iterator[str]] = no_problems
     limits: tuple[str, ...] = ()
     tiny_text: Mapping[str, Any] = field(default_factory=dict)
-    tiny_images: Mapping[str, Any] = field(default_factory=dict)
+    tiny_config: Mapping[str, Any] = field(default_factory=dict)
+    tiny_processing: TinyProcessing = scaled_frames(14)
+    tiny_tokens: Mapping[str, str] = field(default_factory=dict)
+    media_texts: tuple[str, str] = (
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "<|vision_start|><|video_pad|><|vision_end|>",
+    )
+
+    @property
+    def tells_seconds(self) -> bool:
+        """Whether the text of a prompt has the times of frames, which the engine must know to write it."""
+        return "{seconds" in self.stamp

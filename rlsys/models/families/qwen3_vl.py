@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlsys.models.families.family import EVERYTHING, Family, TinyShape, VisionConfig
+from rlsys.models.families.family import EVERYTHING, Family, TinyShape, VisionConfig, scaled_frames
 
 
 def read_vision(tree: Mapping[str, Any]) -> VisionConfig:
@@ -61,8 +61,8 @@ FAMILY = Family(
     image_pad_id=151655,
     video_pad_id=151656,
     never_sampled=("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-    tower="model.visual",
-    projectors=("merger.", "deepstack_merger_list."),
+    tower="model.visual.",
+    projectors=("model.visual.merger.", "model.visual.deepstack_merger_list."),
     language_model="model.language_model.",
     read_vision=read_vision,
     tiny_vision=tiny_vision,
@@ -70,7 +70,7 @@ FAMILY = Family(
     processor="Qwen3VLProcessor",
     image_processor="Qwen2VLImageProcessor",
     video_processor="Qwen3VLVideoProcessor",
-    stamp="<{:.1f} seconds>",
+    stamp="<{seconds:.1f} seconds>",
     stamped_between=("<|vision_start|>", "<|vision_end|>"),
     head_size=128,
     has_attention_biases=False,
@@ -86,5 +86,5 @@ FAMILY = Family(
             "mrope_interleaved": True,
         },
     },
-    tiny_images={"patch_size": 16, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    tiny_processing=scaled_frames(16, patch_size=16, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]),
 )

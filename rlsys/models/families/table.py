@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from rlsys.models.families import qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from rlsys.models.families import internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
 from rlsys.models.families.family import Family
 
-FamilyName = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
+FamilyName = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"]
 DEFAULT: FamilyName = "qwen2_5_vl"
 """Family of a tiny model where none is named."""
 
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe)
+    module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe, internvl)
 }
 """`model_type` of config.json -> family."""
 
@@ -22,5 +22,8 @@ def family_named(model_type: str) -> Family:
     """Return the family with this `model_type`. Raises KeyError with the list of supported ones."""
     if model_type not in FAMILIES:
         known = ", ".join(f"{name} ({family.title})" for name, family in FAMILIES.items())
-        raise KeyError(f"model_type={model_type!r} is no supported model family; supported are {known}")
+        hints = {name: f"; {hint}" for family in FAMILIES.values() for name, hint in family.other_layouts.items()}
+        raise KeyError(
+            f"model_type={model_type!r} is no supported model family; supported are {known}{hints.get(model_type, '')}"
+        )
     return FAMILIES[model_type]

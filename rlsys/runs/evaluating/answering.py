@@ -24,11 +24,11 @@ from rlsys.evaluation.answering.responders import Responder
 from rlsys.evaluation.evaluated import EvaluatedSet
 from rlsys.evaluation.predictions import read_predictions
 from rlsys.evaluation.protocols.table import PROTOCOLS
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_shape
 from rlsys.perception.choose import later_data
 from rlsys.runs.evaluating.equal_tokens import with_largest_look
 from rlsys.runs.evaluating.rounds import OneRound, SetRounds, set_rounds
-from rlsys.types import PromptItem
+from rlsys.types import PatchShape, PromptItem
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +156,11 @@ def chosen_sets(config: RunConfig, names: Sequence[str] = (), *, needs_videos: b
     data = config.data
     if not needs_videos and data.videos is None:
         data = data.model_copy(update={"videos": Path()})
-    side = patch_px(config.model.path)
-    return [_chosen(data, one, needs_videos, side) for name, one in given.items() if not names or name in names]
+    shape = patch_shape(config.model.path)
+    return [_chosen(data, one, needs_videos, shape) for name, one in given.items() if not names or name in names]
 
 
-def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool, side: int) -> ChosenSet:
+def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool, shape: PatchShape) -> ChosenSet:
     where = f"evaluation.sets, {given.given_name}"
     if unknown := [name for name in given.protocols if name not in PROTOCOLS]:
         raise ConfigError(
@@ -175,7 +175,7 @@ def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool, side: in
         digest=annotations_digest(source.annotations),
         protocols=given.protocols,
         num_prompts=given.num_prompts,
-        rows=replace(rows, items=with_patches(rows.items, side)),
+        rows=replace(rows, items=with_patches(rows.items, shape)),
     )
 
 
@@ -249,10 +249,10 @@ def _at_once(config: RunConfig, data: DataConfig, num_samples: int) -> int:
     endpoint = config.evaluation.endpoint
     if endpoint.url is not None:
         return endpoint.concurrency
-    side = patch_px(config.model.path)
+    shape = patch_shape(config.model.path)
     perception = with_largest_look(config).perception
-    largest = max(largest_clip_tokens(one, side) for one in (data, later_data(data, perception)))
-    fits = config.data.cache_bytes // (largest * MERGED**2 * patch_bytes(side))
+    largest = max(largest_clip_tokens(one, shape) for one in (data, later_data(data, perception)))
+    fits = config.data.cache_bytes // (largest * MERGED**2 * patch_bytes(shape))
     fill = -(-config.rollout.num_actors * config.rollout.max_num_seqs // num_samples)
     return max(config.rollout.num_actors, min(fill, fits))
 

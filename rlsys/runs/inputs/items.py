@@ -14,7 +14,7 @@ from rlsys.config.run import ConfigError, DataConfig, RunConfig
 from rlsys.data.annotations.annotations import Annotations, DirtyRow, load_annotations, missing_videos
 from rlsys.data.annotations.media import with_patches
 from rlsys.data.mixture import PromptOrder, Rates, prompt_order
-from rlsys.models.model_config import patch_px
+from rlsys.models.model_config import patch_shape
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def training_items(config: RunConfig, load: Load = load_source) -> tuple[PromptI
             "data.annotations or data.videos is not set, so there is nothing to train on; set both, "
             "for example data.annotations=FILE.json data.videos=FOLDER, or list several files in data.sources."
         )
-    return with_patches([item for source in found for item in load(source)], patch_px(config.model.path))
+    return with_patches([item for source in found for item in load(source)], patch_shape(config.model.path))
 
 
 def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptItem, ...]:
@@ -132,7 +132,7 @@ def held_out_items(config: RunConfig, load: Load = load_source) -> tuple[PromptI
             "evaluation.annotations is set, but neither evaluation.videos nor data.videos is; set one of the two."
         )
     items = load(_plain_source(config.data, config.evaluation.annotations, videos))
-    return with_patches(items[: config.evaluation.num_prompts or None], patch_px(config.model.path))
+    return with_patches(items[: config.evaluation.num_prompts or None], patch_shape(config.model.path))
 
 
 def order_of(config: RunConfig, items: Sequence[PromptItem], rates: Rates | None = None) -> PromptOrder:

@@ -17,6 +17,7 @@ from actors.weights.weights_in import (
     as_tensor,
     bucket_problems,
     check_manifest,
+    engine_module,
     engine_name,
     expected_adapter,
     expected_weights,
@@ -78,6 +79,13 @@ def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path) -> None:
     expected = expected_weights(tmp_path, "float32")
     assert expected.tied_to == ""
     assert {name: spec.shape for name, spec in expected.specs.items()} == {EMBEDDING: (4, 3), HEAD: (5, 3)}
+
+
+def test_a_head_behind_a_prefix_is_one_of_its_own(tmp_path: Path) -> None:
+    head, embedding = f"language_model.{HEAD}", "language_model.model.embed_tokens.weight"
+    save_file({name: np.zeros((4, 3), np.float32) for name in (head, embedding)}, tmp_path / "model.safetensors")
+    expected = expected_weights(tmp_path, "float32")
+    assert (expected.specs.keys(), expected.tied_to) == ({head, embedding}, "")
 
 
 def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
@@ -161,12 +169,22 @@ def test_bfloat16_travels_as_its_bytes() -> None:
         ("visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight", "visual.merger.ln_q.weight"),
         ("model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight"),
         ("lm_head.weight", "lm_head.weight", "language_model.lm_head.weight"),
+        ("language_model.lm_head.weight", "lm_head.weight", "language_model.lm_head.weight"),
+        ("language_model.model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight"),
+        *((name, f"model.{name}", name) for name in ("vision_tower.cls_token", "multi_modal_projector.linear_1.bias")),
     ],
 )
 def test_both_styles_of_checkpoint_names_map_to_the_same_parameter(
     old_style: str, new_style: str, parameter: str
 ) -> None:
     assert engine_name(old_style) == engine_name(new_style) == parameter
+
+
+def test_queries_keys_and_values_are_one_module_where_vllm_fuses_them() -> None:
+    fused = engine_module("language_model.model.layers.0.self_attn.k_proj.weight")
+    assert fused == "language_model.model.layers.0.self_attn.qkv_proj"
+    alone = "vision_tower.encoder.layer.0.attention.k_proj"
+    assert engine_module(f"model.{alone}.weight") == engine_module(f"{alone}.weight") == alone
 
 
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))

@@ -11,8 +11,7 @@ from torch import nn
 
 from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import pack
-from tests.support.learner import random_rows
-from tests.support.models import patch_of
+from tests.support.learner import cut_of, random_rows
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def test_an_expert_that_no_token_takes_has_a_gradient_of_zero(
     for block in blocks(policy):
         # routers that see nothing weigh all experts equally; the first two are taken
         nn.init.zeros_(block.gate.weight)
-    rows = random_rows(seed=0, patch=patch_of(folder))
+    rows = random_rows(seed=0, cut=cut_of(folder))
     policy.zero_grad()
     logprobs, _ = policy(pack(rows, read_layout(policy.model, folder), dtype=torch.float32))
     logprobs.sum().backward()

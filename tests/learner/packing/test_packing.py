@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from learner.model.pixels import cut_patches, read_pixel_format
 from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
-from tests.support.learner import IMAGE_PAD, VIDEO_PAD, make_clip, make_group, make_prompt, make_row
+from tests.support.learner import IMAGE_PAD, VIDEO_PAD, cut_of, make_clip, make_group, make_prompt, make_row
 from tests.support.plain_policy import gradient, plain_logprobs, vision_arguments
 from tests.support.rounding import GRADIENT, LOGPROB
 
@@ -168,6 +168,20 @@ def test_patches_are_bit_for_bit_those_of_the_processors(kinds: tuple[str, ...],
     found = cut_patches([clip.frames for clip in row.clips], read_pixel_format(tiny_model_dir))
     name = "pixel_values_videos" if "video" in kinds else "pixel_values"
     assert torch.equal(found, expected[name])
+
+
+@pytest.mark.parametrize("kinds", [("video",), ("image",), ("video", "image", "video")])
+def test_patches_of_frames_of_one_size_are_bit_for_bit_those_of_the_processors(
+    kinds: tuple[str, ...], internvl_dirs: Mapping[str, Path]
+) -> None:
+    folder = internvl_dirs["tiny"]
+    row = make_row(make_group(np.random.default_rng(0), "0", kinds, [1], cut=cut_of(folder)))
+    frames = vision_arguments(row, folder)["pixel_values"]
+    found = cut_patches([clip.frames for clip in row.clips], read_pixel_format(folder))
+    blocks = found.view(-1, 2, 2, 2, 2, 3, 14, 14)  # frames, merged rows and columns, rows and columns in them
+    assert torch.equal(blocks.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, 56, 56), frames)
+    with pytest.raises(ValueError, match="frames are 28x56; the model reads only 56x56"):
+        cut_patches([row.clips[0].frames[:, :28]], read_pixel_format(folder))
 
 
 def test_pixel_format_of_the_published_layout(tmp_path: Path, tiny_model_dir: Path) -> None:

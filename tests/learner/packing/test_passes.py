@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from learner.packing.cost import read_cost_model
 from learner.packing.passes import Plan, plan_passes, split_row
 from learner.packing.rows import Row
+from rlsys.types import PatchShape
 from tests.support.learner import cost_model, make_clip, make_group, make_row
 
 COST = cost_model()
@@ -135,7 +136,7 @@ def test_cost_of_a_clip_in_a_tower_without_windows_and_gates_by_hand(qwen2_vl_di
 
 def test_every_projector_and_all_query_heads_cost(qwen3_vl_dirs: Mapping[str, Path]) -> None:
     cost = read_cost_model(qwen3_vl_dirs["tiny"])
-    clip = make_clip(np.random.default_rng(0), "video", 4, 160, patch=16)  # 2 x 10 x 10 patches
+    clip = make_clip(np.random.default_rng(0), "video", 4, 10, PatchShape(px=16))  # 2 x 10 x 10 patches
     (row,) = text_rows([(10, [1])])
     # three blocks without gates, patches of 16 x 16 pixels; three projectors
     linear = 3 * 200 * (4 * 64 * 64 + 2 * 64 * 128) + 200 * 1536 * 64

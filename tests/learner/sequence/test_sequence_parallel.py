@@ -31,8 +31,8 @@ from learner.worker import LearnerWorker
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import ConfigError, LoraConfig, ModelConfig, RolloutConfig
 from rlsys.models.families.table import FAMILIES
-from tests.support.learner import learner_config, make_group, make_row, random_rows, train_config
-from tests.support.models import lora_targets, patch_of
+from tests.support.learner import cut_of, learner_config, make_group, make_row, random_rows, train_config
+from tests.support.models import lora_targets
 from tests.support.pace import patience
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
@@ -89,6 +89,7 @@ CASES = {
     "Qwen3-VL by two": Case("qwen3_vl", "bench", zero_stage=3, budget=SPLIT),
     "Qwen3-VL by four, checkpointing": Case("qwen3_vl", "bench", size=4, checkpointing=True),
     "experts by two": Case("qwen3_vl_moe", "bench", zero_stage=3, checkpointing=True, budget=SPLIT),
+    "InternVL by two, checkpointing": Case("internvl", zero_stage=3, checkpointing=True, budget=SPLIT),
     "experts, no rank with another": Case("qwen3_vl_moe", size=1, zero_stage=3, budget=SPLIT),
 }
 EVERY_CASE = [
@@ -131,9 +132,15 @@ def folders(
     qwen2_vl_dirs: Mapping[str, Path],
     qwen3_vl_dirs: Mapping[str, Path],
     qwen3_vl_moe_dirs: Mapping[str, Path],
+    internvl_dirs: Mapping[str, Path],
 ) -> dict[tuple[str, str], Path]:
     found = {("qwen2_5_vl", "tiny"): tiny_model_dir, ("qwen2_5_vl", "bench"): bench_model_dir}
-    dirs_of = {"qwen2_vl": qwen2_vl_dirs, "qwen3_vl": qwen3_vl_dirs, "qwen3_vl_moe": qwen3_vl_moe_dirs}
+    dirs_of = {
+        "qwen2_vl": qwen2_vl_dirs,
+        "qwen3_vl": qwen3_vl_dirs,
+        "qwen3_vl_moe": qwen3_vl_moe_dirs,
+        "internvl": internvl_dirs,
+    }
     for family, dirs in dirs_of.items():
         found |= {(family, size): folder for size, folder in dirs.items()}
     return found
@@ -208,7 +215,7 @@ def by_one_process(
 
 def assert_same_update(group: LearnerGroup, case: Case, folder: Path, seed: int) -> None:
     spec = case.spec(folder)
-    rows = random_rows(seed, patch_of(folder))
+    rows = random_rows(seed, cut_of(folder))
     group.load(spec)
     shards = [(RankShard(objective="grpo", micro_batches=passes),) for passes in by_rank(rows, case, folder)]
     found = on_ranks(group, accumulated, shards)
@@ -308,7 +315,7 @@ def test_each_rank_keeps_its_share_of_the_activations(
     family: str, group: LearnerGroup, folders: dict[tuple[str, str], Path]
 ) -> None:
     folder, rng = folders[family, "tiny"], np.random.default_rng(0)
-    made = make_group(rng, "0", ("video", "video"), [40, 60, 50], num_text=400, patch=patch_of(folder))
+    made = make_group(rng, "0", ("video", "video"), [40, 60, 50], num_text=400, cut=cut_of(folder))
     rows = [make_row(made)]
     kept = {}
     for size in (1, 2, 4):

@@ -53,6 +53,11 @@ def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
         family_named("gemma4")
 
 
+def test_another_layout_of_a_family_is_refused_with_what_to_use_instead() -> None:
+    with pytest.raises(KeyError, match=r"model_type='internvl_chat' .*; use the checkpoint .* ends with \"-HF\""):
+        family_named("internvl_chat")
+
+
 def test_an_adapter_is_refused_where_vllm_cannot_compute_experts_beside_one(
     qwen3_vl_moe_dirs: Mapping[str, Path], tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -197,6 +197,63 @@ def test_experts_that_engine_and_learner_would_read_differently_are_refused(
     assert any(expected in problem for problem in found), found
 
 
+REFUSED_CONFIGS: Mapping[str, tuple[dict[str, Any], str]] = {
+    "another language model": ({"text_config": {"model_type": "qwen2"}}, "model_type='qwen2' is not the supported"),
+    "another layer of the tower": ({"vision_feature_layer": -2}, "vision_feature_layer=-2 is not the supported -1"),
+    "other merging": ({"downsample_ratio": 0.25}, "downsample_ratio=0.25 is not the supported 0.5"),
+    "no positions": (
+        {"vision_config": {"use_absolute_position_embeddings": False}},
+        "use_absolute_position_embeddings=False is not the supported True",
+    ),
+    "frames that are no squares": ({"vision_config": {"image_size": [56, 112]}}, "image_size=[56, 112] is not square"),
+    "frames that do not divide": ({"vision_config": {"image_size": 70}}, "70 is not a multiple of 2 patches of 14"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CONFIGS)
+def test_a_config_that_engine_or_learner_would_not_read_alike_is_refused(
+    case: str, internvl_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(internvl_dirs["tiny"], tmp_path / "model"))
+    assert not list(problems_of_folder(folder))
+    changes, expected = REFUSED_CONFIGS[case]
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFolderError, match=re.escape(expected)):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        ("multi_modal_projector", "no weight file has multi_modal_projector"),
+        ("encoder.layer.0.mlp.fc2", "layer.0 is missing or incomplete"),
+        ("patch_embeddings.projection.weight", "no weight file has vision_tower.embeddings.patch_embeddings"),
+    ],
+)
+def test_weights_that_a_tower_beside_its_projector_lacks_are_named(
+    absent: str, said: str, internvl_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(internvl_dirs["bench"], tmp_path / "model"))
+    keep(folder, lambda name: absent not in name)
+    assert any(said in problem for problem in problems_of_folder(folder)), list(problems_of_folder(folder))
+
+
+def test_the_id_of_a_placeholder_that_the_config_omits_is_the_tokenizers(
+    internvl_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(internvl_dirs["tiny"], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    wanted = config.pop("video_token_id")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_model_config(folder).video_token_id == wanted == ChatTokenizer(folder).id_of("<video>")
+    (folder / "tokenizer.json").unlink()
+    family = read_model_config(folder).family
+    assert read_model_config(folder).video_token_id == family.video_pad_id
+
+
 def test_sharded_weights_are_as_good_as_one_file(folder: Path) -> None:
     shard(folder)
     assert not list(problems_of_folder(folder))

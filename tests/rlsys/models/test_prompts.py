@@ -16,10 +16,19 @@ from actors.prompts import vllm_prompt
 from actors.requests import GroupRequest
 from rlsys.models.chat import ChatTokenizer
 from rlsys.models.families.table import FAMILIES
-from rlsys.models.model_config import ModelFolderError, read_model_config
+from rlsys.models.model_config import ModelFolderError, patch_shape, read_model_config
 from rlsys.models.prompts import PromptBuilder, PromptContractError, PromptTooLong, check_contract
-from rlsys.types import ClipInfo, ImageSpec, MediaSpec, Prompt, PromptItem, Sampling, VideoSpec
-from tests.support.models import patch_of
+from rlsys.types import (
+    DEFAULT_PATCH,
+    ClipInfo,
+    ImageSpec,
+    MediaSpec,
+    PatchShape,
+    Prompt,
+    PromptItem,
+    Sampling,
+    VideoSpec,
+)
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
@@ -39,6 +48,13 @@ PUBLISHED_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+PUBLISHED_TEMPLATE_OF_FRAMES = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
 FPS = (0.5, 1.0, 2.0, 3.3, 3.5, 4.28, 8.0)
 
 
@@ -47,11 +63,14 @@ def medium(kind: str, frames: int, height: int, width: int, fps: float, **more: 
     return {"kind": kind, "frames": frames, "height": height, "width": width, "fps": fps, **more}
 
 
-def cut_for(patch: int, shown: dict[str, Any]) -> dict[str, Any]:
-    """Return the medium with as many patches of another size."""
-    return {**shown, "height": shown["height"] // 14 * patch, "width": shown["width"] // 14 * patch}
+def cut_for(patch: PatchShape, shown: dict[str, Any]) -> dict[str, Any]:
+    """Return the medium with as many patches of another size, or in the only size."""
+    if patch.side_px:
+        return {**shown, "height": patch.side_px, "width": patch.side_px}
+    return {**shown, "height": shown["height"] // 14 * patch.px, "width": shown["width"] // 14 * patch.px}
 
 
+PADS_OF_FRAMES = {"video": "<video>", "image": "<IMG_CONTEXT>"}
 UNEVEN = [0.0, 0.04, 0.05, 7.96, 7.97, 9.949, 9.951, 3599.98, 3600.1, 36000.04]
 VIDEOS = [[medium("video", 24, 56, 56, fps)] for fps in FPS]
 MIXES = [
@@ -85,28 +104,32 @@ def item_with(*kinds: str, question: str = "When does the red square appear?") -
     )
 
 
-def clip_info(shown: dict[str, Any], patch: int = 14) -> ClipInfo:
+def clip_info(shown: dict[str, Any], patch: PatchShape = DEFAULT_PATCH) -> ClipInfo:
     is_video = shown["kind"] == "video"
     times_s = np.array(shown.get("times_s", np.arange(shown["frames"]) / (shown["fps"] or 1.0)))
     return ClipInfo(
         kind=shown["kind"],
         digest="0",
         times_s=times_s,
-        grid_thw=(shown["frames"] // 2 if is_video else 1, shown["height"] // patch, shown["width"] // patch),
-        second_per_grid_s=2 / shown["fps"] if is_video else 0.0,
+        grid_thw=(
+            shown["frames"] // patch.frames if is_video else 1,
+            shown["height"] // patch.px,
+            shown["width"] // patch.px,
+        ),
+        second_per_grid_s=patch.frames / shown["fps"] if is_video else 0.0,
         duration_s=0.0,
         num_bytes=0,
         start_s=shown.get("start_s", 0.0),
     )
 
 
-def asked_of_vllm(shown: dict[str, Any], info: ClipInfo, *, has_stamps: bool) -> dict[str, Any]:
+def asked_of_vllm(shown: dict[str, Any], info: ClipInfo, *, tells_seconds: bool) -> dict[str, Any]:
     """Return the medium with the metadata that the actors send with its frames."""
     if info.kind == "image":
         return shown
     sampling = Sampling(num_samples=1, temperature=1.0, top_p=1.0, max_tokens=1, seed=0)
     request = GroupRequest(prompt_id="", engine_ids=np.zeros(1), num_tokens=1, clips=(info,), sampling=sampling)
-    prompt = vllm_prompt(request, [np.empty((shown["frames"], 1))], has_stamps=has_stamps)
+    prompt = vllm_prompt(request, [np.empty((shown["frames"], 1))], tells_seconds=tells_seconds)
     [(_, metadata)] = prompt["multi_modal_data"]["video"]
     return {**shown, "metadata": metadata}
 
@@ -127,22 +150,41 @@ def write_published(model: Path, folder: Path) -> Path:
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": PUBLISHED_TEMPLATE}))
     (folder / "processor_config.json").unlink()
-    family, patch = read_model_config(folder).family, patch_of(folder)
-    token = (2 * patch) ** 2
+    family, patch = read_model_config(folder).family, patch_shape(folder)
+    if patch.side_px:
+        return write_published_of_one_size(folder)
+    token = (2 * patch.px) ** 2
     processor = {
         "size": {"shortest_edge": 4 * token, "longest_edge": 16384 * token},
-        "patch_size": patch,
+        "patch_size": patch.px,
         "temporal_patch_size": 2,
         "merge_size": 2,
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": family.processor,
-        **family.tiny_images,
+        **{name: value for name, value in family.tiny_processing.images.items() if name != "size"},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     # enlarges small frames and samples again unless it is told not to
     video_processor = {**processor, "size": {"shortest_edge": 128 * token, "longest_edge": 768 * token}}
     video_processor |= {"do_sample_frames": True, "video_processor_type": family.video_processor}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video_processor))
+    return folder
+
+
+def write_published_of_one_size(folder: Path) -> Path:
+    """Write the rest of a published InternVL: an image is cut into tiles unless that is turned off."""
+    (folder / "chat_template.json").unlink()
+    (folder / "chat_template.jinja").write_text(PUBLISHED_TEMPLATE_OF_FRAMES)
+    config = json.loads((folder / "config.json").read_text())
+    del config["video_token_id"]  # the tokenizer alone has it
+    (folder / "config.json").write_text(json.dumps(config))
+    both = {"image_seq_length": 4, "processor_class": "InternVLProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(both))
+    settings = read_model_config(folder).family.tiny_processing
+    image = {**settings.images, "crop_to_patches": True, "image_processor_type": "GotOcr2ImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**image, **both}))
+    video = {**settings.videos, "do_sample_frames": True, "video_processor_type": "InternVLVideoProcessor"}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps({**video, **both}))
     return folder
 
 
@@ -168,7 +210,8 @@ def published_family_dir(request: pytest.FixtureRequest, published_dirs_by_famil
 
 def built(folder: Path, dtype: str, media: list[dict[str, Any]]) -> tuple[Prompt, list[ClipInfo]]:
     """Return the prompt of media that are cut for the model's patches, and their descriptions."""
-    infos = [clip_info(cut_for(patch_of(folder), one), patch_of(folder)) for one in media]
+    patch = patch_shape(folder)
+    infos = [clip_info(cut_for(patch, one), patch) for one in media]
     prompt = builder_for(folder, dtype=dtype, max_model_len=1024).build(item_with(*(m["kind"] for m in media)), infos)
     return prompt, infos
 
@@ -177,14 +220,15 @@ CASES = [(dtype, media) for dtype in ("float32", "bfloat16") for media in (*VIDE
 
 
 def asked_of_model(folder: Path) -> dict[str, Any]:
-    prompts = []
+    prompts, family = [], read_model_config(folder).family
     for dtype, media in CASES:
         prompt, infos = built(folder, dtype, media)
-        has_stamps = bool(read_model_config(folder).family.stamp)
-        cut = [cut_for(patch_of(folder), one) for one in media]
-        sent = [asked_of_vllm(one, info, has_stamps=has_stamps) for one, info in zip(cut, infos, strict=True)]
+        cut = [cut_for(patch_shape(folder), one) for one in media]
+        sent = [
+            asked_of_vllm(one, info, tells_seconds=family.tells_seconds) for one, info in zip(cut, infos, strict=True)
+        ]
         prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": sent})
-    return {"model": str(folder), "prompts": prompts, "generate": True}
+    return {"model": str(folder), "prompts": prompts, "generate": True, "unchanged": dict(family.unchanged)}
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +297,32 @@ def test_a_time_stamp_before_each_temporal_patch_is_the_mean_time_of_its_frames(
     assert counted.visual == 4
     # counted with stamps of 99999.9, which have four characters more than 0.2 and 1.2
     assert counted.total - 24 - prompt.prompt_ids.size == 2 * 4
+
+
+def test_frames_are_numbered_and_an_image_is_one_tile(internvl_dirs: Mapping[str, Path]) -> None:
+    folder = internvl_dirs["tiny"]
+    media = [medium("video", 2, 56, 56, 2.0), medium("image", 1, 56, 56, 0)]
+    prompt, infos = built(folder, "float32", media)
+    made, tokens = builder_for(folder), {kind: f"<img>{4 * pad}</img>" for kind, pad in PADS_OF_FRAMES.items()}
+    assert made.decode(prompt.prompt_ids).startswith(
+        f"<|im_start|>user\nFrame1: {tokens['video']}\nFrame2: {tokens['video']}\n{tokens['image']}\nWhen does"
+    )
+    # positions are the tokens' numbers
+    assert prompt.position_ids.tolist() == [list(range(prompt.prompt_ids.size))] * 3
+    assert prompt.next_position == prompt.prompt_ids.size
+    counted = made.count_tokens(item_with("video", "image"), [info.grid_thw for info in infos])
+    assert (counted.visual, counted.total - 24) == (12, prompt.prompt_ids.size)
+    # numbers of two digits are a token longer
+    longer = made.count_tokens(item_with("video"), [(100, 4, 4)])
+    digits, of_frame = 9 + 2 * 90 + 3, counted_frame_tokens(made)
+    shortest = made.count_tokens(item_with("video"), [(1, 4, 4)])
+    assert longer.text - shortest.text == 99 * of_frame + digits - 100
+
+
+def counted_frame_tokens(made: PromptBuilder) -> int:
+    """Return the text tokens of a frame behind the first, whose number has one digit."""
+    one, two = (made.count_tokens(item_with("video"), [(time, 4, 4)]).text for time in (1, 2))
+    return two - one
 
 
 def test_bfloat16_truncates_some_time_steps_differently(tiny_model_dir: Path) -> None:
@@ -375,7 +445,7 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
         builder_for(folder)
     assert str(error.value) == (
         f"{folder}/config.json: model_type='llava_next_video' is no supported model family; supported are qwen2_5_vl "
-        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL), qwen3_vl_moe (Qwen3-VL MoE) "
+        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL), qwen3_vl_moe (Qwen3-VL MoE), internvl (InternVL3.5) "
         "(`rlsys models` shows what each can do)."
     )
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
-from tests.support.models import patch_of
+from tests.support.learner import cut_of
 from tests.support.paths import REPO
 
 
@@ -54,6 +54,8 @@ SIZES = {
     ("qwen3_vl", "bench"): 2_076_800,
     ("qwen3_vl_moe", "tiny"): 1_534_912,
     ("qwen3_vl_moe", "bench"): 2_743_424,
+    ("internvl", "tiny"): 713_280,
+    ("internvl", "bench"): 1_571_200,
 }
 
 
@@ -67,7 +69,8 @@ def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(family_dirs: 
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert model.lm_head.weight.shape[0] == len(processor.tokenizer) == 384
     assert model.dtype == torch.float32
-    side = 4 * patch_of(folder)
+    cut = cut_of(folder)
+    side = 4 * cut.patch.px
     frames = np.random.default_rng(0).integers(0, 256, (12, side, side, 3), dtype=np.uint8)
     turn = [
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "When does the red square move?"}]}
@@ -75,8 +78,13 @@ def test_the_checkpoint_loads_with_a_tied_head_and_answers_a_video(family_dirs: 
     text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     metadata = {"fps": 2.0, "total_num_frames": 12, "frames_indices": list(range(12))}
     inputs = processor(text=[text], videos=[frames], video_metadata=[metadata], return_tensors="pt")
-    assert inputs["video_grid_thw"].tolist() == [[6, 4, 4]]  # frames of four patches are not enlarged
-    assert (inputs["input_ids"] == processor.video_token_id).sum() == 24
+    # frames of four patches are not enlarged, and one that is a temporal patch has four tokens
+    if cut.patch.side_px:
+        assert inputs["pixel_values"].shape == (12, 3, 56, 56)
+        assert (inputs["input_ids"] == processor.image_token_id).sum() == 48
+    else:
+        assert inputs["video_grid_thw"].tolist() == [[6, 4, 4]]
+        assert (inputs["input_ids"] == processor.video_token_id).sum() == 24
     with torch.no_grad():
         logits = model(**inputs).logits
     assert logits.shape == (1, inputs["input_ids"].shape[1], 384)

@@ -44,6 +44,7 @@ from rlsys.runs.inputs.items import training_items
 from rlsys.runs.plan_inputs import prompts_of_budget, prompts_of_items
 from rlsys.types import VideoSpec
 from tests.support.factories import make_item
+from tests.support.models import part_of
 from tests.support.paths import CONFIGS
 
 QWEN_7B = {
@@ -301,8 +302,7 @@ def test_sizes_of_each_part_are_what_a_written_checkpoint_holds(family_dirs: Map
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                is_projector = "visual.merger" in name or "visual.deepstack_merger_list" in name
-                part = "projector" if is_projector else "tower" if "visual." in name else "language"
+                part = {"vision_tower": "tower", "language_model": "language"}.get(part_of(name), "projector")
                 part = "embedding" if "embed_tokens" in name else part
                 found[part] += math.prod(tensors.get_slice(name).get_shape())
     sizes = read_model_sizes(folder)

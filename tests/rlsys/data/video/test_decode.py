@@ -94,7 +94,7 @@ def test_digest_follows_content_and_spec_and_not_the_name(tmp_path: Path) -> Non
 
 def test_the_digest_of_a_clip_for_patches_of_14_pixels_does_not_name_them(tmp_path: Path) -> None:
     spec = make_spec(make_video(tmp_path / "a.mp4"))
-    newer = ("uri", "files", "patch_px", "crop", "origin_s")
+    newer = ("uri", "files", "patch_px", "crop", "origin_s", "patch_frames", "side_px")
     asked = {name: value for name, value in asdict(spec).items() if name not in newer}
     content = hashlib.sha256((tmp_path / "a.mp4").read_bytes()).hexdigest()
     text = "\n".join((content, json.dumps(asked, sort_keys=True), PROCESSOR_VERSION))
@@ -109,6 +109,20 @@ def test_clips_are_cut_for_the_patches_of_the_model(tmp_path: Path) -> None:
     clips = [decode(spec) for spec in (video, image)]
     assert [clip.frames.shape for clip in clips] == [(12, 64, 64, 3), (1, 64, 64, 3)]  # 48 x 64: 1.5 rounds to 2
     assert [clip.info.grid_thw for clip in clips] == [(6, 4, 4), (1, 4, 4)] == [plan_grid(video), plan_grid(image)]
+
+
+def test_a_model_with_one_size_of_frames_gets_squares_and_a_step_of_the_grid_for_each(tmp_path: Path) -> None:
+    Image.effect_noise((640, 64), 50).save(tmp_path / "a.png")
+    video = make_spec(make_video(tmp_path / "a.mp4"), patch_frames=1, side_px=56)
+    image = ImageSpec(uri=str(tmp_path / "a.png"), min_pixels=784, max_pixels=3136, side_px=56)
+    part = replace(image, crop=(0.0, 0.0, 0.5, 1.0))
+    clips = [decode(spec) for spec in (video, image, part)]
+    assert [clip.frames.shape for clip in clips] == [(12, 56, 56, 3), (1, 56, 56, 3), (1, 56, 56, 3)]
+    assert [clip.info.grid_thw for clip in clips] == [(12, 4, 4), (1, 4, 4), (1, 4, 4)]
+    assert [plan_grid(spec) for spec in (video, image)] == [(12, 4, 4), (1, 4, 4)]
+    pair = decode(replace(video, patch_frames=2)).info
+    assert (clips[0].info.second_per_grid_s, pair.second_per_grid_s) == (0.5, 1.0)
+    assert clips[0].info.digest != pair.digest
 
 
 def test_resizing_does_not_alias(tmp_path: Path) -> None:

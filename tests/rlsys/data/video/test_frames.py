@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlsys.data.video.budgets import largest_grid
+from rlsys.config.run import DataConfig
+from rlsys.data.video.budgets import largest_clip_tokens, largest_grid, patch_bytes
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import frame_size, select_frames, select_from_folder, video_frame_size
+from rlsys.types import PatchShape
 from tests.support.video_files import make_spec
 
 
@@ -135,5 +139,20 @@ def test_frames_for_patches_of_16_pixels_are_multiples_of_32() -> None:
     assert frame_size(720, 1280, min_pixels=1024, max_pixels=10**7, patch_px=16) == (704, 1280)  # 22.5 rounds to 22
     spec = make_spec("x", min_pixels=32 * 32, max_pixels=128 * 128, total_pixels=12 * 64 * 64, patch_px=16)
     assert video_frame_size(200, 200, 12, spec) == (64, 64)
-    assert largest_grid(12, 1024, 64 * 64, 10**8, 16) == (6, 2, 8)
-    assert largest_grid(12, 1024, 64 * 64, 10**8, 14) == (6, 2, 10)  # 4096 pixels are 5 tokens of 28 x 28
+    data = DataConfig(max_frames=12, min_pixels=1024, max_pixels=64 * 64, total_pixels=10**8)
+    assert largest_grid(data, PatchShape(px=16)) == (6, 2, 8)
+    assert largest_grid(data, PatchShape(px=14)) == (6, 2, 10)  # 4096 pixels are 5 tokens of 28 x 28
+
+
+def test_frames_of_one_size_share_the_budget_by_their_number() -> None:
+    spec = make_spec("x", max_frames=64, total_pixels=20 * 56 * 56, patch_frames=1, side_px=56)
+    assert video_frame_size(200, 700, 12, spec) == (56, 56)
+    times_s = np.arange(300) / 10.0
+    assert select_frames(times_s, 30.0, spec)[0].size == 20
+    data = DataConfig(max_frames=64, min_pixels=784, max_pixels=3136, total_pixels=20 * 56 * 56)
+    shape = PatchShape(frames=1, side_px=56)
+    assert math.prod(largest_grid(data, shape)) == 20 * 4 * 4
+    assert largest_clip_tokens(data, shape) == 20 * 4
+    # the least number is shown also where the budget has no room for it
+    assert largest_grid(data.model_copy(update={"min_frames": 32}), shape)[0] == 32
+    assert patch_bytes(shape) == 14 * 14 * 3

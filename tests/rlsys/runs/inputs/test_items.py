@@ -85,6 +85,28 @@ def test_limits_below_one_visual_token_of_the_model_are_problems(
     assert "visual token" not in str(check(config(tmp_path, qwen3_vl_dirs["tiny"], data=enough)).problems)
 
 
+def test_limits_that_the_only_size_of_frames_does_not_keep_are_problems(
+    tmp_path: Path, internvl_dirs: Mapping[str, Path]
+) -> None:
+    limits = {"min_frames": 2, "max_frames": 4, "min_pixels": 784, "max_pixels": 3135, "total_pixels": 6271}
+    data = {"annotations": str(charades(tmp_path, "rows", 2)), **limits}
+    found = [one for one in check(config(tmp_path, internvl_dirs["tiny"], data=data)).problems if "every frame" in one]
+    assert [one.partition(" pixels")[0] for one in found] == [
+        "data.max_pixels = 3135",
+        "data.total_pixels / data.min_frames = 3135",
+    ]
+    larger = {**data, "min_pixels": 3137, "max_pixels": 3137, "total_pixels": 6274}
+    (problem,) = [
+        one for one in check(config(tmp_path, internvl_dirs["tiny"], data=larger)).problems if "every frame" in one
+    ]
+    assert problem.startswith("data.min_pixels = 3137 pixels, but every frame of")
+    enough = {**data, "max_pixels": 3136, "total_pixels": 6272}
+    given = config(tmp_path, internvl_dirs["tiny"], data=enough)
+    assert "every frame" not in str(check(given).problems)
+    (spec,) = training_items(given)[0].media
+    assert (spec.patch_px, spec.patch_frames, spec.side_px) == (14, 1, 56)
+
+
 def test_the_only_source_of_a_list_is_the_file_in_its_short_form(tmp_path: Path) -> None:
     file = str(charades(tmp_path, "rows", 5))
     short, listed = (
