@@ -22,6 +22,8 @@ from typing import IO
 
 import psutil
 
+from rlsys.locks import NO_LOCKS
+
 log = logging.getLogger(__name__)
 
 MAX_TEMP_DIR = 60
@@ -67,7 +69,12 @@ def claim_folder() -> RayFolder:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     new = folder / f".{OWNER_FILE}"
     owner = new.open("w+", encoding="utf-8")
-    fcntl.flock(owner, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("%s: its file system has no locks (%s), so a killed run's folder stays", parent, error.strerror)
     _write_owner(owner, keep_until=0.0)
     os.rename(new, folder / OWNER_FILE)  # seen by others only once it is locked
     return RayFolder(path=folder, _owner=owner)

@@ -12,8 +12,10 @@
 - `env`: every environment variable that is read or set
 - `files` (`UNFINISHED`, `aside`, `read_json`, `rename_synced`, `require_regular`, `sync`, `sync_tree`, `write_whole`,
   `why_not_writable`): files that are complete or absent after a crash
+- `json_lines` (`in_short`, `json_lines`, `why_no_lines`): files of one JSON object a line
 - `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
   cache
+- `locks` (`NO_LOCKS`, `hold`): locks on files, on file systems without them too
 - `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
 - `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`, `why_not_http`): URLs without their secrets
 - `commands`: the command line

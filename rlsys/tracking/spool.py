@@ -12,7 +12,6 @@ lines on it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -23,8 +22,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from rlsys.errors import UserError
 from rlsys.files import sync, write_whole
+from rlsys.locks import hold
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Spool:
     def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._folder, self._segment_bytes = Path(folder), segment_bytes
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _locked(self._folder / "lock")
+        self._lock = _locked(self._folder / "lock")
         self._guard = threading.Lock()
         self.last_steps: dict[str, int] = {}
         """The newest step of each kind that was ever appended, acknowledged or not."""
@@ -117,11 +119,11 @@ class Spool:
         """Close the spool and release its lock. Unacknowledged records stay."""
         self.sync()
         os.close(self._file)
-        os.close(self._lock_file)
+        self._lock.release()
 
     def _recover(self) -> tuple[int, int]:
         """Open the newest segment, removing a partial record, and return the position from which to read."""
-        segments = sorted(int(path.stem) for path in self._folder.glob("*.jsonl"))
+        segments = sorted(int(path.stem) for path in segment_files(self._folder))
         position = self._position()
         if not segments or position[0] < segments[0]:
             position = (segments[0] if segments else 1, 0)
@@ -168,6 +170,11 @@ class Spool:
 
     def _path(self, segment: int) -> Path:
         return self._folder / f"{segment:06d}.jsonl"
+
+
+def segment_files(folder: Path) -> list[Path]:
+    """Return the segments in a folder, which also holds other files, in order."""
+    return sorted(path for path in Path(folder).glob("*.jsonl") if path.stem.isdecimal())
 
 
 def encode(record: Record) -> bytes:
@@ -227,13 +234,10 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
-def _locked(path: Path) -> int:
-    file = _opened(path)
+def _locked(path: Path) -> FileLock:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
+        return hold(path)
+    except Timeout as error:
         raise SpoolInUseError(
             f"{path.parent}: another process is writing the record of this run, so it is still running; stop it first."
         ) from error
-    return file

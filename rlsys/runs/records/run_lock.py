@@ -7,14 +7,16 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from rlsys.errors import UserError
 from rlsys.files import read_json, write_whole
+from rlsys.locks import hold
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +37,12 @@ def run_lock(output_dir: Path) -> Iterator[None]:
     """Lock `output_dir` for this process: two runs would delete each other's checkpoints and use prompts twice.
 
     The operating system releases the lock when the process ends, however it ends. Raises RunInUse with the host,
-    process and start time of the holder. On a file system without locks across hosts, a run on another host cannot be
-    excluded; its owner file is reported instead. Raises OutputDirUnusable if the folder cannot be written to.
+    process and start time of the holder. Where locks do not reach other hosts, a run there cannot be excluded; its
+    owner file is reported instead. Raises OutputDirUnusable if the folder cannot be written to or locked.
     """
     output_dir = Path(output_dir)
     owner_file = output_dir / OWNER_FILE
-    lock = FileLock(output_dir / LOCK_FILE, timeout=0)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise RunInUse(
-            f"output_dir={output_dir} is in use by {_owner(owner_file) or 'another process'}; "
-            "wait for it, stop it, or choose another output_dir."
-        ) from error
-    except OSError as error:
-        raise OutputDirUnusable(
-            f"output_dir={output_dir} cannot be written to: {error}; choose another folder."
-        ) from error
+    lock = _hold(output_dir)
     try:
         if (left := _owner(owner_file)) and f"on {socket.gethostname()}," not in left:
             log.warning(
@@ -66,16 +56,47 @@ def run_lock(output_dir: Path) -> Iterator[None]:
             raise OutputDirUnusable(
                 f"no file can be written to output_dir={output_dir}: {error}; free space there."
             ) from error
-        yield
-        owner_file.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                owner_file.unlink(missing_ok=True)
     finally:
         lock.release()
 
 
-def _owner(file: Path) -> str:
-    """Describe the owner that the file names; "" if there is no such file or it cannot be read."""
+def _hold(output_dir: Path) -> FileLock:
+    """Return the lock of a run's folder, which is created. Raises RunInUse and OutputDirUnusable."""
+    lock_file = output_dir / LOCK_FILE
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        return hold(lock_file)
+    except Timeout as error:
+        raise RunInUse(
+            f"output_dir={output_dir} is in use by {_owner(output_dir / OWNER_FILE, is_alive=True)}; "
+            "wait for it, stop it, or choose another output_dir."
+        ) from error
+    except OSError as error:
+        if os.path.lexists(lock_file):
+            raise OutputDirUnusable(
+                f"{lock_file}: this file of the run cannot be locked ({error.strerror}); remove it if no run uses the "
+                "folder, or choose another output_dir."
+            ) from error
+        raise OutputDirUnusable(
+            f"output_dir={output_dir} cannot be written to: {error}; choose another folder."
+        ) from error
+
+
+def _owner(file: Path, *, is_alive: bool = False) -> str:
+    """Describe the owner that the file names; "" if there is no such file or it cannot be read.
+
+    is_alive: some process holds the lock. One of this host that has ended does not, but has not been replaced yet.
+    """
     try:
         tree = read_json(file)
-        return f"process {tree['pid']} on {tree['host']}, started {tree['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        pid, host = int(tree["pid"]), str(tree["host"])
+        owner = f"process {pid} on {host}, started {tree['started']}"
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return "another process" if is_alive else ""
+    has_ended = host == socket.gethostname() and not psutil.pid_exists(pid)
+    return "another process" if is_alive and has_ended else owner
