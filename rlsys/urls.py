@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-_USER_INFO = re.compile(r"(?<=://)(?:([^/\s:@]*):[^/\s]*|[^/\s]+)@")
+_USER_INFO = re.compile(r"(?<=://)(?:([^/\s:@]*):(?:[^/\s]*|(?!\d*/)[^\s]*)|[^/\s]+)@")
+_WORDS = (
+    "password|passwd|passphrase|passcode|passwort|pwd|token|jwt|secret|signature|sig|sas|credentials?|authorization|auth"
+    "|assertion|session|session[_-]?id|sessid|cookie|ticket|otp|psk|hmac|bearer|key|access[_-]?key[_-]?id|key-pair-id|samlresponse"
+)
 _SECRET_PARAMETER = re.compile(
-    r"((?:[?&;#]|%3B)(?:[\w-]*(?:password|passwd|passphrase|token|secret|signature|credential|authorization|key)"
-    r"|sig|pwd|pass|auth|jwt)(?:=|%3D))[^&;\s\"']+",
+    r"((?:[?&;#]|%3F|%26|%3B|%23)"
+    rf"(?:(?:[\w.\[\]-]|%5F|%2D|%5B|%5D)*?(?:{_WORDS})\]?"
+    r"|(?:auth(?:orization)?[_-]?)?code(?:[_-]?verifier)?|pass|pw|sid)"
+    r"(?:=|%3D))[^&;\s\"']+",
     re.I,
 )
+"""Parameters whose names end in one of the words, or are short ones that mean something else in other names, such as
+`country_code`; also those of a URL that is itself a parameter."""
 MASK = "***"
 
 

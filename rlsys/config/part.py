@@ -77,7 +77,7 @@ def _check_text(text: str, kinds: Collection[object]) -> None:
         raise ValueError(f"{text} is plain text in YAML; write null for no value")
     if unfit := next((sign for sign in text if category(sign) in _UNFIT and sign not in "\t\n"), ""):
         named = "a NUL character" if unfit == "\0" else f"the character U+{ord(unfit):04X}"
-        raise ValueError(f"{text!r} contains {named}, which cannot be written or shown; remove it")
+        raise ValueError(f"{masked_url(text)!r} contains {named}, which cannot be written or shown; remove it")
 
 
 def expanded(path: str) -> str:

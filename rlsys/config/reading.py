@@ -142,7 +142,7 @@ def _value(override: str, text: str) -> Any:
         value, length = _construct(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"override {masked_url(override)!r}: the value is not YAML: {error}\n{_quoted(override)}"
+            f"override {masked_url(override)!r}: the value is not YAML: {masked_url(str(error))}\n{_quoted(override)}"
         ) from error
     except _Refused as error:
         raise ConfigError(f"override {masked_url(override)!r}: {error}") from error
