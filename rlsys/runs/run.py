@@ -24,19 +24,12 @@ from rlsys.loop.objective import Objective
 from rlsys.loop.parts import Step
 from rlsys.loop.state import RunState
 from rlsys.runs.assemble import LearnerStack, Stack
-from rlsys.runs.continuation import ResumePoint, Start
+from rlsys.runs.continuation import MAX_TAG_CHARACTERS, ResumePoint, Start
 from rlsys.runs.evaluating.answering import annotations_digest
+from rlsys.runs.evaluating.initial import initial_evaluation
 from rlsys.runs.evaluating.training_evaluations import TrainingEvaluations
 from rlsys.runs.records.checkpoint import load_state
-from rlsys.runs.records.run_file import (
-    SUMMARY_FILE,
-    HeldOut,
-    forget_summary,
-    read_before,
-    write_before,
-    write_json,
-    write_run_file,
-)
+from rlsys.runs.records.run_file import SUMMARY_FILE, HeldOut, forget_summary, write_json, write_run_file
 from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_saved
 from rlsys.tracking.progress import Progress, show_table
 from rlsys.tracking.tracker import Tracker
@@ -45,6 +38,8 @@ from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
 
+BEFORE_TAG = "rlsys.held_out_before"
+"""Tag of the weights whose held-out figures stand for those before training, where they are not the first ones."""
 AnyStack = TypeVar("AnyStack", bound=LearnerStack)
 
 
@@ -178,15 +173,14 @@ class Run(ABC, Generic[AnyStack]):
                 self._results["before"] = self._before(state)
 
     def _before(self, state: RunState) -> HeldOut:
-        if (kept := read_before(self._config, state.mlflow_run_id)) is not None:
-            return kept
-        stack = _with_actors(self._stack)
-        stack.publish(state.step)
-        results = evaluate_held_out(stack, self._held_out, self._config)
-        try:
-            write_before(self._config, state.mlflow_run_id, results)
-        except OSError as error:
-            log.warning("the initial evaluation could not be saved; a resume will repeat it: %s", error)
+        def measured() -> HeldOut:
+            stack = _with_actors(self._stack)
+            stack.publish(state.step)
+            return evaluate_held_out(stack, self._held_out, self._config)
+
+        results, said = initial_evaluation(self._config, self._held_out, state.mlflow_run_id, state.step, measured)
+        if said:
+            self._tracker.log_tags({BEFORE_TAG: said[:MAX_TAG_CHARACTERS]})
         return results
 
     def finish(self, state: RunState) -> Summary:

@@ -20,6 +20,7 @@ Identity = Mapping[str, str]
 
 BASE_MODEL = "base model (model.path)"
 ROUNDS = "what later rounds show (perception)"
+PROMPTS = "prompts (data.think, data.prompt_style)"
 EXPERIMENT = "MLflow experiment, out of which no run can be moved (tracking.experiment)"
 _WEIGHTS_OF_ROUNDS = {"clue_coef", "improvement_coef"}
 """Keys of section `perception` that weigh rewards, as section `algorithm` does."""
@@ -36,7 +37,7 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
         "rollout.group_size": str(config.rollout.group_size),
         BASE_MODEL: model_digest(config.model.path),
         "training data (rows, truths, frame and pixel budgets)": f"{len(items)} rows, {_items_digest(items)}",
-        "prompts (data.think, data.prompt_style)": _prompts(config.data),
+        PROMPTS: _prompts(config.data),
         **_mixture(config),
         ROUNDS: _rounds(config.perception),
         EXPERIMENT: config.tracking.experiment,
@@ -44,6 +45,24 @@ def identity(config: RunConfig, items: Sequence[PromptItem]) -> Identity:
         "what is trained (learner.frozen_parts, learner.lora)": json.dumps(
             {"frozen": sorted(learner.frozen_parts), "lora": learner.lora.model_dump(mode="json")}, sort_keys=True
         ),
+    }
+
+
+def evaluation_identity(config: RunConfig, held_out: Sequence[PromptItem]) -> Identity:
+    """Return what the held-out figures of the same weights depend on: figures of other settings are not comparable."""
+    judge = config.reward.judge
+    scores = config.reward.model_dump(mode="json", include={"weights", "scorers", "settings"})
+    model = judge.serve_model or (judge.model if judge.urls else "sentence embeddings")
+    return {
+        "seed": str(config.seed),
+        "held-out rows (rows, truths, frame and pixel budgets)": f"{len(held_out)} rows, {_items_digest(held_out)}",
+        PROMPTS: _prompts(config.data),
+        ROUNDS: _rounds(config.perception),
+        "evaluation.num_samples": str(config.evaluation.num_samples),
+        "rollout.max_tokens": str(config.rollout.max_tokens),
+        "answers.reading": config.answers.reading,
+        "scores (reward.weights, reward.scorers, reward.settings)": json.dumps(scores, sort_keys=True),
+        "judge (reward.judge)": f"{model}, similarity from {judge.embedding_threshold:g}",
     }
 
 

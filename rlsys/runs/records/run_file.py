@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,20 @@ BEFORE_FILE = "held_out_before.json"
 
 HeldOut = Mapping[str, Mapping[str, float]]
 """Metrics by decoding, see `rlsys.evaluation.runner.evaluate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """The initial evaluation of a run.
+
+    mlflow_run_id: of the run.  step: of the evaluated weights.
+    conditions: see `rlsys.runs.inputs.identity.evaluation_identity`.
+    """
+
+    mlflow_run_id: str
+    step: int
+    conditions: Mapping[str, str]
+    held_out: HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +90,23 @@ def forget_summary(config: RunConfig) -> None:
     (config.output_dir / SUMMARY_FILE).unlink(missing_ok=True)
 
 
-def write_before(config: RunConfig, mlflow_run_id: str, held_out: HeldOut) -> None:
+def write_before(folder: Path, before: Before) -> None:
     """Save the evaluation of the weights that the run started with."""
-    tree = {"conditions": _conditions(config, mlflow_run_id), "held_out": held_out}
-    write_json(config.output_dir / BEFORE_FILE, tree)
+    write_json(Path(folder) / BEFORE_FILE, asdict(before))
 
 
-def read_before(config: RunConfig, mlflow_run_id: str) -> HeldOut | None:
-    """Return the saved initial evaluation, or None if there is none of this run under the same conditions."""
+def read_before(folder: Path) -> Before | None:
+    """Return the saved initial evaluation, None if there is none that can be read."""
     try:
-        tree = read_json(config.output_dir / BEFORE_FILE)
-        return tree["held_out"] if tree["conditions"] == _conditions(config, mlflow_run_id) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        tree = read_json(Path(folder) / BEFORE_FILE)
+        return Before(
+            mlflow_run_id=str(tree["mlflow_run_id"]),
+            step=int(tree["step"]),
+            conditions=dict(tree["conditions"]),
+            held_out={str(name): dict(metrics) for name, metrics in dict(tree["held_out"]).items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-
-
-def _conditions(config: RunConfig, mlflow_run_id: str) -> dict[str, Any]:
-    return {
-        "mlflow_run_id": mlflow_run_id,
-        "evaluation": config.evaluation.model_dump(mode="json"),
-        "max_tokens": config.rollout.max_tokens,
-    }
 
 
 def name_on_cluster(config: RunConfig) -> str:

@@ -392,6 +392,8 @@ class Evaluating(Run[Stack]):
     def __init__(self, settings: RunConfig) -> None:
         self._config, self._held_out, self._results, self.clock = settings, (make_item(),), {}, Clock()
         self._stack = object.__new__(PublishingStack)
+        self.tags: dict[str, str] = {}
+        self._tracker = cast(Tracker, SimpleNamespace(log_tags=self.tags.update))
 
 
 class Stopping(Run[Stack]):
@@ -481,7 +483,13 @@ def test_what_a_run_began_with_is_evaluated_once_in_its_life(
     process = Evaluating(settings)
     assert before(settings, START, process) == 1 / 8
     assert before(settings, at(2)) == 1 / 8
-    assert before(config(tmp_path, evaluation={"num_samples": 3}), at(2)) == 2 / 8
+    settings = config(tmp_path, evaluation={"num_samples": 3})
+    resumed = Evaluating(settings)
+    assert before(settings, at(2), resumed) == 2 / 8
+    assert "measured again, of the weights of step 2, because" in caplog.text
+    changed = "evaluation.num_samples: was 1, is 3"
+    assert resumed.tags["rlsys.held_out_before"].startswith("step 2, because") and changed in str(resumed.tags)
+    assert before(settings, at(2)) == 2 / 8
     another = replace(START, mlflow_run_id="of another run in this folder")
     assert before(settings, another) == 3 / 8
     assert before(settings, at(2), process) == 1 / 8, "also where the file is another's meanwhile"

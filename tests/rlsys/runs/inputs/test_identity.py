@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 
 from rlsys.config.run import ConfigError, RunConfig, parse
-from rlsys.runs.inputs.identity import changed_settings, changes, identity, model_digest, require_same
+from rlsys.runs.inputs.identity import (
+    changed_settings,
+    changes,
+    evaluation_identity,
+    identity,
+    model_digest,
+    require_same,
+)
 from rlsys.runs.sft import responses_identity
 from rlsys.runs.supervised import Demonstration
 from rlsys.types import ImageSpec, PromptItem, VideoSpec
@@ -133,3 +141,26 @@ def test_other_imitated_responses_are_another_run() -> None:
     assert not changes(of(1, 2), of(1, 2))
     (line,) = changes(of(1, 2), of(1, 3))
     assert "sft.responses" in line
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"answers": {"reading": "lenient"}}, "answers.reading: was paper, is lenient"),
+        ({"perception": {"rounds": 2}}, "perception"),
+        ({"data": {"prompt_style": "terse"}}, "data.prompt_style"),
+        ({"reward": {"weights": {"temporal_grounding": {"iou": 2.0}}}}, "reward.weights"),
+        ({"reward": {"settings": {"recall_tiers": [[0.5, 1.0]]}}}, "reward.settings"),
+        ({"reward": {"judge": {"urls": ["http://h/v1"], "model": "m"}}}, "judge .*was sentence embeddings.*is m"),
+        ({"evaluation": {"num_samples": 4}}, "evaluation.num_samples: was 1, is 4"),
+        ({"rollout": {"max_tokens": 99}}, "rollout.max_tokens"),
+        ({"seed": 3}, "seed"),
+    ],
+)
+def test_what_held_out_figures_depend_on_is_named(model: Path, sections: dict[str, Any], named: str) -> None:
+    before = evaluation_identity(config(model), ITEMS)
+    (line,) = changes(before, evaluation_identity(config(model, **sections), ITEMS))
+    assert re.search(named, line)
+    others = {"reward": {"timeout_s": 9.0, "judge": {"max_attempts": 2}}, "train": {"learning_rate": 1e-5}}
+    assert not changes(before, evaluation_identity(config(model, **others), ITEMS))
+    assert changes(before, evaluation_identity(config(model), ITEMS[:2])), "other rows"
