@@ -14,6 +14,7 @@ import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
 from rlsys.errors import UserError
+from rlsys.json_lines import json_lines
 from rlsys.types import Json
 
 TEXT_KEYS = (
@@ -71,18 +72,8 @@ def records_of(path: Path, num_rows: int) -> Records:
 
 
 def _lines(path: Path) -> Records:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", _record(line)
-
-
-def _record(line: bytes) -> Mapping[str, Json] | str:
-    try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    return value if isinstance(value, dict) else f"not an object but {type(value).__name__}"
+    for number, entry in json_lines(path):
+        yield f"line {number}", entry
 
 
 def _tree(path: Path, num_rows: int) -> Records:
@@ -123,7 +114,9 @@ def _rows_of_columns(columns: Mapping[str, list[Json]]) -> Records:
 
 
 def _table(path: Path) -> Records:
-    text = path.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"  # spreadsheets export both
+    text = data.decode(encoding, errors="replace").replace("\0", "")
     reader = csv.DictReader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
     try:
         for row in reader:

@@ -17,6 +17,7 @@ from rlsys.data.annotations.media import VIDEO_SUFFIXES
 from rlsys.data.annotations.rows import is_number
 from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.prediction_files import LABELS, NAMES, PLACES, TEXT_KEYS, VIDEOS, PredictionsError, records_of
+from rlsys.json_lines import why_no_lines
 from rlsys.types import Json
 
 _NESTED = ("body", "choices", "message", "content", "text")
@@ -84,8 +85,8 @@ def read_predictions(path: Path, rows: Sequence[Answered]) -> Predictions:
     video, with or without folder and suffix, and its question, which a row alone of its video need not have. Its text
     stands under `text`, `response`, `prediction`, or lmms-eval's `filtered_resps` or `resps`, where a list holds the
     samples of the row; `sample` numbers one of several texts. A prediction that is not so is reported, never an error.
-    Raises PredictionsError for a file that cannot be read or whose kind is not known, and for one with predictions of
-    which none is of these rows.
+    Raises PredictionsError for a file that cannot be read or whose kind is not known, and for one without a
+    prediction of any of these rows, which would all be wrong.
     """
     path = Path(path)
     places = _places(rows)
@@ -95,7 +96,7 @@ def read_predictions(path: Path, rows: Sequence[Answered]) -> Predictions:
             matched.dirty.append(DirtyPrediction(place=place, problem=record))
         else:
             _add(matched, place, record, rows, places)
-    if rows and not matched.texts and (matched.unmatched or matched.dirty):
+    if rows and not matched.texts:
         raise PredictionsError(_nothing_fits(path, matched, rows))
     answered = tuple(_answered(row, matched.texts.get(number, {}), path) for number, row in enumerate(rows))
     return Predictions(
@@ -110,6 +111,8 @@ def read_predictions(path: Path, rows: Sequence[Answered]) -> Predictions:
 def _nothing_fits(path: Path, matched: _Matched, rows: Sequence[Answered]) -> str:
     found = [f"ids like {', '.join(list(matched.unmatched)[:_SHOWN])}"] if matched.unmatched else []
     found += [f"{one.place}: {one.problem}" for one in matched.dirty[:1]]
+    if not found or (not matched.unmatched and path.suffix.lower() == ".jsonl"):
+        found.append(f"nothing else, and the file {why_no_lines(path)}")
     return (
         f"{path}: no prediction in it is of these {len(rows)} rows, which are named like {rows[0].row_id!r}; "
         f"it has {'; '.join(found)}. Give the file that belongs to the data set."

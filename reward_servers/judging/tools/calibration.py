@@ -3,14 +3,15 @@
 The file has one JSON object a line:
 `{"reference": "…", "prediction": "…", "events": [{"event": "…", "entailed": true}, …]}`
 `events` are events of the reference, `entailed` is True where a person finds the event described by `prediction`.
-`reference` is optional. Other keys are ignored.
+`reference` is optional. Other keys are ignored. A line that is not so is left out and reported.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import judged_in_order
 from rlsys.errors import UserError
+from rlsys.json_lines import in_short, json_lines, why_no_lines
+from rlsys.types import Json
+
+_FORM = '{"reference": …, "prediction": …, "events": [{"event": …, "entailed": true}, …]}'
 
 
 class LabelError(UserError):
-    """A file of labels that cannot be read; the message names the line and the form."""
+    """A file without any labels that can be read; the message names the first problem and the form."""
 
 
 class _Label(BaseModel):
@@ -43,18 +48,28 @@ class LabelledRow(BaseModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The rows of a file, and what is wrong with the lines that hold none."""
+
+    rows: tuple[LabelledRow, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Agreement of a judge with people.
 
     counts: (person's label, judge's verdict) -> events; the verdict is None where the judge cannot tell.
 
     failed: status -> rows without any verdict, which are in no other figure.
+    problems: of the lines that were left out.
     """
 
     judge: str
     counts: Counter[tuple[bool, bool | None]]
     failed: Counter[str]
     first_failure: str
+    problems: tuple[str, ...] = ()
 
     @property
     def num_decided(self) -> int:
@@ -94,14 +109,17 @@ class Calibration:
         if self.failed:
             yield ""
             yield f"rows without verdicts: {_listed(self.failed)}; the first: {self.first_failure}"
+        if self.problems:
+            yield ""
+            yield f"{len(self.problems)} lines were left out: {in_short(self.problems)}"
 
     def _undecided(self) -> int:
         return self.counts[True, None] + self.counts[False, None]
 
 
-async def calibrate(judge: Judge, path: Path, num_at_once: int = 8, timeout_s: float = 300.0) -> Calibration:
-    """Compare verdicts on the labelled events of a file with the labels. Raises LabelError for a broken file."""
-    rows = list(labelled_rows(path))
+async def calibrate(judge: Judge, labels: Labels, num_at_once: int = 8, timeout_s: float = 300.0) -> Calibration:
+    """Compare verdicts on labelled events with the labels."""
+    rows = labels.rows
     tasks = [
         JudgeTask(
             kind="events",
@@ -123,34 +141,42 @@ async def calibrate(judge: Judge, path: Path, num_at_once: int = 8, timeout_s: f
         else:  # a row that abstains as a whole still has a verdict on most of its events
             verdicts = [verdict["entailed"] for verdict in score.evidence["recall"]]
             counts.update((label.entailed, verdict) for label, verdict in zip(row.events, verdicts, strict=True))
-    return Calibration(judge=f"{judge.kind}, {judge.model}", counts=counts, failed=failed, first_failure=first_failure)
+    return Calibration(
+        judge=f"{judge.kind}, {judge.model}",
+        counts=counts,
+        failed=failed,
+        first_failure=first_failure,
+        problems=labels.problems,
+    )
 
 
-def labelled_rows(path: Path) -> Iterator[LabelledRow]:
-    """Yield the rows of a file. Raises LabelError naming the line."""
-    found = False
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield LabelledRow.model_validate_json(line)
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, problem["loc"])) or "JSON"
-            raise LabelError(
-                f"{path} line {number}: {where}: {problem['msg']}; "
-                'write {"reference": …, "prediction": …, "events": [{"event": …, "entailed": true}, …]}.'
-            ) from error
-        found = True
-    if not found:
-        raise LabelError(f"{path}: no row; write one JSON object a line.")
-
-
-def _lines(path: Path) -> list[str]:
+def read_labels(path: Path) -> Labels:
+    """Return the rows of a file. Raises LabelError if it cannot be read or has no row."""
+    rows: list[LabelledRow] = []
+    problems: list[str] = []
     try:
-        return Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for number, entry in json_lines(path):
+            found = entry if isinstance(entry, str) else _row(entry)
+            if isinstance(found, str):
+                problems.append(f"line {number}: {found}")
+            else:
+                rows.append(found)
+        if rows:
+            return Labels(rows=tuple(rows), problems=tuple(problems))
+        kind = why_no_lines(path)
     except OSError as error:
         raise LabelError(f"{path}: {error.strerror}; give a JSONL file of labels.") from error
+    first = f" ({problems[0]})" if problems else ""
+    raise LabelError(f"{path}: no row of labels{first}, and the file {kind}; write one object a line: {_FORM}.")
+
+
+def _row(entry: Mapping[str, Json]) -> LabelledRow | str:
+    """Return the labels of an object, or what is wrong with it in words."""
+    try:
+        return LabelledRow.model_validate_json(json.dumps(entry))  # strict as JSON, where objects are models
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -22,9 +22,11 @@ _AT_ONCE = 8
 def calibration_lines(path: Path, config: JudgeConfig, timeout_s: float) -> Iterator[str]:
     """Yield the agreement of the judge with the labels in `path`. See `calibration`."""
 
+    labels = calibration.read_labels(path)
+
     async def calibrated() -> calibration.Calibration:
         async with open_judge(config) as judge:
-            return await calibration.calibrate(judge, path, _at_once(config), timeout_s)
+            return await calibration.calibrate(judge, labels, _at_once(config), timeout_s)
 
     yield from asyncio.run(calibrated()).lines()
 
@@ -46,10 +48,11 @@ def rescore_lines(
 
     config: of another judge; None scores the stored verdicts again. out: where the rows go as they are now.
     """
-    summary = RescoreSummary()
+    stored = rescoring.read_stored(path)
+    summary = RescoreSummary(problems=stored.problems)
     with ExitStack() as files:
         written = None if out is None else files.enter_context(_opened(out, path))
-        for row in pumped(_rescored(path, settings, config, timeout_s)):
+        for row in pumped(_rescored(stored, settings, config, timeout_s)):
             summary.add(row)
             if written is not None:
                 written.write(json.dumps(row.row) + "\n")
@@ -60,14 +63,14 @@ def rescore_lines(
 
 
 async def _rescored(
-    path: Path, settings: ScoreSettings, config: JudgeConfig | None, timeout_s: float
+    stored: rescoring.Stored, settings: ScoreSettings, config: JudgeConfig | None, timeout_s: float
 ) -> AsyncIterator[Rescored]:
     if config is None:
-        async for row in rescoring.rescore(path, None, settings):
+        async for row in rescoring.rescore(stored, None, settings):
             yield row
         return
     async with open_judge(config) as judge:
-        async for row in rescoring.rescore(path, judge, settings, _at_once(config), timeout_s):
+        async for row in rescoring.rescore(stored, judge, settings, _at_once(config), timeout_s):
             yield row
 
 

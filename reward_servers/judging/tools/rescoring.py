@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,23 @@ from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.local_judge import judged_in_order
 from rlsys.config.run import ScoreSettings
 from rlsys.errors import UserError
+from rlsys.json_lines import in_short, json_lines, why_no_lines
 from rlsys.types import Json, Score
 
 
 class EvidenceError(UserError):
-    """A file of evidence that cannot be read; the message names the line."""
+    """A file without any evidence that can be read; the message names the first problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The rows of a file that hold event verdicts, by their line, and what is wrong with the lines that are left out.
+
+    Rows of other tasks, without event verdicts, are in neither.
+    """
+
+    rows: tuple[tuple[int, dict[str, Json]], ...]
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +52,12 @@ class Rescored:
 
 @dataclass
 class RescoreSummary:
-    """Add up rows: how many changed, and the mean recall of those that have one before and after."""
+    """Add up rows: how many changed, and the mean recall of those that have one before and after.
 
+    problems: of the lines that were left out.
+    """
+
+    problems: tuple[str, ...] = ()
     counts: Counter[str] = field(default_factory=Counter)
     sum_before: float = 0.0
     sum_after: float = 0.0
@@ -67,24 +82,24 @@ class RescoreSummary:
         yield f"scored     {counts['won']} that were not before, {counts['lost']} no longer"
         if both:
             yield f"recall     mean {self.sum_before / both:.4f} before, {self.sum_after / both:.4f} now ({both} rows)"
+        if self.problems:
+            yield f"left out   {len(self.problems)} lines: {in_short(self.problems)}"
 
 
 async def rescore(
-    path: Path, judge: Judge | None, settings: ScoreSettings, num_at_once: int = 8, timeout_s: float = 300.0
+    stored: Stored, judge: Judge | None, settings: ScoreSettings, num_at_once: int = 8, timeout_s: float = 300.0
 ) -> AsyncIterator[Rescored]:
-    """Yield the rows of a JSONL file that hold event verdicts in `evidence`, scored again, in order.
+    """Yield stored rows scored again, in order.
 
     judge None: the stored verdicts under `settings.recall_tiers`, offline. A judge: new verdicts on the stored
-    reference events, so that both can be compared event by event. Raises EvidenceError for a line that is no JSON
-    object or whose evidence is broken. Rows without event verdicts are skipped.
+    reference events, so that both can be compared event by event.
     """
-    stored = list(_stored_rows(path))
     if judge is None:
-        for number, row in stored:
+        for number, row in stored.rows:
             yield _compared(number, row, _from_stored(row, settings))
         return
-    tasks = [_task(row, settings) for _, row in stored]
-    todo = iter(stored)
+    tasks = [_task(row, settings) for _, row in stored.rows]
+    todo = iter(stored.rows)
     async for score in judged_in_order(judge, tasks, num_at_once, timeout_s):
         yield _compared(*next(todo), score)
 
@@ -134,28 +149,43 @@ def _want(evidence: Mapping[str, Json]) -> set[str]:
     return {"recall"} if evidence.get("precision") is None else {"recall", "precision", "f1"}
 
 
-def _stored_rows(path: Path) -> Iterator[tuple[int, dict[str, Json]]]:
+def read_stored(path: Path) -> Stored:
+    """Return the rows of a JSONL file that hold event verdicts in `evidence`.
+
+    A line that is no JSON object or whose evidence is broken is left out. Raises EvidenceError if the file cannot be
+    read, or if every line is left out.
+    """
+    rows: list[tuple[int, dict[str, Json]]] = []
+    problems: list[str] = []
+    num_lines = 0
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for number, entry in json_lines(path):
+            num_lines += 1
+            problem = entry if isinstance(entry, str) else _broken(entry)
+            if problem:
+                problems.append(f"line {number}: {problem}")
+            elif not isinstance(entry, str) and _has_verdicts(entry):
+                rows.append((number, entry))
+        if len(problems) < num_lines:
+            return Stored(rows=tuple(rows), problems=tuple(problems))
+        kind = why_no_lines(path)
     except OSError as error:
         raise EvidenceError(f"{path}: {error.strerror}; give a JSONL file of scored rows.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EvidenceError(f"{path} line {number}: not JSON: {error}.") from error
-        if _has_verdicts(row):
-            _check(path, number, row["evidence"])
-            yield number, row
+    first = f" ({problems[0]})" if problems else ""
+    raise EvidenceError(
+        f"{path}: no scored row{first}, and the file {kind}; give a JSONL file as `rlsys score` writes it."
+    )
 
 
-def _has_verdicts(row: Json) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("evidence"), dict) and "recall" in row["evidence"]
+def _has_verdicts(row: Mapping[str, Json]) -> bool:
+    return isinstance(row.get("evidence"), dict) and "recall" in row["evidence"]
 
 
-def _check(path: Path, number: int, evidence: Mapping[str, Json]) -> None:
+def _broken(row: Mapping[str, Json]) -> str:
+    """Return what is wrong with the verdicts of a row, "" if nothing is or if it has none."""
+    if not _has_verdicts(row):
+        return ""
+    evidence = row["evidence"]
     try:
         for direction in ("recall", "precision"):
             verdicts = evidence.get(direction)
@@ -166,5 +196,8 @@ def _check(path: Path, number: int, evidence: Mapping[str, Json]) -> None:
         for name in ("reference", "prediction"):
             if not isinstance(evidence.get(name), str):
                 raise ValueError(f"{name}: write a text.")
+        if not isinstance(row.get("scores"), dict | None):
+            raise ValueError(f"scores {str(row['scores'])[:120]}: write an object of scores by name.")
     except ValueError as error:
-        raise EvidenceError(f"{path} line {number}: broken evidence: {error}") from error
+        return f"broken evidence: {error}"
+    return ""

@@ -219,4 +219,50 @@ def test_no_rows_and_an_empty_file(tmp_path: Path) -> None:
     assert read(tmp_path, "p.jsonl", "", []) == Predictions(
         answered=(), missing=(), unmatched=(), duplicates=(), dirty=()
     )
-    assert read(tmp_path, "p.csv", "", [grounded(0, 1)]).missing == ("f:0",)
+    with pytest.raises(PredictionsError, match="the file is empty"):
+        read(tmp_path, "p.csv", "", [grounded(0, 1)])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    "bad",
+    ['{"row_id": "mme:1", "text": "B",}', '{"row_id": "mme:1", "text": "B"},', "// of the pilot", "# of the pilot"],
+)
+def test_a_comma_too_many_or_a_comment_costs_its_line_alone(tmp_path: Path, end: str, bad: str) -> None:
+    good = [json.dumps({"row_id": f"mme:{at}", "text": f"{at}\u2028"}, ensure_ascii=False) for at in (0, 2)]
+    found = read(tmp_path, "own.jsonl", "\ufeff" + end.join([good[0], bad, "\ufeff" + good[1], "\ufeff", ""]))
+    assert texts(found) == [("0\u2028",), (), ("2\u2028",), ()]
+    assert [one.place for one in found.dirty] == ["line 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("p.jsonl", "", "the file is empty"),
+        (
+            "p.jsonl",
+            b"\x1f\x8b\x08 and more",
+            "(invalid start byte at byte 1); nothing else, and the file is compressed",
+        ),
+        ("p.jsonl", '[\n{"row_id": "mme:0", "text": "A"},\n', "the file is one JSON list, or a part of one"),
+        ("p.jsonl", '{"row_id": "other:9", "text": "A"}', "named like 'mme:0'; it has ids like other:9"),
+        ("p.csv", "index;prediction\r\n0;A\r\n", "line 2: no id"),
+        ("p.tsv", "# of the pilot\nindex\tprediction\n0\tA\n", "line 2: no id"),
+        ("p.json", "{}", "the file is JSON over several lines"),
+        ("p.json", '[{"row_id": "mme:0", "text": "A"},]', "not JSON"),
+        ("p.json", '// of the pilot\n[{"row_id": "mme:0", "text": "A"}]', "not JSON"),
+    ],
+)
+def test_a_file_without_any_prediction_is_one_sentence_and_not_a_figure_of_zero(
+    tmp_path: Path, name: str, content: str | bytes, why: str
+) -> None:
+    with pytest.raises(PredictionsError) as error:
+        read(tmp_path, name, content)
+    assert why in str(error.value) and str(error.value).startswith(f"{tmp_path / name}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_is_read_as_spreadsheets_export_it(tmp_path: Path, encoding: str) -> None:
+    table = 'index\tprediction\r\n0\tA\r\n2\t"D\r\ncafé"\r\n'
+    assert texts(read(tmp_path, "p.tsv", table.encode(encoding))) == [("A",), (), ("D\r\ncafé",), ()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
+import os
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from reward_servers.judging.judge import EventJudge
-from reward_servers.judging.tools.calibration import Calibration, LabelError, calibrate
+from reward_servers.judging.tools.calibration import Calibration, LabelError, calibrate, read_labels
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.types import Json
 from tests.support.judge_oracles import Oracle, refused
@@ -55,7 +58,7 @@ def row(prediction: str, **events: bool) -> Json:
 
 def calibrated(oracle: Oracle, path: Path, tmp_path: Path) -> Calibration:
     judge = EventJudge(oracle, "oracle-1", VerdictCache(tmp_path / "cache.sqlite"))
-    return asyncio.run(calibrate(judge, path))
+    return asyncio.run(calibrate(judge, read_labels(path)))
 
 
 def test_verdicts_are_counted_by_label_and_lost_rows_apart(tmp_path: Path) -> None:
@@ -83,20 +86,70 @@ def test_verdicts_are_counted_by_label_and_lost_rows_apart(tmp_path: Path) -> No
     assert "rows without verdicts: 1 abstain; the first: the model refused" in text
 
 
+GOOD = '{"prediction": "A.", "events": [{"event": "A.", "entailed": true}]}'
+
+
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("bad", "problem"),
     [
-        ("", "no row"),
-        ("{", "line 1: JSON"),
-        ('\n{"prediction": "a"}', "line 2: events: Field required"),
-        ('{"prediction": "a", "events": []}', "line 1: events"),
-        ('{"prediction": "a", "events": [{"event": "b", "entailed": "yes"}]}', r"line 1: events\.0\.entailed"),
+        ("{", "not JSON"),
+        (GOOD.replace("true}]}", "true}],}"), "not JSON .*a comma behind the last value"),
+        (GOOD + ",", "not JSON .*a comma behind the last value"),
+        ("// of the pilot", "a comment, which JSON does not have"),
+        ("# of the pilot", "a comment, which JSON does not have"),
+        ("[]", "not an object but list"),
+        ('{"prediction": "a"}', "events: Field required"),
+        ('{"prediction": "a", "events": []}', "events"),
+        ('{"prediction": "a", "events": [{"event": "b", "entailed": "yes"}]}', r"events\.0\.entailed"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
-def test_a_broken_file_is_named_by_line_with_the_form(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_bad_line_is_left_out_and_reported_and_the_others_count(tmp_path: Path, bad: str, problem: str) -> None:
     path = tmp_path / "labels.jsonl"
-    path.write_text(text)
-    with pytest.raises(LabelError, match=rf"labels\.jsonl.*{problem}"):
-        calibrated(Oracle(), path, tmp_path)
+    path.write_text(f"{GOOD}\n{bad}\n\n{GOOD}\n")
+    found = calibrated(Oracle(), path, tmp_path)
+    assert found.counts == {(True, True): 2}
+    (said,) = found.problems
+    assert re.match(f"line 2: {problem}", said)
+    assert f"1 lines were left out: {said}" in list(found.lines())
+
+
+def test_line_ends_and_marks_of_other_systems_change_nothing(tmp_path: Path) -> None:
+    path, mark = tmp_path / "labels.jsonl", b"\xef\xbb\xbf"
+    separator = GOOD.replace("A.", "A\u2028\x85.", 1).encode()  # line ends of Unicode, which JSON allows in a text
+    path.write_bytes(mark + GOOD.encode() + b"\r\n" + mark + separator + b"\r\n" + mark + b"\r\n\r\n")
+    labels = read_labels(path)
+    assert [row.prediction for row in labels.rows] == ["A.", "A\u2028\x85."] and not labels.problems
+    path.write_bytes(GOOD.encode() + b"\n" + GOOD.replace("A.", "\xe9").encode("latin-1"))
+    assert read_labels(path).problems == ("line 2: not UTF-8 text (invalid continuation byte at byte 16)",)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "is empty"),
+        (b"\r\n \n", "is empty"),
+        (gzip.compress(GOOD.encode()), "is compressed by gzip"),
+        (GOOD.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        (json.dumps([json.loads(GOOD)], indent=1).encode(), "is one JSON list"),
+        (json.dumps(json.loads(GOOD), indent=1).encode(), "is JSON over several lines"),
+        (b"<!DOCTYPE html>", "is HTML or XML"),
+        (b"prediction,events\nA.,A.\n", "begins with b'prediction,events"),
+        (b"PK\x03\x04 of a spreadsheet", "is a zip file or a spreadsheet"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_in_one_sentence(tmp_path: Path, content: bytes, kind: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(
+        LabelError, match=rf"labels\.jsonl: no row of labels.*, and the file {kind}.*write one"
+    ) as error:
+        read_labels(path)
+    assert "\n" not in str(error.value)
     with pytest.raises(LabelError, match="No such file"):
-        calibrated(Oracle(), tmp_path / "missing", tmp_path)
+        read_labels(tmp_path / "missing")
+    with pytest.raises(LabelError, match="Is a directory"):
+        read_labels(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(LabelError, match="not a regular file"):
+        read_labels(tmp_path / "fifo")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from reward_servers.judging.judge import EventJudge, Judge
 from reward_servers.judging.tools.commands import rescore_lines
-from reward_servers.judging.tools.rescoring import EvidenceError, Rescored, rescore
+from reward_servers.judging.tools.rescoring import EvidenceError, Rescored, read_stored, rescore
 from reward_servers.judging.verdicts import VerdictCache
 from rlsys.config.run import ScoreSettings
 from rlsys.errors import UserError
@@ -37,7 +38,7 @@ def written(tmp_path: Path, *rows: Json) -> Path:
 
 def rescored(path: Path, judge: Judge | None, settings: ScoreSettings) -> list[Rescored]:
     async def everything() -> list[Rescored]:
-        return [row async for row in rescore(path, judge, settings)]
+        return [row async for row in rescore(read_stored(path), judge, settings)]
 
     return asyncio.run(everything())
 
@@ -104,17 +105,43 @@ def test_the_summary_says_what_changed_and_the_rows_can_be_kept(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("bad", "problem"),
     [
-        ("{", "line 1: not JSON"),
-        ('{"evidence": {"recall": []}}', "line 1: broken evidence: recall"),
-        ('{"evidence": {"recall": [{"event": "a"}]}}', "line 1: broken evidence: verdict"),
-        ('{"evidence": {"recall": 3}}', "line 1: broken evidence"),
-        ('{"evidence": {"recall": [{"event": "a", "entailed": null, "reason": ""}]}}', "reference: write a text"),
+        ("{", "not JSON"),
+        ('{"task": "captioning",}', "not JSON"),
+        ("// a comment", "a comment, which JSON does not have"),
+        ("[1]", "not an object but list"),
+        ('{"evidence": {"recall": []}}', "broken evidence: recall"),
+        ('{"evidence": {"recall": [{"event": "a"}]}}', "broken evidence: verdict"),
+        ('{"evidence": {"recall": 3}}', "broken evidence"),
+        (json.dumps(stored("A.", [True])).replace('"reference"', '"text"'), "broken evidence: reference: write a text"),
+        (json.dumps(stored("A.", [True]) | {"scores": [1]}), "broken evidence: scores"),
     ],
 )
-def test_a_broken_line_is_named(tmp_path: Path, text: str, problem: str) -> None:
-    path = tmp_path / "scored.jsonl"
-    path.write_text(text)
-    with pytest.raises(EvidenceError, match=rf"scored\.jsonl.*{problem}"):
-        rescored(path, None, TIERS)
+def test_a_bad_line_is_left_out_and_reported_and_the_others_are_scored(tmp_path: Path, bad: str, problem: str) -> None:
+    path, good = tmp_path / "scored.jsonl", json.dumps(stored("A.", [True, False]))
+    path.write_bytes(f"\ufeff{good}\r\n{bad}\r\n{good}\r\n".encode())
+    *changed, _, _, _, _, said = rescore_lines(path, TIERS, None, None, timeout_s=10)
+    assert changed == ["line 1: 0.5000 -> 0.2500", "line 3: 0.5000 -> 0.2500"]
+    assert re.match(f"left out   1 lines: line 2: {problem}", said)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "is empty"),
+        (b"{", "is JSON over several lines"),
+        (json.dumps([stored("A.", [True])], indent=1).encode(), "is one JSON list"),
+        (b"PAR1....", "is a Parquet file"),
+        (b"\x1f\x8b\x08", "is compressed by gzip"),
+        (b"task,evidence\n", "begins with b'task,evidence"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_before_anything_is_written(tmp_path: Path, content: bytes, kind: str) -> None:
+    path, out = tmp_path / "scored.jsonl", tmp_path / "out.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(EvidenceError, match=rf"scored\.jsonl: no scored row.*, and the file {kind}.*rlsys score"):
+        list(rescore_lines(path, TIERS, None, out, timeout_s=10))
+    assert not out.exists()
+    path.write_text('{"task": "temporal_grounding", "scores": {"iou": 0.5}}\n')
+    assert not read_stored(path).rows, "a file of other tasks is none of another kind"
