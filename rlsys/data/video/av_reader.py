@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from rlsys.data.video.edits import Track, edited, movie_start_s, read_tracks
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.h264 import KeyFrame, key_frame, length_bytes
 from rlsys.data.video.pictures import Turn, turn_of, upright
+from rlsys.data.video.shown import Shown, checked, filled, in_order, times_of
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
@@ -28,7 +30,8 @@ FORMATS = (
 )
 """Containers that may be opened. Playlists (hls, concat, dash) are excluded, because they open other files."""
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-INDEXED = frozenset(("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"))
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+INDEXED = frozenset((MP4, "matroska,webm", "flv"))
 """Containers whose packets carry presentation times and that seek by them reliably."""
 FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
 FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
@@ -42,7 +45,6 @@ MAX_FRAME_BYTES = 3 * MAX_PIXELS
 """Largest number of bytes of a frame in its own pixel format: 8K of 10 bit with a quarter of the colours."""
 MAX_FAST_PIXELS = 4096 * 2304
 """Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
-MAX_SECONDS = 1e7
 WRAP = 1 << 32
 """Half of the clock of MPEG streams, in ticks; a larger step is a jump back that was taken for the clock's overflow."""
 
@@ -56,6 +58,8 @@ class Probe:
     which decoding can start; empty if that is unreliable.
     height, width: of a stored picture.  aspect: width of a stored pixel divided by its height.
     turn: from the stored picture to the shown one.  why_not_fast: why decord would misread the file, or "".
+    is_edited: whether the times are of the file's edit list, which FFmpeg must not apply; pts may then go back.
+    seeks: i64 [K], what FFmpeg is to seek for to get to each of `keys`; empty: the same.
     """
 
     times_s: np.ndarray
@@ -68,6 +72,8 @@ class Probe:
     aspect: float
     turn: Turn
     why_not_fast: str
+    is_edited: bool = False
+    seeks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def shown_size(self) -> tuple[float, float]:
@@ -90,19 +96,15 @@ class _Packet(NamedTuple):
     is_discard: bool
 
 
-class _Shown(NamedTuple):
-    """A frame that is shown. place: its pts, or its number among the decoded frames."""
-
-    time: int
-    duration: int
-    place: int
-
-
 @contextmanager
-def opened(path: Path, uri: str) -> Iterator[tuple[Any, Any]]:
-    """Open a file as (container, video stream). Raises ClipError, also for what FFmpeg reports while it is open."""
+def opened(path: Path, uri: str, *, is_edited: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Open a file as (container, video stream). Raises ClipError, also for what FFmpeg reports while it is open.
+
+    is_edited: whether FFmpeg is to leave the edit list of an MP4 file alone.
+    """
+    options = OPTIONS | ({"ignore_editlist": "1"} if is_edited else {})
     try:
-        container = av.open(str(path), options=OPTIONS, metadata_errors="ignore")
+        container = av.open(str(path), options=options, metadata_errors="ignore")
     except FFmpegError as error:
         raise ClipError(
             uri, "corrupt", f"not a video that FFmpeg can open ({_message(error)}); {_head(path)}"
@@ -125,7 +127,10 @@ def _video_stream(container: Any, uri: str) -> Any:
             raise ClipError(uri, "audio_only", "the file has sound and no video stream")
         raise ClipError(uri, "zero_length", "the container is empty: no video stream, no sound")
     best = container.streams.best("video")
-    return best if best in streams else streams[0]
+    chosen = best if best in streams else streams[0]
+    if chosen.codec_context is None:
+        raise ClipError(uri, "corrupt", "FFmpeg has no decoder for its video stream")
+    return chosen
 
 
 def _video_streams(container: Any) -> list[Any]:
@@ -156,6 +161,10 @@ def probe(path: Path, uri: str) -> Probe:
     Only the first frame is decoded, or all if the packets have no times. Raises ClipError.
     """
     with opened(path, uri) as (container, stream):
+        if container.format.name == MP4:
+            tracks = read_tracks(path)
+            if (track := tracks.get(stream.id)) and not track.is_plain:
+                return _probe_edited(path, uri, track, movie_start_s(tracks))
         every = _packets(container, stream)
         packets = [one for one in every if not one.is_discard]
         is_indexed = container.format.name in INDEXED and all(one.pts is not None for one in packets)
@@ -164,7 +173,7 @@ def probe(path: Path, uri: str) -> Probe:
         if is_indexed and packets and first is not None:
             # what precedes the first picture that can be decoded is not shown
             shown = [
-                _Shown(one.pts, one.duration, one.pts) for one in packets if first.pts is None or one.pts >= first.pts
+                Shown(one.pts, one.duration, one.pts) for one in packets if first.pts is None or one.pts >= first.pts
             ]
             keys = [one.pts for one in packets if one.key.can_start]
             why = _why_not_fast(container, stream, packets, len(every) - len(packets), turn)
@@ -174,11 +183,11 @@ def probe(path: Path, uri: str) -> Probe:
         if not shown:
             raise ClipError(uri, "zero_length", "the video stream has no frames")
         start = _start(container, stream, shown, packets)
-        times_s, end_s = _times(stream, uri, shown, start)
+        times_s, end_s = times_of(stream, uri, shown, start)
         return Probe(
             times_s=times_s,
             end_s=end_s,
-            pts=np.array([one.place for one in _in_order(shown)], dtype=np.int64),
+            pts=np.array([one.place for one in in_order(shown)], dtype=np.int64),
             keys=np.array(sorted(keys), dtype=np.int64),
             is_counted=not (is_indexed and packets),
             height=stream.codec_context.height,
@@ -186,6 +195,34 @@ def probe(path: Path, uri: str) -> Probe:
             aspect=_aspect(stream),
             turn=turn,
             why_not_fast=why,
+        )
+
+
+def _probe_edited(path: Path, uri: str, track: Track, start_s: Fraction) -> Probe:
+    """Return the frames that an edit list of several parts shows. start_s: when the movie starts."""
+    with opened(path, uri, is_edited=True) as (container, stream):
+        packets = [one for one in _packets(container, stream) if None not in (one.pts, one.dts)]
+        first = _first_frame(path, uri, is_edited=True)
+        earliest = min((one.pts for one in packets), default=0) if first is None or first.pts is None else first.pts
+        frames = [(one.pts, one.duration) for one in packets if one.pts >= earliest]
+        shown, end_s = edited(uri, track, frames)
+        if not shown:
+            raise ClipError(uri, "zero_length", "its edit list shows no frame")
+        keys = sorted((one.pts, one.dts) for one in packets if one.key.can_start)
+        times_s, last_s = checked(uri, np.array([float(one.time_s - start_s) for one in shown]), float(end_s - start_s))
+        return Probe(
+            times_s=times_s,
+            end_s=last_s,
+            pts=np.array([one.pts for one in shown], dtype=np.int64),
+            keys=np.array([pts for pts, _ in keys], dtype=np.int64),
+            is_counted=False,
+            height=stream.codec_context.height,
+            width=stream.codec_context.width,
+            aspect=_aspect(stream),
+            turn=Turn() if first is None else turn_of(first),
+            why_not_fast="an edit list of several parts",
+            is_edited=True,
+            seeks=np.array([dts for _, dts in keys], dtype=np.int64),  # which FFmpeg searches without its list
         )
 
 
@@ -201,8 +238,8 @@ def _packets(container: Any, stream: Any) -> list[_Packet]:
     return every
 
 
-def _first_frame(path: Path, uri: str) -> Any:
-    with opened(path, uri) as (container, stream):
+def _first_frame(path: Path, uri: str, *, is_edited: bool = False) -> Any:
+    with opened(path, uri, is_edited=is_edited) as (container, stream):
         return next(_decoded(container, stream), None)
 
 
@@ -274,7 +311,7 @@ def _are_groups_closed(packets: Sequence[_Packet]) -> bool:
     return True
 
 
-def _decoded_times(path: Path, uri: str) -> list[_Shown]:
+def _decoded_times(path: Path, uri: str) -> list[Shown]:
     """Return the frames that decoding in order gives, without incomplete ones. Raises ClipError if times go back."""
     with opened(path, uri) as (container, stream):
         frames = [
@@ -282,52 +319,23 @@ def _decoded_times(path: Path, uri: str) -> list[_Shown]:
             for place, one in enumerate(_decoded(container, stream))
             if not one.is_corrupt
         ]
-        pts, dts = (_filled([one[at] for one in frames], [one[2] for one in frames]) for at in (0, 1))
+        pts, dts = (filled([one[at] for one in frames], [one[2] for one in frames]) for at in (0, 1))
         if None in pts and None in dts:
             rate = stream.average_rate or stream.guessed_rate
             if not rate:
                 raise ClipError(uri, "corrupt", "its frames have no times and the file has no frame rate")
             step = int(1 / (rate * stream.time_base))
-            return [_Shown(place * step, step, place) for *_, place in frames]
+            return [Shown(place * step, step, place) for *_, place in frames]
         # some containers state only the order of decoding, which is that of the frames once they are decoded
         stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
         steps = [] if stamps is None else [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
         is_mpeg = container.format.name in ("mpegts", "mpeg")
         if stamps is None or (is_mpeg and max(steps, default=0) > WRAP):
             raise ClipError(uri, "corrupt", "the times of its frames go back: several recordings in one file")
-        return [_Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
+        return [Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
 
 
-def _filled(stamps: Sequence[Any], durations: Sequence[int]) -> list[Any]:
-    """Return the stamps, those that are missing behind others being where the frame before ends."""
-    filled: list[Any] = []
-    for stamp, before in zip(stamps, (0, *durations), strict=False):
-        last = filled[-1] if filled else None
-        filled.append(last + before if stamp is None and last is not None and before else stamp)
-    return filled
-
-
-def _in_order(shown: Sequence[_Shown]) -> list[_Shown]:
-    """Return the frames by their times, the first of those of one time."""
-    by_time: dict[int, _Shown] = {}
-    for one in shown:
-        by_time.setdefault(one.time, one)
-    return [by_time[time] for time in sorted(by_time)]
-
-
-def _times(stream: Any, uri: str, shown: Sequence[_Shown], start: Fraction) -> tuple[np.ndarray, float]:
-    """Return the times of the frames in seconds, and when the last one ends. Raises ClipError for impossible ones."""
-    frames, unit = _in_order(shown), stream.time_base
-    times_s = np.array([float(one.time * unit - start) for one in frames])
-    usual = int(np.median(np.diff([one.time for one in frames]))) if len(frames) > 1 else 0
-    last_s = float((frames[-1].duration or usual) * unit)
-    end_s = float(times_s[-1]) + (last_s or (1 / float(stream.average_rate) if stream.average_rate else 0.0))
-    if not (np.isfinite(times_s).all() and times_s[0] >= -0.001 and end_s < MAX_SECONDS):
-        raise ClipError(uri, "corrupt", f"its frames have times from {times_s[0]:g} to {end_s:g} s")
-    return np.round(np.maximum(times_s, 0.0), 6), round(end_s, 6)
-
-
-def _start(container: Any, stream: Any, shown: Sequence[_Shown], packets: Sequence[_Packet]) -> Fraction:
+def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[_Packet]) -> Fraction:
     """Return the time of the stream, in seconds, at which a player starts."""
     first = min(one.time for one in shown) * stream.time_base
     if container.format.name == "avi":
@@ -353,20 +361,21 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
 
     Raises ClipError if the file has no frame at a time that its headers list.
     """
-    wanted = [int(found.pts[index]) for index in indices]
-    with opened(path, uri) as (container, stream):
+    wanted, seeks = [int(found.pts[index]) for index in indices], found.seeks if found.is_edited else found.keys
+    with opened(path, uri, is_edited=found.is_edited) as (container, stream):
         frames = _placed(container, stream, found)
-        at = -1 << 62
+        at, frame = -1 << 62, None
         for pts in wanted:
             key = bisect_right(found.keys, pts) - 1
-            if key >= 0 and found.keys[key] > at:  # skip decoding the frames up to there
-                container.seek(int(found.keys[key]), stream=stream)
-                frames = _placed(container, stream, found)
-            frame = None
-            for at, frame in frames:  # noqa: B007 - the last one is used behind the loop
-                if at >= pts:
-                    break
+            # skip decoding the frames up to there; an edit list may go back, or hold a picture
+            if pts < at or (key >= 0 and found.keys[key] > at):
+                container.seek(int(seeks[max(key, 0)]) if seeks.size else pts, stream=stream)
+                frames, at, frame = _placed(container, stream, found), -1 << 62, None
             if at != pts:
+                for at, frame in frames:  # noqa: B007 - the last one is used behind the loop
+                    if at >= pts:
+                        break
+            if at != pts or frame is None:
                 raise ClipError(uri, "corrupt", f"no frame of {float(pts * stream.time_base):.3f} s can be decoded")
             yield upright(frame, found.turn)
 

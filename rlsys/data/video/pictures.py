@@ -6,8 +6,9 @@ import struct
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from rlsys.data.video.images import row_bands
+from rlsys.data.video.images import flattened
 
 
 class Turn(NamedTuple):
@@ -33,12 +34,7 @@ def turn_of(frame: Any) -> Turn:
 def upright(frame: Any, turn: Turn) -> np.ndarray:
     """Return a decoded frame as u8 [H, W, 3] RGB, turned as it is shown; transparency becomes white."""
     if frame.format.name in ("rgba", "bgra", "argb", "abgr", "pal8", "ya8") or frame.format.name.startswith("yuva"):
-        rgba = frame.to_ndarray(format="rgba")
-        pixels = np.empty((*rgba.shape[:2], 3), np.uint8)
-        for top, bottom in row_bands(*rgba.shape[:2]):
-            band = rgba[top:bottom].astype(np.uint16)
-            alpha = band[..., 3:]
-            pixels[top:bottom] = (band[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        pixels = np.asarray(flattened(Image.fromarray(frame.to_ndarray(format="rgba"))))
     else:
         pixels = frame.to_ndarray(format="rgb24")
     if turn.is_transposed:
