@@ -7,10 +7,11 @@ import itertools
 import logging
 import os
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,10 +110,10 @@ class EngineLoop:
         self._is_stopped = False
         self._names = map(str, itertools.count())
         self._started: Future[None] = Future()
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._ended = thread.submit(self._run, make_engine)
+        self._ended: Future[None] = Future()
         self._ended.add_done_callback(self._fail_all)
-        thread.shutdown(wait=False)
+        # a daemon: the end of a process waits for other threads, and this one would outlive its cluster by waiting too
+        threading.Thread(target=self._run_to_the_end, args=(make_engine,), name="engine", daemon=True).start()
 
     def wait_started(self, timeout_s: float) -> None:
         """Wait until the engine is loaded. Raises the error of loading it, or TimeoutError after `timeout_s`."""
@@ -161,6 +162,14 @@ class EngineLoop:
         self._commands.put(command)
         if self._ended.done():
             self._fail_all(self._ended)
+
+    def _run_to_the_end(self, make_engine: Callable[[], Engine]) -> None:
+        try:
+            self._run(make_engine)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the thread gets it
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
 
     def _run(self, make_engine: Callable[[], Engine]) -> None:
         engine = make_engine()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import NamedTensor
 from rlsys.weights.version import WeightVersion
 from tests.support.pace import patience
+from tests.support.paths import REPO
 
 WAIT_S = 10.0  # on the reference machine, see `tests.support.pace`
 HALF_TAKEN = 99  # a version that is refused when a part of it is loaded
@@ -275,3 +278,18 @@ def test_an_engine_that_cannot_load_says_why() -> None:
         loop.wait_started(patience(WAIT_S))
     with pytest.raises(EngineDied, match="no such folder"):
         loop.generate(request("p"), ()).result(patience(WAIT_S))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_process_can_end_while_its_engine_waits_or_works(is_busy: bool) -> None:
+    """Ray ends the process of an actor whose cluster is gone as any Python program ends."""
+    code = (
+        "import sys; from tests.actors.test_rollout_actor import *\n"
+        "loop = EngineLoop(CountingEngine); loop.wait_started(60)\n"
+        f"if {is_busy}: group = loop.generate(request('endless', 10**7), ())\n"
+        "sys.stdout.write('ending'); sys.stdout.flush(); sys.exit(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=patience(60.0)
+    )
+    assert (done.returncode, done.stdout) == (3, "ending"), done.stderr
