@@ -15,6 +15,7 @@ import torch
 
 from rlsys.models.families.table import FAMILIES
 from tests.support.pace import patience
+from tests.support.rounding import LOGPROB
 
 CODE = """
 import json, sys
@@ -82,4 +83,4 @@ def test_every_stage_has_the_buffers_and_the_log_probs_of_an_ordinary_model(
         assert len(of_stage["buffers"]) == 4
         for here, there in zip(of_stage["logprobs"], found["2"]["logprobs"], strict=True):
             # the same products in the same order; what differs between stages is where parameters lie
-            assert torch.allclose(torch.tensor(here), torch.tensor(there), rtol=0, atol=1e-6), stage
+            assert torch.allclose(torch.tensor(here), torch.tensor(there), rtol=0, atol=LOGPROB), stage

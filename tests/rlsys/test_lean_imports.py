@@ -12,6 +12,7 @@ import pytest
 
 from rlsys import lean_imports as module
 from rlsys.lean_imports import lean_imports
+from tests.support.pace import patience
 
 
 def test_packages_are_absent_within_the_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,5 +39,6 @@ learner.engine._import_muon()
 print(sorted({"mlflow", "scipy", "sklearn", "torch._inductor.compile_fx"} & sys.modules.keys()))
 import mlflow, scipy.stats, sklearn
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(200.0), check=False)
     assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["[]"]), done.stderr

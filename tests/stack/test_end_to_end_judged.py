@@ -35,6 +35,7 @@ from tests.stack.test_end_to_end import rlsys
 from tests.support.judge_fault_server import Fault, FaultServer, error
 from tests.support.pace import patience
 from tests.support.paths import REPO
+from tests.support.rounding import FLOAT64
 
 TASKS = {"captioning", "multiple_choice", "temporal_grounding"}
 HELD_OUT = ("multiple_choice", "temporal_grounding")
@@ -205,10 +206,10 @@ def test_rlsys_eval_of_the_last_checkpoint_gives_the_figures_of_the_runs_own_hel
     found = {one["protocol"]: one["metrics"] for by_task in tasks.values() for one in by_task}
     for name in ("miou", "r_at_0.3", "r_at_0.5", "r_at_0.7"):
         figure = after["greedy/temporal_grounding"][name]
-        assert found["temporal_grounding/strict"][name]["value"] == pytest.approx(figure, abs=1e-9)
-        assert found["charades_sta/paper"][name]["value"] >= figure - 1e-9, "it also reads answers in a wrong format"
+        assert found["temporal_grounding/strict"][name]["value"] == pytest.approx(figure, abs=FLOAT64)
+        assert found["charades_sta/paper"][name]["value"] >= figure - FLOAT64, "it also reads answers in a wrong format"
     figure = after["greedy/multiple_choice"]["accuracy"]
-    assert found["multiple_choice/strict"]["accuracy"]["value"] == pytest.approx(figure, abs=1e-9)
+    assert found["multiple_choice/strict"]["accuracy"]["value"] == pytest.approx(figure, abs=FLOAT64)
     assert after["greedy/temporal_grounding"]["miou"] > 0 < figure, "two zeros would be equal for any reason"
 
 

@@ -21,3 +21,19 @@ GRADIENT = 1e-4
 Each element is a sum over the batch's tokens of products that pass the chain above twice, forward and back, and terms
 of both signs cancel: of terms with a relative error of 3e-6, a sum that cancels to a thirtieth keeps 1e-4.
 """
+
+KL = 1e-8
+"""Largest estimate k3 of the divergence of a model from itself, whose log-probabilities differ by rounding.
+
+With a difference d it is d^2 / 2 to leading order, so 1e-8 allows 1.4e-4, which is `LOGPROB` more than ten times over.
+"""
+
+FLOAT32 = 1e-6
+"""Difference, absolute or relative, of a result that a few float32 operations on numbers of about 1 give.
+
+An operation rounds by at most half a spacing, 2^-24 = 6e-8 of its result, so sixteen of them stay within this, in
+whatever order a processor takes them.
+"""
+
+FLOAT64 = 1e-9
+"""The same of float64, where an operation rounds by 1.1e-16: ten million of them, however they cancel to a tenth."""

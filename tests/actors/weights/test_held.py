@@ -15,6 +15,7 @@ from actors.weights import in_worker
 from actors.weights.held import held_parts, shard_of, stale_adapter
 from rlsys.weights.manifest import manifest_of
 from rlsys.weights.tensors import as_named
+from tests.support.pace import patience
 from tests.support.paths import REPO
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -160,7 +161,7 @@ def test_the_last_workers_rows_of_an_embedding_end_with_the_vocabulary() -> None
 def test_every_layer_is_split_as_vllm_loads_it() -> None:
     """vLLM's own layers and loaders at 1, 2 and 4 workers: each holds exactly the part that `shard_of` says."""
     command = [sys.executable, "-m", "tests.support.vllm_shards_probe"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=patience(300.0))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from learner.loss.grpo import Surrogate, cispo, clipped_surrogate, mean_by_response, nll, sequence_ratio, token_ratio
+from tests.support.rounding import FLOAT32
 
 Outcome = tuple[float, float, bool, bool, bool]
 
@@ -47,7 +48,7 @@ def test_clipped_surrogate_by_hand(
     ratio: float, advantage: float, loss: float, gradient: float, is_low: bool, is_high: bool
 ) -> None:
     found = surrogate_of(ratio, advantage)
-    assert found[:2] == pytest.approx((loss, gradient), abs=1e-6)
+    assert found[:2] == pytest.approx((loss, gradient), abs=FLOAT32)
     assert found[2:] == (is_low, is_high, False)
 
 
@@ -62,7 +63,7 @@ def test_clipped_surrogate_by_hand(
 )
 def test_dual_clip_by_hand(ratio: float, advantage: float, loss: float, gradient: float, is_dual: bool) -> None:
     found = surrogate_of(ratio, advantage, dual_clip=3.0)
-    assert found[:2] == pytest.approx((loss, gradient), abs=1e-5)
+    assert found[:2] == pytest.approx((loss, gradient), abs=FLOAT32 * 10)
     assert found[4] == is_dual
 
 
@@ -95,7 +96,7 @@ def test_cispo_by_hand(ratio: float, advantage: float, weight: float, is_low: bo
     )
     got = outcome(found, logprob)
     expected = (-weight * advantage * (math.log(ratio) - 1.0), -weight * advantage)
-    assert got == (*(pytest.approx(value, abs=1e-6) for value in expected), is_low, is_high, False)
+    assert got == (*(pytest.approx(value, abs=FLOAT32) for value in expected), is_low, is_high, False)
 
 
 def test_inside_the_bounds_cispo_has_the_gradient_of_ppo() -> None:

@@ -17,6 +17,7 @@ from learner.packing.rows import Response, Row
 from learner.packing.shards import weighted
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.types import Prompt
+from tests.support.rounding import FLOAT64
 
 VOCABULARY, MAX_TOKENS = 5, 8
 LOSS_INPUTS = {
@@ -203,9 +204,13 @@ def test_every_variant_is_its_formula(has_old: bool) -> None:
     for number, variant in enumerate(VARIANTS):
         algorithm, toy = AlgorithmConfig(**variant), make_toy(seed=number, old=has_old)
         loss, expected = total(toy, algorithm)[0], written_out(toy, algorithm)
-        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12, msg=lambda m, v=variant: f"{v}: {m}")
+        torch.testing.assert_close(loss, expected, rtol=FLOAT64, atol=FLOAT64, msg=lambda m, v=variant: f"{v}: {m}")
         torch.testing.assert_close(
-            gradient(toy, loss), gradient(toy, expected), rtol=1e-9, atol=1e-12, msg=lambda m, v=variant: f"{v}: {m}"
+            gradient(toy, loss),
+            gradient(toy, expected),
+            rtol=FLOAT64,
+            atol=FLOAT64,
+            msg=lambda m, v=variant: f"{v}: {m}",
         )
 
 
@@ -213,7 +218,7 @@ def test_every_variant_is_its_formula(has_old: bool) -> None:
 def test_for_responses_of_one_token_gspo_is_grpo(loss_mean: str) -> None:
     toy = make_toy(lengths=(1, 1, 1))
     losses = [total(toy, AlgorithmConfig(ratio=ratio, loss_mean=loss_mean))[0] for ratio in ("token", "sequence")]
-    torch.testing.assert_close(gradient(toy, losses[0]), gradient(toy, losses[1]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(toy, losses[0]), gradient(toy, losses[1]), rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_gspo_with_the_mean_over_sequences_is_the_objective_of_the_paper() -> None:

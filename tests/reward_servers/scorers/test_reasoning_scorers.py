@@ -14,6 +14,7 @@ from rlsys.config.run import ScoreSettings
 from rlsys.tasks.geometry import spans_iou
 from rlsys.tasks.table import TASKS
 from rlsys.types import Score
+from tests.support.rounding import FLOAT64
 
 
 def scored(name: str, reasoning: str = "", answer: str = "2.0 to 6.0", **fields: object) -> Score:
@@ -113,7 +114,7 @@ def test_look_ups_in_many_true_periods_equal_those_one_by_one() -> None:
                 for true in truth
             )
             assert found.meet(cited) == shares
-            assert found.iou(cited) == pytest.approx(spans_iou([cited], truth), abs=1e-9)
+            assert found.iou(cited) == pytest.approx(spans_iou([cited], truth), abs=FLOAT64)
 
 
 def num_calls(work: Callable[[], object]) -> int:

@@ -10,6 +10,7 @@ from rlsys.algorithm.advantages import (
     scaled_over_batch,
 )
 from tests.support.factories import make_group, make_scored
+from tests.support.rounding import FLOAT32
 
 ALL = np.ones(4, bool)
 
@@ -17,7 +18,7 @@ ALL = np.ones(4, bool)
 def test_grpo_advantages_are_centred_rewards_over_the_sample_standard_deviation() -> None:
     # mean 1, deviations -1 -1 1 1, sample variance 4/3
     got = group_advantages(np.array([0, 0, 2, 2], np.float32), ALL, eps=0.0)
-    np.testing.assert_allclose(got, np.array([-1, -1, 1, 1]) / np.sqrt(4 / 3), rtol=1e-6)
+    np.testing.assert_allclose(got, np.array([-1, -1, 1, 1]) / np.sqrt(4 / 3), rtol=FLOAT32)
 
 
 def test_a_failed_score_does_not_move_mean_or_deviation_and_has_no_advantage() -> None:
@@ -42,7 +43,7 @@ def test_permuting_a_group_permutes_its_advantages() -> None:
     rewards, is_valid = rng.random(8).astype(np.float32), rng.random(8) > 0.3
     order = rng.permutation(8)
     np.testing.assert_allclose(
-        group_advantages(rewards[order], is_valid[order]), group_advantages(rewards, is_valid)[order], atol=1e-7
+        group_advantages(rewards[order], is_valid[order]), group_advantages(rewards, is_valid)[order], atol=FLOAT32
     )
 
 
@@ -53,13 +54,13 @@ def test_centred_advantages_keep_the_unit_of_the_reward() -> None:
 def test_leave_one_out_advantage_is_the_reward_minus_the_mean_of_the_others() -> None:
     # others' means: 6/3, 6/3, 4/3, 2/3
     got = leave_one_out_advantages(np.array([0, 0, 2, 4], np.float32), ALL)
-    np.testing.assert_allclose(got, [-2, -2, 2 / 3, 10 / 3], rtol=1e-6)
+    np.testing.assert_allclose(got, [-2, -2, 2 / 3, 10 / 3], rtol=FLOAT32)
 
 
 def test_leave_one_out_advantage_is_the_centred_one_times_n_over_n_minus_1() -> None:
     rewards, is_valid = np.array([0.3, 0.9, np.nan, 0.1], np.float32), np.array([True, True, False, True])
     np.testing.assert_allclose(
-        leave_one_out_advantages(rewards, is_valid), centred_advantages(rewards, is_valid) * 3 / 2, rtol=1e-6
+        leave_one_out_advantages(rewards, is_valid), centred_advantages(rewards, is_valid) * 3 / 2, rtol=FLOAT32
     )
 
 
@@ -68,15 +69,15 @@ def test_decoupled_advantages_separate_rollouts_whose_scores_have_equal_sums() -
     # deviations of (1, 0, 0, 0): 0.75 -0.25 -0.25 -0.25, sample variance 0.25
     one = np.array([1.5, -0.5, -0.5, -0.5])
     got = decoupled_advantages(scores, np.array([1.0, 2.0]), ALL, eps=0.0)
-    np.testing.assert_allclose(got, one + 2 * one[[1, 0, 2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(got, one + 2 * one[[1, 0, 2, 3]], rtol=FLOAT32)
 
 
 def test_decoupled_advantages_separate_the_two_rewards_of_the_paper_s_example() -> None:
     # GDPO's figure 2: sums (0, 1) and (0, 2) of two binary scores collapse under GRPO
     both = decoupled_advantages(np.array([[0, 0], [1, 1]], np.float32), np.ones(2), np.ones(2, bool), eps=0.0)
     single = decoupled_advantages(np.array([[0, 0], [0, 1]], np.float32), np.ones(2), np.ones(2, bool), eps=0.0)
-    np.testing.assert_allclose(both, [-np.sqrt(2), np.sqrt(2)], rtol=1e-6)
-    np.testing.assert_allclose(single, [-np.sqrt(0.5), np.sqrt(0.5)], rtol=1e-6)
+    np.testing.assert_allclose(both, [-np.sqrt(2), np.sqrt(2)], rtol=FLOAT32)
+    np.testing.assert_allclose(single, [-np.sqrt(0.5), np.sqrt(0.5)], rtol=FLOAT32)
 
 
 def test_a_score_of_weight_0_is_skipped() -> None:
@@ -90,7 +91,7 @@ def test_scaling_over_the_batch_gives_deviation_1_and_keeps_mean_0_and_zeros() -
     is_trained = (np.array([True, True, False]), np.ones(3, bool), np.zeros(3, bool))
     scaled = scaled_over_batch(by_group, is_trained, eps=0.0)
     # trained: 2 -2 0 0 0, sample variance 8 / 4
-    np.testing.assert_allclose(scaled[0], np.array([2, -2, 0]) / np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(scaled[0], np.array([2, -2, 0]) / np.sqrt(2), rtol=FLOAT32)
     assert not scaled[1].any() and not scaled[2].any()
 
 
@@ -122,7 +123,7 @@ def test_in_every_method_a_failed_score_changes_nothing_and_the_mean_is_0(method
     got = advantages(with_failure, method, {"iou": 1.0})
     np.testing.assert_array_equal(got[[0, 1, 3]], advantages(without, method, {"iou": 1.0}))
     assert got[2] == 0
-    assert got.sum() == pytest.approx(0, abs=1e-6)
+    assert got.sum() == pytest.approx(0, abs=FLOAT32)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -132,5 +133,5 @@ def test_in_every_method_permuting_a_group_permutes_its_advantages(method: str) 
     one = make_scored(make_group(num_rollouts=8), rewards.tolist(), is_valid.tolist())
     other = make_scored(make_group(num_rollouts=8), rewards[order].tolist(), is_valid[order].tolist())
     np.testing.assert_allclose(
-        advantages(other, method, {"iou": 1.0}), advantages(one, method, {"iou": 1.0})[order], atol=1e-6
+        advantages(other, method, {"iou": 1.0}), advantages(one, method, {"iou": 1.0})[order], atol=FLOAT32
     )

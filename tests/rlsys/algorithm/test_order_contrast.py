@@ -11,6 +11,7 @@ from rlsys.algorithm.order_contrast import wants_contrast, with_order_contrast
 from rlsys.config.run import ConfigError, RewardConfig, parse
 from rlsys.types import ScoredGroup
 from tests.support.factories import make_group, make_scored
+from tests.support.rounding import FLOAT32
 
 REWARD = RewardConfig(weights={"multiple_choice": {"order_contrast": 0.3}})
 
@@ -24,7 +25,7 @@ def scored(accuracies: list[float], is_valid: list[bool] | None = None) -> Score
 def test_correct_answers_get_the_bonus_when_shuffled_frames_do_no_better() -> None:
     found = with_order_contrast(scored([1, 0, 1, 0]), scored([0, 1]), REWARD)
     assert found.score_names == ("accuracy", "order_contrast")
-    np.testing.assert_allclose(found.rewards, [1.3, 0, 1.3, 0], rtol=1e-6)
+    np.testing.assert_allclose(found.rewards, [1.3, 0, 1.3, 0], rtol=FLOAT32)
 
 
 def test_no_answer_gets_the_bonus_when_shuffled_frames_do_better() -> None:

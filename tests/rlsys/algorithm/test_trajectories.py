@@ -14,6 +14,7 @@ from rlsys.loop.objective import PolicyGradient
 from rlsys.perception.clues import clue_scores
 from rlsys.types import LaterRound, ScoredGroup
 from tests.support.factories import make_group, make_scored
+from tests.support.rounding import FLOAT32
 
 NAN = float("nan")
 
@@ -63,10 +64,12 @@ def test_a_missing_round_is_an_error(numbers: tuple[int, ...]) -> None:
 def test_qualities_and_terms_of_clues_equal_a_table_by_hand() -> None:
     scored = four(later(0, 2, 0.9), later(0, 3, 0.5), later(1, 2, 0.3), later(2, 2, 0.1, is_valid=False))
     qualities = clue_qualities(scored, ("iou",))
-    np.testing.assert_allclose(qualities, [[0.2, 0.4, 0.6, 0.0], [0.9, 0.3, NAN, NAN], [0.5, NAN, NAN, NAN]], atol=1e-6)
+    np.testing.assert_allclose(
+        qualities, [[0.2, 0.4, 0.6, 0.0], [0.9, 0.3, NAN, NAN], [0.5, NAN, NAN, NAN]], atol=FLOAT32
+    )
     # 0.9 + (0.9 - 0.2) / 2, 0.3 + (0.3 - 0.4) / 2, 0.5 + (0.5 - 0.9) / 2
     expected = [[0.2, 0.4, 0.6, 0.0], [1.25, 0.25, NAN, NAN], [0.3, NAN, NAN, NAN]]
-    np.testing.assert_allclose(clue_terms(qualities, 0.5), expected, atol=1e-6)
+    np.testing.assert_allclose(clue_terms(qualities, 0.5), expected, atol=FLOAT32)
     # the round before could not be scored, so nothing is known of a gain
     np.testing.assert_allclose(clue_terms(np.array([[NAN], [0.4]]), 0.5), [[NAN], [0.4]])
 
@@ -74,7 +77,7 @@ def test_qualities_and_terms_of_clues_equal_a_table_by_hand() -> None:
 def test_each_round_is_normalised_by_itself_and_one_trajectory_alone_has_nothing_to_compare_with() -> None:
     terms = np.array([[0.2, 0.4, 0.6, 0.0], [1.25, 0.25, NAN, NAN], [0.3, NAN, NAN, NAN]])
     found = clue_advantages(terms, "dr_grpo")
-    np.testing.assert_allclose(found, [[-0.1, 0.1, 0.3, -0.3], [0.5, -0.5, 0, 0], [0, 0, 0, 0]], atol=1e-6)
+    np.testing.assert_allclose(found, [[-0.1, 0.1, 0.3, -0.3], [0.5, -0.5, 0, 0], [0, 0, 0, 0]], atol=FLOAT32)
     assert not clue_advantages(terms, "grpo", min_valid=3)[1].any()
 
 
@@ -94,7 +97,7 @@ def test_clues_are_compared_by_the_lowest_of_a_period_and_a_box() -> None:
         evidence=(None, None),
         spans={},
     )
-    np.testing.assert_allclose(clue_qualities(scored, ("iou", "box_iou")), [[0.5, 0.3]], atol=1e-6)
+    np.testing.assert_allclose(clue_qualities(scored, ("iou", "box_iou")), [[0.5, 0.3]], atol=FLOAT32)
     assert np.isnan(clue_qualities(scored, ())).all()
 
 
@@ -112,7 +115,7 @@ def test_every_round_has_the_advantage_of_its_trajectory_and_that_of_its_clue() 
         [of_trajectory[1] - 0.25],
     ]
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        np.testing.assert_allclose(one, other, atol=FLOAT32)
     assert [mask.tolist() for mask in batch.is_trained] == [[True] * 4, [True], [True], [True]]
     assert batch.num_trained_tokens == 3 * 7
 
@@ -125,7 +128,7 @@ def test_a_failed_score_is_missing_data_of_its_round_and_a_failed_last_one_of_th
     assert batch.is_trained[0].tolist() == [True, False, True, True]
     assert [mask.tolist() for mask in batch.is_trained[1:]] == [[True], [True], [False]]
     of_trajectory = 0.6 - np.mean([0.6, 0.6, 0.0])
-    np.testing.assert_allclose(batch.advantages[1], [of_trajectory], atol=1e-6)
+    np.testing.assert_allclose(batch.advantages[1], [of_trajectory], atol=FLOAT32)
     assert batch.advantages[0][1] == 0 == batch.advantages[3][0]
 
 
@@ -145,12 +148,12 @@ def test_penalties_of_all_rounds_are_subtracted_from_the_trajectory() -> None:
     algorithm = config().algorithm.model_copy(update={"overlong_buffer_tokens": 2, "overlong_penalty": 1.0})
     shaped = shape_rewards((scored,), algorithm, max_tokens=4)
     # 3 tokens use half of the buffer, 4 tokens all of it, 2 none
-    np.testing.assert_allclose(scored.rewards - shaped.groups[0].rewards, [2.5, 0.5, 0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(scored.rewards - shaped.groups[0].rewards, [2.5, 0.5, 0.5, 0.5], atol=FLOAT32)
     by_kl = config().algorithm.model_copy(update={"kl_coef": 1.0, "kl_in": "reward", "kl_estimator": "k1"})
     reference = [[np.full(rollout.response_ids.size, -1.5) for rollout in group.rollouts] for group in scored.groups]
     shaped = shape_rewards((scored,), by_kl, max_tokens=4, reference=reference)
     # each token's log-prob is 0.5 higher than the reference's
-    np.testing.assert_allclose(scored.rewards - shaped.groups[0].rewards, [5.5, 2.5, 1.5, 1.5], atol=1e-6)
+    np.testing.assert_allclose(scored.rewards - shaped.groups[0].rewards, [5.5, 2.5, 1.5, 1.5], atol=FLOAT32)
 
 
 def test_tokens_of_every_round_must_be_fresh() -> None:

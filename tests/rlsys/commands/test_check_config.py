@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from rlsys.commands.app import app
 from rlsys.config import bundled
 from rlsys.demo.synthetic import draw_dataset
+from tests.support.pace import patience
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -172,5 +173,5 @@ def test_a_folder_is_no_cache_of_verdicts(empty_folder: Path) -> None:
 def test_a_plan_prints_no_warnings_of_libraries(empty_folder: Path) -> None:
     given = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     command = [sys.executable, "-m", "rlsys.commands.app", "plan", str(bundled.FOLDER / "demo.yaml")]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=patience(300.0), check=True)
     assert done.stdout.startswith("clips and prompts") and not done.stderr

@@ -17,6 +17,7 @@ from rlsys.config.run import ConfigError, DataConfig
 from rlsys.data.mixture import PromptOrder, interleave, prompt_order
 from rlsys.data.sampler import Sampler
 from rlsys.types import PromptItem
+from tests.support.rounding import FLOAT64
 
 
 def source(name: str, **settings: Any) -> Source:
@@ -48,7 +49,7 @@ def test_no_source_is_ever_a_whole_prompt_ahead_or_behind(weights: list[int]) ->
     bound = 1 - 1 / max(2, 2 * len(weights) - 2)
     for number, index in enumerate(islice(interleave(weights), 400), start=1):
         taken[index] += 1
-        assert np.abs(taken - number * shares).max() <= bound + 1e-9
+        assert np.abs(taken - number * shares).max() <= bound + FLOAT64
 
 
 @given(weights=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), length=st.integers(1, 60))
@@ -57,7 +58,7 @@ def test_every_window_of_two_sources_is_within_one_prompt_of_its_share(
 ) -> None:
     turns = np.array(list(islice(interleave(weights), 300)))
     counts = np.convolve(turns == 0, np.ones(length), mode="valid")
-    assert np.abs(counts - length * weights[0] / sum(weights)).max() <= 1 + 1e-9
+    assert np.abs(counts - length * weights[0] / sum(weights)).max() <= 1 + FLOAT64
 
 
 def test_the_turns_of_three_to_two_to_one() -> None:

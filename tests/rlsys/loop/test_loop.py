@@ -24,6 +24,7 @@ from rlsys.types import RolloutGroup, ScoredGroup, TrainBatch
 from rlsys.weights.version import WeightVersion
 from tests.support.factories import batch_of, make_group, make_scored
 from tests.support.paths import REPO
+from tests.support.rounding import FLOAT32
 
 START = RunState(step=0, prompts_consumed=0, seed=0, mlflow_run_id="", weights_digest="")
 
@@ -206,7 +207,7 @@ def test_kl_is_subtracted_from_rewards_before_advantages_and_not_in_the_records(
     loop.train(parts, config(num_steps=1, kl_coef=0.5, kl_in="reward", kl_estimator="k1", advantage="dr_grpo"), START)
     (step,) = parts.steps
     # the first response: 3 tokens x 0.1 x 0.5 off its reward 0; the group's mean falls by a quarter of it
-    np.testing.assert_allclose(step.batch.advantages[0], [-0.6125, -0.4625, 0.5375, 0.5375], atol=1e-6)
+    np.testing.assert_allclose(step.batch.advantages[0], [-0.6125, -0.4625, 0.5375, 0.5375], atol=FLOAT32)
     assert step.shaping_metrics == {"reward/kl_penalty/mean": pytest.approx(0.0375)}
     assert step.groups[0].rewards.tolist() == [0, 0, 1, 1]
     assert parts.num_reference_passes == 1

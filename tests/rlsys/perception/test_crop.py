@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsys.perception.crop import SMALLEST, crop_around
+from tests.support.rounding import FLOAT64
 
 
 def test_a_box_gets_a_margin_of_its_own_sides() -> None:
@@ -33,4 +34,4 @@ def test_a_part_is_inside_the_picture_and_not_too_small(boxes: list[tuple[float,
     if found is not None:
         left, top, right, bottom = found
         assert 0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0
-        assert min(right - left, bottom - top) >= SMALLEST - 1e-9
+        assert min(right - left, bottom - top) >= SMALLEST - FLOAT64

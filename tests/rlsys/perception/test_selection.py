@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from rlsys.config.perception import PerceptionConfig
 from rlsys.perception.selection import Segment, Selection, select_segments
+from tests.support.rounding import FLOAT64
 
 FPS = 25.0
 
@@ -116,7 +117,7 @@ def test_segments_are_in_order_within_the_budget_and_have_frames_to_show(
     assert len(selection.segments) <= 2 * len(keys) + 1
     end_s = 0.0
     for one in selection.segments:
-        assert end_s - 1e-9 <= one.start_s < one.end_s <= length_s + 1e-9
+        assert end_s - FLOAT64 <= one.start_s < one.end_s <= length_s + FLOAT64
         end_s = one.end_s
         assert one.num_frames % 2 == 0 and one.num_frames >= 2
         assert one.num_frames <= max(2, (one.end_s - one.start_s) * source_fps + 1e-3)
@@ -132,7 +133,7 @@ def test_every_moment_of_the_clue_is_inside_a_key_segment(
     for start, end in periods:
         start, end = max(start, 0.0), min(end, length_s)
         if start < end and selection.segments:
-            assert any(one.start_s <= start + 1e-9 and end <= one.end_s + 1e-9 for one in keys)
+            assert any(one.start_s <= start + FLOAT64 and end <= one.end_s + FLOAT64 for one in keys)
 
 
 @given(clues, st.floats(10.0, 120.0), st.integers(2, 300), settings_of)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.simulation.simulation import simulate
 from benchmarks.simulation.system import Phases, System
 from rlsys.planning.step_bound import StepBound, best_split, splits
+from tests.support.rounding import FLOAT64
 
 BOUND = StepBound(
     num_groups=16,
@@ -72,7 +73,7 @@ def test_the_simulation_takes_as_long_where_a_step_fills_the_actors(score_s: flo
         weight_update="pause",
     )
     least = bound.step_s(max_lag)
-    assert least * (1 - 1e-9) <= simulated_s(bound, max_lag, num_steps=12 + 2 * max_lag) <= 1.04 * least
+    assert least * (1 - FLOAT64) <= simulated_s(bound, max_lag, num_steps=12 + 2 * max_lag) <= 1.04 * least
 
 
 def drawn(seed: int) -> tuple[StepBound, int]:

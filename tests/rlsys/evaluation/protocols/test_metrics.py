@@ -17,6 +17,7 @@ from rlsys.evaluation.protocols.table import PROTOCOLS, protocols_for
 from rlsys.tasks.table import TASKS
 from rlsys.types import Json
 from tests.rlsys.evaluation.protocols.rows import answered, chosen, grounded
+from tests.support.rounding import FLOAT64
 
 NUM_CASES = 10_000
 
@@ -107,8 +108,8 @@ def test_overlaps_of_boxes_equal_counts_of_pixels() -> None:
         if seen_ious:
             assert scores["ao"] == pytest.approx(np.mean(seen_ious))
             for threshold in (0.5, 0.75):  # where rounding decides, neither count is wrong
-                least, most = ((np.array(seen_ious) > threshold + slack).mean() for slack in (1e-9, -1e-9))
-                assert least - 1e-9 <= scores[f"sr_{threshold:g}"] <= most + 1e-9
+                least, most = ((np.array(seen_ious) > threshold + slack).mean() for slack in (FLOAT64, -FLOAT64))
+                assert least - FLOAT64 <= scores[f"sr_{threshold:g}"] <= most + FLOAT64
 
 
 def test_the_toolkit_moves_a_box_that_begins_outside_the_frame_before_it_cuts_it() -> None:

@@ -19,6 +19,7 @@ from rlsys.evaluation.statistics.samples import majority, pass_at_k
 from rlsys.evaluation.statistics.slices import slices
 from rlsys.types import Json
 from tests.rlsys.evaluation.protocols.rows import answered, chosen, grounded
+from tests.support.rounding import FLOAT64
 
 STA = PROTOCOLS["charades_sta/paper"]
 
@@ -188,7 +189,7 @@ def test_a_comparison_finds_the_rows_that_changed_and_a_difference_that_is_no_ch
     assert (got.overall.a, got.overall.b) == (0.5, (200 - 25 - 1) / 200)
     assert got.overall.difference == pytest.approx(74 / 200)
     assert got.overall.interval[0] > 0.29
-    assert got.overall.p_value <= 2 / 1001 + 1e-9
+    assert got.overall.p_value <= 2 / 1001 + FLOAT64
     assert [(row.row_id, row.text_a, row.text_b) for row in got.lost] == [("f:0", "A", "C")]
     assert len(got.gained) == 75
     assert got.slices["category"]["c0"].difference == pytest.approx(-1 / 100)
