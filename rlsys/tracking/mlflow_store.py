@@ -6,12 +6,12 @@ value, and the timestamp comes from the record; files and tags replace those of 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ import yaml
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.files import aside
+from rlsys.locks import hold
 from rlsys.tracking import registry
 from rlsys.tracking.moved_store import ARTIFACTS, follow_move
 from rlsys.tracking.provenance import git_commit, version_tags
@@ -65,14 +66,17 @@ log = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """One run in one store. Call `create` or `resume` first, unless the id of an open run is given."""
+    """One run in one store. Call `create` or `resume` first, unless the id of an open run is given.
 
-    def __init__(self, uri: str, run_id: str = "") -> None:
+    opened_by: a name of the run that an earlier process tried to create; "" before there was any.
+    """
+
+    def __init__(self, uri: str, run_id: str = "", opened_by: str = "") -> None:
         self._uri, self.run_id = uri, run_id
         self.uri = masked_url(uri)  # for messages
         self._tables: list[str] | None = None
-        self._opened_by = uuid.uuid4().hex
-        self._tried_to_create = False
+        self._opened_by = opened_by or uuid.uuid4().hex
+        self._tried_to_create = bool(opened_by)
         env.bound_tracking_calls()
         bypass_proxy(uri)
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -92,8 +96,8 @@ class MlflowRun:
 
     # --- opening: may be repeated after a failure without creating a second run or start
 
-    def create(self, experiment: str, name: str) -> None:
-        """Create a new run."""
+    def create(self, experiment: str, name: str, started_ms: int | None = None) -> None:
+        """Create a new run. started_ms: when it started, in milliseconds since 1970; None: now."""
         with _store_errors():
             experiment_id = self._experiment(experiment)
             if self._tried_to_create and (found := self._created_already(experiment_id)):
@@ -101,7 +105,7 @@ class MlflowRun:
                 return
             self._tried_to_create = True
             tags = {MLFLOW_RUN_NAME: name, START_TAG: self._opened_by}
-            self.run_id = self._client.create_run(experiment_id, tags=tags).info.run_id
+            self.run_id = self._client.create_run(experiment_id, started_ms, tags).info.run_id
 
     def resume(self) -> None:
         """Set the run to running again."""
@@ -290,7 +294,8 @@ _OTHER: Mapping[str, Callable[[MlflowRun, Record], None]] = {
 def start_record(config: RunConfig, number: int, more_tags: Mapping[str, str]) -> Record:
     """Return the record of a run's start with this number: config, versions and commit, without secrets."""
     tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit(), **more_tags}
-    return {"kind": "start", "number": number, "config": masked_tree(config.model_dump(mode="json")), "tags": tags}
+    tree = masked_tree(config.model_dump(mode="json"))
+    return {"kind": "start", "number": number, "config": tree, "tags": tags, "time_ms": int(time.time() * 1000)}
 
 
 def _make_database(path: Path) -> None:
@@ -301,14 +306,16 @@ def _make_database(path: Path) -> None:
     if not path.name:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = hold(path.with_name(f".{path.name}.lock"), waits=True)
+    try:
         if path.exists() and path.stat().st_size:
             return
         new = aside(path)
         new.unlink(missing_ok=True)
         MlflowClient(f"{SQLITE}{new.resolve()}").search_experiments(max_results=1)  # the first call creates the tables
         os.replace(new, path)
+    finally:
+        lock.release()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

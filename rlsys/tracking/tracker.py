@@ -281,11 +281,11 @@ class Tracker:
         self._uploader.close(close_s)
         if self._unwritten:
             raise OSError(f"{len(self._unwritten)} records of the run could not be written to {folder}")
-        if self._spool.num_waiting:
+        if num_unsent := self.num_unsent:
             log.warning(
                 "MLflow %s did not accept %d records of this run (%s). They are kept in %s; upload them with: %s",
                 masked_url(self.uri),
-                self._spool.num_waiting,
+                num_unsent,
                 self._uploader.last_error,
                 folder,
                 send_command(self._folder),

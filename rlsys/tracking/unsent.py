@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from rlsys import env
 from rlsys.errors import UserError
 from rlsys.files import rename_synced, write_whole
 from rlsys.tracking.mlflow_store import MlflowRun
-from rlsys.tracking.spool import POSITION_FILE, Spool, read_records
+from rlsys.tracking.spool import POSITION_FILE, Spool, read_records, segment_files
 from rlsys.tracking.store_address import SQLITE
 from rlsys.tracking.uploader import REFUSED_FILE, ROWS_FOLDER, Patience, StoreError, Uploader
 from rlsys.urls import MASK, masked_url
@@ -20,6 +21,7 @@ from rlsys.urls import MASK, masked_url
 FOLDER = "tracking"
 FILES_FOLDER = "files"
 ADDRESS_FILE = "address.json"
+NEW_RUN_FILE = "new_run"
 MOVED = ".moved"
 """Suffix of the file that names the run which replaces another one."""
 
@@ -91,9 +93,8 @@ def send(
         folder, is_new = _with_run(file.parent, address)
         if is_new:
             yield f"MLflow run {file.parent.name} is not in {masked_url(address.uri)}; recreated as {folder.name}"
-        if is_new or is_all_sent_again:
-            (folder / POSITION_FILE).unlink(missing_ok=True)
-            shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)  # collected again from the spool
+        if is_all_sent_again and not is_new:
+            _forget_receipts(folder)
         number, unsent, problem = _send_run(folder, address.uri, patience)
         yield f"MLflow run {folder.name}: uploaded {number} records"
         if unsent or problem:
@@ -108,15 +109,41 @@ def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
     try:
         if not MlflowRun(address.uri, folder.name).is_lost():
             return folder, False
-        run = MlflowRun(address.uri)
-        run.create(address.experiment, address.run_name)
+        run = MlflowRun(address.uri, opened_by=_name_of_new_run(folder))
+        run.create(address.experiment, address.run_name, _started_ms(folder))
     except StoreError:  # unreachable or broken: the upload reports that after some attempts
         return folder, False
+    # before the new id is known here: once it is, the next attempt continues after what was acknowledged
+    _forget_receipts(folder)
     write_whole(folder.with_name(f"{folder.name}{MOVED}"), f"{run.run_id}\n")
     new = folder.with_name(run.run_id)
     rename_synced(folder, new)
     (new / REFUSED_FILE).unlink(missing_ok=True)  # they are in the spool too, and are sent again with the rest
+    (new / NEW_RUN_FILE).unlink(missing_ok=True)
     return new, True
+
+
+def _name_of_new_run(folder: Path) -> str:
+    """Return a name by which a later attempt finds the run that this one creates, if it dies before it knows the id."""
+    file = folder / NEW_RUN_FILE
+    if not file.exists():
+        write_whole(file, uuid.uuid4().hex)
+    return file.read_text()
+
+
+def _forget_receipts(folder: Path) -> None:
+    """Make all records of a spool wait again."""
+    (folder / POSITION_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / ROWS_FOLDER, ignore_errors=True)  # collected again from the spool
+
+
+def _started_ms(folder: Path) -> int | None:
+    """Return when the run of a spool started, None if that is not recorded."""
+    for segment in segment_files(folder):
+        for record, _ in read_records(segment):
+            if record is not None and record["kind"] == "start":
+                return record.get("time_ms")
+    return None
 
 
 def _send_run(folder: Path, uri: str, patience: Patience) -> tuple[int, int, str]:

@@ -10,7 +10,7 @@ import pytest
 
 from rlsys.tracking.sample_buffer import SampleBuffer
 from rlsys.tracking.spool import Spool, SpoolInUseError, encode, read_records
-from rlsys.tracking.uploader import first_group
+from rlsys.tracking.uploader import REFUSED_FILE, first_group
 from tests.support.pace import patience
 
 
@@ -162,6 +162,13 @@ def test_two_processes_cannot_have_one_spool(tmp_path: Path) -> None:
         Spool(tmp_path)
     spool.close()
     Spool(tmp_path).close()
+
+
+def test_records_that_were_refused_beside_a_spool_are_no_segment_of_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(metrics(1))
+    (tmp_path / REFUSED_FILE).write_bytes(encode(metrics(7)))
+    assert taken(reopened(spool)) == [1]
 
 
 def test_steps_at_the_front_share_a_call_up_to_its_limit() -> None:

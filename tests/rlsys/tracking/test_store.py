@@ -23,6 +23,7 @@ from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.unsent import current_id
 from rlsys.tracking.uploader import Patience
 from tests.support.factories import make_group, make_scored
+from tests.support.pace import patience
 from tests.support.paths import REPO
 from tests.support.tracking_server import TrackingServer
 
@@ -55,7 +56,7 @@ def rlsys(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         cwd=REPO,
         env={**os.environ, **environment},
-        timeout=300,
+        timeout=patience(300.0),
     )
 
 
@@ -106,7 +107,7 @@ def test_eight_runs_that_make_one_store_together_all_find_it_whole(tmp_path: Pat
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=300)
+            thread.join(timeout=patience(300.0))
         assert [run.returncode for run in runs] == [0] * 8
     finally:
         for run in runs:

@@ -217,6 +217,9 @@ def test_a_refused_record_is_set_aside_and_the_rest_is_sent(tmp_path: Path, serv
     assert [point.step for point in points] == [1, 2, 4, 5]
     (refused,) = folder.glob("tracking/*/refused.jsonl")
     assert '"step":3' in refused.read_text()
+    sent = CliRunner().invoke(app, ["tracking", "send", str(folder), "--wait-s", "0"])  # it is offered once more
+    assert sent.exit_code == 2 and "1 records remain" in sent.output, sent.output
+    assert '"step":3' in refused.read_text()
 
 
 def test_a_run_that_is_deleted_and_restored_has_all_of_its_record(tmp_path: Path, server: TrackingServer) -> None:
