@@ -120,7 +120,8 @@ def _nothing_fits(path: Path, matched: _Matched, rows: Sequence[Answered]) -> st
 
 
 def _answered(row: Answered, texts: Mapping[int, str], path: Path) -> Answered:
-    reason = "" if texts else row.reason or f"no prediction in {path.name}"
+    # a video that is not here does not matter, because no model is asked
+    reason = "" if texts else (row.truth is None and row.reason) or f"no prediction in {path.name}"
     return replace(row, texts=tuple(texts[sample] for sample in sorted(texts)), reason=reason, verdicts=None)
 
 

@@ -211,7 +211,16 @@ class _CaptionEntry(PartFields, Entry):
 
 
 def _list_of(kind: type[Entry]) -> Callable[[Json], Iterator[AnnotationRow]]:
-    return lambda tree: read_entries(kind, listed(tree))
+    def rows(tree: Json) -> Iterator[AnnotationRow]:
+        entries = list(listed(tree))
+        objects = [entry for _, entry in entries if isinstance(entry, dict)]
+        needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+        missing = [name for name in needed if not any(name in entry for entry in objects)]
+        if objects and 2 * len(missing) > len(needed):
+            raise TypeError(f"no row of it has {', '.join(missing)}")
+        return read_entries(kind, entries)
+
+    return rows
 
 
 FORMATS: Mapping[str, Format] = {

@@ -189,7 +189,8 @@ def _load(source: Source, *, needs_videos: bool) -> Annotations:
         split=source.split,
         task=source.task,
     )
-    log.info("%s: %d rows, %d of them cannot be asked", source.name, rows.num_queries, len(rows.unanswerable))
+    if needs_videos:
+        log.info("%s: %d rows, %d of them cannot be asked", source.name, rows.num_queries, len(rows.unanswerable))
     if not rows.num_queries or (needs_videos and not rows.items):
         raise ConfigError(
             f"{source.annotations}: none of its {rows.num_queries} rows can be asked, the first because "

@@ -39,6 +39,9 @@ ROWS = Table(
 """Rows of one query each, as these sets are on the Hugging Face hub."""
 
 
+_SPANS = frozenset(("timestamps", "spans", "sentences", "queries"))
+
+
 class _Video(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
@@ -58,6 +61,9 @@ def read_videos(tree: Json) -> Iterator[AnnotationRow]:
         return
     if not isinstance(tree, dict):
         raise TypeError(f"an object of videos is expected, this is a {type(tree).__name__}")
+    objects = [entry for entry in tree.values() if isinstance(entry, dict)]
+    if objects and not any(entry.keys() & _SPANS for entry in objects):
+        raise TypeError("no entry of it has timestamps and sentences, or spans and queries")
     for video, entry in tree.items():
         names = ("spans", "queries") if isinstance(entry, dict) and "spans" in entry else ("timestamps", "sentences")
         try:

@@ -59,7 +59,10 @@ def charades_lines(path: Path) -> Iterator[AnnotationRow]:
     """Read lines of `ID start end##sentence`, as Charades-STA is published, without the clips' durations."""
     repeats = Repeats()
     # not splitlines(): a sentence may hold U+2028 or U+0085, which that takes for the end of a line
-    for number, line in enumerate(text_of(path).split("\n"), start=1):
+    lines = text_of(path).split("\n")
+    if any(map(str.strip, lines)) and not any("##" in line for line in lines):
+        raise TypeError("no line is ID start end##sentence")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         head, _, sentence = line.partition("##")

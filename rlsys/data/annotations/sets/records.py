@@ -106,10 +106,13 @@ def text_rows(path: Path) -> list[tuple[int, dict[str | None, Json]]]:
     """
     csv.field_size_limit(_FIELD_LIMIT)
     text, delimiter = text_of(path), "\t" if path.suffix.lower() == ".tsv" else ","
+    header = text.partition("\n")[0]
+    if delimiter not in header:  # spreadsheets of some languages separate by semicolons
+        delimiter = next((other for other in (",", ";", "\t") if other in header), delimiter)
     try:
         return _text_rows(text, delimiter, csv.QUOTE_MINIMAL, strict=True)
     except csv.Error as error:
-        if delimiter == "," and "unexpected end" in str(error):
+        if delimiter != "\t" and "unexpected end" in str(error):
             raise ValueError("a quotation mark that opens a field is never closed") from error
     try:
         return _text_rows(text, delimiter, csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL, strict=False)

@@ -393,3 +393,27 @@ def test_json_lines_and_json_lists_under_each_others_names(name: str, tmp_path: 
     assert [bool(row.problems) for row in rows_of(tmp_path / name, "table")] == [False, False, True]
     (tmp_path / name).write_text(json.dumps([CHOICE]))
     assert [row.truth for row in rows_of(tmp_path / name, "table")] == ["(B)"]
+
+
+@pytest.mark.parametrize(("name", "between"), [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", ",")])
+def test_a_table_may_be_separated_otherwise_than_its_suffix_says(name: str, between: str, tmp_path: Path) -> None:
+    rows = [["video", "question", "A", "B", "answer"], ["v", "q", "one", "two", "B"]]
+    (tmp_path / name).write_text("".join(between.join(row) + "\n" for row in rows))
+    assert [row.truth for row in rows_of(tmp_path / name, "table")] == ["(B)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "format", "says"),
+    [
+        ("t.txt", "hello\nworld\n", "charades_sta", "no line is ID start end##sentence"),
+        ("t.json", '{"a": {"b": 1}}', "charades_sta", "no entry of it has timestamps"),
+        ("t.json", json.dumps([{"path": "p", "object": "o", "gt": []}]), "nextgqa", "no row of it has video, question"),
+        ("t.json", json.dumps([{"video": "v", "question": "q"}]), "vidtab", "no row of it has instruction, answer"),
+    ],
+)
+def test_a_file_of_another_data_set_is_one_sentence(
+    name: str, text: str, format: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AnnotationError, match=f"{name}: not in the shape of {format}: {says}"):
+        read_rows(tmp_path / name, format)
