@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 data_app = typer.Typer(no_args_is_help=True, help="Check, count, convert and show annotation files.")
 
 FormatOption = Annotated[str, typer.Option(help="Format of the file, a value of data.format (docs/data_sets.md).")]
-AnnotationsOption = Annotated[Path, typer.Option(help="The annotation file, or its folder.")]
+AnnotationsOption = Annotated[Path, typer.Option(help="The annotation file, or its folder; hf://datasets/… too.")]
 VideosOption = Annotated[
     Path | None, typer.Option(help="Folder of its videos; without it, missing files are not reported.")
 ]
@@ -44,6 +44,7 @@ def check(
     from rlsys.data.inspection.report import report_lines
 
     with clear_errors():
+        annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
         for line in report_lines(
             annotations, format, videos, columns=_columns(column), workers=workers, track=_tracked("opening videos")
         ):
@@ -73,6 +74,7 @@ def stats(
         if plot is not None:
             require_writable("--plot", plot.parent)
         data = _section(format, column, overrides)
+        annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
         rows, _ = read_rows(annotations, format, data.columns)
         tokens: list[int] = []
         if videos is not None:
@@ -101,7 +103,7 @@ def convert(
 
     with clear_errors():
         require_writable("OUT", out.parent)
-        rows, _ = read_rows(annotations, format, _columns(column))
+        rows, _ = read_rows(_local(annotations, "--annotations"), format, _columns(column))
         written = write_rows(rows, to, out)
         skipped = (
             f"; {len(rows) - written} dirty rows are skipped, see `rlsys data check`" if written < len(rows) else ""
@@ -139,6 +141,7 @@ def preview(
     with clear_errors():
         require_writable("OUT", out.parent)
         data = _section(format, column, overrides)
+        annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
         found = load_annotations(annotations, videos=videos, data=data, keep="published")
         _, num_shown = write_preview(
             out, annotations.name, found, num=num, workers=workers, timeout_s=data.decode_timeout_s
@@ -176,6 +179,17 @@ def timebench(
         for problem in problems:
             typer.echo(f"skipped: {problem}", err=True)
         typer.echo(f"{path}: {len(names) - len(problems)} rows; data.videos={out if cue == 'marks' else videos}")
+
+
+MaybePath = TypeVar("MaybePath", Path, Path | None)
+
+
+def _local(path: MaybePath, option: str) -> MaybePath:
+    """Return a path, or where it names something of the hub that in the local cache, downloaded if need be."""
+    from rlsys import hub
+
+    what = None if path is None else hub.reference(path)
+    return path if what is None else hub.fetch(what, {}, field=option)
 
 
 def _columns(given: Sequence[str] | None) -> dict[str, str | tuple[str, ...]]:

@@ -182,7 +182,8 @@ def _chosen(data: DataConfig, given: EvaluationSet, needs_videos: bool, shape: P
 def _load(source: Source, *, needs_videos: bool) -> Annotations:
     rows = load_annotations(
         source.annotations,
-        videos=source.videos,
+        # without a model they are only shown, where they are
+        videos=source.videos if needs_videos or source.videos.is_dir() else Path(),
         data=source.data,
         keep="published",
         name=source.name,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rlsys.config.data import metric_name
@@ -72,8 +73,7 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
     checkpoint = _checkpoint(options)
     if checkpoint:
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": checkpoint / "model"})})
-    if options.predictions is None and config.evaluation.endpoint.url is None:
-        config = with_local_files(config)
+    config = with_local_files(config, is_needed=partial(_is_needed, config, options))
     chosen = chosen_sets(config, options.datasets, needs_videos=options.predictions is None)
     out = options.out or config.output_dir / "evaluation"
     with run_lock(out):
@@ -99,6 +99,20 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
             write_whole(out / RUN_ID_FILE, _record(config, out, evaluated, results, checkpoint) + "\n")
     log.info("report in %s", out / PAGE_FILE)
     return out
+
+
+def _is_needed(config: RunConfig, options: EvalOptions, field: str) -> bool:
+    """Return whether an evaluation uses the file that a config key names; training data and other sets it does not."""
+    if field.startswith("model."):
+        return options.predictions is None and config.evaluation.endpoint.url is None
+    if field == "data.videos":
+        return options.predictions is None and any(one.videos is None for one in config.evaluation.sets)
+    _, _, rest = field.partition("evaluation.sets.")
+    if not rest:
+        return False
+    number, _, name = rest.partition(".")
+    is_chosen = not options.datasets or config.evaluation.sets[int(number)].given_name in options.datasets
+    return is_chosen and (name != "videos" or options.predictions is None)
 
 
 def _controls(config: RunConfig, chosen: Sequence[ChosenSet]) -> tuple[Control, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,20 @@ from rlsys.runs.records.run_file import read_run_file
 log = logging.getLogger(__name__)
 
 
-def with_local_files(config: RunConfig, resume: Path | None = None, *, only_cached: bool = False) -> RunConfig:
+def with_local_files(
+    config: RunConfig,
+    resume: Path | None = None,
+    *,
+    only_cached: bool = False,
+    is_needed: Callable[[str], bool] = lambda field: True,
+) -> RunConfig:
     """Return the config with folders and files of this machine for the model and the data that it names of the hub.
 
     resume: folder of the run that continues; what the config names without a revision has the commit that the run
-    started with. only_cached: download nothing. Raises HubError for what is not to be had.
+    started with. only_cached: download nothing.  is_needed: whether the file of a config key is used; others stay as
+    they are. Raises HubError for what is not to be had.
     """
-    found = dict(_references(config, ""))
+    found = {field: what for field, what in _references(config, "") if is_needed(field)}
     if not found:
         return config
     pins = _pins(resume) if resume else {}

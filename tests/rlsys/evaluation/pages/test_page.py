@@ -124,6 +124,7 @@ def test_a_browser_filters_rows_and_opens_one(page: Path) -> None:
     assert "cat sleep" not in one.partition('id="rows"')[2].partition("<script")[0]
     assert "1 of 3 rows" in shown(page, "kind=none")
     assert "2 of 3 rows" in shown(page, "group=one")
+    assert "annotated 1 to 3.5 s" in shown(page, "find=nothing&open=set:1")  # a link opens what its filters hide
 
 
 @pytest.fixture

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from typer.testing import CliRunner
 
 from cluster.job_config import job_config
+from rlsys.commands.app import app
 from rlsys.config.run import RunConfig, parse
 from rlsys.hub import HubError, blobs_of, here, reference, snapshot_of
 from rlsys.loop.state import RunState
 from rlsys.models.folder import model_digest
 from rlsys.runs.check import check
 from rlsys.runs.continuation import MODEL_TAG, ResumePoint, Start, describe_start
+from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.inputs.items import training_items
 from rlsys.runs.records.run_file import write_run_file
@@ -196,3 +199,32 @@ def test_a_job_gets_names_of_the_hub_as_they_are(cache: Path) -> None:
 def test_a_config_without_names_of_the_hub_is_untouched(cache: Path) -> None:
     given = config("/models/mine", annotations="a.json", videos="v")
     assert with_local_files(given) is given
+
+
+def test_predictions_and_commands_on_data_take_files_of_the_hub_too(cache: Path, clips: Path, tmp_path: Path) -> None:
+    put(cache, "datasets--people--clips", OLD, clips)
+    (tmp_path / "p.json").write_text(json.dumps({"a": "<answer>0 to 2</answer>"}))
+    sets = [
+        {
+            "annotations": "hf://datasets/people/clips/train.json",
+            "videos": "hf://datasets/nobody/videos",
+        },  # which are not needed
+        {"name": "other", "annotations": "hf://datasets/nobody/rows.json"},
+    ]
+    tree = {
+        "output_dir": "run",
+        "data": {"annotations": "hf://datasets/nobody/rows.json"},
+        "evaluation": {"sets": sets},
+    }
+    evaluated = parse({**tree, "model": {"path": "nobody/model"}}, source="test")
+    options = EvalOptions(datasets=("train",), predictions=tmp_path / "p.json", out=tmp_path / "out")
+    out = run_evaluation(evaluated, options)
+    (one,) = json.loads((out / "results.json").read_text())["sets"]
+    assert one["tasks"]["temporal_grounding"][0]["metrics"]["miou"]["value"] == 1.0
+    arguments = ["data", "check", "--format", "charades_sta", "--annotations", "hf://datasets/people/clips/train.json"]
+    found = CliRunner().invoke(app, [*arguments, "--videos", "hf://datasets/people/clips/videos"])
+    assert (found.exit_code, "1 videos, 1 queries, 0 dirty rows" in found.output) == (0, True), found.output
+    for replaced in ("--annotations", "--videos"):
+        wanted = [*arguments, "--videos", "videos", replaced, "hf://datasets/nobody/rows"]
+        found = CliRunner().invoke(app, wanted)
+        assert found.exit_code == 2 and "hf download nobody/rows --repo-type dataset" in " ".join(found.output.split())
