@@ -5,4 +5,5 @@
 - `responder` (`open_answering_pool`): actors without a learner, or the client of a served model
 - `compare_evaluations` (`compare_evaluations`): `rlsys eval compare`
 - `training_evaluations` (`TrainingEvaluations`): evaluations every n steps, and the best checkpoint
+- `initial` (`initial_evaluation`): the held-out figures of the weights that a run starts with
 """
