@@ -117,12 +117,12 @@ def lora_targets(folder: Path) -> tuple[str, ...]:
 
 def part_of(name: str) -> str:
     """Return the part of the model, as `learner.frozen_parts` names it, that a parameter belongs to."""
-    for family in FAMILIES.values():
-        # checkpoints may have the names without the prefix
-        if any(one.removeprefix("model.") in name for one in family.projectors):
-            return "projector"
-        if family.tower.removeprefix("model.") in name:
-            return "vision_tower"
+    # checkpoints may have the names without the prefix; some projectors are in a tower
+    prefixes = [prefix for family in FAMILIES.values() for prefix in family.projectors]
+    if any(prefix.removeprefix("model.") in name for prefix in prefixes):
+        return "projector"
+    if any(family.tower.removeprefix("model.") in name for family in FAMILIES.values()):
+        return "vision_tower"
     return "language_model"
 
 
