@@ -111,7 +111,7 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         patch_dim=vision.patch_dim,
         vision_mlp_matrices=vision.mlp_matrices,
         num_projectors=1 + vision.num_deepstack,
-        projector_inner=vision.projector_inner(config.hidden),
+        projector_inner=vision.projector_inner(config.hidden) if vision.is_narrow else 0,
         class_tokens=int(vision.has_class_token),
         is_tower_frozen="vision_tower" in frozen_parts,
     )

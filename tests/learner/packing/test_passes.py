@@ -12,7 +12,7 @@ from learner.packing.cost import read_cost_model
 from learner.packing.passes import Plan, plan_passes, split_row
 from learner.packing.rows import Row
 from rlsys.types import PatchShape
-from tests.support.learner import cost_model, make_clip, make_group, make_row
+from tests.support.learner import cost_model, cut_of, make_clip, make_group, make_row
 
 COST = cost_model()
 SHAPES = st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(0, 40), min_size=1, max_size=5)), max_size=12)
@@ -111,7 +111,7 @@ def test_cost_of_a_row_by_hand() -> None:
 
 def test_cost_of_a_clip_by_hand() -> None:
     rng = np.random.default_rng(0)
-    clip = make_clip(rng, "video", 4, 140)  # 2 x 10 x 10 patches
+    clip = make_clip(rng, "video", 4, 10)  # 2 x 10 x 10 patches
     (row,) = text_rows([(10, [4])])
     shown = replace(row, clips=(clip,))
     # windows of 8 patches: 8 and 2 along each side, squared and summed 68
@@ -125,13 +125,24 @@ def test_cost_of_a_clip_by_hand() -> None:
 
 
 def test_cost_of_a_clip_in_a_tower_without_windows_and_gates_by_hand(qwen2_vl_dirs: Mapping[str, Path]) -> None:
-    clip = make_clip(np.random.default_rng(0), "video", 4, 140)  # 2 x 10 x 10 patches
+    clip = make_clip(np.random.default_rng(0), "video", 4, 10)  # 2 x 10 x 10 patches
     (row,) = text_rows([(10, [4])])
     # two blocks, each with two matrices in its MLP, and all of a frame's 100 patches attend to each other
     linear = 2 * 200 * (4 * 64 * 64 + 2 * 64 * 128) + 200 * 1176 * 64
     merger = 50 * 256 * (256 + 192)
     cost = read_cost_model(qwen2_vl_dirs["bench"])
     assert cost.row(replace(row, clips=(clip,))) - cost.row(row) == 3 * (linear + 2 * 2 * 2 * 100 * 100 * 64 + merger)
+
+
+def test_cost_of_frames_with_a_class_token_and_a_narrow_projector_by_hand(internvl_dirs: Mapping[str, Path]) -> None:
+    folder = internvl_dirs["bench"]
+    clip = make_clip(np.random.default_rng(0), "video", 6, patch=cut_of(folder).patch)  # 6 x 4 x 4 patches
+    (row,) = text_rows([(10, [4])])
+    # two blocks without gates; 17 tokens of a frame attend to each other; patches of 14 x 14 pixels of one frame
+    linear = 2 * 96 * (4 * 64 * 64 + 2 * 64 * 128) + 96 * 588 * 64
+    projector = 24 * (256 * 192 + 192 * 192)
+    cost = read_cost_model(folder)
+    assert cost.row(replace(row, clips=(clip,))) - cost.row(row) == 3 * (linear + 2 * 2 * 6 * 17**2 * 64 + projector)
 
 
 def test_every_projector_and_all_query_heads_cost(qwen3_vl_dirs: Mapping[str, Path]) -> None:

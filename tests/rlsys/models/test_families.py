@@ -16,7 +16,7 @@ from rlsys.models.families.family import EVERYTHING
 from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName, family_named
 from tests.test_code_shape import PACKAGES, ROOT, name_of
 
-NAMED = re.compile(r"qwen\d(_\d)?_vl|Qwen\d(_\d_?)?VL|internvl|llava", re.IGNORECASE)
+NAMED = re.compile(r"qwen\d(_\d)?_vl|Qwen\d(_\d_?)?VL|(?-i:internvl|InternVL[A-Z]|llava|Llava)", re.IGNORECASE)
 """Names of models as in a config.json or of a class, but not as people write them."""
 
 
@@ -27,7 +27,10 @@ def test_only_the_files_of_families_name_a_model() -> None:
     assert found == described | {"learner/model/families.py"}
 
 
-@pytest.mark.parametrize("text", ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl_moe", "Qwen3VLModel"])
+@pytest.mark.parametrize(
+    "text",
+    ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl_moe", "Qwen3VLModel", "internvl", "InternVLModel"],
+)
 def test_a_name_of_a_model_is_found(text: str) -> None:
     assert NAMED.search(text)
 
@@ -54,7 +57,7 @@ def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
 
 
 def test_another_layout_of_a_family_is_refused_with_what_to_use_instead() -> None:
-    with pytest.raises(KeyError, match=r"model_type='internvl_chat' .*; use the checkpoint .* ends with \"-HF\""):
+    with pytest.raises(KeyError, match="internvl_chat.*; use the checkpoint .* ends with .-HF"):
         family_named("internvl_chat")
 
 
