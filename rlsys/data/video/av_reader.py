@@ -18,11 +18,13 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from rlsys.data.video.containers import head_of
 from rlsys.data.video.edits import Track, edited, movie_start_s, read_tracks
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.h264 import KeyFrame, key_frame, length_bytes
 from rlsys.data.video.pictures import Turn, turn_of, upright
 from rlsys.data.video.shown import Shown, checked, filled, in_order, times_of
+from rlsys.data.video.size_marks import HEAD_BYTES, size_mark
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
@@ -86,7 +88,7 @@ class _Packet(NamedTuple):
     """What a packet says of its frame, without its data: an hour of video has gigabytes of it.
 
     pts, dts, duration: in the stream's units; None and 0 if the file does not say.  key: what decoding gives that
-    starts at it.
+    starts at it.  mark: of the size of a key frame.
     """
 
     pts: Any
@@ -94,6 +96,7 @@ class _Packet(NamedTuple):
     duration: int
     key: KeyFrame
     is_discard: bool
+    mark: bytes
 
 
 @contextmanager
@@ -107,16 +110,18 @@ def opened(path: Path, uri: str, *, is_edited: bool = False) -> Iterator[tuple[A
         container = av.open(str(path), options=options, metadata_errors="ignore")
     except FFmpegError as error:
         raise ClipError(
-            uri, "corrupt", f"not a video that FFmpeg can open ({_message(error)}); {_head(path)}"
+            uri, "corrupt", f"not a video that FFmpeg can open ({_message(error)}); {head_of(path)}"
         ) from error
     try:
         with container:
             stream = _video_stream(container, uri)
             stream.codec_context.thread_count = 1  # decoders run in parallel, one core each
             _require_size(stream.codec_context, uri)
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of the frames behind, too
             yield container, stream
     except FFmpegError as error:
-        raise ClipError(uri, "corrupt", f"decoding failed: {_message(error)}") from error
+        what = f"decoding failed: {_message(error)} (a damaged frame, or one of over {MAX_PIXELS} pixels)"
+        raise ClipError(uri, "corrupt", what) from error
 
 
 def _video_stream(container: Any, uri: str) -> Any:
@@ -135,12 +140,6 @@ def _video_stream(container: Any, uri: str) -> Any:
 
 def _video_streams(container: Any) -> list[Any]:
     return [one for one in container.streams.video if not one.disposition & _attached()]
-
-
-def _head(path: Path) -> str:
-    """Return how a file begins, by which a page of HTML or a pointer of git-LFS is recognised."""
-    with path.open("rb") as file:
-        return f"it begins with {file.read(24)!r}"
 
 
 def _attached() -> Any:
@@ -227,14 +226,17 @@ def _probe_edited(path: Path, uri: str, track: Track, start_s: Fraction) -> Prob
 
 
 def _packets(container: Any, stream: Any) -> list[_Packet]:
-    is_h264, prefix = stream.codec_context.name == "h264", length_bytes(stream.codec_context.extradata)
+    codec = DECODERS.get(stream.codec_context.name, stream.codec_context.name)
+    extra = stream.codec_context.extradata or b""
+    prefix = length_bytes(extra)
     every: list[_Packet] = []
     for one in container.demux(stream):
         if one.size:
-            key = KeyFrame.WHOLE if one.is_keyframe else KeyFrame.NONE
-            if is_h264 and one.is_keyframe:
-                key = key_frame(bytes(one), prefix)
-            every.append(_Packet(one.pts, one.dts, one.duration or 0, key, one.is_discard))
+            key, mark = KeyFrame.NONE, b""
+            if one.is_keyframe:
+                key = key_frame(bytes(one), prefix) if codec == "h264" else KeyFrame.WHOLE
+                mark = size_mark(codec, bytes(memoryview(one)[:HEAD_BYTES]), extra, prefix)
+            every.append(_Packet(one.pts, one.dts, one.duration or 0, key, one.is_discard, mark))
     return every
 
 
@@ -250,7 +252,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
         yield from container.decode(stream)
         return
     context = av.CodecContext.create(name, "r")
-    context.thread_count = 1
+    context.thread_count, context.options = 1, {"max_pixels": str(MAX_PIXELS)}
     for packet in container.demux(stream):
         yield from context.decode(packet if packet.size else None)
 
@@ -273,6 +275,8 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_d
         return "several video streams"
     if num_discarded:
         return "an edit list"
+    if len({one.mark for one in packets if one.key is not KeyFrame.NONE}) > 1:
+        return "pictures of several sizes"
     if len(set(pts)) != len(pts):
         return "frames of one time"
     if abs(min(pts) * stream.time_base - _start_s(container)) > Fraction(1, 1000):

@@ -87,3 +87,9 @@ def _read_length(file: BinaryIO) -> int | None:
     value = int.from_bytes(bytes([value]) + file.read(extra), "big")
     unknown = (1 << 7 * (extra + 1)) - 1
     return None if value == unknown else value
+
+
+def head_of(path: Path) -> str:
+    """Return how a file begins, by which a page of HTML or a pointer of git-LFS is recognised."""
+    with path.open("rb") as file:
+        return f"it begins with {file.read(24)!r}"

@@ -37,7 +37,7 @@ def length_bytes(extradata: bytes | None) -> int:
 def key_frame(packet: bytes, num_length_bytes: int) -> KeyFrame:
     """Return what a packet is that its container flags as a key frame."""
     found = KeyFrame.PARTIAL
-    for unit in _units(packet, num_length_bytes):
+    for unit in units(packet, num_length_bytes):
         kind = unit[0] & 31 if unit else 0
         if kind == _IDR:
             return KeyFrame.WHOLE
@@ -46,7 +46,8 @@ def key_frame(packet: bytes, num_length_bytes: int) -> KeyFrame:
     return found
 
 
-def _units(packet: bytes, num_length_bytes: int) -> Iterator[bytes]:
+def units(packet: bytes, num_length_bytes: int) -> Iterator[bytes]:
+    """Yield the units of a packet; the last one may be incomplete."""
     if not num_length_bytes:
         starts = [match.end() for match in _START.finditer(packet)]
         yield from (packet[a:b] for a, b in zip(starts, [*starts[1:], len(packet)], strict=True))

@@ -8,8 +8,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,14 +25,14 @@ from rlsys.types import ImageSpec
 from tests.support.encoding import Encoding, write_video
 from tests.support.pace import patience
 from tests.support.paths import REPO
-from tests.support.video_files import make_spec
+from tests.support.video_files import frames_shown, make_spec, numbered_frame
 
 DECODE = """
 import sys
 from pathlib import Path
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import ClipError
-from tests.support.video_files import make_spec
+from tests.support.video_files import frames_shown, make_spec, numbered_frame
 try:
     print(decode(make_spec(sys.argv[1], min_frames=2, max_frames=4)).frames.shape)
 except ClipError as error:
@@ -153,6 +155,54 @@ def test_a_header_that_says_more_frames_than_there_are_ends_no_process(tmp_path:
     assert reads_fast(path) == "fewer frames than its header says"
     assert np.abs(decode(make_spec(path)).frames.astype(int) - whole).max() < 10
     assert plan_grid(make_spec(path))[0] == 2
+
+
+CHANGING = {
+    "h264 in mkv": ("libx264", "matroska", {"bf": "0", "preset": "ultrafast", "x264-params": "repeat-headers=1"}),
+    "h264 in mp4": ("libx264", "mp4", {"bf": "0", "preset": "ultrafast", "x264-params": "repeat-headers=1"}),
+    "h264 in ts": ("libx264", "mpegts", {"bf": "0", "preset": "ultrafast"}),
+    "vp8": ("libvpx", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+    "mjpeg in mov": ("mjpeg", "mov", {}),
+    "mjpeg in avi": ("mjpeg", "avi", {}),
+}
+
+
+def changing_video(path: Path, codec: str, format: str, options: dict[str, str], middle: tuple[int, int]) -> Path:
+    """Write 40 numbered frames of 64 x 48, of which the one in the middle has another (width, height)."""
+    pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for first, last, (width, height) in ((0, 20, (64, 48)), (20, 21, middle), (21, 40, (64, 48))):
+            encoder = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, pixels
+            encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 10), Fraction(10), options
+            frames = [
+                av.VideoFrame.from_ndarray(numbered_frame(number, (height, width)), format="rgb24")
+                for number in range(first, last)
+            ]
+            for number, frame in enumerate(frames, start=first):
+                frame = frame.reformat(format=pixels)
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                frames[number - first] = frame
+            for packet in [*(one for frame in frames for one in encoder.encode(frame)), *encoder.encode(None)]:
+                packet.stream = stream
+                container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("kind", CHANGING)
+def test_pictures_that_become_too_large_amid_a_stream_are_refused_before_they_are_decoded(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = changing_video(tmp_path / "a.mkv", *CHANGING[kind], middle=(640, 480))
+    whole = decode(make_spec(path, fps=10.0, max_frames=40))
+    assert [abs(a - b) for a, b in zip(frames_shown(whole.frames), range(40), strict=False)] == [0] * 40
+    assert reads_fast(path), "decord scales pictures, of any size, to the first one"
+    monkeypatch.setattr("rlsys.data.video.av_reader.MAX_PIXELS", 320 * 240)
+    with pytest.raises(ClipError, match="decoding failed: .* or one of over 76800 pixels"):
+        decode(make_spec(path, fps=10.0, max_frames=40))
 
 
 def test_a_folder_with_links_in_a_circle_or_to_nothing_is_a_bad_clip(tmp_path: Path) -> None:
