@@ -20,6 +20,7 @@ import numpy as np
 
 from actors.engine_args import engine_args, keep_pixels
 from actors.errors import BadOutput, EngineAsleep, NoWeights, PromptRefused, WeightsRefused
+from actors.linear_attention import compute_in_float32
 from actors.prompts import vllm_prompt
 from actors.requests import EngineLimits, EngineSpec, GroupRequest, check_request, environment
 from actors.sleeping import EngineSleep
@@ -74,6 +75,8 @@ class RolloutEngine:
         self._spec = spec
         keep_pixels()
         self._engine: LLMEngine = LLMEngine.from_engine_args(engine_args(spec))
+        if spec.device == "cpu" and spec.model.dtype == "float32":
+            self._engine.collective_rpc(compute_in_float32)
         self._sleep = EngineSleep(self._engine, device=spec.device, keeps_weights=bool(spec.lora.rank))
         self._workers = Workers(self._engine.collective_rpc, spec.rollout.tensor_parallel_size)
         self._chat = ChatTokenizer(spec.model.path)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from actors.weights.packed import packed_order, unpacked
+
 PARAMETERS = {"gate_up_proj": "w13_weight", "down_proj": "w2_weight"}
 """Name of a tensor in the checkpoint -> vLLM's parameter."""
 IN_ORDER = ("TRITON", "BATCHED_TRITON")
 """Backends of vLLM that hold the parameters in the order in which they are loaded."""
-_DIGIT = 256
-"""Numbers below it are exact in every number format."""
 
 
 def experts_of(layer: torch.nn.Module) -> torch.nn.Module | None:
@@ -62,28 +62,19 @@ def read(experts: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> torch.T
 def _unpacked(held: torch.Tensor, kernel: Any) -> torch.Tensor:  # noqa: ANN401 - vLLM's
     if kernel._use_zentorch:
         return held
-    order = _packed_order(kernel.isa, tuple(held.shape[1:]), held.dtype)
-    found = torch.empty_like(held).flatten(1)
-    found[:, order] = held.flatten(1)
-    return found.view(held.shape)
+    return unpacked(held.flatten(1), _order(kernel.isa, tuple(held.shape[1:]), held.dtype)).view(held.shape)
 
 
 @lru_cache(maxsize=8)
-def _packed_order(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return where each number of a packed matrix comes from: i64 [rows x columns].
+def _order(isa: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return where each number of an expert's packed matrix comes from: i64 [rows x columns]."""
 
-    Packing only moves numbers within an expert's matrix, so it is read off a matrix of its own positions, digit by
-    digit, because a number format of 16 bits does not hold large ones.
-    """
-    rest = torch.arange(shape[0] * shape[1])
-    order, unit = torch.zeros_like(rest), 1
-    while unit < len(rest):
-        digits = (rest // unit % _DIGIT).to(dtype).view(1, *shape)
-        packed = torch.empty_like(digits)
-        torch.ops._C.prepack_moe_weight(digits, packed, isa)
-        order += unit * packed.flatten().long()
-        unit *= _DIGIT
-    return order
+    def pack(numbers: torch.Tensor) -> torch.Tensor:
+        packed = torch.empty_like(numbers)
+        torch.ops._C.prepack_moe_weight(numbers, packed, isa)
+        return packed
+
+    return packed_order(pack, (1, *shape), dtype)
 
 
 def _without_padding(value: torch.Tensor, kind: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -6,16 +6,20 @@ the worker's rank, independently of vLLM's loaders, so that a loader that took a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from actors.weights import experts
+from actors.weights.packed import packed_order, unpacked
 from actors.weights.weights_in import FUSED, engine_module, engine_name, fused_layer
 from rlsys.weights.manifest import TensorEntry, TensorSpec
 from rlsys.weights.tensors import ADAPTER_PREFIX, all_sums
 
+BY_HEAD = ("A_log", "dt_bias")
+"""Parameters of linear attention, a number for each of its heads."""
 MAX_UNPACKING = 1 << 31
 """Multiplications for which a repacked matrix is read back; above it costs more than the update."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -65,7 +69,9 @@ def shard_of(layer: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> Shard
         firsts = (0, heads * size, (heads + kv_heads) * size)
         parts = [_heads(layer, count) for count in (heads, kv_heads, kv_heads)]
         return _shard(0, shape, *((first + start, rows) for first, (start, rows) in zip(firsts, parts, strict=True)))
-    if "ColumnParallelLinear" in kinds:
+    if kind == "in_proj_qkv":  # three of the four parts of one layer, whose sizes it knows
+        return _shard(0, shape, *_each_even(layer, layer.output_sizes[:3]))
+    if "ColumnParallelLinear" in kinds or kind in BY_HEAD:
         return _shard(0, shape, _even(layer, shape[0]))
     if "RowParallelLinear" in kinds and len(shape) == 2:  # the bias is added once, to the sum
         return _shard(1, shape, _even(layer, shape[1]))
@@ -80,6 +86,18 @@ def _shard(dim: int, shape: tuple[int, ...], *pieces: tuple[int, int]) -> Shard:
 def _even(layer: torch.nn.Module, size: int) -> tuple[int, int]:
     each = size // layer.tp_size
     return layer.tp_rank * each, each
+
+
+def _each_even(layer: torch.nn.Module, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return this worker's part of each of several matrices that are one tensor, one behind the other."""
+    firsts = [sum(sizes[:index]) for index in range(len(sizes))]
+    parts = [_even(layer, size) for size in sizes]
+    return [(first + start, rows) for first, (start, rows) in zip(firsts, parts, strict=True)]
+
+
+def _channels(layer: torch.nn.Module, attention: torch.nn.Module) -> list[tuple[int, int]]:
+    """Return this worker's channels of the convolution before linear attention: of queries, of keys and of values."""
+    return _each_even(layer, (attention.key_dim, attention.key_dim, attention.value_dim))
 
 
 def _heads(layer: torch.nn.Module, total: int) -> tuple[int, int]:
@@ -163,7 +181,10 @@ def held_parts(
             continue
         if last[0] != f"{module}.{leaf}":
             last = (f"{module}.{leaf}", [_parameter(layer, leaf), _unpacked(layer, leaf)])
-        shard = shard_of(layer, kind, spec.shape)
+        if kind == "conv1d":
+            shard = _shard(0, spec.shape, *_channels(layer, layers[module.rpartition(".")[0]]))
+        else:
+            shard = shard_of(layer, kind, spec.shape)
         value, unpacked = (_cut(held, place, shard.shape_of(spec.shape)) for held in last[1])
         if value is not None or unpacked is not None:
             yield HeldPart(name=name, layer=layer, shard=shard, value=value, unpacked=unpacked)
@@ -194,7 +215,18 @@ def _place(name: str, kind: str, layer: torch.nn.Module, specs: Mapping[str, Ten
 
 def _parameter(layer: torch.nn.Module, leaf: str) -> torch.Tensor | None:
     held = layer._parameters.get(leaf)
-    return held.detach() if held is not None and held.numel() else None
+    if held is None or not held.numel():
+        return None
+    plain = layer.__dict__.get("_cpu_unpacked_conv_weight")
+    if leaf != "weight" or plain is None or held.is_meta:
+        return held.detach()
+    return unpacked(held.detach().flatten(), _convolution_order(tuple(plain.shape))).view(len(plain), 1, -1)
+
+
+@lru_cache(maxsize=8)
+def _convolution_order(shape: tuple[int, int]) -> torch.Tensor:
+    """Return where each number of a packed convolution of [channels, kernel] comes from, which vLLM has in bfloat16."""
+    return packed_order(torch.ops._C.causal_conv1d_weight_pack, shape, torch.bfloat16)
 
 
 def _unpacked(layer: torch.nn.Module, leaf: str) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from actors.errors import WeightsRefused
 from rlsys.config.run import LoraConfig
 from rlsys.models.folder import tensor_shapes
+from rlsys.models.model_config import read_model_config
 from rlsys.weights.manifest import (
     Manifest,
     NamedTensor,
@@ -37,6 +38,10 @@ FUSED = {
     "v_proj": ("qkv_proj", 2),
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
+    "in_proj_qkv": ("in_proj_qkvz", 0),
+    "in_proj_z": ("in_proj_qkvz", 1),
+    "in_proj_b": ("in_proj_ba", 0),
+    "in_proj_a": ("in_proj_ba", 1),
 }
 """Layers that vLLM fuses: name in the checkpoint -> (name of the fused layer, index of the part in it)."""
 UNFUSED = ("vision_tower.",)
@@ -62,7 +67,13 @@ def expected_weights(model_path: Path, dtype: str) -> Expected:
     files = sorted(Path(model_path).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{model_path}: no *.safetensors in it; save the checkpoint with save_pretrained.")
-    shapes = {name: shape for file in files for name, shape in tensor_shapes(file).items()}
+    unused = read_model_config(model_path).family.unused
+    shapes = {
+        name: shape
+        for file in files
+        for name, shape in tensor_shapes(file).items()
+        if not unused or not name.startswith(unused)
+    }
     specs = {name: TensorSpec(shape=shape, dtype=dtype) for name, shape in shapes.items()}
     if has_head(specs):
         return Expected(specs=specs, tied_to="")

@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from transformers.models.internvl import modeling_internvl
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
 from transformers.vision_utils import get_vision_window_index
 
+from learner.packing.linear_attention import Rule
 from rlsys.models.families.family import Family
 from rlsys.models.families.table import family_named
 
@@ -27,8 +29,19 @@ Read = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recurrence:
+    """The layers of a language model that keep a state.
+
+    layer: their class, with the parts of `learner.packing.linear_attention.PackedDeltaNet`.  rule: what they compute.
+    """
+
+    layer: type[nn.Module]
+    rule: Rule
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modules:
-    """The modules of a family's vision tower.
+    """The modules of a family's vision tower, and of its language model those that a mask is not enough for.
 
     root: name of the module that has tower and projectors, which the functions below are given.
     attention: class of a block's attention, with `qkv`, `proj`, `num_heads` and `scaling`, which is given hidden
@@ -41,6 +54,7 @@ class Modules:
     is added to the states that the language layer of its number returns.
     states: what the projectors make the features of, [merged patches, patches in one, levels x tower's width].
     project: states -> features.
+    recurrence: the layers that keep a state; None if there are none.
     """
 
     root: str = "model.visual"
@@ -51,6 +65,7 @@ class Modules:
     project: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     read_patches: Callable[[nn.Module], None] | None = None
     side: Callable[[nn.Module], int] = lambda root: int(root.config.spatial_merge_size)
+    recurrence: Recurrence | None = None
 
 
 def _features(tower: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
@@ -184,6 +199,16 @@ MODULES: Mapping[str, Modules] = {
         project=_frame_project,
         read_patches=_read_cut_frames,
         side=lambda root: _MERGE,
+    ),
+    "qwen3_5": Modules(
+        attention=modeling_qwen3_5.Qwen3_5VisionAttention,
+        rotate=modeling_qwen3_5.apply_rotary_pos_emb_vision,
+        features=_features,
+        states=_states,
+        project=_project,
+        recurrence=Recurrence(
+            layer=modeling_qwen3_5.Qwen3_5GatedDeltaNet, rule=modeling_qwen3_5.torch_chunk_gated_delta_rule
+        ),
     ),
 }
 """`model_type` -> modules."""

@@ -10,11 +10,12 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from learner.loss.logprobs import TokenHead
-from learner.model.families import family_of
+from learner.model.families import family_of, modules_of
 from learner.model.frozen import ClipFeatures
 from learner.model.pixels import read_pixel_format
 from learner.model.vision import speed_up
 from learner.packing.attention import FORMS
+from learner.packing.linear_attention import ChannelConvolution, PackedDeltaNet
 from learner.packing.packing import ModelLayout, PackedBatch
 from rlsys.models.model_config import read_model_config
 
@@ -69,6 +70,18 @@ def read_layout(model: PreTrainedModel, model_path: Path) -> ModelLayout:
     )
 
 
+def _pack_layers(model: PreTrainedModel) -> None:
+    """Make the layers that keep a state read packed rows. Raises ValueError for layers of a kind that is not known."""
+    recurrence, text = modules_of(model).recurrence, model.model.language_model
+    known = {"full_attention", *(["linear_attention"] if recurrence else [])}
+    if unknown := set(getattr(text.config, "layer_types", None) or ()) - known:
+        raise ValueError(f"the model's layers are {sorted(unknown)}; packing supports only {sorted(known)}.")
+    for layer in text.modules():
+        if recurrence and type(layer) is recurrence.layer:
+            layer.__class__, layer.conv1d.__class__ = PackedDeltaNet, ChannelConvolution
+            layer.rule = recurrence.rule
+
+
 class WholePass:
     """The inputs of a rank that computes a pass by itself; the counterpart of `SharedPass`."""
 
@@ -108,10 +121,7 @@ class PackedPolicy(nn.Module):
         text = model.model.language_model.config
         if text._attn_implementation not in FORMS.values():
             text._attn_implementation = FORMS["sdpa"]
-        if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or ()):
-            raise ValueError(
-                f"the model's layers are {sorted(set(text.layer_types))}; packing supports only full_attention."
-            )
+        _pack_layers(model)
         model.lm_head.__class__ = TokenHead
         self._features = ClipFeatures(model)
         self._has_one_axis = family_of(model).has_one_axis

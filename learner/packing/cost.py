@@ -18,7 +18,9 @@ class CostModel:
     """The sizes of a model that determine the cost of a row.
 
     hidden, mlp, query_size and kv_size (query or key/value heads x head size), vocabulary: of the language model, which
-    has `layers` layers; `mlp` of the experts that a token passes where there are experts.
+    has `layers` layers; `mlp` of the experts that a token passes where there are experts.  gate_size: numbers of the
+    gate of attention's output.  linear_layers: of the layers, those with linear attention in the place of attention,
+    which costs a token `linear_attention` multiply-adds.
     vision_*: of the vision tower; its blocks attend within windows of `window_patches` patches a side, except
     `full_attention_blocks`, which attend within a temporal patch.  patch_dim: number of values in a patch.
     vision_mlp_matrices: 3 where the tower's MLPs have a gate, else 2.
@@ -45,6 +47,9 @@ class CostModel:
     projector_inner: int = 0
     class_tokens: int = 0
     is_tower_frozen: bool = False
+    gate_size: int = 0
+    linear_layers: int = 0
+    linear_attention: float = 0.0
 
     def row(self, row: Row) -> float:
         """Return the multiply-adds of a forward and backward pass over the row."""
@@ -65,8 +70,14 @@ class CostModel:
 
     def _text(self, prompt: int, read: Sequence[int]) -> float:
         pairs = prompt * (prompt + 1) / 2 + sum(num * prompt + num * (num + 1) / 2 for num in read)
-        linear = self.hidden * (2 * self.query_size + 2 * self.kv_size + 3 * self.mlp)
-        return self.layers * ((prompt + sum(read)) * linear + 2 * pairs * self.query_size)
+        attention = self.hidden * (2 * self.query_size + self.gate_size + 2 * self.kv_size)
+        attention_layers = self.layers - self.linear_layers
+        of_token = (
+            attention_layers * attention
+            + self.linear_layers * self.linear_attention
+            + self.layers * 3 * self.hidden * self.mlp
+        )
+        return (prompt + sum(read)) * of_token + attention_layers * 2 * pairs * self.query_size
 
     def _clip(self, grid_thw: Sequence[int]) -> float:
         time, height, width = grid_thw
@@ -94,7 +105,7 @@ def _window_pairs(length: int, window: int) -> int:
 def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostModel:
     """Return the cost model of the checkpoint in a folder. frozen_parts: as `LearnerConfig.frozen_parts`."""
     config = read_model_config(model_path)
-    vision = config.vision
+    vision, linear = config.vision, config.linear
     return CostModel(
         layers=config.layers,
         hidden=config.hidden,
@@ -114,4 +125,7 @@ def read_cost_model(model_path: Path, frozen_parts: Sequence[str] = ()) -> CostM
         projector_inner=vision.projector_inner(config.hidden) if vision.is_narrow else 0,
         class_tokens=int(vision.has_class_token),
         is_tower_frozen="vision_tower" in frozen_parts,
+        gate_size=config.projected_queries - config.queries,
+        linear_layers=linear.layers if linear else 0,
+        linear_attention=linear.multiply_adds(config.hidden) if linear else 0.0,
     )

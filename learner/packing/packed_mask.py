@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
+from learner.packing.forks import Forks
+
 MOST_PADDING = 16
 """Number of tokens by which segments that are computed together may differ, or a quarter if that is more."""
 LONGEST_TOGETHER = 512
@@ -111,6 +113,16 @@ class PackedMask:
             else:
                 together.append([(start, stop)])
         return [Bucket(found, self.device) for found in together]
+
+    def forks(self, kernel: int) -> Forks:
+        """Return the order in which layers read that keep a state, behind a convolution over `kernel` tokens."""
+        if kernel not in self._forks:
+            self._forks[kernel] = Forks(self.rows, kernel, self.device)
+        return self._forks[kernel]
+
+    @cached_property
+    def _forks(self) -> dict[int, Forks]:
+        return {}
 
     @cached_property
     def seen_by_responses(self) -> list[torch.Tensor]:

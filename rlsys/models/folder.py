@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from rlsys.models.families.family import LinearAttention
 from rlsys.models.model_config import ModelConfig, ModelFolderError, read_json, read_model_config, text_settings
 
 INDEX = "model.safetensors.index.json"
@@ -119,6 +120,8 @@ def problems_of_folder(folder: Path) -> Iterator[str]:
         yield str(error)
         return
     model = read_model_config(folder)
+    if unused := model.family.unused:
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(unused)}
     yield from _missing_tensors(folder, model, shapes)
     for problem in model.family.problems(text_settings(config), shapes):
         yield f"{folder}: {problem}"
@@ -209,12 +212,22 @@ def _missing_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tup
     depths = {"layers": config.layers, config.family.blocks: config.vision.depth}
     for kind, depth in depths.items():
         counts = {index: count for (one, index), count in per_layer.items() if one == kind}
-        most = max(counts.values(), default=0)
-        short = [index for index in range(depth) if counts.get(index, 0) < most or not most]
+        short = [index for alike in _alike(config, kind, depth) for index in _incomplete(counts, alike)]
         if short:
-            yield f"{folder}: {kind}.{short[0]} is missing or incomplete in the weight files ({len(short)} such)."
+            yield f"{folder}: {kind}.{min(short)} is missing or incomplete in the weight files ({len(short)} such)."
         if beyond := sorted(index for index in counts if index >= depth):
             yield f"{folder}: the weights have {kind}.{beyond[-1]}, config.json says {depth} {kind}."
+
+
+def _alike(config: ModelConfig, kind: str, depth: int) -> list[list[int]]:
+    """Return the numbers of the layers or blocks that have equally many tensors."""
+    linear = config.linear.indices if config.linear and kind == "layers" else ()
+    return [[index for index in range(depth) if (index in linear) == is_linear] for is_linear in (False, True)]
+
+
+def _incomplete(counts: Mapping[int, int], alike: Sequence[int]) -> list[int]:
+    most = max((counts.get(index, 0) for index in alike), default=0)
+    return [index for index in alike if counts.get(index, 0) < most or not most]
 
 
 def _other_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -240,9 +253,10 @@ def _other_tensors(folder: Path, config: ModelConfig, shapes: Mapping[str, tuple
 
 def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes that a config gives the language model and the patch embedding, by the ends of their names."""
-    hidden, mlp = config.hidden, config.mlp
+    hidden, mlp, linear = config.hidden, config.mlp, config.linear
     return {
-        ".self_attn.q_proj.weight": (config.queries, hidden),
+        **(_linear_shapes(linear, hidden) if linear else {}),
+        ".self_attn.q_proj.weight": (config.projected_queries, hidden),
         ".self_attn.k_proj.weight": (config.kv, hidden),
         ".self_attn.v_proj.weight": (config.kv, hidden),
         ".self_attn.o_proj.weight": (hidden, config.queries),
@@ -251,4 +265,15 @@ def _expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ".input_layernorm.weight": (hidden,),
         "model.norm.weight": (hidden,),
         config.family.patch_embedding: (config.vision.hidden, *config.vision.patch_kernel),
+    }
+
+
+def _linear_shapes(linear: LinearAttention, hidden: int) -> dict[str, tuple[int, ...]]:
+    return {
+        ".linear_attn.in_proj_qkv.weight": (linear.channels, hidden),
+        ".linear_attn.in_proj_z.weight": (linear.values, hidden),
+        ".linear_attn.conv1d.weight": (linear.channels, 1, linear.kernel),
+        ".linear_attn.A_log": (linear.value_heads,),
+        ".linear_attn.norm.weight": (linear.value_size,),
+        ".linear_attn.out_proj.weight": (hidden, linear.values),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlsys.errors import UserError
 from rlsys.files import require_regular
-from rlsys.models.families.family import Experts, Family, VisionConfig
+from rlsys.models.families.family import Experts, Family, LinearAttention, VisionConfig
 from rlsys.models.families.table import family_named
 from rlsys.types import DEFAULT_PATCH, PatchShape
 
@@ -42,6 +42,17 @@ class ModelConfig:
     longest: int | None
     vision: VisionConfig
     experts: Experts | None = None
+    linear: LinearAttention | None = None
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers that keep keys and values."""
+        return self.layers - (self.linear.layers if self.linear else 0)
+
+    @property
+    def projected_queries(self) -> int:
+        """Numbers that the projection of queries computes: with them the gates of attention's output, if it has any."""
+        return self.queries * (2 if self.family.has_output_gate else 1)
 
     def takes_adapters(self, device: str) -> bool:
         """Return whether engines on "cpu" or "cuda" can compute the model with adapters.
@@ -152,6 +163,7 @@ def _parse(tree: Mapping[str, Any], family: Family, video_pad: int | None) -> Mo
         longest=_longest(text),
         vision=family.read_vision(tree["vision_config"]),
         experts=family.read_experts(text),
+        linear=family.read_linear_attention(text),
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlsys.config.run import ConfigError, LearnerConfig
-from rlsys.models.families.family import Experts
+from rlsys.models.families.family import Experts, LinearAttention
 from rlsys.models.model_config import read_model_config
+
+OF_LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+"""Names of the matrices of linear attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,9 @@ class ModelSizes:
     queries, kv: query heads and key/value heads, each x `head_size`.  embedding, language, tower, projector: number of
     parameters of each part; an output head of its own counts as embedding.  is_tower_gated: whether the MLPs of the
     tower have a gate.  is_tower_scaled: whether its blocks' branches have scales.  has_query_norms: whether queries and
-    keys are normed by head.  mlp: width of the MLP of a layer without experts.
+    keys are normed by head.  mlp: width of the MLP of a layer without experts.  projected_queries: numbers that the
+    projection of queries computes, gates of the output included.  linear: the layers that keep a state in the place of
+    keys and values.
     """
 
     layers: int
@@ -39,6 +45,13 @@ class ModelSizes:
     is_tower_scaled: bool = False
     has_query_norms: bool = False
     experts: Experts | None = None
+    projected_queries: int = 0
+    linear: LinearAttention | None = None
+
+    @property
+    def attention_layers(self) -> int:
+        """Number of layers that keep keys and values."""
+        return self.layers - (self.linear.layers if self.linear else 0)
 
     @property
     def parameters(self) -> int:
@@ -70,7 +83,9 @@ class ModelSizes:
     def trained(self, learner: LearnerConfig) -> int:
         """Return the number of trained parameters: only adapters with LoRA, else all parts that are not frozen."""
         if learner.lora.rank:
-            return self.layers * learner.lora.rank * sum(sum(self._sides(name)) for name in learner.lora.targets)
+            return learner.lora.rank * sum(
+                self._layers_with(name) * sum(self._sides(name)) for name in learner.lora.targets
+            )
         frozen = {"vision_tower": self.tower, "projector": self.projector}
         return self.parameters - sum(frozen[part] for part in learner.frozen_parts)
 
@@ -78,19 +93,27 @@ class ModelSizes:
         """Return why the attention cannot be divided over `learner.sequence_parallel` ranks; None if it can."""
         if sequence_parallel == 1:
             return None
-        heads = self.queries // self.head_size
-        if heads % sequence_parallel == 0:
+        heads = held = self.queries // self.head_size
+        said = f"{heads}"
+        if self.linear:  # where a head of keys and its heads of values stay together
+            held = math.gcd(heads, self.linear.key_heads)
+            said = f"{heads}, and {self.linear.key_heads} of keys in linear attention"
+        if held % sequence_parallel == 0:
             return None
-        possible = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        possible = ", ".join(str(size) for size in range(1, held + 1) if held % size == 0)
         return (
             f"learner.sequence_parallel={sequence_parallel}: every rank computes the attention of an equal number of "
-            f"heads, and the model has {heads}; set it to one of {possible}."
+            f"heads, and the model has {said}; set it to one of {possible}."
         )
+
+    def _layers_with(self, layer: str) -> int:
+        """Return the number of layers that have a linear layer of this name."""
+        return self.layers if layer in ("gate_proj", "up_proj", "down_proj") else self.attention_layers
 
     def _sides(self, layer: str) -> tuple[int, int]:
         """Return the numbers of inputs and outputs of a linear layer of the language model."""
         sides = {
-            "q_proj": (self.hidden, self.queries),
+            "q_proj": (self.hidden, self.projected_queries or self.queries),
             "k_proj": (self.hidden, self.kv),
             "v_proj": (self.hidden, self.kv),
             "o_proj": (self.queries, self.hidden),
@@ -102,6 +125,11 @@ class ModelSizes:
             raise ConfigError(
                 f"learner.lora.targets: {layer} is a part of the experts, which are one tensor for all experts of a "
                 "layer and get no adapter; name only layers of attention: q_proj, k_proj, v_proj, o_proj."
+            )
+        if self.linear and layer in OF_LINEAR_ATTENTION:
+            raise ConfigError(
+                f"learner.lora.targets: {layer} is a layer of linear attention, which get no adapters; name only "
+                f"layers of attention and MLPs: {', '.join(sides)}."
             )
         if layer not in sides:
             raise ConfigError(
@@ -120,7 +148,8 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
     experts = config.experts
     dense_layers = config.layers - (experts.layers if experts else 0)
     mlps = dense_layers * 3 * hidden * mlp + (experts.parameters(hidden) if experts else 0)
-    attention = 2 * hidden * (queries + kv) + biases + norms
+    attention = hidden * (config.projected_queries + queries + 2 * kv) + biases + norms
+    linear = config.linear.layers * config.linear.layer_parameters(hidden) if config.linear else 0
     return ModelSizes(
         layers=config.layers,
         hidden=hidden,
@@ -134,11 +163,13 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         tower_mlp=vision.mlp,
         merge=vision.merge_size,
         embedding=config.vocabulary * hidden * (1 if config.has_tied_embeddings else 2),
-        language=config.layers * (attention + 2 * hidden) + mlps + hidden,
+        language=config.attention_layers * attention + linear + config.layers * 2 * hidden + mlps + hidden,
         tower=vision.tower_parameters,
         projector=vision.projector_parameters(hidden),
         is_tower_gated=vision.is_gated,
         is_tower_scaled=vision.is_scaled,
         has_query_norms=family.has_query_norms,
         experts=experts,
+        projected_queries=config.projected_queries,
+        linear=config.linear,
     )

@@ -116,6 +116,7 @@ def make_tiny(
         torch.manual_seed(seed)
         model = getattr(transformers, described.model)(config)
         _fill_tables(model)
+        _draw(model, described.tiny_ranges)
     model.generation_config = GenerationConfig(
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
@@ -126,6 +127,14 @@ def make_tiny(
     model.save_pretrained(folder)
     _turn(folder / "model.safetensors", described.transposed)
     _make_processor(tokenizer, described).save_pretrained(folder)
+
+
+def _draw(model: torch.nn.Module, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Draw parameters evenly between bounds, by the ends of their names."""
+    for name, parameter in model.named_parameters():
+        for ending, (low, high) in ranges.items():
+            if name.endswith(ending):
+                parameter.data.uniform_(low, high)
 
 
 def _turn(file: Path, endings: tuple[str, ...]) -> None:

@@ -169,11 +169,15 @@ def _later_lines(config: RunConfig, prompts: Prompts, responses: float) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRoom:
-    """The key/value cache of one engine: its bytes, bytes per token, and concurrent groups of mean length."""
+    """The cache of one engine: its bytes, what a token and a response take of it, and groups of mean length at once.
+
+    per_token: bytes of keys and values.  per_response: bytes of the state that linear attention keeps, of any length.
+    """
 
     room: float
     per_token: int
     groups: int
+    per_response: int = 0
 
 
 def engine_room(
@@ -186,10 +190,14 @@ def engine_room(
         devices = rollout.tensor_parallel_size
         free = given.memory_gib * rollout.gpu_memory_utilization - given.engine_reserve_gib
         room = devices * free * GIB - sizes.parameters * width
-    per_token = 2 * sizes.layers * sizes.kv * width
-    tokens = prompts.mean + rollout.group_size * responses
-    groups = min(rollout.max_num_seqs // rollout.group_size, int(max(room, 0) / (per_token * tokens)))
-    return EngineRoom(room=room, per_token=per_token, groups=groups)
+    per_token = 2 * sizes.attention_layers * sizes.kv * width
+    per_response = sizes.linear.state_bytes(width) if sizes.linear else 0
+    # where states are kept, responses do not share a prompt
+    num_prompts = rollout.group_size if sizes.linear else 1
+    tokens = num_prompts * prompts.mean + rollout.group_size * responses
+    of_group = per_token * tokens + rollout.group_size * per_response
+    groups = min(rollout.max_num_seqs // rollout.group_size, int(max(room, 0) / of_group))
+    return EngineRoom(room=room, per_token=per_token, groups=groups, per_response=per_response)
 
 
 def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given: Assumptions) -> Section:
@@ -202,11 +210,13 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
             f"{given.engine_reserve_gib:g} GiB reserve) - weights"
         )
     weights = sizes.parameters * BYTES[config.model.dtype]
-    longest = config.model.max_model_len * room.per_token
+    longest = config.model.max_model_len * room.per_token + room.per_response
+    shared = "each response with its prompt" if room.per_response else "prompt shared"
+    kept = "keys, values and states" if room.per_response else "keys and values"
     problems = []
     if longest > room.room:
         problems.append(
-            f"an engine has {shown(room.room)} for keys and values, one sequence of model.max_model_len="
+            f"an engine has {shown(room.room)} for {kept}, one sequence of model.max_model_len="
             f"{config.model.max_model_len} needs {shown(longest)}: lower it, or raise "
             + (
                 "rollout.tensor_parallel_size or rollout.gpu_memory_utilization."
@@ -221,17 +231,26 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
             Line(
                 "keys and values of a token",
                 shown(room.per_token),
-                f"2 x {sizes.layers} layers x {sizes.kv} x {BYTES[config.model.dtype]} bytes",
+                f"2 x {sizes.attention_layers} layers x {sizes.kv} x {BYTES[config.model.dtype]} bytes",
             ),
-            Line("room for keys and values", shown(room.room), how),
+            *_state_lines(sizes, room),
+            Line(f"room for {kept}", shown(room.room), how),
             Line(
                 "groups at once",
                 f"{room.groups} ({room.groups * rollout.group_size} responses)",
-                f"of mean length, prompt shared; at most rollout.max_num_seqs={rollout.max_num_seqs} responses",
+                f"of mean length, {shared}; at most rollout.max_num_seqs={rollout.max_num_seqs} responses",
             ),
         ),
         problems=tuple(problems),
     )
+
+
+def _state_lines(sizes: ModelSizes, room: EngineRoom) -> tuple[Line, ...]:
+    linear = sizes.linear
+    if linear is None:
+        return ()
+    how = f"{linear.layers} layers x ({linear.state} numbers in float32, and {linear.tail} of the convolution)"
+    return (Line("state of a response", shown(room.per_response), how),)
 
 
 def _active(sizes: ModelSizes) -> str:

@@ -84,7 +84,8 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
 
     A gated layer keeps, per token: input, normed input, the sum with attention's projection, normed sum and the output
     (5 hidden), queries and attention's output (2 queries), keys and values (2 kv), queries and keys before their norms
-    if they have any, and what its MLP keeps (`ModelSizes.kept_by_mlp`). Attention's
+    if they have any, three times the gate of the output if there is one, and what its MLP keeps
+    (`ModelSizes.kept_by_mlp`); linear attention in the place of attention what `LinearAttention.kept` says. Attention's
     weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
     and one layer at a time the rest. Ranks that compute a pass together keep equal parts of all this; attention's
     output by heads and by tokens, and copies of keys and values where there are fewer heads of these than ranks.
@@ -96,11 +97,17 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
     patches = pass_tokens * visual_share * sizes.merge**2
     is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
     tower_depth = 1 if is_frozen else sizes.tower_layers
-    language_layer = 5 * sizes.hidden + 2 * sizes.queries + 2 * copies * sizes.kv + sizes.kept_by_mlp
+    attention = 2 * sizes.queries + 2 * copies * sizes.kv
     if num_sharing > 1:
-        language_layer += sizes.queries
+        attention += sizes.queries
     if sizes.has_query_norms:
-        language_layer += sizes.queries + sizes.kv
+        attention += sizes.queries + sizes.kv
+    if sizes.projected_queries > sizes.queries:  # the gate, its sigmoid and the product
+        attention += 3 * sizes.queries
+    mixed = float(attention)
+    if sizes.linear:
+        mixed = (sizes.attention_layers * attention + sizes.linear.layers * sizes.linear.kept) / sizes.layers
+    language_layer = 5 * sizes.hidden + mixed + sizes.kept_by_mlp
     # what a branch adds is kept before it is scaled
     tower_layer = (11 if sizes.is_tower_scaled else 9) * sizes.tower_hidden + (
         4 if sizes.is_tower_gated else 2

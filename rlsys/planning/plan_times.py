@@ -77,12 +77,16 @@ def _generate(
     prefill_flops = 2 * (
         sizes.language_used() * prompts.mean + sizes.tower * patches + sizes.projector * prompts.mean_visual
     )
+    # where states are kept every response reads its prompt; the tower's features are shared
+    num_prompts = size if sizes.linear else 1
+    prefill_flops += 2 * (num_prompts - 1) * sizes.language_used() * prompts.mean
     # the prompts of all groups that run at once are read in the time in which one group is generated
     prefill = groups * prefill_flops / (devices * given.flops)
-    context = prompts.mean + size * responses / 2
+    context = num_prompts * prompts.mean + size * responses / 2
     # of experts, those that any of the responses at once needs
     language = sizes.language_used(groups * size)
-    read = (language + sizes.vocabulary * sizes.hidden) * width + groups * context * room.per_token
+    states = groups * size * room.per_response
+    read = (language + sizes.vocabulary * sizes.hidden) * width + groups * context * room.per_token + states
     decode = responses * read / (devices * given.bytes_per_s)
     how = (
         f"{groups} prompts read in {prefill:.3g} s + {responses:.0f} tokens in {decode:.3g} s "
@@ -90,7 +94,7 @@ def _generate(
     )
     if again := config.perception.rounds - 1:
         # of a later round every response has a prompt of its own
-        alone = read + groups * ((size - 1) * prompts.mean + size * responses / 2) * room.per_token
+        alone = read + groups * ((size - num_prompts) * prompts.mean + size * responses / 2) * room.per_token
         later = size * prefill + responses * alone / (devices * given.bytes_per_s)
         return prefill + decode + again * later, f"{how}; {again} later rounds in {later:.3g} s each"
     return prefill + decode, how

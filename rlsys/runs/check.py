@@ -327,9 +327,14 @@ def _cache_problems(config: RunConfig) -> Iterator[str]:
         )
     if config.cluster.device != "cpu":
         return
-    sizes = read_model_sizes(config.model.path)
-    block = CPU_BLOCK_TOKENS * 2 * sizes.layers * sizes.kv * BYTES[config.model.dtype]
-    num_blocks = -(-longest // CPU_BLOCK_TOKENS) + 1  # vLLM keeps one to itself
+    sizes, width = read_model_sizes(config.model.path), BYTES[config.model.dtype]
+    tokens, num_states, linear = CPU_BLOCK_TOKENS, 0, sizes.linear
+    if linear:  # a block is as large as the state of a layer at least, and layers of a kind share blocks
+        of_block = CPU_BLOCK_TOKENS * 2 * sizes.kv * width
+        tokens *= -(-linear.state_bytes(width) // (linear.layers * of_block))
+        num_states = -(-linear.layers // sizes.attention_layers)
+    block = tokens * 2 * sizes.attention_layers * sizes.kv * width
+    num_blocks = -(-longest // tokens) + num_states + 1  # vLLM keeps one to itself
     needed_mib = -(-num_blocks * block // (1 << 20))
     if needed_mib > config.rollout.kv_cache_mib:
         yield (

@@ -56,7 +56,10 @@ def evaluated(model: Path, out: Path, clips: SyntheticSet) -> list[dict[str, Any
 
 @pytest.mark.parametrize(
     "dirs",
-    ["qwen3_vl_dirs", *(pytest.param(f"{name}_dirs", marks=pytest.mark.long) for name in ("qwen2_vl", "internvl"))],
+    [
+        "qwen3_vl_dirs",
+        *(pytest.param(f"{name}_dirs", marks=pytest.mark.long) for name in ("qwen2_vl", "internvl", "qwen3_5")),
+    ],
 )
 def test_a_model_of_another_family_is_evaluated(
     dirs: str, request: pytest.FixtureRequest, tmp_path: Path, clips: SyntheticSet

@@ -77,12 +77,24 @@ def internvl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path
 
 
 @pytest.fixture(scope="session")
+def qwen3_5_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Write a tiny Qwen3.5 of each size, "tiny" and "bench": layers of linear and of full attention in turns."""
+    from rlsys.models.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("models_of_qwen3_5")
+    make_tiny(folder / "tiny", seed=0, family="qwen3_5")
+    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_5")
+    return {size: folder / size for size in ("tiny", "bench")}
+
+
+@pytest.fixture(scope="session")
 def tiny_dirs_by_family(
     tiny_model_dir: Path,
     qwen2_vl_dirs: Mapping[str, Path],
     qwen3_vl_dirs: Mapping[str, Path],
     qwen3_vl_moe_dirs: Mapping[str, Path],
     internvl_dirs: Mapping[str, Path],
+    qwen3_5_dirs: Mapping[str, Path],
 ) -> Mapping[str, Path]:
     """Write the smaller model of each family, for tests that start one process for all of them."""
     dirs = {
@@ -90,6 +102,7 @@ def tiny_dirs_by_family(
         "qwen3_vl": qwen3_vl_dirs,
         "qwen3_vl_moe": qwen3_vl_moe_dirs,
         "internvl": internvl_dirs,
+        "qwen3_5": qwen3_5_dirs,
     }
     folders = {DEFAULT: tiny_model_dir, **{family: by_size["tiny"] for family, by_size in dirs.items()}}
     assert folders.keys() == FAMILIES.keys()

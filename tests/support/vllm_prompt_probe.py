@@ -1,9 +1,10 @@
 """Prompts as vLLM itself processes them; run as a process with JSON in and JSON out.
 
 It is a process of its own, because vLLM changes torch's threading for everything else in a process.
-stdin: for each model {"model", "generate": bool, "unchanged": settings of its processor, "prompts": [{"dtype",
-"engine_ids", "media": [{"kind", "frames", "height", "width", "metadata"}]}]}.  stdout's last line: for each model
-{"prompts": [{"prompt_ids", "position_ids", "next_position"}], "generated": [[id, …], …]}.
+stdin: for each model {"model", "generate": the number format to generate in or "", "unchanged": settings of its
+processor, "prompts": [{"dtype", "engine_ids", "media": [{"kind", "frames", "height", "width", "metadata"}]}]}.
+stdout's last line: for each model {"prompts": [{"prompt_ids", "position_ids", "next_position"}], "generated":
+[[id, …], …]}.
 """
 
 from __future__ import annotations
@@ -75,17 +76,18 @@ def positions(model: str, prompt: dict[str, Any], unchanged: dict[str, Any]) -> 
     return {"prompt_ids": ids, "position_ids": position_ids.tolist(), "next_position": len(ids) + delta}
 
 
-def generated(model: str, prompt: dict[str, Any], unchanged: dict[str, Any]) -> list[list[int]]:
+def generated(model: str, dtype: str, prompt: dict[str, Any], unchanged: dict[str, Any]) -> list[list[int]]:
     """Return the prompt ids that the engine reports, and the ids that it sampled."""
     engine = LLM(
         model=model,
-        dtype="float32",
+        dtype=dtype,
         max_model_len=512,
         max_num_seqs=8,
         enforce_eager=True,
         kv_cache_memory_bytes=16 << 20,
         block_size=32,
         enable_chunked_prefill=False,
+        enable_prefix_caching=False,  # which vLLM refuses without chunked prefill where layers keep states
         mm_processor_kwargs=unchanged,
     )
     request = {"prompt_token_ids": prompt["engine_ids"], "multi_modal_data": by_kind(prompt["media"])}
@@ -99,7 +101,8 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     prompts = [positions(asked["model"], prompt, unchanged) for prompt in asked["prompts"]]
     if not asked["generate"]:
         return {"prompts": prompts}
-    return {"prompts": prompts, "generated": generated(asked["model"], asked["prompts"][0], unchanged)}
+    found = generated(asked["model"], asked["generate"], asked["prompts"][0], unchanged)
+    return {"prompts": prompts, "generated": found}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ EVERYTHING = (
 """What a family can support."""
 
 
+CHUNK_TOKENS = 64
+"""Tokens that linear attention computes at once."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """Sizes of the vision tower.
@@ -147,6 +151,81 @@ class Experts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearAttention:
+    """The layers of a language model that read a sequence into a state instead of keeping keys and values of it.
+
+    Such a layer is a gated delta rule behind a short convolution (Gated DeltaNet, arXiv:2412.06464).
+    indices: which of the layers these are.  key_heads, value_heads, key_size, value_size: their heads, and numbers of a
+    head; a head of keys serves as many heads of values as there are for it.  kernel: tokens that the convolution reads.
+    """
+
+    indices: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    kernel: int
+
+    @property
+    def layers(self) -> int:
+        """Number of these layers."""
+        return len(self.indices)
+
+    @property
+    def values(self) -> int:
+        """Numbers of all heads of values together."""
+        return self.value_heads * self.value_size
+
+    @property
+    def channels(self) -> int:
+        """Numbers of queries, keys and values together, which the convolution reads."""
+        return 2 * self.key_heads * self.key_size + self.values
+
+    @property
+    def state(self) -> int:
+        """Numbers of the state of one layer after any number of tokens, without the convolution's last inputs."""
+        return self.value_heads * self.key_size * self.value_size
+
+    @property
+    def tail(self) -> int:
+        """Numbers of the convolution's last inputs in one layer."""
+        return (self.kernel - 1) * self.channels
+
+    def matrices(self, hidden: int) -> int:
+        """Return the number of parameters of one layer's matrices in a language model of width `hidden`."""
+        return hidden * (self.channels + 2 * self.values + 2 * self.value_heads)
+
+    def layer_parameters(self, hidden: int) -> int:
+        """Return the number of parameters of one layer: matrices, convolution, decay and step by head, and a norm."""
+        return self.matrices(hidden) + self.kernel * self.channels + 2 * self.value_heads + self.value_size
+
+    def multiply_adds(self, hidden: int) -> float:
+        """Return what a token costs in one layer: matrices, convolution, and the rule in chunks.
+
+        In a chunk a head of keys and values is multiplied by the chunk's other tokens and by the state: keys and
+        queries by keys, the triangular system for keys and values, and values by weights; the state is read by keys
+        and queries, and written.
+        """
+        in_chunk = CHUNK_TOKENS * (3 * self.key_size + 2 * self.value_size)
+        rule = self.value_heads * (in_chunk + 3 * self.key_size * self.value_size)
+        return self.matrices(hidden) + self.kernel * self.channels + rule
+
+    @property
+    def kept(self) -> int:
+        """Numbers that one layer keeps of a token for its backward pass, with the kernels of `fla`.
+
+        The convolution's input, output and activation; queries and keys as often as there are heads of values, before
+        and after their norms; what the rule returns, its norm, the gate, and their product; and a chunk's triangle.
+        """
+        keys = self.value_heads * self.key_size
+        return 3 * self.channels + 4 * keys + 4 * self.values + CHUNK_TOKENS * self.value_heads
+
+    def state_bytes(self, width: int) -> int:
+        """Return what an engine keeps of one sequence: states in float32, tails in numbers of `width` bytes."""
+        return self.layers * (4 * self.state + width * self.tail)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TinyShape:
     """Sizes of a tiny model's vision tower. out_hidden: width of its language model, which has `layers` layers."""
 
@@ -191,6 +270,11 @@ def no_experts(text: Mapping[str, Any]) -> Experts | None:
     return None
 
 
+def no_linear_attention(text: Mapping[str, Any]) -> LinearAttention | None:
+    """Return None: every layer keeps keys and values."""
+    return None
+
+
 def no_problems(text: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Yield nothing."""
     return iter(())
@@ -223,6 +307,9 @@ class Family:
     head_size: of attention, where a config.json omits it; None for width divided by heads.
     has_attention_biases: of queries, keys and values.  has_query_norms: whether heads of queries and keys are normed.
     read_experts: reads the experts from the settings of a config.json's language model; None if there are none.
+    has_output_gate: whether attention multiplies its output by a gate, which the projection of queries computes too.
+    read_linear_attention: reads the layers with a state in the place of keys and values; None if there are none.
+    unused: beginnings of the names of tensors that published checkpoints have, but neither transformers nor vLLM reads.
     transposed: endings of the names of parameters whose last two axes checkpoints have the other way round than
     transformers' modules.
     problems: yields what else makes a checkpoint unusable, from the settings of its language model and the shapes of
@@ -231,6 +318,7 @@ class Family:
     tiny_text, tiny_config: settings of a tiny model's language model and of the whole that differ from the others'.
     tiny_processing: settings of its processors.  tiny_tokens: special tokens that its tokenizer also has, by the name
     of the attribute that it has for each.  media_texts: the parts of its chat template for an image and a video.
+    tiny_ranges: bounds between which parameters of a tiny model are drawn evenly, by the ends of their names.
     """
 
     model_type: str
@@ -270,11 +358,15 @@ class Family:
     has_attention_biases: bool = True
     has_query_norms: bool = False
     read_experts: Callable[[Mapping[str, Any]], Experts | None] = no_experts
+    has_output_gate: bool = False
+    read_linear_attention: Callable[[Mapping[str, Any]], LinearAttention | None] = no_linear_attention
+    unused: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     problems: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], Iterator[str]] = no_problems
     limits: tuple[str, ...] = ()
     tiny_text: Mapping[str, Any] = field(default_factory=dict)
     tiny_config: Mapping[str, Any] = field(default_factory=dict)
+    tiny_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     tiny_processing: TinyProcessing = scaled_frames(14)
     tiny_tokens: Mapping[str, str] = field(default_factory=dict)
     media_texts: tuple[str, str] = (

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from rlsys.models.families import internvl, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe
+from rlsys.models.families import internvl, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl, qwen3_vl_moe
 from rlsys.models.families.family import Family
 
-FamilyName = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"]
+FamilyName = Literal["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "qwen3_5"]
 DEFAULT: FamilyName = "qwen2_5_vl"
 """Family of a tiny model where none is named."""
 
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe, internvl)
+    module.FAMILY.model_type: module.FAMILY
+    for module in (qwen2_5_vl, qwen2_vl, qwen3_vl, qwen3_vl_moe, internvl, qwen3_5)
 }
 """`model_type` of config.json -> family."""
 

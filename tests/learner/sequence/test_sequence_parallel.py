@@ -98,6 +98,7 @@ CASES = {
     "InternVL by two, checkpointing": Case("internvl", zero_stage=3, checkpointing=True, budget=SPLIT),
     "supervised training by two": Case("qwen3_vl", objective="nll", budget=SPLIT),
     "state offloaded before, by four": Case(size=4, zero_stage=3, budget=SPLIT, offloads=True),
+    "linear attention by two, checkpointing": Case("qwen3_5", "bench", zero_stage=3, checkpointing=True, budget=SPLIT),
     "experts, no rank with another": Case("qwen3_vl_moe", size=1, zero_stage=3, budget=SPLIT),
 }
 EVERY_CASE = [
@@ -141,6 +142,7 @@ def folders(
     qwen3_vl_dirs: Mapping[str, Path],
     qwen3_vl_moe_dirs: Mapping[str, Path],
     internvl_dirs: Mapping[str, Path],
+    qwen3_5_dirs: Mapping[str, Path],
 ) -> dict[tuple[str, str], Path]:
     found = {("qwen2_5_vl", "tiny"): tiny_model_dir, ("qwen2_5_vl", "bench"): bench_model_dir}
     dirs_of = {
@@ -148,6 +150,7 @@ def folders(
         "qwen3_vl": qwen3_vl_dirs,
         "qwen3_vl_moe": qwen3_vl_moe_dirs,
         "internvl": internvl_dirs,
+        "qwen3_5": qwen3_5_dirs,
     }
     for family, dirs in dirs_of.items():
         found |= {(family, size): folder for size, folder in dirs.items()}
@@ -371,7 +374,9 @@ def test_each_rank_keeps_its_share_of_the_activations(
         assert min(kept[size]) >= 0.95 * kept[1][0] / size
 
 
-def test_ranks_and_heads_that_cannot_be_divided_are_refused(group: LearnerGroup, bench_model_dir: Path) -> None:
+def test_ranks_and_heads_that_cannot_be_divided_are_refused(
+    group: LearnerGroup, bench_model_dir: Path, qwen3_5_dirs: Mapping[str, Path]
+) -> None:
     spec = Case().spec(bench_model_dir)
     too_many = replace(spec, learner=spec.learner.model_copy(update={"sequence_parallel": 4}))
     with pytest.raises(ConfigError, match=r"sequence_parallel=4: .* the model has 6; set it to one of 1, 2, 3, 6\."):
@@ -379,3 +384,6 @@ def test_ranks_and_heads_that_cannot_be_divided_are_refused(group: LearnerGroup,
     uneven = replace(spec, learner=spec.learner.model_copy(update={"sequence_parallel": 3}))
     with pytest.raises(ConfigError, match="sequence_parallel=3 does not divide the learner's 4 ranks"):
         group.load(uneven)
+    few = replace(Case("qwen3_5", size=4).spec(qwen3_5_dirs["bench"]))
+    with pytest.raises(ConfigError, match=r"has 6, and 4 of keys in linear attention; set it to one of 1, 2\."):
+        group.load(few)

@@ -16,7 +16,9 @@ from rlsys.models.families.family import EVERYTHING
 from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName, family_named
 from tests.test_code_shape import PACKAGES, ROOT, name_of
 
-NAMED = re.compile(r"qwen\d(_\d)?_vl|Qwen\d(_\d_?)?VL|(?-i:internvl|InternVL[A-Z]|llava|Llava)", re.IGNORECASE)
+NAMED = re.compile(
+    r"qwen\d(_\d)?_vl|Qwen\d(_\d_?)?VL|qwen\d_\d|(?-i:internvl|InternVL[A-Z]|llava|Llava)", re.IGNORECASE
+)
 """Names of models as in a config.json or of a class, but not as people write them."""
 
 
@@ -29,7 +31,16 @@ def test_only_the_files_of_families_name_a_model() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["qwen2_5_vl", "Qwen2_5_VLConfig", "Qwen2VLProcessor", "qwen3_vl_moe", "Qwen3VLModel", "internvl", "InternVLModel"],
+    [
+        "qwen2_5_vl",
+        "Qwen2_5_VLConfig",
+        "Qwen2VLProcessor",
+        "qwen3_vl_moe",
+        "Qwen3VLModel",
+        "Qwen3_5Model",
+        "internvl",
+        "InternVLModel",
+    ],
 )
 def test_a_name_of_a_model_is_found(text: str) -> None:
     assert NAMED.search(text)

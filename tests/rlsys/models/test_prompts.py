@@ -228,7 +228,9 @@ def asked_of_model(folder: Path) -> dict[str, Any]:
             asked_of_vllm(one, info, tells_seconds=family.tells_seconds) for one, info in zip(cut, infos, strict=True)
         ]
         prompts.append({"dtype": dtype, "engine_ids": prompt.engine_ids.tolist(), "media": sent})
-    return {"model": str(folder), "prompts": prompts, "generate": True, "unchanged": dict(family.unchanged)}
+    # vLLM computes linear attention on CPU in bfloat16 only
+    generate = "bfloat16" if read_model_config(folder).linear else "float32"
+    return {"model": str(folder), "prompts": prompts, "generate": generate, "unchanged": dict(family.unchanged)}
 
 
 @pytest.fixture(scope="module")
@@ -445,7 +447,8 @@ def test_another_architecture_is_refused(tiny_model_dir: Path, tmp_path: Path) -
         builder_for(folder)
     assert str(error.value) == (
         f"{folder}/config.json: model_type='llava_next_video' is no supported model family; supported are qwen2_5_vl "
-        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL), qwen3_vl_moe (Qwen3-VL MoE), internvl (InternVL3.5) "
+        "(Qwen2.5-VL), qwen2_vl (Qwen2-VL), qwen3_vl (Qwen3-VL), qwen3_vl_moe (Qwen3-VL MoE), internvl (InternVL3.5), "
+        "qwen3_5 (Qwen3.5) "
         "(`rlsys models` shows what each can do)."
     )
 

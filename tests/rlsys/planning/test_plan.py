@@ -257,6 +257,47 @@ def test_total_and_active_sizes_are_those_of_the_published_mixtures_of_experts(
         found.trained(LearnerConfig(lora=LoraConfig(rank=4)))
 
 
+def qwen3_5(hidden: int, mlp: int, layers: int, heads: tuple[int, int], value_heads: int) -> dict[str, Any]:
+    """Return the sizes of a published Qwen3.5, of whose layers each fourth has attention, with 256 numbers a head."""
+    tree = qwen3_vl(hidden, mlp, layers, heads[0], SMALL_TOWER if hidden < 4096 else LARGE_TOWER)
+    tree["vision_config"].pop("deepstack_visual_indexes")
+    text = {"num_key_value_heads": heads[1], "head_dim": 256, "vocab_size": 248320}
+    linear = {"linear_num_value_heads": value_heads, "linear_num_key_heads": 16}
+    return {**tree, "text_config": {**tree["text_config"], **text, **linear}}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "billions", "layers"),
+    [
+        (qwen3_5(2560, 9216, 32, (16, 4), 32), 4.5, (24, 8)),
+        (qwen3_5(4096, 12288, 32, (16, 4), 32), 9.4, (24, 8)),
+        (qwen3_5(5120, 17408, 64, (24, 4), 48), 27.4, (48, 16)),
+    ],
+    ids=["4B", "9B", "27B"],
+)
+def test_sizes_are_those_of_models_with_linear_attention(
+    tmp_path: Path, sizes: dict[str, Any], billions: float, layers: tuple[int, int]
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.for_model("qwen3_5", **sizes)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    found = read_model_sizes(tmp_path)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (round(found.parameters / 1e9, 1), found.linear.layers, found.attention_layers) == (billions, *layers)
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    linear = [
+        module for name, module in model.model.language_model.named_modules() if name.rpartition(".")[2] in targets
+    ]
+    adapters = sum(module.in_features + module.out_features for module in linear)
+    assert found.trained(LearnerConfig(lora=LoraConfig(rank=4, targets=targets))) == 4 * adapters
+    with pytest.raises(ConfigError, match="in_proj_qkv is a layer of linear attention, which get no adapters"):
+        found.trained(LearnerConfig(lora=LoraConfig(rank=4, targets=("q_proj", "in_proj_qkv"))))
+
+
 EXPERTS = Experts(layers=1, count=8, per_token=2, mlp=4)
 MIXTURE = replace(SMALL, experts=EXPERTS)
 """Of the two layers one has 8 experts of 3 x 8 x 4 = 96 numbers each, of which a token needs 2."""
