@@ -80,7 +80,9 @@ class RolloutEngine:
         self._sleep = EngineSleep(self._engine, device=spec.device, keeps_weights=bool(spec.lora.rank))
         self._workers = Workers(self._engine.collective_rpc, spec.rollout.tensor_parallel_size)
         self._chat = ChatTokenizer(spec.model.path)
-        self._expected = expected_weights(spec.model.path, spec.model.dtype)
+        self._expected = expected_weights(
+            spec.model.path, spec.model.dtype, read_model_config(spec.model.path).family.unused
+        )
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model.path`

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from actors.errors import WeightsRefused
 from rlsys.config.run import LoraConfig
 from rlsys.models.folder import tensor_shapes
-from rlsys.models.model_config import read_model_config
 from rlsys.weights.manifest import (
     Manifest,
     NamedTensor,
@@ -57,22 +56,19 @@ class Expected:
     tied_to: str
 
 
-def expected_weights(model_path: Path, dtype: str) -> Expected:
+def expected_weights(model_path: Path, dtype: str, unused: tuple[str, ...] = ()) -> Expected:
     """Return name, shape and dtype of every tensor of an update, from the headers of the checkpoint's files.
 
     Names are the files' own, plus the output head if it is tied to the embedding and therefore in no file: an update
-    without it would leave vLLM's head stale. dtype: the run's number format, regardless of the files'.
+    without it would leave vLLM's head stale. dtype: the run's number format, regardless of the files'.  unused:
+    beginnings of the names of tensors that neither learner nor engine reads.
     Raises FileNotFoundError if the folder has no *.safetensors.
     """
     files = sorted(Path(model_path).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{model_path}: no *.safetensors in it; save the checkpoint with save_pretrained.")
-    unused = read_model_config(model_path).family.unused
     shapes = {
-        name: shape
-        for file in files
-        for name, shape in tensor_shapes(file).items()
-        if not unused or not name.startswith(unused)
+        name: shape for file in files for name, shape in tensor_shapes(file).items() if not name.startswith(unused)
     }
     specs = {name: TensorSpec(shape=shape, dtype=dtype) for name, shape in shapes.items()}
     if has_head(specs):

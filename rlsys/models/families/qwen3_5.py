@@ -89,7 +89,8 @@ FAMILY = replace(
         "LoRA on attention and MLPs only, not on the matrices of linear attention",
         "on CPU in float32 engines compute linear attention token by token, because vLLM's kernel is for bfloat16",
     ),
-    # linear and full attention in turns; two heads of values for a head of keys; a quarter of a head is rotated
+    # linear and full attention in turns; two heads of values for a head of keys, of a size for which vLLM has a kernel
+    # on CPU; a quarter of a head is rotated
     tiny_text={
         "full_attention_interval": 2,
         "head_dim": 64,
@@ -102,8 +103,8 @@ FAMILY = replace(
         },
         "linear_num_key_heads": 4,
         "linear_num_value_heads": 8,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
     },
     # the state is halved in 1 to 30 tokens; as transformers draws it, most heads forget all within one
     tiny_ranges={".A_log": (-4.0, -0.7)},

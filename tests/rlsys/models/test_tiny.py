@@ -56,8 +56,8 @@ SIZES = {
     ("qwen3_vl_moe", "bench"): 2_743_424,
     ("internvl", "tiny"): 713_280,
     ("internvl", "bench"): 1_571_200,
-    ("qwen3_5", "tiny"): 0,
-    ("qwen3_5", "bench"): 0,
+    ("qwen3_5", "tiny"): 1_247_648,
+    ("qwen3_5", "bench"): 2_512_992,
 }
 
 
