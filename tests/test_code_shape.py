@@ -22,7 +22,13 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 LEAVES = {
-    "vllm": {"actors/engine.py", "actors/engine_args.py", "actors/weights/in_worker.py", "learner/weights/nccl.py"},
+    "vllm": {
+        "actors/engine.py",
+        "actors/engine_args.py",
+        "actors/linear_attention.py",
+        "actors/weights/in_worker.py",
+        "learner/weights/nccl.py",
+    },
     "deepspeed": {
         "learner/engine.py",
         "learner/checkpoint_files.py",

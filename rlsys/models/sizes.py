@@ -80,6 +80,20 @@ class ModelSizes:
         sparse = experts.per_token * (4 * experts.mlp + 2 * self.hidden) + experts.count
         return dense + (sparse - dense) * experts.layers / self.layers
 
+    def cache_bytes(self, num_tokens: int, width: int, block_tokens: int) -> int:
+        """Return the bytes of an engine's cache that one sequence of `num_tokens` needs at least.
+
+        width: bytes of a number.  block_tokens: of a block of keys and values, which is larger where layers keep
+        states: a block also holds the state of one of them, and layers of a kind share blocks.
+        """
+        num_states, of_token = 0, 2 * self.kv * width
+        if self.linear:
+            state = self.linear.state_bytes(width) // self.linear.layers
+            block_tokens *= -(-state // (block_tokens * of_token))
+            num_states = -(-self.linear.layers // self.attention_layers)
+        num_blocks = -(-num_tokens // block_tokens) + num_states + 1  # vLLM keeps one to itself
+        return num_blocks * block_tokens * of_token * self.attention_layers
+
     def trained(self, learner: LearnerConfig) -> int:
         """Return the number of trained parameters: only adapters with LoRA, else all parts that are not frozen."""
         if learner.lora.rank:

@@ -328,14 +328,12 @@ def _cache_problems(config: RunConfig) -> Iterator[str]:
     if config.cluster.device != "cpu":
         return
     sizes, width = read_model_sizes(config.model.path), BYTES[config.model.dtype]
-    tokens, num_states, linear = CPU_BLOCK_TOKENS, 0, sizes.linear
-    if linear:  # a block is as large as the state of a layer at least, and layers of a kind share blocks
-        of_block = CPU_BLOCK_TOKENS * 2 * sizes.kv * width
-        tokens *= -(-linear.state_bytes(width) // (linear.layers * of_block))
-        num_states = -(-linear.layers // sizes.attention_layers)
-    block = tokens * 2 * sizes.attention_layers * sizes.kv * width
-    num_blocks = -(-longest // tokens) + num_states + 1  # vLLM keeps one to itself
-    needed_mib = -(-num_blocks * block // (1 << 20))
+    if sizes.linear and config.model.dtype == "bfloat16":
+        yield (
+            f"model.dtype=bfloat16: on a CPU engines of vLLM 0.32 return NaN for {config.model.path}, which has linear "
+            "attention, until weights are sent to them; set it to float32."
+        )
+    needed_mib = -(-sizes.cache_bytes(longest, width, CPU_BLOCK_TOKENS) // (1 << 20))
     if needed_mib > config.rollout.kv_cache_mib:
         yield (
             f"rollout.kv_cache_mib={config.rollout.kv_cache_mib} cannot hold one sequence of model.max_model_len="

@@ -23,7 +23,7 @@ from tests.actors.test_weight_update import models
 from tests.support.actors import SAMPLING, Asker, engine_spec, start_probe
 from tests.support.plain_policy import plain_logprobs
 
-OF_BFLOAT16 = 0.05  # logits of the tiny model in 8 bits against float32
+OF_BFLOAT16 = 0.15  # of log-probs against those of a model in float32; 0.06 is usual
 
 
 def test_a_state_decays_and_moves_to_a_value_by_a_step() -> None:

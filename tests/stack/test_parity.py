@@ -49,7 +49,7 @@ from tests.support.plain_policy import plain_logprobs
 from tests.support.plain_reward_server import SCORERS, plain_reward_server
 
 TOLERANCE = 1e-4  # fp32; 2e-6 is usual
-LONG = ("internvl",)
+LONG = ("internvl", "qwen3_5")
 """Families that `make test-all` tests: a stack for each takes minutes."""
 UNEVEN = [0.0, 0.04, 0.05, 2.96, 2.97, 9.949, 9.951, 61.0, 3599.98, 3600.1]
 
