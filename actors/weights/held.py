@@ -51,7 +51,8 @@ class Shard:
 def shard_of(layer: torch.nn.Module, kind: str, shape: tuple[int, ...]) -> Shard:
     """Return the part of a checkpoint's tensor that a layer of vLLM holds.
 
-    kind: the layer's own name in the checkpoint, such as "k_proj".  shape: the whole tensor's.
+    kind: the layer's own name in the checkpoint, such as "k_proj", or the parameter's if it is in BY_HEAD.
+    shape: the whole tensor's.
     Embedding and head are split by rows of the vocabulary, with padding behind the last; query, key and value by
     heads, where a key/value head is on several workers if there are fewer of them than workers; the other matrices by
     rows, or by columns if the layer adds up what the workers compute. Everything else is on every worker.
@@ -184,7 +185,7 @@ def held_parts(
         if kind == "conv1d":
             shard = _shard(0, spec.shape, *_channels(layer, layers[module.rpartition(".")[0]]))
         else:
-            shard = shard_of(layer, kind, spec.shape)
+            shard = shard_of(layer, leaf if leaf in BY_HEAD else kind, spec.shape)
         value, unpacked = (_cut(held, place, shard.shape_of(spec.shape)) for held in last[1])
         if value is not None or unpacked is not None:
             yield HeldPart(name=name, layer=layer, shard=shard, value=value, unpacked=unpacked)

@@ -57,9 +57,10 @@ class ModelConfig:
     def takes_adapters(self, device: str) -> bool:
         """Return whether engines on "cpu" or "cuda" can compute the model with adapters.
 
-        With adapters vLLM computes experts by a kernel of Triton, also where none has an adapter; CPUs have none.
+        With adapters vLLM computes experts by a kernel of Triton, also where none has an adapter; CPUs have none. Nor
+        does it compute linear attention beside adapters there.
         """
-        return self.experts is None or device == "cuda"
+        return device == "cuda" or (self.experts is None and self.linear is None)
 
     @property
     def used_mlp(self) -> float:

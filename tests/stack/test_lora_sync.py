@@ -23,7 +23,7 @@ from tests.support.transfers import tensors_of, transfer_of
     scope="module",
     params=[
         "tiny_model_dir",
-        *(pytest.param(f"{name}_dirs", marks=pytest.mark.long) for name in ("qwen3_vl", "internvl", "qwen3_5")),
+        *(pytest.param(f"{name}_dirs", marks=pytest.mark.long) for name in ("qwen3_vl", "internvl")),
     ],
 )
 def config(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunConfig:

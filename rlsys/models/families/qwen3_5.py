@@ -87,6 +87,7 @@ FAMILY = replace(
     problems=problems,
     limits=(
         "LoRA on attention and MLPs only, not on the matrices of linear attention",
+        "engines on CPU are sent whole models with adapters merged in, because vLLM does not support adapters there",
         "on CPU in float32 engines compute linear attention token by token, because vLLM's kernel is for bfloat16",
     ),
     # linear and full attention in turns; two heads of values for a head of keys, of a size for which vLLM has a kernel

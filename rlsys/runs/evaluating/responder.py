@@ -59,8 +59,9 @@ def open_answering_pool(config: RunConfig, adapter: Path | None = None) -> Itera
     from cluster.launch import open_cluster
 
     if adapter and not read_model_config(config.model.path).takes_adapters(config.cluster.device):
+        kind = "experts" if read_model_config(config.model.path).experts else "linear attention"
         raise ConfigError(
-            f"--adapter {adapter}: on CPU vLLM cannot compute the experts of {config.model.path} beside an adapter; "
+            f"--adapter {adapter}: on CPU vLLM cannot compute the {kind} of {config.model.path} beside an adapter; "
             "merge it into the model (peft's merge_and_unload) and evaluate that with --model."
         )
     with ExitStack() as resources:

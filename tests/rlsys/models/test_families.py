@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -72,21 +71,22 @@ def test_another_layout_of_a_family_is_refused_with_what_to_use_instead() -> Non
         family_named("internvl_chat")
 
 
-def test_an_adapter_is_refused_where_vllm_cannot_compute_experts_beside_one(
-    qwen3_vl_moe_dirs: Mapping[str, Path], tiny_model_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(("dirs", "kind"), [("qwen3_vl_moe_dirs", "experts"), ("qwen3_5_dirs", "linear attention")])
+def test_an_adapter_is_refused_where_vllm_cannot_compute_the_model_beside_one(
+    dirs: str, kind: str, request: pytest.FixtureRequest, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     from rlsys.runs.assemble import engine_spec, prompt_builder
     from rlsys.runs.evaluating.responder import open_answering_pool
 
     rank = {"output_dir": str(tmp_path), "learner": {"lora": {"rank": 4, "targets": ["q_proj"]}}}
-    with_experts = parse({**rank, "model": {"path": str(qwen3_vl_moe_dirs["tiny"])}}, source="test")
+    refused = parse({**rank, "model": {"path": str(request.getfixturevalue(dirs)["tiny"])}}, source="test")
     with (
-        pytest.raises(ConfigError, match="on CPU vLLM cannot compute the experts of .* merge it into the model"),
-        open_answering_pool(with_experts, tmp_path),
+        pytest.raises(ConfigError, match=f"on CPU vLLM cannot compute the {kind} of .* merge it into the model"),
+        open_answering_pool(refused, tmp_path),
     ):
         pass
     plain = parse({**rank, "model": {"path": str(tiny_model_dir)}}, source="test")
-    room = [engine_spec(one, prompt_builder(one)).lora.rank for one in (plain, with_experts)]
+    room = [engine_spec(one, prompt_builder(one)).lora.rank for one in (plain, refused)]
     assert room == [4, 0]  # an engine without room is sent whole models, adapters merged in
 
 

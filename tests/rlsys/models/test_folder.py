@@ -402,3 +402,19 @@ def test_the_digest_of_the_content_sees_every_byte(tmp_path: Path, changed: str)
     (tmp_path / changed).write_bytes(bytes(len(weights)))
     (tmp_path / "notes.txt").write_text("changed")
     assert content_digest(tmp_path) == of_all
+
+
+def test_a_layer_that_no_library_reads_and_layers_of_two_kinds_are_no_problem(
+    qwen3_5_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(qwen3_5_dirs["bench"], tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    more = {
+        "mtp.layers.0.self_attn.q_proj.weight": np.zeros((2, 2), np.float32),
+        "mtp.fc.weight": np.zeros(2, np.float32),
+    }
+    save_file({**tensors, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert list(problems_of_folder(folder)) == []
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.2.linear_attn.A_log" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "layers.2 is missing or incomplete" in " ".join(problems_of_folder(folder))
