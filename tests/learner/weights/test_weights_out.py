@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -21,12 +24,14 @@ from learner.weights.weights_out import (
     collect,
     exported_adapter,
     exported_model,
+    has_tied_head,
     read_folder,
     stream,
     write_adapter,
     write_folder,
 )
 from rlsys.config.run import ConfigError, LoraConfig
+from rlsys.models.folder import problems_of_folder
 from rlsys.weights.manifest import digest
 from rlsys.weights.tensors import HEAD
 from tests.support.learner import make_group, make_row
@@ -90,6 +95,30 @@ def test_export_opens_one_tensor_at_a_time_and_writes_what_collect_holds(tiny_mo
     assert found == digest(tensors) == digest(read_folder(tmp_path / "model")) == digest(read_folder(tiny_model_dir))
     # the head is the embedding, and is sent once
     assert tensors[HEAD] is tensors["model.embed_tokens.weight"]
+
+
+def test_a_head_of_its_own_behind_a_prefix_is_read_and_exported_under_its_name(
+    internvl_dirs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Published checkpoints of this family have such names and nothing at the top of config.json that says "untied"."""
+    folder = Path(shutil.copytree(internvl_dirs["tiny"], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    config["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors, head = load_file(folder / "model.safetensors"), f"language_model.{HEAD}"
+    tensors[head] = torch.randn_like(tensors["language_model.model.embed_tokens.weight"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert not list(problems_of_folder(folder))
+    model = load_model(folder, dtype="float32", attention="sdpa")
+    assert torch.equal(model.lm_head.weight, tensors[head])
+    exported = exported_model(model, checkpoint_names(model))
+    assert exported.keys() == tensors.keys() == read_folder(folder).keys()
+    assert not has_tied_head(exported)
+    write_folder(exported, stream(exported, everything_at_hand), folder, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == tensors.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
 
 
 def test_what_is_exported_of_a_new_model_is_what_its_files_hold(family_dir: Path) -> None:
