@@ -22,13 +22,13 @@ from rlsys.errors import UserError
 from rlsys.evaluation.answering.answers import Answer, shown_frames
 from rlsys.evaluation.answering.responders import RowRefused
 from rlsys.loop.preparer import ClipFetcher, Clips
+from rlsys.models.stamps import STAMP_RATE, frame_numbers
 from rlsys.types import ClipInfo, ClipRef, PromptItem, Sampling, VideoSpec
 from rlsys.urls import masked_url
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-FRAMES_PER_PATCH = 2
 REFUSALS_IN_A_ROW = 8
 """Refused requests without any answer after which the evaluation ends: then the request is at fault, not a row."""
 MAX_RETRIES = 6
@@ -46,15 +46,22 @@ _REMEDIES = {
 class EndpointResponder(ClipFetcher):
     """Answers of a served model to the same rows, as a chat with one turn of media and the question.
 
-    question_of: the text of an item's prompt.  key: of the endpoint, or None.
+    question_of: the text of an item's prompt.  key: of the endpoint, or None.  tells_seconds: whether the model's
+    prompts have time stamps, which the server then writes from the frames' true times.
     """
 
     def __init__(
-        self, clips: Clips, question_of: Callable[[PromptItem], str], endpoint: EndpointConfig, key: str | None
+        self,
+        clips: Clips,
+        question_of: Callable[[PromptItem], str],
+        endpoint: EndpointConfig,
+        key: str | None,
+        *,
+        tells_seconds: bool = False,
     ) -> None:
         super().__init__(clips)
         self._question_of, self._endpoint = question_of, endpoint
-        self._key, self._model = key, endpoint.model
+        self._key, self._model, self._tells_seconds = key, endpoint.model, tells_seconds
         self._client: AsyncOpenAI | None = None
         self._length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
         self._num_refused = self._num_answered = 0
@@ -176,7 +183,7 @@ class EndpointResponder(ClipFetcher):
                 parts.append(_image(images[0], self._endpoint.encoding))
             elif self._endpoint.frames == "video":
                 parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(images)}"}})
-                extra["media_io_kwargs"] = {"video": _sequence_settings(clip.info)}
+                extra["media_io_kwargs"] = {"video": _sequence_settings(clip.info, self._tells_seconds)}
             else:
                 for time_s, image in zip(clip.info.times_s, images, strict=True):
                     parts.append({"type": "text", "text": f"{time_s:.2f} s:"})
@@ -184,18 +191,22 @@ class EndpointResponder(ClipFetcher):
         return [*parts, {"type": "text", "text": self._question_of(item)}], extra
 
 
-def _sequence_settings(clip: ClipInfo) -> dict[str, Any]:
+def _sequence_settings(clip: ClipInfo, tells_seconds: bool) -> dict[str, Any]:
     """Return the settings by which vLLM (0.32) takes a sequence of images as a video that is sampled already.
 
-    Without them it assumes one frame per second and drops frames beyond its own number.
+    Without them it assumes one frame per second and drops frames beyond its own number. They are those of the actors:
+    models whose prompts tell times take them from the frames' numbers, others take the rate alone.
     """
-    num_frames, fps = clip.times_s.size, FRAMES_PER_PATCH / clip.second_per_grid_s
+    num_frames = clip.times_s.size
+    fps = STAMP_RATE if tells_seconds else num_frames // clip.grid_thw[0] / clip.second_per_grid_s
+    numbers = frame_numbers(clip) if tells_seconds else list(range(num_frames))
+    total = numbers[-1] + 1
     return {
         "num_frames": -1,
         "fps": fps,
-        "total_num_frames": num_frames,
-        "duration": num_frames / fps,
-        "frames_indices": list(range(num_frames)),
+        "total_num_frames": total,
+        "duration": total / fps,
+        "frames_indices": numbers,
         "do_sample_frames": False,
     }
 

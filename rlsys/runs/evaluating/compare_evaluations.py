@@ -44,9 +44,8 @@ def compare_evaluations(first: Path, second: Path, *, common: bool, page: Path |
             try:
                 found.append((name, compare(a, b, protocol, intersect=common)))
             except ValueError as error:
-                raise UserError(
-                    f"{first} and {second}, {name}: {error} (--common compares the rows that both have)"
-                ) from error
+                text = str(error).replace("(intersect)", "(--common)")
+                raise UserError(f"{first} (a) and {second} (b), {name}: {text}") from error
     _print(found, first, second)
     if page:
         titles = f"{second} against {first}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from rlsys.evaluation.answering.responders import ActorResponder, Responder
 from rlsys.loop.producer import Answerer
 from rlsys.models.adapter import Adapter, read_adapter
 from rlsys.models.folder import content_digest
-from rlsys.models.model_config import read_model_config
+from rlsys.models.model_config import ModelFolderError, read_model_config
 from rlsys.models.prompts import PromptBuilder
 from rlsys.runs.assemble import engine_spec, launch_pool, prompt_builder, require_machine
 from rlsys.runs.evaluating.equal_tokens import with_largest_look
@@ -26,6 +27,8 @@ from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
     from actors.pool import RolloutPool
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -82,7 +85,17 @@ def _endpoint_responder(config: RunConfig) -> EndpointResponder:
         lambda item: prompt_text(item, think=item.think, style=item.style),
         endpoint,
         env.secret(endpoint.api_key_env),
+        tells_seconds=_tells_seconds(config),
     )
+
+
+def _tells_seconds(config: RunConfig) -> bool:
+    """Return whether the family of `model.path` is told the times of frames; its config.json is enough."""
+    try:
+        return read_model_config(config.model.path).family.tells_seconds
+    except ModelFolderError as error:
+        log.info("frames are sent at an even rate, because model.path does not say what the endpoint serves: %s", error)
+        return False
 
 
 def load_own_weights(pool: RolloutPool, config: RunConfig, adapter: Adapter | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlsys.config.evaluation import EndpointConfig
@@ -16,7 +17,7 @@ from rlsys.evaluation.answering.answers import AnswersFile
 from rlsys.evaluation.answering.endpoint import REFUSALS_IN_A_ROW, EndpointResponder
 from rlsys.evaluation.answering.modes import modes_of
 from rlsys.evaluation.answering.responders import collect_answers
-from rlsys.types import ClipRef, MediaSpec, PromptItem, Sampling
+from rlsys.types import ClipInfo, ClipRef, MediaSpec, PromptItem, Sampling
 from tests.support.judge_fault_server import Fault, FaultServer, Seen, error
 
 IDENTITY = {"endpoint": "test"}
@@ -166,3 +167,24 @@ def test_an_address_means_the_base_of_the_api(given: str, url: str) -> None:
 def test_what_is_no_address_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match="evaluation.endpoint.api_key_env|such as http://host:8000/v1; this "):
         EndpointConfig(url=given)
+
+
+def clip_at(*times_s: float) -> ClipInfo:
+    return ClipInfo(
+        kind="video",
+        digest="d",
+        num_bytes=0,
+        times_s=np.array(times_s),
+        start_s=times_s[0],
+        grid_thw=(len(times_s) // 2, 2, 2),
+        second_per_grid_s=2 * 2.5,
+        duration_s=10.0,
+    )
+
+
+def test_a_model_that_tells_times_is_sent_those_of_the_frames_and_others_the_rate() -> None:
+    clip = clip_at(1.0, 3.567, 6.167, 8.733)
+    told = endpoint_module._sequence_settings(clip, True)
+    assert [number / told["fps"] for number in told["frames_indices"]] == [0.0, 2.567, 5.167, 7.733]
+    rate = endpoint_module._sequence_settings(clip, False)
+    assert (rate["fps"], rate["frames_indices"], rate["duration"]) == (0.4, [0, 1, 2, 3], 10.0)
