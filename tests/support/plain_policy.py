@@ -21,20 +21,27 @@ def vision_arguments(row: Row, folder: Path) -> dict[str, torch.Tensor]:
 
     A model that takes images and videos as one argument gets them in the order of the clips.
     """
+    family = read_model_config(folder).family
+    kinds = {"video": family.video_processor, "image": family.image_processor}
+    processors = {kind: getattr(transformers, name).from_pretrained(folder) for kind, name in kinds.items()}
+
+    def processed(kind: str, media: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        processor = processors[kind]
+        return dict(processor(media, return_tensors="pt", **known(processor, family.unchanged)))
+
     videos = [clip.frames for clip in row.clips if clip.info.kind == "video"]
     images = [clip.frames[0] for clip in row.clips if clip.info.kind == "image"]
-    family, found = read_model_config(folder).family, {}
-    if videos:
-        processor = getattr(transformers, family.video_processor).from_pretrained(folder)
-        found.update(processor(videos, return_tensors="pt", **known(processor, family.unchanged)))
-    if images:
-        processor = getattr(transformers, family.image_processor).from_pretrained(folder)
-        found.update(processor(images, return_tensors="pt", **known(processor, family.unchanged)))
     if not family.has_one_axis:
-        return found
-    tiles = {"video": iter(found.get("pixel_values_videos", ())), "image": iter(found.get("pixel_values", ()))}
-    frames = [next(tiles[clip.info.kind]) for clip in row.clips]
-    return {"pixel_values": torch.cat([one if one.ndim == 4 else one[None] for one in frames])} if frames else {}
+        of_videos = processed("video", videos) if videos else {}
+        return of_videos | (processed("image", images) if images else {})
+    # one at a time, because videos of unequal length cannot be stacked
+    found = [
+        processed("video", [clip.frames])["pixel_values_videos"][0]
+        if clip.info.kind == "video"
+        else processed("image", [clip.frames[0]])["pixel_values"]
+        for clip in row.clips
+    ]
+    return {"pixel_values": torch.cat(found)} if found else {}
 
 
 def known(processor: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
