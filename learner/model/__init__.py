@@ -5,5 +5,5 @@
 - `frozen` (`freeze`): parts that are not trained
 - `lora` (`LowRank`, `adapters`, `adapters_off`, `add_adapters`, `write_adapter_config`): adapters, and the reference
   policy without them
-- `pixels` (`PixelFormat`, `cut_patches`, `frame_grid`): frames cut into patches
+- `pixels` (`PIECE_BYTES`, `PixelFormat`, `cut_patches`, `frame_grid`): frames cut into patches
 """

@@ -89,7 +89,7 @@ class ClipFeatures:
 
     def _chosen(self, batch: PackedBatch, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the patches and grids of some of the batch's clips; a blank image's if there are none."""
-        if not batch.clips:
+        if len(indices) == len(batch.clips):  # no copy of the pixels
             return batch.patches, batch.grid_thw
         if not indices:
             grid = torch.tensor([[1, self._side, self._side]], device=batch.grid_thw.device)

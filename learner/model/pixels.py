@@ -7,7 +7,8 @@ Face processors. This avoids a second resizing and takes a tenth of their time.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 
 from rlsys.models.model_config import read_model_config
+
+PIECE_BYTES = 8 << 20
+"""Bytes of frames that are cut and normalised at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +101,44 @@ def frame_grid(frames: np.ndarray, form: PixelFormat) -> tuple[int, int, int]:
     return -(-num_frames // form.temporal_patch_size), height // form.patch_size, width // form.patch_size
 
 
-def cut_patches(clips: Sequence[np.ndarray], form: PixelFormat, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Return the patches of the clips in order, f32 [patches, patch_dim], in the order of the vision tower.
+def cut_patches(
+    clips: Sequence[np.ndarray],
+    form: PixelFormat,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return the patches of the clips in order, [patches, patch_dim] of `dtype`, in the order of the vision tower.
 
-    clips: frames, u8 [T, H, W, 3]; if T is odd (1 for an image), the last frame is repeated.
+    clips: frames, u8 [T, H, W, 3]; if T is odd (1 for an image), the last frame is repeated. They are normalised in
+    float32. Beside the result at most five times `PIECE_BYTES` are in memory, however long the clips are.
     """
-    # cut as bytes and normalised together, which takes half the time of doing it clip by clip
-    patches = torch.cat([_cut(frames, form, device) for frames in clips])
+    num_patches = sum(math.prod(frame_grid(frames, form)) for frames in clips)
+    patches = torch.empty((num_patches, form.patch_dim), dtype=dtype, device=device)
     mean = torch.tensor(form.mean, device=device)[:, None]
     std = torch.tensor(form.std, device=device)[:, None]
-    return patches.to(torch.float32).sub_(mean).div_(std).view(-1, form.patch_dim)
+    start = 0
+    for piece in _pieces(clips, form):
+        # cut as bytes and normalised together, which takes half the time of doing it clip by clip
+        cut = torch.cat([_cut(frames, form, device) for frames in piece])
+        patches[start : start + len(cut)] = cut.to(torch.float32).sub_(mean).div_(std).view(-1, form.patch_dim)
+        start += len(cut)
+    return patches
+
+
+def _pieces(clips: Sequence[np.ndarray], form: PixelFormat) -> Iterator[list[np.ndarray]]:
+    """Yield the clips' frames in order, in lists of at most `PIECE_BYTES` or of one temporal patch."""
+    depth, piece, size = form.temporal_patch_size, list[np.ndarray](), 0
+    for frames in clips:
+        step = depth * max(1, PIECE_BYTES // (depth * frames[0].nbytes))
+        for start in range(0, len(frames), step):
+            part = frames[start : start + step]
+            if piece and size + part.nbytes > PIECE_BYTES:
+                yield piece
+                piece, size = [], 0
+            piece.append(part)
+            size += part.nbytes
+    if piece:
+        yield piece
 
 
 def _cut(frames: np.ndarray, form: PixelFormat, device: str | torch.device) -> torch.Tensor:

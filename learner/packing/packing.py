@@ -105,13 +105,13 @@ def pack(
         start = span.stop
     clips = {clip_key(clip.info): clip for row in rows for clip in row.clips}
     parts = _parts(tuple(clips.values()), layout.pixels, part)
-    patches, grid_thw = _vision_input(parts, layout.pixels, device)
+    patches, grid_thw = _vision_input(parts, layout.pixels, device, dtype)
     responses = [response for row in rows for response in row.responses]
     return PackedBatch(
         input_ids=torch.from_numpy(ids[None]).to(device),
         position_ids=torch.from_numpy(positions[:, None]).to(device),
         mask=PackedMask(rows=tuple(spans), device=device),
-        patches=patches.to(dtype),
+        patches=patches,
         grid_thw=grid_thw,
         clips=tuple(clip.info for clip in parts),
         distinct_clips=tuple(clip.info for clip in clips.values()),
@@ -177,12 +177,12 @@ def _parts(clips: Sequence[ClipRef], form: PixelFormat, part: ClipPart | None) -
 
 
 def _vision_input(
-    clips: Sequence[ClipRef], form: PixelFormat, device: str | torch.device
+    clips: Sequence[ClipRef], form: PixelFormat, device: str | torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if not clips:
-        blank = torch.zeros((form.merge_size**2, form.patch_dim), device=device)
+        blank = torch.zeros((form.merge_size**2, form.patch_dim), dtype=dtype, device=device)
         return blank, torch.tensor([[1, form.merge_size, form.merge_size]], device=device)
-    patches = cut_patches([clip.frames for clip in clips], form, device)
+    patches = cut_patches([clip.frames for clip in clips], form, device, dtype)
     return patches, torch.tensor([clip.info.grid_thw for clip in clips], device=device)
 
 

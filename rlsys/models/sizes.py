@@ -23,7 +23,7 @@ class ModelSizes:
     tower have a gate.  is_tower_scaled: whether its blocks' branches have scales.  has_query_norms: whether queries and
     keys are normed by head.  mlp: width of the MLP of a layer without experts.  projected_queries: numbers that the
     projection of queries computes, gates of the output included.  linear: the layers that keep a state in the place of
-    keys and values.
+    keys and values.  patch_dim: number of values in a patch.
     """
 
     layers: int
@@ -45,6 +45,7 @@ class ModelSizes:
     is_tower_scaled: bool = False
     has_query_norms: bool = False
     experts: Experts | None = None
+    patch_dim: int = 1176
     projected_queries: int = 0
     linear: LinearAttention | None = None
 
@@ -186,4 +187,5 @@ def read_model_sizes(model_path: Path) -> ModelSizes:
         experts=experts,
         projected_queries=config.projected_queries,
         linear=config.linear,
+        patch_dim=vision.patch_dim,
     )

@@ -19,8 +19,13 @@ GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
 LOGIT_NUMBERS = 1 << 26
 """Largest number of logits that the learner holds at once."""
+PACKED = "vLLM's CPU build keeps embedding and head once more, packed for its products"
+STEP_TOKENS = 8192
+"""Tokens that an engine reads in a step at most, unless the largest clip, or on CPU a prompt, has more."""
 LIVE_NUMBERS = 10**9
 """DeepSpeed's stage3_max_live_parameters: number of parameters that ZeRO-3 holds gathered at a time."""
+SUB_GROUP_NUMBERS = 10**9
+"""DeepSpeed's sub_group_size: numbers that a rank updates at a time."""
 BUCKET_NUMBERS = 5 * 10**8
 """Number of gradient values that DeepSpeed reduces at a time."""
 
@@ -172,24 +177,29 @@ class EngineRoom:
     """The cache of one engine: its bytes, what a token and a response take of it, and groups of mean length at once.
 
     per_token: bytes of keys and values.  per_response: bytes of the state that linear attention keeps, of any length.
+    working: bytes that its largest step needs beside weights and cache, see `step_bytes`.
     """
 
     room: float
     per_token: int
     groups: int
     per_response: int = 0
+    working: float = 0.0
 
 
 def engine_room(
     config: RunConfig, sizes: ModelSizes, prompts: Prompts, responses: float, given: Assumptions
 ) -> EngineRoom:
-    """Return the capacity of one engine. A group's responses share their prompt's keys and values."""
+    """Return the capacity of one engine. A group's responses share their prompt's keys and values.
+
+    On a GPU vLLM tries its largest step at the start, and what that needs above the reserve is no room for a cache.
+    """
     rollout, width = config.rollout, BYTES[config.model.dtype]
-    room = float(rollout.kv_cache_mib << 20)
+    room, working = float(rollout.kv_cache_mib << 20), step_bytes(config, sizes, prompts)
     if config.cluster.device == "cuda":
         devices = rollout.tensor_parallel_size
-        free = given.memory_gib * rollout.gpu_memory_utilization - given.engine_reserve_gib
-        room = devices * free * GIB - sizes.parameters * width
+        beside = max(given.engine_reserve_gib * GIB, working)
+        room = devices * (given.memory_gib * rollout.gpu_memory_utilization * GIB - beside) - sizes.parameters * width
     per_token = 2 * sizes.attention_layers * sizes.kv * width
     per_response = sizes.linear.state_bytes(width) if sizes.linear else 0
     # where states are kept, responses do not share a prompt
@@ -197,7 +207,26 @@ def engine_room(
     tokens = num_prompts * prompts.mean + rollout.group_size * responses
     of_group = per_token * tokens + rollout.group_size * per_response
     groups = min(rollout.max_num_seqs // rollout.group_size, int(max(room, 0) / of_group))
-    return EngineRoom(room=room, per_token=per_token, groups=groups, per_response=per_response)
+    return EngineRoom(room=room, per_token=per_token, groups=groups, per_response=per_response, working=working)
+
+
+def step_bytes(config: RunConfig, sizes: ModelSizes, prompts: Prompts) -> float:
+    """Return the bytes of an engine's largest step: the tower on the longest prompt's clips, or the language model.
+
+    An MLP holds gate, up and their product of all tokens at a time, beside its input, its output and the residual
+    stream; the rotation of the tower's queries and keys holds eleven times its width. Pixels are there in float32, as
+    the processor makes them, and in the model's format, and the inputs of a step have a buffer. On CPU a prompt is read
+    in one step, on a GPU in several, which are at least as long as a clip.
+    """
+    width, patches = BYTES[config.model.dtype], prompts.longest_visual * sizes.merge**2
+    hidden, mlp = sizes.tower_hidden, sizes.tower_mlp
+    block = max(11 * hidden, (3 if sizes.is_tower_gated else 2) * mlp + 3 * hidden)
+    pixels = patches * sizes.patch_dim * (4 + width)
+    tokens = prompts.longest
+    if config.cluster.device == "cuda":
+        tokens = max(STEP_TOKENS, prompts.longest_visual)
+    layer = sizes.kept_by_mlp * 3 / 4 + 3 * sizes.hidden
+    return pixels + width * (max(STEP_TOKENS, tokens) * sizes.hidden + max(patches * block, tokens * layer))
 
 
 def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given: Assumptions) -> Section:
@@ -207,9 +236,10 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
     if config.cluster.device == "cuda":
         how = (
             f"{rollout.tensor_parallel_size} x ({given.memory_gib:g} GiB x {rollout.gpu_memory_utilization:g} - "
-            f"{given.engine_reserve_gib:g} GiB reserve) - weights"
+            f"{max(given.engine_reserve_gib, room.working / GIB):.3g} GiB beside) - weights"
         )
-    weights = sizes.parameters * BYTES[config.model.dtype]
+    width = BYTES[config.model.dtype]
+    weights, packed = sizes.parameters * width, 2 * sizes.vocabulary * sizes.hidden * width
     longest = config.model.max_model_len * room.per_token + room.per_response
     shared = "each response with its prompt" if room.per_response else "prompt shared"
     kept = "keys, values and states" if room.per_response else "keys and values"
@@ -228,6 +258,7 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
         title=f"each of {rollout.num_actors} engines",
         lines=(
             Line("weights", shown(weights), f"{sizes.parameters:,} parameters{_active(sizes)}, {config.model.dtype}"),
+            *([Line("packed weights", shown(packed), PACKED)] if config.cluster.device == "cpu" else []),
             Line(
                 "keys and values of a token",
                 shown(room.per_token),
@@ -235,6 +266,7 @@ def engine_section(config: RunConfig, sizes: ModelSizes, room: EngineRoom, given
             ),
             *_state_lines(sizes, room),
             Line(f"room for {kept}", shown(room.room), how),
+            Line("largest step", shown(room.working), _of_a_step(config)),
             Line(
                 "groups at once",
                 f"{room.groups} ({room.groups * rollout.group_size} responses)",
@@ -251,6 +283,11 @@ def _state_lines(sizes: ModelSizes, room: EngineRoom) -> tuple[Line, ...]:
         return ()
     how = f"{linear.layers} layers x ({linear.state} numbers in float32, and {linear.tail} of the convolution)"
     return (Line("state of a response", shown(room.per_response), how),)
+
+
+def _of_a_step(config: RunConfig) -> str:
+    of = "the longest prompt's clips or tokens at once"
+    return of if config.cluster.device == "cpu" else f"{of}; engine_reserve_gib has it unless it is larger"
 
 
 def _active(sizes: ModelSizes) -> str:

@@ -13,6 +13,7 @@ from rlsys.planning.plan import (
     GIB,
     LIVE_NUMBERS,
     LOGIT_NUMBERS,
+    SUB_GROUP_NUMBERS,
     Assumptions,
     Line,
     Prompts,
@@ -26,23 +27,33 @@ from rlsys.planning.plan import (
 class RankMemory:
     """The memory of one rank in bytes; `host` is in host memory, the rest on the device.
 
-    gathered: gathered layers and reduction buckets of ZeRO.  reference: the second model that a KL penalty needs.
+    bucket: in which ZeRO collects gradients.  reference: the second model that a KL penalty needs.
+    gathered: layers of which ZeRO-3 has gathered the weights.  activations: what the forward pass keeps for the
+    backward pass, pixels included.  logits: a chunk's, with the gradient of the head's weights.  layer: what the layer
+    in computation needs beside what is kept.  stepping: copies and temporaries of an optimiser step.
     """
 
     weights: float
-    gathered: float
     gradients: float
     optimiser: float
+    bucket: float
     reference: float
+    gathered: float
     activations: float
     logits: float
+    layer: float
+    stepping: float
     host: float
 
     @property
+    def held(self) -> float:
+        """Bytes on the device at all times."""
+        return self.weights + self.gradients + self.optimiser + self.bucket + self.reference
+
+    @property
     def device(self) -> float:
-        """Bytes on the device."""
-        parts = (self.weights, self.gathered, self.gradients, self.optimiser, self.reference)
-        return sum(parts) + self.activations + self.logits
+        """Bytes on the device at most: the head, a layer and the optimiser never compute at the same time."""
+        return self.held + max(self.gathered + self.activations + max(self.logits, self.layer), self.stepping)
 
 
 def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> RankMemory:
@@ -63,62 +74,157 @@ def rank_memory(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual
     # the experts of a layer are gathered together, however many they are
     at_least = sizes.experts.layer_parameters(sizes.hidden) if sizes.experts else 0
     gathered = max(min(sizes.parameters, LIVE_NUMBERS), at_least) * width if stage == 3 else 0
-    buckets = 2 * min(trained, BUCKET_NUMBERS) * width if stage else 0
     moved = (weights if "parameters" in learner.offload else 0) + (optimiser if "optimizer" in learner.offload else 0)
+    activations = activation_bytes(config, sizes, pass_tokens, visual_share)
     return RankMemory(
         weights=0 if "parameters" in learner.offload else weights,
-        gathered=gathered + buckets,
         gradients=gradients,
         optimiser=0 if "optimizer" in learner.offload else optimiser,
+        bucket=min(trained, BUCKET_NUMBERS) * width if stage else 0,
         reference=sizes.parameters * width if has_reference else 0,
-        activations=activation_bytes(config, sizes, pass_tokens, visual_share),
-        logits=3
-        * 4
-        * min(LOGIT_NUMBERS, pass_tokens / learner.sequence_parallel * (1 - visual_share) * sizes.vocabulary),
+        gathered=gathered,
+        activations=activations.kept,
+        logits=_logit_bytes(config, sizes, pass_tokens * (1 - visual_share)),
+        layer=activations.layer,
+        stepping=_step_bytes(config, trained),
         host=moved,
     )
 
 
-def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> float:
+def _step_bytes(config: RunConfig, trained: int) -> float:
+    """Return the bytes that an optimiser step needs for a while, all in float32.
+
+    ZeRO copies the gradients of the numbers that it updates at a time once more (DeepSpeed 0.19.8), and AdamW makes two
+    temporaries of that size, on a GPU one (torch 2.13).
+    """
+    learner = config.learner
+    if "optimizer" in learner.offload:
+        return 0
+    at_a_time = min(trained / learner.num_ranks, SUB_GROUP_NUMBERS) if learner.zero_stage else trained
+    return 4 * at_a_time * ((1 if config.cluster.device == "cuda" else 2) + (1 if learner.zero_stage else 0))
+
+
+def _logit_bytes(config: RunConfig, sizes: ModelSizes, text_tokens: float) -> float:
+    """Return the bytes of a chunk of logits, three times in float32, and of the head's gradient if it is trained.
+
+    The gradient of one chunk is there while the next is computed.
+    """
+    learner = config.learner
+    numbers = min(LOGIT_NUMBERS, text_tokens / learner.sequence_parallel * sizes.vocabulary)
+    head = 0 if learner.lora.rank else sizes.vocabulary * sizes.hidden * BYTES[config.model.dtype]
+    return 3 * 4 * numbers + head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes of activations: kept between the passes, and needed beside them by the layer in computation at most."""
+
+    kept: float
+    layer: float
+
+
+def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, visual_share: float) -> Activations:
     """Return the bytes of a rank's activations, counted by the tensors that a layer keeps for its backward pass.
 
-    A gated layer keeps, per token: input, normed input, the sum with attention's projection, normed sum and the output
-    (5 hidden), queries and attention's output (2 queries), keys and values (2 kv), queries and keys before their norms
-    if they have any, three times the gate of the output if there is one, and what its MLP keeps
-    (`ModelSizes.kept_by_mlp`); linear attention in the place of attention what `LinearAttention.kept` says. Attention's
-    weights are never kept. An MLP without a gate keeps two of the four. With checkpointing each layer keeps its input,
-    and one layer at a time the rest. Ranks that compute a pass together keep equal parts of all this; attention's
-    output by heads and by tokens, and copies of keys and values where there are fewer heads of these than ranks.
-    Source of the counting: arXiv:2205.05198, §4, for a layer without dropout and with flash attention.
+    A language layer keeps, per token: what its two norms keep (see `_norm`), queries and attention's output (2
+    queries), keys and values (2 kv), what the norms of queries and keys keep if it has any, three times the gate of the
+    output if there is one, and what its MLP keeps (`ModelSizes.kept_by_mlp`); linear attention in the place of
+    attention what `LinearAttention.kept` says. The last norm is one more. Attention's weights are never kept. A block
+    of the tower keeps two norms, queries, keys and values before and after their rotation, attention's output, and four
+    or two widths of its MLP. A projector keeps a norm and two layers of merged patches. The pixels are there once.
+    A frozen tower keeps nothing, but needs what one block computes at a time: most for the rotation, in float32.
+    In the backward pass of a gated MLP three gradients of its width are there beside three of the four widths kept.
+    With checkpointing each layer keeps its input, and the layer in computation the rest. Ranks that compute a pass
+    together keep equal parts of all this; attention's output by heads and by tokens, and copies of keys and values
+    where there are fewer heads of these than ranks.
+    Source of the counting: arXiv:2205.05198, section 4, for a layer without dropout and with flash attention;
+    `tests/learner/model/test_plan_of_activations.py` compares it with tensors.
     """
-    width, num_sharing = BYTES[config.model.dtype], config.learner.sequence_parallel
-    pass_tokens = pass_tokens / num_sharing
+    width, learner = BYTES[config.model.dtype], config.learner
+    num_sharing, is_recomputed = learner.sequence_parallel, learner.gradient_checkpointing
+    tokens = pass_tokens / num_sharing
+    patches = tokens * visual_share * sizes.merge**2
+    language = _Stack(
+        amount=tokens,
+        depth=sizes.layers,
+        inputs=sizes.hidden,
+        layer=_language_layer(config, sizes),
+        rest=(_norm(config) - 1) * sizes.hidden,
+        working=sizes.kept_by_mlp / 2 + sizes.hidden,
+    )
+    tower = _tower(config, sizes, patches)
+    pixels = patches * sizes.patch_dim
+    kept = language.kept(is_recomputed) + tower.kept(is_recomputed) + pixels
+    # the tower's blocks have their backward pass when all that the language model kept is gone
+    of_tower = tower.needed(is_recomputed) - language.kept(is_recomputed)
+    return Activations(kept=width * kept, layer=width * max(language.needed(is_recomputed), of_tower, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stack:
+    """Equal layers. Numbers per token or patch, of which there are `amount`.
+
+    inputs: of a layer's input.  layer: what a layer keeps.  rest: what modules around the layers keep.
+    working: what a layer's computation needs at a time beside what it keeps.
+    """
+
+    amount: float
+    depth: int
+    inputs: int
+    layer: float
+    rest: float
+    working: float
+
+    def kept(self, is_recomputed: bool) -> float:
+        """Return the numbers that are kept between the passes."""
+        return self.amount * (self.depth * (self.inputs if is_recomputed else self.layer) + self.rest)
+
+    def needed(self, is_recomputed: bool) -> float:
+        """Return the numbers that one layer needs beside them."""
+        return self.amount * (self.working + (self.layer if is_recomputed else 0))
+
+
+def _norm(config: RunConfig) -> int:
+    """Return how many times its input an RMS norm keeps: its output, the input in float32, and if trained one more."""
+    in_float32 = 4 // BYTES[config.model.dtype]
+    return 1 + in_float32 + (0 if config.learner.lora.rank else 1)
+
+
+def _language_layer(config: RunConfig, sizes: ModelSizes) -> float:
+    """Return the numbers that a language layer keeps of a token."""
+    num_sharing, norm = config.learner.sequence_parallel, _norm(config)
     copies = num_sharing // math.gcd(sizes.kv // sizes.head_size, num_sharing)
-    patches = pass_tokens * visual_share * sizes.merge**2
-    is_frozen = "vision_tower" in config.learner.frozen_parts or config.learner.lora.rank > 0
-    tower_depth = 1 if is_frozen else sizes.tower_layers
     attention = 2 * sizes.queries + 2 * copies * sizes.kv
     if num_sharing > 1:
         attention += sizes.queries
     if sizes.has_query_norms:
-        attention += sizes.queries + sizes.kv
+        attention += (norm - 1) * (sizes.queries + sizes.kv)
     if sizes.projected_queries > sizes.queries:  # the gate, its sigmoid and the product
         attention += 3 * sizes.queries
     mixed = float(attention)
     if sizes.linear:
         mixed = (sizes.attention_layers * attention + sizes.linear.layers * sizes.linear.kept) / sizes.layers
-    language_layer = 5 * sizes.hidden + mixed + sizes.kept_by_mlp
-    # what a branch adds is kept before it is scaled
-    tower_layer = (11 if sizes.is_tower_scaled else 9) * sizes.tower_hidden + (
-        4 if sizes.is_tower_gated else 2
-    ) * sizes.tower_mlp
-    stacks = (
-        (pass_tokens, sizes.layers, sizes.hidden, language_layer),
-        (patches, tower_depth, sizes.tower_hidden, tower_layer),
+    return 2 * norm * sizes.hidden + mixed + sizes.kept_by_mlp
+
+
+def _tower(config: RunConfig, sizes: ModelSizes, patches: float) -> _Stack:
+    """Return the vision tower's blocks, with the projector as the rest. Layer norms keep input and output."""
+    hidden, mlp = sizes.tower_hidden, sizes.tower_mlp
+    norm = _norm(config) if sizes.is_tower_gated else 2
+    rotation = (17 if BYTES[config.model.dtype] == 2 else 9) * hidden
+    rest = 0 if "projector" in config.learner.untrained_parts else (norm + 2) * hidden
+    if "vision_tower" in config.learner.untrained_parts:
+        working = max(rotation, 3 * hidden + 3 * mlp)
+        return _Stack(amount=patches, depth=0, inputs=0, layer=0, rest=rest, working=working)
+    return _Stack(
+        amount=patches,
+        depth=sizes.tower_layers,
+        inputs=hidden,
+        # what a branch adds is kept before it is scaled
+        layer=(2 * norm + (8 if sizes.is_tower_scaled else 6)) * hidden + (4 if sizes.is_tower_gated else 2) * mlp,
+        rest=rest,
+        working=max(2 * mlp + hidden, rotation - 9 * hidden),
     )
-    if config.learner.gradient_checkpointing:
-        return width * sum(tokens * (depth * inputs + layer) for tokens, depth, inputs, layer in stacks)
-    return width * sum(tokens * depth * layer for tokens, depth, _, layer in stacks)
 
 
 def learner_section(
@@ -138,10 +244,13 @@ def learner_section(
         Line("weights", shown(memory.weights), f"{sizes.parameters:,} numbers, ZeRO {stage}"),
         Line("gradients", shown(memory.gradients), f"{trained:,} trained numbers ({kind})"),
         Line("optimiser", shown(memory.optimiser), "AdamW's moments and a float32 copy of the weights"),
-        Line("gathered and buckets", shown(memory.gathered), "DeepSpeed's live weights, reductions"),
+        Line("bucket of gradients", shown(memory.bucket), "in which ZeRO reduces them"),
         Line("reference policy", shown(memory.reference), f"kl_coef={config.algorithm.kl_coef:g}"),
+        Line("gathered weights", shown(memory.gathered), "DeepSpeed's live weights"),
         Line("activations", shown(memory.activations), f"{tokens:.0f} tokens a pass{shared}, {checkpointed}"),
-        Line("logits", shown(memory.logits), "three float32 tensors of a chunk"),
+        Line("or: logits", shown(memory.logits), "three float32 tensors of a chunk, and the head's gradient"),
+        Line("or: a layer", shown(memory.layer), "gradients of the layer in computation"),
+        Line("or: a step", shown(memory.stepping), "AdamW's temporaries, when activations are gone"),
         Line("total on the device", shown(memory.device), _of_the_device(config, room_gib, given)),
         Line("in host memory", shown(memory.host), f"learner.offload={list(learner.offload)}"),
     ]

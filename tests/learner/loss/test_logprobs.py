@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from learner.loss.logprobs import MAX_CHUNK_NUMBERS, token_logprobs
+from tests.support.memory import MemoryMeter
 
 VOCABULARY = 50
 
@@ -83,32 +82,6 @@ def test_softmax_is_in_float32_for_a_bfloat16_model() -> None:
     hidden, head, targets = inputs()
     logprobs, entropy = token_logprobs(hidden.bfloat16(), head.bfloat16(), targets, MAX_CHUNK_NUMBERS)
     assert logprobs.dtype == entropy.dtype == torch.float32
-
-
-class MemoryMeter(TorchDispatchMode):
-    """A counter of the bytes of tensors created since it was entered: alive now, and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known:
-                storage = tensor.untyped_storage()
-                self._known.add(storage._cdata)
-                self.alive += storage.nbytes()
-                self.peak = max(self.peak, self.alive)
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        return made
-
-    def _freed(self, key: int, num_bytes: int) -> None:
-        self._known.discard(key)
-        self.alive -= num_bytes
 
 
 @pytest.mark.parametrize(("num_tokens", "num_chunks"), [(400, 1), (400, 10), (395, 40)])

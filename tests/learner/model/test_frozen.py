@@ -128,3 +128,16 @@ def test_every_pass_has_a_gradient_for_every_trained_parameter(
     batch = {"text": (text,), "dummy": ()}.get(kind, (video,))
     policy(packed(policy, family_dir, *batch))[0].sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in policy.parameters())
+
+
+@pytest.mark.parametrize("frozen_parts", [("vision_tower",), BOTH])
+def test_a_frozen_tower_reads_the_pixels_where_they_are(
+    make_policy: Callable[..., PackedPolicy], family_dir: Path, frozen_parts: tuple[str, ...]
+) -> None:
+    policy = make_policy(*frozen_parts)
+    places: list[int] = []
+    policy.model.model.visual.register_forward_pre_hook(lambda _, given: places.append(given[0].data_ptr()))
+    video, image, _ = rows(family_dir)
+    batch = packed(policy, family_dir, video, image)
+    policy(batch)
+    assert places == [batch.patches.data_ptr()]

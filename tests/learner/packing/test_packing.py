@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
+from learner.model import pixels
 from learner.model.pixels import cut_patches, read_pixel_format
 from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import PackedBatch, pack
 from learner.packing.rows import Row
 from tests.support.learner import IMAGE_PAD, VIDEO_PAD, cut_of, make_clip, make_group, make_prompt, make_row
+from tests.support.memory import MemoryMeter
 from tests.support.plain_policy import gradient, plain_logprobs, vision_arguments
 from tests.support.rounding import GRADIENT, LOGPROB
 
@@ -182,6 +184,36 @@ def test_patches_of_frames_of_one_size_are_bit_for_bit_those_of_the_processors(
     assert torch.equal(blocks.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, 56, 56), frames)
     with pytest.raises(ValueError, match="frames are 28x56; the model reads only 56x56"):
         cut_patches([row.clips[0].frames[:, :28]], read_pixel_format(folder))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 40_000, 200_000])
+def test_clips_are_cut_into_the_same_patches_in_pieces_of_any_size(
+    piece_bytes: int, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame here has 9,408 bytes: pieces are of one temporal patch, of two or of ten, or have several clips."""
+    rng = np.random.default_rng(1)
+    kinds = (("video", 12), ("image", 1), ("image", 1), ("video", 7), ("video", 30))
+    clips = [make_clip(rng, kind, num_frames).frames for kind, num_frames in kinds]
+    form = read_pixel_format(tiny_model_dir)
+    whole = torch.cat([cut_patches([frames], form) for frames in clips])
+    monkeypatch.setattr(pixels, "PIECE_BYTES", piece_bytes)
+    assert torch.equal(cut_patches(clips, form), whole)
+    assert torch.equal(cut_patches(clips, form, dtype=torch.bfloat16), whole.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packing_holds_one_copy_of_the_pixels(
+    policy: PackedPolicy, tiny_model_dir: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a piece there are its bytes, and its numbers in float32, four times the bytes."""
+    monkeypatch.setattr(pixels, "PIECE_BYTES", 1 << 16)
+    rng = np.random.default_rng(0)
+    clips = tuple(make_clip(rng, "video", num_frames) for num_frames in (200, 300))
+    row = replace(make_row(make_group(rng, "0", (), [5, 7])), prompt=make_prompt(rng, clips), clips=clips)
+    with MemoryMeter() as meter:
+        batch = pack([row], read_layout(policy.model, tiny_model_dir), dtype=dtype)
+    # one piece more, because the bytes of the one before go when the next are there; the rest are ids and positions
+    assert batch.patches.nbytes <= meter.peak < batch.patches.nbytes + 6 * (1 << 16) + (1 << 17)
 
 
 def test_pixel_format_of_the_published_layout(tmp_path: Path, tiny_model_dir: Path) -> None:

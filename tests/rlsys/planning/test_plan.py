@@ -34,6 +34,7 @@ from rlsys.planning.plan import (
     mean_response,
     payload_bytes,
     shown,
+    step_bytes,
     token_section,
     total_flops,
 )
@@ -67,7 +68,8 @@ QWEN_7B = {
         "fullatt_block_indexes": [7, 15, 23, 31],
     },
 }
-# 1,000,000 numbers; a layer keeps 7 x 8 + 2 x 4 + 4 x 16 = 128 numbers a token, a tower's 9 x 4 + 4 x 8 = 68 a patch
+# 1,000,000 numbers; a layer keeps (8 + 2) x 8 + 2 x 4 + 4 x 16 = 152 numbers a token, a tower's 14 x 4 + 4 x 8 = 88 a
+# patch; the last norm keeps 3 x 8 of a token, the projector 6 x 4 of a patch, which has 1176 values
 SMALL = ModelSizes(
     layers=2,
     hidden=8,
@@ -310,11 +312,11 @@ def test_memory_goes_by_all_experts_and_work_by_those_of_a_token() -> None:
     run = gpu(learner={"gradient_checkpointing": False}, rollout={"num_actors": 1})
     responses = mean_response(run, Assumptions())
     rooms = [engine_room(run, sizes, PROMPTS, responses, Assumptions()) for sizes in (SMALL, MIXTURE)]
-    assert rooms[0] == rooms[1]
+    assert replace(rooms[0], working=rooms[1].working) == rooms[1]
     [weights] = [one for one in engine_section(run, MIXTURE, rooms[1], Assumptions()).lines if one.name == "weights"]
     assert "1,000,000 parameters, of which a token uses 999,424" in weights.how
     # a layer with experts keeps 2 x (4 x 4 + 2 x 8) + 8 numbers of a token in the place of 4 x 16
-    dense, mixed = (activation_bytes(run, sizes, 100, 0.5) for sizes in (SMALL, MIXTURE))
+    dense, mixed = (activation_bytes(run, sizes, 100, 0.5).kept for sizes in (SMALL, MIXTURE))
     assert dense - mixed == 100 * (64 - 72) * 2
     times = [
         phase_times(run, sizes, PROMPTS, room, Assumptions(), Measured(), is_judged=False)
@@ -332,8 +334,11 @@ def test_zero_3_gathers_all_experts_of_a_layer_at_once() -> None:
 
 def test_a_layer_with_norms_of_queries_keeps_queries_and_keys_before_them_too() -> None:
     run = config(learner={"gradient_checkpointing": False})
-    plain, normed = (activation_bytes(run, replace(SMALL, has_query_norms=norms), 100, 0.5) for norms in (False, True))
-    assert normed - plain == 100 * 2 * (8 + 4) * 2  # tokens x layers x (queries + keys) in bfloat16
+    plain, normed = (
+        activation_bytes(run, replace(SMALL, has_query_norms=norms), 100, 0.5).kept for norms in (False, True)
+    )
+    # tokens x layers x (queries + keys), in bfloat16 and also in float32
+    assert normed - plain == 100 * 2 * (8 + 4) * (2 + 4)
 
 
 @pytest.mark.parametrize("size", ["tiny", "bench"])
@@ -351,11 +356,12 @@ def test_sizes_of_each_part_are_what_a_written_checkpoint_holds(family_dirs: Map
     assert found == {part: getattr(sizes, part) for part in ("embedding", "language", "tower", "projector")}
 
 
-def test_an_mlp_without_a_gate_keeps_half_as_much_in_every_block_of_the_tower() -> None:
+def test_a_tower_without_gates_keeps_half_of_its_mlps_and_of_its_norms() -> None:
     run = config(learner={"gradient_checkpointing": False})
-    gated, plain = (activation_bytes(run, replace(SMALL, is_tower_gated=gate), 100, 0.5) for gate in (True, False))
-    # 50 visual tokens are 200 patches, in 3 blocks, each with 2 x 8 numbers less, in bfloat16
-    assert gated - plain == 200 * 3 * 16 * 2
+    gated, plain = (activation_bytes(run, replace(SMALL, is_tower_gated=gate), 100, 0.5).kept for gate in (True, False))
+    # 50 visual tokens are 200 patches, in 3 blocks, each with 2 x 8 numbers less of its MLP, in bfloat16; seven layer
+    # norms, the projector's included, keep 2 x 4 less each, because they need no float32
+    assert gated - plain == 200 * (3 * 16 + 7 * 8) * 2
 
 
 def test_a_model_without_a_config_is_an_error_with_its_path(tmp_path: Path) -> None:
@@ -405,24 +411,96 @@ def test_a_kl_term_needs_a_second_model_except_with_adapters() -> None:
 
 
 def test_activations_by_hand() -> None:
-    # 50 tokens in 2 layers of 128 numbers, 40 patches (10 visual tokens) in 3 blocks of 68; 2 bytes each
-    assert activation_bytes(config(), SMALL, 50, 0.2) == 2 * (50 * 2 * 128 + 40 * 3 * 68)
-    recomputed = config(learner={"gradient_checkpointing": True})
-    assert activation_bytes(recomputed, SMALL, 50, 0.2) == 2 * (50 * (2 * 8 + 128) + 40 * (3 * 4 + 68))
-    frozen = config(learner={"frozen_parts": ["vision_tower"]})
-    assert activation_bytes(frozen, SMALL, 50, 0.2) == 2 * (50 * 2 * 128 + 40 * 68)
+    # 50 tokens in 2 layers of 152 numbers, 40 patches (10 visual tokens) in 3 blocks of 88; 2 bytes each
+    found = activation_bytes(config(), SMALL, 50, 0.2)
+    assert found.kept == 2 * (50 * (2 * 152 + 24) + 40 * (3 * 88 + 24 + 1176))
+    assert found.layer == 2 * 50 * (2 * 16 + 8)  # gradients of two widths of the MLP and of the residual stream
+    recomputed = activation_bytes(config(learner={"gradient_checkpointing": True}), SMALL, 50, 0.2)
+    assert recomputed.kept == 2 * (50 * (2 * 8 + 24) + 40 * (3 * 4 + 24 + 1176))
+    assert recomputed.layer == 2 * 50 * (2 * 16 + 8 + 152)
+    frozen = activation_bytes(config(learner={"frozen_parts": ["vision_tower"]}), SMALL, 50, 0.2)
+    assert frozen.kept == 2 * (50 * (2 * 152 + 24) + 40 * (24 + 1176))
+    assert frozen.layer == found.layer
+
+
+def test_a_frozen_tower_that_needs_more_than_the_language_model_keeps_decides_the_peak() -> None:
+    """One block turns queries and keys in float32: 17 widths of 64. What is kept comes later."""
+    sizes = replace(SMALL, tower_hidden=64)
+    frozen = config(learner={"frozen_parts": ["vision_tower", "projector"]})
+    found = activation_bytes(frozen, sizes, 50, 1.0)
+    assert found.kept == 2 * (50 * (2 * 152 + 24) + 200 * 1176)
+    assert found.layer == 2 * (200 * 17 * 64 - 50 * (2 * 152 + 24))
+
+
+def test_norms_keep_no_second_copy_in_float32_and_of_frozen_weights_no_normalised_input() -> None:
+    whole = activation_bytes(config(model={"path": "model", "dtype": "float32"}), SMALL, 50, 0.0)
+    assert whole.kept == 4 * 50 * (2 * (152 - 2 * 8) + 2 * 8)
+    adapters = activation_bytes(config(learner={"lora": {"rank": 4}}), SMALL, 50, 0.0)
+    assert adapters.kept == 2 * 50 * (2 * (152 - 2 * 8) + 2 * 8)
 
 
 def test_ranks_that_share_a_pass_keep_equal_parts_of_its_activations() -> None:
     # by two ranks: 25 tokens with attention's output twice, 20 patches; by four also each of two key heads twice
-    sizes = replace(SMALL, head_size=2)
+    sizes, of_patch = replace(SMALL, head_size=2), 3 * 88 + 24 + 1176
     by_two = config(learner={"num_ranks": 4, "sequence_parallel": 2})
-    assert activation_bytes(by_two, sizes, 50, 0.2) == 2 * (25 * 2 * (128 + 8) + 20 * 3 * 68)
+    assert activation_bytes(by_two, sizes, 50, 0.2).kept == 2 * (25 * (2 * (152 + 8) + 24) + 20 * of_patch)
     by_four = config(learner={"num_ranks": 4, "sequence_parallel": 4})
-    assert activation_bytes(by_four, sizes, 50, 0.2) == 2 * (12.5 * 2 * (128 + 8 + 2 * 4) + 10 * 3 * 68)
+    found = activation_bytes(by_four, sizes, 50, 0.2).kept
+    assert found == 2 * (12.5 * (2 * (152 + 8 + 2 * 4) + 24) + 10 * of_patch)
     whole, shared = (rank_memory(run, sizes, 50, 0.2) for run in (config(learner={"num_ranks": 4}), by_four))
-    assert shared.logits == whole.logits / 4
+    of_head = 100 * 8 * 2
+    assert shared.logits - of_head == (whole.logits - of_head) / 4
     assert (shared.weights, shared.gradients, shared.optimiser) == (whole.weights, whole.gradients, whole.optimiser)
+
+
+def test_the_head_holds_three_chunks_and_its_own_gradient_if_it_is_trained() -> None:
+    wide = replace(SMALL, vocabulary=150_000, hidden=1000)
+    chunk = 4 * (1 << 26)
+    assert rank_memory(config(), wide, 10_000, 0.0).logits == 3 * chunk + 150_000 * 1000 * 2
+    assert rank_memory(config(learner={"lora": {"rank": 4}}), wide, 10_000, 0.0).logits == 3 * chunk
+    assert rank_memory(config(), wide, 100, 0.9).logits == pytest.approx(3 * 4 * 10 * 150_000 + 150_000 * 1000 * 2)
+
+
+def test_a_rank_needs_the_most_of_head_layer_and_step_and_not_their_sum() -> None:
+    memory = rank_memory(config(learner={"num_ranks": 4, "zero_stage": 3}), SMALL, 50, 0.2)
+    held = (0.5 + 1 + 3 + 2) * 1e6  # weights, gradients, optimiser, and the bucket
+    assert memory.held == held
+    assert memory.stepping == 3e6  # 250,000 numbers: their gradients again, and two temporaries
+    computing = memory.gathered + memory.activations + max(memory.logits, memory.layer)
+    assert memory.device == held + max(computing, 3e6)
+    on_gpu = gpu(learner={"num_ranks": 4, "zero_stage": 3})
+    assert rank_memory(on_gpu, SMALL, 50, 0.2).stepping == 2e6
+    many = replace(SMALL, language=10**10)
+    assert rank_memory(on_gpu, many, 50, 0.2).stepping == 8e9, "a billion numbers at a time"
+    offloaded = gpu(learner={"num_ranks": 4, "zero_stage": 3, "offload": ["optimizer"]})
+    assert rank_memory(offloaded, SMALL, 50, 0.2).stepping == 0
+
+
+def test_an_engines_largest_step_is_that_of_the_tower_or_of_the_language_model() -> None:
+    # 2,000 visual tokens are 8,000 patches of 11 x 4 numbers, or of 3 x 8 + 3 x 4; 2,120 tokens of 3 x 16 + 3 x 8; a
+    # buffer has the inputs of 8,192 tokens
+    pixels = 8000 * 1176 * (4 + 2)
+    assert step_bytes(config(), SMALL, PROMPTS) == pixels + 2 * (8192 * 8 + 8000 * 44)
+    wide = replace(SMALL, hidden=800, mlp=1600)
+    assert step_bytes(config(), wide, PROMPTS) == pixels + 2 * (8192 * 800 + 2120 * (3 * 1600 + 3 * 800))
+    assert step_bytes(gpu(), wide, PROMPTS) == pixels + 2 * (8192 * 800 + 8192 * (3 * 1600 + 3 * 800))
+
+
+def test_a_step_that_needs_more_than_the_reserve_leaves_a_gpus_cache_less_room() -> None:
+    long = replace(PROMPTS, longest_visual=60_000)
+    needs = step_bytes(gpu(), SMALL, long)
+    given = Assumptions(memory_gib=10, engine_reserve_gib=1)
+    assert needs > GIB
+    run = gpu(rollout={"gpu_memory_utilization": 0.5})
+    assert engine_room(run, SMALL, long, 100, given).room == 5 * GIB - needs - 2e6
+    assert engine_room(run, SMALL, PROMPTS, 100, given).room == 4 * GIB - 2e6
+
+
+def test_an_engine_on_a_cpu_keeps_embedding_and_head_packed() -> None:
+    for run, expected in ((config(), 2 * 100 * 8 * 2), (gpu(), None)):
+        section = engine_section(run, SMALL, engine_room(run, SMALL, PROMPTS, 100, Assumptions()), Assumptions())
+        lines = {line.name: line.value for line in section.lines}
+        assert lines.get("packed weights") == (expected and shown(expected))
 
 
 def test_heads_that_ranks_cannot_share_are_a_problem_of_the_plan() -> None:
