@@ -204,7 +204,8 @@ def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str
         failed = False
         raise
     finally:
-        ray.shutdown()
+        # workers look whether their raylet lives, as which one counts that was killed and not waited for
+        ray.shutdown(wait_for_processes=True)
         if failed:
             log.warning("the workers' logs are in %s", folder.path / RAY_FOLDER / "session_latest" / "logs")
         folder.release(keep=failed)
@@ -234,7 +235,7 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
             if not may_retry or "timed out during startup" not in str(error):
                 raise
             log.warning("Ray was not up in the 30 s that it gives itself; starting it once more")
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
             end_processes_in(folder)
 
 

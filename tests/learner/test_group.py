@@ -56,7 +56,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         object_store_memory=200 << 20,
     )
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
 
 
 @pytest.fixture(scope="module")

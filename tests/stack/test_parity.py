@@ -96,7 +96,7 @@ def machine() -> Iterator[None]:
     with launch.on_loopback():
         launch._start(ClusterConfig(), 4, folder)
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -281,7 +281,7 @@ def stack(folder: Path, tiny_model_dir: Path) -> Iterator[LearnerStack]:
     )
     with open_learner_stack(make_config(folder, tiny_model_dir)) as opened:
         yield opened
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
 
 
 def test_a_run_learns_and_one_that_was_interrupted_ends_with_the_same_weights(

@@ -285,5 +285,5 @@ def actor_cluster() -> Iterator[None]:
     else:
         os.environ["PYTHONPATH"] = import_path
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -47,7 +47,7 @@ def serve_cluster() -> Iterator[Path]:
     yield Path(ray._private.worker._global_node.get_session_dir_path())
     app.shutdown()
     if is_ours:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
     shutil.rmtree(temp_dir, ignore_errors=True)
 
 

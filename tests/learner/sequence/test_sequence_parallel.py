@@ -124,7 +124,7 @@ def cluster() -> Iterator[None]:
         object_store_memory=200 << 20,
     )
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def cluster() -> Iterator[None]:
         _temp_dir=folder,
     )
     yield
-    ray.shutdown()
+    ray.shutdown(wait_for_processes=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
