@@ -75,7 +75,7 @@ def write_rows(folder: Path, num_clips: int, num_rows: int) -> Path:
 
 
 def make_config(folder: Path, num_actors: int, max_tokens: int) -> RunConfig:
-    make_tiny(folder / "model", seed=0, size="bench")
+    make_tiny(folder / "model", seed=0, size="wide")
     settings = {
         "output_dir": folder / "out",
         "model.path": folder / "model",

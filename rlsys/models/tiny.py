@@ -86,6 +86,7 @@ class _Sizes:
 SIZES = {
     "demo": _Sizes(vision_depth=1, full_attention_blocks=(0,), hidden=128, mlp=256, layers=3, heads=4),
     "bench": _Sizes(vision_depth=2, full_attention_blocks=(1,), hidden=192, mlp=352, layers=4, heads=6),
+    "wide": _Sizes(vision_depth=2, full_attention_blocks=(1,), hidden=512, mlp=1408, layers=12, heads=16),
 }
 
 
@@ -93,14 +94,14 @@ def make_tiny(
     folder: Path,
     *,
     seed: int,
-    size: Literal["demo", "bench"] = "demo",
+    size: Literal["demo", "bench", "wide"] = "demo",
     words: Words = "grounding",
     family: FamilyName = DEFAULT,
 ) -> None:
     """Write config, random fp32 weights, tokenizer and processors into `folder`.
 
-    "demo" has 0.7 M parameters, "bench" 1.5 M. words: see `make_tokenizer`.  family: see `rlsys.models.families`.
-    Torch's global random state is left as it was.
+    "demo" has 0.7 M parameters, "bench" 1.5 M, "wide" 34 M. words: see `make_tokenizer`.
+    family: see `rlsys.models.families`. Torch's global random state is left as it was.
     """
     if not Path(folder).exists():
         new = aside(Path(folder))  # a half-written folder must not look like a model
