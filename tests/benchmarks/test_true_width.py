@@ -73,6 +73,7 @@ def test_memory_is_watched_from_outside() -> None:
 
 
 @pytest.mark.stack
+@pytest.mark.long
 def test_a_quick_run_measures_what_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.true_width", "--quick", "--only", "packed", "full"]
     command += ["--cases", "1k", "--json", str(tmp_path / "found.json"), "--folder", str(tmp_path)]

@@ -98,6 +98,9 @@ CROWDS: dict[str, Sending] = {
     "nothing": sends(),
 }
 
+OFTEN = {"half a body", "half a chunk", "headers for ever", "nothing"}
+"""Crowds that every run of the suite sees; all of them are in the last test."""
+
 
 async def client(port: int, send: Sending, is_over: asyncio.Event) -> None:
     """Send, and stay connected until the server closes or all is over."""
@@ -127,7 +130,9 @@ async def answers(port: int, number: int) -> None:
         assert json.loads(reply.text)[0]["scores"]["iou"] == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("kind", CROWDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.long) for kind in CROWDS]
+)
 def test_honest_clients_are_answered_beside_a_crowd_and_its_memory_is_bounded(kind: str, server: Server) -> None:
     async def run() -> int:
         await answers(server.port, 3)
