@@ -84,7 +84,7 @@ def in_bfloat16(folder: Path) -> NamedTensors:
 
 
 @pytest.mark.stack
-@pytest.mark.slow
+@pytest.mark.long
 def test_vllms_own_kernel_in_bfloat16_agrees_and_is_read_back(
     actor_cluster: None, qwen3_5_dirs: Mapping[str, Path]
 ) -> None:

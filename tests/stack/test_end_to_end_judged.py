@@ -399,6 +399,7 @@ def stopped(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     )
 
 
+@pytest.mark.long
 def test_a_quota_that_ends_amid_a_run_ends_it_with_the_endpoints_words_and_a_checkpoint(stopped: Stopped) -> None:
     assert stopped.ended == 2, stopped.said
     assert "Traceback" not in stopped.said
@@ -409,6 +410,7 @@ def test_a_quota_that_ends_amid_a_run_ends_it_with_the_endpoints_words_and_a_che
     assert stopped.checkpoints == [f"step_{stopped.steps:06d}"]
 
 
+@pytest.mark.long
 def test_it_goes_on_where_it_was_once_the_endpoint_answers_again(stopped: Stopped) -> None:
     assert stopped.resumed == 0, stopped.said_then
     assert f"resuming from step {stopped.steps}" in stopped.said_then
@@ -421,6 +423,7 @@ def test_it_goes_on_where_it_was_once_the_endpoint_answers_again(stopped: Stoppe
     assert steps == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_everything_that_a_run_starts_listens_on_loopback_or_wants_the_clusters_token(stopped: Stopped) -> None:
     titles = {listener.process for listener in stopped.listeners}
     for part in ("gcs_server", "raylet", "ray::ServeReplica", "ray::ProxyActor", "ray::LearnerWorker"):

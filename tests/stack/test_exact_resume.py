@@ -288,6 +288,7 @@ def test_a_colocated_run_whose_parts_are_killed_takes_turns_and_ends_with_the_bi
     assert_as_if_nothing_had_happened(out, whole)
 
 
+@pytest.mark.long
 def test_an_asynchronous_run_whose_driver_is_killed_repeats_its_steps_with_the_rollouts_it_had(
     inputs: Inputs, tmp_path: Path
 ) -> None:

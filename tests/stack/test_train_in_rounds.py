@@ -133,6 +133,7 @@ def test_metrics_ledger_and_samples_tell_of_rounds(taught: RunConfig, whole: Sum
     assert any("samples" in file.path for file in samples)
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_ends_with_the_same_weights_with_its_saved_rounds_or_without(
     taught: RunConfig, whole: Summary, stack: Stack
 ) -> None:

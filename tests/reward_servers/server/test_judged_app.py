@@ -243,6 +243,7 @@ def test_a_rolling_update_loses_no_request(url: str, endpoint: FaultServer, fold
     assert before.isdisjoint(str(actor) for actor in replicas("judged#JudgeServer#"))
 
 
+@pytest.mark.long
 def test_killed_judge_replicas_and_proxy_cost_time_and_no_row(url: str, endpoint: FaultServer) -> None:
     endpoint.delay_s = 0.05
     with SteadyLoad(url, "killed", timeout_s=patience(60.0)) as load:

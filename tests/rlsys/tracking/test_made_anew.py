@@ -93,7 +93,7 @@ def test_a_run_in_a_file_is_made_anew_whole_twice_in_a_row(tmp_path: Path) -> No
     assert everything_in(uri, last) == before
 
 
-@pytest.mark.parametrize("loses_again", [False, True])
+@pytest.mark.parametrize("loses_again", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_server_that_dies_while_a_run_is_made_anew_has_it_whole_in_the_end(loses_again: bool, tmp_path: Path) -> None:
     home, folder = tmp_path / "server", tmp_path / "run"
     home.mkdir()
