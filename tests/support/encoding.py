@@ -35,8 +35,11 @@ class Encoding:
 
 def write_video(path: Path, frames: np.ndarray, how: Encoding) -> Path:
     """Write u8 [T, H, W, 3] frames (or [T, H, W, 4] with transparency)."""
+    options = dict(how.options)
+    if len(frames) == 1 and "x265-params" in options:
+        options["x265-params"] += ":bframes=0"  # the time of a lone picture behind B-frames is not always set
     with keeps_priority(), av.open(str(path), "w", format=how.format) as container:
-        stream = container.add_stream(how.codec, rate=how.fps, options=dict(how.options))
+        stream = container.add_stream(how.codec, rate=how.fps, options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], how.pixels
         stream.codec_context.time_base = Fraction(1, how.fps)
         stream.codec_context.thread_count = 1

@@ -25,7 +25,7 @@ ENCODINGS = {
     "h264 with open groups": Encoding(options={"bf": "2", "g": "12", "x264-params": "open-gop=1:scenecut=0"}),
     "h264 with sound": Encoding(options={"bf": "2", "g": "12"}, has_sound=True),
     "mpeg4 with B-frames": Encoding(codec="mpeg4", options={"bf": "2", "g": "12", "b": "2M"}),
-    "hevc": Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=1"}),
+    "hevc": Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=none:frame-threads=1"}),
 }
 LISTS = {
     "two parts": [Part(1.0, 0.5), Part(1.0, 3.0)],

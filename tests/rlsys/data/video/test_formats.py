@@ -31,14 +31,21 @@ ENCODINGS: dict[str, tuple[str, Encoding]] = {
     "h264 in 3gp": ("3gp", Encoding(options=B_FRAMES)),
     "h264 of 10 bits": ("mp4", Encoding(pixels="yuv420p10le", options=B_FRAMES)),
     "h264 of full chroma": ("mp4", Encoding(pixels="yuv444p", options=B_FRAMES)),
-    "hevc in mp4": ("mp4", Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=1"})),
+    "hevc in mp4": (
+        "mp4",
+        Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=none:frame-threads=1"}),
+    ),
     "hevc in mkv": (
         "mkv",
-        Encoding(codec="libx265", options={"x265-params": "log-level=none:open-gop=1:keyint=12:pools=1"}),
+        Encoding(
+            codec="libx265", options={"x265-params": "log-level=none:open-gop=1:keyint=12:pools=none:frame-threads=1"}
+        ),
     ),
     "hevc of 10 bits": (
         "mp4",
-        Encoding(codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-level=none:pools=1"}),
+        Encoding(
+            codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-level=none:pools=none:frame-threads=1"}
+        ),
     ),
     "h264 of rgb": ("mkv", Encoding(codec="libx264rgb", pixels="rgb24", options=B_FRAMES)),
     "h264 with interlaced fields": ("ts", Encoding(fps=25, options=B_FRAMES | {"x264-params": "interlaced=1"})),
@@ -52,12 +59,19 @@ ENCODINGS: dict[str, tuple[str, Encoding]] = {
     "h264 without a container": ("h264", Encoding(fps=25, options=B_FRAMES)),
     "hevc without a container": (
         "hevc",
-        Encoding(codec="libx265", fps=25, options={"x265-params": "log-level=none:keyint=12:pools=1"}),
+        Encoding(
+            codec="libx265", fps=25, options={"x265-params": "log-level=none:keyint=12:pools=none:frame-threads=1"}
+        ),
     ),
-    "hevc in flv": ("flv", Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=1"})),
+    "hevc in flv": (
+        "flv",
+        Encoding(codec="libx265", options={"x265-params": "log-level=none:keyint=12:pools=none:frame-threads=1"}),
+    ),
     "hevc of 12 bits and full chroma": (
         "mkv",
-        Encoding(codec="libx265", pixels="yuv444p12le", options={"x265-params": "log-level=none:pools=1"}),
+        Encoding(
+            codec="libx265", pixels="yuv444p12le", options={"x265-params": "log-level=none:pools=none:frame-threads=1"}
+        ),
     ),
     "vp8 in ogv": ("ogv", Encoding(codec="libvpx", options={"g": "12"})),
     "vp8 in webm": ("webm", Encoding(codec="libvpx", options={"g": "12"})),
