@@ -2,7 +2,8 @@
 
 - `pool` (`RolloutPool`): the actors of a run, their placement, and their replacement when one dies
 - `engine_settings` (`SETTINGS`): how an engine runs on each device
-- `engine` (`RolloutEngine`), `rollout_actor` (`RolloutActor`): an engine, and the Ray actor around it
+- `engine` (`RolloutEngine`): an engine
+- `rollout_actor` (`RolloutActor`): the Ray actor around it
 - `requests` (`EngineSpec`, `GroupRequest`, `environment`): what an actor is started with, and asked for
 - `errors` (`WeightsGone`, `WeightsRefused`): the errors of engines and actors
 - `weights`: the receiving end of a weight transfer
