@@ -40,7 +40,7 @@ from rlsys.hub import here
 from rlsys.lean_imports import lean_imports
 from rlsys.models.chat import ChatTokenizer
 from rlsys.models.folder import content_digest
-from rlsys.models.model_config import read_model_config
+from rlsys.models.model_config import ModelConfig, read_model_config
 from rlsys.types import Rollout, Sampling
 from rlsys.weights.manifest import Manifest, NamedTensors, WeightTransfer
 from rlsys.weights.version import WeightVersion
@@ -80,9 +80,8 @@ class RolloutEngine:
         self._sleep = EngineSleep(self._engine, device=spec.device, keeps_weights=bool(spec.lora.rank))
         self._workers = Workers(self._engine.collective_rpc, spec.rollout.tensor_parallel_size)
         self._chat = ChatTokenizer(spec.model.path)
-        self._expected = expected_weights(
-            spec.model.path, spec.model.dtype, read_model_config(spec.model.path).family.unused
-        )
+        config = read_model_config(spec.model.path)
+        self._expected = expected_weights(spec.model.path, spec.model.dtype, config.family.unused)
         self._expected_adapter = expected_adapter(self._expected, spec.lora)
         self._adapter: LoRARequest | None = None
         self._holds_its_own = True  # the weights of `spec.model.path`
@@ -92,7 +91,7 @@ class RolloutEngine:
         """Size of the last update."""
         self._running: dict[str, tuple[GroupRequest, float]] = {}
         self._version: WeightVersion | None = None
-        self.limits = _limits(spec, self._engine)
+        self.limits = _limits(spec, self._engine, config)
         log.info("engine for %s ready after %.1f s", spec.model.path, time.perf_counter() - start)
 
     @property
@@ -385,8 +384,7 @@ def _token_versions(child: CompletionOutput) -> np.ndarray:
     return np.repeat(np.array([int(span.version) for span in spans], np.int32), lengths)
 
 
-def _limits(spec: EngineSpec, engine: LLMEngine) -> EngineLimits:
-    config = read_model_config(spec.model.path)
+def _limits(spec: EngineSpec, engine: LLMEngine, config: ModelConfig) -> EngineLimits:
     return EngineLimits(
         vocab_size=config.vocabulary,
         max_model_len=spec.model.max_model_len,

@@ -28,27 +28,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.learner_step import SHAPES, Setting, Shape, model_config
-from rlsys.models.tiny import CHAT_TEMPLATE
+from rlsys.models.tiny import CHAT_TEMPLATE, END_OF_TEXT, IM_END, SPECIAL_TOKENS
 
 PACKAGE, RANKS = "dashscope==2.0.2", "dashscope/resources/qwen.tiktoken"
-END_OF_TEXT, IM_END = "<|endoftext|>", "<|im_end|>"
-SPECIAL = (
-    END_OF_TEXT,
-    "<|im_start|>",
-    IM_END,
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-"""Tokens behind those of the ranks, from id 151643 on."""
 ADDED = (
     "<tool_call>",
     "</tool_call>",
@@ -119,7 +101,7 @@ def make_tokenizer(ranks: Mapping[bytes, int]) -> Qwen2Tokenizer:
         return "".join(letters[byte] for byte in token)
 
     vocabulary = {spelled(token): rank for token, rank in ranks.items()}
-    vocabulary |= {token: len(ranks) + index for index, token in enumerate((*SPECIAL, *ADDED))}
+    vocabulary |= {token: len(ranks) + index for index, token in enumerate((*SPECIAL_TOKENS, *ADDED))}
     longer = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     pairs = (merge_of(token, ranks) for token in longer)
     tokenizer = Qwen2Tokenizer(
@@ -128,7 +110,7 @@ def make_tokenizer(ranks: Mapping[bytes, int]) -> Qwen2Tokenizer:
         unk_token=END_OF_TEXT,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
-        extra_special_tokens=[token for token in SPECIAL if token not in (END_OF_TEXT, IM_END)],
+        extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END_OF_TEXT, IM_END)],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlsys.models.families.family import CHUNK_TOKENS
+
 if TYPE_CHECKING:
     from learner.packing.packed_mask import RowSpan
-
-CHUNK = 64
-"""Tokens that the rule computes at once; segments are computed together if they have about as many chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,8 +80,8 @@ def _extended(
 def _together(
     segments: Sequence[tuple[int, tuple[int, int]]], length: int, device: torch.device | str
 ) -> list[Segments]:
-    """Return the segments, (row, (start, stop)), in batches of which none is padded by more than a quarter."""
-    chunks = [-(-(stop - start) // CHUNK) for _, (start, stop) in segments]
+    """Return the segments, (row, (start, stop)), in batches, none padded by over a quarter of its chunks."""
+    chunks = [-(-(stop - start) // CHUNK_TOKENS) for _, (start, stop) in segments]
     batches: list[list[int]] = []
     for index in sorted(range(len(segments)), key=lambda index: (-chunks[index], index)):
         if batches and chunks[index] * 4 >= chunks[batches[-1][0]] * 3:

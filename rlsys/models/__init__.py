@@ -11,5 +11,6 @@
   checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
 - `sizes` (`ModelSizes`, `read_model_sizes`): parameters by part
-- `tiny` (`CHAT_TEMPLATE`, `make_tiny`): a model of 0.7 million parameters, of any family
+- `tiny` (`CHAT_TEMPLATE`, `END_OF_TEXT`, `IM_END`, `SPECIAL_TOKENS`, `make_tiny`): a model of 0.7 million parameters,
+  of any family
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.models.families.table import DEFAULT, FAMILIES
+from rlsys.models.families.table import DEFAULT, FAMILIES, FamilyName
 from rlsys.models.model_config import read_model_config
 
 
@@ -35,55 +35,39 @@ def bench_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen2_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Write a tiny Qwen2-VL of each size, "tiny" and "bench"."""
-    from rlsys.models.tiny import make_tiny
-
-    folder = tmp_path_factory.mktemp("models_of_qwen2_vl")
-    make_tiny(folder / "tiny", seed=0, family="qwen2_vl")
-    make_tiny(folder / "bench", seed=0, size="bench", family="qwen2_vl")
-    return {size: folder / size for size in ("tiny", "bench")}
+    return _of_both_sizes(tmp_path_factory, "qwen2_vl")
 
 
 @pytest.fixture(scope="session")
 def qwen3_vl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Write a tiny Qwen3-VL of each size, "tiny" and "bench"."""
-    from rlsys.models.tiny import make_tiny
-
-    folder = tmp_path_factory.mktemp("models_of_qwen3_vl")
-    make_tiny(folder / "tiny", seed=0, family="qwen3_vl")
-    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_vl")
-    return {size: folder / size for size in ("tiny", "bench")}
+    return _of_both_sizes(tmp_path_factory, "qwen3_vl")
 
 
 @pytest.fixture(scope="session")
 def qwen3_vl_moe_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Write a tiny Qwen3-VL with four experts a layer of each size, "tiny" and "bench"."""
-    from rlsys.models.tiny import make_tiny
-
-    folder = tmp_path_factory.mktemp("models_of_qwen3_vl_moe")
-    make_tiny(folder / "tiny", seed=0, family="qwen3_vl_moe")
-    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_vl_moe")
-    return {size: folder / size for size in ("tiny", "bench")}
+    return _of_both_sizes(tmp_path_factory, "qwen3_vl_moe")
 
 
 @pytest.fixture(scope="session")
 def internvl_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Write a tiny InternVL3.5 of each size, "tiny" and "bench"."""
-    from rlsys.models.tiny import make_tiny
-
-    folder = tmp_path_factory.mktemp("models_of_internvl")
-    make_tiny(folder / "tiny", seed=0, family="internvl")
-    make_tiny(folder / "bench", seed=0, size="bench", family="internvl")
-    return {size: folder / size for size in ("tiny", "bench")}
+    return _of_both_sizes(tmp_path_factory, "internvl")
 
 
 @pytest.fixture(scope="session")
 def qwen3_5_dirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Write a tiny Qwen3.5 of each size, "tiny" and "bench": layers of linear and of full attention in turns."""
+    return _of_both_sizes(tmp_path_factory, "qwen3_5")
+
+
+def _of_both_sizes(tmp_path_factory: pytest.TempPathFactory, family: FamilyName) -> Mapping[str, Path]:
     from rlsys.models.tiny import make_tiny
 
-    folder = tmp_path_factory.mktemp("models_of_qwen3_5")
-    make_tiny(folder / "tiny", seed=0, family="qwen3_5")
-    make_tiny(folder / "bench", seed=0, size="bench", family="qwen3_5")
+    folder = tmp_path_factory.mktemp(f"models_of_{family}")
+    make_tiny(folder / "tiny", seed=0, family=family)
+    make_tiny(folder / "bench", seed=0, size="bench", family=family)
     return {size: folder / size for size in ("tiny", "bench")}
 
 

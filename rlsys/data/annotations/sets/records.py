@@ -47,9 +47,9 @@ def read_records(path: Path, repeated: RepeatedKeys) -> list[Record]:
     Lines of JSON lines are counted from 1, lines of CSV and TSV as an editor counts them, others from 0; objects by
     name keep it. In a folder, the file's path without its suffix comes first: "action_count/7". The tables of a folder
     without any are those of the folders in it. A record of a file that is named as one of a split of the hub's data
-    sets ("test-00000-of-00001") has the split as its field `split`, unless it has one.
-    Keys that occur twice in one JSON object
-    are added to `repeated`. A value that is missing, NaN or an empty string is None; columns of bytes are skipped.
+    sets ("test-00000-of-00001") has the split as its field `split`, unless it has one. Keys that occur twice in one
+    JSON object are added to `repeated`. A value that is missing, NaN or an empty string is None; columns of bytes are
+    skipped.
     Raises OSError, TypeError for another shape, and ValueError for a file that is not of the kind that its suffix says.
     """
     if not path.is_dir():
