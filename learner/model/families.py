@@ -22,7 +22,6 @@ from transformers.vision_utils import get_vision_window_index
 
 from learner.packing.linear_attention import Rule
 from rlsys.models.families.family import Family
-from rlsys.models.families.internvl import MERGE
 from rlsys.models.families.table import family_named
 
 Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -115,6 +114,9 @@ def _deep_project(tower: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return torch.cat([merger(level.contiguous()) for merger, level in zip(mergers, levels, strict=True)], dim=-1)
 
 
+_MERGE = 2  # patches on a side of a merged one, which `refusal` of the family demands
+
+
 class CutFrames(modeling_internvl.InternVLVisionEmbeddings):
     """Embeddings of frames that are cut into patches already, in the order of merged patches.
 
@@ -127,7 +129,7 @@ class CutFrames(modeling_internvl.InternVLVisionEmbeddings):
         Fewer patches than there are positions, of a blank image, have those at the top left.
         """
         tokens = self.patch_embeddings.projection(pixel_values)
-        side, whole, merge = isqrt(tokens.shape[1]), isqrt(self.position_embeddings.shape[1] - 1), MERGE
+        side, whole, merge = isqrt(tokens.shape[1]), isqrt(self.position_embeddings.shape[1] - 1), _MERGE
         table = self.position_embeddings[0, 1:].view(whole, whole, -1)[:side, :side]
         blocks = table.reshape(side // merge, merge, side // merge, merge, -1).transpose(1, 2)
         first = (self.cls_token + self.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
@@ -150,7 +152,7 @@ def _read_cut_frames(tower: nn.Module) -> None:
 def _frame_states(model: nn.Module, patches: torch.Tensor, grid_thw: torch.Tensor) -> torch.Tensor:
     of_frame = int(grid_thw[0, 1] * grid_thw[0, 2])  # the same in all grids
     found = model.vision_tower(pixel_values=patches.view(-1, of_frame, patches.shape[1])).last_hidden_state
-    return found[:, 1:].reshape(-1, MERGE**2, found.shape[-1])
+    return found[:, 1:].reshape(-1, _MERGE**2, found.shape[-1])
 
 
 def _frame_project(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
@@ -196,7 +198,7 @@ MODULES: Mapping[str, Modules] = {
         states=_frame_states,
         project=_frame_project,
         read_patches=_read_cut_frames,
-        side=lambda root: MERGE,
+        side=lambda root: _MERGE,
     ),
     "qwen3_5": Modules(
         attention=modeling_qwen3_5.Qwen3_5VisionAttention,

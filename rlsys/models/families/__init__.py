@@ -2,7 +2,6 @@
 
 - `family` (`CHUNK_TOKENS`, `Experts`, `Family`, `LinearAttention`, `TinyShape`, `VisionConfig`): the description of a
   family
-- `internvl` (`MERGE`): what the learner's part of a family needs of it
 - `table` (`DEFAULT`, `FAMILIES`, `FamilyName`, `family_named`): the supported
   families by the `model_type` of their config.json
 """

@@ -12,7 +12,6 @@ from typing import Any
 from rlsys.models.families.family import EVERYTHING, Family, TinyProcessing, TinyShape, VisionConfig
 
 MERGE = 2
-"""Patches on a side of a merged one, which `refusal` demands."""
 TINY_SIDE = 56
 LANGUAGE_MODEL = "qwen3"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
