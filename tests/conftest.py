@@ -27,6 +27,11 @@ pytest_plugins = [
 # and ranks would start late exactly where `tests.support.pace` sees a machine that is hardly slower
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# threads of several workers that wait for each other on the same cores take four times as long as one for each
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // _WORKERS)))
+
 STARTING_FIXTURES = frozenset({"actor_cluster", "serve_cluster", "ray_head", "cluster", "judge_server", "vllm_says"})
 """Fixtures that start Ray, engines, learner ranks or servers in processes of their own."""
 STARTING_FOLDERS = frozenset({"stack", "chaos", "examples"})
@@ -44,6 +49,11 @@ LONGEST_FIRST = (
     "actors/test_pool.py",
     "benchmarks/test_gpu_check.py",
     "examples/test_grpo_minimal.py",
+    "stack/test_train_in_rounds.py",
+    "learner/test_offloading.py",
+    "learner/test_stages.py",
+    "rlsys/tracking/test_made_anew.py",
+    "actors/test_tensor_parallel.py",
     "test_code_shape.py",
 )
 """Files that take a minute or more. Workers take whole files, so one of them at the end would leave the others idle."""
