@@ -14,6 +14,7 @@ from rlsys.config.part import ConfigError
 
 if TYPE_CHECKING:
     from rlsys.config.run import DataConfig
+    from rlsys.data.video.errors import ClipError
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, count, convert and show annotation files.")
 
@@ -26,6 +27,9 @@ ColumnOption = Annotated[
     list[str] | None,
     typer.Option("--column", help="A column of a table as ROLE=NAME or ROLE=NAME,NAME; repeat for several."),
 ]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Rates and budgets of the clips as data.fps=VALUE; repeatable.")
+]
 WorkersOption = Annotated[int, typer.Option(min=1, help="Number of files that are opened at once.")]
 
 
@@ -34,20 +38,34 @@ def check(
     format: FormatOption,
     annotations: AnnotationsOption,
     videos: VideosOption = None,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every clip of --videos too, as a run would, to find damaged files.")
+    ] = False,
     column: ColumnOption = None,
+    overrides: SetOption = None,
     workers: WorkersOption = 4,
 ) -> None:
     """Count the videos and queries of an annotation file, and list every dirty row with its defect.
 
-    With --videos every file is opened and compared with the durations, periods and boxes of its rows.
+    With --videos every file is opened and compared with the durations, periods and boxes of its rows. A file that
+    opens may still fail in the middle: --decode finds those.
     """
-    from rlsys.data.inspection.report import report_lines
+    from rlsys.data.annotations.annotations import load_annotations
+    from rlsys.data.inspection.decoding import undecodable
+    from rlsys.data.inspection.report import inspect, report_lines
 
     with clear_errors():
+        if decode and videos is None:
+            raise ConfigError("--decode: give the folder of the videos too, with --videos.")
+        data = _section(format, column, overrides)
         annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
-        for line in report_lines(
-            annotations, format, videos, columns=_columns(column), workers=workers, track=_tracked("opening videos")
-        ):
+        inspected = inspect(annotations, videos, data, workers=workers, track=_tracked("opening videos"))
+        failed: Iterable[ClipError] = ()
+        if decode and videos is not None:
+            items = load_annotations(annotations, videos=videos, data=data, keep="published").items
+            track = _tracked("decoding clips")
+            failed = undecodable(items, workers=workers, timeout_s=data.decode_timeout_s, track=track)
+        for line in report_lines(annotations, data, inspected, failed):
             typer.echo(line)
 
 
@@ -60,14 +78,12 @@ def stats(
     ] = None,
     column: ColumnOption = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw the distributions to.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Rates and budgets of the clips as data.fps=VALUE; repeatable.")
-    ] = None,
+    overrides: SetOption = None,
     workers: WorkersOption = 4,
 ) -> None:
     """Print the distributions of durations, spans, answers and labels of a file's clean rows, and draw them."""
     from rlsys.data.annotations.annotations import load_annotations
-    from rlsys.data.annotations.reading import read_rows
+    from rlsys.data.inspection.report import inspect
     from rlsys.data.inspection.statistics import clip_tokens, draw, statistics_lines, statistics_of
 
     with clear_errors():
@@ -75,12 +91,12 @@ def stats(
             require_writable("--plot", plot.parent)
         data = _section(format, column, overrides)
         annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
-        rows, _ = read_rows(annotations, format, data.columns)
+        inspected = inspect(annotations, videos, data, workers=workers, track=_tracked("opening videos"))
         tokens: list[int] = []
         if videos is not None:
             items = load_annotations(annotations, videos=videos, data=data, keep="published").items
-            tokens = clip_tokens(items, workers=workers, track=_tracked("opening videos"))
-        found = statistics_of(rows, tokens)
+            tokens = clip_tokens(items, workers=workers, track=_tracked("counting tokens"))
+        found = statistics_of(inspected.rows, tokens)
         for line in statistics_lines(found):
             typer.echo(line)
         if plot is not None:
@@ -129,9 +145,7 @@ def preview(
     out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("preview.html"),
     num: Annotated[int, typer.Option(min=1, help="Number of rows to show, evenly spaced over the file.")] = 50,
     column: ColumnOption = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Rates and budgets of the clips as data.fps=VALUE; repeatable.")
-    ] = None,
+    overrides: SetOption = None,
     workers: WorkersOption = 2,
 ) -> None:
     """Write one HTML page, which needs no network, with frames, periods, boxes, options and answers of rows."""
@@ -158,9 +172,7 @@ def timebench(
         typer.Option(help="What shows the time: nothing, the frames' times in the prompt, or times drawn on them."),
     ] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the order of options.")] = 0,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Rates and budgets of the clips as data.fps=VALUE; repeatable.")
-    ] = None,
+    overrides: SetOption = None,
 ) -> None:
     """Write TimeBench for any videos: how many seconds have passed, with options at 0.25, 0.5, 1, 2 and 4 times."""
     from rlsys.data.annotations.media import VIDEO_SUFFIXES
@@ -208,17 +220,15 @@ def _columns(given: Sequence[str] | None) -> dict[str, str | tuple[str, ...]]:
 def _section(format: str, column: Sequence[str] | None, overrides: Sequence[str] | None) -> DataConfig:
     """Return section `data` with these columns and overrides. Raises ConfigError for what it does not take."""
     from rlsys.config.reading import apply_override
-    from rlsys.config.run import DataConfig
+    from rlsys.config.run import parse_section
 
-    tree: dict[str, object] = {"data": {"format": format, "columns": _columns(column)}}
+    tree: dict[str, Any] = {"data": {"format": format, "columns": _columns(column)}}
     for override in overrides or ():
         if not override.startswith("data."):
             raise ConfigError(f"--set {override!r}: write it as data.KEY=VALUE.")
         apply_override(tree, override)
-    try:
-        return DataConfig.model_validate(tree["data"])
-    except ValueError as error:
-        raise ConfigError(f"--format or --set: {error}") from error
+    data: DataConfig = parse_section("data", tree["data"], "--format or --set")
+    return data
 
 
 def _tracked(text: str) -> Callable[[Sequence[Any]], Iterable[Any]]:

@@ -3,7 +3,7 @@
 - `run` (`AlgorithmConfig`, `ClusterConfig`, `ConfigError`, `DataConfig`, `EvaluationConfig`, `JudgeConfig`,
   `LearnerConfig`, `LoraConfig`, `ModelConfig`, `PerceptionConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`,
   `ScoreSettings`, `SftConfig`, `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`,
-  `load_services`, `parse`): the whole config with its sections, and loading
+  `load_services`, `parse`, `parse_section`): the whole config with its sections, and loading
 - `part` (`ConfigError`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
 - `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,

@@ -249,10 +249,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 def parse(tree: dict[str, Any], source: str) -> RunConfig:
     """Build the config that a plain mapping describes; `source` is named in errors."""
+    return _validated(RunConfig, tree, source, ())
+
+
+def parse_section(name: str, tree: dict[str, Any], source: str) -> Any:
+    """Build one section of a config, such as "data", from a plain mapping; `source` is named in errors."""
+    return _validated(RunConfig.model_fields[name].annotation, tree, source, (name,))
+
+
+def _validated(kind: Any, tree: dict[str, Any], source: str, place: tuple[str, ...]) -> Any:
     try:
-        return RunConfig.model_validate(_without_empty_sections(tree, RunConfig))
+        return kind.model_validate(_without_empty_sections(tree, kind))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole config)'}: {_plain(e)}" for e in error.errors()]
+        found = [(".".join(map(str, (*place, *one["loc"]))), _plain(one)) for one in error.errors()]
+        lines = [f"  {where or '(whole config)'}: {what}" for where, what in found]
         raise ConfigError(f"{source}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
 
 

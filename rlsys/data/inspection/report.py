@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
+from rlsys.config.data import DataConfig
 from rlsys.data.annotations.annotations import completed, dirty_row, folder_of, missing_videos
 from rlsys.data.annotations.formats import FORMATS
 from rlsys.data.annotations.reading import printable, read_rows, repeated_text
 from rlsys.data.annotations.rows import AnnotationRow, Problem
-from rlsys.data.annotations.sets.tables import Columns
+from rlsys.data.annotations.sets.published import RepeatedKeys
 from rlsys.data.inspection.facts import FileFacts, facts_of
 from rlsys.data.video.errors import ClipError
 from rlsys.tasks.truth_fit import TOLERANCE_S, fit_truth
@@ -27,38 +27,61 @@ Track = Callable[[Sequence[Path]], Iterable[Path]]
 """Passes files through and shows how many are done."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """The rows of an annotation file, with the problems that its files show.
+
+    media: where the medium of each row is, None where it is not found or not looked for.  files: what each of them is
+    like, or why it cannot be opened.  repeated: keys that occur more than once in the annotation file.
+    """
+
+    rows: list[AnnotationRow]
+    media: list[Path | None]
+    files: Mapping[Path, FileFacts | ClipError]
+    repeated: RepeatedKeys
+
+
+def inspect(
+    path: Path, videos: Path | None, data: DataConfig, *, workers: int = 1, track: Track = lambda files: files
+) -> Inspected:
+    """Return the rows of a file in `data.format`.
+
+    Without `videos` the files are not looked for; with it, every file is opened, `workers` of them at once, and its
+    length and size are compared with the durations, periods and boxes of its rows.
+    Raises AnnotationError for a file that cannot be read.
+    """
+    root = None if videos is None else folder_of(Path(videos))
+    found, repeated = read_rows(Path(path), data.format, data.columns)
+    complete = [completed(row, root, data.links_outside) for row in found]
+    files = _opened([medium for row, medium in complete if medium is not None and _is_compared(row)], workers, track)
+    return Inspected(
+        rows=[_measured(row, medium, files) for row, medium in complete],
+        media=[medium for _, medium in complete],
+        files=files,
+        repeated=repeated,
+    )
+
+
 def report_lines(
-    path: Path,
-    format: str,
-    videos: Path | None,
-    *,
-    links_outside: bool = False,
-    columns: Columns = MappingProxyType({}),
-    workers: int = 1,
-    track: Track = lambda files: files,
+    path: Path, data: DataConfig, inspected: Inspected, undecodable: Iterable[ClipError] = ()
 ) -> Iterator[str]:
     """Yield the lines of a report: counts of videos, queries and tasks, then every dirty row.
 
-    Without `videos` the files are not looked for; with it, every file is opened, `workers` of them at once, and its
-    length and size are compared with the durations, periods and boxes of its rows. columns: `data.columns`.
-    Raises AnnotationError for a file that cannot be read.
+    undecodable: why clips cannot be decoded, if that was tried.
     """
-    path = Path(path)
-    root = None if videos is None else folder_of(Path(videos))
-    found, repeated = read_rows(path, format, columns)
-    complete = [completed(row, root, links_outside) for row in found]
-    files = _opened([medium for row, medium in complete if medium is not None and _is_compared(row)], workers, track)
-    rows = [_measured(row, medium, files) for row, medium in complete]
+    rows, files = inspected.rows, inspected.files
     dirty = [dirty_row(row, may_clip=True) for row in rows if row.problems]
     clipped = sum(row.action == "clipped" for row in dirty)
     refused = sum(row.action == "refused" for row in dirty)
     yield f"{path}: {len({row.video for row in rows})} videos, {len(rows)} queries, {len(dirty)} dirty rows"
-    if repeated:
-        yield printable(repeated_text(repeated))
-    for error in (facts for facts in files.values() if isinstance(facts, ClipError)):
+    if inspected.repeated:
+        yield printable(repeated_text(inspected.repeated))
+    failed = {error.uri: error for error in undecodable}
+    failed |= {str(path): facts for path, facts in files.items() if isinstance(facts, ClipError)}
+    for error in failed.values():
         yield printable(f"cannot be decoded (data.on_bad_clip): {error}")
-    yield from _duration_lines(complete, files)
-    if FORMATS[format].task is None:
+    yield from _duration_lines(inspected)
+    if FORMATS[data.format].task is None:
         tasks = sorted({row.task for row in rows if row.task})
         yield "tasks: " + (", ".join(f"{sum(row.task == task for row in rows)} {task}" for task in tasks) or "none")
     if any(row.task == "tracking" for row in rows):
@@ -103,13 +126,11 @@ def _result(future: Future[FileFacts]) -> FileFacts | ClipError:
         return error
 
 
-def _duration_lines(
-    complete: Sequence[tuple[AnnotationRow, Path | None]], files: Mapping[Path, FileFacts | ClipError]
-) -> Iterator[str]:
+def _duration_lines(inspected: Inspected) -> Iterator[str]:
     """Yield how many videos have another length than their rows give, and the first of them."""
     others: dict[str, str] = {}
-    for row, medium in complete:
-        facts = files.get(medium) if medium is not None else None
+    for row, medium in zip(inspected.rows, inspected.media, strict=True):
+        facts = inspected.files.get(medium) if medium is not None else None
         if not isinstance(facts, FileFacts) or facts.length_s is None or row.duration_s is None or row.window_s:
             continue
         if abs(facts.length_s - row.duration_s) > TOLERANCE_S:

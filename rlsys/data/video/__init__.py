@@ -3,6 +3,7 @@
 - `decode` (`decode`, `decode_all`, `plan_clip`, `plan_grid`, `reads_fast`, `shape_of`): one clip or several of a file,
   its metadata, grid, reader, length and size
 - `clips` (`ClipStore`): decoded clips in shared memory
+- `processes` (`each_apart`): work on files in processes that may hang or die
 - `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
   the limits on frames and pixels
 - `frames` (`MERGED`, `TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import TypedDict, TypeVar
 
 import numpy as np
 
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.processes import each_apart
 from rlsys.types import Clip, ClipInfo, MediaSpec
 
 MAX_FRAMES = 12
@@ -68,26 +66,8 @@ def _in_processes(
     make: Callable[..., list[Found]], rows: Sequence[tuple[object, ...]], workers: int, timeout_s: float
 ) -> list[list[Found]]:
     """Return what `make` returns for each row, in other processes; [] where that takes longer than `timeout_s`."""
-    if not rows:
-        return []
-    found: list[list[Found]] = []
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        futures = [pool.submit(make, row) for row in rows]
-        for future in futures:
-            found.append(_result(future, timeout_s))
-    finally:
-        for process in list((pool._processes or {}).values()):  # a decoder that hangs would keep this process alive
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-    return found
-
-
-def _result(future: Future[list[Found]], timeout_s: float) -> list[Found]:
-    try:
-        return future.result(timeout_s)
-    except (TimeoutError, BrokenProcessPool):
-        return []
+    found = each_apart(make, rows, workers=workers, timeout_s=timeout_s)
+    return [one if isinstance(one, list) else [] for one in found]
 
 
 def _of_item(media: tuple[MediaSpec, ...]) -> list[Thumbnail]:

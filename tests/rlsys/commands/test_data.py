@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -73,7 +74,30 @@ def test_check_reads_the_real_clips(tmp_path: Path) -> None:
         tmp_path / "r.jsonl", [{"video": name, "question": "q", "clue": [1, 9], "duration": 10} for name in names]
     )
     text = run("check", "--format", "vtts", "--annotations", path, "--videos", clips)
-    assert "5 videos, 5 queries" in text
+    assert "5 videos, 5 queries" in text and "cannot be decoded" not in text
+    # its headers are whole; its pictures end in the middle
+    text = run("check", "--format", "vtts", "--annotations", path, "--videos", clips, "--decode", "--set", "data.fps=1")
+    (failed,) = [line for line in text.splitlines() if line.startswith("cannot be decoded")]
+    assert f"{clips / 'corrupted.mp4'}: corrupt" in failed
+
+
+def test_check_decodes_files_that_open_and_fail_in_the_middle(tmp_path: Path) -> None:
+    good, bad = make_video(tmp_path / "good.mp4"), make_video(tmp_path / "bad.mp4")
+    data = bytearray(bad.read_bytes())
+    quarter = len(data) // 4
+    data[quarter : 2 * quarter] = np.random.default_rng(0).bytes(quarter)
+    bad.write_bytes(data)
+    names = [good.name, bad.name, "empty.mp4", "gone.mp4"]
+    (tmp_path / "empty.mp4").touch()
+    rows = [{"video": name, "question": "q", "clue": [1, 4]} for name in names]
+    arguments = ["check", "--format", "vtts", "--annotations", write(tmp_path / "r.jsonl", rows)]
+    text = run(*arguments, "--videos", tmp_path)
+    assert [line.split(": ")[2] for line in text.splitlines() if line.startswith("cannot be decoded")] == ["empty"]
+    text = run(*arguments, "--videos", tmp_path, "--decode", "--workers", 2)
+    failed = [line for line in text.splitlines() if line.startswith("cannot be decoded")]
+    assert sorted((line.split(": ")[1], line.split(": ")[2]) for line in failed) == [
+        (str(bad), "corrupt"), (str(tmp_path / "empty.mp4"), "empty"),
+    ]  # fmt: skip
 
 
 def test_stats_prints_and_draws(rows: Path, tmp_path: Path) -> None:
@@ -82,7 +106,7 @@ def test_stats_prints_and_draws(rows: Path, tmp_path: Path) -> None:
         "stats", "--format", "vtts", "--annotations", rows, "--videos", rows.parent / "videos", "--plot", plot,
         "--set", "data.fps=1", "--set", "data.min_pixels=784", "--set", "data.max_pixels=6272",
     )  # fmt: skip
-    assert "5 rows, 0 of them dirty" in text
+    assert "5 rows, 3 of them dirty" in text  # as `check` counts them
     (tokens,) = [line.split() for line in text.splitlines() if line.startswith("visual tokens of a clip")]
     assert tokens[5:7] == ["4", "24"]  # four rows; 3 steps of 2 x 4 tokens
     with Image.open(plot) as image:
@@ -112,10 +136,12 @@ def test_convert_and_schema(rows: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("convert", "o.jsonl", "--format", "table", "--column", "ask"), "write it as ROLE=NAME; the roles are video"),
-        (("stats", "--format", "nope"), "format"),
+        (("stats", "--format", "nope"), "data.format: Input should be 'charades_sta'"),
         (("stats", "--format", "vtts", "--set", "model.path=x"), "write it as data.KEY=VALUE"),
         (("stats", "--format", "vtts", "--set", "data.min_frames=3"), "use an even number"),
-        (("check", "--format", "nope"), "the formats are charades_sta"),
+        (("check", "--format", "nope"), "data.format: Input should be 'charades_sta'"),
+        (("stats", "--format", "vtts", "--set", "data.fsp=2"), "data.fsp: unknown key (value 2)"),
+        (("check", "--format", "vtts", "--decode"), "--decode: give the folder of the videos too"),
     ],
 )
 def test_wrong_options_are_one_clear_sentence(arguments: tuple[str, ...], message: str, rows: Path) -> None:

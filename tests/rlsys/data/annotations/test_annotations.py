@@ -7,15 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.run import DataConfig
+from rlsys.config.data import DataConfig, Format
 from rlsys.data.annotations.annotations import Annotations, load_annotations
-from rlsys.data.inspection.report import report_lines
+from rlsys.data.annotations.reading import read_rows
+from rlsys.data.inspection.report import inspect, report_lines
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 from tests.support.video_files import REPO, shared_data
 
 REAL_CLIPS = REPO / "tests" / "data" / "real_clips.json"
+
+
+def report(path: Path, format: Format, videos: Path | None = None) -> list[str]:
+    data = DataConfig(format=format)
+    return list(report_lines(path, data, inspect(path, videos, data)))
 
 
 def write(folder: Path, tree: object, name: str = "rows.json") -> Path:
@@ -113,7 +119,7 @@ def test_missing_files_and_folders_are_errors_naming_them(tmp_path: Path) -> Non
     with pytest.raises(AnnotationError, match="no such folder of videos; check data.videos"):
         load_annotations(write(tmp_path, {}), videos=tmp_path / "none", data=DataConfig())
     with pytest.raises(AnnotationError, match="the formats are charades_sta, activitynet"):
-        list(report_lines(write(tmp_path, {}), "coco", None))
+        read_rows(write(tmp_path, {}), "coco")
 
 
 def test_videos_are_found_with_and_without_suffix_and_missing_ones_are_dirty(tmp_path: Path) -> None:
@@ -126,8 +132,8 @@ def test_videos_are_found_with_and_without_suffix_and_missing_ones_are_dirty(tmp
     assert found == ["plain.mp4", "with.mp4", "matroska.mkv", "web.webm", "old.avi", "a.dotted.id.mp4"]
     assert [(row.row, row.field) for row in loaded.dirty] == [("gone/0", "video")]
     assert "gone.mkv" in loaded.dirty[0].problem
-    assert list(report_lines(path, "charades_sta", None))[0].endswith("7 videos, 7 queries, 0 dirty rows")
-    assert list(report_lines(path, "charades_sta", videos))[0].endswith("7 videos, 7 queries, 1 dirty rows")
+    assert report(path, "charades_sta")[0].endswith("7 videos, 7 queries, 0 dirty rows")
+    assert report(path, "charades_sta", videos)[0].endswith("7 videos, 7 queries, 1 dirty rows")
 
 
 def test_specs_carry_the_budgets_of_the_config(tmp_path: Path) -> None:
@@ -193,11 +199,11 @@ def test_got10k_rows_are_frame_folders_shown_by_eight_frames(tmp_path: Path) -> 
         "7 boxes, 8 are expected",
         "box 7 is [0.5, 0.2, 0.1, 0.6], not [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, likewise y",
     ]
-    assert any("8 evenly spaced frames" in line for line in report_lines(path, "got10k", None))
+    assert any("8 evenly spaced frames" in line for line in report(path, "got10k"))
 
 
 def test_the_whole_of_charades_sta_is_counted_and_every_dirty_row_reported() -> None:
-    lines = list(report_lines(shared_data("annotations", "charades_sta_train.json"), "charades_sta", None))
+    lines = report(shared_data("annotations", "charades_sta_train.json"), "charades_sta")
     assert lines[0].endswith("5338 videos, 12408 queries, 1790 dirty rows")
     dirty = lines[2:]
     assert len(dirty) == 1790
@@ -214,7 +220,7 @@ def test_the_whole_of_charades_sta_is_counted_and_every_dirty_row_reported() -> 
     ],
 )
 def test_other_real_files_are_read_whole(name: str, format: str, counts: str) -> None:
-    assert next(report_lines(shared_data("annotations", name), format, None)).endswith(counts)
+    assert report(shared_data("annotations", name), format)[0].endswith(counts)
 
 
 @pytest.mark.parametrize("format", ["charades_sta", "nextgqa", "got10k"])
