@@ -12,11 +12,11 @@ import pytest
 
 from rlsys.config.run import ConfigError, DataConfig, parse
 from rlsys.data.annotations.annotations import load_annotations
-from rlsys.data.inspection.report import report_lines
 from rlsys.errors import TruthOutside, UserError
 from rlsys.loop.producer import fitted
 from rlsys.runs.inputs.items import load_items, read_rows
 from rlsys.types import ClipInfo, ClipRef, PromptItem
+from tests.support.reports import report
 from tests.support.video_files import make_video, shared_data
 
 
@@ -39,19 +39,19 @@ def videos(tmp_path: Path) -> Path:
 
 def test_data_check_reports_truths_outside_of_their_file(tmp_path: Path, videos: Path) -> None:
     file = rows_of(tmp_path, {"a": charades((1.0, 5.0), (4.0, 40.0), (40.0, 50.0))})
-    text = "\n".join(report_lines(file, "charades_sta", videos))
+    text = "\n".join(report(file, "charades_sta", videos))
     assert "1 videos, 3 queries, 2 dirty rows" in text
     assert (
         "a/1: truth: the true period 4 to 40 s is not inside the decoded clip, which lasts 6.00 s [clip fixes" in text
     )
     assert "a/2: truth: the true period 40 to 50 s is not inside" in text
-    assert "0 dirty rows" in "\n".join(report_lines(file, "charades_sta", None))
+    assert "0 dirty rows" in "\n".join(report(file, "charades_sta"))
 
 
 def test_data_check_reports_milliseconds_and_files_that_do_not_decode(tmp_path: Path, videos: Path) -> None:
     (videos / "b.mp4").write_bytes(b"not a video at all")
     rows = {"a": charades((1000.0, 4000.0), duration=6000.0), "b": charades((1.0, 2.0), (2.0, 3.0))}
-    text = "\n".join(report_lines(rows_of(tmp_path, rows), "charades_sta", videos))
+    text = "\n".join(report(rows_of(tmp_path, rows), "charades_sta", videos))
     assert "a/0: truth: the true period 1000 to 4000 s is not inside the decoded clip, which lasts 6.00 s" in text
     assert "milliseconds" in text
     assert text.count("cannot be decoded (data.on_bad_clip): ") == 1 and "b.mp4" in text
@@ -59,7 +59,7 @@ def test_data_check_reports_milliseconds_and_files_that_do_not_decode(tmp_path: 
 
 @pytest.mark.parametrize("name", ["far.json", "ms.json"])
 def test_the_shared_cases_are_reported(name: str, videos: Path) -> None:
-    text = "\n".join(report_lines(shared_data("cases", "annotations", name), "charades_sta", videos))
+    text = "\n".join(report(shared_data("cases", "annotations", name), "charades_sta", videos))
     assert "2 dirty rows" in text and ("milliseconds" in text) == (name == "ms.json")
 
 
@@ -161,7 +161,7 @@ def test_missing_videos_are_a_table_with_their_rows_and_dirty_rows_another(tmp_p
         "b/c": (1, "b/c/0"),
     }
     assert str(missing["gone"]["reason"]).startswith(f"'gone' is not in {videos}; looked for gone, gone.mp4")
-    text = "\n".join(report_lines(file, "charades_sta", videos))
+    text = "\n".join(report(file, "charades_sta", videos))
     assert "2 missing videos:\n  gone: 2 rows (gone/0, gone/1)\n  b/c: 1 rows (b/c/0)\n" in text
 
 

@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.config.data import DataConfig, Format
+from rlsys.config.data import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.reading import read_rows
-from rlsys.data.inspection.report import inspect, report_lines
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
+from tests.support.reports import report
 from tests.support.video_files import REPO, shared_data
 
 REAL_CLIPS = REPO / "tests" / "data" / "real_clips.json"
-
-
-def report(path: Path, format: Format, videos: Path | None = None) -> list[str]:
-    data = DataConfig(format=format)
-    return list(report_lines(path, data, inspect(path, videos, data)))
 
 
 def write(folder: Path, tree: object, name: str = "rows.json") -> Path:

@@ -10,16 +10,16 @@ import pytest
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.options import read_options
-from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.errors import AnnotationError
 from rlsys.types import Json
+from tests.support.reports import report
 from tests.support.video_files import shared_data
 
 ROW = {"duration": 20.0, "timestamps": [[0, 6.9]], "sentences": ["a"]}
 
 
-def report(path: Path, format: str = "charades_sta") -> list[str]:
-    lines = list(report_lines(path, format, None))
+def checked(path: Path, format: str = "charades_sta") -> list[str]:
+    lines = report(path, format)
     "\n".join(lines).encode()  # can be printed
     return lines
 
@@ -47,7 +47,7 @@ def test_the_table_of_nextgqa_is_read_with_its_periods(tmp_path: Path) -> None:
         "7,369,640,480,who?,nobody,6,CH,roll it,tap,strum,hit,pat\n"
     )
     with pytest.raises(AnnotationError, match="gsub_val.json"):
-        report(path, "nextgqa")
+        checked(path, "nextgqa")
     (tmp_path / "gsub_val.json").write_text('{"7": {"duration": 14.6, "location": {"6": [[0.0, 4.4], [7.1, 8.0]]}}}')
     found = loaded(path, ["7"], format="nextgqa")
     (item,) = found.items
@@ -59,17 +59,17 @@ def test_the_table_of_nextgqa_is_read_with_its_periods(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "bom.json"
     path.write_text(json.dumps({"v": ROW}), encoding="utf-8-sig")
-    assert report(path) == [f"{path}: 1 videos, 1 queries, 0 dirty rows"]
+    assert checked(path) == [f"{path}: 1 videos, 1 queries, 0 dirty rows"]
     lines = tmp_path / "bom.jsonl"
     lines.write_text('{"video": "v", "caption": "a cat"}\n', encoding="utf-8-sig")
-    assert report(lines, "captions") == [f"{lines}: 1 videos, 1 queries, 0 dirty rows"]
+    assert checked(lines, "captions") == [f"{lines}: 1 videos, 1 queries, 0 dirty rows"]
 
 
 def test_a_video_that_is_there_twice_keeps_all_its_queries_and_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "dup.json"
     second = {**ROW, "timestamps": [[1, 2]], "sentences": ["b"]}
     path.write_text(f'{{"v": {json.dumps(ROW)}, "v": {json.dumps(second)}}}')
-    assert report(path)[1] == "1 keys occur twice in one object, and their queries are joined: v"
+    assert checked(path)[1] == "1 keys occur twice in one object, and their queries are joined: v"
     found = loaded(path, ["v"])
     assert [(item.prompt_id, item.question) for item in found.items] == [("dup:v/0", "a"), ("dup:v/1", "b")]
 
@@ -79,7 +79,7 @@ def test_a_question_with_a_control_token_is_a_dirty_row(tmp_path: Path, token: s
     path = tmp_path / "pad.json"
     both = {"duration": 20.0, "timestamps": [[1, 4], [5, 9]], "sentences": [f"the token {token} is shown", "a door"]}
     path.write_text(json.dumps({"a": both}))
-    assert "question: holds the control token" in report(path)[-1]
+    assert "question: holds the control token" in checked(path)[-1]
     assert [item.question for item in loaded(path, ["a"]).items] == ["a door"]
 
 
@@ -93,34 +93,34 @@ def test_placeholders_around_a_question_are_dropped(tmp_path: Path, question: st
 def test_a_lone_surrogate_is_a_dirty_row_that_can_be_printed(tmp_path: Path) -> None:
     path = tmp_path / "odd.json"
     path.write_text(json.dumps({"\ud800": ROW, "b": {**ROW, "sentences": ["\udfff"]}, "c": ROW}))
-    assert report(path)[0].endswith("3 queries, 2 dirty rows")
+    assert checked(path)[0].endswith("3 queries, 2 dirty rows")
     assert len(loaded(path, ["c"]).items) == 1
 
 
 def test_values_that_are_no_times_are_dirty_rows(tmp_path: Path) -> None:
     path = tmp_path / "nan.json"
     path.write_text('{"v": {"duration": 20, "timestamps": [[NaN, 2], [1, Infinity]], "sentences": ["a", "b"]}}')
-    assert report(path)[0].endswith("2 queries, 2 dirty rows")
+    assert checked(path)[0].endswith("2 queries, 2 dirty rows")
 
 
 def test_periods_in_milliseconds_beside_a_duration_in_seconds_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "ms.json"
     path.write_text(json.dumps({"v": {**ROW, "timestamps": [[2000, 5000]]}}))
-    assert "seems to be in milliseconds" in report(path)[-1]
+    assert "seems to be in milliseconds" in checked(path)[-1]
     path.write_text(json.dumps({"v": {**ROW, "timestamps": [[20, 50]]}}))
-    assert "milliseconds" not in report(path)[-1]
+    assert "milliseconds" not in checked(path)[-1]
 
 
 def test_messages_name_what_is_wrong(tmp_path: Path) -> None:
     path = tmp_path / "early.json"
     path.write_text(json.dumps({"v": {**ROW, "timestamps": [[-1, 6.9]]}}))
-    assert report(path)[-1] == "v/0: timestamps: [-1, 6.9] starts before the clip [clip fixes it]"
+    assert checked(path)[-1] == "v/0: timestamps: [-1, 6.9] starts before the clip [clip fixes it]"
     text = tmp_path / "train.txt"
     text.write_text("3MSZA 24.3 30.4##person turn a light on.\n")
     with pytest.raises(AnnotationError, match="data.format=nextgqa reads a JSON file.*check data.format"):
-        report(text, "nextgqa")
+        checked(text, "nextgqa")
     with pytest.raises(AnnotationError, match="not in the shape of vidtab: no line is PATH LABEL"):
-        report(text, "vidtab")
+        checked(text, "vidtab")
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_quality_is_another_name_of_video_quality(tmp_path: Path) -> None:
     ],
 )
 def test_the_collected_files_are_read(name: str, format: str, counts: str) -> None:
-    assert report(shared_data("cases", "annotations", name), format)[0].endswith(counts)
+    assert checked(shared_data("cases", "annotations", name), format)[0].endswith(counts)

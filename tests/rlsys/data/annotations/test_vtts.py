@@ -11,10 +11,10 @@ from PIL import Image
 from rlsys.config.run import DataConfig
 from rlsys.data.annotations.annotations import Annotations, load_annotations
 from rlsys.data.annotations.formats import FORMATS
-from rlsys.data.inspection.report import report_lines
 from rlsys.data.video.errors import AnnotationError
 from rlsys.tasks.table import TASKS, prompt_text
 from rlsys.types import ImageSpec, Json, PromptItem, VideoSpec
+from tests.support.reports import report
 from tests.support.video_files import shared_data
 
 BOX = [0.25, 0.25, 0.75, 0.5]
@@ -187,7 +187,7 @@ def test_many_contradictions_are_listed_and_cut_short(tmp_path: Path) -> None:
         load_rows(tmp_path, *rows)
     assert "row 10: answer" in str(caught.value) and "row 11" not in str(caught.value)
     assert "… and 3 more" in str(caught.value)
-    lines = list(report_lines(tmp_path / "rows.jsonl", "vtts", None))
+    lines = report(tmp_path / "rows.jsonl", "vtts")
     assert "13 contradictions refuse the file" in lines[2]
     assert sum(line.endswith("[refused]") for line in lines) == 13
 
@@ -256,7 +256,7 @@ def test_dirt_follows_the_setting_row_by_row(tmp_path: Path) -> None:
 def test_a_report_counts_the_tasks_of_a_mixed_file(tmp_path: Path) -> None:
     base = {"video": "frames", "question": "?"}
     path = write(tmp_path, {**base, **QA}, "", {**base, "clue": [1, 2]}, {**base, "clue": [BOX] * 8})
-    lines = list(report_lines(path, "vtts", media(tmp_path)))
+    lines = report(path, "vtts", media(tmp_path))
     assert lines[0].endswith("1 videos, 3 queries, 0 dirty rows")
     assert lines[1] == "tasks: 1 multiple_choice, 1 temporal_grounding, 1 tracking"
     assert "8 evenly spaced frames" in lines[2]
@@ -274,7 +274,7 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     row = json.dumps({"video": "clip.mp4", "question": "one\u2028two\x85three", **QA}, ensure_ascii=False)
     path.write_bytes(f"{row}\r\n{row}\r\n".encode())
-    lines = list(report_lines(path, "vtts", media(tmp_path)))
+    lines = report(path, "vtts", media(tmp_path))
     assert "2 queries, 1 dirty rows" in lines[0]  # the second is there twice
 
 
@@ -296,7 +296,7 @@ def test_captions_are_read_with_their_events(tmp_path: Path) -> None:
 
 def test_the_real_quality_rows_are_read_whole(tmp_path: Path) -> None:
     path = shared_data("annotations", "vidtab_quality_100shot.json")
-    assert list(report_lines(path, "vidtab", None)) == [f"{path}: 200 videos, 200 queries, 0 dirty rows"]
+    assert report(path, "vidtab") == [f"{path}: 200 videos, 200 queries, 0 dirty rows"]
     rows = json.loads(path.read_text())[:2]
     rows += [{**rows[0], "video": "1.mp4", "answer": "fine"}, rows[1], {"video": "2.mp4"}]
     copy = tmp_path / "vidtab.json"
