@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 
 import psutil
 import pytest
@@ -34,14 +35,13 @@ def test_one_that_hangs_or_dies_costs_the_others_nothing() -> None:
 
 
 def test_nothing_is_left_behind_an_error_or_a_reader_who_stops() -> None:
+    resource_tracker.ensure_running()  # of this process, and stays
     before = set(psutil.Process().children(recursive=True))
     with pytest.raises(LookupError, match="raises"):
         list(each_apart(behave, ["a", "raises", "hangs"], workers=2, timeout_s=3600))
     started = each_apart(behave, ["a", "hangs", "b"], workers=2, timeout_s=3600)
     assert next(started) == "A"
     started.close()  # type: ignore[attr-defined]
-    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
-    _, alive = psutil.wait_procs(
-        [one for one in left if "resource_tracker" not in " ".join(one.cmdline())], patience(30.0)
-    )
+    left = set(psutil.Process().children(recursive=True)) - before
+    _, alive = psutil.wait_procs(left, patience(30.0))
     assert not alive
