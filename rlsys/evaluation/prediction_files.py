@@ -18,17 +18,23 @@ from rlsys.json_lines import json_lines
 from rlsys.types import Json
 
 TEXT_KEYS = (
-    *("text", "response", "prediction", "filtered_resps", "resps", "pred", "output", "answer_text", "predict"),
-    *(
-        "model_output",
-        "model_response",
-        "generated_text",
-        "completion",
-        "outputs",
-        "predictions",
-        "responses",
-        "content",
-    ),
+    "text",
+    "response",
+    "prediction",
+    "filtered_resps",
+    "resps",
+    "pred",
+    "output",
+    "answer_text",
+    "predict",
+    "model_output",
+    "model_response",
+    "generated_text",
+    "completion",
+    "outputs",
+    "predictions",
+    "responses",
+    "content",
 )
 """Keys under which a record has its texts."""
 NAMES = ("prompt_id", "row_id", "custom_id")

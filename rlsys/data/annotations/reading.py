@@ -12,7 +12,7 @@ from types import MappingProxyType
 from rlsys.data.annotations.formats import FORMATS, Format
 from rlsys.data.annotations.rows import AnnotationRow, Problem, short
 from rlsys.data.annotations.sets.published import RepeatedKeys, parse_json, text_of
-from rlsys.data.annotations.sets.records import SUFFIXES, json_lines, read_records
+from rlsys.data.annotations.sets.records import SUFFIXES, labelled_lines, read_records
 from rlsys.data.annotations.sets.tables import Columns
 from rlsys.data.video.errors import AnnotationError
 
@@ -98,9 +98,11 @@ def _found(path: Path, shape: Format, columns: Columns, repeated: RepeatedKeys) 
         raise TypeError(f"a file of {', '.join((*SUFFIXES, *shape.read_files))} is expected")
     text = text_of(path)
     if shape.is_lines:
-        return shape.read(json_lines(text, repeated))
+        return shape.read(labelled_lines(text, repeated))
     is_list_by_line = suffix == ".jsonl"
-    return shape.read([one for _, one in json_lines(text, repeated)] if is_list_by_line else parse_json(text, repeated))
+    return shape.read(
+        [one for _, one in labelled_lines(text, repeated)] if is_list_by_line else parse_json(text, repeated)
+    )
 
 
 def _expected(path: Path, format: str) -> str:

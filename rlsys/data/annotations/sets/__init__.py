@@ -1,6 +1,6 @@
 """The files of public data sets, as they are published.
 
-- `records` (`SUFFIXES`, `Record`, `as_list`, `json_lines`, `read_records`): CSV, TSV, Parquet, Arrow, JSON and JSON
+- `records` (`SUFFIXES`, `Record`, `as_list`, `labelled_lines`, `read_records`): CSV, TSV, Parquet, Arrow, JSON and JSON
   lines as records
 - `tables` (`ROLES`, `Columns`, `Table`): records as rows by a map of their columns
 - `published` (`RepeatedKeys`, `charades_lines`, `nextgqa_table`, `parse_json`, `text_of`, `vidtab_lines`): text lines,

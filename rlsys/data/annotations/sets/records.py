@@ -213,13 +213,13 @@ def _of_json(path: Path, repeated: RepeatedKeys, suffix: str) -> list[tuple[str,
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Extra data"):
                 raise
-    lines = json_lines(text, repeated)  # which some data sets call .json
+    lines = labelled_lines(text, repeated)  # which some data sets call .json
     if len(lines) == 1 and isinstance(lines[0][1], list):
         return json_entries(lines[0][1])
     return [(label, entry if isinstance(entry, dict | BadLine) else _no_object(entry)) for label, entry in lines]
 
 
-def json_lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
+def labelled_lines(text: str, repeated: RepeatedKeys) -> list[tuple[str, Json]]:
     """Return (line number from 1, value or BadLine) of the lines that are not blank.
 
     Raises ValueError if no line is JSON.
