@@ -32,7 +32,9 @@ ROOT = INSTALL.parent.parent
 SHIM = "rlsys_torchvision_shim"
 OLDEST_PYTHON = (3, 11)
 UNFINISHED = "unfinished"
+DEVICES = ("cpu", "gpu")
 TORCH_FAMILY = ("torch", "torchvision")
+VERSION = r"\b(\d{3,}\.\d+(?:\.\d+)?)\b"  # of a driver
 OLDEST_DRIVER = 580  # of CUDA 13, for which the packages of gpu.lock are built
 VERSION_OF_TORCH = "import runpy, sysconfig as s; v = runpy.run_path(s.get_path('purelib') + '/torch/version.py')"
 
@@ -44,6 +46,7 @@ class Places(NamedTuple):
     project: Path = ROOT
     driver_file: Path = Path("/proc/driver/nvidia/version")
     driver_command: str = "nvidia-smi"
+    driver_timeout_s: float = 30.0
 
 
 HERE = Places()
@@ -56,7 +59,7 @@ class SetupError(RuntimeError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when the environment is what the lock says."""
     parser = argparse.ArgumentParser(description="Create .venv from the lock of a device.")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="which lock; default: the one in use, else cpu")
+    parser.add_argument("--device", choices=DEVICES, help="which lock; default: the one in use, else cpu")
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="setup: %(message)s", stream=sys.stdout)
@@ -83,14 +86,14 @@ def bring_up_to_date(venv: Path, device: str | None, places: Places = HERE) -> N
     """Install unless the stamp in `venv` equals (device, hash of everything that decides what is installed)."""
     stamp = venv / "rlsys-setup-stamp"
     found = stamp.read_text().split() if stamp.exists() else []
-    device = device or (found[0] if found else "cpu")
+    device = device or (found[0] if found and found[0] in DEVICES else "cpu")
     wanted = [device, fingerprint(device, places)]
     if device == "gpu" and (problem := driver_problem(driver_version(places))):
         log.warning("%s", problem)
     if found == wanted:
         log.info("environment is up to date (%s, %s lock)", _shown(venv), device)
         return
-    if venv.exists() and not found:
+    if venv.exists() and not stamp.exists():
         raise SetupError(f"{venv} exists and was not made by `make setup`; move it away, then run this again.")
     started = time.monotonic()
     log.info("creating %s from cluster/install/%s.lock, Python %s", _shown(venv), device, platform.python_version())
@@ -113,17 +116,27 @@ def fingerprint(device: str, places: Places = HERE) -> str:
 
 
 def driver_version(places: Places = HERE) -> str:
-    """Return the version of NVIDIA's driver, for example "580.95.05"; "" where there is none."""
+    """Return the version of NVIDIA's driver, for example "580.95.05"; "" where none says one."""
+    found = re.search(rf"^NVRM version:.*?{VERSION}", _driver_file(places), re.MULTILINE)
+    found = found or re.search(rf"^\s*{VERSION}", _driver_answer(places), re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _driver_file(places: Places) -> str:
     try:
-        text = places.driver_file.read_text()
+        return places.driver_file.read_text(errors="replace")
     except OSError:
-        if not shutil.which(places.driver_command):
-            return ""
-        query = [places.driver_command, "--query-gpu=driver_version", "--format=csv,noheader"]
-        done = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        text = done.stdout if done.returncode == 0 else ""
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
-    return found.group() if found else ""
+        return ""
+
+
+def _driver_answer(places: Places) -> str:
+    """Return what NVIDIA's command prints, "" if it fails; it can hang on a GPU that has failed."""
+    query = [places.driver_command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, timeout=places.driver_timeout_s)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
 def driver_problem(version: str) -> str:

@@ -86,6 +86,20 @@ def test_a_folder_that_set_up_did_not_make_is_left_alone(setup: ModuleType, tmp_
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize("stamp", ["", "tpu 1234\n", "gpu"])
+def test_a_stamp_that_was_cut_off_starts_over(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamp: str
+) -> None:
+    """As a full disk leaves it."""
+    venv, installed = tmp_path / "venv", []
+    venv.mkdir()
+    (venv / "rlsys-setup-stamp").write_text(stamp)
+    monkeypatch.setattr(setup, "_run", lambda _: None)
+    monkeypatch.setattr(setup, "install", lambda _, device, *rest: installed.append(device))
+    setup.bring_up_to_date(venv, None)
+    assert installed == ["gpu" if stamp == "gpu" else "cpu"]
+
+
 def test_nothing_is_installed_when_the_stamp_fits(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,15 +207,35 @@ def test_an_old_driver_is_named_with_the_one_to_install(
     assert re.fullmatch(f"{says}.*" if says else "", setup.driver_problem(found))
 
 
-def test_the_driver_is_asked_for_where_it_has_no_file(setup: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 535.161.08; echo 535.161.08", "535.161.08"),
+        ("echo no devices; exit 9", ""),
+        ("echo '[N/A]'", ""),
+        ("printf '\\377\\n580.95.05\\n'", "580.95.05"),
+        ("exec sleep 60", ""),  # as it does on a GPU that has fallen off its bus
+    ],
+)
+def test_the_driver_is_asked_for_where_no_file_says_its_version(
+    setup: ModuleType, tmp_path: Path, script: str, version: str
+) -> None:
     command = tmp_path / "smi"
-    places = setup.Places(driver_file=tmp_path / "none", driver_command=str(command))
+    places = setup.Places(driver_file=tmp_path / "file", driver_command=str(command), driver_timeout_s=5.0)
     assert setup.driver_version(places) == ""
     assert re.search("no NVIDIA driver was found.*580 or newer", setup.driver_problem(""))
-    for script, version in (("echo 535.161.08; echo 535.161.08", "535.161.08"), ("echo no devices; exit 9", "")):
-        command.write_text(f"#!/bin/sh\n{script}\n")
-        command.chmod(0o755)
-        assert setup.driver_version(places) == version
+    command.write_text("of another machine")
+    command.chmod(0o755)
+    assert setup.driver_version(places) == ""
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    assert setup.driver_version(places) == version
+
+
+def test_a_compilers_version_is_not_taken_for_the_drivers(setup: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "version").write_text("GCC version:  gcc version 100.3.0\n" + PROC.format("Open", "580.95.05"))
+    assert setup.driver_version(setup.Places(driver_file=tmp_path / "version")) == "580.95.05"
+    (tmp_path / "version").write_bytes(b"GCC version: 580.95.05\n\xff")
+    assert setup.driver_version(setup.Places(driver_file=tmp_path / "version", driver_command="none")) == ""
 
 
 def test_the_oldest_driver_is_that_of_the_locked_cuda(setup: ModuleType) -> None:
