@@ -36,12 +36,15 @@ def rank_sockets(node_address: str, *, ranks_share_node: bool, engines_join: boo
     engines too. Engines may be replaced on any node of the cluster, so they share the ranks' node for certain only if
     the cluster is on loopback. What the environment already says is left as it is.
     """
-    chosen = {}
+    chosen, interface = {}, interface_of(node_address)
     if ranks_share_node:
         chosen["GLOO_SOCKET_IFNAME"] = LOOPBACK  # else they listen on the network
+    elif interface:
+        # by itself gloo announces what the host's name stands for, which is loopback on many a host
+        chosen["GLOO_SOCKET_IFNAME"] = interface
     if ranks_share_node and (not engines_join or is_loopback(node_address)):
         chosen["NCCL_SOCKET_IFNAME"] = LOOPBACK
-    elif interface := interface_of(node_address):
+    elif interface:
         chosen["NCCL_SOCKET_IFNAME"] = f"={interface}"
     return {name: value for name, value in chosen.items() if name not in os.environ}
 

@@ -52,11 +52,12 @@ def test_a_rank_that_engines_of_other_nodes_join_announces_an_address_that_they_
     assert engine_sockets(address) == {"NCCL_SOCKET_IFNAME": found["NCCL_SOCKET_IFNAME"]}
 
 
-def test_ranks_of_several_nodes_use_the_nodes_interface_for_nccl() -> None:
+def test_ranks_of_several_nodes_use_the_nodes_interface() -> None:
     address = own_address()
+    interface = interface_of(address)
     for engines_join in (False, True):
         found = rank_sockets(address, ranks_share_node=False, engines_join=engines_join)
-        assert found == {"NCCL_SOCKET_IFNAME": f"={interface_of(address)}"}
+        assert found == {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface}
 
 
 def test_an_address_of_no_interface_leaves_the_choice_to_nccl() -> None:
