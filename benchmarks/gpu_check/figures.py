@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,22 @@ class Outcome:
     figures: tuple[Figure, ...]
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return what the report says; JSON has no NaN and no infinity, so they are texts in it."""
+        found = asdict(self)
+        for figure in found["figures"]:
+            if isinstance(figure["value"], float) and not math.isfinite(figure["value"]):
+                figure["value"] = str(figure["value"])
+        return found
 
 
 def read_lines(path: Path) -> tuple[tuple[Figure, ...], str, str]:
     """Return what a step's process has written: its figures, its error, and why it was skipped ("" for neither)."""
     figures, error, skipped = [], "", ""
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the process was killed while it wrote its last line
-        if "figure" in entry:
-            figures.append(Figure(**entry["figure"]))
-        error, skipped = entry.get("error", error), entry.get("skipped", skipped)
+            figures += [Figure(**entry["figure"])] if "figure" in entry else []
+            error, skipped = entry.get("error", error), entry.get("skipped", skipped)
+        except (ValueError, TypeError, AttributeError):
+            continue  # the process was killed while it wrote the line, or the disk was full
     return tuple(figures), error, skipped

@@ -80,13 +80,21 @@ def run_all(steps: Iterable[Step], options: argparse.Namespace, scratch: Path) -
         shutil.rmtree(folder, ignore_errors=True)  # a model may fill the memory that the next one needs
         outcomes.append(outcome)
         peak = peak or _peak_of(outcome)
-        report = {"device": "cpu" if options.cpu else "cuda", "steps": [one.as_json() for one in outcomes]}
-        new = options.out / "report.json.new"
-        new.write_text(json.dumps(report, indent=1) + "\n")
-        new.replace(options.out / "report.json")
-        sys.stdout.write(table([outcome]) + "\n")
+        sys.stdout.write(table([outcome]) + "\n" + write_report(outcomes, options))
         sys.stdout.flush()
     return outcomes
+
+
+def write_report(outcomes: Sequence[Outcome], options: argparse.Namespace) -> str:
+    """Write the report of the steps so far; return a line that says why it could not be written, "" if it was."""
+    report = {"device": "cpu" if options.cpu else "cuda", "steps": [one.as_json() for one in outcomes]}
+    new = options.out / "report.json.new"
+    try:
+        new.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        new.replace(options.out / "report.json")
+    except OSError as error:  # a full disk: the steps to come may free it, and the table has everything
+        return f"report.json could not be written: {error}\n"
+    return ""
 
 
 def run_step(step: Step, options: argparse.Namespace, folder: Path, peak: float) -> Outcome:
@@ -114,10 +122,18 @@ def run_step(step: Step, options: argparse.Namespace, folder: Path, peak: float)
     if code is None:
         status, error = "timed out", f"not done after {limit_s:g} s; see {step.name}.log"
     elif code:
-        status, error = "failed", error or f"the process ended with {code}; see {step.name}.log"
+        status, error = "failed", error or f"the process {ending(code)}; see {step.name}.log"
+    elif not figures and not skipped:
+        status, error = "failed", f"the process left no figures; see {step.name}.log"
     else:
         status, error = ("failed", broken) if broken else ("skipped", skipped) if skipped else ("ok", "")
     return Outcome(step=step.name, status=status, seconds=time.monotonic() - started, error=error, figures=figures)
+
+
+def ending(code: int) -> str:
+    """Say how a process ended, by its exit status, which is minus the signal that ended it."""
+    names = {int(one): one.name for one in signal.Signals}
+    return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with {code}"
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

