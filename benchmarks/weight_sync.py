@@ -34,7 +34,17 @@ from learner.weights.publishing import Publisher
 from learner.weights.weights_out import ExportedTensor, unchanged
 from rlsys import env
 from rlsys.weights.broadcast import BroadcastResult, BroadcastSender
-from rlsys.weights.manifest import Manifest, PublishStats, WeightTransfer, digest_of, manifest_of
+from rlsys.weights.manifest import (
+    Bucket,
+    Manifest,
+    NamedTensors,
+    PublishStats,
+    Uncopied,
+    WeightTransfer,
+    digest_of,
+    manifest_of,
+    with_copies,
+)
 from rlsys.weights.tensors import as_named, is_finite
 from rlsys.weights.version import WeightVersion
 
@@ -52,7 +62,7 @@ COPIES = {
     "object_store": "1 (into the store)",
     "object_store, tower frozen": "1 (into the store)",
     "object_store, delta": "1 (into the store)",
-    "collective": "1 into the store, 1 into a bucket, 2 through the socket",
+    "collective": "1 into a bucket, 2 through the socket; later 1 into the store",
     "collective, delta": "1 into the store; of the changes: 1 into a bucket, 2 through the socket",
     "adapter": "1 (into the store)",
 }
@@ -107,24 +117,25 @@ class FakeLearner:
             for parameter in self._parameters:
                 if parameter.requires_grad:
                     (parameter[::CHANGED_EVERY] if self._is_delta else parameter).add_(1.0)
-        buckets, manifest = self._publisher.publish(ray.put, ray.get if self._is_delta else None)
+        get, later = ray.get if self._is_delta else None, self._is_collective and not self._is_delta
+        buckets, self._manifest = self._publisher.publish(ray.put, get, copies_later=later)
         self._sender = BroadcastSender("127.0.0.1", 1, 60.0) if self._is_collective else None
         rendezvous = self._sender.rendezvous if self._sender else None
-        self._transfer, self._manifest = (
-            WeightTransfer(
-                buckets=buckets,
-                timeout_s=60.0,
-                rendezvous=rendezvous,
-                sends_deltas=self._is_delta,
-            ),
-            manifest,
-        )
-        return self._transfer, replace(version_of(manifest, version), published=self._publisher.stats)
+        transfer = WeightTransfer(buckets=buckets, timeout_s=60.0, rendezvous=rendezvous)
+        self._transfer = replace(transfer, sends_deltas=self._is_delta)
+        return self._transfer, replace(version_of(self._manifest, version), published=self._publisher.stats)
 
     def send(self) -> BroadcastResult | None:
         if self._sender is None:
             return None
-        return self._sender.send(self._transfer.buckets, self._manifest, lambda bucket: ray.get(bucket.stored))
+        return self._sender.send(self._transfer.buckets, self._manifest, self._tensors)
+
+    def _tensors(self, bucket: Bucket) -> NamedTensors:
+        is_copied = not isinstance(bucket.stored, Uncopied)
+        return ray.get(bucket.stored) if is_copied else self._publisher.copy(bucket.stored)
+
+    def copy(self, stored: Uncopied) -> ray.ObjectRef:
+        return ray.put(self._publisher.copy(stored))
 
     def rss_mib(self) -> tuple[float, float]:
         return resident_mib()
@@ -242,6 +253,7 @@ def update(learner: Any, actor: Any, version: int) -> tuple[TransferStats, Publi
     transfer, announced = ray.get(learner.publish.remote(version))
     published = time.perf_counter()
     broadcast = learner.send.remote() if transfer.rendezvous else None
+    transfer, _ = with_copies(transfer, {}, learner.copy.remote)
     stats = ray.get(actor.load_weights.remote(transfer, announced))
     if broadcast is not None:
         ray.get(broadcast)

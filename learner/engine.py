@@ -55,7 +55,7 @@ from learner.weights.weights_out import (
 )
 from rlsys import env
 from rlsys.hub import here
-from rlsys.weights.manifest import Bucket, PublishStats, TensorEntry
+from rlsys.weights.manifest import Bucket, NamedTensors, PublishStats, TensorEntry, Uncopied
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -234,14 +234,25 @@ class LearnerEngine:
             found.append(_by_response(rows, logprobs))
         return found
 
-    def publish(self, put: Put, get: Get | None = None) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others."""
+    def publish(
+        self, put: Put, get: Get | None = None, *, copies_later: bool = False
+    ) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
+        """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others.
+
+        At ZeRO-3 all are copied at once, because a rank alone has none whole.
+        """
         if self._publisher is None:
             exported = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
             shares = self.spec.weights.transport == "ipc"
             self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
-        return self._publisher.publish(put, get)
+        return self._publisher.publish(put, get, copies_later=copies_later and self.spec.learner.zero_stage < 3)
+
+    def copy(self, stored: Uncopied) -> NamedTensors:
+        """Return the tensors of a bucket that was published without a copy, see `Publisher.copy`."""
+        if self._publisher is None:
+            raise RuntimeError("these weights were published by another model; call publish again.")
+        return self._publisher.copy(stored)
 
     def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
         """Return a published bucket's tensors where they lie, see `Publisher.live`; {} at ZeRO-3: none is whole."""

@@ -28,7 +28,8 @@ from rlsys.errors import FramesLost, LearnerIntact, LearnerLost
 from rlsys.models.sizes import read_model_sizes
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.check import largest_difference
-from rlsys.weights.manifest import Manifest, WeightTransfer, manifest_of
+from rlsys.weights.manifest import Manifest, Uncopied, WeightTransfer, manifest_of, with_copies
+from rlsys.weights.stored import stored_tensors
 from rlsys.weights.version import WeightVersion
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class LearnerGroup:
         self._is_joined = self._is_offloaded = False
         self._spec: LearnerSpec | None = None
         self._cost: CostModel  # of the loaded model
+        self._sending: ray.ObjectRef | None = None
+        self._copies: dict[Uncopied, ray.ObjectRef] = {}  # of the version published last
 
     @classmethod
     def launch(
@@ -170,14 +173,21 @@ class LearnerGroup:
         """Publish the weights and return their transfer and version.
 
         version: number of batches learned from.  num_receivers: number of engines that are up; if it is above 0 and
-        `weights.transport` is "collective", the transfer has a rendezvous at which `send` meets them. Rank 0 owns the
-        objects in the object store.
+        `weights.transport` is "collective", the transfer has a rendezvous, and rank 0 broadcasts to them. Rank 0 owns
+        the objects in the object store.
         """
-        return self._call("publish", version, num_receivers)[0]
+        self._wait("copy", list(self._copies.values()))  # raises what went wrong with them
+        transfer, published = self._call("publish", version, num_receivers)[0]
+        broadcasts = published.transport == "collective" and transfer.rendezvous is not None
+        self._sending = self._present[0].send.remote() if broadcasts else None
+        transfer, self._copies = with_copies(transfer, self._copies, self._present[0].copy.remote)
+        return transfer, published
 
     def send(self) -> BroadcastResult:
-        """Broadcast the weights published last, and block until it ends. A lost receiver is not an error."""
-        return self._wait("send", [self._present[0].send.remote()])[0]
+        """Return once the broadcast of the weights published last has ended. A lost receiver is not an error."""
+        if self._sending is None:
+            raise RuntimeError("there is nothing to broadcast; call publish with num_receivers first.")
+        return self._wait("send", [self._sending])[0]
 
     def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """Return the manifest of a model folder and, by name, its `largest_difference` from a transfer."""
@@ -186,7 +196,7 @@ class LearnerGroup:
         held = read_folder(folder)
         found: dict[str, float | None] = {}
         for bucket in transfer.buckets:
-            published = ray.get(bucket.stored, timeout=self._timeout_s)
+            published = stored_tensors(bucket, self._timeout_s)
             both = held.keys() & published.keys()
             found |= {name: largest_difference(published[name], held[name]) for name in both}
         return manifest_of(held), found

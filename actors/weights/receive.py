@@ -19,6 +19,7 @@ from rlsys.clock import Clock
 from rlsys.weights.broadcast import BroadcastFailed, receive_broadcast
 from rlsys.weights.delta import as_sent
 from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, WeightTransfer
+from rlsys.weights.stored import stored_tensors
 from rlsys.weights.version import WeightVersion
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,12 @@ def holding(buckets: Sequence[Bucket], names: Collection[str]) -> tuple[Bucket, 
 def fetch(bucket: Bucket, timeout_s: float) -> NamedTensors:
     """Return the bucket's tensors, as views of the object store's memory. Raises WeightsRefused if that fails."""
     try:
-        return ray.get(bucket.stored, timeout=timeout_s)
+        return stored_tensors(bucket, timeout_s)
     except ray.exceptions.RayError as error:
-        kind = WeightsGone if isinstance(error, ray.exceptions.ObjectLostError) else WeightsRefused
+        is_gone = isinstance(error, (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError))
+        kind = WeightsGone if is_gone else WeightsRefused
         raise kind(
-            f"a bucket of weights ({bucket.names[0]}, …) could not be fetched in weights.timeout_s={timeout_s:g} s: "
+            f"a bucket of weights ({bucket.names[0]}, …) could not be fetched in {timeout_s:g} s: "
             f"{type(error).__name__}: {error}"
         ) from error
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 
-from learner.weights.weights_out import ExportedTensor, Gather, assist, gathered, identified
+from learner.weights.weights_out import (
+    ExportedTensor,
+    Gather,
+    assist,
+    collect,
+    gathered,
+    identified,
+    identified_in_place,
+)
 from rlsys.clock import Clock
 from rlsys.weights.delta import encode, num_bytes, num_numbers
-from rlsys.weights.manifest import Bucket, Delta, NamedTensors, PublishStats, TensorEntry, manifest_of, plan_buckets
+from rlsys.weights.manifest import (
+    Bucket,
+    Delta,
+    NamedTensors,
+    PublishStats,
+    TensorEntry,
+    Uncopied,
+    manifest_of,
+    plan_buckets,
+)
 
 Put = Callable[[NamedTensors], Any]
 """A function that stores a bucket's tensors and returns the reference by which other processes get them."""
@@ -32,6 +50,11 @@ class PlannedBucket:
     def num_bytes(self) -> int:
         """Size of the transfer; a tensor with two names counts once."""
         return sum(tensor.spec.num_bytes for tensor in dict.fromkeys(self.exported.values()))
+
+    @property
+    def is_made(self) -> bool:
+        """Whether a tensor is computed when it is read; anew it could differ in the last bit from its checksum."""
+        return any(tensor.is_made for tensor in self.exported.values())
 
 
 def plan_export(exported: Mapping[str, ExportedTensor], max_bytes: int) -> list[PlannedBucket]:
@@ -86,20 +109,28 @@ class Publisher:
         self.stats = PublishStats()
         """Of the last version."""
 
-    def publish(self, put: Put, get: Get | None = None) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
+    def publish(
+        self, put: Put, get: Get | None = None, *, copies_later: bool = False
+    ) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
         """Return the buckets and their manifest on the rank that stores; empty ones on the others.
 
         A bucket whose tensors have not changed is that of the version before.
         get: returns a stored bucket's tensors; if given, changed buckets have deltas from the version before.
+        copies_later: store no changed bucket whose tensors are parameters; it is `Uncopied`, and `copy` returns them.
         """
         buckets: list[Bucket] = []
         manifest: dict[str, TensorEntry] = {}
         self.stats = PublishStats()
-        for bucket, entries in self._published(put, get):
+        for bucket, entries in self._published(put, get, copies_later):
             buckets.append(bucket)
             manifest.update(entries)
         self._has_published = True
         return tuple(buckets), manifest
+
+    def copy(self, stored: Uncopied) -> NamedTensors:
+        """Return the tensors of a bucket that was not stored. On CPU they are the parameters' own memory."""
+        index = next(index for index, (bucket, _) in self._kept.items() if bucket.stored == stored)
+        return collect(self._planned[index].exported, self._gather)
 
     def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
         """Return a whole bucket's tensors by name, where the parameters lie; {} if one of them is computed when read.
@@ -107,10 +138,12 @@ class Publisher:
         They are what was published until the next update, and whole only where parameters are not partitioned.
         """
         exported = {name: self._exported[name] for name in bucket.names}
-        # computed anew it could differ in the last bit from what the manifest says
-        return {} if any(one.is_made for one in exported.values()) else {n: one.read() for n, one in exported.items()}
+        is_made = any(tensor.is_made for tensor in exported.values())
+        return {} if is_made else {name: tensor.read() for name, tensor in exported.items()}
 
-    def _published(self, put: Put, get: Get | None) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
+    def _published(
+        self, put: Put, get: Get | None, copies_later: bool
+    ) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
         for index, planned in enumerate(self._planned):
             is_kept = planned.is_frozen and self._has_published
             if not self._stores:
@@ -119,10 +152,25 @@ class Publisher:
                     assist(dict.fromkeys(planned.exported.values()), self._gather)
                 continue
             if not is_kept:
-                self._kept[index] = self._stored(planned, self._kept.get(index), put, get)
+                before = self._kept.get(index)
+                if copies_later and not planned.is_made:
+                    self._kept[index] = self._uncopied(planned, before)
+                else:
+                    self._kept[index] = self._stored(planned, before, put, get)
             bucket, entries = self._kept[index]
             # what did not change may have moved since, see `learner.offloading`
             yield (replace(bucket, handles=self._handles(planned)) if self._shares else bucket), entries
+
+    def _uncopied(self, planned: PlannedBucket, before: Published | None) -> Published:
+        clock = Clock()
+        with clock("checksum"):
+            entries = identified_in_place(planned.exported, self._gather)
+        self._note(clock)
+        if before is not None and before[1] == entries:
+            return before
+        self.stats.sent_bytes += planned.num_bytes
+        names, stored = tuple(planned.exported), Uncopied(uuid.uuid4().hex)
+        return Bucket(names=names, num_bytes=planned.num_bytes, stored=stored), entries
 
     def _stored(self, planned: PlannedBucket, before: Published | None, put: Put, get: Get | None) -> Published:
         clock = Clock()
@@ -137,7 +185,7 @@ class Publisher:
             stored = put(tensors)
         self.stats.stored_bytes += planned.num_bytes
         delta = None
-        if before is not None and get is not None:
+        if before is not None and get is not None and not isinstance(before[0].stored, Uncopied):
             with clock("encode"):
                 delta = self._delta(before, tensors, entries, put, get)
         self._note(clock)

@@ -160,6 +160,13 @@ def identified(
     return {name: TensorEntry(spec=tensor.spec, checksum=sums[tensor].hex) for name, tensor in exported.items()}
 
 
+def identified_in_place(exported: Mapping[str, ExportedTensor], gather: Gather) -> dict[str, TensorEntry]:
+    """Return the manifest of parameters that are whole, without a copy of those on a GPU."""
+    read = {tensor: tensor.read() for tensor in exported.values()}
+    on_gpu = {tensor: sums_on_device(value) for tensor, value in read.items() if value.is_cuda}
+    return identified(exported, {} if on_gpu else collect(exported, gather), on_gpu)
+
+
 def assist(exported: Iterable[ExportedTensor], gather: Gather) -> None:
     """Take part in the gathers of the rank that streams or collects; for ranks that write nothing."""
     for tensor in exported:

@@ -2,11 +2,13 @@
 
 - `version` (`WeightVersion`): the record that names one set of weights
 - `manifest` (`Bucket`, `Delta`, `Manifest`, `NamedTensor`, `NamedTensors`, `PublishStats`, `Rendezvous`,
-  `RunningDigest`, `TensorEntry`, `TensorSpec`, `WeightTransfer`, `are_different`, `differences`, `digest_of`,
-  `manifest_of`, `plan_buckets`): names, shapes and checksums of tensors, and the buckets that carry them
+  `RunningDigest`, `TensorEntry`, `TensorSpec`, `Uncopied`, `WeightTransfer`, `are_different`, `differences`,
+  `digest_of`, `manifest_of`, `plan_buckets`, `with_copies`): names, shapes and checksums of tensors, and the
+  buckets that carry them
 - `checksum` (`sums_of`): the checksum of a tensor's bytes
 - `delta` (`apply`, `as_sent`, `carriers`, `encode`, `num_bytes`, `num_numbers`): what changed since
   the version before
+- `stored` (`stored_tensors`): a bucket's tensors from the object store
 - `delivery` (`deliver`): a version delivered to every actor
 - `broadcast` (`BroadcastFailed`, `BroadcastResult`, `BroadcastSender`, `Transmit`, `is_open`, `join`,
   `receive_broadcast`): a broadcast over gloo

@@ -50,6 +50,8 @@ def deliver(learner: Learner, pool: Pool, transfer: WeightTransfer, version: Wei
         try:
             pool.load_weights(transfer, version)
         except (RuntimeError, ValueError):  # actors that could not fetch the weights raise ValueError
+            if broadcast is not None:
+                broadcast.exception()  # a rank that waits for receivers answers nothing else
             learner.require_alive()
             raise
     if broadcast is not None and (problem := broadcast.result().problem):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -151,7 +151,7 @@ class Bucket:
     """Tensors that are transferred together.
 
     num_bytes: size of the transfer; a tensor with two names counts once.
-    stored: reference to their `NamedTensors` in the object store.
+    stored: reference to their `NamedTensors` in the object store, see `rlsys.weights.stored`.
     handles: by name of a tensor on a GPU, a mapping from the GPU's UUID to the arguments of torch's
     `rebuild_cuda_tensor`, which opens the tensor from another process on the same GPU.
     delta: the shorter way for a receiver that holds the version before; None if there is none.
@@ -162,6 +162,13 @@ class Bucket:
     stored: Any
     handles: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     delta: Delta | None = None
+
+
+@dataclass(frozen=True)
+class Uncopied:
+    """What rank 0 gives for `Bucket.stored` of a bucket that it will copy after the broadcast; `name` is unique."""
+
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -233,6 +240,23 @@ class WeightTransfer:
     timeout_s: float
     rendezvous: Rendezvous | None = None
     sends_deltas: bool = False
+
+
+def with_copies(
+    transfer: WeightTransfer, known: Mapping[Uncopied, Any], copy: Callable[[Uncopied], Any]
+) -> tuple[WeightTransfer, dict[Uncopied, Any]]:
+    """Return the transfer with references to the copies that are made after the broadcast, and these references.
+
+    known: those of the version before.  copy: has a bucket copied, when the broadcast has ended, and returns the
+    reference at once.
+    """
+    wanted = [bucket.stored for bucket in transfer.buckets if isinstance(bucket.stored, Uncopied)]
+    if not wanted:
+        return transfer, {}
+    copies = {stored: known[stored] if stored in known else copy(stored) for stored in wanted}
+    buckets = tuple(replace(bucket, stored=copies.get(bucket.stored, bucket.stored)) for bucket in transfer.buckets)
+    # a broadcast waits for receivers that are missing, and then for one that it loses
+    return replace(transfer, buckets=buckets, timeout_s=3 * transfer.timeout_s), copies
 
 
 def plan_buckets(sizes: Mapping[Key, int], max_bytes: int) -> list[list[Key]]:

@@ -46,10 +46,13 @@ def as_named(tensor: torch.Tensor) -> NamedTensor:
 
 def as_tensor(named: NamedTensor) -> torch.Tensor:
     """Return a tensor over the same bytes. Never write to it, because the bytes may be Ray's shared memory."""
+    dtype = getattr(torch, named.spec.dtype)
+    if not named.data.size:  # torch takes no other view of nothing
+        return torch.empty(named.spec.shape, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         flat = torch.from_numpy(named.data)
-    return flat.view(getattr(torch, named.spec.dtype)).view(named.spec.shape)
+    return flat.view(dtype).view(named.spec.shape)
 
 
 def sums_on_device(tensor: torch.Tensor, start: int = 0) -> torch.Tensor:

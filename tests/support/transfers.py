@@ -9,6 +9,7 @@ import numpy as np
 import ray
 
 from rlsys.weights.manifest import Bucket, NamedTensor, TensorSpec, WeightTransfer, digest_of, manifest_of, plan_buckets
+from rlsys.weights.stored import stored_tensors
 from rlsys.weights.version import WeightVersion
 from tests.support.pace import patience
 
@@ -49,4 +50,4 @@ def bucket_of(tensors: NamedTensors) -> Bucket:
 
 def tensors_of(transfer: WeightTransfer) -> dict[str, NamedTensor]:
     """Return all tensors of a transfer."""
-    return {name: tensor for bucket in transfer.buckets for name, tensor in ray.get(bucket.stored).items()}
+    return {name: tensor for bucket in transfer.buckets for name, tensor in stored_tensors(bucket).items()}

@@ -9,7 +9,7 @@ import torch
 from rlsys.weights.broadcast import to_send
 from rlsys.weights.delta import INDEX, VALUE, apply, carriers, changed_numbers, encode, num_bytes, num_numbers
 from rlsys.weights.manifest import Bucket, Delta, NamedTensor, manifest_of
-from rlsys.weights.tensors import as_named
+from rlsys.weights.tensors import as_named, as_tensor
 from tests.support.transfers import named
 
 RNG = np.random.default_rng(0)
@@ -49,6 +49,17 @@ def test_values_that_are_equal_but_not_in_their_bits_are_sent() -> None:
     assert manifest_of({"w": apply(named(old), pieces, "w")}) == manifest_of({"w": named(new)})
     # a NaN that stays is not sent again
     assert changed_numbers(named(new), named(new.copy())).size == 0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2)])
+def test_tensors_of_one_number_and_of_none_are_sent_too(shape: tuple[int, ...]) -> None:
+    old, new = torch.zeros(shape), torch.full(shape, -0.0)
+    pieces, num_changed = encode({"w": as_named(new)}, {"w": as_named(old)})
+    assert (num_changed, num_bytes(pieces)) == (new.numel(), 4 * new.numel())
+    found = as_tensor(as_named(new))
+    assert found.shape == shape
+    assert torch.equal(found, new)
+    assert found.signbit().all()
 
 
 def test_few_changes_are_pairs_many_the_whole_and_none_nothing() -> None:
