@@ -12,6 +12,8 @@ from rlsys.models.model_config import read_model_config
 
 OF_LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
 """Names of the matrices of linear attention."""
+OF_MLPS = ("gate_proj", "up_proj", "down_proj")
+"""Names of the matrices of MLPs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ class ModelSizes:
 
     def _layers_with(self, layer: str) -> int:
         """Return the number of layers that have a linear layer of this name."""
-        return self.layers if layer in ("gate_proj", "up_proj", "down_proj") else self.attention_layers
+        return self.layers if layer in OF_MLPS else self.attention_layers
 
     def _sides(self, layer: str) -> tuple[int, int]:
         """Return the numbers of inputs and outputs of a linear layer of the language model."""
@@ -136,7 +138,7 @@ class ModelSizes:
             "up_proj": (self.hidden, self.mlp),
             "down_proj": (self.mlp, self.hidden),
         }
-        if self.experts and layer in ("gate_proj", "up_proj", "down_proj"):
+        if self.experts and layer in OF_MLPS:
             raise ConfigError(
                 f"learner.lora.targets: {layer} is a part of the experts, which are one tensor for all experts of a "
                 "layer and get no adapter; name only layers of attention: q_proj, k_proj, v_proj, o_proj."

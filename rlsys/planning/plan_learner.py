@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from rlsys.config.run import RunConfig
-from rlsys.models.sizes import ModelSizes
+from rlsys.models.families.family import CHUNK_TOKENS, LinearAttention
+from rlsys.models.sizes import OF_MLPS, ModelSizes
 from rlsys.planning.plan import (
     BUCKET_NUMBERS,
     BYTES,
@@ -129,7 +130,7 @@ def activation_bytes(config: RunConfig, sizes: ModelSizes, pass_tokens: float, v
     A language layer keeps, per token: what its two norms keep (see `_norm`), queries and attention's output (2
     queries), keys and values (2 kv), what the norms of queries and keys keep if it has any, three times the gate of the
     output if there is one, and what its MLP keeps (`ModelSizes.kept_by_mlp`); linear attention in the place of
-    attention what `LinearAttention.kept` says. The last norm is one more. Attention's weights are never kept. A block
+    attention what `_linear_attention` says. The last norm is one more. Attention's weights are never kept. A block
     of the tower keeps two norms, queries, keys and values before and after their rotation, attention's output, and four
     or two widths of its MLP. A projector keeps a norm and two layers of merged patches. The pixels are there once.
     A frozen tower keeps nothing, but needs what one block computes at a time: most for the rotation, in float32.
@@ -203,8 +204,38 @@ def _language_layer(config: RunConfig, sizes: ModelSizes) -> float:
         attention += 3 * sizes.queries
     mixed = float(attention)
     if sizes.linear:
-        mixed = (sizes.attention_layers * attention + sizes.linear.layers * sizes.linear.kept) / sizes.layers
+        linear = _trained_through(config, sizes.linear) * _linear_attention(config, sizes.linear)
+        mixed = (sizes.attention_layers * attention + linear) / sizes.layers
     return 2 * norm * sizes.hidden + mixed + sizes.kept_by_mlp
+
+
+def _trained_through(config: RunConfig, linear: LinearAttention) -> int:
+    """Return the number of layers of linear attention that gradients pass: not those before the first adapter."""
+    lora = config.learner.lora
+    if not lora.rank:
+        return linear.layers
+    return linear.layers - (1 if set(OF_MLPS) & set(lora.targets) else linear.leading)
+
+
+def _linear_attention(config: RunConfig, linear: LinearAttention) -> float:
+    """Return the numbers that linear attention keeps of a token.
+
+    The convolution keeps its input and its output. The norm with a gate keeps its input, the gate and the gate's
+    activation in float32, what it gives before and after the gate, and if trained one more. Of each head of values the
+    rule keeps:
+    - on GPUs, with the kernels of `fla`, queries and keys (normed), values, and the token's row of its chunk's triangle.
+    - elsewhere, in PyTorch and in float32, queries before and after their norm and with decay; keys likewise, with step,
+      and as they correct the state; values before and after the correction by their chunk and by the state; five rows
+      of the chunk; and the chunk's state.
+    """
+    in_float32 = 4 / BYTES[config.model.dtype]
+    norm = (3 * in_float32 + (2 if config.learner.lora.rank else 3)) * linear.values
+    key, value = linear.key_size, linear.value_size
+    if config.cluster.device == "cuda":
+        rule: float = 2 * key + value + CHUNK_TOKENS
+    else:
+        rule = in_float32 * (8 * key + 3 * value + 5 * CHUNK_TOKENS + key * value / CHUNK_TOKENS)
+    return 2 * linear.channels + norm + linear.value_heads * rule
 
 
 def _tower(config: RunConfig, sizes: ModelSizes, patches: float) -> _Stack:

@@ -172,6 +172,11 @@ class LinearAttention:
         return len(self.indices)
 
     @property
+    def leading(self) -> int:
+        """Number of these layers before the first of another kind."""
+        return next(number for number in range(len(self.indices) + 1) if number not in self.indices)
+
+    @property
     def values(self) -> int:
         """Numbers of all heads of values together."""
         return self.value_heads * self.value_size
@@ -209,16 +214,6 @@ class LinearAttention:
         in_chunk = CHUNK_TOKENS * (3 * self.key_size + 2 * self.value_size)
         rule = self.value_heads * (in_chunk + 3 * self.key_size * self.value_size)
         return self.matrices(hidden) + self.kernel * self.channels + rule
-
-    @property
-    def kept(self) -> int:
-        """Numbers that one layer keeps of a token for its backward pass, with the kernels of `fla`.
-
-        The convolution's input, output and activation; queries and keys as often as there are heads of values, before
-        and after their norms; what the rule returns, its norm, the gate, and their product; and a chunk's triangle.
-        """
-        keys = self.value_heads * self.key_size
-        return 3 * self.channels + 4 * keys + 4 * self.values + CHUNK_TOKENS * self.value_heads
 
     def state_bytes(self, width: int) -> int:
         """Return what an engine keeps of one sequence: states in float32, tails in numbers of `width` bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rlsys.commands.app import app
 from rlsys.config.run import ConfigError, LearnerConfig, LoraConfig, RunConfig, load_services, parse
 from rlsys.data.video.decode import plan_grid
 from rlsys.demo.synthetic import draw_dataset
-from rlsys.models.families.family import Experts
+from rlsys.models.families.family import Experts, LinearAttention
 from rlsys.models.model_config import ModelFolderError
 from rlsys.models.sizes import ModelSizes, read_model_sizes
 from rlsys.planning.plan import (
@@ -437,6 +437,31 @@ def test_norms_keep_no_second_copy_in_float32_and_of_frozen_weights_no_normalise
     assert whole.kept == 4 * 50 * (2 * (152 - 2 * 8) + 2 * 8)
     adapters = activation_bytes(config(learner={"lora": {"rank": 4}}), SMALL, 50, 0.0)
     assert adapters.kept == 2 * 50 * (2 * (152 - 2 * 8) + 2 * 8)
+
+
+@pytest.mark.parametrize(
+    ("run", "rule"),
+    [
+        # in float32: of a head 8 queries and keys, 3 values, 5 rows of a chunk of 64 tokens, and its state of 4 x 2
+        (config, 2 * 2 * (8 * 4 + 3 * 2 + 5 * 64 + 4 * 2 / 64)),
+        (gpu, 2 * (2 * 4 + 2 + 64)),
+    ],
+    ids=["in PyTorch", "by kernels"],
+)
+def test_linear_attention_keeps_by_hand_what_its_rule_keeps(run: Callable[..., RunConfig], rule: float) -> None:
+    linear = LinearAttention(indices=(0,), key_heads=1, value_heads=2, key_size=4, value_size=2, kernel=4)
+    sizes = replace(SMALL, linear=linear)
+    # of layers with attention 2 x 8 numbers for queries and its output and 2 x 4 for keys and values
+    of_attention, of_linear = 2 * 8 + 2 * 4, 2 * (2 * 4 + 4) + (3 * 2 + 3) * 4 + rule
+    plain, mixed = (
+        activation_bytes(run(learner={"gradient_checkpointing": False}), one, 50, 0.0).kept for one in (SMALL, sizes)
+    )
+    assert mixed - plain == 2 * 50 * (of_linear - of_attention)
+    # the first layer of two comes before all adapters of attention, and its attention before those of its MLP
+    for targets in (("q_proj",), ("q_proj", "up_proj")):
+        adapted = run(learner={"gradient_checkpointing": False, "lora": {"rank": 4, "targets": targets}})
+        plain, mixed = (activation_bytes(adapted, one, 50, 0.0).kept for one in (SMALL, sizes))
+        assert mixed - plain == -2 * 50 * of_attention
 
 
 def test_ranks_that_share_a_pass_keep_equal_parts_of_its_activations() -> None:
