@@ -288,7 +288,8 @@ class LearnerEngine:
         problems: list[str] = []
         found = None
         if dist.get_rank():
-            assist([*whole.values(), *adapter.values()], self._gathered)
+            assist(whole, self._gathered)
+            assist(adapter, self._gathered)
         else:
             tensors = stream(whole, self._gathered)
             try:

@@ -2,7 +2,7 @@
 
 - `publishing` (`Get`, `Publisher`, `Put`): one version to all actors
 - `weights_out` (`ADAPTER_FOLDER`, `MAX_FILE_BYTES`, `ExportedTensor`, `assist`, `checkpoint_names`, `collect`,
-  `exported_adapter`, `exported_model`, `read_folder`, `stream`, `unchanged`, `write_adapter`, `write_folder`): full
-  models and adapters as named tensors, and as checkpoint folders
+  `exported_adapter`, `exported_model`, `names_of`, `read_folder`, `stream`, `unchanged`, `write_adapter`,
+  `write_folder`): full models and adapters as named tensors, and as checkpoint folders
 - `nccl` (`over_nccl`): a broadcast among GPUs, to engines that receive through vLLM
 """

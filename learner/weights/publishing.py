@@ -17,6 +17,7 @@ from learner.weights.weights_out import (
     gathered,
     identified,
     identified_in_place,
+    names_of,
 )
 from rlsys.clock import Clock
 from rlsys.weights.delta import encode, num_bytes, num_numbers
@@ -62,9 +63,7 @@ def plan_export(exported: Mapping[str, ExportedTensor], max_bytes: int) -> list[
 
     Otherwise the order is kept. A tensor with two names (a tied head) is in one bucket under both.
     """
-    names: dict[ExportedTensor, list[str]] = {}
-    for name, tensor in exported.items():
-        names.setdefault(tensor, []).append(name)
+    names = names_of(exported)
     planned = []
     for is_frozen in (False, True):
         sizes = {tensor: tensor.spec.num_bytes for tensor in names if _is_frozen(tensor) == is_frozen}
@@ -148,8 +147,7 @@ class Publisher:
             is_kept = planned.is_frozen and self._has_published
             if not self._stores:
                 if not is_kept:
-                    # a tensor with two names is gathered once
-                    assist(dict.fromkeys(planned.exported.values()), self._gather)
+                    assist(planned.exported, self._gather)
                 continue
             if not is_kept:
                 before = self._kept.get(index)

@@ -104,14 +104,24 @@ def exported_adapter(model: PreTrainedModel) -> dict[str, ExportedTensor]:
     return dict(sorted(exported.items()))
 
 
+def names_of(exported: Mapping[str, ExportedTensor]) -> dict[ExportedTensor, list[str]]:
+    """Return the names of each tensor, in the order of the first ones; a tied head is the embedding's second name."""
+    names: dict[ExportedTensor, list[str]] = {}
+    for name, tensor in exported.items():
+        names.setdefault(tensor, []).append(name)
+    return names
+
+
 def stream(exported: Mapping[str, ExportedTensor], gather: Gather) -> Iterator[tuple[str, NamedTensor]]:
-    """Yield the tensors one by one, each gathered when its turn comes and released before the next.
+    """Yield the tensors one by one in the order of `names_of`, each gathered once and released before the next.
 
     On CPU the bytes may alias the live weights: use them before the next update, or copy.
     """
-    for name, tensor in exported.items():
+    for tensor, names in names_of(exported).items():
         with gather(tensor.parameters):
-            yield name, as_named(tensor.read())
+            made = as_named(tensor.read())
+            for name in names:
+                yield name, made
 
 
 def collect(exported: Mapping[str, ExportedTensor], gather: Gather) -> dict[str, NamedTensor]:
@@ -126,10 +136,9 @@ def _collected(
     exported: Mapping[str, ExportedTensor], gather: Gather, read: Callable[[ExportedTensor], torch.Tensor]
 ) -> dict[str, NamedTensor]:
     made: dict[ExportedTensor, NamedTensor] = {}
-    for tensor in exported.values():
-        if tensor not in made:
-            with gather(tensor.parameters):
-                made[tensor] = as_named(read(tensor))
+    for tensor in names_of(exported):
+        with gather(tensor.parameters):
+            made[tensor] = as_named(read(tensor))
     return {name: made[tensor] for name, tensor in exported.items()}
 
 
@@ -167,9 +176,9 @@ def identified_in_place(exported: Mapping[str, ExportedTensor], gather: Gather) 
     return identified(exported, {} if on_gpu else collect(exported, gather), on_gpu)
 
 
-def assist(exported: Iterable[ExportedTensor], gather: Gather) -> None:
+def assist(exported: Mapping[str, ExportedTensor], gather: Gather) -> None:
     """Take part in the gathers of the rank that streams or collects; for ranks that write nothing."""
-    for tensor in exported:
+    for tensor in names_of(exported):
         with gather(tensor.parameters):
             pass
 
@@ -227,7 +236,7 @@ def write_folder(
             if name != omitted:
                 yield name, tensor
 
-    specs = {name: tensor.spec for name, tensor in exported.items() if name != omitted}
+    specs = {name: tensor.spec for tensor, names in names_of(exported).items() for name in names if name != omitted}
     write_tensors(folder, specs, for_the_files(), max_file_bytes)
     return running.hexdigest()
 

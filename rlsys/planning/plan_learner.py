@@ -223,10 +223,10 @@ def _linear_attention(config: RunConfig, linear: LinearAttention) -> float:
     The convolution keeps its input and its output. The norm with a gate keeps its input, the gate and the gate's
     activation in float32, what it gives before and after the gate, and if trained one more. Of each head of values the
     rule keeps:
-    - on GPUs, with the kernels of `fla`, queries and keys (normed), values, and the token's row of its chunk's triangle.
-    - elsewhere, in PyTorch and in float32, queries before and after their norm and with decay; keys likewise, with step,
-      and as they correct the state; values before and after the correction by their chunk and by the state; five rows
-      of the chunk; and the chunk's state.
+    - on GPUs, with the kernels of `fla`, normed queries and keys, values, and the token's row of its chunk's triangle.
+    - elsewhere, in PyTorch and in float32, queries before and after their norm and with decay; keys likewise, with
+      step, and as they correct the state; values before and after the corrections by their chunk and by the state;
+      five rows of the chunk; and the chunk's state.
     """
     in_float32 = 4 / BYTES[config.model.dtype]
     norm = (3 * in_float32 + (2 if config.learner.lora.rank else 3)) * linear.values

@@ -20,6 +20,7 @@ from learner.model.lora import adapters, adapters_off, add_adapters
 from learner.model.policy import PackedPolicy, load_model, read_layout
 from learner.packing.packing import PackedBatch, pack
 from learner.weights.weights_out import (
+    assist,
     checkpoint_names,
     collect,
     exported_adapter,
@@ -41,14 +42,16 @@ LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 
 
 class CountingGather:
-    """A gather that opens parameters as DeepSpeed does, and records the most bytes open at once."""
+    """A gather that opens parameters as DeepSpeed does, and records the most bytes open at once, and those opened."""
 
     def __init__(self) -> None:
         self.open_bytes = self.most_bytes = 0
+        self.opened: list[nn.Parameter] = []
 
     @contextmanager
     def __call__(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         size = sum(parameter.nbytes for parameter in parameters)
+        self.opened += parameters
         self.open_bytes += size
         self.most_bytes = max(self.most_bytes, self.open_bytes)
         yield
@@ -95,6 +98,18 @@ def test_export_opens_one_tensor_at_a_time_and_writes_what_collect_holds(tiny_mo
     assert found == digest(tensors) == digest(read_folder(tmp_path / "model")) == digest(read_folder(tiny_model_dir))
     # the head is the embedding, and is sent once
     assert tensors[HEAD] is tensors["model.embed_tokens.weight"]
+
+
+def test_every_parameter_is_gathered_once_by_all_ranks_in_the_same_order(family_dir: Path, tmp_path: Path) -> None:
+    """A tied head is the embedding, and is not gathered for it again."""
+    model = load_model(family_dir, dtype="float32", attention="sdpa")
+    exported, writing, helping = exported_model(model, checkpoint_names(model)), CountingGather(), CountingGather()
+    assert has_tied_head(exported)
+    found = write_folder(exported, stream(exported, writing), family_dir, tmp_path, max_file_bytes=1 << 20)
+    assert found == digest(read_folder(family_dir)) == digest(read_folder(tmp_path))
+    assist(exported, helping)
+    assert [id(one) for one in writing.opened] == [id(one) for one in helping.opened]
+    assert sorted(map(id, writing.opened)) == sorted(map(id, model.parameters()))
 
 
 def test_a_head_of_its_own_behind_a_prefix_is_read_and_exported_under_its_name(
