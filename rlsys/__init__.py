@@ -10,8 +10,9 @@
 - `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
   and SIGQUIT
 - `env`: every environment variable that is read or set
-- `files` (`UNFINISHED`, `aside`, `read_json`, `rename_synced`, `require_regular`, `sync`, `sync_tree`, `write_whole`,
-  `why_not_writable`): files that are complete or absent after a crash
+- `files` (`DISK_ERRORS`, `UNFINISHED`, `aside`, `in_memory`, `is_device`, `read_json`, `rename_synced`,
+  `require_regular`, `sync`, `sync_tree`, `write_output`, `write_whole`, `why_not_writable`): files that are complete or
+  absent after a crash
 - `json_lines` (`in_short`, `json_lines`, `why_no_lines`): files of one JSON object a line
 - `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
   cache

@@ -6,15 +6,19 @@ New content is written to a temporary name, flushed to disk, and renamed over th
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 UNFINISHED = ".tmp-"
 """Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""Errors of a disk that takes no more, which no code of ours can foresee."""
 PROBE_BYTES = 1 << 16
 """Bytes that are written to find out whether a disk takes any."""
 
@@ -28,7 +32,7 @@ def write_whole(path: Path, content: str | bytes, *, synced: bool = True) -> Non
     """Write the file `path` atomically, creating its folder.
 
     synced: whether the content must survive a crash of the machine; if not, the file may be empty or truncated then.
-    An OSError leaves the old file unchanged and no temporary file.
+    An OSError names `path` and leaves the old file unchanged and no temporary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,12 +44,36 @@ def write_whole(path: Path, content: str | bytes, *, synced: bool = True) -> Non
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(new, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             new.unlink()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if synced:
         sync(path.parent)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that a person named, atomically; through a link, or into a device or a pipe, if it names one."""
+    if not is_device(path):
+        write_whole(Path(os.path.realpath(path)), content)
+        return
+    try:
+        with Path(path).open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def is_device(path: Path) -> bool:
+    """Return whether a path is something that takes bytes but is no file, as /dev/stdout."""
+    return os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path)
+
+
+def in_memory(save: Callable[[IO[bytes]], object]) -> bytes:
+    """Return what `save` writes to a binary file."""
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()
 
 
 def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
@@ -76,7 +104,7 @@ def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
 
 def require_regular(path: Path) -> None:
     """Raise OSError for what exists and is no regular file, before it is opened: a FIFO would never return."""
-    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+    if is_device(path):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 

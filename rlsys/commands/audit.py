@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from rlsys.commands.errors import clear_errors, require_writable
+from rlsys.commands.errors import clear_errors, require_output
+from rlsys.files import write_output
 
 
 def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")]) -> None:
@@ -21,7 +22,7 @@ def show_ledger(folder: Annotated[Path, typer.Argument(help="A run's folder, or 
 
     with clear_errors():
         counts, problems = ledger.report(folder)
-    typer.echo("\n".join([counts, *problems]))
+        typer.echo("\n".join([counts, *problems]))
     if problems:
         raise typer.Exit(1)
 
@@ -40,7 +41,7 @@ def replay(
 
     with clear_errors():
         if output:
-            require_writable("--output", output.parent)
+            require_output("--output", output)
         if scores:
             count, changed = rescore(run_folder, step)
             tree: object = {"step": step, "responses": count, "changed": [asdict(one) for one in changed]}
@@ -54,5 +55,5 @@ def replay(
             result = replay_step(run_folder, step)
             tree, lines = result.tree(), result.lines()
         if output:
-            output.write_text(json.dumps(tree, indent=2) + "\n")
-    typer.echo("\n".join(lines))
+            write_output(output, json.dumps(tree, indent=2) + "\n")
+        typer.echo("\n".join(lines))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from rlsys.commands.errors import clear_errors, require_writable
+from rlsys.commands.errors import clear_errors, require_output, require_writable
 from rlsys.config.part import ConfigError
 
 if TYPE_CHECKING:
@@ -77,18 +77,18 @@ def stats(
         Path | None, typer.Option(help="Folder of its videos; with it, visual tokens of the clips are counted.")
     ] = None,
     column: ColumnOption = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG file to draw the distributions to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG, PDF or SVG file to draw the distributions to.")] = None,
     overrides: SetOption = None,
     workers: WorkersOption = 4,
 ) -> None:
     """Print the distributions of durations, spans, answers and labels of a file's clean rows, and draw them."""
     from rlsys.data.annotations.annotations import load_annotations
     from rlsys.data.inspection.report import inspect
-    from rlsys.data.inspection.statistics import clip_tokens, draw, statistics_lines, statistics_of
+    from rlsys.data.inspection.statistics import PLOT_SUFFIXES, clip_tokens, draw, statistics_lines, statistics_of
 
     with clear_errors():
         if plot is not None:
-            require_writable("--plot", plot.parent)
+            require_output("--plot", plot, PLOT_SUFFIXES)
         data = _section(format, column, overrides)
         annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
         inspected = inspect(annotations, videos, data, workers=workers, track=_tracked("opening videos"))
@@ -118,7 +118,7 @@ def convert(
     from rlsys.data.inspection.convert import write_rows
 
     with clear_errors():
-        require_writable("OUT", out.parent)
+        require_output("OUT", out)
         rows, _ = read_rows(_local(annotations, "--annotations"), format, _columns(column))
         written = write_rows(rows, to, out)
         skipped = (
@@ -134,7 +134,8 @@ def schema() -> None:
 
     from rlsys.data.inspection.convert import row_schema
 
-    typer.echo(json.dumps(row_schema(), indent=2, ensure_ascii=False))
+    with clear_errors():
+        typer.echo(json.dumps(row_schema(), indent=2, ensure_ascii=False))
 
 
 @data_app.command("preview")
@@ -153,7 +154,7 @@ def preview(
     from rlsys.evaluation.pages.preview import write_preview
 
     with clear_errors():
-        require_writable("OUT", out.parent)
+        require_output("OUT", out)
         data = _section(format, column, overrides)
         annotations, videos = _local(annotations, "--annotations"), _local(videos, "--videos")
         found = load_annotations(annotations, videos=videos, data=data, keep="published")

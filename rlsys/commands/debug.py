@@ -43,9 +43,10 @@ def weights(
 
     with clear_errors():
         rows = report(load(config, overrides or ()), checkpoint)
-    Console().print(_table(rows))
-    differing = [row for row in rows if not row.is_equal]
-    typer.echo(f"{len(rows)} tensors, {len(differing)} differ" + (f": {differing[0].name}, …" if differing else "."))
+        Console().print(_table(rows))
+        differing = [row for row in rows if not row.is_equal]
+        which = f": {differing[0].name}, …" if differing else "."
+        typer.echo(f"{len(rows)} tensors, {len(differing)} differ{which}")
     if differing:
         raise typer.Exit(1)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,18 +16,36 @@ import typer
 from rlsys.config.part import ConfigError
 from rlsys.end_signals import end_on_signals, name_of_end
 from rlsys.errors import UserError
-from rlsys.files import why_not_writable
+from rlsys.files import is_device, why_not_writable
 from rlsys.urls import has_secret, masked_url
+
+_FREE = "free space there, or choose a place that has room, and run the command again"
+DISK_REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "allow longer files (ulimit -f), or choose another place, and run the command again",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "the disk has a fault; choose another place",
+}
+"""What a person does about an error of a disk that no code of ours can foresee."""
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Report a UserError on stderr with exit code 2 and no traceback; shut down cleanly on signals, and name them."""
+    """Report a UserError on stderr with exit code 2 and no traceback; shut down cleanly on signals, and name them.
+
+    A disk that takes no more is such an error too.
+    """
     try:
         with end_on_signals():
             yield
     except UserError as error:
         typer.echo(f"rlsys: {error}", err=True)
+        raise typer.Exit(2) from error
+    except OSError as error:
+        if error.errno not in DISK_REMEDIES:
+            raise
+        typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_REMEDIES[error.errno]}.", err=True)
         raise typer.Exit(2) from error
     except (KeyboardInterrupt, SystemExit) as error:
         if (name := name_of_end(error)) is None:
@@ -42,3 +64,36 @@ def require_writable(option: str, folder: Path) -> None:
     """Raise ConfigError for a folder to which no file can be written, before any work is done for it."""
     if why := why_not_writable(folder):
         raise ConfigError(f"{option} {folder}: {why}; choose a folder that can be written to and has room.")
+
+
+def require_output(option: str, file: Path, suffixes: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a file that cannot be written, before any work is done for it."""
+    if os.path.isdir(file):
+        raise ConfigError(f"{option} {file}: this is a folder; name a file to write.")
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise ConfigError(f"{option} {file}: name a file that ends with {', '.join(suffixes)}.")
+    if not is_device(file) and (why := why_not_writable(Path(os.path.realpath(file)).parent)):
+        raise ConfigError(f"{option} {file}: {why}; choose a folder that can be written to and has room.")
+
+
+def _where(error: OSError) -> str:
+    """Return the file that an error is about, or what else is known of the place."""
+    if error.filename:
+        return str(error.filename)
+    if _output_fails():
+        return "the output of this command"
+    return f"one of the disks of {Path.cwd()}, {tempfile.gettempdir()} and {Path.home()}"
+
+
+def _output_fails() -> bool:
+    """Return whether standard output takes nothing more; the rest of it then goes nowhere, or Python would complain."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file of this process
+        return False
+    try:
+        os.write(output, b"\n")
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return True
+    return False

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
-from rlsys.commands.errors import clear_errors
+from rlsys.commands.errors import clear_errors, require_output
 
 
 class _Default(TyperGroup):
@@ -82,4 +82,6 @@ def compare(
     from rlsys.runs.evaluating.compare_evaluations import compare_evaluations
 
     with clear_errors():
+        if out is not None:
+            require_output("--out", out)
         compare_evaluations(first, second, common=common, page=out)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlsys.commands.errors import clear_errors
+from rlsys.commands.errors import clear_errors, require_output
 from rlsys.config.answers import Reading
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 
@@ -130,6 +130,8 @@ def rescore(
     with clear_errors():
         if judge_url and not rejudge:
             raise ConfigError("--judge-url is used only with --rejudge; add --rejudge to call the judge again.")
+        if out is not None:
+            require_output("--out", out)
         judge = _judge(judge_url, judge_model, judge_concurrency, judge_cache, None) if rejudge else None
         for line in rescore_lines(file, _settings(tiers), judge, out, timeout_s=300.0):
             typer.echo(line)

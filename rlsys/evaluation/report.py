@@ -9,6 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from rlsys.files import in_memory, write_whole
+
 COLUMNS = {
     "miou": "mIoU",
     "r_at_0.3": "R@0.3",
@@ -63,6 +65,5 @@ def _write_curve(values: Sequence[float], path: Path, label: str, axis: str, win
     axes.set_ylabel(axis)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_whole(path, in_memory(lambda file: figure.savefig(file, format="png", dpi=150)))
     return path

@@ -11,6 +11,7 @@ from rlsys.evaluation.answered import Answered
 from rlsys.evaluation.answering.answers import Answer
 from rlsys.evaluation.protocols.protocol import Protocol_
 from rlsys.evaluation.protocols.weighted import ScoredRow
+from rlsys.files import in_memory, write_whole
 from rlsys.types import Json
 
 MAX_LISTED = 50
@@ -157,6 +158,5 @@ def write_rounds_curve(path: Path, title: str, found: Mapping[str, Json]) -> Pat
     axes.set_ylabel(found["primary"])
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_whole(path, in_memory(lambda file: figure.savefig(file, format="png", dpi=150)))
     return path

@@ -261,8 +261,15 @@ def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedErr
     """Return the error of a run whose last checkpoint failed. step: of the newest existing checkpoint."""
     return NotSavedError(
         f"the final checkpoint could not be written to {config.output_dir}: {error}\n"
-        f"Free space there and run the same command with --resume {config.output_dir}: it continues from step {step}. "
-        "Everything else of the run is recorded."
+        f"Free space there and run the same command with --resume {config.output_dir}: it continues from step {step}."
+    )
+
+
+def why_not_concluded(config: RunConfig, error: OSError) -> NotSavedError:
+    """Return the error of a run whose last checkpoint is there, but not everything else of its end."""
+    return NotSavedError(
+        f"the last checkpoint is saved, but the outputs of the run could not be recorded: {error}\nFree space there "
+        f"and run the same command with --resume {config.output_dir}: it does no step, but concludes the run."
     )
 
 

@@ -17,7 +17,7 @@ from rlsys.clock import Clock
 from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
 from rlsys.errors import CheckpointError, LearnerLost, NotWritten, UserError
-from rlsys.files import read_json
+from rlsys.files import DISK_ERRORS, read_json
 from rlsys.loop import loop
 from rlsys.loop.collect import Collected
 from rlsys.loop.objective import Objective
@@ -30,7 +30,7 @@ from rlsys.runs.evaluating.initial import initial_evaluation
 from rlsys.runs.evaluating.training_evaluations import TrainingEvaluations
 from rlsys.runs.records.checkpoint import load_state
 from rlsys.runs.records.run_file import SUMMARY_FILE, HeldOut, forget_summary, write_json, write_run_file
-from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_saved
+from rlsys.runs.recovery import Recovery, evaluate_held_out, why_not_concluded, why_not_saved
 from rlsys.tracking.progress import Progress, show_table
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem, RolloutGroup, ScoredGroup, TrainBatch
@@ -144,15 +144,20 @@ class Run(ABC, Generic[AnyStack]):
         is_due = self._evaluations.wants_checkpoint or (every and number % every == 0)
         if is_due and number < num_steps:
             with self.clock("checkpoint"):
-                self._tracker.sync()
-                if self.recovery.save_if_possible(step.state, self.write_extras):
+                if self.recovery.save_if_possible(step.state, self._write_beside):
                     self._saved()
 
     def _evaluated(self, state: RunState) -> dict[str, float]:
         with self.clock("evaluate"):
             if not self.publishes:
                 _with_actors(self._stack).publish(state.step)
-            return self._evaluations.evaluate(state)
+            try:
+                return self._evaluations.evaluate(state)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                log.warning("step %d: its evaluation is not recorded; the run continues: %s", state.step, error)
+                return {}
 
     # --- around the steps
 
@@ -201,7 +206,7 @@ class Run(ABC, Generic[AnyStack]):
                     stack.publish(state.step)
                 self._results["after"] = evaluate_held_out(stack, self._held_out, self._config)
         if folder is not None:
-            self._evaluations.mark_best()
+            self._mark_best()
         summary = Summary(
             weights_digest=state.weights_digest or (load_state(folder).weights_digest if folder else ""),
             num_steps=state.step,
@@ -211,9 +216,15 @@ class Run(ABC, Generic[AnyStack]):
             model=str(folder / "model") if folder else "",
             ledger=self._ledger_result(state),
         )
-        curve = self._record_outputs(summary)
+        try:
+            curve = self._record_outputs(summary)
+            if problem:
+                write_summary(self._config.output_dir / SUMMARY_FILE, asdict(summary))
+        except OSError as error:
+            if problem is None:
+                raise why_not_concluded(self._config, error) from error
+            log.warning("the outputs of the run could not all be recorded: %s", error)
         if problem:
-            write_summary(self._config.output_dir / SUMMARY_FILE, asdict(summary))
             raise why_not_saved(self._config, self.recovery.newest_state.step, problem) from problem
         show_table(f"{self.title} {self._config.output_dir}", self._end_rows(summary, curve))
         return summary
@@ -227,17 +238,19 @@ class Run(ABC, Generic[AnyStack]):
         if state is None or state.step == self.recovery.newest_state.step:
             return
         try:
-            self._tracker.sync()
-            self.recovery.save_if_possible(state, self.write_extras)
+            self.recovery.save_if_possible(state, self._write_beside)
         except (OSError, LearnerLost) as error:  # what ends the run matters more
             log.warning("could not save the checkpoint of step %d: %s", state.step, error)
 
     def _save(self, state: RunState) -> Path:
         with self.clock("checkpoint"):
-            self._tracker.sync()
-            folder = self.recovery.save(state, self.write_extras)
+            folder = self.recovery.save(state, self._write_beside)
             self._saved()
         return folder
+
+    def _write_beside(self, folder: Path) -> None:
+        self._tracker.sync()  # no checkpoint of steps whose record could still be lost
+        self.write_extras(folder)
 
     def _record_outputs(self, summary: Summary) -> Path:
         curve = self._write_curve()
@@ -295,7 +308,13 @@ class Run(ABC, Generic[AnyStack]):
 
     def _saved(self) -> None:
         """React to a new checkpoint."""
-        self._evaluations.mark_best()
+        self._mark_best()
+
+    def _mark_best(self) -> None:
+        try:
+            self._evaluations.mark_best()
+        except OSError as error:
+            log.warning("which checkpoint is the best could not be noted yet: %s", error)
 
     def _ledger_result(self, state: RunState) -> Mapping[str, Any]:
         """Return the ledger's part of `summary.json`."""

@@ -79,8 +79,8 @@ class MlflowRun:
         self._tried_to_create = bool(opened_by)
         env.bound_tracking_calls()
         bypass_proxy(uri)
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints what it raises, with traceback
         self._cached_client: MlflowClient | None = None
 
     @property
@@ -365,7 +365,10 @@ def _status(error: BaseException) -> int:
 
 
 def _in_short(error: BaseException) -> str:
-    text = masked_url(" ".join(str(error).split())) or type(error).__name__
+    said = str(error).partition("[SQL:")[0]  # SQLAlchemy adds the statement and all of its values
+    text = masked_url(" ".join(said.split())) or type(error).__name__
+    if "database or disk is full" in text:
+        text += "; free space on the disk of the store"
     return text if len(text) <= 240 else f"{text[:120]} … {text[-119:]}"
 
 

@@ -108,10 +108,16 @@ class Spool:
         return [record for record, _ in self._ahead]
 
     def acknowledge(self, number: int) -> None:
-        """Acknowledge the first `number` records of `waiting()`."""
+        """Acknowledge the first `number` records of `waiting()`.
+
+        If the disk does not take that, it is logged, and a process that opens the spool again delivers them again.
+        """
         for _ in range(number):
             _, position = self._ahead.popleft()
-        self._put_position(position)
+        try:
+            self._put_position(position)
+        except OSError as error:
+            log.warning("%s: which records were uploaded could not be noted: %s", self._folder, error)
         with self._guard:
             self.num_waiting -= number
 

@@ -7,6 +7,7 @@ run continues; its records are uploaded when the server is back, in order and ex
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -14,8 +15,8 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from rlsys.config.run import RunConfig
 from rlsys.end_signals import end_on_signals, rearm
+from rlsys.files import DISK_ERRORS
 from rlsys.tracking import registry
 from rlsys.tracking.metrics import MetricNames
 from rlsys.tracking.mlflow_store import MlflowRun, start_record, table_json
@@ -127,10 +129,10 @@ class Tracker:
         try:
             self._put({"kind": "end", "status": status, "error": message, "time_ms": _now_ms()})
             self._close(KILLED_CLOSE_S if status == "KILLED" else None)
-        except OSError:
+        except (OSError, TrackingError) as lost:
             if error is None:
                 raise
-            log.exception("part of the run's record is lost")  # the run's own error matters more
+            log.error("part of the run's record is lost: %s", lost)  # the run's own error matters more
         finally:
             self._spool.close()
 
@@ -179,14 +181,16 @@ class Tracker:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a copy of the file as an artifact of the run, under `folder`."""
-        target = self._file_place() / Path(path).name
-        shutil.copyfile(path, target)
+        with self._file_place() as place:
+            target = place / Path(path).name
+            shutil.copyfile(path, target)
         self._put({"kind": "file", "path": self._relative(target), "folder": folder})
 
     def log_model_folder(self, path: Path, folder: str = "model") -> None:
         """Record a model folder as an artifact folder. Its files may be deleted later but not rewritten."""
-        target = self._file_place() / "model"
-        shutil.copytree(path, target, copy_function=_link_or_copy)
+        with self._file_place() as place:
+            target = place / "model"
+            shutil.copytree(path, target, copy_function=_link_or_copy)
         self._put({"kind": "folder", "path": self._relative(target), "folder": folder})
 
     def log_model_version(
@@ -216,7 +220,11 @@ class Tracker:
         self._put({**record, "tags": _as_tags(figures)})
 
     def sync(self) -> None:
-        """Flush all records to disk; needed before a checkpoint, after which their steps are not repeated."""
+        """Flush all records to disk; needed before a checkpoint, after which their steps are not repeated.
+
+        Raises OSError if the disk does not take them.
+        """
+        self._write()
         self._spool.sync()
 
     def _open(self, store: MlflowRun) -> None:
@@ -263,9 +271,7 @@ class Tracker:
     def _put(self, record: Record) -> None:
         self._unwritten.append(record)
         try:
-            while self._unwritten:
-                self._spool.append(self._unwritten[0])
-                self._unwritten.popleft()
+            self._write()
         except OSError as error:
             if len(self._unwritten) > MAX_UNWRITTEN:
                 raise
@@ -276,11 +282,19 @@ class Tracker:
             self._uploader.check()
         self._uploader.wake()
 
+    def _write(self) -> None:
+        while self._unwritten:
+            self._spool.append(self._unwritten[0])
+            self._unwritten.popleft()
+
     def _close(self, close_s: float | None) -> None:
         folder = spool_folder(self._folder, self.run_id)
         self._uploader.close(close_s)
         if self._unwritten:
-            raise OSError(f"{len(self._unwritten)} records of the run could not be written to {folder}")
+            raise TrackingError(
+                f"{folder}: {len(self._unwritten)} records of the run could not be written and are lost; free space "
+                "there and resume the run."
+            )
         if num_unsent := self.num_unsent:
             log.warning(
                 "MLflow %s did not accept %d records of this run (%s). They are kept in %s; upload them with: %s",
@@ -293,13 +307,22 @@ class Tracker:
         elif self._uploader.num_refused:
             log.warning("%d rejected records are in %s", self._uploader.num_refused, folder)
 
-    def _file_place(self) -> Path:
-        """Return a new folder for a copy that is to be uploaded."""
+    @contextmanager
+    def _file_place(self) -> Iterator[Path]:
+        """Yield a new folder for a copy that is to be uploaded. No incomplete copy is left."""
         folder = spool_folder(self._folder, self.run_id) / FILES_FOLDER
         while (place := folder / f"{self._num_files:06d}").exists():
             self._num_files += 1
         place.mkdir(parents=True)
-        return place
+        try:
+            yield place
+        except OSError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            if isinstance(error, shutil.Error):  # of several files: (source, target, text) each
+                raise OSError(errno.EIO, f"{error.args[0][0][0]} could not be copied: {error.args[0][0][2]}") from error
+            if error.errno in DISK_ERRORS:  # says the source, or nothing
+                raise OSError(error.errno, error.strerror, str(place)) from error
+            raise
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(spool_folder(self._folder, self.run_id)))

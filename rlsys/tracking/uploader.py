@@ -70,7 +70,7 @@ class _StoppedTrying(Exception):
 
 
 class Uploader:
-    """Uploads what is appended to `spool` until it is closed. Errors other than the store's surface at `check`."""
+    """Uploads what is appended to `spool` until it is closed. Errors of neither store nor disk surface at `check`."""
 
     def __init__(self, spool: Spool, store: Store, folder: Path, patience: Patience) -> None:
         self._spool, self._store, self._folder, self._patience = spool, store, Path(folder), patience
@@ -123,6 +123,14 @@ class Uploader:
                     self._send(first_group(records))
             except _StoppedTrying:
                 return
+            except OSError as error:  # of the disk, on which rows wait; the store's are StoreErrors
+                if self._is_out_of_time:
+                    self.last_error = str(error)
+                    return
+                self._log_disk(error)
+                self._wake.set()
+                is_last = False
+                self._sleep(self._patience.max_pause_s)
             self._closing.wait(self._patience.together_s)
 
     def _send(self, group: Sequence[Record]) -> None:
@@ -189,11 +197,20 @@ class Uploader:
         return isinstance(error, StoreError) and not (error.is_refusal and self._store.is_there())
 
     def _is_blocked(self, state: RetryCallState) -> bool:
-        if self._closing.is_set() and time.monotonic() - self._took_at > self._close_s:
+        if self._is_out_of_time:
             self._keep_error(state)
             raise _StoppedTrying
         blocked_s = state.seconds_since_start or 0.0
         return blocked_s > self._patience.blocked_s and self._store.is_there()
+
+    @property
+    def _is_out_of_time(self) -> bool:
+        return self._closing.is_set() and time.monotonic() - self._took_at > self._close_s
+
+    def _log_disk(self, error: OSError) -> None:
+        if str(error) != self.last_error:
+            self.last_error = str(error)
+            log.warning("the run's record cannot be kept in %s (%s) and is uploaded later", self._folder, error)
 
     def _log_away(self, state: RetryCallState) -> None:
         self._keep_error(state)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
+from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_output, write_whole
 from tests.support.deaths import Killed, die_at
 from tests.support.pace import patience
 
@@ -68,8 +68,9 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
     file = tmp_path / "file"
     write_whole(file, "old")
     monkeypatch.setattr(os, operation, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as raised:
         write_whole(file, "new")
+    assert (raised.value.errno, raised.value.filename) == (28, str(file))
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -90,3 +91,18 @@ def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monke
     rename_synced(folder, tmp_path / "folder")
     assert order == ["fsync", "fsync", "rename", "fsync"]
     assert (tmp_path / "folder" / "one").read_text() == "1"
+
+
+def test_output_goes_through_a_link_and_into_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_output(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
+    write_output(tmp_path / "pipe", "piped")
+    assert reader.communicate(timeout=patience(60.0))[0] == "piped"
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "real"]
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_output(Path("/dev/full"), "x")

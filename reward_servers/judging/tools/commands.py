@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
 
 from reward_servers.judging.local_judge import open_judge, pumped
 from reward_servers.judging.tools import calibration, rescoring
@@ -15,6 +13,7 @@ from reward_servers.judging.tools.injections import ProbeReport, probe_injection
 from reward_servers.judging.tools.rescoring import Rescored, RescoreSummary
 from rlsys.config.run import JudgeConfig, ScoreSettings
 from rlsys.errors import UserError
+from rlsys.files import write_output
 
 _AT_ONCE = 8
 
@@ -50,15 +49,17 @@ def rescore_lines(
     """
     stored = rescoring.read_stored(path)
     summary = RescoreSummary(problems=stored.problems)
-    with ExitStack() as files:
-        written = None if out is None else files.enter_context(_opened(out, path))
-        for row in pumped(_rescored(stored, settings, config, timeout_s)):
-            summary.add(row)
-            if written is not None:
-                written.write(json.dumps(row.row) + "\n")
-            if row.is_changed:
-                flips = f", {row.num_flipped} of {row.num_events} verdicts" if row.num_flipped else ""
-                yield f"line {row.line}: {_shown(row.before)} -> {_shown(row.after)}{flips}"
+    if out is not None and out.exists() and out.samefile(path):
+        raise UserError(f"{out}: this is the file that is read; write to another one.")
+    written = []
+    for row in pumped(_rescored(stored, settings, config, timeout_s)):
+        summary.add(row)
+        written.append(json.dumps(row.row) + "\n")
+        if row.is_changed:
+            flips = f", {row.num_flipped} of {row.num_events} verdicts" if row.num_flipped else ""
+            yield f"line {row.line}: {_shown(row.before)} -> {_shown(row.after)}{flips}"
+    if out is not None:
+        write_output(out, "".join(written))
     yield from summary.lines()
 
 
@@ -72,15 +73,6 @@ async def _rescored(
     async with open_judge(config) as judge:
         async for row in rescoring.rescore(stored, judge, settings, _at_once(config), timeout_s):
             yield row
-
-
-def _opened(out: Path, source: Path) -> TextIO:
-    if out.exists() and out.samefile(source):
-        raise UserError(f"{out}: this is the file that is read; write to another one.")
-    try:
-        return out.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; name a file that can be written.") from error
 
 
 def _at_once(config: JudgeConfig) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlsys.data.video.errors import AnnotationError
-from rlsys.files import require_regular
+from rlsys.files import require_regular, write_whole
 from rlsys.types import PromptItem
 
 SHOWN = 10
@@ -86,9 +86,9 @@ def _example(items: Sequence[PromptItem]) -> str:
 
 def write_responses(path: Path, responses: Iterable[tuple[str, ...]]) -> Path:
     """Write (prompt_id, response, responses of earlier rounds…) in the form that `read_responses` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for prompt_id, response, *earlier in responses:
-            entry = {"prompt_id": prompt_id, "response": response, **({"earlier": earlier} if earlier else {})}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    lines = []
+    for prompt_id, response, *earlier in responses:
+        entry = {"prompt_id": prompt_id, "response": response, **({"earlier": earlier} if earlier else {})}
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))
     return path

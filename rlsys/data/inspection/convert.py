@@ -9,6 +9,7 @@ from pathlib import Path
 from rlsys.data.annotations.rows import AnnotationRow
 from rlsys.data.annotations.vtts import VttsEntry
 from rlsys.data.video.errors import AnnotationError
+from rlsys.files import write_output
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import Json
 
@@ -67,8 +68,7 @@ def write_rows(rows: Sequence[AnnotationRow], format: str, path: Path) -> int:
         raise AnnotationError(f"--to {format} is not known; rows are written as {', '.join(WRITERS)}.")
     stated = [row for row in (row.as_published() for row in rows) if not row.problems]
     text = WRITERS[format](stated, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     return len(stated)
 
 

@@ -15,10 +15,12 @@ import numpy as np
 from rlsys.data.annotations.rows import AnnotationRow
 from rlsys.data.video.budgets import MERGED
 from rlsys.data.video.errors import ClipError
+from rlsys.files import in_memory, write_output
 from rlsys.types import Json, MediaSpec, PromptItem
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 SHOWN_ANSWERS = 12
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def statistics_lines(found: Statistics) -> Iterator[str]:
 
 
 def draw(found: Statistics, path: Path) -> Path:
-    """Write a PNG with a panel for each quantity and for the answers of each task, and return its path."""
+    """Write a figure with a panel for each quantity and for the answers of each task, and return its path."""
     from matplotlib.figure import Figure  # pyplot takes twice as long to import
 
     panels = len(found.values) + len(found.answers)
@@ -112,8 +114,7 @@ def draw(found: Statistics, path: Path) -> Path:
         panel.set_xlabel(f"right answers of {task}")
     for panel in axes:
         panel.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_output(path, in_memory(lambda file: figure.savefig(file, format=path.suffix[1:], dpi=110)))
     return path
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -104,7 +105,8 @@ class AnswersFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # tries once more what could not be written, which was raised then
+            self._file.close()
 
     def add(self, answer: Answer, *, is_kept: bool = True) -> None:
         """Add one answer, to the file too if it is kept. Raises ValueError for a row that has one already."""
@@ -120,9 +122,12 @@ class AnswersFile:
         self.answers[answer.row_id] = answer
 
     def _write(self, tree: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(tree) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(tree) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _read(self) -> int:
         """Read the whole lines of the file and return their number of bytes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rlsys.files import write_output
 from rlsys.types import Json
 
 CURVE_WIDTH, CURVE_HEIGHT, MARGIN = 420, 220, 36
@@ -89,8 +90,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], rows: Sequen
         margin=MARGIN,
         marked=MARKED,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", errors="replace")
+    write_output(path, text.encode(errors="replace"))
     return path
 
 

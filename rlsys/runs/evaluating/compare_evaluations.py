@@ -46,11 +46,11 @@ def compare_evaluations(first: Path, second: Path, *, common: bool, page: Path |
             except ValueError as error:
                 text = str(error).replace("(intersect)", "(--common)")
                 raise UserError(f"{first} (a) and {second} (b), {name}: {text}") from error
-    _print(found, first, second)
     if page:
         titles = f"{second} against {first}"
         write_page(page, titles, [_section(name, one) for name, one in found], _page_rows(found, second))
         log.info("comparison in %s", page)
+    _print(found, first, second)
     return [one for _, one in found]
 
 

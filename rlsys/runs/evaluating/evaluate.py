@@ -94,10 +94,10 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
         if _read(out / RESULTS_FILE) != json.loads(json.dumps(results)):
             (out / RUN_ID_FILE).unlink(missing_ok=True)  # a record in MLflow is not changed: another run
         write_reports(config, out, f"Evaluation of {name}", evaluated, results)
-        print_results(f"Evaluation of {name}", results)
         if not (out / RUN_ID_FILE).exists():
             write_whole(out / RUN_ID_FILE, _record(config, out, evaluated, results, checkpoint) + "\n")
     log.info("report in %s", out / PAGE_FILE)
+    print_results(f"Evaluation of {name}", results)
     return out
 
 

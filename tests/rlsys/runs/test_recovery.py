@@ -25,7 +25,7 @@ from rlsys.runs.continuation import ResumePoint, StartOptions, describe_start
 from rlsys.runs.inputs.identity import identity
 from rlsys.runs.records.checkpoint import Checkpoints, load_state
 from rlsys.runs.records.run_file import RunFile, read_run_file, write_run_file
-from rlsys.runs.recovery import Recovery, find_resume_point, has_ended, why_not_saved
+from rlsys.runs.recovery import NotSavedError, Recovery, find_resume_point, has_ended, why_not_saved
 from rlsys.runs.run import Run, Setting, Summary, read_summary, write_summary
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
@@ -457,6 +457,45 @@ def test_a_checkpoint_that_fails_then_does_not_hide_what_ended_the_run(
     stopping.record(finished(3))
     stopping.save_finished_steps()
     assert "could not save the checkpoint of step 3" in caplog.text and str(error) in caplog.text
+
+
+def _full(*_: object) -> None:
+    raise OSError(28, "No space left on device", "/a/file")
+
+
+def test_steps_whose_record_the_disk_does_not_take_get_no_checkpoint_and_the_run_continues(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stack, settings = StubStack(), config(tmp_path, checkpoint={"every_steps": 1}, train={"num_steps": 9})
+    stopping = Stopping(stack, settings, ResumePoint(state=START, checkpoint=None))
+    stopping.load_learner()
+    stopping.record(finished(3))
+    stopping.sync = _full  # type: ignore[method-assign]
+    stopping.record(finished(4))
+    assert "could not save the checkpoint of step 4; the run continues" in caplog.text
+    assert stopping.recovery.checkpoints.steps() == [3]
+    del stopping.sync
+    stopping.record(finished(5))
+    assert stopping.recovery.checkpoints.steps()[-1] == 5
+
+
+def test_a_full_disk_at_the_end_is_the_checkpoint_s_error_or_that_of_the_outputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, stack, said in (
+        ("outputs", StubStack(), "the last checkpoint is saved, but the outputs of the run could not be recorded"),
+        ("checkpoint", StubStack(write_fails=OSError(28, "No space")), "the final checkpoint could not be written"),
+    ):
+        settings = config(tmp_path / name, train={"num_steps": 3})
+        stopping = Stopping(stack, settings, ResumePoint(state=START, checkpoint=None))
+        stopping.run_id = "abc"  # type: ignore[attr-defined] - the tracker's
+        stopping._write_curve = _full  # type: ignore[assignment]
+        stopping.load_learner()
+        with pytest.raises(NotSavedError, match=said) as raised:
+            stopping.finish(at(3))
+        assert f"--resume {settings.output_dir}" in str(raised.value)
+        assert not (settings.output_dir / "summary.json").exists()
+    assert "the outputs of the run could not all be recorded: [Errno 28]" in caplog.text
 
 
 class PublishingStack(Stack):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ from rlsys.config.run import DataConfig
 from rlsys.data.annotations.media import video_spec
 from rlsys.data.video.decode import decode
 from rlsys.data.video.errors import AnnotationError, ClipError
+from rlsys.files import in_memory, write_whole
 from rlsys.types import Clip, Json
 
 Cue = Literal["none", "prompts", "marks"]
@@ -57,8 +59,7 @@ def write_timebench(
     if not rows:
         raise AnnotationError(f"{videos}: no video could be decoded; {problems[0] if problems else 'it has none'}")
     path = out / "timebench.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path, problems
 
 
@@ -89,9 +90,12 @@ def _rate(clip: Clip) -> float:
 def _write_marked(clip: Clip, name: str, out: Path) -> str:
     """Write the frames of a clip, each with its time, as images of a folder; return the folder's name."""
     folder = Path("frames") / Path(name).with_suffix("")
-    (out / folder).mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(marked(clip)):
-        image.save(out / folder / f"{index:05d}.png")
+        write_whole(
+            out / folder / f"{index:05d}.png",
+            in_memory(partial(image.save, format="png")),
+            synced=False,
+        )
     return folder.as_posix()
 
 

@@ -1,0 +1,83 @@
+"""Commands whose disk fills while they write: one sentence that names the file, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlsys.demo.synthetic import draw_dataset
+from tests.support.mounts import run_with_mounts
+from tests.support.pace import patience
+from tests.support.paths import REPO
+
+RLSYS = [sys.executable, "-m", "rlsys.commands.app"]
+LISTED = 'shown="$1"; shift; "$@"; code=$?; find "$shown" -type f; exit $code'
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two clips, and an annotation file of many rows."""
+    folder = tmp_path_factory.mktemp("clips")
+    made = draw_dataset(folder, num_clips=2, seed=0)
+    rows = json.loads(made.annotations.read_text())
+    many = {f"{name}_{index}": row for index in range(200) for name, row in rows.items()}
+    (folder / "many.json").write_text(json.dumps(many))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("data convert {many} {disk}/rows.jsonl", "rows.jsonl"),
+        ("data convert {many} --to charades_sta {disk}/rows.json", "rows.json"),
+        ("data preview {few} {disk}/page.html", "page.html"),
+        ("data timebench --videos {videos} --out {disk} --cue marks", "frames/00000/"),
+    ],
+)
+def test_a_disk_that_fills_is_named_and_no_part_of_a_file_is_left(
+    command: str, file: str, clips: Path, tmp_path: Path
+) -> None:
+    disk, videos = tmp_path / "disk", clips / "videos"
+    disk.mkdir()
+    given = {
+        "disk": disk,
+        "videos": videos,
+        "many": f"--format charades_sta --annotations {clips}/many.json",
+        "few": f"--format charades_sta --annotations {clips}/annotations.json --videos {videos}",
+    }
+    shell = ["sh", "-c", LISTED, "sh", str(disk), *RLSYS, *command.format(**given).split()]
+    done = run_with_mounts({disk: "size=68k"}, shell)  # room for the probe of 64 KiB, which is then gone
+    assert done.returncode == 2, done.stderr
+    *_, said = done.stderr.splitlines()
+    assert said.startswith(f"rlsys: {disk}/{file}")
+    assert said.endswith(": No space left on device; free space there, or choose a place that has room, and run the "
+                         "command again.")  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert all(left.startswith(f"{disk}/frames/") and left.endswith(".png") for left in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("command", ["models", "data schema", "check-config --fields"])
+def test_an_output_that_takes_no_more_is_named(command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*RLSYS, *command.split()], stdout=full, stderr=subprocess.PIPE, text=True, cwd=REPO, timeout=patience(60.0)
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "rlsys: the output of this command: No space left on device; free space there, or choose a place that has "
+        "room, and run the command again.\n"
+    )
+
+
+def test_an_output_that_is_a_folder_or_of_another_kind_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
+    for option, said in (
+        (["convert", str(tmp_path)], f"OUT {tmp_path}: this is a folder"),
+        (["stats", "--plot", str(tmp_path / "plot.foo")], "plot.foo: name a file that ends with .png, .pdf, .svg"),
+    ):
+        rows = ["--format", "charades_sta", "--annotations", str(tmp_path / "none")]
+        done = subprocess.run([*RLSYS, "data", *option, *rows], capture_output=True, text=True, cwd=REPO)
+        assert done.returncode == 2 and said in done.stderr

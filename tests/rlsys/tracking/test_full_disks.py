@@ -1,0 +1,63 @@
+"""A run's record while the disk of its folder, or that of its store, is full: the run continues, nothing is lost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounts import run_with_mounts
+
+RECORDED = """
+import os, sys, time
+from pathlib import Path
+from mlflow import MlflowClient
+from rlsys.config.run import parse
+from rlsys.tracking.tracker import Tracker
+from rlsys.tracking.uploader import Patience
+
+disk, uri = Path(sys.argv[1]), sys.argv[2]
+config = parse({"model": {"path": "unused"}, "output_dir": str(disk / "run"), "tracking": {"uri": uri}}, source="test")
+
+def fill():
+    file = os.open(disk / "fill", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        while True:
+            os.write(file, bytes(4096))
+    except OSError:
+        os.close(file)
+
+with Tracker(config, patience=Patience(close_s=30, max_pause_s=0.1, together_s=0.05)) as tracker:
+    for step in range(1, 31):
+        if step == 5:
+            fill()
+        if step == 20:
+            try:
+                tracker.sync()
+            except OSError as error:
+                print("no checkpoint of these steps:", error)
+            os.unlink(disk / "fill")
+        tracker.log_step(step, {f"reward/{index}/mean": float(step) for index in range(50)})
+        tracker._put({"kind": "rows", "step": step, "samples": [{"step": step, "text": "a" * 3000}], "verdicts": []})
+        time.sleep(0.05)  # so that the uploader meets the full disk too
+client = MlflowClient(tracker.uri)
+points = client.get_metric_history(tracker.run_id, "reward/7/mean")
+print(client.get_run(tracker.run_id).info.status, [point.value for point in points] == [*map(float, range(1, 31))])
+print(sorted(file.path for file in client.list_artifacts(tracker.run_id, "samples")))
+"""
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_what_a_full_disk_does_not_take_is_recorded_once_there_is_room(is_elsewhere: bool, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    uri = f"sqlite:///{tmp_path if is_elsewhere else disk}/mlflow.db"
+    done = run_with_mounts({disk: "size=8m"}, [sys.executable, "-c", RECORDED, str(disk), uri])
+    assert done.returncode == 0, done.stderr
+    failed, recorded, samples = done.stdout.splitlines()[-3:]
+    assert failed.startswith("no checkpoint of these steps: [Errno 28]")
+    assert recorded == "FINISHED True"
+    assert samples.count(".json") == 4  # steps 1 to 9, 10 to 19, 20 to 29, 30
+    assert "kept in memory: [Errno 28] No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
