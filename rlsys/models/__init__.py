@@ -10,7 +10,7 @@
 - `model_config` (`ModelConfig`, `ModelFolderError`, `patch_shape`, `read_model_config`): the `config.json` of a
   checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
-- `sizes` (`ModelSizes`, `read_model_sizes`): parameters by part
+- `sizes` (`OF_MLPS`, `ModelSizes`, `read_model_sizes`): parameters by part
 - `tiny` (`CHAT_TEMPLATE`, `END_OF_TEXT`, `IM_END`, `SPECIAL_TOKENS`, `make_tiny`): a model of 0.7 million parameters,
   of any family
 """
