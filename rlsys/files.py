@@ -17,8 +17,15 @@ from typing import IO, Any
 
 UNFINISHED = ".tmp-"
 """Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-"""Errors of a disk that takes no more, which no code of ours can foresee."""
+_FREE = "free space there, or choose a place that has room, and run the command again"
+DISK_ERRORS = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "allow longer files (ulimit -f), or choose another place, and run the command again",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "the disk has a fault; choose another place",
+}
+"""Errors of a disk that takes no more, which no code of ours can foresee, and what a person does about each."""
 PROBE_BYTES = 1 << 16
 """Bytes that are written to find out whether a disk takes any."""
 

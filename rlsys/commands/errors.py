@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -16,18 +15,8 @@ import typer
 from rlsys.config.part import ConfigError
 from rlsys.end_signals import end_on_signals, name_of_end
 from rlsys.errors import UserError
-from rlsys.files import is_device, why_not_writable
+from rlsys.files import DISK_ERRORS, is_device, why_not_writable
 from rlsys.urls import has_secret, masked_url
-
-_FREE = "free space there, or choose a place that has room, and run the command again"
-DISK_REMEDIES = {
-    errno.ENOSPC: _FREE,
-    errno.EDQUOT: _FREE,
-    errno.EFBIG: "allow longer files (ulimit -f), or choose another place, and run the command again",
-    errno.EROFS: "choose a place that can be written to",
-    errno.EIO: "the disk has a fault; choose another place",
-}
-"""What a person does about an error of a disk that no code of ours can foresee."""
 
 
 @contextmanager
@@ -43,9 +32,9 @@ def clear_errors() -> Iterator[None]:
         typer.echo(f"rlsys: {error}", err=True)
         raise typer.Exit(2) from error
     except OSError as error:
-        if error.errno not in DISK_REMEDIES:
+        if error.errno not in DISK_ERRORS:
             raise
-        typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_REMEDIES[error.errno]}.", err=True)
+        typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_ERRORS[error.errno]}.", err=True)
         raise typer.Exit(2) from error
     except (KeyboardInterrupt, SystemExit) as error:
         if (name := name_of_end(error)) is None:
