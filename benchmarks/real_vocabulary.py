@@ -28,8 +28,10 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.learner_step import SHAPES, Setting, Shape, model_config
-from rlsys.models.tiny import CHAT_TEMPLATE, END_OF_TEXT, IM_END, SPECIAL_TOKENS
+from rlsys.models.families.table import FAMILIES
+from rlsys.models.tiny import END_OF_TEXT, IM_END, SPECIAL_TOKENS, chat_template
 
+TEMPLATE = chat_template(FAMILIES["qwen2_5_vl"])
 PACKAGE, RANKS = "dashscope==2.0.2", "dashscope/resources/qwen.tiktoken"
 ADDED = (
     "<tool_call>",
@@ -55,7 +57,6 @@ WHOLE = replace(SHAPES["3b"], layers=1, vision_depth=2, full_attention_blocks=(1
 """The published 3B with one language layer and two blocks of the tower, of which the last attends to whole frames."""
 WIDTHS: Mapping[str, Shape] = {
     "whole": WHOLE,
-    "half": replace(WHOLE, hidden=1024, mlp=5504, heads=8, vision_hidden=640, vision_mlp=1710, vision_heads=8),
     "narrow": replace(SHAPES["tiny"], vocabulary=WHOLE.vocabulary),
 }
 """Shapes with the published vocabulary by name."""
@@ -111,7 +112,7 @@ def make_tokenizer(ranks: Mapping[bytes, int]) -> Qwen2Tokenizer:
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
         extra_special_tokens=[token for token in SPECIAL_TOKENS if token not in (END_OF_TEXT, IM_END)],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
@@ -149,5 +150,5 @@ def write_folder(folder: Path, tokenizer: Qwen2Tokenizer, setting: Setting) -> N
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(do_sample_frames=False),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=TEMPLATE,
     ).save_pretrained(folder)

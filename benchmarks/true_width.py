@@ -8,8 +8,7 @@ is a process of its own:
 - engine: a vLLM engine loads the model and samples a group.
 - packed: packing, log-probs of the group in a forward pass, and the head's forward and backward pass.
 - adapters: two gloo ranks at ZeRO-3 train LoRA adapters; the 32k prompt is divided between them.
-- full: two ranks train all weights, save a checkpoint and export the model, at half of the width: the whole one would
-  take 16 GiB of memory.
+- full: two ranks train all weights, save a checkpoint and export the model; they take 16 GiB of memory.
 - sync: two ranks publish all weights, adapters merged in, to a running engine, twice.
 
 Figures go to FILE after each phase, and a further call measures what is missing. A plan's figure stands beside each
@@ -66,7 +65,7 @@ def case_named(name: str, quick: bool) -> Any:
 
 def folder_of(phase: str, folder: Path) -> Path:
     """Return the folder with the model of a phase."""
-    return folder / {"baseline": "narrow", "full": "half"}.get(phase, "whole")
+    return folder / ("narrow" if phase == "baseline" else "whole")
 
 
 def write_model(phase: str, folder: Path, packages: Path, quick: bool) -> None:

@@ -11,6 +11,6 @@
   checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
 - `sizes` (`OF_MLPS`, `ModelSizes`, `read_model_sizes`): parameters by part
-- `tiny` (`CHAT_TEMPLATE`, `END_OF_TEXT`, `IM_END`, `SPECIAL_TOKENS`, `make_tiny`): a model of 0.7 million parameters,
+- `tiny` (`END_OF_TEXT`, `IM_END`, `SPECIAL_TOKENS`, `chat_template`, `make_tiny`): a model of 0.7 million parameters,
   of any family
 """

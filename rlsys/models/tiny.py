@@ -46,7 +46,7 @@ SPECIAL_TOKENS = (
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # the published template without its default system turn, which would double the length of a demo prompt
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
@@ -158,7 +158,7 @@ def _fill_tables(model: torch.nn.Module) -> None:
 def chat_template(family: Family) -> str:
     """Return the chat template of a tiny model."""
     image, video = family.media_texts
-    return CHAT_TEMPLATE.replace("IMAGE", image).replace("VIDEO", video)
+    return _CHAT_TEMPLATE.replace("IMAGE", image).replace("VIDEO", video)
 
 
 def make_tokenizer(words: Words = "grounding", family: Family = FAMILIES[DEFAULT]) -> Qwen2Tokenizer:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.real_vocabulary import KNOWN, RANKS, make_tokenizer, merge_of, read_ranks
+from benchmarks.real_vocabulary import KNOWN, RANKS, TEMPLATE, make_tokenizer, merge_of, read_ranks
 from benchmarks.resident import RETURNED, Watch
 from rlsys.models.tiny import make_tokenizer as make_trained
 from tests.support.pace import patience
@@ -28,6 +28,11 @@ def test_ranks_alone_give_the_merges_that_a_tokenizer_was_trained_to() -> None:
     found = [merge_of(token, by_byte) for token in by_byte if len(token) > 1]
     wanted = [(left.encode(), right.encode()) for left, right in merges if (left + right).isascii()]
     assert found == wanted
+
+
+def test_the_model_is_shown_videos_and_images_as_published() -> None:
+    assert "<|vision_start|><|video_pad|><|vision_end|>" in TEMPLATE
+    assert "<|vision_start|><|image_pad|><|vision_end|>" in TEMPLATE
 
 
 def test_ranks_that_are_no_merges_are_refused() -> None:
