@@ -35,9 +35,7 @@ from learner.weights.weights_out import ExportedTensor, unchanged
 from rlsys import env
 from rlsys.weights.broadcast import BroadcastResult, BroadcastSender
 from rlsys.weights.manifest import (
-    Bucket,
     Manifest,
-    NamedTensors,
     PublishStats,
     Uncopied,
     WeightTransfer,
@@ -128,11 +126,8 @@ class FakeLearner:
     def send(self) -> BroadcastResult | None:
         if self._sender is None:
             return None
-        return self._sender.send(self._transfer.buckets, self._manifest, self._tensors)
-
-    def _tensors(self, bucket: Bucket) -> NamedTensors:
-        is_copied = not isinstance(bucket.stored, Uncopied)
-        return ray.get(bucket.stored) if is_copied else self._publisher.copy(bucket.stored)
+        tensors = partial(self._publisher.tensors, get=ray.get)
+        return self._sender.send(self._transfer.buckets, self._manifest, tensors)
 
     def copy(self, stored: Uncopied) -> ray.ObjectRef:
         return ray.put(self._publisher.copy(stored))

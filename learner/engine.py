@@ -55,7 +55,7 @@ from learner.weights.weights_out import (
 )
 from rlsys import env
 from rlsys.hub import here
-from rlsys.weights.manifest import Bucket, NamedTensors, PublishStats, TensorEntry, Uncopied
+from rlsys.weights.manifest import Bucket, PublishStats, TensorEntry
 
 
 def open_store(world_size: int, host: str, timeout_s: float) -> dist.TCPStore:
@@ -248,11 +248,12 @@ class LearnerEngine:
             self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
         return self._publisher.publish(put, get, copies_later=copies_later and self.spec.learner.zero_stage < 3)
 
-    def copy(self, stored: Uncopied) -> NamedTensors:
-        """Return the tensors of a bucket that was published without a copy, see `Publisher.copy`."""
+    @property
+    def publisher(self) -> Publisher:
+        """What published the weights. Raises RuntimeError if this model has not published any."""
         if self._publisher is None:
             raise RuntimeError("these weights were published by another model; call publish again.")
-        return self._publisher.copy(stored)
+        return self._publisher
 
     def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
         """Return a published bucket's tensors where they lie, see `Publisher.live`; {} at ZeRO-3: none is whole."""

@@ -23,7 +23,7 @@ from rlsys.clock import Turn
 from rlsys.config.weights import wants_deltas
 from rlsys.errors import FramesLost
 from rlsys.lean_imports import lean_imports
-from rlsys.weights.manifest import Bucket, Manifest, NamedTensors, Uncopied, WeightTransfer, digest_of
+from rlsys.weights.manifest import Manifest, Uncopied, WeightTransfer, digest_of
 from rlsys.weights.sockets import rank_sockets
 from rlsys.weights.version import WeightVersion
 
@@ -160,15 +160,12 @@ class LearnerWorker:
 
             ranks_each = self._loaded.spec.rollout.tensor_parallel_size
             channel = partial(over_nccl, ranks_each=ranks_each, live=self._loaded.live)
-        return sender.send(self._transfer.buckets, self._manifest, self._tensors, channel)
-
-    def _tensors(self, bucket: Bucket) -> NamedTensors:
-        is_copied = not isinstance(bucket.stored, Uncopied)
-        return ray.get(bucket.stored) if is_copied else self._loaded.copy(bucket.stored)
+        tensors = partial(self._loaded.publisher.tensors, get=ray.get)
+        return sender.send(self._transfer.buckets, self._manifest, tensors, channel)
 
     def copy(self, stored: Uncopied) -> ray.ObjectRef:
         """Put a bucket that was published without a copy into the object store."""
-        return ray.put(self._loaded.copy(stored))
+        return ray.put(self._loaded.publisher.copy(stored))
 
     def offload(self, keeps_parameters: bool) -> Turn:
         """Move the state to host memory, see `LearnerEngine.offload`, and return since when it was on the device."""

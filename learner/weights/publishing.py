@@ -131,6 +131,10 @@ class Publisher:
         index = next(index for index, (bucket, _) in self._kept.items() if bucket.stored == stored)
         return collect(self._planned[index].exported, self._gather)
 
+    def tensors(self, bucket: Bucket, get: Get) -> NamedTensors:
+        """Return the tensors of a published bucket. get: returns those of a stored one."""
+        return self.copy(bucket.stored) if isinstance(bucket.stored, Uncopied) else get(bucket.stored)
+
     def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
         """Return a whole bucket's tensors by name, where the parameters lie; {} if one of them is computed when read.
 

@@ -150,11 +150,11 @@ def test_a_copy_that_failed_is_an_error_at_the_next_version(actor_cluster: None,
         def fail(stored: object) -> None:
             raise OSError("no space left on device")
 
-        worker._loaded.copy = fail
+        worker._loaded.publisher.copy = fail
 
-    ray.get(learner._workers[0].__ray_call__.remote(break_copies))
     transfer, version = learner.publish(1, num_receivers=0)
     assert manifest_of(tensors_of(transfer)) == version.manifest, "without a broadcast nothing is copied later"
+    ray.get(learner._workers[0].__ray_call__.remote(break_copies))
     update(learner)
     transfer, version = learner.publish(2, num_receivers=1)
     with pytest.raises(WeightsRefused, match="no space left"):
