@@ -45,21 +45,24 @@ def rescore_lines(
 ) -> Iterator[str]:
     """Yield a line for every row that changed, then a summary. See `rescoring`.
 
-    config: of another judge; None scores the stored verdicts again. out: where the rows go as they are now.
+    config: of another judge; None scores the stored verdicts again.  out: where the rows go as they are now; after an
+    interruption, those scored until then.
     """
     stored = rescoring.read_stored(path)
     summary = RescoreSummary(problems=stored.problems)
     if out is not None and out.exists() and out.samefile(path):
         raise UserError(f"{out}: this is the file that is read; write to another one.")
     written = []
-    for row in pumped(_rescored(stored, settings, config, timeout_s)):
-        summary.add(row)
-        written.append(json.dumps(row.row) + "\n")
-        if row.is_changed:
-            flips = f", {row.num_flipped} of {row.num_events} verdicts" if row.num_flipped else ""
-            yield f"line {row.line}: {_shown(row.before)} -> {_shown(row.after)}{flips}"
-    if out is not None:
-        write_output(out, "".join(written))
+    try:
+        for row in pumped(_rescored(stored, settings, config, timeout_s)):
+            summary.add(row)
+            written.append(json.dumps(row.row) + "\n")
+            if row.is_changed:
+                flips = f", {row.num_flipped} of {row.num_events} verdicts" if row.num_flipped else ""
+                yield f"line {row.line}: {_shown(row.before)} -> {_shown(row.after)}{flips}"
+    finally:
+        if out is not None:  # rows judged before an interruption cost money too
+            write_output(out, "".join(written))
     yield from summary.lines()
 
 

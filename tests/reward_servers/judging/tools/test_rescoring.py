@@ -104,6 +104,15 @@ def test_the_summary_says_what_changed_and_the_rows_can_be_kept(tmp_path: Path) 
         list(rescore_lines(path, TIERS, None, path, timeout_s=10))
 
 
+def test_rows_that_were_scored_before_an_interruption_are_kept(tmp_path: Path) -> None:
+    path, out = written(tmp_path, *[stored("A.", [True, False])] * 3), tmp_path / "out.jsonl"
+    lines = rescore_lines(path, TIERS, None, out, timeout_s=10)
+    assert next(lines) == "line 1: 0.5000 -> 0.2500"
+    with pytest.raises(KeyboardInterrupt):
+        lines.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert [json.loads(line)["scores"]["recall"] for line in out.read_text().splitlines()] == [0.25]
+
+
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
