@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from av.error import FFmpegError
 from rlsys.data.video.containers import head_of
 from rlsys.data.video.edits import Track, edited, movie_start_s, read_tracks
 from rlsys.data.video.errors import ClipError
-from rlsys.data.video.h264 import KeyFrame, key_frame, length_bytes
+from rlsys.data.video.key_frames import KeyFrame, key_frame, length_bytes
 from rlsys.data.video.pictures import Turn, turn_of, upright
 from rlsys.data.video.shown import Shown, checked, filled, in_order, times_of
 from rlsys.data.video.size_marks import HEAD_BYTES, size_mark
@@ -76,6 +76,11 @@ class Probe:
     why_not_fast: str
     is_edited: bool = False
     seeks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def key_indices(self) -> list[int]:
+        """The indices of the frames at which decoding can start."""
+        return np.flatnonzero(np.isin(self.pts, self.keys)).tolist()
 
     @property
     def shown_size(self) -> tuple[float, float]:
@@ -234,7 +239,7 @@ def _packets(container: Any, stream: Any) -> list[_Packet]:
         if one.size:
             key, mark = KeyFrame.NONE, b""
             if one.is_keyframe:
-                key = key_frame(bytes(one), prefix) if codec == "h264" else KeyFrame.WHOLE
+                key = key_frame(codec, bytes(one), prefix)
                 mark = size_mark(codec, bytes(memoryview(one)[:HEAD_BYTES]), extra, prefix)
             every.append(_Packet(one.pts, one.dts, one.duration or 0, key, one.is_discard, mark))
     return every
@@ -348,7 +353,8 @@ def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequenc
         times = sorted(one.time for one in shown)
         is_paired = len(sent) == len(times)
         return min(b - a for a, b in zip(sent, times, strict=True)) * stream.time_base if is_paired else first
-    return first if container.start_time is None else _start_s(container)
+    # FFmpeg leaves streams out of the container's start whose packets do not tell when the first picture is shown
+    return first if container.start_time is None else min(first, _start_s(container))
 
 
 def _start_s(container: Any) -> Fraction:
@@ -365,10 +371,27 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
 
     Raises ClipError if the file has no frame at a time that its headers list.
     """
+    num_read = 0
+    try:
+        for frame in _read(path, uri, found, indices):
+            num_read += 1
+            yield frame
+    except _WrongStart:
+        in_order = replace(found, keys=found.keys[:1], seeks=found.seeks[:1])
+        yield from _read(path, uri, in_order, indices[num_read:])
+
+
+class _WrongStart(Exception):
+    """What follows from a key frame of the container is not what decoding from the first one gives."""
+
+
+def _read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield frames as `read` does. Raises _WrongStart where a key frame behind the first one is none."""
     wanted, seeks = [int(found.pts[index]) for index in indices], found.seeks if found.is_edited else found.keys
     with opened(path, uri, is_edited=found.is_edited) as (container, stream):
         frames = _placed(container, stream, found)
         at, frame = -1 << 62, None
+        is_checked = stream.codec_context.name == "h264"  # of which `key_frame` has read the packets
         for pts in wanted:
             key = bisect_right(found.keys, pts) - 1
             # skip decoding the frames up to there; an edit list may go back, or hold a picture
@@ -376,10 +399,16 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
                 container.seek(int(seeks[max(key, 0)]) if seeks.size else pts, stream=stream)
                 frames, at, frame = _placed(container, stream, found), -1 << 62, None
             if at != pts:
-                for at, frame in frames:  # noqa: B007 - the last one is used behind the loop
+                is_first = frame is None
+                for at, frame in frames:
+                    if is_first and key > 0 and not (is_checked or frame.key_frame):
+                        raise _WrongStart
+                    is_first = False
                     if at >= pts:
                         break
             if at != pts or frame is None:
+                if key > 0:
+                    raise _WrongStart
                 raise ClipError(uri, "corrupt", f"no frame of {float(pts * stream.time_base):.3f} s can be decoded")
             yield upright(frame, found.turn)
 

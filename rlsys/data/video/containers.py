@@ -6,6 +6,7 @@ front; that would shift every boundary of its annotation. The outermost headers 
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,10 @@ from typing import BinaryIO
 _EBML_HEADER, _MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
 _MP4_BOXES = frozenset(
     b"ftyp moov mdat free skip wide uuid udta meta moof mfra styp sidx ssix emsg prft pdin pnot PICT".split()
+)
+
+_IMAGE = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II\*\0|MM\0\*|RIFF.{4}WEBP|P[1-6]\s|.{4}ftyp(avif|hei[cfx]|mif1)", re.DOTALL
 )
 
 
@@ -90,6 +95,9 @@ def _read_length(file: BinaryIO) -> int | None:
 
 
 def head_of(path: Path) -> str:
-    """Return how a file begins, by which a page of HTML or a pointer of git-LFS is recognised."""
+    """Return how a file begins, which shows a page of HTML or a pointer of git-LFS, or that it is an image."""
     with path.open("rb") as file:
-        return f"it begins with {file.read(24)!r}"
+        head = file.read(24)
+    if _IMAGE.match(head):
+        return "it is a still image: give it as the row's `image`"
+    return f"it begins with {head!r}"

@@ -33,7 +33,7 @@ from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec, named_f
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]
 
 PROCESSOR_VERSION = "/".join(
-    ("rlsys-4", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
+    ("rlsys-5", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
 )
 """Part of every digest: change its first item when the same file and spec would yield other frames."""
 
@@ -166,7 +166,7 @@ def _frames_of(path: Path, uri: str, found: av_reader.Probe, indices: Sequence[i
     """Yield the frames at these ascending indices, by decord as far as it can read the file, then by PyAV."""
     num_read = 0
     if not found.why_not_fast:
-        for frame in decord_reader.read(path, found.times_s, indices) or ():
+        for frame in decord_reader.read(path, found.times_s, found.key_indices, indices) or ():
             num_read += 1
             yield frame
     if num_read < len(indices):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import decord
@@ -14,15 +14,16 @@ BYTES_AT_ONCE = 100 << 20
 decord.logging.set_level(decord.logging.QUIET)  # what it fails on is read with PyAV
 
 
-def read(path: Path, times_s: np.ndarray, indices: Sequence[int]) -> Iterator[np.ndarray] | None:
+def read(path: Path, times_s: np.ndarray, keys: Collection[int], indices: Sequence[int]) -> Iterator[np.ndarray] | None:
     """Return the frames at these ascending indices, u8 [H, W, 3]; None if decord's frames differ from the file's.
 
-    times_s: f64 [N], presentation times of the file's frames. decord fails on files that others read, such as
-    recordings without a duration: None if it does at once, and the frames end early if it does later.
+    times_s: f64 [N], presentation times of the file's frames.  keys: those at which decoding can start.
+    decord fails on files that others read, such as recordings without a duration: None if it does at once, and the
+    frames end early if it does later.
     """
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        if len(reader) != times_s.size:
+        if len(reader) != times_s.size or not set(reader.get_key_indices()) <= set(keys):
             return None
         starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)[:, 0]
     except (decord.DECORDError, RuntimeError):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -265,9 +265,11 @@ class CountedReads:
         self.indices: list[int] = []
         read = decord_reader.read
 
-        def counted(path: Path, times_s: np.ndarray, indices: Sequence[int]) -> Iterator[np.ndarray] | None:
+        def counted(
+            path: Path, times_s: np.ndarray, keys: Collection[int], indices: Sequence[int]
+        ) -> Iterator[np.ndarray] | None:
             self.indices += indices
-            return read(path, times_s, indices)
+            return read(path, times_s, keys, indices)
 
         monkeypatch.setattr(decord_reader, "read", counted)
 

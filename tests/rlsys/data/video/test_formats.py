@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from rlsys.data.video.av_reader import FORMATS
 from rlsys.data.video.decode import decode, plan_grid, reads_fast
@@ -171,6 +172,73 @@ def test_pictures_of_an_avi_that_start_behind_the_sound_keep_their_times(tmp_pat
     numbers, times_s = shown(write_video(tmp_path / "late.avi", numbered(), late))
     # the file counts in frames, and its writer delays the first by one
     assert numbers[0] == 0 and np.allclose(np.array(numbers) / FPS + 1.6, times_s, atol=0.001)
+
+
+def test_pictures_that_start_before_the_sound_begin_at_0(tmp_path: Path) -> None:
+    """FFmpeg starts this container with its sound, because the stream's packets do not tell its first picture."""
+    path = tmp_path / "early.nut"
+    sound_at_s = 0.8
+    source, _ = written(tmp_path, "mpeg4 with B-frames in mp4")
+    sound = write_video(tmp_path / "sound.mp4", numbered(), Encoding(options={"bf": "0"}, has_sound=True))
+    with av.open(str(source)) as pictures, av.open(str(sound)) as silence, av.open(str(path), "w") as container:
+        given = [pictures.streams.video[0], silence.streams.audio[0]]
+        streams = [container.add_stream_from_template(one) for one in given]
+        delays = [0, int(sound_at_s / given[1].time_base)]
+        for one, stream, delay in zip(given, streams, delays, strict=True):
+            for packet in one.container.demux(one):
+                if packet.dts is not None:
+                    packet.pts, packet.dts, packet.stream = packet.pts + delay, packet.dts + delay, stream
+                    container.mux(packet)
+    numbers, times_s = shown(path)
+    assert times_s[0] == 0.0 and np.allclose(times_s, np.array(numbers) / FPS, atol=2e-3)
+    with av.open(str(path)) as container:
+        assert container.start_time > 0.5 * sound_at_s * av.time_base, "the file is not what this test is about"
+
+
+def without_key_frames(source: Path, target: Path) -> Path:
+    """Copy a file without its table of key frames (MP4), or with every frame flagged as one."""
+    if target.suffix == ".mp4":
+        data = source.read_bytes()
+        assert data.count(b"stss") == 1
+        target.write_bytes(data.replace(b"stss", b"free"))
+        return target
+    with av.open(str(source)) as given, av.open(str(target), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream, packet.is_keyframe = stream, True
+                container.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("h264 in mp4", "mp4"),
+        ("h264 with B-frames in mp4", "mp4"),
+        ("hevc in mp4", "mp4"),
+        ("hevc in mkv", "mkv"),
+        ("mpeg4 in mp4", "mp4"),
+        ("mpeg4 with B-frames in mp4", "mp4"),
+        ("sorenson in flv", "flv"),
+    ],
+)
+def test_frames_that_only_the_container_calls_key_frames_start_nothing(tmp_path: Path, name: str, suffix: str) -> None:
+    path, how = written(tmp_path, name)
+    lying = without_key_frames(path, tmp_path / f"lying.{suffix}")
+    for fps in (how.fps / 5, how.fps / 15):
+        assert shown(lying, fps=fps) == shown(path, fps=fps)
+    start_s = 40 / how.fps
+    part, _ = shown(lying, fps=how.fps / 2, window_s=(start_s, start_s + 16 / how.fps))
+    assert part == list(range(40, 56, 2))
+
+
+def test_a_still_image_in_place_of_a_video_is_named(tmp_path: Path) -> None:
+    for suffix in ("png", "webp", "tiff", "bmp", "gif"):
+        path = tmp_path / f"still.{suffix}"
+        Image.fromarray(numbered_frame(3)).save(path)
+        with pytest.raises(ClipError, match="still image|1 frame"):
+            decode(make_spec(path))
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mpg"])

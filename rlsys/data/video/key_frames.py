@@ -1,7 +1,8 @@
-"""Tell what decoding an H.264 stream from a packet that is flagged as a key frame gives, from the packet's own units.
+"""Tell what decoding from a packet that is flagged as a key frame gives, from the packet's own bits.
 
-Encoders and containers also flag pictures as key frames behind which a decoder needs several further ones before its
-pictures are whole (periodic intra refresh). Source: ITU-T H.264, 7.3 and annexes B and D; ISO/IEC 14496-15, 5.3.
+Containers flag pictures as key frames that are none (an MP4 file without a table of them flags all), and encoders those
+behind which a decoder needs several further ones before its pictures are whole (periodic intra refresh). Source: ITU-T
+H.264, 7.3 and annexes B and D; ISO/IEC 14496-15, 5.3; ISO/IEC 14496-2, 6.2.5.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from enum import Enum
 
 _IDR, _SEI, _RECOVERY_POINT = 5, 6, 6
 _START = re.compile(rb"\x00\x00\x01")
+_MPEG4_PICTURE = re.compile(rb"\x00\x00\x01\xb6([\x40-\xff])?", re.DOTALL)
+"""The start of an MPEG-4 picture, and its next byte unless that says that it refers to no other."""
 
 
 class KeyFrame(Enum):
@@ -34,8 +37,13 @@ def length_bytes(extradata: bytes | None) -> int:
     return (extradata[4] & 3) + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
 
 
-def key_frame(packet: bytes, num_length_bytes: int) -> KeyFrame:
-    """Return what a packet is that its container flags as a key frame."""
+def key_frame(codec: str, packet: bytes, num_length_bytes: int) -> KeyFrame:
+    """Return what a packet is that its container flags as a key frame; of most codecs, what that says."""
+    if codec == "mpeg4":
+        picture = _MPEG4_PICTURE.search(packet)
+        return KeyFrame.NONE if picture and picture[1] else KeyFrame.WHOLE
+    if codec != "h264":
+        return KeyFrame.WHOLE
     found = KeyFrame.PARTIAL
     for unit in units(packet, num_length_bytes):
         kind = unit[0] & 31 if unit else 0
