@@ -16,7 +16,7 @@ from rlsys.commands.arguments import ALLOW_CHANGES_HELP, CONFIG_HELP, FORK_HELP,
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.data import data_app
 from rlsys.commands.debug import debug_app
-from rlsys.commands.errors import clear_errors, require_writable
+from rlsys.commands.errors import clear_errors, clear_help, require_writable
 from rlsys.commands.eval import eval_app
 from rlsys.commands.judge import judge_app, score
 from rlsys.commands.models import models
@@ -201,5 +201,11 @@ def submit(
         raise typer.Exit(submit_job(config, overrides or [], address=address, follow=follow, command=command))
 
 
+def main() -> None:
+    """Run the command line."""
+    with clear_help():
+        app()
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -32,15 +32,23 @@ def clear_errors() -> Iterator[None]:
         typer.echo(f"rlsys: {error}", err=True)
         raise typer.Exit(2) from error
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_ERRORS[error.errno]}.", err=True)
+        _report_disk(error)
         raise typer.Exit(2) from error
     except (KeyboardInterrupt, SystemExit) as error:
         if (name := name_of_end(error)) is None:
             raise
         typer.echo(f"rlsys: ended by {name}.", err=True)
         raise typer.Exit(128 + signal.Signals[name]) from error
+
+
+@contextmanager
+def clear_help() -> Iterator[None]:
+    """Report a disk that takes no more as `clear_errors` does, where the help is printed and no command runs yet."""
+    try:
+        yield
+    except OSError as error:
+        _report_disk(error)
+        sys.exit(2)
 
 
 def refuse_secrets(option: str, url: str) -> None:
@@ -63,6 +71,13 @@ def require_output(option: str, file: Path, suffixes: Sequence[str] = ()) -> Non
         raise ConfigError(f"{option} {file}: name a file that ends with {', '.join(suffixes)}.")
     if not is_device(file) and (why := why_not_writable(Path(os.path.realpath(file)).parent)):
         raise ConfigError(f"{option} {file}: {why}; choose a folder that can be written to and has room.")
+
+
+def _report_disk(error: OSError) -> None:
+    """Say what a disk does not take and what to do; raise the error again if it is another one."""
+    if error.errno not in DISK_ERRORS:
+        raise error
+    typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_ERRORS[error.errno]}.", err=True)
 
 
 def _where(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,19 @@ def test_a_disk_that_fills_is_named_and_no_part_of_a_file_is_left(
     assert all(left.startswith(f"{disk}/frames/") and left.endswith(".png") for left in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("command", ["models", "data schema", "check-config --fields"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "models",
+        "data schema",
+        "check-config --fields",
+        "--help",
+        "--version",
+        "",
+        "eval run --help",
+        "data convert --help",
+    ],
+)
 def test_an_output_that_takes_no_more_is_named(command: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
@@ -71,6 +84,18 @@ def test_an_output_that_takes_no_more_is_named(command: str) -> None:
         "rlsys: the output of this command: No space left on device; free space there, or choose a place that has "
         "room, and run the command again.\n"
     )
+
+
+@pytest.mark.parametrize("command", ["models", "check-config --fields", "--help", "--version", "data --help"])
+def test_an_output_that_nobody_reads_ends_the_command_in_silence(command: str) -> None:
+    unread, output = os.pipe()
+    os.close(unread)
+    done = subprocess.run(
+        [*RLSYS, *command.split()], stdout=output, stderr=subprocess.PIPE, text=True, cwd=REPO, timeout=patience(60.0)
+    )
+    os.close(output)
+    assert done.returncode == 1
+    assert done.stderr == ""
 
 
 def test_an_output_that_is_a_folder_or_of_another_kind_is_refused_before_any_work(clips: Path, tmp_path: Path) -> None:
