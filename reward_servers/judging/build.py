@@ -15,7 +15,7 @@ def build_judge(config: JudgeConfig, board: Board | None, api_key: str | None, *
     """Return the judge that `config` asks for: a language model at `config.urls`, or sentence embeddings without one.
 
     board: owns the limits of the endpoints; needed with `config.urls` only.  raises_final: see `EventJudge`.
-    Raises ConfigError when neither is possible, CacheError when the cache of verdicts cannot be opened.
+    Raises ConfigError when neither is possible, CacheError when the cache of verdicts is another kind of file.
     """
     if not config.urls:
         return EmbeddingJudge(config.embedding_threshold)

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _LOCKED_S = 10.0
+_IN_MEMORY = Path(":memory:")
+_MOST_IN_MEMORY_BYTES = 64 << 20
+_PAGE_BYTES = 4096
 _TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY,
@@ -35,7 +38,7 @@ CREATE TABLE IF NOT EXISTS answers (
 
 
 class CacheError(UserError):
-    """The cache cannot be opened; the message names the file and what to do."""
+    """The file is no cache that this version can use; the message names it and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,12 @@ class Stored:
 
 
 def default_path() -> Path:
-    """Return `rlsys/verdicts.sqlite` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(env.read("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsys" / "verdicts.sqlite"
+    """Return `rlsys/verdicts.sqlite` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache).
+
+    A relative XDG_CACHE_HOME is ignored, as its specification asks: each process would have a file of its own.
+    """
+    named = Path(env.read("XDG_CACHE_HOME") or "")
+    return (named if named.is_absolute() else Path("~/.cache").expanduser()) / "rlsys" / "verdicts.sqlite"
 
 
 class VerdictCache:
@@ -72,18 +79,18 @@ class VerdictCache:
 
     The file must lie on a local disk (SQLite's write-ahead log does not work over a network file system), so
     nodes have one each. It only grows, by about a kilobyte an answer, and may be deleted while no process has it open.
-    Trouble after opening, such as a full disk, costs look-ups and not verdicts: it is counted and logged once.
+    Trouble with the disk costs look-ups and not verdicts. A file that cannot be opened is logged, and answers are then
+    kept in the memory of this process; later trouble, as with a disk that fills, is counted and logged once.
     Every row carries a checksum over its key and its answer. A damaged row, or one of an earlier version without a
     checksum, is a miss: the judge is called again and the row is replaced.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = Path(path) if path is not None else default_path()
         self._lock = threading.Lock()
         self._hits = self._misses = self._errors = 0
         self._hit_age_s = 0.0
         self._damaged: set[bytes] = set()
-        self._db = _opened(self.path)
+        self.path, self._db = _opened_somewhere(path)
 
     def get(self, key: AnswerKey) -> Stored | None:
         """Return what was answered before, or None."""
@@ -166,16 +173,28 @@ def _checksum(digest: bytes, answer: Json, url: str, created_s: float) -> str:
     return hashlib.sha256(digest + json.dumps([answer, url, created_s]).encode()).hexdigest()
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened_somewhere(path: Path | None) -> tuple[Path, sqlite3.Connection]:
+    """Return the open file, by default the user's own, or a database in memory where the disk does not give one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # autocommit: every answer is kept at once, and no lock is held between two of them
-        db = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False)
-    except (OSError, sqlite3.Error) as error:
-        raise CacheError(
-            f"{path}: the cache of verdicts cannot be opened: {error}; "
-            "set reward.judge.cache_path to a file in a folder that you may write to."
-        ) from error
+        file = default_path() if path is None else Path(path)
+        return file, _opened(file)
+    except (OSError, RuntimeError, sqlite3.OperationalError) as error:  # RuntimeError: this user has no home folder
+        log.warning(
+            "%s: the cache of verdicts cannot be used (%s), so verdicts are kept until this process ends; set "
+            "reward.judge.cache_path to a file on a local disk that can be written to and has room.",
+            path or "the user's cache folder",
+            error,
+        )
+    db = _opened(_IN_MEMORY)
+    db.execute(f"PRAGMA max_page_count = {_MOST_IN_MEMORY_BYTES // _PAGE_BYTES}")
+    return _IN_MEMORY, db
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a file, creating it. Raises OSError or OperationalError where that is the disk's fault, else CacheError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # autocommit: every answer is kept at once, and no lock is held between two of them
+    db = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None, check_same_thread=False)
     db.text_factory = lambda content: content.decode(errors="replace")  # a damaged text fails its checksum
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -189,12 +208,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.execute(_TABLE)
         db.execute(f"PRAGMA user_version = {_FORMAT}")
         db.execute("SELECT key, answer, created_s FROM answers ORDER BY number DESC LIMIT 1").fetchone()
-    except sqlite3.OperationalError as error:
+    except sqlite3.OperationalError:
         db.close()
-        raise CacheError(
-            f"{path}: the cache of verdicts cannot be used: {error}; "
-            "set reward.judge.cache_path to a file on a local disk that you may write to."
-        ) from error
+        raise
     except sqlite3.DatabaseError as error:
         db.close()
         raise CacheError(

@@ -167,6 +167,8 @@ def _judge(
         raise ConfigError(f"--judge-model {model} needs an endpoint that serves it; add --judge-url.")
     if threshold is not None and urls:
         raise ConfigError(f"--threshold {threshold:g} applies to the embedding judge; omit it with --judge-url.")
+    if cache is not None:
+        require_output("--judge-cache", cache)
     judge = JudgeConfig(urls=tuple(urls or ()), max_concurrency=at_once, cache_path=cache)
     given = {name: value for name, value in (("model", model), ("embedding_threshold", threshold)) if value is not None}
     return judge.model_copy(update=given)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from reward_servers.judging import verdicts
 from reward_servers.judging.verdicts import AnswerKey, CacheError, VerdictCache, default_path
+from tests.support.mounts import run_with_mounts
 
 
 def key(*inputs: str, call: str = "split", model: str = "m", version: str = "v1") -> AnswerKey:
@@ -102,12 +105,74 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, content: bytes)
     assert path.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
+KEPT = """
+import logging, os, sys
+from pathlib import Path
+from reward_servers.judging.verdicts import AnswerKey, VerdictCache
+from tests.support.mounts import run_with_mounts
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+disk, when = Path(sys.argv[1]), sys.argv[2]
+
+def key(text):
+    return AnswerKey(call="c", model="m", prompt_version="1", inputs=(text,))
+
+def fill():
+    with open(disk / "fill", "ab", buffering=0) as file:
+        try:
+            while file.write(bytes(1024)):
+                pass
+        except OSError:
+            pass
+
+if when == "before":
+    fill()
+cache = VerdictCache(disk / "new" / "cache.sqlite")
+cache.put(key("first"), "answer 1", "u")
+if when == "during":
+    fill()
+    for index in range(100):
+        cache.put(key(f"lost {index}"), "x" * 1000, "u")
+print(cache.get(key("first")).answer)
+if when == "during":
+    os.unlink(disk / "fill")
+    cache.put(key("second"), "answer 2", "u")
+    print(cache.get(key("second")).answer, cache.stats()["errors"] > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("disk", "when", "said"),
+    [
+        ("ro", "never", "Read-only file system"),
+        ("nr_inodes=3", "never", "No space left on device|unable to open database file"),
+        ("size=64k", "before", "database or disk is full|disk I/O error"),
+    ],
+)
+def test_a_disk_without_room_for_the_file_costs_no_verdict(disk: str, when: str, said: str, tmp_path: Path) -> None:
+    done = run_with_mounts({tmp_path: disk}, [sys.executable, "-c", KEPT, str(tmp_path), when])
+    assert done.returncode == 0, done.stderr
+    warned, answer = done.stdout.splitlines()
+    assert re.match(rf"{tmp_path}/new/cache.sqlite: the cache of verdicts cannot be used \(.*({said})", warned)
+    assert warned.endswith("set reward.judge.cache_path to a file on a local disk that can be written to and has room.")
+    assert answer == "answer 1"
+
+
+def test_a_disk_that_fills_costs_what_does_not_fit_and_is_used_again_once_it_has_room(tmp_path: Path) -> None:
+    done = run_with_mounts({tmp_path: "size=256k"}, [sys.executable, "-c", KEPT, str(tmp_path), "during"])
+    assert done.returncode == 0, done.stderr
+    warned, first, second = done.stdout.splitlines()
+    assert warned.startswith(f"{tmp_path}/new/cache.sqlite: verdicts are not kept for now: ")
+    assert (first, second) == ("answer 1", "answer 2 True")
+
+
+def test_a_path_that_can_be_no_file_costs_no_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match=r"cannot be opened.*set reward\.judge\.cache_path"):
-        VerdictCache(tmp_path / "file" / "cache.sqlite")
-    with pytest.raises(CacheError, match=r"cannot be (opened|used)"):
-        VerdictCache(tmp_path)
+    for path in (tmp_path / "file" / "cache.sqlite", tmp_path):
+        cache = VerdictCache(path)
+        cache.put(key("a"), 1, "")
+        assert cache.get(key("a")) is not None
+        assert f"{path}: the cache of verdicts cannot be used" in caplog.text
 
 
 def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
@@ -133,6 +198,8 @@ def test_the_default_file_is_in_the_users_cache_folder(monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_path() == tmp_path / "rlsys" / "verdicts.sqlite"
     monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_path() == Path.home() / ".cache" / "rlsys" / "verdicts.sqlite"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, by its specification
     assert default_path() == Path.home() / ".cache" / "rlsys" / "verdicts.sqlite"
 
 
