@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from actors.engine_settings import SETTINGS
 from actors.requests import EngineSpec
 from actors.weights.native import BACKENDS
+from rlsys import env
 from rlsys.models.model_config import read_model_config
+from rlsys.temporary import claim_folder
 
 if TYPE_CHECKING:
     from vllm import EngineArgs
@@ -79,3 +84,16 @@ def keep_pixels() -> None:
     from vllm.v1.core.sched import output
 
     output.strip_covered_mm_data = lambda features, num_computed_tokens, uses_mrope=False: features
+
+
+def socket_folder(spec: EngineSpec) -> Callable[[], None]:
+    """Have vLLM put the sockets between this process and its workers into a folder of their own, as it leaves them.
+
+    Returns what removes the folder. Nothing is done where there are no workers, or where the environment names a
+    folder: that of a cluster started here, or the user's.
+    """
+    if spec.rollout.tensor_parallel_size == 1 or env.read(env.VLLM_SOCKETS):
+        return lambda: None
+    folder = claim_folder()
+    os.environ[env.VLLM_SOCKETS] = str(folder.path)
+    return partial(folder.release, keep=False)

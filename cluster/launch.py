@@ -25,10 +25,10 @@ from cluster.placement import (
     logical_cpus,
     plan_placement,
 )
-from cluster.temporary import claim_folder, end_processes_in
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 from rlsys.end_signals import defer_signals
+from rlsys.temporary import claim_folder, end_processes_in
 
 env.be_quiet()  # ray reads some of these when it is imported
 
@@ -226,7 +226,7 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                     log_to_driver=_shows_worker_logs(),
-                    runtime_env=runtime_env(config, code="here"),
+                    runtime_env=runtime_env(config, code="here", sockets=folder.parent),
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(folder),
                 )
@@ -239,13 +239,18 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
             end_processes_in(folder)
 
 
-def runtime_env(config: ClusterConfig, *, code: Literal["here", "send", "there"]) -> dict[str, Any]:
+def runtime_env(
+    config: ClusterConfig, *, code: Literal["here", "send", "there"], sockets: Path | None = None
+) -> dict[str, Any]:
     """Return what the run's workers get: environment variables, and the code.
 
     code: "here" (this machine's own files), "send" (packed and sent), "there" (a submitted job brought it).
+    sockets: folder for those of vLLM, unless the environment names one.
     Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
     """
     variables = env.QUIET | env.SERVE_PROXY | (env.CPU_WORKERS if config.device == "cpu" else {})
+    if sockets is not None and not env.read(env.VLLM_SOCKETS):
+        variables = variables | {env.VLLM_SOCKETS: str(sockets)}
     if code == "here" and not _is_installed():
         earlier = os.environ.get("PYTHONPATH", "")
         variables = variables | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), earlier) if path)}

@@ -11,15 +11,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from cluster.access_token import mode_problem
 from cluster.address import cluster_address
-from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError
 from rlsys.files import why_not_writable
+from rlsys.temporary import MAX_TEMP_DIR, short_temp_dir
 
 SHARED_MEMORY = Path("/dev/shm")
 MAX_SLOW_STORE_BYTES = 10_000_000_000
@@ -42,6 +43,7 @@ def problems(config: ClusterConfig) -> Iterator[str]:
     yield from found
     if address is None:
         yield from _home_problems()
+        yield from _compiler_problems(config.device)
         if not found:
             yield from _store_problems(config.object_store_mib)
 
@@ -57,7 +59,7 @@ def _temporary_problems() -> Iterator[str]:
         yield f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one that can be written to."
         return
     if why := why_not_writable(folder, must_exist=True):
-        reason = f"TMPDIR is longer than the {MAX_TEMP_DIR} characters that Ray's sockets leave, and " if named else ""
+        reason = f"TMPDIR is longer than the {MAX_TEMP_DIR} characters that sockets leave, and " if named else ""
         yield f"{reason}{folder}: {why}; set TMPDIR to a short path that can be written to and has room."
 
 
@@ -82,6 +84,16 @@ def _home_problems() -> Iterator[str]:
             f"HOME={home}: {why}, and Ray keeps the token of its cluster in {folder}; set HOME to a folder that can be "
             "written to, or RAY_AUTH_TOKEN to a token of your own."
         )
+
+
+def _compiler_problems(device: Literal["cpu", "cuda"]) -> Iterator[str]:
+    """Yield the caches of compilers that cannot be written: torch ends at its import, vLLM and Triton on GPUs later."""
+    of_user = env.read("XDG_CACHE_HOME") or "~/.cache"
+    caches = {"TORCHINDUCTOR_CACHE_DIR": "", "TRITON_CACHE_DIR": "~/.triton", "VLLM_CACHE_ROOT": f"{of_user}/vllm"}
+    for name, usual in caches.items():
+        place = env.read(name) or (usual if device == "cuda" else "")
+        if place and (why := why_not_writable(Path(place).expanduser())):
+            yield f"{name}={place}: {why}; set it to a folder that can be written to and has room."
 
 
 def _store_problems(object_store_mib: int) -> Iterator[str]:

@@ -19,6 +19,9 @@ class Variable:
     why: str
 
 
+VLLM_SOCKETS = "VLLM_RPC_BASE_PATH"
+"""vLLM's name for the folder of the sockets between its processes, which it leaves behind."""
+
 READ = {
     variable.name: variable
     for variable in (
@@ -103,6 +106,21 @@ READ = {
             why="The user's cache folder, where verdicts of the judge are kept by default; unset: ~/.cache.",
         ),
         Variable(
+            name="TORCHINDUCTOR_CACHE_DIR",
+            default=None,
+            why="Folder of what torch has compiled; unset: in the folder of temporary files.",
+        ),
+        Variable(
+            name="TRITON_CACHE_DIR",
+            default=None,
+            why="Folder of what Triton has compiled for GPUs; unset: ~/.triton.",
+        ),
+        Variable(
+            name="VLLM_CACHE_ROOT",
+            default=None,
+            why="Folder of what vLLM keeps between starts; unset: vllm in the user's cache folder.",
+        ),
+        Variable(
             name="GLOO_SOCKET_IFNAME",
             default=None,
             why="Network interface of gloo; unset: loopback for learner ranks that share a node.",
@@ -147,6 +165,11 @@ READ = {
             name="RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE",
             default=None,
             why="Set to 1 to let an object store of over 10 GB lie on a disk where shared memory is too small.",
+        ),
+        Variable(
+            name=VLLM_SOCKETS,
+            default=None,
+            why="Folder of the sockets between an engine's processes; unset: one that is removed with the run.",
         ),
         Variable(
             name="TMPDIR",

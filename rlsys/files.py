@@ -17,15 +17,19 @@ from typing import IO, Any
 
 UNFINISHED = ".tmp-"
 """Prefix of temporary names; a process that dies leaves them behind, and readers ignore them."""
+_ALLOWED = "let this user read and write it, or choose another place, and run the command again"
 _FREE = "free space there, or choose a place that has room, and run the command again"
 DISK_ERRORS = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
     errno.EFBIG: "allow longer files (ulimit -f), or choose another place, and run the command again",
+    errno.EACCES: _ALLOWED,
+    errno.EPERM: _ALLOWED,
+    errno.ESTALE: "its file system was mounted anew or has gone; run the command again once it is there",
     errno.EROFS: "choose a place that can be written to",
     errno.EIO: "the disk has a fault; choose another place",
 }
-"""Errors of a disk that takes no more, which no code of ours can foresee, and what a person does about each."""
+"""Errors of a disk that no code of ours can foresee, and what a person does about each."""
 PROBE_BYTES = 1 << 16
 """Bytes that are written to find out whether a disk takes any."""
 

@@ -5,6 +5,7 @@ The cache keeps a repository as `models--OWNER--NAME/snapshots/COMMIT/…`, so t
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlsys.errors import UserError
+from rlsys.files import DISK_ERRORS
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REVISION = r"(?:@(?P<revision>[\w.-]+))?"
@@ -114,6 +116,21 @@ def fetch(what: Reference, pins: Mapping[str, str], *, field: str, only_cached: 
             f"{field}={what}: no such path here, and the hub refuses it ({str(error).splitlines()[0]}); correct the "
             "name or the revision, or set HF_TOKEN if the repository is private or gated."
         ) from error
+    except OSError as error:
+        if error.errno not in (*DISK_ERRORS, errno.EEXIST, errno.ENOTDIR):
+            raise HubError(
+                f"{field}={what}: the download failed ({str(error).splitlines()[0]}); run the command again, which "
+                "continues it, or give a folder of this machine."
+            ) from error
+        try:
+            if only_cached:
+                raise
+            return fetch(what, pins, field=field, only_cached=True)  # a full cache that others keep may be read-only
+        except (HubError, OSError):
+            raise HubError(
+                f"{field}={what}: the Hugging Face cache {cache} does not have it and cannot be written to ({error}); "
+                "set HF_HOME to a folder that can be written to and has room, or give a folder of this machine."
+            ) from error
     found = Path(folder) / what.path
     if not found.exists():
         raise HubError(f"{field}={what}: the repository has no {what.path!r} at commit {Path(folder).name}.")

@@ -75,7 +75,8 @@ def require_output(option: str, file: Path, suffixes: Sequence[str] = ()) -> Non
 
 def _report_disk(error: OSError) -> None:
     """Say what a disk does not take and what to do; raise the error again if it is another one."""
-    if error.errno not in DISK_ERRORS:
+    is_of_a_disk = error.filename or not isinstance(error, PermissionError)  # else of a port or a process
+    if error.errno not in DISK_ERRORS or not is_of_a_disk:
         raise error
     typer.echo(f"rlsys: {_where(error)}: {error.strerror}; {DISK_ERRORS[error.errno]}.", err=True)
 
@@ -83,7 +84,7 @@ def _report_disk(error: OSError) -> None:
 def _where(error: OSError) -> str:
     """Return the file that an error is about, or what else is known of the place."""
     if error.filename:
-        return str(error.filename)
+        return str(error.filename2 or error.filename)  # of two, the file to which is copied
     if _output_fails():
         return "the output of this command"
     return f"one of the disks of {Path.cwd()}, {tempfile.gettempdir()} and {Path.home()}"

@@ -6,9 +6,12 @@ encoded, decoded and annotated (in the format of Charades-STA) like any other da
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,11 +205,15 @@ def _subpixels(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode(path: Path, frames: np.ndarray, fps: float, codec: str = "mp4v") -> None:
-    """Write u8 [T, H, W, 3] RGB frames as a video file. Raises OSError if opencv cannot write it."""
+    """Write u8 [T, H, W, 3] RGB frames as a video file. Raises OSError if the disk does not take it."""
     height, width = frames.shape[1:3]
+    path.open("ab").close()  # says why it cannot, which opencv does not
+    if shutil.disk_usage(path.parent).free < frames.nbytes:  # opencv writes part of a file then, and says nothing
+        path.unlink()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), fps, (width, height))
     if not writer.isOpened():
-        raise OSError(f"{path}: opencv cannot write {codec} video there; check that the folder can be written to.")
+        raise OSError(errno.EINVAL, f"opencv cannot write {codec} video there", str(path))
     for frame in frames:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ STEPS_PER_FILE = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SampleBlock:
-    """The rows of up to `STEPS_PER_FILE` steps, in order, and the file that buffers them until `forget`."""
+    """The rows of up to `STEPS_PER_FILE` steps, in order. path: the file that buffers them until `forget`, if any."""
 
-    path: Path
+    path: Path | None
     samples: Sequence[Mapping[str, Any]]
     verdicts: Sequence[Mapping[str, Any]]
 
     def forget(self) -> None:
-        self.path.unlink()
+        if self.path is not None:
+            self.path.unlink()
 
 
 class SampleBuffer:
@@ -48,7 +49,8 @@ class SampleBuffer:
         if not self._folder.is_dir():
             return []
         still_open = None if step is None else self._path(step)
-        return [_read(path) for path in sorted(self._folder.glob("*.jsonl")) if path != still_open]
+        blocks = [path for path in sorted(self._folder.glob("*.jsonl")) if path != still_open]
+        return [block_of((row for row, _ in read_records(path) if row is not None), path) for path in blocks]
 
     def _path(self, step: int) -> Path:
         return self._folder / f"{step // STEPS_PER_FILE:08d}.jsonl"
@@ -70,8 +72,9 @@ def _whole_bytes(file: int) -> int:
     return 0
 
 
-def _read(path: Path) -> SampleBlock:
-    by_step = {record["step"]: record for record, _ in read_records(path) if record is not None}
+def block_of(rows: Iterable[Mapping[str, Any]], path: Path | None = None) -> SampleBlock:
+    """Return the block of records `{"step", "samples", "verdicts"}`."""
+    by_step = {record["step"]: record for record in rows}
     records = [by_step[step] for step in sorted(by_step)]
     return SampleBlock(
         path=path,

@@ -123,9 +123,11 @@ class Spool:
 
     def close(self) -> None:
         """Close the spool and release its lock. Unacknowledged records stay."""
-        self.sync()
-        os.close(self._file)
-        self._lock.release()
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._lock.release()
 
     def _recover(self) -> tuple[int, int]:
         """Open the newest segment, removing a partial record, and return the position from which to read."""

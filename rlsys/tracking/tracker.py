@@ -16,7 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -83,16 +83,13 @@ class Tracker:
         start = start_record(self._config, self._insist(store.next_start), self._tags)
         self.run_id = store.run_id
         folder = spool_folder(self._folder, self.run_id)
-        is_known_here = folder.exists()
-        self._spool = Spool(folder)
-        Address(uri=self.uri, experiment=self._config.tracking.experiment, run_name=self._run_name).write(folder)
-        if self._resumed_id and not is_known_here:
-            self._spool.last_steps["metrics"] = self._insist(store.last_step)
-            self._spool.last_steps["rows"] = self._spool.last_steps["metrics"]
-        if waiting := self._spool.num_waiting:
-            log.info("%d records of this run were not uploaded yet and go first", waiting)
-            self._spool.append({"kind": "running"})  # an earlier process recorded an end
-        self._spool.append(start)
+        try:
+            self._open_spool(folder, store, start)
+        except OSError as error:
+            named = OSError(error.errno, error.strerror, str(folder))
+            with suppress(StoreError):
+                store.log_other(_end_record("FAILED", str(named)))
+            raise named from error
         self._uploader = Uploader(self._spool, store, folder, self._patience)
         self._uploader.wake()
         self._signals.enter_context(end_on_signals())
@@ -100,6 +97,18 @@ class Tracker:
         log.info("MLflow run %s in %s", self.run_id, masked_url(self.uri))
         log.info("open it with: %s", self.how_to_open)
         return self
+
+    def _open_spool(self, folder: Path, store: MlflowRun, start: Record) -> None:
+        self._spool = Spool(folder)
+        Address(uri=self.uri, experiment=self._config.tracking.experiment, run_name=self._run_name).write(folder)
+        if self._resumed_id:  # without its spool, or after steps that the disk did not take and that were sent directly
+            newest = self._insist(store.last_step)
+            for kind in ("metrics", "rows"):
+                self._spool.last_steps[kind] = max(newest, self._spool.last_steps.get(kind, 0))
+        if waiting := self._spool.num_waiting:
+            log.info("%d records of this run were not uploaded yet and go first", waiting)
+            self._spool.append({"kind": "running"})  # an earlier process recorded an end
+        self._spool.append(start)
 
     @property
     def how_to_open(self) -> str:
@@ -127,8 +136,9 @@ class Tracker:
         status = status_of(error)
         message = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
         try:
-            self._put({"kind": "end", "status": status, "error": message, "time_ms": _now_ms()})
-            self._close(KILLED_CLOSE_S if status == "KILLED" else None)
+            end = _end_record(status, message)
+            self._put(end)
+            self._close(end, KILLED_CLOSE_S if status == "KILLED" else None)
         except (OSError, TrackingError) as lost:
             if error is None:
                 raise
@@ -287,14 +297,21 @@ class Tracker:
             self._spool.append(self._unwritten[0])
             self._unwritten.popleft()
 
-    def _close(self, close_s: float | None) -> None:
+    def _close(self, end: Record, close_s: float | None) -> None:
         folder = spool_folder(self._folder, self.run_id)
         self._uploader.close(close_s)
+        if self._uploader.is_disk_full and end not in self._unwritten:
+            self._uploader.send_directly([end])  # it waits behind others, and the run would seem to continue
         if self._unwritten:
-            raise TrackingError(
-                f"{folder}: {len(self._unwritten)} records of the run could not be written and are lost; free space "
-                "there and resume the run."
+            num_unwritten = len(self._unwritten)
+            self._unwritten = deque(self._uploader.send_directly(self._unwritten))
+            log.warning(
+                "%s: %d records could not be written; %d of them are in MLflow alone",
+                folder,
+                num_unwritten,
+                num_unwritten - len(self._unwritten),
             )
+            self._keep_or_lose(folder)
         if num_unsent := self.num_unsent:
             log.warning(
                 "MLflow %s did not accept %d records of this run (%s). They are kept in %s; upload them with: %s",
@@ -306,6 +323,17 @@ class Tracker:
             )
         elif self._uploader.num_refused:
             log.warning("%d rejected records are in %s", self._uploader.num_refused, folder)
+
+    def _keep_or_lose(self, folder: Path) -> None:
+        """Write what the store did not accept either, in case that there is room by now."""
+        try:
+            self._write()
+        except OSError as error:
+            raise TrackingError(
+                f"{folder}: {len(self._unwritten)} records of the run could not be written ({error.strerror}) or sent "
+                f"to MLflow {masked_url(self.uri)} ({self._uploader.last_error}) and are lost; free space there and "
+                "resume the run."
+            ) from error
 
     @contextmanager
     def _file_place(self) -> Iterator[Path]:
@@ -333,6 +361,10 @@ def status_of(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+def _end_record(status: str, error: str) -> Record:
+    return {"kind": "end", "status": status, "error": error, "time_ms": _now_ms()}
 
 
 def _as_tags(figures: Mapping[str, float]) -> dict[str, str]:

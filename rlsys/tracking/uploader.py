@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from rlsys.tracking.sample_buffer import STEPS_PER_FILE, SampleBlock, SampleBuffer
+from rlsys.tracking.sample_buffer import STEPS_PER_FILE, SampleBlock, SampleBuffer, block_of
 from rlsys.tracking.spool import Record, Spool, encode
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ class Uploader:
         self._away_since: float | None = None
         self.last_error = ""
         self.num_refused = 0
+        self.is_disk_full = False
+        """Whether records wait because rows could not be buffered, although the store may accept others."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self._work: Future[None] = self._thread.submit(self._run)
 
@@ -111,6 +113,29 @@ class Uploader:
         self._work.result()
         return self._spool.num_waiting == 0
 
+    def send_directly(self, records: Sequence[Record]) -> list[Record]:
+        """Send records that the spool's disk did not take; return those that the store did not accept.
+
+        For after `close`, whose time limit still holds.
+        """
+        left: list[Record] = []
+        for together in _calls(records):
+            try:
+                self._patiently(self._send_unspooled, together)
+            except (_StoppedTrying, StoreError) as error:
+                self.last_error = str(error) or self.last_error
+                left += together
+        return left
+
+    def _send_unspooled(self, records: Sequence[Record]) -> None:
+        kind = records[0]["kind"]
+        if kind == "metrics":
+            self._store.log_metrics(records)
+        elif kind == "rows":
+            self._store.log_rows(block_of(records))
+        else:
+            self._store.log_other(self._with_whole_path(records[0]))
+
     def _run(self) -> None:
         is_last = False
         while not is_last:
@@ -125,7 +150,7 @@ class Uploader:
                 return
             except OSError as error:  # of the disk, on which rows wait; the store's are StoreErrors
                 if self._is_out_of_time:
-                    self.last_error = str(error)
+                    self.last_error, self.is_disk_full = str(error), True
                     return
                 self._log_disk(error)
                 self._wake.set()
@@ -240,6 +265,15 @@ class Uploader:
         log.error(
             "MLflow %s rejected a %s record, which is kept in %s: %s", self._store.uri, record["kind"], path, error
         )
+
+
+def _calls(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Yield the records that share a call: one each, but the rows of a block together; the end of the run is last."""
+    rows, ends = ([record for record in records if record["kind"] == kind] for kind in ("rows", "end"))
+    yield from ([record] for record in records if record["kind"] not in ("rows", "end"))
+    for _, of_block in groupby(rows, key=lambda record: record["step"] // STEPS_PER_FILE):
+        yield list(of_block)
+    yield from ([record] for record in ends)
 
 
 def first_group(records: Sequence[Record]) -> Sequence[Record]:

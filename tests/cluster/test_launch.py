@@ -18,8 +18,8 @@ import pytest
 
 from cluster import launch
 from cluster.launch import ROOT, open_cluster, runtime_env
-from cluster.temporary import MAX_TEMP_DIR, short_temp_dir
 from rlsys.config.run import ClusterConfig, ConfigError, parse
+from rlsys.temporary import MAX_TEMP_DIR, short_temp_dir
 from tests.support.cluster import RayHead
 from tests.support.pace import patience
 

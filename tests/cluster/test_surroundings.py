@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.surroundings import problems
-from cluster.temporary import MAX_TEMP_DIR
 from rlsys.config.run import ClusterConfig
+from rlsys.temporary import MAX_TEMP_DIR
 from tests.support.mounts import run_with_mounts
 
 LISTED = """
@@ -83,6 +83,39 @@ def test_a_temporary_folder_that_takes_no_file_is_named(options: str, why: str, 
     assert found[0].startswith(f"TMPDIR={tmp_path}: no file can be written to {tmp_path} ({why});")
 
 
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_compilers_cache_that_takes_no_file_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for place, why in (("/proc/none", "No such file or directory"), (str(tmp_path / "file"), "Not a directory")):
+        monkeypatch.setenv(name, place)
+        (found,) = problems(ClusterConfig(object_store_mib=80))
+        assert found.startswith(f"{name}={place}: no file can be written to ") and f"({why})" in found
+        assert found.endswith("; set it to a folder that can be written to and has room.")
+    monkeypatch.setenv(name, str(tmp_path / "made" / "later"))
+    assert list(problems(ClusterConfig(object_store_mib=80))) == []
+    (found,), _ = listed({tmp_path: "ro"}, **{name: str(tmp_path)})
+    assert found.startswith(f"{name}={tmp_path}: no file can be written to {tmp_path} (Read-only file system)")
+
+
+def test_a_home_without_room_for_compilers_is_named_where_there_are_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
+    for name in (*CACHES, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    triton, vllm = problems(ClusterConfig(object_store_mib=80, device="cuda"))
+    assert triton.startswith("TRITON_CACHE_DIR=~/.triton: ") and vllm.startswith("VLLM_CACHE_ROOT=~/.cache/vllm: ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert list(problems(ClusterConfig(object_store_mib=80, device="cuda"))) == []
+
+
 def test_a_temporary_folder_that_is_missing_is_named_although_python_would_take_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +130,7 @@ def test_a_long_temporary_folder_needs_a_short_one_for_sockets() -> None:
     with tempfile.TemporaryDirectory(prefix="x" * MAX_TEMP_DIR, dir="/dev/shm") as long:
         assert listed({Path("/mnt"): "size=1m"}, TMPDIR=long)[0] == []
         (found,), _ = listed({Path("/tmp"): "ro"}, TMPDIR=long)
-    assert "characters that Ray's sockets leave, and /tmp: no file can be written to /tmp" in found
+    assert "characters that sockets leave, and /tmp: no file can be written to /tmp" in found
 
 
 def test_an_object_store_that_shared_memory_cannot_hold_lies_on_disk_or_nowhere(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from rlsys.weights.manifest import NamedTensor, TensorSpec, digest
+from tests.support.artifacts import artifact_text
 from tests.support.cluster import RayHead
 from tests.support.pace import patience
 from tests.support.paths import REPO, TEST_DATA
@@ -239,7 +240,7 @@ def test_a_page_of_sampled_responses_is_written_every_so_many_steps(two_steps: t
     assert [file.path for file in client.list_artifacts(summary["mlflow_run_id"], "pages")] == [
         "pages/step_000002.html"
     ]
-    page = Path(client.download_artifacts(summary["mlflow_run_id"], "pages/step_000002.html")).read_text()
+    page = artifact_text(client, summary["mlflow_run_id"], "pages/step_000002.html")
     assert page == (out / "pages" / "step_000002.html").read_text()
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert found
@@ -314,7 +315,7 @@ def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded_and_leaves_the_othe
     assert run.data.tags["rlsys.parent_run_id"] == parent
     assert run.data.tags["rlsys.parent_checkpoint"] == str(checkpoint)
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "reward/total/mean")] == [3]
-    table = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/missing_videos.json")).read_text())
+    table = json.loads(artifact_text(client, run.info.run_id, "tables/missing_videos.json"))
     assert dict(zip(table["columns"], table["data"][0], strict=True))["video"] == "gone"
     assert contents(out) == before
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 
+from tests.support.artifacts import artifact_bytes
 from tests.support.paths import REPO
 
 OF_ONE_RUN = ("rlsys.opened_by",)
@@ -59,7 +59,7 @@ def _artifacts(client: MlflowClient, run_id: str, folder: str) -> list[tuple[str
         if one.is_dir:
             found += _artifacts(client, run_id, one.path)
         else:
-            found.append((one.path, Path(client.download_artifacts(run_id, one.path)).read_bytes().hex()))
+            found.append((one.path, artifact_bytes(client, run_id, one.path).hex()))
     return found
 
 

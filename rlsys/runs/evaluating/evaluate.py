@@ -20,7 +20,7 @@ from rlsys.evaluation.evaluated import EvaluatedSet, results_of
 from rlsys.evaluation.pages.page import write_page
 from rlsys.evaluation.results_report import markdown, print_results, sections
 from rlsys.evaluation.rounds import write_rounds_curve
-from rlsys.files import write_whole
+from rlsys.files import why_not_writable, write_whole
 from rlsys.models.folder import content_digest
 from rlsys.runs.assemble import judge_captions, prompt_builder
 from rlsys.runs.check import check_evaluation
@@ -31,7 +31,7 @@ from rlsys.runs.evaluating.responder import open_responder
 from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.records.checkpoint import find, load_state
 from rlsys.runs.records.run_file import RUN_FILE, read_run_file
-from rlsys.runs.records.run_lock import run_lock
+from rlsys.runs.records.run_lock import OutputDirUnusable, run_lock
 from rlsys.tracking.store_address import SQLITE
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json
@@ -77,6 +77,8 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
     chosen = chosen_sets(config, options.datasets, needs_videos=options.predictions is None)
     out = options.out or config.output_dir / "evaluation"
     with run_lock(out):
+        if why := why_not_writable(out):  # before any model is loaded
+            raise OutputDirUnusable(f"{out}: {why}; free space there, or evaluate into another folder (--out).")
         if options.predictions:
             name, evaluated = str(options.predictions), predicted_sets(chosen, options.predictions)
         else:

@@ -12,6 +12,6 @@
 - `run_file` (`Before`, `HeldOut`, `RUN_FILE`, `RunFile`, `SUMMARY_FILE`, `forget_summary`, `name_on_cluster`,
   `read_before`, `read_run_file`, `write_before`, `write_json`, `write_run_file`): what a run records of itself in its
   folder
-- `run_lock` (`run_lock`): one process at a time in a folder
+- `run_lock` (`OutputDirUnusable`, `run_lock`): one process at a time in a folder
 - `output_space` (`checkpoint_bytes`, `output_problems`): whether the folder can be written and has room
 """

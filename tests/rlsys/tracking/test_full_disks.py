@@ -17,7 +17,7 @@ from rlsys.config.run import parse
 from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.uploader import Patience
 
-disk, uri = Path(sys.argv[1]), sys.argv[2]
+disk, uri, stays_full = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "stays full"
 config = parse({"model": {"path": "unused"}, "output_dir": str(disk / "run"), "tracking": {"uri": uri}}, source="test")
 
 def fill():
@@ -28,7 +28,7 @@ def fill():
     except OSError:
         os.close(file)
 
-with Tracker(config, patience=Patience(close_s=30, max_pause_s=0.1, together_s=0.05)) as tracker:
+with Tracker(config, patience=Patience(close_s=2 if stays_full else 30, max_pause_s=0.1, together_s=0.05)) as tracker:
     for step in range(1, 31):
         if step == 5:
             fill()
@@ -37,7 +37,8 @@ with Tracker(config, patience=Patience(close_s=30, max_pause_s=0.1, together_s=0
                 tracker.sync()
             except OSError as error:
                 print("no checkpoint of these steps:", error)
-            os.unlink(disk / "fill")
+            if not stays_full:
+                os.unlink(disk / "fill")
         tracker.log_step(step, {f"reward/{index}/mean": float(step) for index in range(50)})
         tracker._put({"kind": "rows", "step": step, "samples": [{"step": step, "text": "a" * 3000}], "verdicts": []})
         time.sleep(0.05)  # so that the uploader meets the full disk too
@@ -53,7 +54,7 @@ def test_what_a_full_disk_does_not_take_is_recorded_once_there_is_room(is_elsewh
     disk = tmp_path / "disk"
     disk.mkdir()
     uri = f"sqlite:///{tmp_path if is_elsewhere else disk}/mlflow.db"
-    done = run_with_mounts({disk: "size=8m"}, [sys.executable, "-c", RECORDED, str(disk), uri])
+    done = run_with_mounts({disk: "size=8m"}, [sys.executable, "-c", RECORDED, str(disk), uri, ""])
     assert done.returncode == 0, done.stderr
     failed, recorded, samples = done.stdout.splitlines()[-3:]
     assert failed.startswith("no checkpoint of these steps: [Errno 28]")
@@ -61,3 +62,57 @@ def test_what_a_full_disk_does_not_take_is_recorded_once_there_is_room(is_elsewh
     assert samples.count(".json") == 4  # steps 1 to 9, 10 to 19, 20 to 29, 30
     assert "kept in memory: [Errno 28] No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_a_disk_never_takes_is_in_a_store_elsewhere_and_so_is_the_end_of_the_run(tmp_path: Path) -> None:
+    disk, uri = tmp_path / "disk", f"sqlite:///{tmp_path}/mlflow.db"
+    disk.mkdir()
+    done = run_with_mounts({disk: "size=8m"}, [sys.executable, "-c", RECORDED, str(disk), uri, "stays full"])
+    assert done.returncode == 0, done.stderr
+    failed, recorded, samples = done.stdout.splitlines()[-3:]
+    assert failed.startswith("no checkpoint of these steps: [Errno 28]")
+    assert recorded == "FINISHED True"
+    assert "step_000030_to_000030.json" in samples
+    assert "are in MLflow alone" in done.stderr and "are lost" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_neither_disk_nor_store_takes_is_said_to_be_lost(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    uri = f"sqlite:///{disk}/mlflow.db"
+    done = run_with_mounts({disk: "size=8m"}, [sys.executable, "-c", RECORDED, str(disk), uri, "stays full"])
+    assert done.returncode == 1
+    *_, said = done.stderr.splitlines()
+    assert "rlsys.tracking.store_address.TrackingError: " in said
+    assert "records of the run could not be written (No space left on device) or sent to MLflow" in said
+    assert said.endswith("are lost; free space there and resume the run.")
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from mlflow import MlflowClient
+from rlsys.config.run import parse
+from rlsys.tracking.tracker import Tracker
+
+folder, uri = Path(sys.argv[1]), sys.argv[2]
+config = parse({"model": {"path": "unused"}, "output_dir": str(folder), "tracking": {"uri": uri}}, source="test")
+try:
+    with Tracker(config):
+        print("opened")
+except OSError as error:
+    (run,) = MlflowClient(uri).search_runs([MlflowClient(uri).get_experiment_by_name("rlsys").experiment_id])
+    print(error)
+    print(run.info.status, run.data.tags["error"] == str(error))
+"""
+
+
+@pytest.mark.parametrize(("disk", "why"), [("nr_inodes=2", "No space left on device"), ("ro", "Read-only file system")])
+def test_a_run_whose_spool_cannot_be_opened_has_failed_in_mlflow(disk: str, why: str, tmp_path: Path) -> None:
+    folder, uri = tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
+    (folder / "tracking").mkdir(parents=True)
+    done = run_with_mounts({folder / "tracking": disk}, [sys.executable, "-c", OPENED, str(folder), uri])
+    said, status = done.stdout.splitlines()
+    assert why in said and f"{folder}/tracking/" in said
+    assert status == "FAILED True"

@@ -21,6 +21,7 @@ from rlsys.tracking.mlflow_store import MlflowRun, flatten, table_json
 from rlsys.tracking.sample_rows import choose_samples
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker, status_of
+from tests.support.artifacts import artifact_text
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
 from tests.support.tracking_server import TrackingServer
@@ -50,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def artifact(tracker: Tracker, path: str) -> str:
-    return Path(MlflowClient(tracker.uri).download_artifacts(tracker.run_id, path)).read_text()
+    return artifact_text(MlflowClient(tracker.uri), tracker.run_id, path)
 
 
 def table(tracker: Tracker, path: str) -> list[Mapping[str, Any]]:

@@ -24,6 +24,7 @@ from rlsys.tracking.spool import SpoolInUseError
 from rlsys.tracking.store_address import TrackingError
 from rlsys.tracking.tracker import Tracker
 from rlsys.tracking.uploader import Patience
+from tests.support.artifacts import artifact_text
 from tests.support.factories import make_group, make_scored
 from tests.support.pace import patience
 from tests.support.paths import REPO
@@ -76,7 +77,7 @@ def check_once_and_whole(uri: str, run_id: str, num_steps: int) -> None:
 
 
 def table(client: MlflowClient, run_id: str, path: str) -> list[dict[str, Any]]:
-    tree = json.loads(Path(client.download_artifacts(run_id, path)).read_text())
+    tree = json.loads(artifact_text(client, run_id, path))
     return [dict(zip(tree["columns"], row, strict=True)) for row in tree["data"]]
 
 
@@ -139,8 +140,8 @@ def test_what_a_dead_server_did_not_take_is_sent_by_the_command(
     check_once_and_whole(server.uri, tracker.run_id, 12)
     client = MlflowClient(server.uri)
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
-    assert Path(client.download_artifacts(tracker.run_id, "curve.txt")).read_text() == "as it was"
-    assert Path(client.download_artifacts(tracker.run_id, "model/config.json")).read_text() == "{}"
+    assert artifact_text(client, tracker.run_id, "curve.txt") == "as it was"
+    assert artifact_text(client, tracker.run_id, "model/config.json") == "{}"
     assert "uploaded 0 records" in CliRunner().invoke(app, ["tracking", "send", str(folder)]).output
 
 

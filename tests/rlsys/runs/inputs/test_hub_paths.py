@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
 from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.inputs.items import training_items
 from rlsys.runs.records.run_file import write_run_file
+from tests.support.mounts import run_with_mounts
 from tests.support.video_files import make_video
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -228,3 +233,82 @@ def test_predictions_and_commands_on_data_take_files_of_the_hub_too(cache: Path,
         wanted = [*arguments, "--videos", "videos", replaced, "hf://datasets/nobody/rows"]
         found = CliRunner().invoke(app, wanted)
         assert found.exit_code == 2 and "hf download nobody/rows --repo-type dataset" in " ".join(found.output.split())
+
+
+FETCHED = """
+import sys
+from pathlib import Path
+from rlsys.hub import HubError, fetch, reference
+try:
+    print(fetch(reference(Path(sys.argv[1]), is_model=True), {}, field="model.path"))
+except HubError as error:
+    print(error)
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub with one model of one file, at commit NEW."""
+
+    def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            self._answer(b"{}")
+            return
+        file = {"type": "file", "path": "config.json", "size": 2, "oid": "0" * 40}
+        model = {"id": REPO, "sha": NEW, "siblings": [{"rfilename": "config.json"}]}
+        self._answer(json.dumps([file] if "/tree/" in self.path else model).encode())
+
+    def do_HEAD(self) -> None:
+        self._answer(b"{}")
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        for name, value in (("ETag", '"1"'), ("X-Repo-Commit", NEW), ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def fetched(cache: Path, hub: str, mounts: dict[Path, str]) -> str:
+    variables = {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
+    done = run_with_mounts(mounts, [sys.executable, "-c", FETCHED, REPO], **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_cache_that_takes_no_file_is_named(hub: str, tmp_path: Path) -> None:
+    for name, options in (("ro", "ro"), ("full", "nr_inodes=1"), ("free", "size=1m")):
+        (tmp_path / name).mkdir()
+        said = fetched(tmp_path / name, hub, {tmp_path / name: options})
+        if name == "free":
+            assert said == str(tmp_path / name / "models--Qwen--Tiny-VL.7B" / "snapshots" / NEW)
+            continue
+        assert said.startswith(f"model.path={REPO}: the Hugging Face cache {tmp_path / name} does not have it and ca")
+        assert said.endswith("set HF_HOME to a folder that can be written to and has room, or give a folder of this "
+                             "machine.")  # fmt: skip
+    (tmp_path / "file").touch()
+    assert f"the Hugging Face cache {tmp_path}/file does not have it" in fetched(tmp_path / "file", hub, {})
+
+
+def test_a_read_only_cache_that_has_a_model_gives_it(hub: str, tmp_path: Path) -> None:
+    source, disk = tmp_path / "source", tmp_path / "disk"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    folder = put(disk, "models--Qwen--Tiny-VL.7B", NEW, source)
+    read_only = f"mount --bind {disk} {disk} && mount -o remount,bind,ro {disk} && exec"
+    variables = {"HF_HUB_CACHE": str(disk), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
+    shell = ["sh", "-c", f'{read_only} "$@"', "sh", sys.executable, "-c", FETCHED, REPO]
+    done = run_with_mounts({}, shell, **variables)
+    assert done.stdout.splitlines()[-1] == str(folder), done.stderr

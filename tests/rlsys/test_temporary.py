@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster.launch import ROOT
-from cluster.temporary import OWNER_FILE, claim_folder, sweep
+from rlsys.temporary import OWNER_FILE, claim_folder, sweep
 from tests.support.pace import patience
 
 

@@ -1,4 +1,4 @@
-"""The folder in which a cluster started here keeps sockets, logs and spilled objects, and what killed runs left there.
+"""Temporary folders of processes: a cluster's sockets, logs and spilled objects, an engine's sockets.
 
 A folder names its owner, a process that holds a lock on the owner file for as long as it lives. A process that is
 killed cannot remove its folder, and some of Ray's processes live on for minutes; the next start ends and removes both.
@@ -26,8 +26,11 @@ from rlsys.locks import NO_LOCKS
 
 log = logging.getLogger(__name__)
 
-MAX_TEMP_DIR = 60
-"""Ray puts sockets under its temporary folder, and the path of a socket has at most 107 characters."""
+MAX_TEMP_DIR = 55
+"""Ray and vLLM put sockets into a folder below, and the path of a socket has at most 107 characters.
+
+vLLM's are named by a UUID: 55 + 15 for the folder + 37.
+"""
 PREFIX = "rlsys-"
 OWNER_FILE = "owner.json"
 KEEP_LOGS_S = 3 * 24 * 3600.0
@@ -38,7 +41,7 @@ _RAY_PARTS = ("/ray/core/", "/ray/_private/", "/ray/dashboard/", "/ray/autoscale
 
 
 def short_temp_dir() -> Path:
-    """Return the folder of temporary files, or /tmp if its path is too long for Ray's sockets.
+    """Return the folder of temporary files, or /tmp if its path is too long for sockets.
 
     Raises FileNotFoundError if there is no such folder that can be written to.
     """
@@ -47,7 +50,7 @@ def short_temp_dir() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RayFolder:
+class OwnFolder:
     """A temporary folder that belongs to this process until it is released."""
 
     path: Path
@@ -62,8 +65,8 @@ class RayFolder:
         self._owner.close()
 
 
-def claim_folder() -> RayFolder:
-    """Return a new temporary folder for a cluster, after removing what killed runs left beside it."""
+def claim_folder() -> OwnFolder:
+    """Return a new temporary folder, after removing what killed runs left beside it."""
     parent = short_temp_dir()
     sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
@@ -77,7 +80,7 @@ def claim_folder() -> RayFolder:
         log.warning("%s: its file system has no locks (%s), so a killed run's folder stays", parent, error.strerror)
     _write_owner(owner, keep_until=0.0)
     os.rename(new, folder / OWNER_FILE)  # seen by others only once it is locked
-    return RayFolder(path=folder, _owner=owner)
+    return OwnFolder(path=folder, _owner=owner)
 
 
 def sweep(parent: Path) -> list[Path]:
