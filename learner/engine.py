@@ -39,6 +39,7 @@ from learner.packing.rows import Row
 from learner.packing.shards import RankShard
 from learner.sequence.group import SequenceGroup
 from learner.spec import LearnerSpec
+from learner.weights.partitions import have_sums, identified_by_parts
 from learner.weights.publishing import Get, Publisher, Put
 from learner.weights.weights_out import (
     ADAPTER_FOLDER,
@@ -237,16 +238,17 @@ class LearnerEngine:
     def publish(
         self, put: Put, get: Get | None = None, *, copies_later: bool = False
     ) -> tuple[tuple[Bucket, ...], dict[str, TensorEntry]]:
-        """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others.
-
-        At ZeRO-3 all are copied at once, because a rank alone has none whole.
-        """
+        """Publish the weights, see `Publisher`; return their buckets and manifest on rank 0, nothing on the others."""
         if self._publisher is None:
             exported = self._adapter() if self.spec.sync == "adapter" else self._whole()
             max_bytes = self.spec.weights.bucket_mib << 20
             shares = self.spec.weights.transport == "ipc"
-            self._publisher = Publisher(exported, self._gathered, max_bytes, stores=dist.get_rank() == 0, shares=shares)
-        return self._publisher.publish(put, get, copies_later=copies_later and self.spec.learner.zero_stage < 3)
+            identify = identified_by_parts if self.spec.is_partitioned else None
+            stores = dist.get_rank() == 0
+            self._publisher = Publisher(
+                exported, self._gathered, max_bytes, stores=stores, shares=shares, identify=identify
+            )
+        return self._publisher.publish(put, get, copies_later=copies_later and have_sums(self.spec.learner.deepspeed))
 
     @property
     def publisher(self) -> Publisher:
@@ -254,10 +256,6 @@ class LearnerEngine:
         if self._publisher is None:
             raise RuntimeError("these weights were published by another model; call publish again.")
         return self._publisher
-
-    def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
-        """Return a published bucket's tensors where they lie, see `Publisher.live`; {} at ZeRO-3: none is whole."""
-        return self._publisher.live(bucket) if self._publisher and self.spec.learner.zero_stage < 3 else {}
 
     @property
     def published(self) -> PublishStats | None:
@@ -272,7 +270,7 @@ class LearnerEngine:
 
     @contextmanager
     def _gathered(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-        if self.spec.learner.zero_stage < 3:
+        if not self.spec.is_partitioned:
             yield
             return
         with deepspeed.zero.GatheredParameters(list(parameters)):

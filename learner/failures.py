@@ -28,7 +28,7 @@ LOST = (
 )
 BROKEN_COLLECTIVE = re.compile(
     r"gloo|nccl|Connection (closed|reset) by peer|Broken pipe|Timed out waiting .* for (recv|send)|"
-    r"TCPStore|failed to recv|Socket Timeout",
+    r"TCPStore|DistStoreError|failed to recv|Socket Timeout",
     re.IGNORECASE,
 )
 """Messages of a rank whose peers no longer take part in a collective; torch has no single class for such errors."""

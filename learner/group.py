@@ -56,8 +56,9 @@ class LearnerGroup:
         self._is_joined = self._is_offloaded = False
         self._spec: LearnerSpec | None = None
         self._cost: CostModel  # of the loaded model
-        self._sending: ray.ObjectRef | None = None
+        self._sending: list[ray.ObjectRef] = []  # by rank
         self._copies: dict[Uncopied, ray.ObjectRef] = {}  # of the version published last
+        self._copying: list[list[ray.ObjectRef]] = []  # each by rank
 
     @classmethod
     def launch(
@@ -176,18 +177,31 @@ class LearnerGroup:
         `weights.transport` is "collective", the transfer has a rendezvous, and rank 0 broadcasts to them. Rank 0 owns
         the objects in the object store.
         """
-        self._wait("copy", list(self._copies.values()))  # raises what went wrong with them
+        self._wait("send", self._sending)
+        for calls in self._copying:  # raises what went wrong with them
+            self._wait("copy", calls)
         transfer, published = self._call("publish", version, num_receivers)[0]
         broadcasts = published.transport == "collective" and transfer.rendezvous is not None
-        self._sending = self._present[0].send.remote() if broadcasts else None
-        transfer, self._copies = with_copies(transfer, self._copies, self._present[0].copy.remote)
+        self._sending = [rank.send.remote() for rank in self._gathering] if broadcasts else []
+        self._copying = []
+        transfer, self._copies = with_copies(transfer, self._copies, self._copy)
         return transfer, published
 
     def send(self) -> BroadcastResult:
         """Return once the broadcast of the weights published last has ended. A lost receiver is not an error."""
-        if self._sending is None:
+        if not self._sending:
             raise RuntimeError("there is nothing to broadcast; call publish with num_receivers first.")
-        return self._wait("send", [self._sending])[0]
+        return self._wait("send", self._sending)[0]
+
+    def _copy(self, stored: Uncopied) -> ray.ObjectRef:
+        """Have a bucket copied to the object store behind what the ranks do now; return the reference at once."""
+        self._copying.append([rank.copy.remote(stored) for rank in self._gathering])
+        return self._copying[-1][0]
+
+    @property
+    def _gathering(self) -> list[Any]:
+        """The ranks that must take part when rank 0 reads whole parameters."""
+        return self._present if self._loaded.is_partitioned else self._present[:1]
 
     def compare(self, folder: Path, transfer: WeightTransfer) -> tuple[Manifest, dict[str, float | None]]:
         """Return the manifest of a model folder and, by name, its `largest_difference` from a transfer."""

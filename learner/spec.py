@@ -28,3 +28,8 @@ class LearnerSpec:
     device: str = "cpu"
     seed: int = 0
     sync: Literal["full", "adapter"] = "full"
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether each rank has a part of every parameter, so that whole ones must be gathered from all (ZeRO-3)."""
+        return self.learner.zero_stage == 3

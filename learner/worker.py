@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ class LearnerWorker:
         self._transfer: WeightTransfer | None = None
         self._manifest: Manifest = {}
         self._sender: BroadcastSender | None = None
+        self._cues: Any = None
         self._present_since_s = 0.0
 
     def prepare(self) -> None:
@@ -79,11 +81,13 @@ class LearnerWorker:
     def join(self, host: str, port: int, engines_join: bool) -> None:
         """Become a rank; return once all ranks have joined. engines_join: see `rank_sockets`."""
         from learner.engine import find_store, join_ranks
+        from learner.weights.sending import Cues
 
         _, address = self.where()
         os.environ.update(rank_sockets(address, ranks_share_node=host == LOOPBACK, engines_join=engines_join))
-        store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
-        join_ranks(self._rank, self._num_ranks, store, device=self._device, timeout_s=self._timeout_s)
+        self._store = self._store or find_store(self._num_ranks, host, port, self._timeout_s)
+        join_ranks(self._rank, self._num_ranks, self._store, device=self._device, timeout_s=self._timeout_s)
+        self._cues = Cues(self._store, self._timeout_s)
 
     def load(self, spec: LearnerSpec) -> None:
         """Build the model and the optimiser, after freeing earlier ones."""
@@ -149,23 +153,42 @@ class LearnerWorker:
         self._manifest = manifest
         return self._transfer, replace(describe(manifest, version, spec), published=self._loaded.published)
 
-    def send(self) -> BroadcastResult:
-        """Broadcast the weights published last from rank 0, and return the outcome."""
+    def send(self) -> BroadcastResult | None:
+        """Broadcast the weights published last from rank 0, and return the outcome; the others gather with it.
+
+        Only rank 0 is called if it has the parameters whole.
+        """
+        publisher = self._loaded.publisher
+        if self._rank:
+            for index in self._cues.taken():
+                publisher.assist(index)
+            return None
         if self._sender is None or self._transfer is None:
             raise RuntimeError("there is nothing to broadcast; call publish with num_receivers first.")
-        sender, self._sender = self._sender, None
+        from learner.weights.sending import Outgoing
+
+        sender, self._sender, spec = self._sender, None, self._loaded.spec
+        cues = self._cues if spec.is_partitioned else None
+        outgoing = Outgoing(publisher, ray.get, cues)
         channel = None
         if self._device == "cuda":
             from learner.weights.nccl import over_nccl
 
-            ranks_each = self._loaded.spec.rollout.tensor_parallel_size
-            channel = partial(over_nccl, ranks_each=ranks_each, live=self._loaded.live)
-        tensors = partial(self._loaded.publisher.tensors, get=ray.get)
-        return sender.send(self._transfer.buckets, self._manifest, tensors, channel)
+            ranks_each = spec.rollout.tensor_parallel_size
+            channel = partial(over_nccl, ranks_each=ranks_each, live=outgoing.live, live_gathers=spec.is_partitioned)
+        with nullcontext() if cues is None else cues.giving():
+            return sender.send(self._transfer.buckets, self._manifest, outgoing.tensors, channel)
 
-    def copy(self, stored: Uncopied) -> ray.ObjectRef:
-        """Put a bucket that was published without a copy into the object store."""
-        return ray.put(self._loaded.publisher.copy(stored))
+    def copy(self, stored: Uncopied) -> ray.ObjectRef | None:
+        """Put a bucket that was published without a copy into the object store, on rank 0; the others gather with it.
+
+        Only rank 0 is called if it has the parameters whole.
+        """
+        publisher = self._loaded.publisher
+        if self._rank:
+            publisher.assist(stored.index)
+            return None
+        return ray.put(publisher.copy(stored))
 
     def offload(self, keeps_parameters: bool) -> Turn:
         """Move the state to host memory, see `LearnerEngine.offload`, and return since when it was on the device."""

@@ -36,11 +36,14 @@ def over_nccl(
     get: Callable[[Bucket], NamedTensors],
     ranks_each: int,
     live: Callable[[Bucket], Mapping[str, torch.Tensor]],
+    *,
+    live_gathers: bool = False,
 ) -> Iterator[Transmit]:
     """Send each bucket as one buffer of bytes, its tensors one after another in the order of its names.
 
     ranks_each: number of GPUs of one engine.  live: returns a bucket's tensors where they lie on this GPU, {} for those
-    that `get` must return from host memory, see `Publisher.live`.
+    that `get` must return from host memory, see `Publisher.live`.  live_gathers: whether that is a collective of the
+    learner's ranks; then nothing is on its way meanwhile, because a wait for a lost engine would have no deadline.
 
     Raises RuntimeError if the group is not complete, or a bucket not sent, within the deadline; the communicator is
     then aborted, and a receiver that still waits ends at its own process's deadline.
@@ -58,7 +61,7 @@ def over_nccl(
         return trainer_init(info)
 
     group = within(timeout_s, "the engines did not connect", connect)
-    buffers = [_Buffer() for _ in range(NUM_BUFFERS)]
+    buffers = [_Buffer() for _ in range(1 if live_gathers else NUM_BUFFERS)]
 
     def transmit(bucket: Bucket) -> int:
         buffers.append(buffer := buffers.pop(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -36,6 +37,8 @@ Put = Callable[[NamedTensors], Any]
 """A function that stores a bucket's tensors and returns the reference by which other processes get them."""
 Get = Callable[[Any], NamedTensors]
 """A function that returns the tensors behind such a reference."""
+Identify = Callable[[Mapping[str, ExportedTensor]], dict[str, TensorEntry]]
+"""A function that returns the manifest of parameters that no rank has whole; every rank must call it."""
 Published: TypeAlias = tuple[Bucket, dict[str, TensorEntry]]
 """A bucket and its tensors' entries."""
 
@@ -92,13 +95,15 @@ class Publisher:
         *,
         stores: bool,
         shares: bool = False,
+        identify: Identify | None = None,
     ) -> None:
         """Plan the buckets of the exported tensors.
 
         stores: whether this rank puts the weights into the object store.  shares: whether it also shares them by CUDA
-        IPC from its GPU.
+        IPC from its GPU.  identify: None if the rank that stores has the parameters whole.
         """
         self._shares = shares
+        self._identify = identify
         self._exported = exported
         self._planned = plan_export(exported, max_bytes)
         self._gather = gather
@@ -116,6 +121,7 @@ class Publisher:
         A bucket whose tensors have not changed is that of the version before.
         get: returns a stored bucket's tensors; if given, changed buckets have deltas from the version before.
         copies_later: store no changed bucket whose tensors are parameters; it is `Uncopied`, and `copy` returns them.
+        Every rank must be told the same.
         """
         buckets: list[Bucket] = []
         manifest: dict[str, TensorEntry] = {}
@@ -128,8 +134,11 @@ class Publisher:
 
     def copy(self, stored: Uncopied) -> NamedTensors:
         """Return the tensors of a bucket that was not stored. On CPU they are the parameters' own memory."""
-        index = next(index for index, (bucket, _) in self._kept.items() if bucket.stored == stored)
-        return collect(self._planned[index].exported, self._gather)
+        return collect(self._planned[stored.index].exported, self._gather)
+
+    def assist(self, index: int) -> None:
+        """Take part in the gathers of `copy`, or of `live`, of the rank that stores."""
+        assist(self._planned[index].exported, self._gather)
 
     def tensors(self, bucket: Bucket, get: Get) -> NamedTensors:
         """Return the tensors of a published bucket. get: returns those of a stored one."""
@@ -138,44 +147,55 @@ class Publisher:
     def live(self, bucket: Bucket) -> dict[str, torch.Tensor]:
         """Return a whole bucket's tensors by name, where the parameters lie; {} if one of them is computed when read.
 
-        They are what was published until the next update, and whole only where parameters are not partitioned.
+        They are what was published until the next update. Partitioned parameters are gathered for it.
         """
         exported = {name: self._exported[name] for name in bucket.names}
-        is_made = any(tensor.is_made for tensor in exported.values())
-        return {} if is_made else {name: tensor.read() for name, tensor in exported.items()}
+        if any(tensor.is_made for tensor in exported.values()):
+            return {}
+        found: dict[ExportedTensor, torch.Tensor] = {}
+        for tensor in names_of(exported):
+            with self._gather(tensor.parameters):
+                found[tensor] = tensor.read()
+        return {name: found[tensor] for name, tensor in exported.items()}
 
     def _published(
         self, put: Put, get: Get | None, copies_later: bool
     ) -> Iterator[tuple[Bucket, dict[str, TensorEntry]]]:
         for index, planned in enumerate(self._planned):
-            is_kept = planned.is_frozen and self._has_published
-            if not self._stores:
-                if not is_kept:
-                    assist(planned.exported, self._gather)
-                continue
-            if not is_kept:
-                before = self._kept.get(index)
-                if copies_later and not planned.is_made:
-                    self._kept[index] = self._uncopied(planned, before)
+            if not (planned.is_frozen and self._has_published):
+                copies = copies_later and not planned.is_made
+                if not self._stores:
+                    self._assist_publishing(planned, copies)
+                elif copies:
+                    self._kept[index] = self._uncopied(index)
                 else:
-                    self._kept[index] = self._stored(planned, before, put, get)
+                    self._kept[index] = self._stored(index, put, get)
+            if not self._stores:
+                continue
             bucket, entries = self._kept[index]
             # what did not change may have moved since, see `learner.offloading`
             yield (replace(bucket, handles=self._handles(planned)) if self._shares else bucket), entries
 
-    def _uncopied(self, planned: PlannedBucket, before: Published | None) -> Published:
-        clock = Clock()
+    def _assist_publishing(self, planned: PlannedBucket, copies: bool) -> None:
+        if copies and self._identify is not None:
+            self._identify(planned.exported)
+        else:
+            assist(planned.exported, self._gather)
+
+    def _uncopied(self, index: int) -> Published:
+        planned, before, clock = self._planned[index], self._kept.get(index), Clock()
+        identify = self._identify or partial(identified_in_place, gather=self._gather)
         with clock("checksum"):
-            entries = identified_in_place(planned.exported, self._gather)
+            entries = identify(planned.exported)
         self._note(clock)
         if before is not None and before[1] == entries:
             return before
         self.stats.sent_bytes += planned.num_bytes
-        names, stored = tuple(planned.exported), Uncopied(uuid.uuid4().hex)
+        names, stored = tuple(planned.exported), Uncopied(uuid.uuid4().hex, index)
         return Bucket(names=names, num_bytes=planned.num_bytes, stored=stored), entries
 
-    def _stored(self, planned: PlannedBucket, before: Published | None, put: Put, get: Get | None) -> Published:
-        clock = Clock()
+    def _stored(self, index: int, put: Put, get: Get | None) -> Published:
+        planned, before, clock = self._planned[index], self._kept.get(index), Clock()
         with clock("gather"):
             tensors, of_gpu = gathered(planned.exported, self._gather)
         with clock("checksum"):

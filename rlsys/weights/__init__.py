@@ -5,7 +5,7 @@
   `RunningDigest`, `TensorEntry`, `TensorSpec`, `Uncopied`, `WeightTransfer`, `are_different`, `differences`,
   `digest_of`, `manifest_of`, `plan_buckets`, `with_copies`): names, shapes and checksums of tensors, and the
   buckets that carry them
-- `checksum` (`sums_of`): the checksum of a tensor's bytes
+- `checksum` (`Sums`, `sums_of`): the checksum of a tensor's bytes
 - `delta` (`apply`, `as_sent`, `carriers`, `encode`, `num_bytes`, `num_numbers`): what changed since
   the version before
 - `stored` (`stored_tensors`): a bucket's tensors from the object store

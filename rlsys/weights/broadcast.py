@@ -102,7 +102,8 @@ class BroadcastSender:
                         num_bytes += transmit(as_sent(buckets[index], as_delta=as_delta))
         except RuntimeError as error:
             problem = f"lost a receiver: {_first_line(error)}"
-        self.close()
+        finally:
+            self.close()
         return BroadcastResult(
             num_receivers=len(members), num_bytes=num_bytes, seconds=time.perf_counter() - start, problem=problem
         )

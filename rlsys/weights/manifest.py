@@ -166,9 +166,13 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Uncopied:
-    """What rank 0 gives for `Bucket.stored` of a bucket that it will copy after the broadcast; `name` is unique."""
+    """What rank 0 gives for `Bucket.stored` of a bucket that it will copy after the broadcast.
+
+    name: unique.  index: of the bucket in its version.
+    """
 
     name: str
+    index: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -86,10 +86,14 @@ def sums_on_device(tensor: torch.Tensor, start: int = 0) -> torch.Tensor:
     return total
 
 
-def all_sums(tensors: Sequence[torch.Tensor]) -> list[Sums]:
-    """Return the sums of each tensor's bytes, computed where it is, with one wait for the device at the end."""
-    on_gpu = iter(fetched_sums([sums_on_device(one) for one in tensors if one.is_cuda]))
-    return [next(on_gpu) if one.is_cuda else sums_of(as_named(one).data) for one in tensors]
+def all_sums(tensors: Sequence[torch.Tensor], starts: Sequence[int] | None = None) -> list[Sums]:
+    """Return the sums of each tensor's bytes, computed where it is, with one wait for the device at the end.
+
+    starts: place of each one's first byte in the tensor of which it is a piece; None if they are whole.
+    """
+    placed = list(zip(tensors, starts or [0] * len(tensors), strict=True))
+    on_gpu = iter(fetched_sums([sums_on_device(one, start) for one, start in placed if one.is_cuda]))
+    return [next(on_gpu) if one.is_cuda else sums_of(as_named(one).data, start) for one, start in placed]
 
 
 def fetched_sums(found: Iterable[torch.Tensor]) -> list[Sums]:

@@ -19,38 +19,57 @@ from learner.group import LearnerGroup
 from learner.spec import LearnerSpec
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import ModelConfig, RolloutConfig, WeightsConfig
+from rlsys.errors import LearnerLost
 from rlsys.weights.broadcast import join
-from rlsys.weights.manifest import NamedTensor, WeightTransfer, manifest_of
+from rlsys.weights.manifest import NamedTensor, Uncopied, WeightTransfer, manifest_of
 from rlsys.weights.version import WeightVersion
 from tests.support.learner import learner_config, make_batch, make_group, train_config
 from tests.support.pace import patience
 from tests.support.transfers import tensors_of
 
+WHOLE, PARTITIONED = (1, 2), (3, 3)
+"""Numbers of ranks, and ZeRO stages: rank 0 has the parameters whole, or the ranks have parts, the last ones padded."""
 
-def launch(tiny_model_dir: Path, zero_stage: int = 2, timeout_s: float = 60.0) -> LearnerGroup:
+
+def launch(
+    tiny_model_dir: Path, shape: tuple[int, int] = WHOLE, timeout_s: float = 60.0, learner_timeout_s: float = 300.0
+) -> LearnerGroup:
+    num_ranks, zero_stage = shape
     group = LearnerGroup.launch(
-        num_ranks=1, device="cpu", threads=1, timeout_s=patience(300.0), options=[{"num_cpus": 0}]
+        num_ranks=num_ranks,
+        device="cpu",
+        threads=1,
+        timeout_s=patience(learner_timeout_s),
+        options=[{"num_cpus": 0}] * num_ranks,
     )
     load(group, tiny_model_dir, zero_stage, timeout_s)
     return group
 
 
-def load(group: LearnerGroup, tiny_model_dir: Path, zero_stage: int = 2, timeout_s: float = 60.0) -> None:
+def load(
+    group: LearnerGroup, tiny_model_dir: Path, zero_stage: int = 2, timeout_s: float = 60.0, dtype: str = "float32"
+) -> None:
     group.load(
         LearnerSpec(
-            model=ModelConfig(path=tiny_model_dir, dtype="float32"),
+            model=ModelConfig(path=tiny_model_dir, dtype=dtype),
             rollout=RolloutConfig(max_tokens=16),
             train=train_config(),
             algorithm=AlgorithmConfig(),
-            learner=learner_config(num_ranks=1, zero_stage=zero_stage, frozen_parts=("vision_tower",)),
-            weights=WeightsConfig(transport="collective", bucket_mib=1, timeout_s=patience(timeout_s)),
+            learner=learner_config(num_ranks=group.num_ranks, zero_stage=zero_stage, frozen_parts=("vision_tower",)),
+            weights=WeightsConfig(transport="collective", delta="never", bucket_mib=1, timeout_s=patience(timeout_s)),
         )
     )
 
 
+@pytest.fixture(scope="module", params=[WHOLE, PARTITIONED], ids=["whole", "partitioned"])
+def shape(request: pytest.FixtureRequest) -> tuple[int, int]:
+    found: tuple[int, int] = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def learner(actor_cluster: None, tiny_model_dir: Path) -> Iterator[LearnerGroup]:
-    group = launch(tiny_model_dir)
+def learner(actor_cluster: None, tiny_model_dir: Path, shape: tuple[int, int]) -> Iterator[LearnerGroup]:
+    group = launch(tiny_model_dir, shape)
     yield group
     group.shutdown()
 
@@ -76,9 +95,9 @@ def taken(
 
 
 def test_nothing_is_copied_before_the_broadcast_and_everything_before_the_next_update(
-    learner: LearnerGroup, tiny_model_dir: Path
+    learner: LearnerGroup, shape: tuple[int, int], tiny_model_dir: Path
 ) -> None:
-    load(learner, tiny_model_dir)
+    load(learner, tiny_model_dir, shape[1])
     transfer, version = learner.publish(1, num_receivers=1)
     assert not any(are_stored(transfer)), "rank 0 waits for the receiver, and nothing is stored meanwhile"
     assert version.published.store_s == version.published.stored_bytes == 0
@@ -102,8 +121,10 @@ def test_nothing_is_copied_before_the_broadcast_and_everything_before_the_next_u
     assert manifest_of(tensors_of(third)) == newer.manifest
 
 
-def test_a_receiver_that_comes_too_late_takes_the_copy(learner: LearnerGroup, tiny_model_dir: Path) -> None:
-    load(learner, tiny_model_dir)
+def test_a_receiver_that_comes_too_late_takes_the_copy(
+    learner: LearnerGroup, shape: tuple[int, int], tiny_model_dir: Path
+) -> None:
+    load(learner, tiny_model_dir, shape[1])
     transfer, version = learner.publish(1, num_receivers=1)
     taken(transfer, version)
     found, stats = taken(transfer, version)
@@ -112,9 +133,9 @@ def test_a_receiver_that_comes_too_late_takes_the_copy(learner: LearnerGroup, ti
 
 
 def test_the_others_of_a_broadcast_that_lost_a_receiver_take_the_copy(
-    learner: LearnerGroup, tiny_model_dir: Path
+    learner: LearnerGroup, shape: tuple[int, int], tiny_model_dir: Path
 ) -> None:
-    load(learner, tiny_model_dir, timeout_s=10.0)
+    load(learner, tiny_model_dir, shape[1], timeout_s=10.0)
     transfer, version = learner.publish(1, num_receivers=2)
     with ThreadPoolExecutor(1) as threads:
         other = threads.submit(taken, transfer, version)
@@ -126,28 +147,69 @@ def test_the_others_of_a_broadcast_that_lost_a_receiver_take_the_copy(
     assert (stats.broadcast_bytes, stats.stored_bytes) == (0, version.published.sent_bytes)
 
 
-def test_at_zero_3_everything_is_stored_before_the_broadcast(learner: LearnerGroup, tiny_model_dir: Path) -> None:
-    load(learner, tiny_model_dir, zero_stage=3)
-    transfer, version = learner.publish(1, num_receivers=1)
-    assert all(are_stored(transfer))
+def test_a_new_receiver_is_sent_what_the_others_have(
+    learner: LearnerGroup, shape: tuple[int, int], tiny_model_dir: Path
+) -> None:
+    load(learner, tiny_model_dir, shape[1])
+    taken(*learner.publish(1, num_receivers=1))
+    learner.send()
+    update(learner)
+    transfer, version = learner.publish(2, num_receivers=1)  # the tower is in the store, and is sent from the learner
     found, stats = taken(transfer, version)
-    assert manifest_of(found) == manifest_of(tensors_of(transfer)) == version.manifest
-    assert stats.stored_bytes == 0
+    assert manifest_of(found) == version.manifest
+    assert stats.broadcast_bytes == sum(bucket.num_bytes for bucket in transfer.buckets)
+    assert version.published.sent_bytes < stats.broadcast_bytes
+    assert learner.send().problem == ""
 
 
-def test_copies_that_a_dead_rank_cannot_make_are_gone(actor_cluster: None, tiny_model_dir: Path) -> None:
-    learner = launch(tiny_model_dir)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_versions_are_those_of_a_learner_that_stores_them_first(
+    learner: LearnerGroup, shape: tuple[int, int], tiny_model_dir: Path, dtype: str
+) -> None:
+    load(learner, tiny_model_dir, shape[1], dtype=dtype)
+    update(learner)
+    sent, later = learner.publish(1, num_receivers=1)
+    taken(sent, later)
+    load(learner, tiny_model_dir, shape[1], dtype=dtype)
+    update(learner)
+    transfer, first = learner.publish(1)
+    assert later.digest == first.digest
+    assert manifest_of(tensors_of(transfer)) == later.manifest
+
+
+def test_copies_that_a_dead_rank_cannot_make_are_gone(
+    actor_cluster: None, tiny_model_dir: Path, shape: tuple[int, int]
+) -> None:
+    learner = launch(tiny_model_dir, shape)
     transfer, _ = learner.publish(1, num_receivers=1)
     learner.shutdown()  # while it waits for the receiver
     with pytest.raises(WeightsGone):
         fetch(transfer.buckets[0], patience(60.0))
 
 
-def test_a_copy_that_failed_is_an_error_at_the_next_version(actor_cluster: None, tiny_model_dir: Path) -> None:
-    learner = launch(tiny_model_dir, timeout_s=10.0)
+def test_a_rank_that_dies_before_it_gathers_loses_the_learner_and_not_a_receiver(
+    actor_cluster: None, tiny_model_dir: Path
+) -> None:
+    learner = launch(tiny_model_dir, PARTITIONED, learner_timeout_s=60.0)
+    transfer, version = learner.publish(1, num_receivers=1)
+    ray.kill(learner._workers[1])  # it waits for a cue, and rank 0 for the receiver
+    with pytest.raises(WeightsRefused):
+        taken(transfer, version)
+    with pytest.raises(LearnerLost, match="rank 1"):
+        learner.send()
+    assert learner.num_ranks == 0
+
+
+def test_a_copy_that_failed_is_an_error_at_the_next_version(
+    actor_cluster: None, tiny_model_dir: Path, shape: tuple[int, int]
+) -> None:
+    learner = launch(tiny_model_dir, shape, timeout_s=10.0, learner_timeout_s=60.0)
 
     def break_copies(worker: Any) -> None:
-        def fail(stored: object) -> None:
+        copy = worker._loaded.publisher.copy
+
+        def fail(stored: Uncopied) -> None:
+            copy(stored)
             raise OSError("no space left on device")
 
         worker._loaded.publisher.copy = fail
