@@ -17,6 +17,7 @@ import torch
 
 from actors.weights.experts import PackedAgain
 from actors.weights.held import HeldPart, held_parts, stale_adapter
+from actors.weights.placed import PlacedSums, placed_sums
 from actors.weights.sharing import SharedTensors
 from rlsys.weights.manifest import Manifest, TensorEntry, TensorSpec
 from rlsys.weights.tensors import entries_of
@@ -113,15 +114,15 @@ def _compare(received: Received, part: HeldPart) -> None:
         received.known[part.name] = entry, found
 
 
-def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], list[str]]:
+def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], dict[str, PlacedSums]]:
     """Compare what the model holds with a manifest.
 
-    Returns how many tensors were compared, which of them differ, and which could not be compared: split ones that
-    never came through `load`, of which a manifest says nothing.
+    Returns how many tensors were compared, which of them differ, and the sums of those that a worker cannot compare
+    alone: split ones that never came through `load`.
     """
     received = _received(worker)
     compared, received.compared = received.compared, {}
-    num_read, stale, unknown = 0, [], []
+    num_read, stale, unknown = 0, [], {}
     for part in held_parts(worker.get_model(), {name: entry.spec for name, entry in manifest.items()}):
         name, entry = part.name, manifest[part.name]
         known, wanted = received.known.get(name, (None, ()))
@@ -135,7 +136,7 @@ def check(worker: Worker, manifest: Manifest) -> tuple[int, list[str], list[str]
             dtype = getattr(torch, entry.spec.dtype)
             is_held = all(found == entry for found in entries_of([held.to(dtype) for held in part.readings]))
         else:
-            unknown.append(name)
+            unknown[name] = placed_sums(part, entry)
             continue
         num_read += 1
         if not is_held:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from actors.errors import WeightsRefused
 from actors.weights import in_worker
+from actors.weights.placed import are_whole
 from actors.weights.sharing import shared
 from rlsys.weights.manifest import Manifest, NamedTensors, TensorSpec
 from rlsys.weights.tensors import as_tensor
@@ -50,17 +51,23 @@ class Workers:
     ) -> tuple[int, list[str]]:
         """Compare what every worker holds with a manifest.
 
-        fetch: yields tensors that contain those named, for parts that no worker can identify by itself.
+        fetch: yields tensors that contain those named, for parts that the workers cannot identify by their sums.
         Returns how many tensors each worker compared at least, and which of them differ in one.
         """
         found = self._rpc(in_worker.check, args=(manifest,))
         stale = {name for _, names, _ in found for name in names}
-        unknown = {name for _, _, names in found for name in names}
+        unknown = set()
+        for name in {name for _, _, sums in found for name in sums}:
+            whole = are_whole([sums.get(name, {}) for _, _, sums in found], manifest[name])
+            if whole is None:
+                unknown.add(name)
+            elif not whole:
+                stale.add(name)
         if unknown:
             for tensors in fetch(unknown):
                 wanted = {name: tensor for name, tensor in tensors.items() if name in unknown}
                 stale |= {name for names in self._send(in_worker.check_sent, wanted, manifest) for name in names}
-        return min(num_read + len(names) for num_read, _, names in found), sorted(stale)
+        return min(num_read + len(sums) for num_read, _, sums in found), sorted(stale)
 
     def differences(self, tensors: NamedTensors, specs: Mapping[str, TensorSpec]) -> dict[str, float | None]:
         """Return by name how far the worst worker is from the tensors; None if one of them cannot read its part."""

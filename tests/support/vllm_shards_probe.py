@@ -1,7 +1,8 @@
 """Which part of a tensor vLLM's own loaders give to each worker, beside what `shard_of` says: run as a process.
 
 Its own process, because vLLM changes torch's threading for everything else in a process.
-stdout's last line: {"num_compared": how many, "wrong": [what differs, …]}.
+The sums of what all workers hold are compared with the whole tensor's checksum, too.
+stdout's last line: {"num_compared": how many, "num_summed": tensors, "wrong": [what differs, …]}.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import torch  # noqa: E402
 from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402
 from vllm.model_executor.layers import linear, vocab_parallel_embedding  # noqa: E402
 
-from actors.weights.held import shard_of  # noqa: E402
+from actors.weights.held import HeldPart, shard_of  # noqa: E402
+from actors.weights.placed import PlacedSums, are_whole, placed_sums  # noqa: E402
+from rlsys.weights.manifest import TensorEntry, entry_of  # noqa: E402
+from rlsys.weights.tensors import as_named  # noqa: E402
 
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCAB = 24, 8, 2, 4, 40, 100
 
@@ -55,8 +59,9 @@ def parts() -> Iterator[tuple[torch.nn.Module, str, str, object, tuple[int, ...]
 
 
 def main() -> None:
-    wrong, num_compared = [], 0
+    wrong, num_compared, num_summed = [], 0, 0
     for size in (1, 2, 4):
+        summed: dict[int, tuple[str, TensorEntry, list[PlacedSums]]] = {}
         for rank in range(size):
             names = [f"{module.__name__}.get_tensor_model_parallel" for module in (linear, vocab_parallel_embedding)]
             patches = [patch(f"{name}_rank", lambda rank=rank: rank) for name in names]
@@ -68,18 +73,27 @@ def main() -> None:
             with set_current_vllm_config(VllmConfig()), torch.no_grad():
                 for each in patches:
                     each.start()
-                for layer, leaf, kind, shard_id, shape, first in parts():
+                for index, (layer, leaf, kind, shard_id, shape, first) in enumerate(parts()):
+                    torch.manual_seed(index)  # the same on every worker
                     sent = torch.randn(shape)
                     parameter = getattr(layer, leaf)
                     arguments = () if shard_id is None else (shard_id,)
                     parameter.weight_loader(parameter, sent, *arguments)
-                    wanted = shard_of(layer, kind, shape).of(sent)
+                    shard, entry = shard_of(layer, kind, shape), entry_of(as_named(sent))
+                    wanted = shard.of(sent)
+                    held = parameter[first : first + wanted.shape[0]]
+                    part = HeldPart(name=kind, layer=layer, shard=shard, value=held, unpacked=None)
+                    summed.setdefault(index, (kind, entry, []))[2].append(placed_sums(part, entry))
                     num_compared += 1
-                    if not torch.equal(parameter[first : first + wanted.shape[0]], wanted):
+                    if not torch.equal(held, wanted):
                         wrong.append(f"{type(layer).__name__} {kind} {leaf}, worker {rank} of {size}")
                 for each in patches:
                     each.stop()
-    print(json.dumps({"num_compared": num_compared, "wrong": wrong}))  # noqa: T201
+        for kind, entry, by_worker in summed.values():
+            num_summed += 1
+            if are_whole(by_worker, entry) is not True:
+                wrong.append(f"{kind}, sums of {size} workers")
+    print(json.dumps({"num_compared": num_compared, "num_summed": num_summed, "wrong": wrong}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -55,16 +55,16 @@ def drawn() -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
 
 def test_experts_are_read_back_in_the_checkpoints_layout_and_one_that_is_stale_is_found() -> None:
     sent, gate_up, down = drawn()
-    assert checked(layer(0, 1, gate_up, down), sent) == (2, [], [])
+    assert checked(layer(0, 1, gate_up, down), sent) == (2, [], {})
     stale = down.clone()
     stale[2, 3, 5] += 0.5
     model = layer(0, 1, gate_up, stale)
-    assert checked(model, sent) == (2, [f"{BLOCK}.down_proj"], [])
+    assert checked(model, sent) == (2, [f"{BLOCK}.down_proj"], {})
     specs = {name: as_named(tensor).spec for name, tensor in sent.items()}
     found = {part.name: part.difference(sent[part.name]) for part in held_parts(model, specs)}
     assert found == pytest.approx({f"{BLOCK}.gate_up_proj": 0.0, f"{BLOCK}.down_proj": 0.5})
     # halves the other way round, as a kernel of FlashInfer wants them, are not read back
-    assert checked(layer(0, 1, gate_up, down, "FLASHINFER_CUTLASS"), sent) == (0, [], [])
+    assert checked(layer(0, 1, gate_up, down, "FLASHINFER_CUTLASS"), sent) == (0, [], {})
 
 
 def test_a_worker_holds_its_part_of_every_experts_gate_and_of_what_it_multiplies() -> None:

@@ -46,10 +46,10 @@ def test_a_parameter_that_was_not_updated_is_found() -> None:
     model.language_model.model.add_module("embed_tokens", torch.nn.Embedding(8, 3))  # padded from 4 rows
     embedding = model.language_model.model.embed_tokens.weight.detach()[:4].clone()
     sent = {"model.norm.weight": torch.ones(3), EMBEDDING: embedding}
-    assert checked(model, sent) == (2, [], [])
+    assert checked(model, sent) == (2, [], {})
     with torch.no_grad():
         model.language_model.model.norm.weight[1] = 3.0
-    assert checked(model, sent) == (2, ["model.norm.weight"], [])
+    assert checked(model, sent) == (2, ["model.norm.weight"], {})
 
 
 def test_parts_of_a_fused_projection_are_read_back_as_slices() -> None:
@@ -61,16 +61,16 @@ def test_parts_of_a_fused_projection_are_read_back_as_slices() -> None:
         for kind, where in rows.items()
         for leaf in ("weight", "bias")
     }
-    assert checked(model, sent) == (6, [], [])
+    assert checked(model, sent) == (6, [], {})
     with torch.no_grad():
         fused.weight[5, 0] += 0.5
-    assert checked(model, sent) == (6, ["model.layers.0.self_attn.k_proj.weight"], [])
+    assert checked(model, sent) == (6, ["model.layers.0.self_attn.k_proj.weight"], {})
     specs = {name: as_named(tensor).spec for name, tensor in sent.items()}
     key = {name: tensor for name, tensor in sent.items() if "k_proj" in name}
     parts = list(held_parts(model, specs, key))
     assert [part.difference(key[part.name]) for part in parts] == pytest.approx([0.5, 0.0])
     # without the others nothing says where a part lies
-    assert checked(model, key) == (0, [], [])
+    assert checked(model, key) == (0, [], {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -82,9 +82,9 @@ def test_a_matrix_that_was_repacked_is_read_through_its_product(dtype: torch.dty
     layer.cpu_linear = lambda x, weight, bias: torch.nn.functional.linear(x, matrix, bias)
     model = modules(language_model__model__layers__0__mlp__down_proj=layer)
     sent = {"model.layers.0.mlp.down_proj.weight": matrix.clone()}
-    assert checked(model, sent) == (1, [], [])
+    assert checked(model, sent) == (1, [], {})
     matrix[5, 3] *= 1.01
-    assert checked(model, sent) == (1, list(sent), [])
+    assert checked(model, sent) == (1, list(sent), {})
 
 
 def test_zeros_of_different_sign_differ() -> None:
@@ -166,3 +166,4 @@ def test_every_layer_is_split_as_vllm_loads_it() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["wrong"] == []
     assert found["num_compared"] > 60
+    assert found["num_summed"] == 3 * found["num_compared"] // 7
