@@ -290,6 +290,9 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_d
         return "MPEG-4 with B-frames"
     if packets[0].key is not KeyFrame.WHOLE or not _are_groups_closed(packets):
         return "open groups of pictures"
+    keys = [one for one in packets if one.key is KeyFrame.WHOLE]
+    if any(after.dts is not None and after.dts <= one.pts for one, after in zip(keys, keys[1:], strict=False)):
+        return "key frames close to each other"  # decord seeks by the time of one in tables of when each is decoded
     return ""
 
 

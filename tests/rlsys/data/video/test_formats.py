@@ -233,6 +233,24 @@ def test_frames_that_only_the_container_calls_key_frames_start_nothing(tmp_path:
     assert part == list(range(40, 56, 2))
 
 
+@pytest.mark.parametrize("suffix", ["flv", "mp4", "mkv"])
+def test_key_frames_closer_than_the_delay_of_b_frames_are_told_apart(tmp_path: Path, suffix: str) -> None:
+    path, keys = tmp_path / f"close.{suffix}", (15, 30, 32, 45)
+    with av.open(str(path), "w", options={"movflags": "frag_keyframe"} if suffix == "mp4" else {}) as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"bf": "2", "g": "60", "forced-idr": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for index in range(NUM):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
+            if index in keys:
+                frame.pict_type = av.video.frame.PictureType.I
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for at in (*keys, 31, 33):
+        part, _ = shown(path, fps=FPS, window_s=(at / FPS, (at + 4) / FPS))
+        assert part == list(range(at, at + 4))
+
+
 def test_a_still_image_in_place_of_a_video_is_named(tmp_path: Path) -> None:
     for suffix in ("png", "webp", "tiff", "bmp", "gif"):
         path = tmp_path / f"still.{suffix}"
