@@ -385,7 +385,7 @@ def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator
 
 
 class _WrongStart(Exception):
-    """What follows from a key frame of the container is not what decoding from the first one gives."""
+    """Decoding cannot start at a frame that the container calls a key frame."""
 
 
 def _read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -398,8 +398,13 @@ def _read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterato
         for pts in wanted:
             key = bisect_right(found.keys, pts) - 1
             # skip decoding the frames up to there; an edit list may go back, or hold a picture
-            if pts < at or (key >= 0 and found.keys[key] > at):
-                container.seek(int(seeks[max(key, 0)]) if seeks.size else pts, stream=stream)
+            if pts < at or (key > 0 and found.keys[key] > at):
+                try:
+                    container.seek(int(seeks[max(key, 0)]) if seeks.size else pts, stream=stream)
+                except FFmpegError:  # some files without an index
+                    if key > 0:
+                        raise _WrongStart from None
+                    raise
                 frames, at, frame = _placed(container, stream, found), -1 << 62, None
             if at != pts:
                 is_first = frame is None

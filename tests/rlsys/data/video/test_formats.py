@@ -233,6 +233,24 @@ def test_frames_that_only_the_container_calls_key_frames_start_nothing(tmp_path:
     assert part == list(range(40, 56, 2))
 
 
+@pytest.mark.parametrize("name", ["vp9 in webm", "ffv1 in mkv"])
+def test_a_file_that_starts_before_0_is_read(tmp_path: Path, name: str) -> None:
+    source, how = written(tmp_path, name)
+    path, shift = tmp_path / "early.mkv", 70
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(source)) as given, av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                container.mux(packet)
+    numbers, times_s = shown(path)
+    assert numbers == [5 * index for index in range(12)]
+    assert np.allclose(times_s, np.array(numbers) / how.fps, atol=2e-3)
+    part, _ = shown(path, fps=FPS / 2, window_s=(4.0, 5.6))
+    assert part == list(range(40, 56, 2))
+
+
 @pytest.mark.parametrize("suffix", ["flv", "mp4", "mkv"])
 def test_key_frames_closer_than_the_delay_of_b_frames_are_told_apart(tmp_path: Path, suffix: str) -> None:
     path, keys = tmp_path / f"close.{suffix}", (15, 30, 32, 45)
