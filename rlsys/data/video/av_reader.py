@@ -47,6 +47,8 @@ MAX_FRAME_BYTES = 3 * MAX_PIXELS
 """Largest number of bytes of a frame in its own pixel format: 8K of 10 bit with a quarter of the colours."""
 MAX_FAST_PIXELS = 4096 * 2304
 """Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
+MAX_REORDERED = 16
+"""Most frames by which a decoder changes the order of frames."""
 WRAP = 1 << 32
 """Half of the clock of MPEG streams, in ticks; a larger step is a jump back that was taken for the clock's overflow."""
 
@@ -288,6 +290,11 @@ def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_d
         return "pictures that start behind the sound"
     if stream.codec_context.name == "mpeg4" and pts != sorted(pts):
         return "MPEG-4 with B-frames"
+    return _why_not_fast_groups(packets)
+
+
+def _why_not_fast_groups(packets: Sequence[_Packet]) -> str:
+    """Return why decord may start at a wrong frame, or ""."""
     if packets[0].key is not KeyFrame.WHOLE or not _are_groups_closed(packets):
         return "open groups of pictures"
     keys = [one for one in packets if one.key is KeyFrame.WHOLE]
@@ -339,12 +346,23 @@ def _decoded_times(path: Path, uri: str) -> list[Shown]:
             step = int(1 / (rate * stream.time_base))
             return [Shown(place * step, step, place) for *_, place in frames]
         # some containers state only the order of decoding, which is that of the frames once they are decoded
-        stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
+        stamps = next((one for one in map(_in_place, (pts, dts)) if one is not None), None)
         steps = [] if stamps is None else [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
         is_mpeg = container.format.name in ("mpegts", "mpeg")
         if stamps is None or (is_mpeg and max(steps, default=0) > WRAP):
             raise ClipError(uri, "corrupt", "the times of its frames go back: several recordings in one file")
         return [Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
+
+
+def _in_place(stamps: Sequence[Any]) -> list[Any] | None:
+    """Return the stamps of frames as they are shown, in order; None if some are missing, or too far from their place.
+
+    FFmpeg gives a frame the stamp of another one around it where an MPEG stream does not stamp every picture.
+    """
+    if None in stamps:
+        return None
+    places = np.argsort(stamps, kind="stable")
+    return sorted(stamps) if np.abs(places - np.arange(len(stamps))).max(initial=0) <= MAX_REORDERED else None
 
 
 def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[_Packet]) -> Fraction:
@@ -399,12 +417,7 @@ def _read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterato
             key = bisect_right(found.keys, pts) - 1
             # skip decoding the frames up to there; an edit list may go back, or hold a picture
             if pts < at or (key > 0 and found.keys[key] > at):
-                try:
-                    container.seek(int(seeks[max(key, 0)]) if seeks.size else pts, stream=stream)
-                except FFmpegError:  # some files without an index
-                    if key > 0:
-                        raise _WrongStart from None
-                    raise
+                _seek(container, stream, int(seeks[max(key, 0)]) if seeks.size else pts, is_start=key <= 0)
                 frames, at, frame = _placed(container, stream, found), -1 << 62, None
             if at != pts:
                 is_first = frame is None
@@ -419,6 +432,16 @@ def _read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterato
                     raise _WrongStart
                 raise ClipError(uri, "corrupt", f"no frame of {float(pts * stream.time_base):.3f} s can be decoded")
             yield upright(frame, found.turn)
+
+
+def _seek(container: Any, stream: Any, pts: int, *, is_start: bool) -> None:
+    """Go to a key frame. is_start: of the file. Raises _WrongStart for others that some files without an index have."""
+    try:
+        container.seek(pts, stream=stream)
+    except FFmpegError:
+        if is_start:
+            raise
+        raise _WrongStart from None
 
 
 def _placed(container: Any, stream: Any, found: Probe) -> Iterator[tuple[int, Any]]:

@@ -286,6 +286,20 @@ def test_recordings_joined_in_one_file_whose_times_go_back_are_refused(tmp_path:
         decode(make_spec(tmp_path / f"two.{suffix}"))
 
 
+def test_two_frames_whose_stamps_are_exchanged_are_shown_in_their_order(tmp_path: Path) -> None:
+    """As FFmpeg reads some MPEG program streams, which do not stamp every picture."""
+    source, path = tmp_path / "right.ts", tmp_path / "exchanged.ts"
+    write_video(source, numbered(), Encoding(codec="mpeg2video", fps=25, options={"bf": "0", "g": "12"}))
+    with av.open(str(source)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(video=0) if packet.size]
+        packets[20].pts, packets[21].pts = packets[21].pts, packets[20].pts
+        for packet in packets:
+            packet.stream = stream
+            container.mux(packet)
+    assert shown(path, fps=25.0, max_frames=60)[0] == list(range(60))
+
+
 @pytest.mark.parametrize("suffix", ["webm", "mkv"])
 def test_a_recording_without_a_duration_is_read(tmp_path: Path, suffix: str) -> None:
     """Browsers write such files, and decord cannot open them."""
