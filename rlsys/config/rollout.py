@@ -48,11 +48,11 @@ class RolloutConfig(Part):
                 f"rollout.group_size={self.group_size}: advantages need at least 2 rollouts per prompt; "
                 "set it to 2 or more (8 is usual)."
             )
-        if self.group_size > self.max_num_seqs:
-            raise ValueError(
-                f"rollout.group_size={self.group_size} is above rollout.max_num_seqs={self.max_num_seqs}; "
-                "raise max_num_seqs."
-            )
+        for name in ("group_size", "shuffled_group_size"):
+            if (size := getattr(self, name)) > self.max_num_seqs:
+                raise ValueError(
+                    f"rollout.{name}={size} is above rollout.max_num_seqs={self.max_num_seqs}; raise max_num_seqs."
+                )
         if self.temperature < MIN_TEMPERATURE:
             raise ValueError(
                 f"rollout.temperature={self.temperature:g}: a group of equal responses has no advantages; use 1.0."

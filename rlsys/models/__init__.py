@@ -11,6 +11,7 @@
   checkpoint folder
 - `adapter` (`Adapter`, `read_adapter`): a LoRA adapter's folder
 - `sizes` (`OF_MLPS`, `ModelSizes`, `read_model_sizes`): parameters by part
+- `parallel` (`tensor_parallel_problem`): the numbers of workers that can share a model
 - `tiny` (`END_OF_TEXT`, `IM_END`, `SPECIAL_TOKENS`, `chat_template`, `make_tiny`): a model of 0.7 million parameters,
   of any family
 """

@@ -15,13 +15,13 @@ from rlsys.data.video.errors import ClipError
 from rlsys.errors import UserError
 from rlsys.files import why_not_writable
 from rlsys.models.folder import problems_of_folder
-from rlsys.models.model_config import patch_shape, read_model_config
+from rlsys.models.model_config import patch_shape
 from rlsys.models.prompts import PromptBuilder, PromptTooLong, TokenCount
 from rlsys.models.sizes import read_model_sizes
 from rlsys.perception.choose import largest_items
-from rlsys.planning.plan import BYTES
 from rlsys.planning.plan_store import clip_bytes, is_attached, store_section, weights_bytes
 from rlsys.runs.assemble import import_scorers, judge_of, machine_problems, needs_judge, prompt_builder
+from rlsys.runs.check_engine import engine_problems
 from rlsys.runs.evaluating.answering import ChosenSet, chosen_sets
 from rlsys.runs.inputs.items import held_out_items, order_of, training_items
 from rlsys.runs.records.output_space import output_problems
@@ -31,7 +31,6 @@ from rlsys.tracking.store_address import TrackingError, require_driver, store_ur
 from rlsys.types import PromptItem
 
 SHOWN = 10
-CPU_BLOCK_TOKENS = 32  # of the engine's cache of keys and values on CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def check(config: RunConfig) -> Report:
         prompts = prompt_builder(config)
         problems += problems_of_folder(config.model.path)
         problems += output_problems(config)
-        problems += _cache_problems(config)
+        problems += engine_problems(config)
         problems += _heads_problems(config)
         problems += _pixel_problems(config)
         budgets = (
@@ -130,7 +129,7 @@ def check_evaluation(config: RunConfig, chosen: Sequence[ChosenSet]) -> Report:
     budget = _token_budget([_RowTokens(item=item) for one in chosen for item in one.asked], prompts)
     later = _later_rounds(config, [item for one in chosen for item in one.asked], prompts)
     budget = Report(facts=(*budget.facts, *later.facts), problems=(*budget.problems, *later.problems))
-    problems = (*machine_problems(config), *problems_of_folder(config.model.path), *_cache_problems(config))
+    problems = (*machine_problems(config), *problems_of_folder(config.model.path), *engine_problems(config))
     return Report(facts=budget.facts, problems=(*problems, *budget.problems))
 
 
@@ -315,30 +314,6 @@ def _pixel_problems(config: RunConfig) -> Iterator[str]:
 def _heads_problems(config: RunConfig) -> Iterator[str]:
     if problem := read_model_sizes(config.model.path).heads_problem(config.learner.sequence_parallel):
         yield problem
-
-
-def _cache_problems(config: RunConfig) -> Iterator[str]:
-    """Yield why an engine cannot hold one sequence; its cache is counted on CPU, and for GPUs by `rlsys plan`."""
-    longest = config.model.max_model_len
-    if (most := read_model_config(config.model.path).longest) is not None and longest > most:
-        yield (
-            f"model.max_model_len={longest} is above the {most} positions of the model (max_position_embeddings in "
-            f"{config.model.path / 'config.json'}), which engines refuse; lower it to {most}."
-        )
-    if config.cluster.device != "cpu":
-        return
-    sizes, width = read_model_sizes(config.model.path), BYTES[config.model.dtype]
-    if sizes.linear and config.model.dtype == "bfloat16":
-        yield (
-            f"model.dtype=bfloat16: on a CPU engines of vLLM 0.32 return NaN for {config.model.path}, which has linear "
-            "attention, until weights are sent to them; set it to float32."
-        )
-    needed_mib = -(-sizes.cache_bytes(longest, width, CPU_BLOCK_TOKENS) // (1 << 20))
-    if needed_mib > config.rollout.kv_cache_mib:
-        yield (
-            f"rollout.kv_cache_mib={config.rollout.kv_cache_mib} cannot hold one sequence of model.max_model_len="
-            f"{longest} tokens; raise it to {needed_mib}, or lower model.max_model_len."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,11 +48,13 @@ class VisionConfig:
     the whole width.
     is_narrow: whether the projector norms merged patches and its inner width is the language model's; else it norms
     patches, and its inner width is that of a merged patch.
+    heads: of attention, 0 if an engine's workers need not share them equally.
     """
 
     depth: int
     hidden: int
     mlp: int
+    heads: int
     in_channels: int
     patch_size: int
     temporal_patch_size: int

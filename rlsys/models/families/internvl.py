@@ -51,6 +51,7 @@ def read_vision(tree: Mapping[str, Any]) -> VisionConfig:
         depth=depth,
         hidden=tree.get("hidden_size", 1024),
         mlp=tree.get("intermediate_size", 4096),
+        heads=0,
         in_channels=tree.get("num_channels", 3),
         patch_size=patch,
         temporal_patch_size=1,

@@ -14,6 +14,7 @@ def read_vision(tree: Mapping[str, Any]) -> VisionConfig:
         depth=tree["depth"],
         hidden=tree["hidden_size"],
         mlp=tree["intermediate_size"],
+        heads=tree.get("num_heads", 16),
         in_channels=tree.get("in_channels", 3),
         patch_size=tree.get("patch_size", 14),
         temporal_patch_size=tree.get("temporal_patch_size", 2),

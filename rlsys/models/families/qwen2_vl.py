@@ -18,6 +18,7 @@ def read_vision(tree: Mapping[str, Any]) -> VisionConfig:
         depth=tree["depth"],
         hidden=width,
         mlp=int(width * tree.get("mlp_ratio", 4)),
+        heads=tree.get("num_heads", 16),
         in_channels=tree.get("in_channels", 3),
         patch_size=tree.get("patch_size", 14),
         temporal_patch_size=tree.get("temporal_patch_size", 2),
