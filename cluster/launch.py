@@ -25,9 +25,11 @@ from cluster.placement import (
     logical_cpus,
     plan_placement,
 )
+from cluster.surroundings import SHARED_MEMORY
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 from rlsys.end_signals import defer_signals
+from rlsys.files import why_not_writable
 from rlsys.temporary import claim_folder, end_processes_in
 
 env.be_quiet()  # ray reads some of these when it is imported
@@ -208,6 +210,9 @@ def _started_here(config: ClusterConfig, wanted: Demand, secrets: Collection[str
         ray.shutdown(wait_for_processes=True)
         if failed:
             log.warning("the workers' logs are in %s", folder.path / RAY_FOLDER / "session_latest" / "logs")
+            for place in (folder.path.parent, SHARED_MEMORY):
+                if why := why_not_writable(place):
+                    log.warning("%s: %s, which may be the reason", place, why)
         folder.release(keep=failed)
 
 

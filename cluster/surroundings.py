@@ -19,10 +19,12 @@ from cluster.access_token import mode_problem
 from cluster.address import cluster_address
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError
-from rlsys.files import why_not_writable
+from rlsys.files import free_files, why_not_writable
 from rlsys.temporary import MAX_TEMP_DIR, short_temp_dir
 
 SHARED_MEMORY = Path("/dev/shm")
+MIN_TEMP_BYTES, MIN_TEMP_FILES = 16 << 20, 400
+"""Room for temporary files without which no run is started: the shortest of them leave 1 MiB of logs in 130 files."""
 MAX_SLOW_STORE_BYTES = 10_000_000_000
 """Ray refuses to keep a larger object store outside of shared memory, unless RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE."""
 
@@ -39,7 +41,7 @@ def problems(config: ClusterConfig) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
-    found = list(_temporary_problems())
+    found = list(_temporary_problems(starts_cluster=address is None))
     yield from found
     if address is None:
         yield from _home_problems()
@@ -48,7 +50,7 @@ def problems(config: ClusterConfig) -> Iterator[str]:
             yield from _store_problems(config.object_store_mib)
 
 
-def _temporary_problems() -> Iterator[str]:
+def _temporary_problems(*, starts_cluster: bool) -> Iterator[str]:
     named = env.read("TMPDIR")
     if named and (why := why_not_writable(Path(named), must_exist=True)):
         yield f"TMPDIR={named}: {why}; give a folder that can be written to and has room, or unset TMPDIR."
@@ -61,6 +63,14 @@ def _temporary_problems() -> Iterator[str]:
     if why := why_not_writable(folder, must_exist=True):
         reason = f"TMPDIR is longer than the {MAX_TEMP_DIR} characters that sockets leave, and " if named else ""
         yield f"{reason}{folder}: {why}; set TMPDIR to a short path that can be written to and has room."
+    elif starts_cluster:
+        free, files = shutil.disk_usage(folder).free, free_files(folder)
+        if free < MIN_TEMP_BYTES or files < MIN_TEMP_FILES:
+            yield (
+                f"{'TMPDIR=' if named else ''}{folder}: it has {free >> 20} MiB free, for {files:.0f} more files, but "
+                f"Ray's logs and sockets and the workers' temporary files take {MIN_TEMP_BYTES >> 20} MiB and "
+                f"{MIN_TEMP_FILES} files; free space there, or set TMPDIR to a short path on another disk."
+            )
 
 
 def _home_problems() -> Iterator[str]:

@@ -51,7 +51,8 @@ def save(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> 
 def raise_not_written(problems: Sequence[str], device: torch.device) -> None:
     """Raise NotWritten on all ranks if any rank has problems with its disk."""
     if found := united(tuple(problems), device):
-        raise NotWritten("; ".join(found))
+        cause = min(found, key=lambda problem: "Errno" not in problem)  # torch says what follows from it
+        raise NotWritten(cause if len(found) == 1 else f"{cause} (and {len(found) - 1} more files)")
 
 
 @contextmanager

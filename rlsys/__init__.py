@@ -10,7 +10,7 @@
 - `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
   and SIGQUIT
 - `env`: every environment variable that is read or set
-- `files` (`DISK_ERRORS`, `UNFINISHED`, `aside`, `in_memory`, `is_device`, `read_json`, `rename_synced`,
+- `files` (`DISK_ERRORS`, `UNFINISHED`, `aside`, `free_files`, `in_memory`, `is_device`, `read_json`, `rename_synced`,
   `require_regular`, `sync`, `sync_tree`, `write_output`, `write_whole`, `why_not_writable`): files that are complete or
   absent after a crash
 - `json_lines` (`in_short`, `json_lines`, `why_no_lines`): files of one JSON object a line

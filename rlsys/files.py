@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -109,8 +110,18 @@ def why_not_writable(folder: Path, *, must_exist: bool = False) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"no file can be written to {place} ({error.strerror})"
+        lacks = ", as its disk holds no more files: see df -i" if free_files(place) == 0 else ""
+        return f"no file can be written to {place} ({error.strerror}{lacks})"
     return ""
+
+
+def free_files(folder: Path) -> float:
+    """Return how many more files the disk of a folder can hold (its free inodes); infinity where it sets no limit."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return math.inf
+    return found.f_favail if found.f_files else math.inf
 
 
 def require_regular(path: Path) -> None:

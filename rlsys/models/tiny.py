@@ -7,6 +7,8 @@ the sizes differ. Nothing is downloaded, and the same seed writes the same bytes
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_OF_RUST = re.compile(r"\(os error (\d+)\)")
 # not special: decoding with skip_special_tokens must keep them, the reward parsers read them
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
@@ -102,13 +105,20 @@ def make_tiny(
 
     "demo" has 0.7 M parameters, "bench" 1.5 M, "wide" 34 M. words: see `make_tokenizer`.
     family: see `rlsys.models.families`. Torch's global random state is left as it was.
+    Raises OSError, and leaves nothing, if the disk does not take a folder that is new.
     """
     if not Path(folder).exists():
         new = aside(Path(folder))  # a half-written folder must not look like a model
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        make_tiny(new, seed=seed, size=size, words=words, family=family)
-        new.rename(folder)
+        try:
+            make_tiny(new, seed=seed, size=size, words=words, family=family)
+            new.rename(folder)
+        except Exception as error:
+            shutil.rmtree(new, ignore_errors=True)
+            if found := _OF_RUST.search(str(error)):  # safetensors and tokenizers raise errors of their own
+                raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from error
+            raise
         return
     described = family_named(family)
     tokenizer = make_tokenizer(words, described)

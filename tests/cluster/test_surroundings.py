@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -114,6 +115,16 @@ def test_a_home_without_room_for_compilers_is_named_where_there_are_gpus(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert list(problems(ClusterConfig(object_store_mib=80, device="cuda"))) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "free"), [("size=8m", "[78] MiB free, for \\d+ more"), ("nr_inodes=300", "MiB free, for 299 more")]
+)
+def test_a_temporary_folder_with_little_room_is_named(options: str, free: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="tt-", dir="/tmp") as folder:
+        (found,), _ = listed({Path(folder): options}, TMPDIR=folder)
+    assert found.startswith(f"TMPDIR={folder}: it has ")
+    assert re.search(f"{free} files, but Ray's logs and sockets and the workers' temporary files take 16 MiB", found)
 
 
 def test_a_temporary_folder_that_is_missing_is_named_although_python_would_take_another(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rlsys.errors import CheckpointError
-from rlsys.files import UNFINISHED, aside, rename_synced, sync_tree, write_whole
+from rlsys.files import UNFINISHED, aside, free_files, rename_synced, sync_tree, write_whole
 from rlsys.loop.state import RunState
 from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify, write_manifest
 
@@ -56,8 +56,8 @@ class Checkpoints:
 
         `write` may return the digest of the weights that it wrote, which is used if the state has none.
         num_bytes: estimated size, used only if there is no earlier checkpoint to estimate from.
-        Raises OSError at once if the disk lacks the space. If writing fails later, the partial checkpoint is
-        removed, earlier checkpoints are untouched, and the error propagates.
+        Raises OSError at once if the disk lacks the space or the inodes. If writing fails later, the partial
+        checkpoint is removed, earlier checkpoints are untouched, and the error propagates.
         """
         name = f"step_{state.step:06d}"
         final = self._folder / name
@@ -115,10 +115,14 @@ class Checkpoints:
             return ""
 
     def _require_room(self, num_bytes: int) -> None:
-        earlier = list(_complete_in(self._folder))
+        earlier, num_files = list(_complete_in(self._folder)), 0
         if earlier:
             newest = max(earlier, key=lambda path: (path / STATE_FILE).stat().st_mtime_ns)
-            num_bytes = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+            entries = list(newest.rglob("*"))
+            num_files, num_bytes = len(entries), sum(file.stat().st_size for file in entries if file.is_file())
+        if (free_number := free_files(self._folder)) < num_files:
+            problem = f"a checkpoint has {num_files} files and the disk can hold only {free_number:.0f} more (df -i)"
+            raise OSError(errno.ENOSPC, problem, str(self._folder))
         free = shutil.disk_usage(self._folder).free
         if free < num_bytes:
             problem = f"a checkpoint needs about {num_bytes >> 20} MiB and only {free >> 20} MiB are free"

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlsys.config.run import RunConfig
-from rlsys.files import why_not_writable
+from rlsys.files import free_files, why_not_writable
 from rlsys.models.sizes import read_model_sizes
 
 BYTES_OF_ADAMW = 12
 """Bytes per trained parameter in a checkpoint: the float32 weight and both moments."""
 RECORD_BYTES = 32 << 20
 """Bytes left for what else a run writes from its first step: the MLflow store, rollouts, logs."""
+
+NUM_FILES = 100
+"""Files of a checkpoint of a few ranks, and of the record of a short run."""
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
@@ -37,4 +40,9 @@ def output_problems(config: RunConfig) -> Iterator[str]:
         yield (
             f"output_dir={folder}: its disk has {free >> 20} MiB free, but a checkpoint and the run's record take "
             f"about {needed >> 20} MiB; free space there, or choose a folder on another disk."
+        )
+    if (files := free_files(place)) < NUM_FILES:
+        yield (
+            f"output_dir={folder}: its disk can hold only {files:.0f} more files (df -i), but a checkpoint and the "
+            f"run's record are about {NUM_FILES}; remove files there, or choose a folder on another disk."
         )

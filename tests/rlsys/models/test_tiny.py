@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from rlsys.models.tiny import CORNERS, SPECIAL_TOKENS, TAGS, make_tiny, make_tokenizer
 from tests.support.learner import cut_of
+from tests.support.mounts import run_with_mounts
 from tests.support.paths import REPO
 
 
@@ -152,3 +153,21 @@ def test_any_text_survives_the_tokenizer(text: str, words: str) -> None:
 
 
 _TOKENIZERS = {"grounding": make_tokenizer(), "all": make_tokenizer("all")}
+
+
+MADE = """
+import os, sys
+from pathlib import Path
+from rlsys.models.tiny import make_tiny
+try:
+    make_tiny(Path(sys.argv[1]) / "tiny", seed=0)
+except OSError as error:
+    print(error.strerror, error.filename.startswith(sys.argv[1]), os.listdir(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("disk", ["size=64k", "size=1m", "nr_inodes=4", "nr_inodes=7"])
+def test_a_disk_that_takes_no_model_is_an_error_of_the_disk_and_nothing_is_left(disk: str, tmp_path: Path) -> None:
+    done = run_with_mounts({tmp_path: disk}, [sys.executable, "-c", MADE, str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "No space left on device True []"

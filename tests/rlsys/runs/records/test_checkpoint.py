@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from rlsys.loop.state import RunState
 from rlsys.runs.records import checkpoint
 from rlsys.runs.records.checkpoint import Best, Checkpoints, find, load_state
 from tests.support.deaths import Killed, die_at
+from tests.support.mounts import run_with_mounts
 from tests.support.pace import patience
 
 OPERATIONS = ((os, "rename"), (os, "replace"), (os, "fsync"), (shutil, "rmtree"), (Path, "mkdir"), (Path, "unlink"))
@@ -171,3 +173,36 @@ def test_errors_say_what_was_found_instead(tmp_path: Path) -> None:
     (saved / checkpoint.STATE_FILE).write_text("{")
     with pytest.raises(CheckpointError, match="not the state"):
         load_state(saved)
+
+
+SAVED = """
+import os, sys
+from pathlib import Path
+from rlsys.loop.state import RunState
+from rlsys.runs.records.checkpoint import Checkpoints
+
+folder = Path(sys.argv[1])
+checkpoints = Checkpoints(folder, keep=2)
+
+def write(place):
+    for index in range(20):
+        (place / str(index)).touch()
+
+for step in (1, 2):
+    try:
+        state = RunState(step=step, prompts_consumed=step, seed=0, mlflow_run_id="r", weights_digest="d")
+        print(checkpoints.save(state, write).name)
+    except OSError as error:
+        print(error)
+    print(sorted(path.name for path in folder.glob("*step*")))
+"""
+
+
+def test_a_disk_without_inodes_for_another_checkpoint_keeps_the_one_it_has(tmp_path: Path) -> None:
+    done = run_with_mounts({tmp_path: "nr_inodes=40"}, [sys.executable, "-c", SAVED, str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    saved, _, said, left = done.stdout.splitlines()
+    assert saved == "step_000001" and left == "['step_000001']"
+    assert re.fullmatch(
+        rf"\[Errno 28\] a checkpoint has 22 files and the disk can hold only 1\d more \(df -i\): '{tmp_path}'", said
+    )

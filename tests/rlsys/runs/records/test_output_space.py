@@ -79,7 +79,16 @@ print(json.dumps([locked, list(output_problems(config))]))
         ("ro", "cannot be written to: .*Read-only file system", "no file can be written to .*Read-only file system"),
         ("size=16m", "", "its disk has 1[56] MiB free, but a checkpoint and the run's record take about"),
         ("size=4k,nr_inodes=20", "", "no file can be written to .*No space left on device"),
-        ("size=1m,nr_inodes=1", "cannot be written to: .*No space left", "no file can be written to .*No space left"),
+        (
+            "nr_inodes=60",
+            "",
+            r"its disk can hold only 5\d more files \(df -i\), but a checkpoint and the run",
+        ),
+        (
+            "size=1m,nr_inodes=1",
+            "cannot be written to: .*No space left",
+            "no file can be written to .*No space left.*: see df -i",
+        ),
     ],
 )
 def test_real_disks_that_are_small_full_or_read_only(
