@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.engine_args import engine_args, keep_pixels, socket_folder
+from actors.engine_args import engine_args, keep_pixels, own_temporary_files
 from actors.errors import BadOutput, EngineAsleep, NoWeights, PromptRefused, WeightsRefused
 from actors.linear_attention import compute_in_float32
 from actors.prompts import vllm_prompt
@@ -67,7 +67,7 @@ class RolloutEngine:
         for name, value in environment(spec).items():
             os.environ.setdefault(name, value)
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override kv_cache_mib
-        self._remove_sockets = socket_folder(spec)
+        self._remove_temporary_files = own_temporary_files()
         start = time.perf_counter()
         with lean_imports():
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -322,7 +322,7 @@ class RolloutEngine:
         """Free vLLM's workers and shared memory; the engine cannot be used afterwards."""
         self._engine.engine_core.shutdown()
         self._engine.renderer.shutdown()
-        self._remove_sockets()
+        self._remove_temporary_files()
 
     def _sampling_params(self, sampling: Sampling) -> SamplingParams:
         from vllm import SamplingParams

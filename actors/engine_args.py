@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.engine_settings import SETTINGS
 from actors.requests import EngineSpec
 from actors.weights.native import BACKENDS
-from rlsys import env
 from rlsys.models.model_config import read_model_config
-from rlsys.temporary import claim_folder
+from rlsys.temporary import claim_folder, is_own, variables_for
 
 if TYPE_CHECKING:
     from vllm import EngineArgs
@@ -86,14 +87,15 @@ def keep_pixels() -> None:
     output.strip_covered_mm_data = lambda features, num_computed_tokens, uses_mrope=False: features
 
 
-def socket_folder(spec: EngineSpec) -> Callable[[], None]:
-    """Have vLLM put the sockets between this process and its workers into a folder of their own, as it leaves them.
+def own_temporary_files() -> Callable[[], None]:
+    """Give this process, and those that it starts, a folder of its own for temporary files; return what removes it.
 
-    Returns what removes the folder. Nothing is done where there are no workers, or where the environment names a
-    folder: that of a cluster started here, or the user's.
+    vLLM leaves the sockets between its processes there, and files of their groups. The processes of a cluster that was
+    started here have such a folder already, that of the run.
     """
-    if spec.rollout.tensor_parallel_size == 1 or env.read(env.VLLM_SOCKETS):
+    if is_own(Path(tempfile.gettempdir())):
         return lambda: None
     folder = claim_folder()
-    os.environ[env.VLLM_SOCKETS] = str(folder.path)
+    os.environ.update(variables_for(folder.path))
+    tempfile.tempdir = str(folder.path)
     return partial(folder.release, keep=False)

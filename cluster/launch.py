@@ -30,7 +30,7 @@ from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError, RunConfig
 from rlsys.end_signals import defer_signals
 from rlsys.files import why_not_writable
-from rlsys.temporary import claim_folder, end_processes_in
+from rlsys.temporary import claim_folder, end_processes_in, variables_for
 
 env.be_quiet()  # ray reads some of these when it is imported
 
@@ -231,7 +231,7 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                     log_to_driver=_shows_worker_logs(),
-                    runtime_env=runtime_env(config, code="here", sockets=folder.parent),
+                    runtime_env=runtime_env(config, code="here", temporary=folder.parent),
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(folder),
                 )
@@ -245,17 +245,17 @@ def _start(config: ClusterConfig, num_cpus: int, folder: Path) -> None:
 
 
 def runtime_env(
-    config: ClusterConfig, *, code: Literal["here", "send", "there"], sockets: Path | None = None
+    config: ClusterConfig, *, code: Literal["here", "send", "there"], temporary: Path | None = None
 ) -> dict[str, Any]:
     """Return what the run's workers get: environment variables, and the code.
 
     code: "here" (this machine's own files), "send" (packed and sent), "there" (a submitted job brought it).
-    sockets: folder for those of vLLM, unless the environment names one.
+    temporary: folder for their temporary files, None for this machine's.
     Packages are sent rather than a working directory, so that workers keep theirs and relative paths hold.
     """
     variables = env.QUIET | env.SERVE_PROXY | (env.CPU_WORKERS if config.device == "cpu" else {})
-    if sockets is not None and not env.read(env.VLLM_SOCKETS):
-        variables = variables | {env.VLLM_SOCKETS: str(sockets)}
+    if temporary is not None:
+        variables = variables | variables_for(temporary)
     if code == "here" and not _is_installed():
         earlier = os.environ.get("PYTHONPATH", "")
         variables = variables | {"PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), earlier) if path)}

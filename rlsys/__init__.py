@@ -17,8 +17,8 @@
 - `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
   cache
 - `locks` (`NO_LOCKS`, `hold`): locks on files, on file systems without them too
-- `temporary` (`MAX_TEMP_DIR`, `claim_folder`, `end_processes_in`, `short_temp_dir`): temporary folders that go with
-  their process
+- `temporary` (`MAX_TEMP_DIR`, `claim_folder`, `end_processes_in`, `is_own`, `short_temp_dir`, `variables_for`):
+  temporary folders that go with their process
 - `lean_imports` (`lean_imports`): a faster import of vLLM and DeepSpeed
 - `urls` (`MASK`, `has_secret`, `masked_tree`, `masked_url`, `why_not_http`): URLs without their secrets
 - `commands`: the command line

@@ -19,9 +19,6 @@ class Variable:
     why: str
 
 
-VLLM_SOCKETS = "VLLM_RPC_BASE_PATH"
-"""vLLM's name for the folder of the sockets between its processes, which it leaves behind."""
-
 READ = {
     variable.name: variable
     for variable in (
@@ -167,14 +164,10 @@ READ = {
             why="Set to 1 to let an object store of over 10 GB lie on a disk where shared memory is too small.",
         ),
         Variable(
-            name=VLLM_SOCKETS,
-            default=None,
-            why="Folder of the sockets between an engine's processes; unset: one that is removed with the run.",
-        ),
-        Variable(
             name="TMPDIR",
             default=None,
-            why="Folder of temporary files, Ray's logs and sockets among them; unset: /tmp.",
+            why="Folder of temporary files, Ray's logs and sockets among them; unset: /tmp. Workers of a cluster "
+            "that is started here get one in it that is removed with the run.",
         ),
     )
 }

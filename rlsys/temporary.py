@@ -1,4 +1,4 @@
-"""Temporary folders of processes: a cluster's sockets, logs and spilled objects, an engine's sockets.
+"""Temporary folders of processes: a cluster's sockets, logs and spilled objects, and what its workers leave.
 
 A folder names its owner, a process that holds a lock on the owner file for as long as it lives. A process that is
 killed cannot remove its folder, and some of Ray's processes live on for minutes; the next start ends and removes both.
@@ -7,6 +7,7 @@ killed cannot remove its folder, and some of Ray's processes live on for minutes
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from typing import IO
 
 import psutil
 
+from rlsys import env
 from rlsys.locks import NO_LOCKS
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,24 @@ def short_temp_dir() -> Path:
     """
     usual = Path(tempfile.gettempdir())
     return usual if len(str(usual)) <= MAX_TEMP_DIR else Path("/tmp")
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether a folder for temporary files is that of a run or of a process, which removes it."""
+    return folder.name.startswith(PREFIX)
+
+
+def variables_for(folder: Path) -> dict[str, str]:
+    """Return the environment of processes whose temporary files go to a folder that is removed with them.
+
+    What torch has compiled stays where it looks for it in the next run.
+    """
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid_{os.getuid()}"
+    compiled = env.read("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{user}"
+    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": compiled}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

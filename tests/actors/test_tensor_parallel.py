@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,6 @@ import ray
 import torch
 
 from actors.errors import NoWeights
-from rlsys.env import VLLM_SOCKETS
 from rlsys.temporary import short_temp_dir
 from rlsys.types import Rollout
 from rlsys.weights.manifest import NamedTensors
@@ -172,13 +171,13 @@ def take_the_right_part(worker: Any, rank: int) -> None:
         del worker.get_model().load_weights
 
 
-def test_the_sockets_between_workers_lie_in_a_folder_that_goes_with_the_engine(engines: Engines) -> None:
-    (folder,) = {Path(named) for named in ray.get(engines.two.in_workers.remote(named_folder))}
-    sockets = [path for path in folder.iterdir() if path.is_socket()]
-    assert sockets and folder.parent == short_temp_dir()
+def test_temporary_files_of_workers_lie_in_a_folder_that_goes_with_the_engine(engines: Engines) -> None:
+    (folder,) = {Path(named) for named in ray.get(engines.two.in_workers.remote(temporary_folder))}
+    assert [path for path in folder.iterdir() if path.is_socket()]
+    assert folder.parent == short_temp_dir()
     ray.get(engines.two.shutdown.remote())  # the last test: the others need the engine
     assert not folder.exists()
 
 
-def named_folder(worker: Any) -> str:
-    return os.environ[VLLM_SOCKETS]
+def temporary_folder(worker: Any) -> str:
+    return tempfile.gettempdir()

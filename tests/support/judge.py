@@ -52,8 +52,8 @@ def judge_server(served_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
     # without the second setting an untrained model writes white space, which JSON allows anywhere, until it is cut off
     grammar = {"backend": "xgrammar", "disable_any_whitespace": True}
     command += ["--structured-outputs-config", json.dumps(grammar)]
-    sockets = tempfile.mkdtemp(prefix="rj-", dir="/tmp")  # short, and vLLM leaves them behind
-    variables = {**os.environ, **env.QUIET, **env.CPU_SERVED_MODEL, env.VLLM_SOCKETS: sockets}
+    scratch = tempfile.mkdtemp(prefix="rj-", dir="/tmp")  # short: vLLM leaves sockets and files in it
+    variables = {**os.environ, **env.QUIET, **env.CPU_SERVED_MODEL, "TMPDIR": scratch}
     with log.open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
     try:
@@ -66,7 +66,7 @@ def judge_server(served_model_dir: Path, tmp_path_factory: pytest.TempPathFactor
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-        shutil.rmtree(sockets, ignore_errors=True)  # a process that is still ending may write once more
+        shutil.rmtree(scratch, ignore_errors=True)  # a process that is still ending may write once more
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
