@@ -22,7 +22,6 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 """Suffixes that a row may leave out of the name of its video."""
 _YOUTUBE = re.compile(r"(?:v_)?[\w-]{11}")
 _IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
-_ROTATION_TAG = 0x0112  # EXIF orientation; 5 to 8 are turned by a quarter
 
 
 def places(row: AnnotationRow) -> tuple[str, ...]:
@@ -167,20 +166,17 @@ def picture_size(path: Path) -> tuple[float, float] | None:
 
     Only the header is read. None for anything else, videos included.
     """
-    from PIL import Image
-
-    from rlsys.data.video.images import FORMATS
+    from rlsys.data.video.errors import ClipError
+    from rlsys.data.video.images import shown_size
 
     for candidate in sorted(path.iterdir()) if path.is_dir() else (path,):
         if not os.path.isfile(candidate):  # the reader of a pipe waits
             continue
         try:
-            with Image.open(candidate, formats=FORMATS) as image:
-                width, height = image.size
-                is_turned = image.getexif().get(_ROTATION_TAG, 1) >= 5
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # decoding it says what is wrong
+            width, height = shown_size(candidate)
+        except (OSError, ClipError):  # decoding it says what is wrong
             continue
-        return (float(height), float(width)) if is_turned else (float(width), float(height))
+        return float(width), float(height)
     return None
 
 

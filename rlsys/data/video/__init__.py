@@ -7,6 +7,7 @@
 - `budgets` (`MERGED`, `largest_clip_tokens`, `largest_grid`, `largest_grids`, `patch_bytes`): the largest clip within
   the limits on frames and pixels
 - `frames` (`MERGED`, `TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size
-- `images` (`FORMATS`, `files_of_folder`): image formats that may be opened, and the images of a frame folder, in order
+- `images` (`FORMATS`, `files_of_folder`, `shown_size`): image formats that may be opened, the images of a frame
+  folder, in order, and the size of one
 - `errors` (`AnnotationError`, `ClipError`): what cannot be read
 """

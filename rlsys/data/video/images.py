@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from rlsys.data.video.animations import composed, parts_of
+from rlsys.data.video.containers import head_of
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.pixels import flattened
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that may be opened. Pillow has others whose readers start programs (EPS) or fetch files."""
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"))
 _ANIMATED = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 """How files of the formats begin that may be animations."""
+_OTHERS = {
+    rb"....ftyp(avif|avis)": "an AVIF image",
+    rb"....ftyp(hei[cx]|hev[cx]|mif1|msf1)": "an HEIC image",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL image",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "a JPEG 2000 image",
+    rb"II[*+]\0|MM\0[*+]": "a TIFF whose kind of pixels Pillow does not read",
+}
+"""Names of what images are often given as, by how they begin."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
 MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image; as RGB it takes 192 MB."""
 MAX_FILE_BYTES = 1 << 30
@@ -27,8 +50,6 @@ MAX_ANIMATION_PIXELS = 20_000_000_000
 per second."""
 MAX_FILES = 1_000_000
 """Largest number of images of a folder: nine hours of video at 30 frames per second."""
-PIXELS_AT_ONCE = 4_000_000
-"""Pixels that are converted at a time, so that a large image is held once in its own mode and once as RGB."""
 DEFAULT_FRAME_S, MIN_FRAME_S = 0.1, 0.011
 """Duration for which browsers show a frame of an animation whose own duration is shorter than the second of these."""
 
@@ -60,56 +81,28 @@ def open_image(path: Path) -> Image.Image:
     """Return an image as RGB, upright, with transparency on white. Raises ClipError."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
-        ImageOps.exif_transpose(image, in_place=True)
-        return flattened(image)
+        flat = flattened(image)
+        return _upright(flat, _orientation(image))
 
 
-def flattened(image: Image.Image) -> Image.Image:
-    """Return an image as RGB: transparency laid on white, 16-bit and floating-point greys scaled to 8 bits."""
-    image.load()
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image, image.info.get("transparency"))
-    is_transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-    result = Image.new("RGB", image.size)
-    for top, bottom in row_bands(image.height, image.width):
-        band = image.crop((0, top, image.width, bottom))
-        result.paste(_on_white(band) if is_transparent else band.convert("RGB"), (0, top))
-    return result
+def shown_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image as it is shown upright, from its header. Raises ClipError."""
+    with _errors(path), Image.open(path, formats=FORMATS) as image:
+        is_turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns the size of a TIFF itself
+        return (image.height, image.width) if is_turned else image.size
 
 
-def row_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Yield (first row, row behind the last) of bands of about `PIXELS_AT_ONCE` pixels, from top to bottom."""
-    rows = max(1, PIXELS_AT_ONCE // max(1, width))
-    return ((top, min(top + rows, height)) for top in range(0, height, rows))
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 where there is none; broken metadata do not spoil a picture."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, TypeError, ValueError, struct.error):
+        return 1
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, layer).convert("RGB")
-
-
-def _from_deep(image: Image.Image, transparent: object) -> Image.Image:
-    """Scale 16-bit values by their full range and wider ones by their extremes; Pillow itself clips at 255.
-
-    transparent: the value that becomes white. Values that are not finite are shown as the smallest one.
-    """
-    grey = np.asarray(image)
-    known = grey[np.isfinite(grey)] if image.mode == "F" else grey
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and high <= 65535):
-        low, high = 0.0, 65535.0 if high > 255 or image.mode.startswith("I;16") else 255.0
-    scale = 255.0 / (high - low) if high > low else 0.0
-    bytes_ = np.empty(grey.shape, np.uint8)
-    for top, bottom in row_bands(*grey.shape):
-        band = grey[top:bottom]
-        scaled = (np.where(np.isfinite(band), band, low).astype(np.float64) - low) * scale
-        bytes_[top:bottom] = np.round(scaled).clip(0, 255).astype(np.uint8)
-        if isinstance(transparent, int):
-            bytes_[top:bottom][band == transparent] = 255
-    return Image.fromarray(bytes_).convert("RGB")
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def is_animation(path: Path) -> bool:
@@ -125,36 +118,52 @@ def animation_times(path: Path) -> tuple[np.ndarray, float]:
     """Return the presentation times of an animation, f64 [N], and the end of its last frame, in seconds."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
         _require_size(image, path)
-        durations = []
-        num_frames = getattr(image, "n_frames", 1)
-        if num_frames * image.width * image.height > MAX_ANIMATION_PIXELS:
-            raise ClipError(
-                str(path),
-                "too_large",
-                f"{num_frames} frames of {image.width} x {image.height} pixels, together above the limit of "
-                f"{MAX_ANIMATION_PIXELS} pixels of an animation",
-            )
-        for index in range(_first_shown(image), num_frames):
-            image.seek(index)
-            if image.format == "WEBP":
-                image.load()  # Pillow knows how long a frame of it is shown only once it is decoded
-            duration_s = (image.info.get("duration") or 0) / 1000
-            durations.append(duration_s if duration_s >= MIN_FRAME_S else DEFAULT_FRAME_S)
-    ends_s = np.cumsum(durations)
+        if image.format == "WEBP":
+            num_frames = getattr(image, "n_frames", 1)
+            _require_frames(path, image, num_frames)
+            durations = [_webp_duration(image, index) for index in range(num_frames)]
+        else:
+            parts = parts_of(path.read_bytes())
+            _require_frames(path, image, len(parts))
+            durations = [part.duration_s for part in parts]
+    if not durations:
+        raise ClipError(str(path), "truncated", "it breaks off before its first frame")
+    ends_s = np.cumsum([one if one >= MIN_FRAME_S else DEFAULT_FRAME_S for one in durations])
     return np.round(np.concatenate([[0.0], ends_s[:-1]]), 6), round(float(ends_s[-1]), 6)
 
 
+def _require_frames(path: Path, image: Image.Image, num_frames: int) -> None:
+    if num_frames * image.width * image.height > MAX_ANIMATION_PIXELS:
+        raise ClipError(
+            str(path),
+            "too_large",
+            f"{num_frames} frames of {image.width} x {image.height} pixels, together above the limit of "
+            f"{MAX_ANIMATION_PIXELS} pixels of an animation",
+        )
+
+
+def _webp_duration(image: Image.Image, index: int) -> float:
+    image.seek(index)
+    image.load()  # Pillow knows how long a frame of it is shown only once it is decoded
+    return (image.info.get("duration") or 0) / 1000
+
+
 def animation_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """Yield frames of an animation as rendered, u8 [H, W, 3]."""
+    """Yield frames of an animation as rendered, u8 [H, W, 3]. indices: ascending."""
     with _errors(path), Image.open(path, formats=FORMATS) as image:
-        for index in indices:
-            image.seek(_first_shown(image) + index)
-            yield np.asarray(flattened(image)).copy()  # the next frame is drawn over this one
+        orientation = _orientation(image)
+        frames: Iterator[Image.Image]
+        if image.format == "WEBP":
+            frames = (_webp_frame(image, index) for index in indices)
+        else:
+            frames = composed(parts_of(path.read_bytes()), image.size, indices)
+        for frame in frames:
+            yield np.asarray(_upright(frame, orientation)).copy()  # the next frame is drawn over this one
 
 
-def _first_shown(image: Image.Image) -> int:
-    """Return the index of an animation's first frame; a PNG may begin with a picture for viewers of still ones."""
-    return int(bool(getattr(image, "default_image", False)))
+def _webp_frame(image: Image.Image, index: int) -> Image.Image:
+    image.seek(index)
+    return flattened(image)
 
 
 def _require_size(image: Image.Image, path: Path) -> None:
@@ -178,10 +187,22 @@ class _errors:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         name = str(self._path)
         if isinstance(error, UnidentifiedImageError):
-            raise ClipError(name, "corrupt", f"not an image of {', '.join(FORMATS)}") from error
+            raise ClipError(
+                name, "corrupt", f"not an image of {', '.join(FORMATS)}: {_what_it_is(self._path)}"
+            ) from error
         if isinstance(error, Image.DecompressionBombError):
             raise ClipError(name, "too_large", str(error)) from error
         is_ours = isinstance(error, ClipError | PermissionError)
-        if isinstance(error, OSError | SyntaxError | ValueError | EOFError) and not is_ours:
-            is_cut = "truncated" in str(error)
-            raise ClipError(name, "truncated" if is_cut else "corrupt", str(error).splitlines()[0]) from error
+        if isinstance(error, OSError | SyntaxError | ValueError | EOFError | struct.error) and not is_ours:
+            said = str(error).splitlines()[0]
+            if "MAX_TEXT" in said:  # of Pillow, which names its own constants
+                said = "its texts or its colour profile unpack to more than 1 MiB, or to 64 MiB together"
+            is_cut = "truncated" in said or isinstance(error, struct.error)
+            raise ClipError(name, "truncated" if is_cut else "corrupt", said) from error
+
+
+def _what_it_is(path: Path) -> str:
+    """Return the kind of a file that is no image of ours, or how it begins."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    return next((f"it is {name}" for start, name in _OTHERS.items() if re.match(start, head, re.DOTALL)), head_of(path))

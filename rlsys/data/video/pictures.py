@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rlsys.data.video.images import flattened
+from rlsys.data.video.pixels import flattened
 
 
 class Turn(NamedTuple):

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from rlsys.data.annotations.media import picture_size
-from rlsys.data.video import images
+from rlsys.data.video import images, pixels
 from rlsys.data.video.av_reader import MAX_PIXELS
 from rlsys.data.video.decode import decode, plan_grid, reads_fast, shape_of
 from rlsys.data.video.errors import ClipError
@@ -251,8 +251,8 @@ def noise(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "I;16", "I", "F"])
 def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.asarray(images.flattened(noise(mode)))
-    monkeypatch.setattr(images, "PIXELS_AT_ONCE", 120)
-    assert list(images.row_bands(31, 40)) == [(top, min(top + 3, 31)) for top in range(0, 31, 3)]
-    assert np.array_equal(np.asarray(images.flattened(noise(mode))), whole)
+    whole = np.asarray(pixels.flattened(noise(mode)))
+    monkeypatch.setattr(pixels, "PIXELS_AT_ONCE", 120)
+    assert list(pixels.row_bands(31, 40)) == [(top, min(top + 3, 31)) for top in range(0, 31, 3)]
+    assert np.array_equal(np.asarray(pixels.flattened(noise(mode))), whole)
     assert whole.std() > 10
