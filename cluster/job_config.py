@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from rlsys import env
 from rlsys.config.part import ConfigError
 from rlsys.config.run import ModelConfig, RunConfig, parse
 from rlsys.hub import reference
+from rlsys.tracking.store_address import quoted_path
 from rlsys.urls import has_secret, masked_url
 
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]*)(.*)", re.S)
@@ -63,7 +65,7 @@ def absolute_uri(uri: str) -> str:
             raise ConfigError(
                 f"tracking.uri={masked_url(uri)}: a job needs an absolute path; write sqlite:////folder/mlflow.db."
             )
-        return uri if path in ("", ":memory:") else f"{start}{Path(path).absolute()}{query}"
+        return uri if path in ("", ":memory:") else f"{start}{quoted_path(str(Path(unquote(path)).absolute()))}{query}"
     if uri.startswith("file:") and not uri.startswith("file:/"):
         return f"file:{Path(uri.removeprefix('file:')).absolute()}"
     return uri if _SERVER.match(uri) or uri.startswith("file:") else str(Path(uri).absolute())

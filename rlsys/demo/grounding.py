@@ -32,6 +32,7 @@ from rlsys.runs.inputs.items import held_out_items, load_items
 from rlsys.runs.run import Summary, held_out_rows, write_summary
 from rlsys.runs.sft import sft
 from rlsys.runs.train import train
+from rlsys.tracking.store_address import sqlite_uri
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import PromptItem
 
@@ -120,7 +121,7 @@ def sft_config(name: str, demo: RunConfig, clips: SyntheticSet, responses: Path,
             f"data.annotations={clips.annotations}",
             f"data.videos={clips.videos}",
             f"sft.responses={responses}",
-            f"tracking.uri=sqlite:///{demo.output_dir.resolve() / 'mlflow.db'}",
+            f"tracking.uri={sqlite_uri(demo.output_dir / 'mlflow.db')}",
         ),
     )
 

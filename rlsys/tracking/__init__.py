@@ -5,7 +5,8 @@
   `union`): metrics of a step, and how they are summarised
 - `progress` (`FINE_TUNING`, `TRAINING`, `Progress`, `show_table`): lines and tables in the log
 - `mlflow_store` (`MlflowRun`): a run in an MLflow store
-- `store_address` (`SQLITE`, `TrackingError`, `require_driver`, `store_uri`): which store a config names
+- `store_address` (`TrackingError`, `quoted_path`, `require_driver`, `sqlite_uri`, `store_uri`): which store a config
+  names
 - `spool` (`read_records`): the record on disk
 - `unsent` (`FOLDER`, `current_id`, `send`): records that the store does not have yet
 - `uploader` (`Patience`): time limits of an upload

@@ -1,4 +1,4 @@
-"""A run in MLflow: create or resume it, and write the records of a spool to it. The only file that imports MLflow.
+"""A run in MLflow: create or resume it, and write the records of a spool to it.
 
 Every call is idempotent: MLflow's databases store a metric once per run, name, step, timestamp and
 value, and the timestamp comes from the record; files and tags replace those of the same name.
@@ -22,14 +22,13 @@ import yaml
 
 from rlsys import env
 from rlsys.config.run import RunConfig
-from rlsys.files import aside
-from rlsys.locks import hold
 from rlsys.tracking import registry
 from rlsys.tracking.moved_store import ARTIFACTS, follow_move
 from rlsys.tracking.provenance import git_commit, version_tags
 from rlsys.tracking.sample_buffer import SampleBlock, steps_name
 from rlsys.tracking.spool import Record
-from rlsys.tracking.store_address import SQLITE, TrackingError, bypass_proxy
+from rlsys.tracking.sqlite_store import make_database
+from rlsys.tracking.store_address import TrackingError, bypass_proxy, sqlite_file
 from rlsys.tracking.uploader import MAX_METRICS_PER_CALL, StoreError
 from rlsys.urls import masked_tree, masked_url
 
@@ -86,11 +85,9 @@ class MlflowRun:
     @property
     def _client(self) -> MlflowClient:
         if self._cached_client is None:
-            if self._uri.startswith(SQLITE):
-                database = Path(self._uri.removeprefix(SQLITE).partition("?")[0])
-                _make_database(database)
-                if database.name:
-                    follow_move(database)
+            if database := sqlite_file(self._uri):
+                make_database(database)
+                follow_move(database)
             self._cached_client = MlflowClient(self._uri)
         return self._cached_client
 
@@ -261,7 +258,7 @@ class MlflowRun:
                 )
             return found.experiment_id
         # a database on this machine keeps its files beside it; elsewhere the server says where files go
-        database = Path(self._uri.removeprefix(SQLITE)).resolve() if self._uri.startswith(SQLITE) else None
+        database = sqlite_file(self._uri)
         artifacts = (database.parent / ARTIFACTS).as_uri() if database else None
         try:
             return self._client.create_experiment(name, artifact_location=artifacts)
@@ -296,26 +293,6 @@ def start_record(config: RunConfig, number: int, more_tags: Mapping[str, str]) -
     tags = {STARTS_TAG: str(number), **version_tags(), MLFLOW_GIT_COMMIT: git_commit(), **more_tags}
     tree = masked_tree(config.model_dump(mode="json"))
     return {"kind": "start", "number": number, "config": tree, "tags": tags, "time_ms": int(time.time() * 1000)}
-
-
-def _make_database(path: Path) -> None:
-    """Create a store's SQLite file atomically, in one process even if several open it at the same time.
-
-    MLflow's migrations fail if two processes run them on one file, and leave it incomplete.
-    """
-    if not path.name:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = hold(path.with_name(f".{path.name}.lock"), waits=True)
-    try:
-        if path.exists() and path.stat().st_size:
-            return
-        new = aside(path)
-        new.unlink(missing_ok=True)
-        MlflowClient(f"{SQLITE}{new.resolve()}").search_experiments(max_results=1)  # the first call creates the tables
-        os.replace(new, path)
-    finally:
-        lock.release()
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

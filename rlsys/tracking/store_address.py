@@ -6,14 +6,17 @@ import os
 from importlib.metadata import entry_points
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from rlsys import env
 from rlsys.config.run import RunConfig
 from rlsys.errors import UserError
+from rlsys.files import why_not_writable
 from rlsys.urls import masked_url, why_not_http
 
 SQLITE = "sqlite:///"
+SQLITE_HEAD = b"SQLite format 3\0"
+"""How every SQLite file begins that holds anything."""
 DATABASES = ("postgresql", "mysql", "mssql")
 PACKAGES = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Package names by the name of the module, where they differ."""
@@ -26,8 +29,24 @@ class TrackingError(UserError):
 
 def store_uri(config: RunConfig) -> str:
     """Return the URI of a run's store: its config's, else `MLFLOW_TRACKING_URI`, else a file in `output_dir`."""
-    default = f"{SQLITE}{Path(config.output_dir).resolve() / 'mlflow.db'}"
-    return config.tracking.uri or env.read("MLFLOW_TRACKING_URI") or default
+    return config.tracking.uri or env.read("MLFLOW_TRACKING_URI") or sqlite_uri(Path(config.output_dir) / "mlflow.db")
+
+
+def sqlite_uri(file: Path) -> str:
+    """Return the URI of an SQLite file, links resolved."""
+    return f"{SQLITE}{quoted_path(os.path.realpath(file))}"
+
+
+def quoted_path(path: str) -> str:
+    """Return a path as it stands in an SQLite URI, where `%` and `?` of names would be read as signs."""
+    return path.replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite URI, links resolved, the same for every spelling; None for another store."""
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(os.path.realpath(unquote(uri.removeprefix(SQLITE).partition("?")[0])))
 
 
 def require_driver(uri: str) -> None:
@@ -61,7 +80,7 @@ def _why_no_store(uri: str) -> str:
     if kind in ("http", "https"):
         return why_not_http(uri)
     if kind == "sqlite":
-        return "" if uri.startswith(SQLITE) and uri != SQLITE else "has no file behind three slashes"
+        return _why_no_database(uri) if uri.startswith(SQLITE) and uri != SQLITE else "has no file behind three slashes"
     if kind in (*DATABASES, "databricks") or uri == "databricks":
         return ""
     if kind in ("", "file"):
@@ -69,6 +88,30 @@ def _why_no_store(uri: str) -> str:
         return "" if is_allowed else "MLflow takes a folder only where MLFLOW_ALLOW_FILE_STORE=true is set"
     known = {one.name for one in entry_points(group="mlflow.tracking_store")}
     return "" if scheme in known else f"MLflow has no store of the kind {scheme}"
+
+
+def _why_no_database(uri: str) -> str:
+    """Return why no store can be in the file of an SQLite URI, "" if one can be there or made there."""
+    path = uri.removeprefix(SQLITE)
+    if path.startswith((":memory:", "file:")):
+        return "names no file of its own, which all processes would find"
+    try:
+        file = sqlite_file(uri)
+        if file is None or file.is_dir():
+            return "is a folder"
+        if not file.exists():
+            return why_not_writable(file.parent)
+        if not file.is_file():
+            return "is neither a file nor a folder, but a pipe, socket or device"
+        if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
+            return "cannot be read or written by this user"
+        with file.open("rb") as opened:
+            head = opened.read(len(SQLITE_HEAD))
+    except (OSError, ValueError) as error:
+        return f"cannot be opened ({error})"
+    if head not in (b"", SQLITE_HEAD):
+        return f"file is not a database: it begins with {head!r}"
+    return why_not_writable(file.parent)  # where SQLite keeps what it is about to write
 
 
 def is_own_address(host: str | None) -> bool:

@@ -11,6 +11,7 @@ import errno
 import logging
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -117,7 +118,7 @@ class Tracker:
         return (
             uri
             if uri.startswith("http")
-            else f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
+            else f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {shlex.quote(uri)}"
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rlsys.errors import UserError
 from rlsys.files import rename_synced, write_whole
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.spool import POSITION_FILE, Spool, read_records, segment_files
-from rlsys.tracking.store_address import SQLITE
+from rlsys.tracking.store_address import sqlite_file, sqlite_uri
 from rlsys.tracking.uploader import REFUSED_FILE, ROWS_FOLDER, Patience, StoreError, Uploader
 from rlsys.urls import MASK, masked_url
 
@@ -52,9 +53,9 @@ class Address:
         """Read the address of a spool. uri: replaces the stored one, which lacks its secrets."""
         kept = {"experiment": "rlsys", "run_name": folder.name, **json.loads((folder / ADDRESS_FILE).read_text())}
         uri = uri or (env.read("MLFLOW_TRACKING_URI") if MASK in kept["uri"] else None) or kept["uri"]
-        own, path = folder.parents[1] / "mlflow.db", Path(uri.removeprefix(SQLITE))
-        if uri.startswith(SQLITE) and path.name == own.name and own.exists() and not path.exists():
-            uri = f"{SQLITE}{own.resolve()}"  # the run's folder was moved
+        own, path = folder.parents[1] / "mlflow.db", sqlite_file(uri)
+        if path and path.name == own.name and own.exists() and not path.exists():
+            uri = sqlite_uri(own)  # the run's folder was moved
         if MASK in uri:
             raise UnsentError(
                 f"{folder}: belongs to {uri}, whose password is not stored on disk; give the full URI with --uri or "
@@ -72,7 +73,7 @@ def current_id(run_folder: Path, run_id: str) -> str:
 
 def send_command(run_folder: Path) -> str:
     """Return the command that uploads the records of a run."""
-    return f"rlsys tracking send {run_folder}"
+    return f"rlsys tracking send {shlex.quote(str(run_folder))}"
 
 
 def send(

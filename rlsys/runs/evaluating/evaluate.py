@@ -32,7 +32,7 @@ from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.records.checkpoint import find, load_state
 from rlsys.runs.records.run_file import RUN_FILE, read_run_file
 from rlsys.runs.records.run_lock import OutputDirUnusable, run_lock
-from rlsys.tracking.store_address import SQLITE
+from rlsys.tracking.store_address import sqlite_uri
 from rlsys.tracking.tracker import Tracker
 from rlsys.types import Json
 
@@ -218,7 +218,7 @@ def _record(
         run = checkpoint.parent.parent
         tags[EVALUATED_TAG] = read_run_file(run).mlflow_run_id if (run / RUN_FILE).exists() else ""
         if tracking.uri is None and (run / "mlflow.db").exists():
-            tracking = tracking.model_copy(update={"uri": f"{SQLITE}{(run / 'mlflow.db').resolve()}"})
+            tracking = tracking.model_copy(update={"uri": sqlite_uri(run / "mlflow.db")})
     config = config.model_copy(update={"tracking": tracking, "output_dir": out})
     figures = metrics_of(results)
     with Tracker(config, tags=tags) as tracker:
