@@ -188,8 +188,9 @@ def compiled_flex(backend: str = "inductor") -> Callable[..., torch.Tensor]:
     Compiled for single lengths it would reach PyTorch's limit of recompilations after a few passes and then compute
     with the whole mask in memory, without a word; at the limit it raises FailOnRecompileLimitHit instead.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(flex_attention, dynamic=True, backend=backend)
+    # not by torch._dynamo.config, which each thread has its own of: with gradient checkpointing a backward pass on a
+    # GPU computes attention again in a thread of autograd
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend)
 
 
 def num_compilations() -> int:

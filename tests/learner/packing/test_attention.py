@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -145,6 +147,33 @@ def test_flex_attention_is_not_compiled_again_for_every_length() -> None:
     assert first[-1] < torch._dynamo.config.recompile_limit
     others = [compilations([(prompt, [7]), (90, [prompt % 89])]) for prompt in range(140, 1200, 131)]
     assert set(others) == {first[-1]}
+
+
+@pytest.mark.slow
+def test_the_limit_of_recompilations_is_an_error_in_every_thread() -> None:
+    """Autograd computes checkpointed attention again in its own threads, which have other settings of PyTorch."""
+    mask = make_mask([(200, [9, 30])])
+    tensors = [tensor.detach().transpose(1, 2) for tensor in make_inputs(mask.length)]
+    counts: list[int] = []
+
+    def attend_until_it_fails() -> type[Exception] | None:
+        compiled_flex.cache_clear()
+        attend = compiled_flex("eager")
+        for number in range(2 * torch._dynamo.config.recompile_limit):
+            option = {f"option {number}": True}  # of the kernel: a new one is compiled for
+            try:
+                attend(*tensors, block_mask=mask.blocks, scale=SCALING, enable_gqa=True, kernel_options=option)
+            except FailOnRecompileLimitHit as error:
+                return type(error)
+            counts.append(num_compilations())
+        return None
+
+    for run in (attend_until_it_fails, lambda: ThreadPoolExecutor(1).submit(attend_until_it_fails).result()):
+        torch._dynamo.reset()
+        counts.clear()
+        assert run() is FailOnRecompileLimitHit
+        assert len(counts) == torch._dynamo.config.recompile_limit
+        assert counts == list(range(counts[0], counts[0] + len(counts))), "every compilation is counted"
 
 
 def test_a_pass_of_one_block_needs_no_flex_attention() -> None:
