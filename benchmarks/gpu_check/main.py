@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from benchmarks.gpu_check.steps import STEPS, Step
 SHARED_MEMORY = Path("/dev/shm")
 ROOM_FOR_MODELS = 40 * GIB
 GRACE_S = 10.0
+MARK = "RLSYS_GPU_CHECK"
+"""Variable in the environment of a step and of all that it starts."""
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "B200": 2250.0}
 """Dense bf16 rates of data sheets, by what the GPU's name contains."""
 
@@ -106,10 +110,15 @@ def run_step(step: Step, options: argparse.Namespace, folder: Path, peak: float)
     command += ["--config", options.config] if options.config else []
     command += ["--set", *options.set] if options.set else []
     command += ["--cpu"] if options.cpu else []
-    limit_s, started = step.limit_s * options.slack, time.monotonic()
+    limit_s, started, mark = step.limit_s * options.slack, time.monotonic(), uuid.uuid4().hex
     with (options.out / f"{step.name}.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, MARK: mark},
         )
         try:
             code: int | None = process.wait(timeout=limit_s)
@@ -117,6 +126,7 @@ def run_step(step: Step, options: argparse.Namespace, folder: Path, peak: float)
             code = None
         finally:
             _end_group(process)
+            _end_marked(mark)
     figures, error, skipped = read_lines(lines)
     broken = "; ".join(str(figure) for figure in figures if not figure.is_ok)
     if code is None:
@@ -147,6 +157,31 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
     process.wait()
+
+
+def _end_marked(mark: str) -> None:
+    """End what the step left behind in other process groups, as workers of Ray and of engines are.
+
+    They have the step's mark in their environment. One that is left would keep memory of the GPU from later steps.
+    """
+    deadline = time.monotonic() + GRACE_S
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the processes that were started with the variable MARK, without those that have ended."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"{MARK}={mark}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(int(environment.parent.name))
+        except OSError:  # another user's, or it has ended meanwhile
+            continue
+    return found
 
 
 def run_here(options: argparse.Namespace) -> int:

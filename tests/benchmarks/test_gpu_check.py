@@ -151,6 +151,41 @@ def test_whatever_a_step_does_is_recorded_and_the_next_one_runs(
     assert error in said
 
 
+LEFT_BEHIND = """
+import ray, subprocess
+def sleeper():
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(10_000)"
+    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True).pid
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20)
+@ray.remote
+class Stuck:
+    def pids(self):
+        return [os.getpid(), sleeper()]
+    def hold(self):
+        ctypes.PyDLL(None).sleep(10_000)  # with the interpreter's lock, as a kernel that does not return
+actor = Stuck.remote()
+started = [sleeper(), *ray.get(actor.pids.remote())]
+actor.hold.remote()
+(check.out / "pids").write_text(" ".join(map(str, started)))
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(10_000)
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_a_step_that_hangs_leaves_no_process_behind(tmp_path: Path) -> None:
+    fault = LEFT_BEHIND.strip().replace("\n", "\n    ")
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.replace("FAULT", fault))
+    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(REPO)))}
+    _, said, report = check(
+        tmp_path / "out", "--cpu", "--slack", str(patience(1.5)), "--only", "machine", environment=environment
+    )
+    assert [step["status"] for step in report["steps"]] == ["timed out"], said
+    for pid in (tmp_path / "out" / "pids").read_text().split():
+        assert not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
 @pytest.mark.stack
 def test_a_report_that_cannot_be_written_stops_no_step(tmp_path: Path) -> None:
     (tmp_path / "out" / "report.json").mkdir(parents=True)
