@@ -47,8 +47,8 @@ MAX_FRAME_BYTES = 3 * MAX_PIXELS
 """Largest number of bytes of a frame in its own pixel format: 8K of 10 bit with a quarter of the colours."""
 MAX_FAST_PIXELS = 4096 * 2304
 """Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
-MAX_REORDERED = 16
-"""Most frames by which a decoder changes the order of frames."""
+MAX_REORDERED = 3
+"""Most frames by which MPEG-1 and MPEG-2 change the order of frames: one picture and the B-frames before it."""
 WRAP = 1 << 32
 """Half of the clock of MPEG streams, in ticks; a larger step is a jump back that was taken for the clock's overflow."""
 
@@ -346,7 +346,9 @@ def _decoded_times(path: Path, uri: str) -> list[Shown]:
             step = int(1 / (rate * stream.time_base))
             return [Shown(place * step, step, place) for *_, place in frames]
         # some containers state only the order of decoding, which is that of the frames once they are decoded
-        stamps = next((one for one in map(_in_place, (pts, dts)) if one is not None), None)
+        stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
+        if stamps is None or len(set(stamps)) < len(stamps):
+            stamps = _at_constant_rate(pts, stream) or stamps
         steps = [] if stamps is None else [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
         is_mpeg = container.format.name in ("mpegts", "mpeg")
         if stamps is None or (is_mpeg and max(steps, default=0) > WRAP):
@@ -354,15 +356,19 @@ def _decoded_times(path: Path, uri: str) -> list[Shown]:
         return [Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
 
 
-def _in_place(stamps: Sequence[Any]) -> list[Any] | None:
-    """Return the stamps of frames as they are shown, in order; None if some are missing, or too far from their place.
+def _at_constant_rate(stamps: Sequence[Any], stream: Any) -> list[int] | None:
+    """Return the times of frames at the stream's rate, if most stamps are these and the others those of frames nearby.
 
     FFmpeg gives a frame the stamp of another one around it where an MPEG stream does not stamp every picture.
     """
-    if None in stamps:
+    rate = stream.guessed_rate or stream.average_rate
+    if None in stamps or not rate:
         return None
-    places = np.argsort(stamps, kind="stable")
-    return sorted(stamps) if np.abs(places - np.arange(len(stamps))).max(initial=0) <= MAX_REORDERED else None
+    step = float(1 / (rate * stream.time_base))
+    times = np.round(stamps[0] + step * np.arange(len(stamps)))
+    off = np.abs(np.array(stamps) - times)
+    is_constant = (off <= 1).mean() > 0.5 and off.max() <= MAX_REORDERED * step + 1
+    return times.astype(np.int64).tolist() if is_constant else None
 
 
 def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[_Packet]) -> Fraction:

@@ -286,14 +286,17 @@ def test_recordings_joined_in_one_file_whose_times_go_back_are_refused(tmp_path:
         decode(make_spec(tmp_path / f"two.{suffix}"))
 
 
-def test_two_frames_whose_stamps_are_exchanged_are_shown_in_their_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "second"), [(21, 20), (20, 20), (21, 21)])
+def test_frames_with_the_stamps_of_frames_nearby_are_shown_at_the_streams_rate(
+    tmp_path: Path, first: int, second: int
+) -> None:
     """As FFmpeg reads some MPEG program streams, which do not stamp every picture."""
     source, path = tmp_path / "right.ts", tmp_path / "exchanged.ts"
     write_video(source, numbered(), Encoding(codec="mpeg2video", fps=25, options={"bf": "0", "g": "12"}))
     with av.open(str(source)) as given, av.open(str(path), "w") as container:
         stream = container.add_stream_from_template(given.streams.video[0])
         packets = [packet for packet in given.demux(video=0) if packet.size]
-        packets[20].pts, packets[21].pts = packets[21].pts, packets[20].pts
+        packets[20].pts, packets[21].pts = packets[first].pts, packets[second].pts
         for packet in packets:
             packet.stream = stream
             container.mux(packet)
