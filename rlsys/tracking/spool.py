@@ -68,11 +68,14 @@ class Spool:
     def append(self, record: Record) -> None:
         """Add a record; it survives the death of the process at once, that of the machine after `sync`.
 
-        Raises OSError if it cannot be written; no part of it is written then.
+        Raises OSError that names the folder if it cannot be written; no part of it is written then.
         """
-        if self._size >= self._segment_bytes:
-            self._next_segment()
-        size = _append(self._file, self._size, record)
+        try:
+            if self._size >= self._segment_bytes:
+                self._next_segment()
+            size = _append(self._file, self._size, record)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
         with self._guard:
             self._size = size
             self.num_waiting += 1
