@@ -25,7 +25,7 @@ from learner.agreement import united
 from learner.checkpoint_files import data_only
 from learner.checkpoint_layout import LAYOUT_FILE, layout_of, must_reshard, read_layout
 from learner.spec import LearnerSpec
-from rlsys.errors import NotWritten
+from rlsys.errors import CheckpointNotConverted, NotWritten
 
 TAG = "learner"
 RESHARDED = ".resharded"
@@ -80,16 +80,18 @@ def _failures_noted(engine: deepspeed.DeepSpeedEngine, problems: list[str]) -> I
             delattr(owner, name)  # the class's own shows again
 
 
-def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
+def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path, scratch: Path | None = None) -> None:
     """Restore what `save` wrote, bit for bit with the same number of ranks and ZeRO stage.
 
+    scratch: folder for a copy that is made for another number of ranks or stage, and removed; None: `folder`.
     No code that a file names is called, see `learner.checkpoint_files`. Raises CheckpointError if there is no
-    checkpoint, or it is of another model or cannot be resharded as requested.
+    checkpoint, or it is of another model or cannot be resharded as requested, and CheckpointNotConverted, on all ranks,
+    if the disk does not take that copy.
     """
     saved = read_layout(folder)
     with data_only():
         if must_reshard(saved, layout_of(spec.model, spec.learner, dist.get_world_size()), folder):
-            _restore_resharded(engine, spec, folder)
+            _restore_resharded(engine, spec, folder, scratch or folder)
         else:
             # frozen weights are not in the checkpoint
             engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
@@ -98,23 +100,33 @@ def restore(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) 
     engine.optimizer.clip_grad = spec.train.max_grad_norm
 
 
-def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path) -> None:
+def _restore_resharded(engine: deepspeed.DeepSpeedEngine, spec: LearnerSpec, folder: Path, scratch: Path) -> None:
+    problems: list[str] = []
     if dist.get_rank() == 0:
-        _convert(folder / TAG, folder / RESHARDED, spec.learner.zero_stage)
-    dist.barrier()
+        try:
+            _convert(folder / TAG, scratch / RESHARDED, spec.learner.zero_stage)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            shutil.rmtree(scratch / RESHARDED, ignore_errors=True)
+            problems.append(
+                f"{folder}: its copy for {dist.get_world_size()} ranks at learner.zero_stage={spec.learner.zero_stage} "
+                f"could not be written to {scratch} ({str(error).splitlines()[0]}); free space there, or resume with "
+                "the ranks and the stage with which it was saved."
+            )
+    if found := united(tuple(problems), engine.device):
+        raise CheckpointNotConverted(found[0])
     # DeepSpeed reads this from its config, before it is known which checkpoint will be resumed
     engine._config.load_universal_checkpoint = True
-    engine.load_checkpoint(str(folder), tag=RESHARDED, load_module_strict=False)
+    engine.load_checkpoint(str(scratch), tag=RESHARDED, load_module_strict=False)
     engine._config.load_universal_checkpoint = False
     dist.barrier()
     if dist.get_rank() == 0:
-        shutil.rmtree(folder / RESHARDED)
-        (folder / "latest_universal").unlink()
+        shutil.rmtree(scratch / RESHARDED)
+        (scratch / "latest_universal").unlink()
 
 
 def _convert(source: Path, target: Path, zero_stage: int) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    target.mkdir(parents=True)
     ds_to_universal.main(
         Namespace(
             input_folder=str(source),

@@ -313,10 +313,10 @@ class LearnerEngine:
         """Save a checkpoint, see `learner.checkpoints.save`."""
         checkpoints.save(self._engine, self.spec, folder)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, scratch: Path | None = None) -> None:
         """Restore a checkpoint, see `learner.checkpoints.restore`."""
         self._publisher = None  # its stored frozen parts may be another checkpoint's
-        checkpoints.restore(self._engine, self.spec, folder)
+        checkpoints.restore(self._engine, self.spec, folder, scratch)
 
     def offload(self, *, keeps_parameters: bool) -> None:
         """Move the state to host memory, see `Offloading`; nothing else can be called until `reload`."""

@@ -241,16 +241,18 @@ class LearnerGroup:
         """Save everything needed to resume bit for bit in `folder`, which all ranks must be able to access."""
         self._call("save", Path(folder))
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, scratch: Path | None = None) -> None:
         """Restore what `save` wrote, after a `load` with the same spec; number of ranks and ZeRO stage may differ.
 
-        Raises CheckpointError, with the ranks unchanged, if there is no checkpoint, it does not fit or contains code.
+        scratch: folder for the copy that is made if these differ, visible to all ranks; None: `folder`.
+        Raises CheckpointError, with the ranks unchanged, if there is no checkpoint, it does not fit, contains code, or
+        the copy cannot be written.
         """
         must_reshard(
             read_layout(Path(folder)), layout_of(self._loaded.model, self._loaded.learner, self.num_ranks), Path(folder)
         )
         self._call("require_data", Path(folder))
-        self._call("restore", Path(folder))
+        self._call("restore", Path(folder), scratch)
 
     def export(self, folder: Path) -> str:
         """Write the weights as a Hugging Face folder and return their digest, which equals that of `publish`."""

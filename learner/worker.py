@@ -212,9 +212,9 @@ class LearnerWorker:
 
         require_data(folder)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, scratch: Path | None) -> None:
         """Restore a checkpoint, see `LearnerEngine.restore`."""
-        self._loaded.restore(folder)
+        self._loaded.restore(folder, scratch)
 
     def export(self, folder: Path) -> str | None:
         """Write a Hugging Face folder on rank 0 and return the digest of its weights; None on the others."""

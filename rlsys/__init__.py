@@ -3,9 +3,9 @@
 - `types` (`Clip`, `ClipInfo`, `ClipRef`, `DEFAULT_PATCH`, `ImageSpec`, `Json`, `LaterRound`, `MediaSpec`, `PATCH_PX`,
   `PatchShape`, `Prompt`, `PromptItem`, `Rollout`, `RolloutGroup`, `Sampling`, `Score`, `ScoredGroup`, `Status`,
   `TrainBatch`, `VideoSpec`, `named_fields`): the records that cross process borders
-- `errors` (`CheckpointError`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`, `LearnerLost`, `NotWritten`,
-  `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors that a person can fix,
-  and faults that a run recovers from
+- `errors` (`CheckpointError`, `CheckpointNotConverted`, `CheckpointUnsafe`, `FramesLost`, `LearnerIntact`,
+  `LearnerLost`, `NotWritten`, `PassRateOutside`, `RowUnusable`, `TruthOutside`, `UserError`, `WeightsDiffer`): errors
+  that a person can fix, and faults that a run recovers from
 - `clock` (`Clock`, `Turn`): seconds by phase, and turns at a shared GPU
 - `end_signals` (`defer_signals`, `end_on_signals`, `name_of_end`, `rearm`): an orderly end on SIGINT, SIGTERM, SIGHUP
   and SIGQUIT

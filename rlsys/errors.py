@@ -40,6 +40,10 @@ class CheckpointUnsafe(LearnerIntact, CheckpointError):
     """A file of a checkpoint would run code when it is read."""
 
 
+class CheckpointNotConverted(LearnerIntact, CheckpointError):
+    """A checkpoint of other ranks could not be converted for these."""
+
+
 class WeightsDiffer(UserError):
     """The learner does not have the weights that its checkpoint was saved with."""
 

@@ -242,7 +242,7 @@ class Recovery:
 
     def _restore(self) -> None:
         if self._newest:
-            self._stack.learner.restore(self._newest / "deepspeed")
+            self._stack.learner.restore(self._newest / "deepspeed", self._config.output_dir / "checkpoints")
 
     @property
     def newest_state(self) -> RunState:

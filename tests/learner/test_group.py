@@ -26,7 +26,7 @@ from learner.spec import LearnerSpec
 from learner.weights.weights_out import checkpoint_names, read_folder
 from rlsys.config.algorithm import AlgorithmConfig
 from rlsys.config.run import LoraConfig, ModelConfig, RolloutConfig, WeightsConfig
-from rlsys.errors import LearnerLost
+from rlsys.errors import CheckpointNotConverted, LearnerLost
 from rlsys.models.sizes import read_model_sizes
 from rlsys.types import RolloutGroup, TrainBatch
 from rlsys.weights.manifest import NamedTensor, digest, manifest_of
@@ -591,7 +591,8 @@ def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
     at_save = {name: replace(one, data=one.data.copy()) for name, one in weights_of(before).items()}
     wanted_metrics, wanted = before.update(batches[0]), weights_of(before)
     after.load(specs[1])
-    after.restore(tmp_path / "deepspeed")
+    # a copy for other ranks is written elsewhere: the checkpoint may be read-only
+    after.restore(tmp_path / "deepspeed", tmp_path / "scratch" / "new")
     assert after.publish(2)[1].digest == saved_digest
     found_metrics, found = after.update(batches[0]), weights_of(after)
     assert relative_difference(found, wanted, at_save) <= update_rounding(specs[1], 1)
@@ -599,6 +600,25 @@ def test_a_checkpoint_is_resumed_by_other_ranks_and_at_another_stage(
         assert found_metrics[name] == pytest.approx(wanted_metrics[name], rel=1e-4)
     # what resharding made is gone again
     assert sorted(path.name for path in (tmp_path / "deepspeed").iterdir()) == files
+    assert [path.name for path in tmp_path.rglob("scratch/*/*")] == []
+
+
+def test_a_copy_for_other_ranks_that_no_disk_takes_is_named_and_the_ranks_continue(
+    groups: dict[int, LearnerGroup], tiny_model_dir: Path, batches: list[TrainBatch], tmp_path: Path
+) -> None:
+    groups[1].load(make_spec(tiny_model_dir, zero_stage=2))
+    groups[1].update(batches[0])
+    groups[1].save(tmp_path / "deepspeed")
+    saved_digest = groups[1].publish(0)[1].digest
+    groups[2].load(make_spec(tiny_model_dir, zero_stage=2))
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointNotConverted) as caught:
+        groups[2].restore(tmp_path / "deepspeed", tmp_path / "file")
+    assert str(caught.value).startswith(
+        f"{tmp_path}/deepspeed: its copy for 2 ranks at learner.zero_stage=2 could not be written to {tmp_path}/file ("
+    )
+    groups[2].restore(tmp_path / "deepspeed", tmp_path)
+    assert groups[2].publish(0)[1].digest == saved_digest
 
 
 @pytest.mark.parametrize(("saved", "resumed"), [((2, 2), (1, 3)), ((1, 3), (2, 2))])

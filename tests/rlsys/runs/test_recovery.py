@@ -72,7 +72,7 @@ class StubStack:
     def relaunch_learner(self, config: RunConfig) -> None:
         self._say("relaunch")
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, scratch: Path) -> None:
         self._say(f"restore {folder.parent.name}")
 
     def save(self, folder: Path) -> None:
