@@ -347,28 +347,32 @@ def _decoded_times(path: Path, uri: str) -> list[Shown]:
             return [Shown(place * step, step, place) for *_, place in frames]
         # some containers state only the order of decoding, which is that of the frames once they are decoded
         stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
-        if stamps is None or len(set(stamps)) < len(stamps):
+        if container.format.name in ("mpegts", "mpeg"):
             stamps = _at_constant_rate(pts, stream) or stamps
-        steps = [] if stamps is None else [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
-        is_mpeg = container.format.name in ("mpegts", "mpeg")
-        if stamps is None or (is_mpeg and max(steps, default=0) > WRAP):
+            if stamps is not None and np.diff(stamps).max(initial=0) > WRAP:
+                stamps = None
+        if stamps is None:
             raise ClipError(uri, "corrupt", "the times of its frames go back: several recordings in one file")
         return [Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
 
 
 def _at_constant_rate(stamps: Sequence[Any], stream: Any) -> list[int] | None:
-    """Return the times of frames at the stream's rate, if most stamps are these and the others those of frames nearby.
+    """Return the times of an MPEG stream's frames at its rate, if some have the stamps of others nearby, else None.
 
-    FFmpeg gives a frame the stamp of another one around it where an MPEG stream does not stamp every picture.
+    FFmpeg gives them such stamps where the stream does not stamp every picture. All others must be at that rate.
     """
     rate = stream.guessed_rate or stream.average_rate
     if None in stamps or not rate:
         return None
     step = float(1 / (rate * stream.time_base))
-    times = np.round(stamps[0] + step * np.arange(len(stamps)))
-    off = np.abs(np.array(stamps) - times)
-    is_constant = (off <= 1).mean() > 0.5 and off.max() <= MAX_REORDERED * step + 1
-    return times.astype(np.int64).tolist() if is_constant else None
+    if np.diff(stamps).min(initial=step) > 0.5 * step:
+        return None
+    times = np.round(stamps[0] + step * np.arange(len(stamps))).astype(np.int64)
+    off = np.abs(np.array(stamps) - times) / step
+    is_constant = (
+        (off < 0.25).mean() > 0.5 and off[-MAX_REORDERED - 1 :].min() < 0.25 and off.max() < MAX_REORDERED + 0.25
+    )
+    return times.tolist() if is_constant else None
 
 
 def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[_Packet]) -> Fraction:
