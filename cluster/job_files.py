@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.machinery
 import importlib.util
 import logging
@@ -25,18 +26,22 @@ SECRETS = (
     *("secret*.*", "credentials*", "*.env", "netrc", "_netrc", "htpasswd", "kubeconfig*", "*.token"),
     *("*.ppk", "*.keystore", "pgpass*", "*credentials", "client_secret*", "service_account*.json", "*_netrc"),
     *("password*.txt", "passwords.*", "token.txt", "*_token", "*_token.txt", "cookies.txt", "env"),
+    *("token", "secret", "secrets", "api_key", "api_key.txt", "apikey", "apikey.txt", "vault_pass*", "kaggle.json"),
+    *("*.tfstate", "*.tfvars", "*.ovpn"),
     *("core", "core.[0-9]*", "*.core", "*.hprof"),
 )
 """Names of files that should never be sent by accident; hidden ones, such as .env and .netrc, are never sent."""
 _KEYS = re.compile(
-    rb"^(?:\xef\xbb\xbf)?\s*-----BEGIN [A-Z ]*PRIVATE KEY-----\s*$"
+    rb"^(?:\xef\xbb\xbf)?\s*-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----\s*$"
     rb"|\"private_key\"\s*:\s*\"-----BEGIN"
     rb"|aws_secret_access_key\s*[=:]\s*[\"']?[A-Za-z0-9/+]{30}"
-    rb"|\b(?:sk-(?:proj-)?[A-Za-z0-9_-]{32}|hf_[A-Za-z]{30}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16})",
+    rb"|\b(?:sk-(?:proj-)?[A-Za-z0-9_-]{32}|hf_[A-Za-z]{30}|gh[pousr]_[A-Za-z0-9]{36}|(?:AKIA|ASIA)[0-9A-Z]{16}"
+    rb"|github_pat_[A-Za-z0-9_]{50}|glpat-[A-Za-z0-9_-]{20}|xox[abprs]-[A-Za-z0-9-]{24}|AIza[A-Za-z0-9_-]{35}"
+    rb"|npm_[A-Za-z0-9]{36}|pypi-AgEI[A-Za-z0-9_-]{50}|dckr_pat_[A-Za-z0-9_-]{24}|AGE-SECRET-KEY-1[0-9A-Z]{50})"
+    rb"|^PuTTY-User-Key-File-|\bAccountKey=[A-Za-z0-9+/]{80}|\bWANDB_API_KEY\s*[=:]\s*[\"']?[0-9a-f]{40}",
     re.MULTILINE,
 )
 """Private keys, and keys of common services by the form that these give them."""
-_SEARCHED_BYTES = 1 << 20
 MAX_LISTED = 5
 
 Files = dict[PurePosixPath, Path]
@@ -91,9 +96,6 @@ def pack(files: Files, folder: Path) -> None:
 
     Raises SubmitError for what looks like a secret, and for more than a job should carry, naming what is big.
     """
-    for source in files.values():
-        if _is_secret(source):
-            raise SubmitError(f"{source} looks like a secret, and a job's files are read on the cluster; move it away.")
     sizes = {target: source.stat().st_size for target, source in files.items()}
     total = sum(sizes.values())
     if total > MAX_PACKED_BYTES:
@@ -103,6 +105,9 @@ def pack(files: Files, folder: Path) -> None:
             "outputs out of git and of the packages. Biggest: "
             + ", ".join(f"{files[target]} ({sizes[target] / 2**20:.1f} MiB)" for target in biggest)
         )
+    for source in files.values():
+        if _is_secret(source):
+            raise SubmitError(f"{source} looks like a secret, and a job's files are read on the cluster; move it away.")
     log.info("sending %d files, %.1f MiB: %s", len(files), total / 2**20, _by_folder(files))
     for target, source in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +170,10 @@ def _installed_folders() -> set[Path]:
 def _is_secret(file: Path) -> bool:
     if any(fnmatch(file.name.lower(), pattern) for pattern in SECRETS):
         return True
-    with file.open("rb") as opened:
-        return _KEYS.search(opened.read(_SEARCHED_BYTES)) is not None
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode(errors="replace")
+    return _KEYS.search(content) is not None
 
 
 def _by_folder(files: Files) -> str:

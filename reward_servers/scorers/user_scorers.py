@@ -24,7 +24,7 @@ UserScorer = Callable[[Response], float]
 
 TOLERANCE = 1e-6
 """How far outside [0, 1] rounding may put a score; it is then moved to the nearest end."""
-_REAL_KINDS = "biuf"  # of numpy: bool, integers and floats
+_REAL_KINDS = "biuf"  # of numpy: bool, integers and floats; numpy and torch turn more than these into floats
 _MAX_DETAIL_CHARS = 6000
 _MAX_SHOWN_CHARS = 120
 _MAX_FRAMES = 12
@@ -67,7 +67,8 @@ def _number(value: object) -> float | None:
     try:
         if not hasattr(type(value), "__float__") or getattr(value, "ndim", 0) != 0:
             return None
-        kind = getattr(getattr(value, "dtype", None), "kind", "f")  # numpy turns texts and complex numbers into floats
+        dtype = getattr(value, "dtype", None)
+        kind = "c" if getattr(dtype, "is_complex", False) else getattr(dtype, "kind", "f")
         return float(value) if kind in _REAL_KINDS else None  # type: ignore[arg-type]
     except (Exception, SystemExit):  # noqa: BLE001 - of a user's class, or a number beyond a float's range
         return None

@@ -153,9 +153,27 @@ def test_a_scorer_that_is_not_found_is_refused_with_the_remedy() -> None:
         ("client_secret_1.json", "{}"),
         ("service_account.json", "{}"),
         ("login.ppk", "x"),
+        ("a.py", "github_" + "pat_" + "11ABCDEFG0" * 8),
+        ("a.py", "glpat-" + "abcdefghij0123456789"),
+        ("a.py", "xoxb-" + "123456789012-abcdefghijklmnop"),
+        ("a.py", "AIza" + "SyA1234567890abcdefghijklmnopqrstuv"),
+        ("a.py", "ASIA" + "ABCDEFGHIJKLMNOP"),
+        ("a.py", "npm_" + "a1B2" * 9),
+        ("a.cfg", "pypi-" + "AgEI" + "cHlwaS5vcmc" * 8),
+        ("a.asc", "-----BEGIN PGP " + "PRIVATE KEY BLOCK-----\n"),
+        ("a.txt", "AGE-SECRET-" + "KEY-1" + "Q" * 58),
+        ("a.txt", "PuTTY-User-" + "Key-File-2: ssh-rsa\n"),
+        ("a.py", "AccountName=a;Account" + "Key=" + "a" * 86 + "=="),
+        ("a.py", "WANDB_API_" + "KEY='" + "0123456789" * 4 + "'"),
+        ("late.txt", "x" * (2 << 20) + "\n-----BEGIN RSA " + "PRIVATE KEY-----\n"),
+        ("wide.txt", "-----BEGIN RSA " + "PRIVATE KEY-----\n"),
+        *(
+            (name, "x")
+            for name in ("token", "secrets", "api_key.txt", "kaggle.json", "a.tfstate", "a.tfvars", "a.ovpn")
+        ),
     ],
 )
 def test_a_key_is_found_by_its_name_or_its_form(name: str, content: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="utf-16" if name == "wide.txt" else None)
     with pytest.raises(SubmitError, match="looks like a secret"):
         pack({PurePosixPath(name): tmp_path / name}, tmp_path / "out")

@@ -137,6 +137,7 @@ class Leaving:
         *((np.str_("0.5"), "str_"), (np.bytes_(b"0.5"), "bytes_"), (np.array("0.5"), "ndarray")),
         *(
             (np.complex128(0.5 + 0.5j), "complex128"),
+            (torch.tensor(0.5 + 0j), "Tensor"),
             (np.array(0.5, object), "ndarray"),
             (np.timedelta64(0), "timedelta64"),
         ),
