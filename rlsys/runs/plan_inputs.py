@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rlsys.config.data import sources
 from rlsys.config.run import RunConfig
@@ -12,6 +13,7 @@ from rlsys.data.video.budgets import largest_grid, largest_grids
 from rlsys.data.video.decode import plan_grid
 from rlsys.data.video.errors import ClipError
 from rlsys.models.model_config import patch_shape
+from rlsys.models.parallel import tensor_parallel_problem
 from rlsys.models.sizes import read_model_sizes
 from rlsys.planning.plan import (
     Assumptions,
@@ -54,9 +56,12 @@ def _plan(config: RunConfig, given: Assumptions, measured: Measured) -> tuple[Se
     times = phase_times(config, sizes, prompts, room, given, measured, is_judged=is_judged)
     payload = payload_bytes(config, sizes)
     shares_gpus = config.cluster.colocate and config.cluster.device == "cuda"
+    engines = engine_section(config, sizes, room, given)
+    if problem := tensor_parallel_problem(config.model.path, config.rollout.tensor_parallel_size):
+        engines = replace(engines, problems=(problem, *engines.problems))
     return (
         token_section(config, prompts, responses),
-        engine_section(config, sizes, room, given),
+        engines,
         store_section(config, clip_bytes(config, items, payload), payload),
         learner_section(config, sizes, prompts, responses, given),
         *([shared_section(config, sizes, prompts, responses, given)] if shares_gpus else []),

@@ -14,7 +14,10 @@ import pytest
 
 from rlsys.config.run import ConfigError, parse
 from rlsys.models.parallel import tensor_parallel_problem
+from rlsys.planning.plan import assumptions
+from rlsys.planning.plan_times import Measured
 from rlsys.runs.check_engine import engine_problems
+from rlsys.runs.plan_inputs import plan
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
@@ -84,7 +87,7 @@ def config(model: Path, **sections: dict[str, object]) -> Any:
     return parse({**tree, "train": {"prompts_per_step": 8}, **sections}, source="test")
 
 
-def test_a_config_with_such_workers_is_refused(tiny_model_dir: Path) -> None:
+def test_check_config_and_plan_refuse_such_workers(tiny_model_dir: Path) -> None:
     def of(size: int) -> list[str]:
         found = config(tiny_model_dir, cluster={"device": "cuda"}, rollout={"tensor_parallel_size": size})
         return list(engine_problems(found))
@@ -92,6 +95,10 @@ def test_a_config_with_such_workers_is_refused(tiny_model_dir: Path) -> None:
     assert of(2) == []
     (problem,) = of(8)
     assert problem.startswith("rollout.tensor_parallel_size=8: ")
+    planned = config(tiny_model_dir, cluster={"device": "cuda"}, rollout={"tensor_parallel_size": 8})
+    assert problem in [
+        one for section in plan(planned, assumptions("cuda", ()), Measured()) for one in section.problems
+    ]
 
 
 def test_no_more_responses_are_asked_at_once_than_an_engine_generates(tiny_model_dir: Path) -> None:
