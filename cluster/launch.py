@@ -90,15 +90,21 @@ def open_cluster(config: RunConfig, *, parts: Parts = EVERYTHING) -> Iterator[Cl
 
 
 def living_nodes() -> tuple[Node, ...]:
-    """Return the machines of the connected cluster that are up."""
+    """Return the nodes of the connected cluster that are up."""
+    return nodes_of(ray.nodes())
+
+
+def nodes_of(found: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
+    """Return the nodes that are up of what `ray.nodes` returns, each with a name of its own."""
+    alive = [node for node in found if node["Alive"]]
+    addresses = [node["NodeManagerAddress"] for node in alive]
     return tuple(
         Node(
-            name=node["NodeManagerAddress"],
+            name=address if addresses.count(address) == 1 else f"{address}:{node['NodeManagerPort']}",
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
         )
-        for node in ray.nodes()
-        if node["Alive"]
+        for node, address in zip(alive, addresses, strict=True)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ import pytest
 from benchmarks.gpu_check.figures import Outcome, at_least, at_most, found, read_lines
 from benchmarks.gpu_check.main import choose, parse_arguments, table
 from benchmarks.gpu_check.steps import LEARNER_LIMIT_S, STEPS
+from benchmarks.plans import MODELS
+from rlsys.config.run import load
+from rlsys.planning.plan import Assumptions
+from rlsys.planning.plan_times import Measured
+from rlsys.runs.plan_inputs import plan
 from tests.support.pace import patience
 from tests.support.paths import REPO
 
@@ -228,6 +234,33 @@ def test_every_step_has_its_code(step: Any) -> None:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assigned = {ast.unparse(target) for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
     assert name in defined | assigned
+
+
+def test_the_docs_list_the_steps_in_the_order_in_which_they_run() -> None:
+    text = (REPO / "docs" / "gpu.md").read_text()
+    rows = text.split("## The check")[1].split("| step |")[1].split("\n\n")[0]
+    found = [name for row in rows.splitlines()[2:] for name in re.findall("`([^`]+)`", row.split("|")[1])]
+    assert found == [
+        step.name for step in STEPS if step.name != "parity"
+    ]  # `parity` runs in the place of both on a CPU
+    assert "(`parity` on a CPU)" in rows
+
+
+def test_the_docs_memory_is_the_plans(tmp_path: Path) -> None:
+    """The limit of a rank, and what the shipped config takes, as docs/gpu.md says them."""
+    text = (REPO / "docs" / "gpu.md").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(MODELS["Qwen2.5-VL-7B"]))
+    config = load(REPO / "configs" / "charades_sta.yaml", [f"model.path={tmp_path}", "data.annotations=null"])
+    given = Assumptions()
+    sections = plan(config, given, Measured())
+    said = {line.name: line.value for section in sections for line in section.lines}
+    assert f"{given.memory_gib:g} GiB of one that is sold as 80 GB, without {given.rank_reserve_gib:g} GiB" in text
+    planned = round(float(said["total on the device"].split()[0]), 1)
+    tokens = config.learner.micro_batch_tokens
+    assert re.search(
+        f"plans {planned:g} GiB a rank with `learner.micro_batch_tokens: {tokens}`", " ".join(text.split())
+    )
+    assert not [problem for section in sections for problem in section.problems]
 
 
 def test_an_unknown_step_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from cluster import launch
-from cluster.launch import ROOT, open_cluster, runtime_env
+from cluster.launch import ROOT, nodes_of, open_cluster, runtime_env
+from cluster.placement import Bundle, Demand, plan_placement
 from rlsys.config.run import ClusterConfig, ConfigError, parse
 from rlsys.temporary import MAX_TEMP_DIR, short_temp_dir
 from tests.support.cluster import RayHead
@@ -129,6 +130,18 @@ def test_a_job_brings_its_own_code() -> None:
     assert "py_modules" not in runtime_env(ClusterConfig(), code="there")
     assert "PYTHONPATH" not in runtime_env(ClusterConfig(), code="there")["env_vars"]
     assert "DS_ACCELERATOR" not in runtime_env(ClusterConfig(device="cuda"), code="there")["env_vars"]
+
+
+def test_nodes_at_one_address_are_different_nodes() -> None:
+    def node(address: str, port: int, *, alive: bool = True) -> dict[str, Any]:
+        resources = {"CPU": 3.0, "memory": 1e9}
+        return {"NodeManagerAddress": address, "NodeManagerPort": port, "Alive": alive, "Resources": resources}
+
+    found = nodes_of([node("a", 1), node("b", 1), node("b", 2), node("a", 2, alive=False)])
+    assert [one.name for one in found] == ["a", "b:1", "b:2"]
+    ranks = (Bundle(cpus=2.0, gpus=0.0),) * 3
+    plan = plan_placement(Demand(learner=ranks, actors=(), other_cpus=0.0), found)
+    assert sorted(plan.learner_nodes) == ["a", "b:1", "b:2"]
 
 
 def test_a_long_temporary_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
