@@ -48,4 +48,14 @@ def shared_section(
             f"a shared GPU needs about {shown(sampling)} while sampling, of {shown(room)}: lower "
             f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization:g} to {int(fits * 100) / 100:g}."
         )
+    if handover > room:
+        remedy = (
+            "use weights.transport=object_store, by which only the engine's are on the GPU."
+            if config.weights.transport == "ipc"
+            else "the engine's weights alone do not fit; use GPUs with more memory, or cluster.colocate=false and "
+            "rollout.tensor_parallel_size."
+        )
+        problems.append(
+            f"a shared GPU needs about {shown(handover)} while weights change hands, of {shown(room)}: {remedy}"
+        )
     return Section(title=f"each of {learner.num_ranks} shared GPUs", lines=lines, problems=tuple(problems))

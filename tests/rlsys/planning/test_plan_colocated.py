@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -53,3 +54,24 @@ def test_a_phase_that_does_not_fit_is_named_with_the_remedy(tiny_model_dir: Any,
     small = Assumptions(memory_gib=1.0, rank_reserve_gib=0.5, engine_reserve_gib=1.0)
     problems = shared_section(run, sizes, PROMPTS, 50.0, small).problems
     assert any("while learning" in one and "learner.micro_batch_tokens" in one for one in problems)
+
+
+def test_two_copies_of_the_weights_that_do_not_fit_are_a_problem(tiny_model_dir: Any, sizes: ModelSizes) -> None:
+    """With ipc both copies are there for a moment: of a model that fills most of a GPU that is more than the phases."""
+    large = replace(sizes, language=2 << 30)  # 4 GiB in bfloat16
+    settings = {
+        "rollout": {"gpu_memory_utilization": 0.8},
+        "learner": {"lora": {"rank": 4}},
+        "train": {"prompts_per_step": 8},
+    }
+    run = config(tiny_model_dir, **settings, weights={"transport": "ipc"})
+    given = Assumptions(memory_gib=9.0, rank_reserve_gib=0.5, engine_reserve_gib=1.0)
+    found = shared_section(run, large, PROMPTS, 50.0, given)
+    weights = large.parameters * 2 / GIB
+    assert gib(found, "while weights change hands") == pytest.approx(2 * weights + 1.5, abs=0.006)
+    (problem,) = found.problems
+    assert "while weights change hands" in problem and "weights.transport=object_store" in problem
+    run = config(tiny_model_dir, **settings, weights={"transport": "object_store"})
+    assert shared_section(run, large, PROMPTS, 50.0, given).problems == ()
+    alone = Assumptions(memory_gib=5.0, rank_reserve_gib=0.5, engine_reserve_gib=1.0)
+    assert "the engine's weights alone" in shared_section(run, large, PROMPTS, 50.0, alone).problems[-1]
