@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,43 @@ def test_quality_is_another_name_of_video_quality(tmp_path: Path) -> None:
 )
 def test_the_collected_files_are_read(name: str, format: str, counts: str) -> None:
     assert checked(shared_data("cases", "annotations", name), format)[0].endswith(counts)
+
+
+HANDLE = {"answer": "(A)", "glue": [[0.0, 4.4], [7.1, 8.0]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "videos", "shows"),
+    [
+        ("bom.json", "charades_sta", ["3MSZA"], {"a": [0.0, 6.9]}),
+        ("bom.jsonl", "captions", ["3MSZA"], {"q2": {"caption": "second row"}}),
+        ("charades_sta_train.txt", "charades_sta", ["3MSZA"], {"person turn a light on.": [24.3, 30.4]}),
+        ("dup.json", "charades_sta", ["3MSZA"], {"first": [0.0, 6.9], "second": [1.0, 2.0]}),
+        ("names.json", "charades_sta", ["über clip #1 (50%)", "UPPER"], {"a": [0.0, 6.9]}),
+        ("nan.json", "charades_sta", ["3MSZA", "UPPER"], {"b": [0.0, 6.9], "d": [1.0, 2.0]}),
+        ("pad.json", "charades_sta", ["a"], {"a door opens": [5.0, 9.0]}),
+        ("tag.json", "charades_sta", ["a"], {"a door opens": [1.0, 4.0]}),
+        ("val_1.json", "charades_sta", ["v_abc123"], {"We see a shot.": [0.28, 19.9]}),
+        ("val.csv", "nextgqa", ["4010069381"], {"how do the two man play the instrument": HANDLE}),
+        ("seg.jsonl", "vtts", ["3MSZA"], {"A hanger is shown": [1.0, 4.0]}),
+    ],
+)
+def test_the_collected_files_show_what_they_mean(
+    name: str, format: str, videos: list[str], shows: dict[str, Json], tmp_path: Path
+) -> None:
+    shutil.copytree(shared_data("cases", "annotations"), tmp_path, dirs_exist_ok=True)
+    found = loaded(tmp_path / name, videos, format=format)
+    truths = {item.question: item.truth for item in found.items}
+    assert {question: truths.get(question) for question in shows} == shows
+    assert not any("<video" in item.question or "<|" in item.question for item in found.items)
+
+
+def test_the_collected_part_and_the_collected_rate_are_those_of_their_rows(tmp_path: Path) -> None:
+    shutil.copytree(shared_data("cases", "annotations"), tmp_path, dirs_exist_ok=True)
+    (part,) = loaded(tmp_path / "seg.jsonl", ["3MSZA"], format="vtts").items
+    assert part.media[0].window_s == (10.0, 20.0) and part.media[0].start_s == 10.0  # type: ignore[union-attr]
+    (tmp_path / "frames1fps").mkdir()
+    for index in range(30):
+        (tmp_path / "frames1fps" / f"{index}.jpg").touch()
+    (folder,) = loaded(tmp_path / "fold.jsonl", [], format="vtts").items
+    assert folder.media[0].folder_fps == 1.0  # type: ignore[union-attr]
