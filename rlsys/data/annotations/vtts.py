@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
 from rlsys.data.annotations.options import Option, read_options, right_letter
@@ -52,6 +52,7 @@ class VttsEntry(PartFields, Entry):
 
     `image_list` names the images of one video, of which `fps` a second were taken, or all in `duration` seconds.
     `video_start` and `video_end`, or `start` and `end`, name the part of the file that the row is about.
+    Without a clue, an answer of periods or boxes is the clue of a row that asks for one.
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
     (video_quality). A tracking clue has eight boxes, one for each of eight evenly spaced frames: first and
     last included in a folder of frames, at the starts of eight equal parts in a video file.
@@ -95,6 +96,13 @@ class VttsEntry(PartFields, Entry):
     @classmethod
     def _one_name(cls, value: str | None) -> str | None:
         return None if value is None else task_name(value)
+
+    @model_validator(mode="after")
+    def _place_is_the_clue(self) -> Self:
+        is_place = isinstance(self.answer, list) and all(is_number(one) or isinstance(one, list) for one in self.answer)
+        if is_place and self.clue is None and self.options is None:
+            self.clue, self.answer = self.answer, None
+        return self
 
     @field_validator("question", mode="before")
     @classmethod

@@ -56,6 +56,9 @@ def load_row(folder: Path, **row: Json) -> PromptItem:
     [
         (QA, "multiple_choice", "(B)"),
         ({**QA, "image": "picture.jpg", "video": None}, "multiple_choice", "(B)"),
+        ({"answer": [11.6, 19]}, "temporal_grounding", [11.6, 19.0]),
+        ({"task": "temporal_grounding", "answer": [[11.6, 19]]}, "temporal_grounding", [11.6, 19.0]),
+        ({"answer": [BOX] * 8}, "tracking", [BOX] * 8),
         ({**QA, "clue": [11.6, 19]}, "grounded_qa", {"answer": "(B)", "glue": [[11.6, 19.0]]}),
         ({**QA, "clue": [[1, 2], [4, 6]]}, "grounded_qa", {"answer": "(B)", "glue": [[1.0, 2.0], [4.0, 6.0]]}),
         ({**QA, "clue": BOX}, "spatial_qa", {"answer": "(B)", "box": BOX}),
