@@ -29,7 +29,8 @@ class TrackingError(UserError):
 
 def store_uri(config: RunConfig) -> str:
     """Return the URI of a run's store: its config's, else `MLFLOW_TRACKING_URI`, else a file in `output_dir`."""
-    return config.tracking.uri or env.read("MLFLOW_TRACKING_URI") or sqlite_uri(Path(config.output_dir) / "mlflow.db")
+    variable = (env.read("MLFLOW_TRACKING_URI") or "").strip()
+    return config.tracking.uri or variable or sqlite_uri(Path(config.output_dir) / "mlflow.db")
 
 
 def sqlite_uri(file: Path) -> str:
@@ -53,7 +54,7 @@ def require_driver(uri: str) -> None:
     """Raise TrackingError for an address that MLflow cannot use, and for a database whose driver is not installed."""
     if why := _why_no_store(uri):
         raise TrackingError(
-            f"tracking.uri={masked_url(uri)}: {why}; give http://HOST:PORT of an MLflow server, sqlite:///FILE, the "
+            f"{_named(uri)}: {why}; give http://HOST:PORT of an MLflow server, sqlite:///FILE, the "
             f"address of a database ({', '.join(DATABASES)}), or null for a file in output_dir."
         )
     if uri.partition("://")[0].partition("+")[0] not in DATABASES:
@@ -66,11 +67,15 @@ def require_driver(uri: str) -> None:
     except ImportError as error:
         module = (error.name or "").partition(".")[0]
         raise TrackingError(
-            f"tracking.uri={masked_url(uri)}: needs the Python package {PACKAGES.get(module, module)}, which is not "
+            f"{_named(uri)}: needs the Python package {PACKAGES.get(module, module)}, which is not "
             "installed; install it, or give the http address of an MLflow server."
         ) from error
     except (ArgumentError, NoSuchModuleError) as error:
-        raise TrackingError(f"tracking.uri={masked_url(uri)}: not the address of a database: {error}") from error
+        raise TrackingError(f"{_named(uri)}: not the address of a database: {error}") from error
+
+
+def _named(uri: str) -> str:
+    return f"MLflow store {masked_url(uri)} (of tracking.uri, or of MLFLOW_TRACKING_URI where that is null)"
 
 
 def _why_no_store(uri: str) -> str:

@@ -76,6 +76,8 @@ def test_a_null_uri_takes_mlflows_own_variable(tmp_path: Path, monkeypatch: pyte
         log_steps(tracker, range(1, 3))
     assert tracker.uri == shared
     assert not (tmp_path / "run" / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", " ")
+    assert store_uri(config) == f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert steps_in(shared, tracker.run_id) == [1, 2]
 
@@ -266,7 +268,7 @@ def test_an_address_at_which_no_store_can_be_is_refused(uri: str, says: str, mon
     with pytest.raises(TrackingError) as error:
         require_driver(uri)
     assert says in str(error.value)
-    assert "sqlite:///FILE" in str(error.value)
+    assert "sqlite:///FILE" in str(error.value) and "MLFLOW_TRACKING_URI" in str(error.value)
     assert "hunter2" not in str(error.value)
 
 
