@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from rlsys.config.run import DataConfig
@@ -153,8 +154,8 @@ def _own_fps(folder: Path) -> float | None:
         file = folder / name
         if file.is_file() and file.stat().st_size < 100:
             try:
-                rate = float(file.read_text(encoding="utf-8"))
-            except ValueError:
+                rate = float(Fraction(file.read_text(encoding="utf-8-sig").strip()))  # ffprobe writes 30000/1001
+            except (ValueError, ArithmeticError):
                 continue
             if 0 < rate < 1e6:
                 return rate

@@ -91,6 +91,10 @@ def test_captions_may_be_about_a_part(tmp_path: Path) -> None:
         ({"fps": 4.0}, None, 4.0),
         ({}, "8", 8.0),
         ({"fps": 4.0, "duration": 6.0}, "4.0\n", 4.0),
+        ({}, "8000/1001", 8000 / 1001),
+        ({}, "\ufeff8.0\r\n", 8.0),
+        ({}, "1/0", 2.0),  # no rate
+        ({}, "nan", 2.0),
         ({}, None, 2.0),  # nothing says it: data.fps
     ],
 )
