@@ -137,9 +137,8 @@ class Tracker:
         status = status_of(error)
         message = f"{type(error).__name__}: {error}"[:5000] if status == "FAILED" else ""
         try:
-            end = _end_record(status, message)
-            self._put(end)
-            self._close(end, KILLED_CLOSE_S if status == "KILLED" else None)
+            self._put(_end_record(status, message))
+            self._close(KILLED_CLOSE_S if status == "KILLED" else None)
         except (OSError, TrackingError) as lost:
             if error is None:
                 raise
@@ -298,11 +297,11 @@ class Tracker:
             self._spool.append(self._unwritten[0])
             self._unwritten.popleft()
 
-    def _close(self, end: Record, close_s: float | None) -> None:
+    def _close(self, close_s: float | None) -> None:
         folder = spool_folder(self._folder, self.run_id)
         self._uploader.close(close_s)
-        if self._uploader.is_disk_full and end not in self._unwritten:
-            self._uploader.send_directly([end])  # it waits behind others, and the run would seem to continue
+        if self._uploader.is_disk_full:
+            self._uploader.send_waiting_directly()
         if self._unwritten:
             num_unwritten = len(self._unwritten)
             self._unwritten = deque(self._uploader.send_directly(self._unwritten))

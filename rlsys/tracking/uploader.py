@@ -78,6 +78,7 @@ class Uploader:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._close_s = patience.close_s
         self._took_at = time.monotonic()  # when the store last accepted a record, or closing began
+        self._acknowledged_at = self._took_at  # when records were last through with store and disk, or closing began
         self._away_since: float | None = None
         self.last_error = ""
         self.num_refused = 0
@@ -102,7 +103,7 @@ class Uploader:
         waited for, within its own timeout.
         """
         self._close_s = self._patience.close_s if close_s is None else close_s
-        self._took_at = time.monotonic()
+        self._took_at = self._acknowledged_at = time.monotonic()
         self._closing.set()
         self._wake.set()
         try:
@@ -121,11 +122,20 @@ class Uploader:
         left: list[Record] = []
         for together in _calls(records):
             try:
+                if together[0]["kind"] == "end":
+                    self._send_blocks(None)
                 self._patiently(self._send_unspooled, together)
-            except (_StoppedTrying, StoreError) as error:
+            except (_StoppedTrying, StoreError, OSError) as error:  # the last of setting aside what was rejected
                 self.last_error = str(error) or self.last_error
                 left += together
         return left
+
+    def send_waiting_directly(self) -> None:
+        """Send what waits in the spool without buffering rows on its disk, which takes no more. For after `close`."""
+        while records := self._spool.waiting():
+            if self.send_directly(records):
+                return
+            self._spool.acknowledge(len(records))
 
     def _send_unspooled(self, records: Sequence[Record]) -> None:
         kind = records[0]["kind"]
@@ -149,7 +159,8 @@ class Uploader:
             except _StoppedTrying:
                 return
             except OSError as error:  # of the disk, on which rows wait; the store's are StoreErrors
-                if self._is_out_of_time:
+                # not since the store accepted one: it accepts the metrics of these steps each time
+                if self._closing.is_set() and time.monotonic() - self._acknowledged_at > self._close_s:
                     self.last_error, self.is_disk_full = str(error), True
                     return
                 self._log_disk(error)
@@ -170,6 +181,7 @@ class Uploader:
         if group[0]["kind"] not in STEP_KINDS:
             self._send_other(group[0])
         self._spool.acknowledge(len(group))
+        self._acknowledged_at = time.monotonic()
 
     def _send_metrics(self, records: Sequence[Record]) -> None:
         try:
@@ -270,7 +282,7 @@ class Uploader:
 def _calls(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
     """Yield the records that share a call: one each, but the rows of a block together; the end of the run is last."""
     rows, ends = ([record for record in records if record["kind"] == kind] for kind in ("rows", "end"))
-    yield from ([record] for record in records if record["kind"] not in ("rows", "end"))
+    yield from ([record] for record in records if record["kind"] not in ("rows", "end", "flush"))
     for _, of_block in groupby(rows, key=lambda record: record["step"] // STEPS_PER_FILE):
         yield list(of_block)
     yield from ([record] for record in ends)
