@@ -30,6 +30,8 @@ _OTHERS = {
     rb"II[*+]\0|MM\0[*+]": "a TIFF whose kind of pixels Pillow does not read",
 }
 """Names of what images are often given as, by how they begin."""
+_RAISED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
+"""What readers of images raise for headers that are damaged."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -193,8 +195,8 @@ class _errors:
         if isinstance(error, Image.DecompressionBombError):
             raise ClipError(name, "too_large", str(error)) from error
         is_ours = isinstance(error, ClipError | PermissionError)
-        if isinstance(error, OSError | SyntaxError | ValueError | EOFError | struct.error) and not is_ours:
-            said = str(error).splitlines()[0]
+        if isinstance(error, _RAISED) and not is_ours:
+            said = next(iter(str(error).splitlines()), type(error).__name__)
             if "MAX_TEXT" in said:  # of Pillow, which names its own constants
                 said = "its texts or its colour profile unpack to more than 1 MiB, or to 64 MiB together"
             is_cut = "truncated" in said or isinstance(error, struct.error)

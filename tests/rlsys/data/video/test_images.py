@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rlsys.data.video.decode import decode
+from rlsys.data.video.errors import ClipError
 from rlsys.data.video.images import files_of_folder
 from rlsys.types import ImageSpec
 from tests.support.video_files import frames_shown, make_spec, numbered_frame, shared_data
@@ -227,3 +229,33 @@ def test_the_reported_folder_is_in_the_order_of_its_numbers() -> None:
     brightness = clip.frames.mean(axis=(1, 2, 3))
     assert len(brightness) == 24 and brightness[0] == pytest.approx(20, abs=2)
     assert brightness[23] == pytest.approx(73.75, abs=2)
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF", "JPEG", "BMP", "PPM"])
+def test_a_damaged_header_is_a_bad_clip_and_no_other_error(format: str, tmp_path: Path) -> None:
+    file, rng = io.BytesIO(), np.random.default_rng(5)
+    first, *others = (Image.fromarray(numbered_frame(index)) for index in range(5))
+    more = {"save_all": True, "append_images": others, "duration": 100} if format in ("GIF", "PNG", "WEBP") else {}
+    first.save(file, format, **more)
+    path = tmp_path / "a.mp4"
+    for _ in range(150):
+        data = bytearray(file.getvalue())
+        for at in rng.integers(0, min(len(data), 400), int(rng.integers(1, 5))):
+            data[at] = rng.integers(0, 256)
+        path.write_bytes(data)
+        for spec in (make_spec(path), ImageSpec(uri=str(path), min_pixels=784, max_pixels=7840)):
+            with contextlib.suppress(ClipError):
+                decode(spec)
+
+
+def test_a_part_beyond_all_numbers_is_a_bad_clip(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    first, *others = (Image.fromarray(numbered_frame(index)) for index in range(3))
+    first.save(file, "PNG", save_all=True, append_images=others, duration=100)
+    data = bytearray(file.getvalue())
+    second = data.index(b"fcTL", data.index(b"IDAT")) + 4
+    data[second + 12 : second + 16] = b"\xff\xff\xff\xf0"  # its left edge
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ClipError) as raised:
+        decode(make_spec(tmp_path / "a.png"))
+    assert raised.value.kind == "corrupt"
