@@ -39,8 +39,8 @@ LEAVES = {
     "peft": {"learner/model/lora.py"},
     "ray.serve": {"reward_servers/server/app.py", "reward_servers/judging/served_model.py"},
     "mlflow": {"rlsys/tracking/mlflow_store.py", "rlsys/tracking/registry.py", "rlsys/tracking/sqlite_store.py"},
-    "decord": {"rlsys/data/video/decord_reader.py", "benchmarks/decode.py"},
-    "av": {"rlsys/data/video/av_reader.py", "benchmarks/decode.py"},
+    "decord": {"rlsys/data/video/readers/decord_reader.py", "benchmarks/decode.py"},
+    "av": {"rlsys/data/video/readers/av_reader.py", "benchmarks/decode.py"},
 }
 LIGHT = (
     "rlsys.loop.loop",

@@ -9,5 +9,7 @@
 - `frames` (`MERGED`, `TEMPORAL_PATCH`, `count_frames`): the frames that are shown, and their size
 - `images` (`FORMATS`, `files_of_folder`, `shown_size`): image formats that may be opened, the images of a frame
   folder, in order, and the size of one
+- `pixels` (`flattened`): an image as RGB, as viewers show it
+- `readers`: video files -> times and frames
 - `errors` (`AnnotationError`, `ClipError`): what cannot be read
 """

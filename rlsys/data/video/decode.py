@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rlsys.data.video import av_reader, decord_reader, images
-from rlsys.data.video.containers import shortfall
+from rlsys.data.video import images
 from rlsys.data.video.content import digest_file
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.frames import (
@@ -28,6 +27,8 @@ from rlsys.data.video.frames import (
     video_frame_size,
 )
 from rlsys.data.video.opened import OpenedFile, OpenedFiles, Variant
+from rlsys.data.video.readers import av_reader, decord_reader
+from rlsys.data.video.readers.containers import shortfall
 from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec, named_fields
 
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]

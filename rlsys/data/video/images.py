@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rlsys.data.video.animations import composed, parts_of
-from rlsys.data.video.containers import head_of
 from rlsys.data.video.errors import ClipError
 from rlsys.data.video.pixels import flattened
+from rlsys.data.video.readers.containers import head_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that may be opened. Pillow has others whose readers start programs (EPS) or fetch files."""

@@ -18,9 +18,9 @@ from PIL import Image
 
 from rlsys.data.annotations.media import picture_size
 from rlsys.data.video import images, pixels
-from rlsys.data.video.av_reader import MAX_PIXELS
 from rlsys.data.video.decode import decode, plan_grid, reads_fast, shape_of
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.readers.av_reader import MAX_PIXELS
 from rlsys.types import ImageSpec
 from tests.support.encoding import Encoding, write_video
 from tests.support.pace import patience
@@ -79,7 +79,7 @@ def test_decoding_8k_takes_its_reference_frames_and_a_few_of_rgb(tmp_path: Path)
 
 
 def test_deep_pixels_count_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlsys.data.video.av_reader.MAX_FRAME_BYTES", 48 * 64 * 3)
+    monkeypatch.setattr("rlsys.data.video.readers.av_reader.MAX_FRAME_BYTES", 48 * 64 * 3)
     plain = plain_video(tmp_path / "a.mp4", height=48, width=64, num_frames=8)
     assert decode(make_spec(plain)).frames.shape[0] == 4
     deep = plain_video(tmp_path / "b.mkv", height=48, width=64, num_frames=8, pixels="yuv444p10le")
@@ -200,7 +200,7 @@ def test_pictures_that_become_too_large_amid_a_stream_are_refused_before_they_ar
     whole = decode(make_spec(path, fps=10.0, max_frames=40))
     assert [abs(a - b) for a, b in zip(frames_shown(whole.frames), range(40), strict=False)] == [0] * 40
     assert reads_fast(path), "decord scales pictures, of any size, to the first one"
-    monkeypatch.setattr("rlsys.data.video.av_reader.MAX_PIXELS", 320 * 240)
+    monkeypatch.setattr("rlsys.data.video.readers.av_reader.MAX_PIXELS", 320 * 240)
     with pytest.raises(ClipError, match="decoding failed: .* or one of over 76800 pixels"):
         decode(make_spec(path, fps=10.0, max_frames=40))
 

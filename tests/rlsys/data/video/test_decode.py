@@ -260,7 +260,9 @@ class CountedReads:
     """Counts the frames that decoders are asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from rlsys.data.video import decord_reader  # behind PyAV: decord's libvpx would take the place of its own
+        from rlsys.data.video.readers import (
+            decord_reader,  # behind PyAV: decord's libvpx would take the place of its own
+        )
 
         self.indices: list[int] = []
         read = decord_reader.read

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlsys.data.video.av_reader import FORMATS
 from rlsys.data.video.decode import decode, plan_grid, reads_fast
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.readers.av_reader import FORMATS
 from tests.support.encoding import Encoding, cut_by_edit_list, write_video
 from tests.support.video_files import cut, frames_shown, make_spec, numbered_frame, shared_data
 
@@ -284,23 +284,6 @@ def test_recordings_joined_in_one_file_whose_times_go_back_are_refused(tmp_path:
     (tmp_path / f"two.{suffix}").write_bytes(one + one)
     with pytest.raises(ClipError, match="the times of its frames go back"):
         decode(make_spec(tmp_path / f"two.{suffix}"))
-
-
-@pytest.mark.parametrize(("first", "second"), [(21, 20), (20, 20), (21, 21)])
-def test_frames_with_the_stamps_of_frames_nearby_are_shown_at_the_streams_rate(
-    tmp_path: Path, first: int, second: int
-) -> None:
-    """As FFmpeg reads some MPEG program streams, which do not stamp every picture."""
-    source, path = tmp_path / "right.ts", tmp_path / "exchanged.ts"
-    write_video(source, numbered(), Encoding(codec="mpeg2video", fps=25, options={"bf": "0", "g": "12"}))
-    with av.open(str(source)) as given, av.open(str(path), "w") as container:
-        stream = container.add_stream_from_template(given.streams.video[0])
-        packets = [packet for packet in given.demux(video=0) if packet.size]
-        packets[20].pts, packets[21].pts = packets[first].pts, packets[second].pts
-        for packet in packets:
-            packet.stream = stream
-            container.mux(packet)
-    assert shown(path, fps=25.0, max_frames=60)[0] == list(range(60))
 
 
 @pytest.mark.parametrize("suffix", ["webm", "mkv"])

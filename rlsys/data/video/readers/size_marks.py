@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rlsys.data.video.key_frames import units
+from rlsys.data.video.readers.key_frames import units
 
 HEAD_BYTES = 4096
 """Bytes of a key frame in which its size is looked for."""

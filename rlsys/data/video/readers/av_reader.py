@@ -12,19 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
 
-from rlsys.data.video.containers import head_of
-from rlsys.data.video.edits import Track, edited, movie_start_s, read_tracks
 from rlsys.data.video.errors import ClipError
-from rlsys.data.video.key_frames import KeyFrame, key_frame, length_bytes
-from rlsys.data.video.pictures import Turn, turn_of, upright
-from rlsys.data.video.shown import Shown, checked, filled, in_order, times_of
-from rlsys.data.video.size_marks import HEAD_BYTES, size_mark
+from rlsys.data.video.readers.containers import head_of
+from rlsys.data.video.readers.edits import Track, edited, movie_start_s, read_tracks
+from rlsys.data.video.readers.fast_path import why_not_fast, why_not_fast_picture
+from rlsys.data.video.readers.pictures import Turn, turn_of, upright
+from rlsys.data.video.readers.shown import Shown, at_constant_rate, checked, filled, in_order, times_of
+from rlsys.data.video.readers.streams import Packet, aspect_of, codec_of, packets_of, start_of
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,gif,apng,"
@@ -35,9 +35,6 @@ OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 INDEXED = frozenset((MP4, "matroska,webm", "flv"))
 """Containers whose packets carry presentation times and that seek by them reliably."""
-FAST_CODECS = frozenset(("h264", "vp8", "vp9", "mpeg4", "mjpeg"))
-FAST_PIXELS = frozenset(("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"))
-DECODERS = {"libvpx": "vp8", "libvpx-vp9": "vp9", "libdav1d": "av1"}
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Codec -> the decoder that reads the transparency beside its pictures, which FFmpeg's own skips."""
 MAX_PIXELS = 8192 * 4320
@@ -45,10 +42,6 @@ MAX_PIXELS = 8192 * 4320
 others refer to, and single frames as RGB."""
 MAX_FRAME_BYTES = 3 * MAX_PIXELS
 """Largest number of bytes of a frame in its own pixel format: 8K of 10 bit with a quarter of the colours."""
-MAX_FAST_PIXELS = 4096 * 2304
-"""Frames above 4K are not read with decord, which takes 3.2 GB for 8K and is no faster there."""
-MAX_REORDERED = 3
-"""Most frames by which MPEG-1 and MPEG-2 change the order of frames: one picture and the B-frames before it."""
 WRAP = 1 << 32
 """Half of the clock of MPEG streams, in ticks; a larger step is a jump back that was taken for the clock's overflow."""
 
@@ -89,21 +82,6 @@ class Probe:
         """The (width, height) of a shown picture in square pixels."""
         width, height = self.width * self.aspect, float(self.height)
         return (height, width) if self.turn.is_transposed else (width, height)
-
-
-class _Packet(NamedTuple):
-    """What a packet says of its frame, without its data: an hour of video has gigabytes of it.
-
-    pts, dts, duration: in the stream's units; None and 0 if the file does not say.  key: what decoding gives that
-    starts at it.  mark: of the size of a key frame.
-    """
-
-    pts: Any
-    dts: Any
-    duration: int
-    key: KeyFrame
-    is_discard: bool
-    mark: bytes
 
 
 @contextmanager
@@ -171,7 +149,7 @@ def probe(path: Path, uri: str) -> Probe:
             tracks = read_tracks(path)
             if (track := tracks.get(stream.id)) and not track.is_plain:
                 return _probe_edited(path, uri, track, movie_start_s(tracks))
-        every = _packets(container, stream)
+        every = packets_of(container, stream)
         packets = [one for one in every if not one.is_discard]
         is_indexed = container.format.name in INDEXED and all(one.pts is not None for one in packets)
         first = _first_frame(path, uri)
@@ -198,7 +176,7 @@ def probe(path: Path, uri: str) -> Probe:
             is_counted=not (is_indexed and packets),
             height=stream.codec_context.height,
             width=stream.codec_context.width,
-            aspect=_aspect(stream),
+            aspect=aspect_of(stream),
             turn=turn,
             why_not_fast=why,
         )
@@ -207,7 +185,7 @@ def probe(path: Path, uri: str) -> Probe:
 def _probe_edited(path: Path, uri: str, track: Track, start_s: Fraction) -> Probe:
     """Return the frames that an edit list of several parts shows. start_s: when the movie starts."""
     with opened(path, uri, is_edited=True) as (container, stream):
-        packets = [one for one in _packets(container, stream) if None not in (one.pts, one.dts)]
+        packets = [one for one in packets_of(container, stream) if None not in (one.pts, one.dts)]
         first = _first_frame(path, uri, is_edited=True)
         earliest = min((one.pts for one in packets), default=0) if first is None or first.pts is None else first.pts
         frames = [(one.pts, one.duration) for one in packets if one.pts >= earliest]
@@ -224,27 +202,12 @@ def _probe_edited(path: Path, uri: str, track: Track, start_s: Fraction) -> Prob
             is_counted=False,
             height=stream.codec_context.height,
             width=stream.codec_context.width,
-            aspect=_aspect(stream),
+            aspect=aspect_of(stream),
             turn=Turn() if first is None else turn_of(first),
             why_not_fast="an edit list of several parts",
             is_edited=True,
             seeks=np.array([dts for _, dts in keys], dtype=np.int64),  # which FFmpeg searches without its list
         )
-
-
-def _packets(container: Any, stream: Any) -> list[_Packet]:
-    codec = DECODERS.get(stream.codec_context.name, stream.codec_context.name)
-    extra = stream.codec_context.extradata or b""
-    prefix = length_bytes(extra)
-    every: list[_Packet] = []
-    for one in container.demux(stream):
-        if one.size:
-            key, mark = KeyFrame.NONE, b""
-            if one.is_keyframe:
-                key = key_frame(codec, bytes(one), prefix)
-                mark = size_mark(codec, bytes(memoryview(one)[:HEAD_BYTES]), extra, prefix)
-            every.append(_Packet(one.pts, one.dts, one.duration or 0, key, one.is_discard, mark))
-    return every
 
 
 def _first_frame(path: Path, uri: str, *, is_edited: bool = False) -> Any:
@@ -267,67 +230,16 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 def _alpha_decoder(stream: Any) -> str:
     """Return the decoder that reads a stream's transparency, "" where FFmpeg's own does."""
     is_transparent = stream.metadata.get("alpha_mode") == "1"
-    name = ALPHA_DECODERS.get(DECODERS.get(stream.codec_context.name, stream.codec_context.name), "")
+    name = ALPHA_DECODERS.get(codec_of(stream), "")
     return name if is_transparent and name in av.codecs_available else ""
 
 
-def _why_not_fast(container: Any, stream: Any, packets: Sequence[_Packet], num_discarded: int, turn: Turn) -> str:
-    """Return why decord, which counts frames and seeks by keyframes, may return wrong frames, or ""."""
-    if why := _why_not_fast_picture(stream, turn):
-        return why
-    pts = [one.pts for one in packets]
-    if stream.frames > len(packets) + num_discarded:
-        return "fewer frames than its header says"  # for which decord takes memory, and aborts the process
+def _why_not_fast(container: Any, stream: Any, packets: Sequence[Packet], num_discarded: int, turn: Turn) -> str:
     if len(_video_streams(container)) > 1:
         return "several video streams"
-    if num_discarded:
-        return "an edit list"
-    if len({one.mark for one in packets if one.key is not KeyFrame.NONE}) > 1:
-        return "pictures of several sizes"
-    if len(set(pts)) != len(pts):
-        return "frames of one time"
-    if abs(min(pts) * stream.time_base - _start_s(container)) > Fraction(1, 1000):
-        return "pictures that start behind the sound"
-    if stream.codec_context.name == "mpeg4" and pts != sorted(pts):
-        return "MPEG-4 with B-frames"
-    return _why_not_fast_groups(packets)
-
-
-def _why_not_fast_groups(packets: Sequence[_Packet]) -> str:
-    """Return why decord may start at a wrong frame, or ""."""
-    if packets[0].key is not KeyFrame.WHOLE or not _are_groups_closed(packets):
-        return "open groups of pictures"
-    keys = [one for one in packets if one.key is KeyFrame.WHOLE]
-    if any(after.dts is not None and after.dts <= one.pts for one, after in zip(keys, keys[1:], strict=False)):
-        return "key frames close to each other"  # decord seeks by the time of one in tables of when each is decoded
-    return ""
-
-
-def _why_not_fast_picture(stream: Any, turn: Turn) -> str:
-    """Return why decord may return other pictures than a player shows, or ""."""
-    context = stream.codec_context
-    codec = DECODERS.get(context.name, context.name)
-    if codec not in FAST_CODECS:
-        return f"codec {codec}"
     if _alpha_decoder(stream):
         return "transparency"
-    if context.pix_fmt not in FAST_PIXELS:
-        return f"pixel format {context.pix_fmt}"
-    if context.height * context.width > MAX_FAST_PIXELS:
-        return "frames above 4K"
-    if turn != Turn():
-        return "a turned picture"
-    return "pixels that are not square" if _aspect(stream) != 1.0 else ""
-
-
-def _are_groups_closed(packets: Sequence[_Packet]) -> bool:
-    """Return whether decoding can start at every keyframe: it refers to no earlier frame, nor do those behind it."""
-    earliest = None
-    for one in reversed(packets):
-        earliest = one.pts if earliest is None else min(earliest, one.pts)
-        if one.key in (KeyFrame.PARTIAL, KeyFrame.RECOVERY) or (one.key is KeyFrame.WHOLE and earliest < one.pts):
-            return False
-    return True
+    return why_not_fast_picture(stream, turn) or why_not_fast(container, stream, packets, num_discarded)
 
 
 def _decoded_times(path: Path, uri: str) -> list[Shown]:
@@ -347,35 +259,15 @@ def _decoded_times(path: Path, uri: str) -> list[Shown]:
             return [Shown(place * step, step, place) for *_, place in frames]
         # some containers state only the order of decoding, which is that of the frames once they are decoded
         stamps = next((one for one in (pts, dts) if None not in one and one == sorted(one)), None)
-        if container.format.name in ("mpegts", "mpeg"):
-            stamps = _at_constant_rate(pts, stream) or stamps
-            if stamps is not None and np.diff(stamps).max(initial=0) > WRAP:
-                stamps = None
-        if stamps is None:
+        name = container.format.name
+        if name == "mpeg":
+            stamps = at_constant_rate(pts, stream) or stamps
+        if stamps is None or (name in ("mpeg", "mpegts") and np.diff(stamps).max(initial=0) > WRAP):
             raise ClipError(uri, "corrupt", "the times of its frames go back: several recordings in one file")
         return [Shown(time, duration, place) for time, (*_, duration, place) in zip(stamps, frames, strict=True)]
 
 
-def _at_constant_rate(stamps: Sequence[Any], stream: Any) -> list[int] | None:
-    """Return the times of an MPEG stream's frames at its rate, if some have the stamps of others nearby, else None.
-
-    FFmpeg gives them such stamps where the stream does not stamp every picture. All others must be at that rate.
-    """
-    rate = stream.guessed_rate or stream.average_rate
-    if None in stamps or not rate:
-        return None
-    step = float(1 / (rate * stream.time_base))
-    if np.diff(stamps).min(initial=step) > 0.5 * step:
-        return None
-    times = np.round(stamps[0] + step * np.arange(len(stamps))).astype(np.int64)
-    off = np.abs(np.array(stamps) - times) / step
-    is_constant = (
-        (off < 0.25).mean() > 0.5 and off[-MAX_REORDERED - 1 :].min() < 0.25 and off.max() < MAX_REORDERED + 0.25
-    )
-    return times.tolist() if is_constant else None
-
-
-def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[_Packet]) -> Fraction:
+def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequence[Packet]) -> Fraction:
     """Return the time of the stream, in seconds, at which a player starts."""
     first = min(one.time for one in shown) * stream.time_base
     if container.format.name == "avi":
@@ -385,16 +277,7 @@ def _start(container: Any, stream: Any, shown: Sequence[Shown], packets: Sequenc
         is_paired = len(sent) == len(times)
         return min(b - a for a, b in zip(sent, times, strict=True)) * stream.time_base if is_paired else first
     # FFmpeg leaves streams out of the container's start whose packets do not tell when the first picture is shown
-    return first if container.start_time is None else min(first, _start_s(container))
-
-
-def _start_s(container: Any) -> Fraction:
-    return Fraction(container.start_time or 0, av.time_base)
-
-
-def _aspect(stream: Any) -> float:
-    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
-    return float(ratio) if ratio else 1.0
+    return first if container.start_time is None else min(first, start_of(container))
 
 
 def read(path: Path, uri: str, found: Probe, indices: Sequence[int]) -> Iterator[np.ndarray]:

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from rlsys.data.video import edits
-from rlsys.data.video.av_reader import probe
 from rlsys.data.video.decode import decode, plan_grid, reads_fast, shape_of
 from rlsys.data.video.errors import ClipError
+from rlsys.data.video.readers import edits
+from rlsys.data.video.readers.av_reader import probe
 from tests.support.edit_lists import Part, set_edits, shown_by
 from tests.support.encoding import Encoding, write_video
 from tests.support.video_files import frames_shown, make_spec, numbered_frame

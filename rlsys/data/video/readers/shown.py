@@ -11,6 +11,8 @@ import numpy as np
 from rlsys.data.video.errors import ClipError
 
 MAX_SECONDS = 1e7
+MAX_REORDERED = 3
+"""Most frames by which MPEG-1 and MPEG-2 change the order of frames: one picture and the B-frames before it."""
 
 
 class Shown(NamedTuple):
@@ -36,6 +38,22 @@ def in_order(shown: Sequence[Shown]) -> list[Shown]:
     for one in shown:
         by_time.setdefault(one.time, one)
     return [by_time[time] for time in sorted(by_time)]
+
+
+def at_constant_rate(stamps: Sequence[Any], stream: Any) -> list[int] | None:
+    """Return the times of a program stream's frames at its rate, None if they are not nearly those of their stamps.
+
+    FFmpeg gives frames the stamps of others nearby where such a stream does not stamp every picture, so that a time
+    occurs twice or not at all. A stream that leaves out one to three frames is not told from that.
+    """
+    rate = stream.guessed_rate or stream.average_rate
+    if None in stamps or not rate:
+        return None
+    step = float(1 / (rate * stream.time_base))
+    times = np.round(stamps[0] + step * np.arange(len(stamps))).astype(np.int64)
+    is_near = np.abs(np.array(stamps) - times).max() < (MAX_REORDERED + 0.25) * step
+    is_usual = np.abs(np.diff(stamps) / step - 1) < 0.25
+    return times.tolist() if is_near and (not is_usual.size or is_usual.mean() > 0.8) else None
 
 
 def times_of(stream: Any, uri: str, shown: Sequence[Shown], start: Fraction) -> tuple[np.ndarray, float]:
