@@ -34,7 +34,7 @@ from rlsys.types import Clip, ClipInfo, ImageSpec, MediaSpec, VideoSpec, named_f
 __all__ = ["ClipError", "PROCESSOR_VERSION", "decode", "decode_all", "plan_grid", "reads_fast"]
 
 PROCESSOR_VERSION = "/".join(
-    ("rlsys-5", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
+    ("rlsys-6", *(f"{name}-{importlib.metadata.version(name)}" for name in ("av", "decord", "pillow")))
 )
 """Part of every digest: change its first item when the same file and spec would yield other frames."""
 

@@ -1,38 +1,36 @@
-"""The pixels of an image as 8-bit RGB of sRGB, as a person sees them: deep values scaled, transparency on white."""
+"""The pixels of an image as 8-bit RGB: deep values scaled, transparency on white.
+
+Colour profiles are left alone, as the Hugging Face processors and vLLM do, with which a trained model is used.
+"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 PIXELS_AT_ONCE = 4_000_000
 """Pixels that are converted at a time, so that a large image is held once in its own mode and once as RGB."""
-UNSEEN = 2
-"""Largest difference that a colour profile makes for it to be left alone: rounding, as that of sRGB's own."""
 _PHOTOMETRIC, _BITS, _PLANES, _SAMPLE_FORMAT = 262, 258, 284, 339
 _WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
 
 
 def flattened(image: Image.Image) -> Image.Image:
-    """Return an image as RGB: transparency laid on white, deep greys scaled to 8 bits, colours in sRGB.
+    """Return an image as RGB: transparency laid on white, deep greys scaled to 8 bits.
 
     Raises ValueError for pixels that Pillow does not read as they are.
     """
     transparent = _load(image)
     if (values := _deep_values(image)) is not None:
         return _from_deep(values, image, transparent)
-    colours = _to_srgb(image.mode, image.info.get("icc_profile"))
     is_transparent = _is_transparent(image)
-    if image.mode == "RGB" and not is_transparent and colours is None:
+    if image.mode == "RGB" and not is_transparent:
         return image
     result = Image.new("RGB", image.size)
     for top, bottom in row_bands(image.height, image.width):
         band = image.crop((0, top, image.width, bottom))
-        result.paste(_on_white(band, colours) if is_transparent else _as_rgb(band, colours), (0, top))
+        result.paste(_on_white(band) if is_transparent else band.convert("RGB"), (0, top))
     return result
 
 
@@ -41,7 +39,7 @@ def with_alpha(image: Image.Image) -> Image.Image:
     _load(image)
     if not _is_transparent(image) or _deep_values(image) is not None:
         return flattened(image).convert("RGBA")
-    return _layer(image, _to_srgb(image.mode, image.info.get("icc_profile")))
+    return image.convert("RGBA")
 
 
 def row_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -87,56 +85,11 @@ def _is_transparent(image: Image.Image) -> bool:
     return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
 
 
-def _on_white(band: Image.Image, colours: ImageCms.ImageCmsTransform | None) -> Image.Image:
-    layer = _layer(band, colours)
+def _on_white(band: Image.Image) -> Image.Image:
+    layer = band.convert("RGBA")
     white = Image.new("RGB", layer.size, (255, 255, 255))
     white.paste(layer.convert("RGB"), mask=layer.getchannel("A"))
     return white
-
-
-def _layer(band: Image.Image, colours: ImageCms.ImageCmsTransform | None) -> Image.Image:
-    layer = band.convert("RGBA")
-    if colours is not None:
-        alpha = layer.getchannel("A")
-        layer = _as_rgb(layer, colours)
-        layer.putalpha(alpha)
-    return layer
-
-
-def _as_rgb(band: Image.Image, colours: ImageCms.ImageCmsTransform | None) -> Image.Image:
-    if colours is None:
-        return band.convert("RGB")
-    own = band if band.mode in ("L", "CMYK") else band.convert("RGB")
-    return ImageCms.applyTransform(own, colours) or own
-
-
-@lru_cache(maxsize=8)
-def _to_srgb(mode: str, profile: bytes | None) -> ImageCms.ImageCmsTransform | None:
-    """Return what brings an image's colours to sRGB; None without a profile, for a broken one and for sRGB itself."""
-    if not profile:
-        return None
-    own = mode if mode in ("L", "CMYK") else "RGB"
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if opened.profile.xcolor_space.strip() != {"L": "GRAY"}.get(own, own):
-            return None
-        colours = ImageCms.buildTransform(
-            opened, ImageCms.createProfile("sRGB"), own, "RGB", flags=ImageCms.Flags.NOCACHE
-        )
-        sample = _every_colour(own)
-        shown = ImageCms.applyTransform(sample, colours) or sample
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-    plain = np.asarray(sample.convert("RGB"), np.int16)
-    return None if np.abs(np.asarray(shown, np.int16) - plain).max() <= UNSEEN else colours
-
-
-def _every_colour(mode: str) -> Image.Image:
-    """Return a small image of evenly spaced values of each channel."""
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    levels = np.arange(256) if channels == 1 else np.linspace(0, 255, 9).round()
-    grid = np.stack(np.meshgrid(*[levels] * channels), -1).reshape(1, -1, channels).astype(np.uint8)
-    return Image.fromarray(grid[..., 0] if channels == 1 else grid, mode)
 
 
 def _deep_values(image: Image.Image) -> np.ndarray | None:
