@@ -19,11 +19,10 @@ def run_with_mounts(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a mount namespace of its own, with a tmpfs of these options at each path.
 
-    Skips the test where that is not permitted. Nothing is left mounted: the namespace ends with the command.
+    A path with "ro" alone keeps its content, which may be this checkout, and takes no more. Skips the test where that
+    is not permitted. Nothing is left mounted: the namespace ends with the command.
     """
-    lines = [
-        f"mount -t tmpfs -o {shlex.quote(options)} none {shlex.quote(str(path))}" for path, options in mounts.items()
-    ]
+    lines = [_mount(shlex.quote(str(path)), options) for path, options in mounts.items()]
     try:
         probe = subprocess.run(
             ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"], capture_output=True, text=True
@@ -41,3 +40,9 @@ def run_with_mounts(
         text=True,
         timeout=patience(120.0),
     )
+
+
+def _mount(path: str, options: str) -> str:
+    if options == "ro":
+        return f"mount --bind {path} {path} && mount -o remount,bind,ro {path}"
+    return f"mount -t tmpfs -o {shlex.quote(options)} none {path}"
