@@ -112,15 +112,19 @@ def test_lists_of_the_sound_alone_do_not_move_pictures(edited) -> None:  # noqa:
         assert np.allclose(np.array(frames_shown(clip.frames)) / FPS, clip.info.times_s, atol=0.001)
 
 
+def write_movie(path: Path, movflags: str, *, b_frames: int) -> None:
+    """Write numbered frames as H.264 with these flags of FFmpeg's writer of MP4 files."""
+    with av.open(str(path), "w", options={"movflags": movflags}) as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"bf": str(b_frames), "g": "12"})
+        stream.height, stream.width = numbered_frame(0).shape[:2]
+        for number in range(NUM):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")))
+        container.mux(stream.encode())
+
+
 def test_presentation_times_before_decoding_times_are_no_delay(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    frames = [numbered_frame(number) for number in range(NUM)]
-    with av.open(str(path), "w", options={"movflags": "negative_cts_offsets"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"bf": "2", "g": "12"})
-        stream.height, stream.width = frames[0].shape[:2]
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_movie(path, "negative_cts_offsets", b_frames=2)
     table = path.read_bytes().partition(b"ctts")[2]
     assert table[0] == 1 and (np.frombuffer(table[8:88], ">i4")[1::2] < 0).any(), "offsets below 0"
     parts = LISTS["a pause in the middle"]
@@ -134,13 +138,7 @@ def test_presentation_times_before_decoding_times_are_no_delay(tmp_path: Path) -
 
 def test_a_list_of_a_movie_in_fragments_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    frames = [numbered_frame(number) for number in range(NUM)]
-    with av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov+default_base_moof"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"bf": "0", "g": "12"})
-        stream.height, stream.width = frames[0].shape[:2]
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_movie(path, "frag_keyframe+empty_moov+default_base_moof", b_frames=0)
     clip = decode(make_spec(path))
     assert np.allclose(np.array(frames_shown(clip.frames)) / FPS, clip.info.times_s, atol=0.001)
 
