@@ -186,8 +186,13 @@ def test_broken_metadata_do_not_spoil_a_picture(format: str, exif: bytes, tmp_pa
     assert picture_size(tmp_path / "a.jpg") == (float(WIDTH), float(HEIGHT))
 
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+RED_IS_GREEN = SRGB.replace(b"rXYZ", b"____").replace(b"gXYZ", b"rXYZ").replace(b"____", b"gXYZ")
+"""A profile in which the first two primaries are exchanged: who applies it sees red as green."""
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("profile", [ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), b"no profile"])
+@pytest.mark.parametrize("profile", [RED_IS_GREEN, b"no profile"])
 def test_a_colour_profile_changes_nothing(format: str, profile: bytes, tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, format, icc_profile=profile, **({"lossless": True} if format == "WEBP" else {}))
