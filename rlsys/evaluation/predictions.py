@@ -114,7 +114,7 @@ def _nothing_fits(path: Path, matched: _Matched, rows: Sequence[Answered]) -> st
     if not found or (not matched.unmatched and path.suffix.lower() == ".jsonl"):
         found.append(f"nothing else, and the file {why_no_lines(path)}")
     return (
-        f"{path}: no prediction in it is of these {len(rows)} rows, which are named like {rows[0].row_id!r}; "
+        f"{path}: no prediction in it is of these {len(rows)} rows, whose `prompt_id` is like {rows[0].row_id!r}; "
         f"it has {'; '.join(found)}. Give the file that belongs to the data set."
     )
 

@@ -165,6 +165,8 @@ def test_a_scorer_that_is_not_found_is_refused_with_the_remedy() -> None:
         ("a.txt", "PuTTY-User-" + "Key-File-2: ssh-rsa\n"),
         ("a.py", "AccountName=a;Account" + "Key=" + "a" * 86 + "=="),
         ("a.py", "WANDB_API_" + "KEY='" + "0123456789" * 4 + "'"),
+        ("mlflow.yaml", "tracking: {uri: 'postgresql://me:hunt" + "er2@db/mlflow'}"),
+        ("store.py", "CACHE = 'rediss://:8fa3" + "c1d9@10.0.0.7:6379/0'"),
         ("late.txt", "x" * (2 << 20) + "\n-----BEGIN RSA " + "PRIVATE KEY-----\n"),
         ("wide.txt", "-----BEGIN RSA " + "PRIVATE KEY-----\n"),
         *(
@@ -177,3 +179,19 @@ def test_a_key_is_found_by_its_name_or_its_form(name: str, content: str, tmp_pat
     (tmp_path / name).write_text(content, encoding="utf-16" if name == "wide.txt" else None)
     with pytest.raises(SubmitError, match="looks like a secret"):
         pack({PurePosixPath(name): tmp_path / name}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("compose.yaml", "uri: postgresql://mlflow:mlflow@db/mlflow"),
+        ("README.md", "git clone https://USER:${TOKEN}@host/a.git; mysql://user:password@host/db; http://<u>:<p>@h"),
+        ("store.py", "url = f'http://{user}:{password}@{host}'  # not http://me:***@host"),
+        ("page.html", "<a href='http://host:80/a'>me@host</a> http://host:8080/x@y"),
+        ("tests/test_urls.py", "mask('http://me:hunt" + "er2@host')"),
+    ],
+)
+def test_a_placeholder_in_a_url_is_no_password(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text(content)
+    pack({PurePosixPath(name): tmp_path / "given"}, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == content

@@ -245,7 +245,7 @@ def test_a_comma_too_many_or_a_comment_costs_its_line_alone(tmp_path: Path, end:
             "(invalid start byte at byte 1); nothing else, and the file is compressed",
         ),
         ("p.jsonl", '[\n{"row_id": "mme:0", "text": "A"},\n', "the file is one JSON list, or a part of one"),
-        ("p.jsonl", '{"row_id": "other:9", "text": "A"}', "named like 'mme:0'; it has ids like other:9"),
+        ("p.jsonl", '{"row_id": "other:9", "text": "A"}', "`prompt_id` is like 'mme:0'; it has ids like other:9"),
         ("p.csv", "index;prediction\r\n0;A\r\n", "line 2: no id"),
         ("p.tsv", "# of the pilot\nindex\tprediction\n0\tA\n", "line 2: no id"),
         ("p.json", "{}", "the file is JSON over several lines"),
