@@ -34,9 +34,10 @@ SLOW_S = 0.5
 _SLOW_AFTER_CALLS = 4
 _GROW_AFTER_S = 0.05  # a call that waits longer than this gets another process: fast scorers need only one
 _START_TIMEOUT_S = 300.0  # a scorer's module may load a model
+_STDERR = 2
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from reward_servers.scorers.scorer_worker import main; main(int(sys.argv[1]))"
+    "from reward_servers.scorers.scorer_worker import main; main(int(sys.argv[1]), json.loads(sys.argv[3]))"
 )
 
 
@@ -108,7 +109,7 @@ class ScorerProcesses:
         started_s = time.monotonic()
         try:
             outcome = worker.ask(name, response, deadline_s)
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):  # the last is of an answer that is none
             self._drop(worker)
             raise _ended(name, worker.stop()) from None
         finally:
@@ -189,6 +190,12 @@ class ScorerProcesses:
         return UserScorerError(f"{reason}.", ScorerFault(scorer=name, kind="late", details=reason))
 
 
+def try_scorers(references: Mapping[str, str]) -> None:
+    """Load custom scorers as the servers will, in a process that ends again. Raises ConfigError for unusable ones."""
+    if references:
+        _Worker(references, env.OWN_SECRETS).stop()
+
+
 class _Worker:
     """One process of scorers, ready for calls. Raises ConfigError when the scorers cannot be loaded there."""
 
@@ -196,8 +203,9 @@ class _Worker:
         self._connection, theirs = multiprocessing.Pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(sys.path), json.dumps(dict(references))],
                 stdin=subprocess.DEVNULL,
+                stdout=_STDERR,  # what the scorers print is none of the command's output
                 pass_fds=[theirs.fileno()],
                 env={name: value for name, value in os.environ.items() if name not in without},
                 start_new_session=True,  # an interrupt at the terminal is for the command, which ends its processes
@@ -205,13 +213,15 @@ class _Worker:
         finally:
             theirs.close()
         try:
-            self._connection.send(dict(references))
             answer = self._answer(time.monotonic() + _START_TIMEOUT_S)
         except (EOFError, OSError):
-            raise ConfigError(f"it ended while it loaded the scorers ({_ending(self.stop())})") from None
+            raise ConfigError(
+                f"{_field(references)}: Python ended as it imported them ({_ending(self.stop())})."
+            ) from None
         if answer is None or "error" in answer:
             self.stop()
-            raise ConfigError("it took too long to load the scorers" if answer is None else answer["error"])
+            late = f"{_field(references)}: not imported within {_START_TIMEOUT_S:.0f} s."
+            raise ConfigError(late if answer is None else answer["error"])
 
     def ask(self, name: str, response: Response, deadline_s: float) -> Mapping[str, Any] | None:
         """Return the outcome of one call, None at the deadline. Raises EOFError or OSError when the process ends."""
@@ -243,6 +253,10 @@ class _Worker:
         if not self._connection.poll(max(deadline_s - time.monotonic(), 0.0)):
             return None
         return dict(json.loads(self._connection.recv_bytes()))
+
+
+def _field(references: Mapping[str, str]) -> str:
+    return f"reward.scorers ({', '.join(references.values())})"
 
 
 def _ended(name: str, code: int) -> UserScorerError:

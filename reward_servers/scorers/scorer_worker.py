@@ -1,7 +1,7 @@
 """The process in which a user's scorers run, one call at a time, as `ScorerProcesses` starts it.
 
 It reads (name, response) from the connection that it inherits and answers each with JSON: {"score": 0.5}, or
-{"reason": …, "fault": …}. It ends with the process that started it.
+{"reason": …, "fault": …}. It ends with the process that started it, also while it still loads the scorers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from reward_servers.scorers.response import Response
 from reward_servers.scorers.user_scorers import UserScorer, UserScorerError, call_user_scorer, load_user_scorers
@@ -22,10 +22,11 @@ from rlsys.config.run import ConfigError
 Call = tuple[str, Response]
 
 
-def main(descriptor: int) -> None:
-    """Serve calls on the connection `descriptor` until its other end closes."""
+def main(descriptor: int, references: Mapping[str, str]) -> None:
+    """Load the scorers and serve calls on the connection `descriptor` until its other end closes."""
     connection = Connection(descriptor)
-    references: Mapping[str, str] = connection.recv()
+    calls: SimpleQueue[Call] = SimpleQueue()
+    threading.Thread(target=_read, args=(connection, calls), daemon=True).start()
     try:
         scorers = load_user_scorers(references)
     except ConfigError as error:
@@ -33,8 +34,6 @@ def main(descriptor: int) -> None:
         return
     _answer(connection, {})
     own_id = os.getpid()
-    calls: SimpleQueue[Call] = SimpleQueue()
-    threading.Thread(target=_read, args=(connection, calls), daemon=True).start()
     while True:
         outcome = _outcome(scorers, *calls.get())
         if os.getpid() != own_id:  # a scorer that forks comes back twice, and a second answer would be the next call's
@@ -48,9 +47,7 @@ def _read(connection: Connection, calls: SimpleQueue[Call]) -> None:
         while True:
             calls.put(connection.recv())
     except (EOFError, OSError):
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, signal.SIGKILL)  # what the scorers started ends too
-        os._exit(0)
+        _end()
 
 
 def _outcome(scorers: Mapping[str, UserScorer], name: str, response: Response) -> dict[str, Any]:
@@ -61,4 +58,14 @@ def _outcome(scorers: Mapping[str, UserScorer], name: str, response: Response) -
 
 
 def _answer(connection: Connection, message: Mapping[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
+    try:
+        connection.send_bytes(json.dumps(message).encode())
+    except OSError:  # no process is there to read it
+        _end()
+
+
+def _end() -> NoReturn:
+    """End this process at once, with what the scorers started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(0)

@@ -26,8 +26,7 @@ from reward_servers.judging.endpoints.board_actor import ClusterBoard
 from reward_servers.judging.judge import Judge, JudgeTask
 from reward_servers.judging.served_model import with_served_model
 from reward_servers.judging.which_judge import judge_kind
-from reward_servers.scorers.scorer_processes import ScorerProcesses
-from reward_servers.scorers.user_scorers import load_user_scorers
+from reward_servers.scorers.scorer_processes import ScorerProcesses, try_scorers
 from reward_servers.server.auth import TokenCheck, refuse_open_bind, token_from_environment
 from reward_servers.server.exported_metrics import Exported, flattened
 from reward_servers.server.service import Busy, RewardService
@@ -144,7 +143,7 @@ def launch(reward: RewardConfig, name: str | None = None, *, with_judge: bool = 
         raise RewardServerError("reward servers need a Ray cluster; call ray.init first, or set reward.url.")
     token = token_from_environment(reward.token_env)
     refuse_open_bind(reward.host, token, reward.token_env)
-    load_user_scorers(reward.scorers)
+    try_scorers(reward.scorers)
     kind = judge_kind(reward.judge) if with_judge else None
     name = name or f"rewards-{secrets.token_hex(4)}"
     tries = Retrying(

@@ -66,7 +66,7 @@ def score(  # noqa: PLR0913 - a parameter for each option
     Without --judge-url, captions are judged by sentence embeddings if these are installed.
     """
     from reward_servers.offline import score_lines
-    from reward_servers.scorers.user_scorers import load_user_scorers
+    from reward_servers.scorers.scorer_processes import try_scorers
     from rlsys.config.run import load_services
     from rlsys.tasks.table import check_weights, score_weights
 
@@ -76,7 +76,7 @@ def score(  # noqa: PLR0913 - a parameter for each option
         run = load_services(config)
         reward = run.reward
         check_weights(reward)
-        load_user_scorers(reward.scorers)  # which says what is wrong with them before the first row
+        try_scorers(reward.scorers)  # which says what is wrong with them before the first row
         with jsonl.open(encoding="utf-8-sig", errors="replace") as lines:
             for row in score_lines(
                 lines,

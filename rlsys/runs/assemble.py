@@ -332,10 +332,9 @@ def judge_of(reward: RewardConfig) -> str:
 
 def import_scorers(reward: RewardConfig) -> None:
     """Import the custom scorers as the run's own servers would. Raises ConfigError for one that cannot be used."""
-    if reward.scorers:
-        from reward_servers.scorers.user_scorers import load_user_scorers
+    from reward_servers.scorers.scorer_processes import try_scorers
 
-        load_user_scorers(reward.scorers)
+    try_scorers(reward.scorers)
 
 
 def judge_captions(config: RunConfig, rows: Sequence[Answered]) -> Iterator[Json]:

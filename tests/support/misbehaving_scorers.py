@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -84,6 +85,12 @@ def vandal(response: Response) -> float:
     response.expected.clear()  # type: ignore[attr-defined]
     object.__setattr__(response, "text", "")
     return float(is_whole)
+
+
+def spoils_json(response: Response) -> float:
+    """Replaces a function of the standard library, by which its own answer is written."""
+    json.dumps = lambda *arguments, **named: "no JSON"  # type: ignore[assignment]
+    return 1.0
 
 
 def picky(response: Response) -> float:

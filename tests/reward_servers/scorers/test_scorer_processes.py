@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +19,12 @@ import pytest
 
 from reward_servers.schema import REPLIES, ScoreReply, ScoreRequest, ScoreRow
 from reward_servers.scorers.response import read_response
-from reward_servers.scorers.scorer_processes import ScorerProcesses
+from reward_servers.scorers.scorer_processes import ScorerProcesses, try_scorers
 from reward_servers.scorers.user_scorers import UserScorerError
 from reward_servers.server.service import RewardService
+from rlsys.config.run import ConfigError
 from tests.support.pace import patience
+from tests.support.paths import REPO
 
 pytestmark = pytest.mark.stack
 
@@ -45,6 +49,7 @@ def custom() -> Iterator[ScorerProcesses]:
         "dies_of_a_nameless_signal",
         "forks",
         "leaves_a_process",
+        "spoils_json",
     )
     processes = ScorerProcesses({name: f"{SCORERS}:{name}" for name in names})
     yield processes
@@ -177,6 +182,60 @@ def test_variables_that_scorers_must_not_see_are_kept_from_them(monkeypatch: pyt
         custom = ScorerProcesses({"has_secret": f"{SCORERS}:has_secret"}, without)
         assert ask(custom, ("has_secret", "a")) == [seen]
         custom.close()
+
+
+WAITS_AT_IMPORT = """
+import os, time
+from pathlib import Path
+
+IMPORTED = Path(__file__).with_suffix(".pids")
+with IMPORTED.open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+print("imported")
+while len(IMPORTED.read_text().split()) > 2:  # the first is the check before the rows, the second scores them
+    time.sleep(3600)
+
+def score(response):
+    print('{"line": 7}')
+    while len(IMPORTED.read_text().split()) < 3:
+        time.sleep(0.01)
+    return 0.5
+"""
+
+
+def test_a_command_ends_with_its_own_output_alone_and_with_the_processes_that_still_import(tmp_path: Path) -> None:
+    module, rows, config = tmp_path / "waits.py", tmp_path / "rows.jsonl", tmp_path / "config.yaml"
+    module.write_text(WAITS_AT_IMPORT)
+    rows.write_text("".join(json.dumps(ROW) + "\n" for _ in range(3)))
+    config.write_text("reward: {scorers: {mine: waits:score}, weights: {temporal_grounding: {mine: 1}}}\n")
+    command = [sys.executable, "-m", "rlsys.commands.app", "score", "--jsonl", str(rows), "--config", str(config)]
+    path = os.pathsep.join([str(tmp_path), str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=patience(120.0))
+    assert done.returncode == 0
+    assert [json.loads(line)["scores"]["mine"] for line in done.stdout.splitlines()] == [0.5] * 3
+    assert '{"line": 7}' in done.stderr and "Traceback" not in done.stderr
+    started = [int(line) for line in module.with_suffix(".pids").read_text().split()]
+    gone_by_s = time.monotonic() + patience(30.0)
+    while any(psutil.pid_exists(one) for one in started):
+        assert time.monotonic() < gone_by_s, started
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_module_that_ends_python_ends_no_check_of_it(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends_at_once.py").write_text(f"import os\nos._exit({code})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"reward.scorers \(ends_at_once:f\): .*exit code {code}"):
+        try_scorers({"mine": "ends_at_once:f"})
+
+
+def test_an_answer_that_is_none_is_the_scorers_fault(custom: ScorerProcesses) -> None:
+    error, other = ask(custom, ("spoils_json", "a"), ("picky", "a"))
+    assert isinstance(error, UserScorerError) and error.fault.kind == "ended its process"
+    assert other == 0.75
 
 
 def replies(rows: Sequence[dict[str, Any]], timeout_s: float, **scorers: str) -> list[ScoreReply]:
