@@ -4,6 +4,6 @@
   of a text for interactive use
 - `response` (`Response`): what a scorer sees of a response, custom scorers included
 - `user_scorers` (`UserScorerError`, `load_user_scorers`): custom scorers, imported from `reward.scorers`
-- `scorer_processes` (`ScorerProcesses`): the processes that custom scorers run in
+- `scorer_processes` (`ScorerProcesses`, `try_scorers`): the processes that custom scorers run in
 - `judged_rows` (`Judged`, `ask_judge_about`): the questions that a row has for the judge
 """
