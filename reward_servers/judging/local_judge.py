@@ -70,6 +70,7 @@ async def in_order(
     finally:
         for task in begun:
             task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)  # else asyncio prints the errors of those that failed too
 
 
 def pumped(results: AsyncIterator[Result]) -> Iterator[Result]:

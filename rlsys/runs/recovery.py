@@ -103,7 +103,9 @@ def _too_many_steps(option: str, path: Path, step: int, config: RunConfig) -> st
 
 
 def _is_own(config: RunConfig, checkpoint: Path) -> bool:
-    return Path(os.path.realpath(checkpoint)).parent.parent == Path(os.path.realpath(config.output_dir))
+    # a checkpoint may be a link to another disk, and so may the folder of all of them
+    holders = (os.path.dirname(path) for path in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)))
+    return os.path.realpath(config.output_dir / "checkpoints") in map(os.path.realpath, holders)
 
 
 def _require_command(config: RunConfig, command: str) -> None:

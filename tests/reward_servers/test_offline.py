@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -128,6 +129,23 @@ def test_a_caller_who_stops_early_leaves_nothing_running() -> None:
     started = time.monotonic()
     results.close()  # type: ignore[attr-defined]
     assert sorted(ended) == [0, 1, 2] and time.monotonic() - started < 60  # which waiting for them would take
+
+
+def test_errors_behind_the_first_one_are_not_printed() -> None:
+    printed: list[dict[str, Any]] = []
+
+    async def work(number: int) -> int:
+        raise ConfigError(f"row {number}")
+
+    async def all_rows() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: printed.append(context))
+        with pytest.raises(ConfigError, match="row 0"):
+            async for _ in in_order(range(5), work, 5):
+                pass
+        gc.collect()  # a task whose error nobody read says so when it goes
+
+    asyncio.run(all_rows())
+    assert not printed
 
 
 def test_a_file_without_captions_needs_no_judge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from rlsys.errors import CheckpointError
-from rlsys.files import UNFINISHED, aside, free_files, rename_synced, sync_tree, write_whole
+from rlsys.files import UNFINISHED, aside, free_files, rename_synced, require_regular, sync_tree, write_whole
 from rlsys.loop.state import RunState
 from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify, write_manifest
 
@@ -130,7 +130,7 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         for path in self._folder.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path)
 
     def _remove_outdated(self, newest: Path) -> None:
         others = [path for path in _complete_in(self._folder) if path != newest]
@@ -146,7 +146,15 @@ class Checkpoints:
         # renamed first: a partly removed folder must not be mistaken for a checkpoint
         doomed = self._folder / f"{UNFINISHED}removed-{path.name}"
         os.rename(path, doomed)
-        shutil.rmtree(doomed)
+        _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def find(path: Path) -> Path:
@@ -205,6 +213,7 @@ def _newest_first(path: Path) -> list[Path]:
         rest = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
         raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
     try:
+        require_regular(folder / LATEST_FILE)
         named = folder / (folder / LATEST_FILE).read_text().strip()
     except (OSError, ValueError):  # the writer died after the rename, or the folder was copied only in part
         named = None

@@ -272,6 +272,23 @@ def test_a_moved_run_folder_is_its_own_run(tmp_path: Path) -> None:
     assert find_resume_point(moved, StartOptions(resume=tmp_path / "moved")).state.step == 2
 
 
+@pytest.mark.parametrize("linked", ["", "checkpoints", "checkpoints/step_000002"])
+def test_a_run_whose_checkpoints_lie_on_another_disk_is_its_own_run(linked: str, tmp_path: Path) -> None:
+    settings, elsewhere = config(tmp_path), tmp_path / "large disk"
+    checkpoints = Checkpoints(settings.output_dir / "checkpoints", keep=1)
+    checkpoints.save(at(2), lambda folder: None)
+    (settings.output_dir / linked).rename(elsewhere)
+    (settings.output_dir / linked).symlink_to(elsewhere)
+    whole = elsewhere / Path("checkpoints/step_000002").relative_to(linked or ".")
+    inside = settings.output_dir / "checkpoints/step_000002"
+    for named in (settings.output_dir, inside, *([] if linked.endswith("2") else [whole])):
+        assert find_resume_point(settings, StartOptions(resume=named)).state.step == 2
+    checkpoints.save(at(3), lambda folder: None)
+    assert find_resume_point(settings, StartOptions(resume=settings.output_dir)).state.step == 3
+    assert checkpoints.steps() == [3] and not inside.is_symlink()
+    assert whole.exists() == linked.endswith("2")  # what a link names is not the run's to remove
+
+
 def test_what_a_continued_run_changed_is_refused_or_recorded(tmp_path: Path, tiny_model_dir: Path) -> None:
     sections = {"model": {"path": str(tiny_model_dir)}}
     first, items = config(tmp_path, **sections), [make_item("rows:0")]

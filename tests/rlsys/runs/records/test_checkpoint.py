@@ -86,6 +86,16 @@ def test_a_mark_of_the_best_that_is_damaged_or_dangling_is_none(tmp_path: Path, 
     assert checkpoints.steps() == [20]
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.write_bytes(b"\xff\0")])
+def test_a_name_of_the_newest_that_cannot_be_read_is_passed_over(make: Callable[[Path], None], tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(at_step(step), lambda folder: None)
+    (tmp_path / "latest").unlink()
+    make(tmp_path / "latest")
+    assert find(tmp_path).name == "step_000002"
+
+
 def test_a_run_that_went_back_resumes_from_what_it_saved_last(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (50, 100, 75):
