@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +37,6 @@ _log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 5.0
 _EXCERPT_CHARS = 300
 _CLEANED_CHARS = 4000
-_ERROR_CODE = re.compile(r"[45][0-9]{2}")
 _MAX_HOPS = 5
 _TEMPORARY, _PERMANENT = frozenset({302, 307}), frozenset({301, 308})
 _PARAMETER_STATUS = frozenset({400, 422, 500, 501})  # llama.cpp answers 500 to a template without a system role
@@ -187,9 +185,7 @@ class ChatCaller:
         body = raw.content
         found = read_completion(body)
         if isinstance(found, dict):  # an error with status 200
-            code = str(found.get("code", ""))
-            status = int(code) if _ERROR_CODE.fullmatch(code) else 500
-            return Refusal.of(status, found, raw.headers)
+            return Refusal.in_body(found, raw.headers)
         if found is None and not has_choices(body):
             if is_broken_json(body):
                 raise CallFailed("infra", f"{url}: HTTP {raw.status_code} with broken JSON: {self._excerpt(body)!r}")
@@ -362,7 +358,8 @@ class ChatCaller:
     def _status(self, reply: Refusal) -> str:
         location = reply.headers.get("location")
         text = f"a redirect to {masked_url(location)}" if location and 300 <= reply.status < 400 else reply.text
-        return f"HTTP {reply.status}: {self._clean(text)}"
+        status = "HTTP 200 with an error" if reply.has_no_status else f"HTTP {reply.status}"
+        return f"{status}: {self._clean(text)}"
 
     def _excerpt(self, body: bytes) -> str:
         return self._clean(body[:_EXCERPT_CHARS].decode("utf-8", "replace"))

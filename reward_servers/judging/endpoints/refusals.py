@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from reward_servers.client.retry_after import retry_after_s
@@ -20,6 +20,18 @@ passing: try again later.  filtered: a content filter refused the question.  quo
 key: a key is needed or refused.  model: no such model.  budget: `max_tokens` is above what the model may write.
 context: prompt and answer do not fit.  request: refused for another reason.  place: no endpoint at this address."""
 
+_ERROR_CODE = re.compile(r"[45][0-9]{2}")
+_STATUS_OF_WORDS = {
+    "insufficient_quota": 429,
+    "rate_limit": 429,
+    "invalid_api_key": 401,
+    "authentication": 401,
+    "permission": 403,
+    "model_not_found": 404,
+    "context_length": 400,
+    "invalid_request": 400,
+}
+"""The status that OpenAI and Anthropic send with the codes and types of errors, the particular ones first."""
 _PASSING = frozenset({408, 409, 425, 429})  # and every 5xx
 _REQUEST = frozenset({400, 413, 422})
 _TEXT_CHARS = 4000
@@ -66,6 +78,7 @@ class Refusal:
 
     status: of HTTP, or the one that stands in the body of a 200.  text: for people and for `kind`, without what
     repeats the request.  is_foreign: no reply of a chat endpoint at all, such as an HTML page with status 200.
+    has_no_status: it came with HTTP 200, and `status` is read from its words.
     """
 
     status: int
@@ -74,6 +87,7 @@ class Refusal:
     param: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     is_foreign: bool = False
+    has_no_status: bool = False
 
     @classmethod
     def of(cls, status: int, body: object, headers: Mapping[str, str]) -> Refusal:
@@ -90,6 +104,16 @@ class Refusal:
             param=str(fields.get("param") or ""),
             headers=headers,
         )
+
+    @classmethod
+    def in_body(cls, error: Mapping[str, Any], headers: Mapping[str, str]) -> Refusal:
+        """Read the error in the body of a reply with status 200; what it is of stands in numbers or in words."""
+        code = str(error.get("code", ""))
+        if _ERROR_CODE.fullmatch(code):
+            return cls.of(int(code), error, headers)
+        refusal = cls.of(500, error, headers)
+        status = next((status for word, status in _STATUS_OF_WORDS.items() if word in refusal.code), 500)
+        return replace(refusal, status=status, has_no_status=True)
 
     @property
     def retry_after_s(self) -> float:

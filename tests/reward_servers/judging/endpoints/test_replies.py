@@ -155,6 +155,27 @@ def test_an_error_with_status_200_counts_as_what_it_says(
     assert len(server.seen) == calls
 
 
+@pytest.mark.parametrize(
+    ("error", "is_lasting"),
+    [
+        ({"code": "insufficient_quota", "type": "insufficient_quota", "message": "Top up."}, True),
+        ({"code": "invalid_api_key", "message": "Who are you?"}, True),
+        ({"type": "authentication_error", "message": "Who are you?"}, True),
+        ({"code": "model_not_found", "message": "The model `judge` does not exist."}, True),
+        ({"type": "rate_limit_error", "message": "Not so fast."}, False),
+        ({"type": "server_error", "message": "Out of memory."}, False),
+    ],
+)
+def test_an_error_with_status_200_is_what_its_words_say(
+    server: FaultServer, tmp_path: Path, error: dict[str, str], is_lasting: bool
+) -> None:
+    server.rule = lambda _: Fault(body=json.dumps({"error": error}).encode())
+    (score,) = judged(judge_config(server, tmp_path), RIGHT)
+    assert (score.status, is_final(score.reason)) == ("infra", is_lasting)
+    assert f"HTTP 200 with an error: {error['message']}" in score.reason
+    assert len(server.seen) == (1 if is_lasting else 3)
+
+
 @pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS"])
 def test_a_cut_answer_gets_one_more_try_with_more_tokens(server: FaultServer, tmp_path: Path, reason: str) -> None:
     server.rule = lambda seen: Fault(content=YES, finish_reason=reason) if seen.body["max_tokens"] < 2048 else None
@@ -263,7 +284,7 @@ def test_an_error_code_of_any_form_is_no_status(server: FaultServer, tmp_path: P
     server.rule = lambda _: Fault(body=body)
     (score,) = judged(judge_config(server, tmp_path), RIGHT)
     assert (score.status, score.scores) == ("infra", {})
-    assert "HTTP 500: out of order" in score.reason and not is_final(score.reason)
+    assert "HTTP 200 with an error: out of order" in score.reason and not is_final(score.reason)
 
 
 def test_a_refusal_of_any_length_is_said_in_short(server: FaultServer, tmp_path: Path) -> None:
