@@ -20,7 +20,8 @@ MAX_BYTES = 256 << 10
 MAX_NODES = 100_000
 """Largest number of values in a config after expanding aliases; the largest bundled config has about 100."""
 
-
+MAX_DIGITS = 100
+"""Longest integer that is read: Python converts no more than 4,300 digits, and floats hold 308."""
 _MARKUP = re.compile(r"---|[|>&]")
 """Starts of an override's value that YAML takes for something else than the value: a document, a block, an anchor."""
 
@@ -44,7 +45,13 @@ class _Loader(yaml.SafeLoader):
                     seen[key.value] = line
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise _Refused(f"the number in line {node.start_mark.line + 1} has more than {MAX_DIGITS} digits.")
+        return super().construct_yaml_int(node)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)\Z"), list("-+0123456789")
 )
@@ -129,7 +136,7 @@ def _put(place: dict[str, Any] | list[Any], key: str, value: Any, override: str)
 
 def _index(place: list[Any], key: str, override: str) -> int:
     """Return the index that a key is; the one after the last entry adds an entry."""
-    if not (key.isascii() and key.isdigit()) or int(key) > len(place):
+    if not (key.isascii() and key.isdigit() and len(key) < MAX_DIGITS) or int(key) > len(place):
         raise ConfigError(
             f"override {masked_url(override)!r}: {key} is no entry of a list of {len(place)}; entries are counted from "
             f"0, and {len(place)} adds one."
@@ -172,7 +179,7 @@ def _construct(text: str) -> tuple[Any, int]:
         return loader.construct_document(node), node.end_mark.index
     except RecursionError as error:
         raise _Refused("values are nested too deeply for a config.") from error
-    except ValueError as error:  # "0x_", or more digits than Python converts
+    except ValueError as error:  # "0x_"
         raise _Refused(f"a number cannot be read: {error}") from error
     except (KeyError, AttributeError) as error:  # a tag of YAML on a value that is not of its type, as in !!bool 3
         raise _Refused(f"a value cannot be read as its tag says: {error}; remove the tag.") from error

@@ -278,6 +278,8 @@ def _without_empty_sections(tree: dict[str, Any], part: type[BaseModel]) -> dict
 
 def _plain(error: Any) -> str:
     given = _shown(error["input"])
+    if error["type"] == "missing":
+        return "is required; set it."
     if error["type"] == "extra_forbidden":
         return f"unknown key (value {given}); check the spelling, `rlsys check-config --fields` lists all keys."
     message = error["msg"].removeprefix("Value error, ")

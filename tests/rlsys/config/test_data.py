@@ -50,7 +50,7 @@ def test_a_source_has_its_own_settings_and_otherwise_those_of_the_section() -> N
         ({"sources": [{**TWO[0], "from_step": 2}, {**TWO[1], "from_step": 3}]}, "after 0 steps no source is used"),
         ({"sources": [{**TWO[0], "until_step": 2}, {**TWO[1], "until_step": 5}]}, "after 5 steps no source is used"),
         ({"sources": [{**TWO[0], "until_step": 2}, {**TWO[1], "from_step": 3}]}, "after 2 steps no source is used"),
-        ({"sources": [{"videos": "x"}]}, "data.sources.0.annotations: Field required"),
+        ({"sources": [{"videos": "x"}]}, "data.sources.0.annotations: is required; set it"),
         ({"sources": [{**TWO[0], "colour": 1}]}, "data.sources.0.colour: unknown key"),
         ({"sources": [{**TWO[0], "think": "perhaps"}]}, "data.sources.0.think"),
         ({"sources": [{**TWO[0], "fps": True}]}, "data.sources.0.fps: expected a number"),
