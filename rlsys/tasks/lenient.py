@@ -16,11 +16,9 @@ from rlsys.tasks.answers import (
     MAX_NUMBER,
     Boxes,
     Expected,
-    Number,
     TimeSpans,
     as_box,
     read_boxes,
-    read_periods,
 )
 from rlsys.tasks.geometry import Box, TimeSpan
 
@@ -32,19 +30,20 @@ MAX_SHORT_CHARS = 2_000
 _MAX_MARKS = 30
 
 _BOXED = re.compile(r"\\(?:boxed|text|mathrm)\s?\{([^{}]{0,200})\}")
-_ESCAPED = re.compile(r"\\([\[\](){}])")
-_FORMATTING = re.compile(r"[*_`$\"'“”‘’]|```(?:json)?|<\|(?:box|object_ref)_(?:start|end)\|>")
+_ESCAPED = re.compile(r"\\([\[\](){}])|\\(?:[,;:!]|(?:left|right)(?![a-z]))")
+_FORMATTING = re.compile(r"```(?:json)?|[*_`$\"'“”‘’]|<\|(?:box|object_ref)_(?:start|end)\|>")
 _NUM = LOOSE_DECIMAL
 
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _TOKEN = re.compile(
     r"(?P<clock>(?:[0-9]{1,3}:)?[0-9]{1,3}:[0-5]?[0-9](?:\.[0-9]{1,30}|,[0-9]{3}(?![0-9:]))?(?![0-9:]))"
     rf"|(?P<number>{_NUM})"
-    r"|(?P<join>[,;]?\s{0,3}(?:and\s)?\s{0,3}end(?:s|ing)?(?:[_ ]?time)?\s{0,3}(?:at|[:=])"
-    r"|[,;]?\s{0,3}结束(?:时间)?\s{0,3}(?:[:=于在]|为)"
-    r"|(?:开始)?[,;]?(?:到|至)"
+    r"|(?P<end>[,;]?\s{0,3}(?:and\s)?\s{0,3}(?:end(?:s|ing)?|finish(?:es|ing)?)(?:[_ ]?time)?\s{0,3}"
+    r"(?:at(?![a-z])|[:=]|(?![a-z]))"
+    r"|[,;]?\s{0,3}结束(?:时间)?\s{0,3}(?:[:=于在]|为))"
+    r"|(?P<join>(?:开始)?[,;]?(?:到|至)"
     r"|(?:up\s)?\\?to(?![a-z])|and(?![a-z])|until(?![a-z])|till(?![a-z])|through(?:\sto)?(?![a-z])"
-    r"|[-–—=]{1,3}>|--|[→⇒]|[-–—−‐‒~〜])"
+    r"|[-–—=]{1,3}>|--|\\(?:long)?rightarrow|[→⇒⟶]|[-–—−‐‒―~〜∼])"
     r"|(?P<unit>(?:hours?|hrs?|h|minutes?|mins?|milliseconds?|msecs?|ms|m|seconds?|secs?|s)(?![a-z])"
     r"|小时|分钟|分|毫秒|秒钟|秒)"
     r"|(?P<word>[a-z]+)"
@@ -53,22 +52,28 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _UNITS = {"小时": "h", "分钟": "m", "分": "m", "秒钟": "s", "秒": "s", "毫秒": "ms"}
-_PAIRS = frozenset((("[", "]"), ("(", ")"), ("{", "}"), ("<", ">"), ("【", "】")))
+_BRACKETS = {"[": "]", "(": ")", "{": "}", "<": ">", "【": "】"}
 _FILLERS = frozenset(
     (
         *("t", "second", "time", "timestamp", "at", "about", "around", "approximately", "approx", "roughly"),
-        *("~", "+", "=", "<", "≈", "第", "约"),
+        *("~", "+", "=", "<", "≈", "第", "约", "the"),
     )
 )
 """Tokens that may stand between the word that joins two times and the second of them."""
 _MAX_FILLERS = 3
-_NO_SECONDS = frozenset(("%", "frame", "frames", "帧", "percent"))
+_NO_SECONDS = frozenset(("%", "frame", "帧", "percent", "per", "pct", "fps"))
 """Tokens next to a pair of numbers that are no times."""
+_SKIPPED = frozenset((*"[](){}<>【】:=#,", "in", "number", "numbers", "index", "indices"))
+"""Tokens that may stand between a pair of numbers and what says their unit."""
+_STARTS = ("start", "begin", "from", "time", "onset")
+"""How the names of the first time of a period begin."""
 _LIST_MARKS = re.compile(r"^[ \t]{0,9}(?:[-*•]|[0-9]{1,2}[.)])[ \t]+", re.MULTILINE)
 _DECIMAL_COMMA = re.compile(
     r"(?<![0-9:.,\[({<【])[0-9]{1,9},[0-9]{1,9}\s?(?:[a-z秒]{1,7}\s)?(?:to|and|until|till|[-–—−~到至→])"
 )
 """A number with a comma before the word that joins two times: decimals or thousands, which one is not known."""
+FEET = re.compile(r"[0-9]\s?['\"’”′″]\s?(?![0-9]{3}(?![0-9]))[0-9]")
+"""Feet and inches or minutes and seconds: two numbers, which would be one without the marks."""
 _Token = tuple[str, str]
 
 
@@ -82,7 +87,8 @@ def plain_text(text: str, max_chars: int = MAX_CHARS) -> str | None:
     normalized = _normalized(text)
     if len(normalized) > max_chars:  # one character of a ligature may stand for eighteen
         return None
-    return _FORMATTING.sub("", _ESCAPED.sub(r"\1", _BOXED.sub(r"\1", normalized)))
+    plain = _ESCAPED.sub(lambda match: match.group(1) or " ", _BOXED.sub(r"\1", normalized))
+    return _FORMATTING.sub("", plain)
 
 
 def _normalized(text: str) -> str:
@@ -117,11 +123,8 @@ def period(text: str, _: Expected) -> TimeSpans | None:
 
 def periods(text: str, _: Expected) -> TimeSpans | None:
     """Read all periods in `text`; None when a number in it belongs to none. An empty list is an answer."""
-    if text.strip() in ("[]", "()"):
+    if (plain_text(text) or "").strip() in ("[]", "()"):
         return TimeSpans(spans=())
-    listed = read_periods(text)
-    if listed is not None:
-        return listed
     spans, num_unpaired = _periods_in(text)
     return TimeSpans(spans=tuple(spans)) if spans and not num_unpaired else None
 
@@ -129,9 +132,10 @@ def periods(text: str, _: Expected) -> TimeSpans | None:
 def _periods_in(text: str) -> tuple[list[TimeSpan], int]:
     """Return the periods in `text` from left to right, none overlapping, and the count of times outside of them."""
     found = plain_text(text)
-    if found is None or _DECIMAL_COMMA.search(lowered := found.lower()):
+    if found is None or FEET.search(text) or _DECIMAL_COMMA.search(lowered := found.lower()):
         return [], 0
     tokens = _tokens(_LIST_MARKS.sub("", lowered))
+    counts_frames = ("word", "frames") in tokens
     spans: list[TimeSpan] = []
     num_unpaired = index = 0
     while index < len(tokens):
@@ -146,24 +150,28 @@ def _periods_in(text: str) -> tuple[list[TimeSpan], int]:
             index = after
             continue
         second_s, second_unit_s, index = second
-        if _goes_on(tokens, index) or _counts_other(tokens, start, index):
+        is_other = not (has_unit or second_unit_s) and (counts_frames or _counts_other(tokens, start, index))
+        if is_other or _goes_on(tokens, index):
             return [], num_unpaired + 1
         scale = 1.0 if has_unit or second_unit_s is None else second_unit_s
         if max(first_s * scale, second_s) < MAX_NUMBER:
             spans.append((first_s * scale, second_s))
-    return spans, num_unpaired
+    is_choice = len(spans) > 1 and ("word", "or") in tokens
+    return spans, num_unpaired + is_choice
 
 
 def _goes_on(tokens: Sequence[_Token], index: int) -> bool:
     """Return whether a third time is joined to the two before `index`: a date, or three moments of which two count."""
-    is_joined = index < len(tokens) and tokens[index][0] == "join" and tokens[index][1] != "and"
-    return is_joined and _moment(tokens, index + 1) is not None
+    is_joined = index + 1 < len(tokens) and tokens[index][0] in ("join", "end") and tokens[index][1] != "and"
+    return is_joined and tokens[index + 1][1][0].isdigit()
 
 
 def _counts_other(tokens: Sequence[_Token], start: int, index: int) -> bool:
-    """Return whether the pair of numbers before `index` are percentages or frames, and no times."""
-    around = {tokens[at][1] for at in (start - 1, index) if 0 <= at < len(tokens)}
-    return not _NO_SECONDS.isdisjoint(around)
+    """Return whether the pair of numbers from `start` to before `index`, without units, are no seconds."""
+    before = next((token for token in reversed(tokens[max(start - 4, 0) : start]) if token[1] not in _SKIPPED), None)
+    after = next((token for token in tokens[index : index + 4] if token[1] not in _SKIPPED), None)
+    has_other_unit = after is not None and after[0] == "unit" and not after[1].startswith(("s", "秒"))
+    return has_other_unit or any(token is not None and token[1] in _NO_SECONDS for token in (before, after))
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -178,7 +186,9 @@ def _tokens(text: str) -> list[_Token]:
     for at, match in enumerate(matches):
         kind, token = match.lastgroup or "other", match.group()
         after = matches[at + 1] if at + 1 < len(matches) else None
-        if kind == "number" and (is_glued or (after and (after.lastgroup == "word" or after.group() in (":", "/")))):
+        if kind == "number" and (
+            is_glued or (after and (after.lastgroup in ("word", "number") or after.group() in (":", "/")))
+        ):
             kind = "word"
         if kind == "word":
             glue = "./:" if match.lastgroup == "number" else "."
@@ -197,8 +207,8 @@ def _moment(tokens: Sequence[_Token], index: int) -> tuple[float, bool, int] | N
         seconds = 0.0
         for part in token.replace(",", ".").split(":"):
             seconds = 60 * seconds + float(part)
-        after = index + 1
-        return seconds, True, after + (after < len(tokens) and tokens[after] == ("unit", "s"))
+        is_named = _unit(tokens, index + 1) in ("m", "s")  # "1:05 min"
+        return seconds, True, index + 1 + is_named
     if kind != "number" or (index > 0 and _is_minus(tokens, index - 1)):
         return None
     unit, after = _unit(tokens, index + 1), index + 1
@@ -223,7 +233,9 @@ def _unit(tokens: Sequence[_Token], index: int) -> str | None:
 
 
 def _is_minus(tokens: Sequence[_Token], index: int) -> bool:
-    """Return whether the dash at `index` is a minus sign: no time precedes it that it could join to the next."""
+    """Return whether the sign at `index` is ±, or a minus: no time precedes it that it could join to the next."""
+    if tokens[index][1] == "±":
+        return True
     if tokens[index] not in (("join", "-"), ("join", "−")):
         return False
     return index == 0 or tokens[index - 1][0] not in ("number", "clock", "unit")
@@ -231,29 +243,42 @@ def _is_minus(tokens: Sequence[_Token], index: int) -> bool:
 
 def _second_moment(tokens: Sequence[_Token], start: int, index: int) -> tuple[float, float | None, int] | None:
     """Return (seconds, seconds of its unit or None, index after it) of the time joined to the one before `index`."""
+    opening = tokens[start - 1][1] if start else ""
+    closing = _BRACKETS.get(opening)
+    is_closed = False
+    if index + 1 < len(tokens) and tokens[index + 1][0] in ("join", "end"):  # "[12.5] to [17.8]", "12.5 sec. to"
+        is_closed = tokens[index][1] == closing
+        index += is_closed or tokens[index] == ("other", ".")
     if index >= len(tokens):
         return None
-    if tokens[index] in (("other", ">"), ("other", ".")) and index + 1 < len(tokens):  # "<12.5> to", "12.5 sec. to"
-        index += tokens[index + 1][0] == "join"
     after = index + 1
-    is_joined = tokens[index][0] == "join"
+    is_joined = tokens[index][0] == "join" or (tokens[index][0] == "end" and _may_be_start(tokens, start))
     # [a, b] and (a, b) are periods; so is "a, b" if the text holds nothing else
     if not is_joined and tokens[index][1] in (",", ";"):
-        opening = tokens[start - 1][1] if start else ""
         second = _moment(tokens, after)
         if second is None:
             return None
-        closing = tokens[second[2]][1] if second[2] < len(tokens) else ""
-        is_joined = (opening, closing) in _PAIRS or (start == 0 and second[2] == len(tokens))
+        is_joined = second[2] == len(tokens) and start == 0
+        is_joined |= second[2] < len(tokens) and tokens[second[2]][1] == closing
     if not is_joined:
         return None
+    if is_closed:
+        if after == len(tokens) or tokens[after][1] != opening:
+            return None
+        after += 1
     for _ in range(_MAX_FILLERS):
         after += after < len(tokens) and tokens[after][1] in _FILLERS
     second = _moment(tokens, after)
     if second is None:
         return None
-    unit = _unit(tokens, after + 1)
+    unit = _unit(tokens, after + 1) if tokens[after][0] == "number" else None
     return second[0], _UNIT_S[unit] if unit else None, second[2]
+
+
+def _may_be_start(tokens: Sequence[_Token], index: int) -> bool:
+    """Return whether the number at `index` has no name (`name: 5`) but that of a start."""
+    is_named = index >= 2 and tokens[index - 1][1] in (":", "=") and tokens[index - 2][0] == "word"
+    return not is_named or tokens[index - 2][1].startswith(_STARTS)
 
 
 _PERCENT = re.compile(rf"({_NUM})\s?%")
@@ -268,6 +293,11 @@ _CORNERS = re.compile(
     rf"|{_NAMED}"
 )
 _BARE_BOX = re.compile(_FOUR)
+_OTHER_BOX = re.compile(
+    rf"box_?2d|(?<![a-z])c?xywh|cxcy|cent(?:er|re).{{0,40}}size|[\[(]\s?y_?[a-z0-9]{{0,3}}\s?,|0\s?[-–]\s?1000"
+    rf"|(?:{_CORNER}\s*[,;]?\s*){{3}}"
+)
+"""A text with numbers of another order or meaning (Gemini's `box_2d` begins with y), or with three points."""
 
 
 def box(text: str, expected: Expected) -> Boxes | None:
@@ -296,51 +326,9 @@ def boxes(text: str, expected: Expected) -> Boxes | None:
 
 def _boxes_in(text: str) -> list[Box]:
     plain = plain_text(text)
-    if plain is None:
+    if plain is None or _OTHER_BOX.search(plain.lower().replace("bbox", "")):
         return []
     plain = _PERCENT.sub(lambda match: f"{float(match.group(1)) / 100:.9f}", plain.lower())
     bare = _BARE_BOX.fullmatch(plain)
     found = [bare] if bare is not None else _CORNERS.finditer(plain)
     return [as_box(float(number) for number in match.groups() if number is not None) for match in found]
-
-
-_FACTORS = {
-    "k": 1e3,
-    "thousand": 1e3,
-    "m": 1e6,
-    "million": 1e6,
-    "b": 1e9,
-    "bn": 1e9,
-    "billion": 1e9,
-    "dozen": 12.0,
-    "hundred": 1e2,
-    "百": 1e2,
-    "千": 1e3,
-    "万": 1e4,
-    "亿": 1e8,
-}
-_AMOUNT = re.compile(
-    r"(?<![0-9a-z.,])([+-]?)([0-9]{1,3}(?:,[0-9]{3}){1,2}(?![0-9])(?:\.[0-9]{1,30})?|" + _NUM + r")"
-    r"(?:(k|bn?)(?![a-z])|\s?(dozen|hundred|thousand|million|billion)(?![a-z])|([百千万亿]))?"
-    r"(?!(?:st|nd|rd|th)(?![a-z]))(?![0-9a-z]*[0-9])",
-)
-_FEET = re.compile(r"[0-9]\s?['\"’”′″]\s?(?![0-9]{3}(?![0-9]))[0-9]")
-"""Feet and inches or minutes and seconds: two numbers, which would be one without the marks."""
-_SQUARES_AND_MINUS = str.maketrans({"²": None, "³": None, "−": "-", "–": "-"})
-
-
-def number(text: str, _: Expected) -> Number | None:
-    """Read the only number in `text`, with words around it, thousands separators or a factor; None for several."""
-    plain = plain_text(text.translate(_SQUARES_AND_MINUS).replace("{,}", ","), MAX_SHORT_CHARS)
-    if plain is None or _FEET.search(text):
-        return None
-    values: list[float] = []
-    lowered = plain.lower()
-    for match in _AMOUNT.finditer(lowered):
-        sign, digits, *factors = match.groups()
-        factor = next((_FACTORS[name] for name in factors if name), 1.0)
-        values.append((-1.0 if sign == "-" else 1.0) * float(digits.replace(",", "")) * factor)
-    # a digit that is left over is part of another notation, such as "1e3"
-    is_whole = not any(char.isdigit() for char in _AMOUNT.sub("", lowered))
-    only = only_value(values)
-    return Number(value=only) if only is not None and is_whole and abs(only) < MAX_NUMBER else None

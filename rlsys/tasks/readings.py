@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rlsys.config.answers import Reading
-from rlsys.tasks import answers, lenient, lenient_choice
+from rlsys.tasks import answers, lenient, lenient_choice, lenient_number
 from rlsys.tasks.answers import Answer, Boxes, Choice, Expected, Number, Phrase, TimeSpans
 
 Reader = Callable[[str, Expected], Answer | None]
@@ -156,7 +156,7 @@ READERS: Mapping[str, Readers] = MappingProxyType(
             strict=_any(answers.read_choice), lenient=lenient_choice.choice, paper=_paper_choice, takes_first=True
         ),
         "phrase": Readers(strict=_any(answers.read_phrase), paper=_paper_phrase, takes_first=True),
-        "number": Readers(strict=_any(answers.read_number), lenient=lenient.number, paper=_paper_number),
+        "number": Readers(strict=_any(answers.read_number), lenient=lenient_number.number, paper=_paper_number),
         "caption": Readers(strict=_any(answers.read_caption)),
     }
 )

@@ -82,6 +82,26 @@ P = (12.5, 17.8)
         ("1/2 to 3/4", (2, 3), None, None),
         ("10 to 20 frames", (10, 20), None, (10, 20)),
         ("10% to 20%", None, None, None),
+        ("[12.5] to [17.8]", None, P, P),
+        ("[00:12] - [00:17]", None, (12, 17), None),
+        ("12.5 s (00:12) to 17.8 s (00:17)", None, None, None),
+        ("The action starts at 12.5 seconds and finishes at 17.8 seconds", None, P, None),
+        ("start 12.5 end 17.8", None, P, None),
+        ("1:05 min to 1:20 min", None, (65, 80), None),
+        ("12 \\rightarrow 17", None, (12, 17), None),
+        ("$12.5\\,\\text{s} - 17.8\\,\\text{s}$", None, P, None),
+        ('{"start": 12.5, "end": 17.8, "duration": 5.3}', None, P, None),
+        ('{"start": 12.5, "duration": 5.3, "end": 17.8}', None, None, None),
+        ('{"start": 12.5, "confidence": 0.9, "end": 17.8}', None, None, None),
+        ("2024-01-01T00:00:12Z to 2024-01-01T00:00:17Z", None, None, None),
+        ("1'05\" to 1'20\"", None, None, (5, 1)),
+        ("12.5.3 to 17.8", (5.3, 17.8), None, None),
+        ("12.5 ± 0.5 to 17.8 ± 0.5", (0.5, 17.8), None, (0.5, 17.8)),
+        ("frames: [12, 17]", None, None, None),
+        ("frame indices 12 to 17", (12, 17), None, (12, 17)),
+        ("the dog is in the frame from 12.5 to 17.8", P, P, P),
+        ("[12, 17] minutes", None, None, None),
+        ("10 to 20 pct", (10, 20), None, (10, 20)),
     ],
 )
 def test_periods(
@@ -120,6 +140,13 @@ TWO = ((5.2, 10.4), (31.0, 33.5))
         ("- 5.2 to 10.4\n- 31 to 33.5", None, TWO, None),
         ("Period 1: 5.2 to 10.4; Period 2: 31 to 33.5", None, TWO, None),
         ("5.2秒到10.4秒，31秒到33.5秒", None, TWO, None),
+        ("```json\n[]\n```", None, (), None),
+        ("[(5, 10)] minutes", None, None, ((5, 10),)),
+        ("[(5000, 10000)] milliseconds", None, None, ((5000, 10000),)),
+        ("frames [(5, 10)]", None, None, ((5, 10),)),
+        ("[(5, 10), (31, 33)] (in frames)", None, None, None),
+        ("[(5.2, 10.4)] of the 60 s", None, None, ((5.2, 10.4),)),
+        ("[(5.2, 10.4)] or [(31, 33.5)]", None, None, None),
     ],
 )
 def test_lists_of_periods(
@@ -192,6 +219,69 @@ def test_options(text: str, letters: str) -> None:
     assert found == [None if letter == "-" else Choice(letter=letter) for letter in letters]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I doubt it is C",
+        "I don't think it's C",
+        "It wouldn't be C",
+        "The answer should not be C",
+        "Wrong: C",
+        "The incorrect option is C",
+        "C (incorrect)",
+        "C does not fit",
+        "Die Antwort ist nicht C",
+        "La réponse n'est pas C",
+        "答案不可能是C",
+        "不能选C",
+        "C是错的",
+        "C은 아니다",
+        "Cではない",
+        "Не C",
+        "Person C is a man",
+        "It is a plan C",
+        "Option C (open the door)",
+        "open the door (C)",
+        "The answer is C: open the door",
+        "(c) or (d)",
+        "(C)(d)",
+        "Answer: C or d",
+    ],
+)
+def test_an_option_that_is_denied_or_named_beside_another_one_is_no_answer(text: str) -> None:
+    assert READERS["choice"].of("lenient")(text, WITH_OPTIONS) is None
+
+
+SIGNS = (("A", "the man's hat"), ("B", "drink_from the *cup*"), ("C", "he is not there"), ("D", "U.S.A."))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("the man's hat", "A"),
+        ("the man’s hat", "A"),
+        ("drink_from the *cup*", "B"),
+        ("D. U.S.A.", "D"),
+        ("he is not there", "C"),
+        ("C. he is not there", "C"),
+        ("C, he is not there", "C"),
+        ("C (he is not there)", "C"),
+        ("The answer is: he is not there.", "C"),
+        ("Answer: the man's hat", "A"),
+        ("he is not there (C)", "C"),
+        ("C because nobody is in the room", "C"),
+        ("C, because the man does not come", "C"),
+        ("Since he does not come, the answer is C", "C"),
+        ("I'm not sure, but I think it's C", "C"),
+        ("C\n\nExplanation: the room is empty.", "C"),
+        ("Réponse : C", "C"),
+        ("La respuesta correcta es C", "C"),
+    ],
+)
+def test_an_option_is_read_by_its_own_words_whatever_signs_are_in_them(text: str, letter: str) -> None:
+    assert READERS["choice"].of("lenient")(text, Expected(options=SIGNS, letter="C")) == Choice(letter=letter)
+
+
 def test_an_option_after_g_is_read_at_the_beginning_by_the_paper_reading() -> None:
     expected = Expected(letter="I")
     assert READERS["choice"].paper("(I) because", expected) == Choice(letter="I")
@@ -221,6 +311,12 @@ B = (0.1, 0.2, 0.3, 0.4)
         ('{"left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.4}', None, B, None),
         ("top-left (0.1, 0.2), bottom-right (0.3, 0.4)", None, B, None),
         ("(0.1, 0.2) to (0.3, 0.4)", None, B, None),
+        ("\\left[0.1, 0.2, 0.3, 0.4\\right]", None, B, None),
+        ("[x0, y0, x1, y1] = [0.1, 0.2, 0.3, 0.4]", None, B, None),
+        ("[y0, x0, y1, x1] = [0.1, 0.2, 0.3, 0.4]", None, None, None),
+        ('{"box_2d": [0.1, 0.2, 0.3, 0.4]}', B, None, B),
+        ("xywh: [0.1, 0.2, 0.3, 0.4]", B, None, B),
+        ("[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]", None, None, None),
     ],
 )
 def test_boxes(
@@ -291,6 +387,20 @@ def test_as_many_boxes_are_read_as_the_truth_has() -> None:
         ("3亿", None, 3e8, None),
         ("5'10\"", None, None, None),
         ("1st", None, None, 1),
+        ("0,123", None, None, None),
+        ("10⁶", None, None, None),
+        ("2²", None, None, 2),
+        ("3M", None, None, 3),
+        ("3 K", 3, None, 3),
+        ("3 trillion", 3, None, 3),
+        ("3 dozens", 3, 36, 3),
+        ("- 3", None, None, None),
+        ("minus 3", None, None, None),
+        ("not 3", None, None, None),
+        ("more than 3", None, None, None),
+        (">3", None, None, None),
+        ("3 or more", 3, None, None),
+        ("3 people over there", 3, 3, None),
     ],
 )
 def test_numbers(text: str, paper: float | None, lenient: float | None, strict: float | None) -> None:
