@@ -12,7 +12,14 @@ import typer
 from rich.logging import RichHandler
 
 from rlsys import env
-from rlsys.commands.arguments import ALLOW_CHANGES_HELP, CONFIG_HELP, FORK_HELP, OVERRIDES_HELP, RESUME_HELP
+from rlsys.commands.arguments import (
+    ALLOW_CHANGES_HELP,
+    CONFIG_HELP,
+    FORK_HELP,
+    OVERRIDES_HELP,
+    RESUME_HELP,
+    with_home,
+)
 from rlsys.commands.audit import replay, show_ledger
 from rlsys.commands.data import data_app
 from rlsys.commands.debug import debug_app
@@ -203,6 +210,7 @@ def submit(
 
 def main() -> None:
     """Run the command line."""
+    sys.argv[1:] = map(with_home, sys.argv[1:])
     with clear_help():
         app()
 

@@ -73,9 +73,16 @@ class Start:
     tags: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     num_rows: Mapping[str, int] = field(default_factory=dict)
+    parent_checkpoint: str = ""
 
     def run_file(self, config: RunConfig, mlflow_run_id: str) -> RunFile:
-        return RunFile(mlflow_run_id=mlflow_run_id, config=config, command=self.command, identity=self.identity)
+        return RunFile(
+            mlflow_run_id=mlflow_run_id,
+            config=config,
+            command=self.command,
+            identity=self.identity,
+            parent_checkpoint=self.parent_checkpoint,
+        )
 
 
 def describe_start(
@@ -96,15 +103,17 @@ def describe_start(
     """
     now = {**identity(config, items), **(more_identity or {})}
     tags: dict[str, str] = {}
+    parent = ""
     if (snapshot := snapshot_of(config.model.path)) is not None:
         tags[MODEL_TAG] = str(snapshot)
     if point.is_new and point.checkpoint:
-        tags[PARENT_CHECKPOINT_TAG] = str(point.checkpoint)
+        parent = tags[PARENT_CHECKPOINT_TAG] = str(point.checkpoint.resolve())
         tags[PARENT_TAG] = point.parent_run_id
         if other := _other_base(config, point.checkpoint, now, allow_changes=allow_changes):
             tags[CHANGES_TAG] = other
     if not point.is_new and (config.output_dir / RUN_FILE).exists():
         before = read_run_file(config.output_dir)
+        parent = before.parent_checkpoint
         if allowed := require_same(before.identity, now, allow_changes=allow_changes):
             log.warning("allowed changes of the resumed run: %s", "; ".join(allowed))
             tags[CHANGES_TAG] = "\n".join(allowed)[:MAX_TAG_CHARACTERS]
@@ -114,10 +123,15 @@ def describe_start(
             tags[SETTINGS_TAG] = "\n".join(changed)[:MAX_TAG_CHARACTERS]
         if before.config.tracking.run_name != config.tracking.run_name:
             tags[RUN_NAME_TAG] = config.tracking.run_name or config.output_dir.resolve().name
+    elif not point.is_new and point.checkpoint:
+        log.warning(
+            "%s is missing: whether the base model, the data or other settings have changed cannot be told",
+            config.output_dir / RUN_FILE,
+        )
     if point.checkpoint:
         _require_fit(config, point.checkpoint)
     num_rows = Counter(item.source for item in items)
-    return Start(command=command, identity=now, tags=tags, num_rows=num_rows)
+    return Start(command=command, identity=now, tags=tags, num_rows=num_rows, parent_checkpoint=parent)
 
 
 def _other_base(config: RunConfig, checkpoint: Path, now: Identity, *, allow_changes: bool) -> str:

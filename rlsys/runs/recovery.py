@@ -20,6 +20,7 @@ from rlsys.runs.records.checkpoint import Checkpoints, find_whole, load_state
 from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged, verify_model
 from rlsys.runs.records.output_space import checkpoint_bytes
 from rlsys.runs.records.run_file import RUN_FILE, SUMMARY_FILE, HeldOut, read_run_file
+from rlsys.tracking.unsent import current_id
 from rlsys.types import PromptItem
 
 log = logging.getLogger(__name__)
@@ -59,15 +60,14 @@ def _point_in_run(config: RunConfig, resume: Path, allow_changes: bool) -> Resum
     except CheckpointError:
         if os.path.realpath(resume) != os.path.realpath(config.output_dir):
             raise
-        mlflow_run_id = read_run_file(resume).mlflow_run_id if (Path(resume) / RUN_FILE).exists() else ""
-        log.warning("%s has no checkpoint yet; the run starts from the beginning", resume)
-        return ResumePoint(state=_first_state(config, mlflow_run_id), checkpoint=None)
+        return _beginning(config, resume)
     if not _is_own(config, checkpoint):
         raise ConfigError(
             f"--resume {resume}: the checkpoint is not in output_dir={config.output_dir}, so it belongs to another "
             f"run. Set output_dir to that run's folder to continue it, or start a new run with --from {resume}."
         )
     state = load_state(checkpoint)
+    _require_run(config.output_dir, checkpoint, state.mlflow_run_id)
     if state.seed != config.seed and not allow_changes:
         raise ConfigError(
             f"--resume {resume}: the run used seed={state.seed}, but the config has seed={config.seed}; "
@@ -78,6 +78,25 @@ def _point_in_run(config: RunConfig, resume: Path, allow_changes: bool) -> Resum
     if state.step < config.train.num_steps:
         log.info("resuming from step %d of %s", state.step, resume)
     return ResumePoint(state=replace(state, seed=config.seed), checkpoint=checkpoint)
+
+
+def _beginning(config: RunConfig, resume: Path) -> ResumePoint:
+    """Return where a run that has no checkpoint of its own yet began: its model, or a checkpoint of another run."""
+    run = read_run_file(resume) if (Path(resume) / RUN_FILE).exists() else None
+    mlflow_run_id = run.mlflow_run_id if run else ""
+    if run is None or not run.parent_checkpoint:
+        log.warning("%s has no checkpoint yet; the run starts from the beginning", resume)
+        return ResumePoint(state=_first_state(config, mlflow_run_id), checkpoint=None)
+    try:
+        parent = find_whole(Path(run.parent_checkpoint))
+        state = load_state(parent)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{resume} has no checkpoint yet, and the one that it started from cannot be used: {error} Start a new run "
+            "in another output_dir."
+        ) from error
+    log.warning("%s has no checkpoint yet; the run starts again from %s", resume, parent)
+    return ResumePoint(state=replace(state, seed=config.seed, mlflow_run_id=mlflow_run_id), checkpoint=parent)
 
 
 def _fork_point(config: RunConfig, fork: Path) -> ResumePoint:
@@ -106,6 +125,18 @@ def _is_own(config: RunConfig, checkpoint: Path) -> bool:
     # a checkpoint may be a link to another disk, and so may the folder of all of them
     holders = (os.path.dirname(path) for path in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)))
     return os.path.realpath(config.output_dir / "checkpoints") in map(os.path.realpath, holders)
+
+
+def _require_run(run_folder: Path, checkpoint: Path, mlflow_run_id: str) -> None:
+    """Raise CheckpointError for a checkpoint that was copied from another run: its record would be written to."""
+    if not (run_folder / RUN_FILE).exists():
+        return
+    own, its = (current_id(run_folder, one) for one in (read_run_file(run_folder).mlflow_run_id, mlflow_run_id))
+    if own and its and own != its:
+        raise CheckpointError(
+            f"{checkpoint}: it is of MLflow run {its}, and output_dir={run_folder} is that of run {own}: it was "
+            f"copied from another run. Resume from another checkpoint, or start a new run with --from {checkpoint}."
+        )
 
 
 def _require_command(config: RunConfig, command: str) -> None:

@@ -211,7 +211,8 @@ def _newest_first(path: Path) -> list[Path]:
     if not complete:
         unfinished = sorted(entry.name for entry in folder.glob(f"{UNFINISHED}*"))
         rest = f"only unfinished ones ({', '.join(unfinished)})" if unfinished else "none"
-        raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.")
+        hint = f" For the weights of a model folder set model.path={path}." if (path / "config.json").exists() else ""
+        raise CheckpointError(f"{path}: looked for complete checkpoints in {folder} and found {rest}.{hint}")
     try:
         require_regular(folder / LATEST_FILE)
         named = folder / (folder / LATEST_FILE).read_text().strip()

@@ -43,12 +43,14 @@ class RunFile:
 
     mlflow_run_id: the MLflow run that `--resume` continues if there is no checkpoint.  config: of the latest start.
     command: "train" or "sft".  identity: see `rlsys.runs.inputs.identity`.
+    parent_checkpoint: of another run, from which this one started with `--from`; "" if it started from its model.
     """
 
     mlflow_run_id: str
     config: RunConfig
     command: str = ""
     identity: Mapping[str, str] = field(default_factory=dict)
+    parent_checkpoint: str = ""
 
 
 def write_run_file(run: RunFile) -> None:
@@ -57,6 +59,7 @@ def write_run_file(run: RunFile) -> None:
         "mlflow_run_id": run.mlflow_run_id,
         "command": run.command,
         "identity": dict(run.identity),
+        "parent_checkpoint": run.parent_checkpoint,
         "config": masked_tree(run.config.model_dump(mode="json")),
     }
     write_json(Path(run.config.output_dir) / RUN_FILE, tree)
@@ -75,13 +78,18 @@ def read_run_file(folder: Path) -> RunFile:
         mlflow_run_id, config = tree["mlflow_run_id"], dict(tree["config"])
         if not isinstance(mlflow_run_id, str):
             raise TypeError(f"mlflow_run_id is {mlflow_run_id!r}")
-        command, identity = str(tree.get("command", "")), dict(tree.get("identity", {}))
+        command, parent = (str(tree.get(name, "")) for name in ("command", "parent_checkpoint"))
+        identity = dict(tree.get("identity", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as the description of a run: {error!r}; give the output_dir of a run."
         ) from error
     return RunFile(
-        mlflow_run_id=mlflow_run_id, config=parse(config, source=str(file)), command=command, identity=identity
+        mlflow_run_id=mlflow_run_id,
+        config=parse(config, source=str(file)),
+        command=command,
+        identity=identity,
+        parent_checkpoint=parent,
     )
 
 

@@ -254,6 +254,40 @@ def test_a_checkpoint_of_another_run_is_forked_and_never_resumed(tmp_path: Path)
         find_resume_point(longer, StartOptions(fork=saved))
 
 
+def test_a_checkpoint_that_was_copied_from_another_run_is_not_resumed(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    checkpoints = Checkpoints(settings.output_dir / "checkpoints", keep=2)
+    own = checkpoints.save(at(1), lambda folder: None)
+    write_run_file(RunFile(mlflow_run_id="abc", config=settings, command="train"))
+    alien = checkpoints.save(replace(at(2), mlflow_run_id="xyz"), lambda folder: None)
+    with pytest.raises(CheckpointError, match=f"{alien}: it is of MLflow run xyz, and .* of run abc.*--from {alien}"):
+        find_resume_point(settings, StartOptions(resume=settings.output_dir))
+    assert find_resume_point(settings, StartOptions(resume=own)).state.step == 1
+    replaced = settings.output_dir / "tracking" / "xyz.moved"  # the store lost the run, which was made anew as abc
+    replaced.parent.mkdir()
+    replaced.write_text("abc\n")
+    assert find_resume_point(settings, StartOptions(resume=settings.output_dir)).state.step == 2
+
+
+def test_a_fork_that_has_no_checkpoint_yet_starts_again_from_its_parents(tmp_path: Path, tiny_model_dir: Path) -> None:
+    sections = {"model": {"path": str(tiny_model_dir)}, "train": {"num_steps": 5}}
+    parent = config(tmp_path / "parent", **sections)
+    saved = Checkpoints(parent.output_dir / "checkpoints", keep=1).save(
+        replace(at(2), mlflow_run_id="old"), lambda folder: None
+    )
+    child = config(tmp_path / "child", **sections)
+    items = [make_item("rows:0")]
+    for options in (StartOptions(fork=parent.output_dir), *[StartOptions(resume=child.output_dir)] * 2):
+        point = find_resume_point(child, options)
+        assert point.checkpoint == saved and point.state.step == 2
+        assert point.state.mlflow_run_id == ("" if options.fork else "new")
+        start = describe_start(child, point, items, command="train", allow_changes=False)
+        write_run_file(start.run_file(child, "new"))
+    shutil.rmtree(parent.output_dir)
+    with pytest.raises(CheckpointError, match="the one that it started from cannot be used: .*no such folder"):
+        find_resume_point(child, StartOptions(resume=child.output_dir))
+
+
 def test_a_run_of_another_command_is_not_continued(tmp_path: Path) -> None:
     settings = config(tmp_path)
     Checkpoints(settings.output_dir / "checkpoints", keep=1).save(at(2), lambda folder: None)

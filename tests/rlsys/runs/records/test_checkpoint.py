@@ -169,6 +169,9 @@ def test_errors_say_what_was_found_instead(tmp_path: Path) -> None:
         find(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="found none"):
         find(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match=f"model folder set model.path={tmp_path}"):
+        find(tmp_path)
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, keep=0)
     saved = Checkpoints(tmp_path, keep=1).save(STATE, weights_of("w"))
