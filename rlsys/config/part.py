@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 from unicodedata import category
@@ -37,12 +37,13 @@ class Part(BaseModel):
     def _no_surprising_conversions(cls, value: Any, info: ValidationInfo) -> Any:
         """Reject surprising conversions of pydantic: true (or YAML's yes) to 1, and "" to the current folder."""
         name = str(info.field_name)
-        kind = cls.model_fields[name].annotation
-        kinds = {kind, *get_args(kind)}
+        kinds = set(_leaves(cls.model_fields[name].annotation))
         if isinstance(value, str):
             _check_text(value, kinds)
-        if isinstance(value, bool) and {int, float} & kinds:
-            raise ValueError(f"expected a number, not {str(value).lower()}")
+        if {int, float} & kinds and bool not in kinds:
+            for found in _leaf_values(value):
+                if isinstance(found, bool):
+                    raise ValueError(f"expected a number, not {str(found).lower()}")
         return value
 
     @field_validator("*", mode="after")
@@ -59,6 +60,26 @@ class Part(BaseModel):
     @classmethod
     def _paths_are_expanded(cls, value: Any) -> Any:
         return Path(expanded(str(value))) if isinstance(value, Path) else value
+
+
+def _leaves(kind: object) -> Iterator[object]:
+    """Yield the types of the values in a type: of `dict[str, tuple[float, ...]] | None` str, float and NoneType."""
+    if not (inner := get_args(kind)):
+        yield kind
+    for one in inner:
+        yield from _leaves(one)
+
+
+def _leaf_values(value: object) -> Iterator[object]:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
+        else:
+            yield one
 
 
 _UNFIT = ("Cc", "Cs")
