@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rlsys.data.annotations.times import plain_seconds
 from rlsys.types import Json
@@ -90,7 +91,14 @@ class BadLine:
     problem: str
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(plain_seconds)]
+def _no_truth_value(value: Json) -> Json:
+    if isinstance(value, bool):  # 1.0 and 0.0 to pydantic
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(plain_seconds), BeforeValidator(_no_truth_value)]
+Seconds = Annotated[_Number, Field(gt=0)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -155,7 +163,7 @@ def _part_names(side: str) -> tuple[str, ...]:
 class PartFields(BaseModel):
     """Fields of a row that is about a part of a longer file, or about a folder of frames."""
 
-    video_start: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(plain_seconds)] | None = Field(
+    video_start: Annotated[_Number, Field(ge=0)] | None = Field(
         default=None, validation_alias=AliasChoices(*_part_names("start"))
     )
     video_end: Seconds | None = Field(default=None, validation_alias=AliasChoices(*_part_names("end")))

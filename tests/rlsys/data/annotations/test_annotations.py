@@ -85,6 +85,8 @@ def test_stopping_names_file_row_field_value_and_remedy(tmp_path: Path) -> None:
         ({"timestamps": [[0, 1]], "sentences": ["a"]}, "duration"),
         ({"duration": -3, "timestamps": [[0, 1]], "sentences": ["a"]}, "duration"),
         ({"duration": float("nan"), "timestamps": [[0, 1]], "sentences": ["a"]}, "duration"),
+        ({"duration": True, "timestamps": [[0, 1]], "sentences": ["a"]}, "duration"),
+        ({"duration": 9.0, "timestamps": [[False, True]], "sentences": ["a"]}, "timestamps"),
         ({"duration": 9.0, "timestamps": [[0, 1], [2, 3]], "sentences": ["a"]}, "timestamps"),
         ({"duration": 9.0, "timestamps": [[0, float("nan")]], "sentences": ["a"]}, "timestamps"),
         (["not", "a", "video"], "(row)"),

@@ -71,8 +71,19 @@ def test_a_truth_in_the_time_of_the_whole_file_is_outside_its_part(tmp_path: Pat
     assert "outside the clip of 2 s" in load(tmp_path, row).dirty[0].problem
 
 
-@pytest.mark.parametrize("part", [{"video_start": 3.0}, {"video_start": 3.0, "video_end": 3.0}, {"video_start": -1.0}])
-def test_a_part_without_an_end_or_that_ends_before_it_starts_is_a_dirty_row(tmp_path: Path, part: dict) -> None:
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"video_start": 3.0},
+        {"video_start": 3.0, "video_end": 3.0},
+        {"video_start": -1.0},
+        {"video_start": False, "video_end": 3.0},
+        {"video_start": 0.0, "video_end": True},
+    ],
+)
+def test_a_part_without_an_end_or_that_ends_before_it_starts_or_is_no_number_is_a_dirty_row(
+    tmp_path: Path, part: dict
+) -> None:
     make_video(tmp_path / "long.mp4", num_frames=60, fps=10.0)
     loaded = load(tmp_path, {"video": "long.mp4", "question": "?", "clue": [0, 1], **part})
     assert loaded.items == () and "video_" in loaded.dirty[0].field
