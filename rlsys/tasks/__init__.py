@@ -3,10 +3,11 @@
 - `table` (`CORRECT_ABOVE`, `GROUP_SCORES`, `JUDGED`, `TASKS`, `Scoring`, `Task`, `check_weights`, `default_names`,
   `expected_answer`, `judged_scores`, `prompt_text`, `score_weights`, `task_name`, `task_named`): the task table, and
   the score weights of a task
-- `answers` (`Answer`, `Boxes`, `Caption`, `Choice`, `Expected`, `Number`, `Phrase`, `TimeSpans`, `as_box`,
+- `answers` (`UNKNOWN`, `Answer`, `Boxes`, `Caption`, `Choice`, `Expected`, `Number`, `Phrase`, `TimeSpans`, `as_box`,
   `last_block`, `read_box`, `read_choice`, `read_number`, `read_period`, `read_phrase`): answer types, and the parsing
   of a response into blocks and answers
 - `lenient` (`MAX_CHARS`): the length above which a text is no answer
+- `lenient_number` (`number`): the number that a text means
 - `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations parsed into true answers
 - `truth_fit` (`TOLERANCE_S`, `fit_truth`): true answers whose times are outside the decoded clip
 - `canonical` (`canonical_response`): the true answer in the requested format

@@ -5,8 +5,8 @@
   the usable rows of a file, its dirty ones, and those that only evaluation counts
 - `reading` (`printable`, `read_rows`, `repeated_text`): files -> rows with their problems
 - `formats` (`FORMATS`): the formats with their readers
-- `media` (`VIDEO_SUFFIXES`, `num_images`, `picture_size`, `video_spec`, `with_patches`): where media are, and which
-  frames are shown
+- `media` (`VIDEO_SUFFIXES`, `folder_fps`, `num_images`, `picture_size`, `video_spec`, `with_patches`): where media are,
+  and which frames are shown
 - `rows` (`AnnotationRow`, `BadLine`, `Counted`, `Problem`, `Repeats`, `Seconds`, `broken_row`, `is_number`,
   `read_glue`, `read_span`, `short`, `stated_span`): rows and what can be wrong with them
 - `options` (`Option`, `read_options`, `right_letter`): options as data sets write them

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from rlsys.config.run import DataConfig
-from rlsys.data.annotations.rows import AnnotationRow, Problem
+from rlsys.data.annotations.rows import AnnotationRow, Medium, Problem, short
+from rlsys.data.annotations.times import plain_rate
 from rlsys.hub import blobs_of
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 from rlsys.types import DEFAULT_PATCH, ImageSpec, MediaSpec, PatchShape, PromptItem, VideoSpec
@@ -19,21 +20,34 @@ RATE_TOLERANCE = 0.05  # share by which two statements of one rate may differ
 GOT10K_FPS = 10.0  # frames a second of GOT-10k's sequences
 IMAGE_MIN_PIXELS = 4 * 28 * 28  # VTTS, table 2: images may be smaller than frames of a video
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-"""Suffixes that a row may leave out of the name of its video."""
+_LOWER_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+VIDEO_SUFFIXES = (*_LOWER_SUFFIXES, *map(str.upper, _LOWER_SUFFIXES))
+"""Suffixes that a row may leave out of the name of its video; cameras write them in capitals."""
 _YOUTUBE = re.compile(r"(?:v_)?[\w-]{11}")
-_IMAGE_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Suffixes that a row may leave out of the name of its image."""
 
 
 def places(row: AnnotationRow) -> tuple[str, ...]:
     """Return the paths, relative to the folder of videos, where the row's medium may be."""
-    if row.medium == "frames":
-        return _frame_folders(row.video)
-    if row.medium in ("image", "list"):
-        return _files(row.video, _IMAGE_SUFFIXES)
-    files = _files(row.video, ("", *VIDEO_SUFFIXES))
-    files = tuple(dict.fromkeys((*files, *_other_names(row.video))))
-    return files if row.medium == "video" else tuple(dict.fromkeys((*files, *_frame_folders(row.video))))
+    return tuple(dict.fromkeys(place for name in _spellings(row.video) for place in _places(name, row.medium)))
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """Return a name as it is, with the slashes of other systems, and with accents as other systems write them."""
+    slashed = name.replace("\\", "/")
+    return name, slashed, unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed)
+
+
+def _places(name: str, medium: Medium) -> Iterator[str]:
+    if medium == "frames":
+        yield from _frame_folders(name)
+    elif medium in ("image", "list"):
+        yield from _files(name, ("", *IMAGE_SUFFIXES))
+    else:
+        yield from _files(name, ("", *VIDEO_SUFFIXES))
+        yield from _other_names(name)
+        yield from _frame_folders(name) if medium == "clip" else ()
 
 
 def find_medium(row: AnnotationRow, root: Path) -> Path | None:
@@ -127,7 +141,12 @@ def folder_fps(row: AnnotationRow, folder: Path) -> float | None:
 
 def rate_problems(row: AnnotationRow, folder: Path) -> tuple[Problem, ...]:
     """Return how the rates that a row and its frame folder or list of images give contradict each other."""
-    own = None if row.frames else _own_fps(folder)
+    try:
+        own = None if row.frames else _own_fps(folder)
+    except ValueError as error:
+        if row.fps is None:
+            return (Problem(field="fps", text=str(error)),)
+        own = None
     rate = row.fps or own
     if row.fps and own and abs(row.fps - own) > RATE_TOLERANCE * own:
         return (Problem(field="fps", text=f"the row gives {row.fps:g}, its folder {own:g} images per second"),)
@@ -149,16 +168,20 @@ def num_images(folder: Path) -> int:
 
 
 def _own_fps(folder: Path) -> float | None:
-    """Return the number in the file `fps` or `fps.txt` of a frame folder, None where there is none."""
+    """Return the number in the file `fps` or `fps.txt` of a frame folder, None where there is none.
+
+    Raises ValueError if the file holds anything else.
+    """
     for name in ("fps", "fps.txt"):
         file = folder / name
-        if file.is_file() and file.stat().st_size < 100:
-            try:
-                rate = float(Fraction(file.read_text(encoding="utf-8-sig").strip()))  # ffprobe writes 30000/1001
-            except (ValueError, ArithmeticError):
-                continue
-            if 0 < rate < 1e6:
+        if file.is_file():
+            with file.open(encoding="utf-8-sig", errors="replace") as opened:
+                text = opened.read(100).strip()
+            rate = plain_rate(text)
+            if isinstance(rate, float) and 0 < rate < 1e6:
                 return rate
+            if text:
+                raise ValueError(f"{file} holds {short(text)}, which is no number of images per second")
     return None
 
 
@@ -196,7 +219,7 @@ def _other_names(name: str) -> Iterator[str]:
     Downloads of one video differ in the kind of file, and in the "v_" that ActivityNet puts before YouTube's names.
     """
     flat = PurePosixPath(name.rsplit("/", 1)[-1])
-    is_video = flat.suffix.lower() in VIDEO_SUFFIXES
+    is_video = flat.suffix.lower() in _LOWER_SUFFIXES
     stem = flat.stem if is_video else flat.name
     stems = [stem] if is_video else []
     if _YOUTUBE.fullmatch(stem):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlsys.data.annotations.rows import Problem, is_number, short
+from rlsys.data.annotations.sets.records import as_list
 from rlsys.types import Json
 
-_LETTERED = re.compile(r"(?:\(([A-Z])\)[.:]?|([A-Z])[).:、])\s*(\S.*)", re.DOTALL)
+_LETTERED = re.compile(r"(?:[(\[]([A-Z])[)\]][.:]?|([A-Z])[).:、])\s*(\S.*)", re.DOTALL)
 _IN_STRING = re.compile(r"(?<![A-Za-z0-9(])(?:\(([A-Z])\)|([A-Z])[).:、])(?=\s*\S)")
 _HEADING = re.compile(r"(?:(?:the )?(?:options?|choices|candidates)(?: are)?|选项)\s?:?", re.IGNORECASE)
 _WIDE = re.compile("[\uff01-\uff5e]")
@@ -31,7 +32,7 @@ class Option:
 def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
     """Read options written `(A) …`, `A. …`, `A) …` or bare, which get letters in order; or say what is wrong with them.
 
-    One string with all of them is split at its letters, or read as JSON. An object has them by their letters.
+    One string with all of them is split at its letters, or read as JSON or Python. An object has them by their letters.
     """
     if isinstance(values, str):
         values = _split(values)
@@ -43,16 +44,22 @@ def read_options(values: Json) -> tuple[tuple[Option, ...], Problem | None]:
     if not all(map(_is_text, texts)):
         return (), Problem(field="options", text=f"{short(values)}: every option needs a text")
     texts = [text.strip() for text in texts]
-    found = [_LETTERED.fullmatch(text) for text in texts]
+    found = [_LETTERED.fullmatch(_narrow(text)) for text in texts]
     letters = [match.group(1) or match.group(2) for match in found if match]
     if len(letters) == len(texts):
         if len(set(letters)) < len(letters):
             return (), Problem(field="options", text=f"letters {' '.join(letters)} repeat")
-        return tuple(Option(letter=a, text=m.group(3)) for a, m in zip(letters, found, strict=True) if m), None
+        own = [text[match.start(3) :] for text, match in zip(texts, found, strict=True) if match]
+        return tuple(Option(letter=letter, text=text) for letter, text in zip(letters, own, strict=True)), None
     # "U.S. army" among bare options is no letter, "A. army" in the first place is one
     if any(match and (match.group(1) or match.group(2) == _letter(index)) for index, match in enumerate(found)):
         return (), Problem(field="options", text=f"{short(values)}: some have a letter and some have none")
     return tuple(Option(letter=_letter(index), text=text) for index, text in enumerate(texts)), None
+
+
+def _narrow(text: str) -> str:
+    """Return `text` with plain letters and signs in place of full-width ones, each in its place."""
+    return _WIDE.sub(lambda match: chr(ord(match.group()) - 0xFEE0), text)
 
 
 def _is_text(value: Json) -> bool:
@@ -64,12 +71,10 @@ def _split(text: str) -> Json:
 
     Its letters and signs may be full-width; a heading such as `Options:` may precede them.
     """
-    if text.lstrip().startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    text = _WIDE.sub(lambda match: chr(ord(match.group()) - 0xFEE0), text)
+    written = as_list(text, (list, tuple, dict))
+    if not isinstance(written, str):
+        return written
+    text = _narrow(text)
     starts: list[int] = []
     for match in _IN_STRING.finditer(text):
         if (match.group(1) or match.group(2)) == _letter(len(starts)):
@@ -118,5 +123,9 @@ def _with_text(text: str, options: Sequence[Option]) -> list[str]:
     return [option.letter for option in options if _plain(option.text) == _plain(text)]
 
 
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
+
+
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
+    plain = unicodedata.normalize("NFKC", text).translate(_QUOTES)
+    return " ".join(plain.casefold().split()).rstrip(".")

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rlsys.data.annotations.times import plain_seconds
+from rlsys.data.annotations.times import plain_rate, plain_seconds
 from rlsys.types import Json
 
 Medium = Literal["video", "frames", "clip", "image", "list"]
@@ -155,7 +155,7 @@ class Repeats:
 
 def _part_names(side: str) -> tuple[str, ...]:
     """Return the names that data sets give the start or the end of a part of a video, in seconds."""
-    sides = ("start", "begin") if side == "start" else (side,)
+    sides = ("start", "begin") if side == "start" else ("end", "stop")
     bases = [f"{what}{one}" for what in ("video_", "clip_", "segment_", "") for one in sides]
     return tuple(f"{base}{unit}" for unit in ("", "_s", "_sec", "_seconds", "_time") for base in bases)
 
@@ -167,7 +167,9 @@ class PartFields(BaseModel):
         default=None, validation_alias=AliasChoices(*_part_names("start"))
     )
     video_end: Seconds | None = Field(default=None, validation_alias=AliasChoices(*_part_names("end")))
-    fps: Seconds | None = Field(default=None, validation_alias=AliasChoices("fps", "sample_fps", "frame_rate"))
+    fps: Annotated[Seconds, BeforeValidator(plain_rate)] | None = Field(
+        default=None, validation_alias=AliasChoices("fps", "sample_fps", "frame_rate")
+    )
 
     @property
     def window_s(self) -> tuple[float, float] | None:
@@ -266,7 +268,7 @@ def broken_row(label: str, entry: Json, error: ValidationError, field: str = "vi
         Problem(field=".".join(map(str, e["loc"])) or "(row)", text=f"{e['msg']} (value {short(e['input'])})")
         for e in error.errors()
     )
-    return AnnotationRow(label=label, video=name, problems=tuple(problems))
+    return AnnotationRow(label=label, video=name, medium="clip", problems=tuple(problems))
 
 
 def short(value: Json) -> str:

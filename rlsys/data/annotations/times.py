@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 
 from rlsys.types import Json
 
-_TIME = r"((?:\d{1,3}:)?\d{1,3}:\d{1,2}(?:\.\d{1,9})?|\d{1,12}(?:\.\d{0,17})?)"
+_TIME = r"((?:\d{1,3}:)?\d{1,3}:\d{1,2}(?:\.\d{1,9}|,\d{3}(?![\d:]))?|\d{1,12}(?:\.\d{0,30})?)"
+"""Seconds, or a clock time, in which subtitles (.srt) have a comma before milliseconds."""
 _UNIT = r"(?:\s?(?:s|secs?|seconds?)\b\.?)?"
 _SECONDS = re.compile(rf"([-+]?){_TIME}{_UNIT}")
-_PERIOD = re.compile(rf"[\[(<]?\s*{_TIME}{_UNIT}(?:\s*(?:,|;|-|–|—|~|\bto\b|\band\b)\s*|\s+){_TIME}{_UNIT}\s*[\])>]?")
+_PERIOD = re.compile(
+    rf"(?!\d+,\d+\Z)[\[(<]?\s*{_TIME}{_UNIT}(?:\s*(?:,|;|-|–|—|~|\bto\b|\band\b)\s*|\s+){_TIME}{_UNIT}\s*[\])>]?"
+)
+"""A period; not "1,5", which may be one number."""
 _SIDES = (("start", "end"), ("start_time", "end_time"), ("begin", "end"), ("start_s", "end_s"), ("from", "to"))
 """Keys of an object that is one period."""
 
@@ -21,6 +26,14 @@ def plain_seconds(value: Json) -> Json:
     if match is None:
         return value
     return -_seconds(match.group(2)) if match.group(1) == "-" else _seconds(match.group(2))
+
+
+def plain_rate(value: Json) -> Json:
+    """Return the rate that a text such as "30000/1001" means, as ffprobe writes it; any other value as it is."""
+    try:
+        return float(Fraction(value.strip())) if isinstance(value, str) else value
+    except (ValueError, ArithmeticError):
+        return value
 
 
 def plain_times(value: Json) -> Json:
@@ -57,6 +70,6 @@ def listed_periods(value: Json) -> Json:
 
 def _seconds(text: str) -> float:
     seconds = 0.0
-    for part in text.split(":"):
+    for part in text.replace(",", ".").split(":"):
         seconds = 60 * seconds + float(part)
     return seconds

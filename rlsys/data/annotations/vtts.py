@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from rlsys.data.annotations.clues import Clue, Size, inside_frame, read_clue
+from rlsys.data.annotations.media import IMAGE_SUFFIXES
 from rlsys.data.annotations.options import Option, read_options, right_letter
 from rlsys.data.annotations.rows import (
     AnnotationRow,
@@ -22,7 +24,10 @@ from rlsys.data.annotations.rows import (
     is_number,
     short,
 )
-from rlsys.tasks.answers import read_choice, read_number, read_phrase
+from rlsys.data.annotations.sets.records import as_list
+from rlsys.data.annotations.times import plain_times
+from rlsys.tasks.answers import UNKNOWN, read_choice, read_number, read_phrase
+from rlsys.tasks.lenient_number import number as lenient_number
 from rlsys.tasks.table import task_name
 from rlsys.types import Json
 
@@ -50,7 +55,8 @@ class VttsEntry(PartFields, Entry):
     """An entry `{video or image (one, or a list of several) or image_list, question, options?, clue?, answer?,
     caption?, events?, task?, think?, duration?, width?, height?, video_start?, video_end?, fps?, split?}`.
 
-    `image_list` names the images of one video, of which `fps` a second were taken, or all in `duration` seconds.
+    `image_list`, or a list of images as `video`, names the images of one video, of which `fps` a second were taken, or
+    all in `duration` seconds.
     `video_start` and `video_end`, or `start` and `end`, name the part of the file that the row is about.
     Without a clue, an answer of periods or boxes is the clue of a row that asks for one.
     `task` must agree with the annotations, where it is given; a class phrase as the answer needs it
@@ -91,6 +97,19 @@ class VttsEntry(PartFields, Entry):
     def images(self) -> list[str]:
         """The names of the images."""
         return self.image if isinstance(self.image, list) else [self.image] if self.image else []
+
+    @field_validator("clue", mode="after")
+    @classmethod
+    def _written_as_text(cls, value: Json) -> Json:
+        return plain_times(as_list(value))
+
+    @model_validator(mode="after")
+    def _pictures_are_a_list(self) -> Self:
+        """Take a list of pictures as `video` for the frames of one, as in Qwen's messages."""
+        if len(self.videos) > 1 and all(PurePath(name).suffix.lower() in IMAGE_SUFFIXES for name in self.videos):
+            self.image_list = self.image_list or self.videos
+            self.video = None
+        return self
 
     @field_validator("task", mode="after")
     @classmethod
@@ -221,9 +240,9 @@ def _read_answer(row: VttsEntry) -> _RowAnswer:
     if letter is not None and "letter" in _NEEDS.get(row.task or "", ()):  # the options stand in the question
         return _RowAnswer(kind="letter", value=letter.letter)
     number = read_number(row.answer) if isinstance(row.answer, str) else None
-    if number is not None:
+    if number is not None and number == lenient_number(row.answer, UNKNOWN):  # which "3k" and "1st" are not
         return _RowAnswer(kind="number", value=number.value)
-    text = f"{short(row.answer)} is not a number, and there are no options: nothing can score it"
+    text = f"{short(row.answer)} is not a plain number, and there are no options: nothing can score it"
     return _RowAnswer(kind="words", problems=(Problem(field="answer", text=text),))
 
 

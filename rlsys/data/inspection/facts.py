@@ -26,7 +26,9 @@ def facts_of(path: Path) -> FileFacts:
 
     try:
         if path.is_dir():
-            return FileFacts(size=picture_size(path), num_images=num_images(path))
+            if not (count := num_images(path)):
+                raise ClipError(str(path), "zero_length", "the folder has no images")
+            return FileFacts(size=picture_size(path), num_images=count)
         if path.suffix.lower() in images.SUFFIXES and not images.is_animation(path):
             size = picture_size(path)
             if size is None:

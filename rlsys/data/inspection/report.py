@@ -10,6 +10,7 @@ from pathlib import Path
 from rlsys.config.data import DataConfig
 from rlsys.data.annotations.annotations import completed, dirty_row, folder_of, missing_videos
 from rlsys.data.annotations.formats import FORMATS
+from rlsys.data.annotations.media import folder_fps
 from rlsys.data.annotations.reading import printable, read_rows, repeated_text
 from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.data.annotations.sets.published import RepeatedKeys
@@ -55,7 +56,7 @@ def inspect(
     complete = [completed(row, root, data.links_outside) for row in found]
     files = _opened([medium for row, medium in complete if medium is not None and _is_compared(row)], workers, track)
     return Inspected(
-        rows=[_measured(row, medium, files) for row, medium in complete],
+        rows=[_measured(row, medium, files, data.fps) for row, medium in complete],
         media=[medium for _, medium in complete],
         files=files,
         repeated=repeated,
@@ -142,24 +143,31 @@ def _duration_lines(inspected: Inspected) -> Iterator[str]:
             yield "  …"
 
 
-def _measured(row: AnnotationRow, medium: Path | None, files: Mapping[Path, FileFacts | ClipError]) -> AnnotationRow:
-    """Return the row, with a further problem for each part of its truth that its file contradicts."""
+def _measured(
+    row: AnnotationRow, medium: Path | None, files: Mapping[Path, FileFacts | ClipError], fps: float
+) -> AnnotationRow:
+    """Return the row, with a further problem for each part of its truth that its file contradicts.
+
+    fps: of images where nothing else says it.
+    """
     facts = files.get(medium) if medium is not None else None
-    if not isinstance(facts, FileFacts) or not _is_compared(row):
+    if medium is None or not isinstance(facts, FileFacts) or not _is_compared(row):
         return row  # `data.on_bad_clip` is about files that cannot be opened
-    problems = [problem for problem in (_late(row, facts), _sized_otherwise(row, facts)) if problem is not None]
+    count = len(row.frames) or facts.num_images
+    length_s = count / (folder_fps(row, medium) or fps) if count else facts.length_s
+    problems = [problem for problem in (_late(row, length_s), _sized_otherwise(row, facts)) if problem is not None]
     return replace(row, problems=(*row.problems, *problems))
 
 
-def _late(row: AnnotationRow, facts: FileFacts) -> Problem | None:
-    """Return the problem of a part or a period that lies outside the file."""
-    if facts.length_s is None:
+def _late(row: AnnotationRow, length_s: float | None) -> Problem | None:
+    """Return the problem of a part or a period that lies outside a file, or images, of this length."""
+    if length_s is None:
         return None
-    start_s, end_s = row.window_s or (0.0, facts.length_s)
-    if min(end_s, facts.length_s) <= start_s:
-        text = f"the part from {start_s:g} to {end_s:g} s starts after the end of the file at {facts.length_s:.2f} s"
+    start_s, end_s = row.window_s or (0.0, length_s)
+    if min(end_s, length_s) <= start_s:
+        text = f"the part from {start_s:g} to {end_s:g} s starts after the end of the file at {length_s:.2f} s"
         return Problem(field="video_start", text=text)
-    fit = fit_truth(row.task, row.truth, min(end_s, facts.length_s) - start_s)
+    fit = fit_truth(row.task, row.truth, min(end_s, length_s) - start_s)
     return Problem(field="truth", text=fit.problem, is_fixed=fit.truth is not None) if fit.problem else None
 
 

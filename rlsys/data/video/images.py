@@ -6,6 +6,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _OTHERS = {
 _RAISED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 """What readers of images raise for headers that are damaged."""
 _ORIENTATION = 0x0112
+_FRACTION = re.compile(r"(?<![\d.])\d+\.(\d+)(?=\D*\Z)")
+"""A number with a point as the last one in the name of an image, such as a time in seconds."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,16 +70,20 @@ def files_of_folder(folder: Path) -> list[Path]:
         found = [Path(entry.path) for entry in islice(images, MAX_FILES + 1)]
     if len(found) > MAX_FILES:
         raise ClipError(str(folder), "too_large", f"more than {MAX_FILES} images in one folder")
-    return sorted(found, key=lambda path: (_natural(path), path.name))
+    fractions = [match.group(1) for path in found if (match := _FRACTION.search(path.name))]
+    # counters reach "1.10"; a time in seconds is written without a last 0, but as "1.0"
+    are_decimals = bool(fractions) and not any(len(one) > 1 and one.endswith("0") for one in fractions)
+    return sorted(found, key=lambda path: (_natural(path.name, are_decimals), path.name))
 
 
 def _is_frame(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and not entry.is_dir()
 
 
-def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:
-    parts = re.split(r"(\d+)", path.name)
-    return tuple((1, int(part)) if part.isdecimal() else (0, part) for part in parts if part)
+def _natural(name: str, are_decimals: bool) -> tuple[tuple[int, Fraction | int | str], ...]:
+    parts = re.split(r"(\d+(?:\.\d+)?)" if are_decimals else r"(\d+)", name)
+    number = Fraction if are_decimals else int
+    return tuple((1, number(part)) if part[0].isdecimal() else (0, part) for part in parts if part)
 
 
 def open_image(path: Path) -> Image.Image:

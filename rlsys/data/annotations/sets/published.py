@@ -66,9 +66,10 @@ def charades_lines(path: Path) -> Iterator[AnnotationRow]:
         if not line.strip():
             continue
         head, _, sentence = line.partition("##")
-        video, *times = head.split()[:3] or [""]
+        video, *times = head.rsplit(maxsplit=2) or [""]  # a name may hold spaces
+        video = video.strip()
         sentence = sentence.strip()
-        span, problem = read_span([_number(time) for time in times], math.inf, "line")
+        span, problem = read_span([_number(plain_seconds(time)) for time in times], math.inf, "line")
         problems = [problem] if problem else []
         if not sentence:
             problems.append(Problem(field="line", text=f"{short(line)} is not ID start end##sentence"))
@@ -210,8 +211,8 @@ def vidtab_lines(path: Path) -> Iterator[AnnotationRow]:
         )
 
 
-def _number(text: str) -> Json:
+def _number(value: Json) -> Json:
     try:
-        return float(text)
+        return float(value)
     except ValueError:
-        return text
+        return value

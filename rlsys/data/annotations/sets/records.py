@@ -279,16 +279,16 @@ def _clean(value: Json) -> Json:
     return str(value)
 
 
-def as_list(value: Json) -> Json:
-    """Return the list that a text writes as JSON or as Python does, and any other value as it is."""
-    if not (isinstance(value, str) and value.lstrip().startswith(("[", "(("))):
+def as_list(value: Json, kinds: tuple[type, ...] = (list, tuple)) -> Json:
+    """Return the list, or other value of these kinds, that a text writes as JSON or as Python does, else the value."""
+    if not (isinstance(value, str) and value.lstrip().startswith(("[", "((", "{"))):
         return value
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(found, list | tuple):
+        if isinstance(found, kinds):
             return _clean(found)
     return value
 

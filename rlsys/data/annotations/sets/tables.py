@@ -254,10 +254,12 @@ def _text(value: Json) -> str:
 
 
 def _number(value: Json) -> Json:
+    """Return the number in a text, None for "NaN"; any other value as it is."""
     try:
-        return float(value) if isinstance(value, str) else value
+        number = float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+    return None if number != number else number
 
 
 def _indexed(index: Json, values: Json, start: int) -> Json:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rlsys.config.run import ConfigError, DataConfig, parse
 from rlsys.data.annotations.annotations import load_annotations
@@ -55,6 +56,31 @@ def test_data_check_reports_milliseconds_and_files_that_do_not_decode(tmp_path: 
     assert "a/0: truth: the true period 1000 to 4000 s is not inside the decoded clip, which lasts 6.00 s" in text
     assert "milliseconds" in text
     assert text.count("cannot be decoded (data.on_bad_clip): ") == 1 and "b.mp4" in text
+
+
+def test_data_check_compares_truths_with_folders_and_lists_of_images(tmp_path: Path, videos: Path) -> None:
+    folder = videos / "frames"
+    folder.mkdir()
+    names = [f"frames/{index}.png" for index in range(20)]
+    for name in names:
+        Image.new("RGB", (56, 56)).save(videos / name)
+    (videos / "empty").mkdir()
+    rows: list[dict[str, Any]] = [
+        {"video": "frames", "fps": 2, "clue": [1, 9]},
+        {"video": "frames", "fps": 2, "clue": [11, 12]},
+        {"video": "frames", "duration": 10, "video_start": 4, "video_end": 10, "clue": [1, 2]},
+        {"video": "frames", "fps": 2, "video_start": 12, "video_end": 14, "clue": [1, 2]},
+        {"image_list": names, "fps": 4, "clue": [4, 7]},
+        {"video": "empty", "clue": [1, 2]},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"When {n}?", **row}) for n, row in enumerate(rows)))
+    lines = report(file, "vtts", videos)
+    assert "2: truth: the true period 11 to 12 s is not inside the decoded clip, which lasts 10.00 s [dropped]" in lines
+    assert "4: video_start: the part from 12 to 14 s starts after the end of the file at 10.00 s [dropped]" in lines
+    assert any(line.startswith("5: truth: the true period 4 to 7 s is not inside") for line in lines)
+    assert any("cannot be decoded" in line and "empty: zero_length" in line for line in lines)
+    assert "3 dirty rows" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["far.json", "ms.json"])

@@ -16,9 +16,13 @@ from rlsys.data.annotations.options import read_options, right_letter
         ([3, 4.5], ["(A) 3", "(B) 4.5"]),
         (["British army", "U.S. army"], ["(A) British army", "(B) U.S. army"]),
         (["A boy", "A girl"], ["(A) A boy", "(B) A girl"]),
+        (["（B）风，雨", "（A）猫"], ["(B) 风，雨", "(A) 猫"]),
+        (["A．wind", "Ｂ. cat"], ["(A) wind", "(B) cat"]),
+        (["[B] wind", "[A] cat"], ["(B) wind", "(A) cat"]),
+        ("['wind', \"the cat's tail\"]", ["(A) wind", "(B) the cat's tail"]),
     ],
 )
-def test_options_are_shown_with_their_letters(values: list[object], shown: list[str]) -> None:
+def test_options_are_shown_with_their_letters(values: object, shown: list[str]) -> None:
     options, problem = read_options(values)
     assert problem is None
     assert [str(option) for option in options] == shown

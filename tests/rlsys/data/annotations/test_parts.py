@@ -51,6 +51,7 @@ def spec_of(loaded: Annotations) -> VideoSpec:
         ("start_sec", "end_sec"),
         ("begin", "end"),
         ("video_begin_sec", "video_end_sec"),
+        ("start", "stop"),
     ],
 )
 def test_a_part_is_shown_alone_and_the_truth_counts_from_its_start(tmp_path: Path, names: tuple[str, str]) -> None:
@@ -104,9 +105,10 @@ def test_captions_may_be_about_a_part(tmp_path: Path) -> None:
         ({"fps": 4.0, "duration": 6.0}, "4.0\n", 4.0),
         ({}, "8000/1001", 8000 / 1001),
         ({}, "\ufeff8.0\r\n", 8.0),
-        ({}, "1/0", 2.0),  # no rate
-        ({}, "nan", 2.0),
-        ({}, None, 2.0),  # nothing says it: data.fps
+        ({}, "", 2.0),  # nothing says it: data.fps
+        ({}, None, 2.0),
+        ({"fps": "8000/1001"}, None, 8000 / 1001),
+        ({"fps": 4.0}, "unknown", 4.0),
     ],
 )
 def test_a_folders_rate_is_the_rows_or_its_own(tmp_path: Path, row: dict, own: str | None, rate: float) -> None:
@@ -132,6 +134,46 @@ def test_rates_that_contradict_each_other_are_a_dirty_row(tmp_path: Path, row: d
         (folder / "fps").write_text(own)
     loaded = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], **row})
     assert loaded.items == () and loaded.dirty[0].field.startswith("fps")
+
+
+@pytest.mark.parametrize("own", ["1/0", "nan", "two", "2 fps", "2,5", "fps=2"])
+def test_a_rate_of_a_folder_that_cannot_be_read_is_a_dirty_row(tmp_path: Path, own: str) -> None:
+    (frame_folder(tmp_path / "frames", 4) / "fps.txt").write_text(own)
+    loaded = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2]})
+    assert loaded.items == () and f"fps.txt holds '{own}', which is no number" in loaded.dirty[0].problem
+
+
+def test_a_folder_of_a_row_that_is_broken_otherwise_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    frame_folder(tmp_path / "frames", 4)
+    (dirty,) = load(tmp_path, {"video": "frames", "question": "when?", "clue": [1, 2], "fps": "two"}).dirty
+    assert dirty.field == "fps" and not dirty.is_missing
+
+
+def test_pictures_listed_as_a_video_are_its_frames(tmp_path: Path) -> None:
+    names = image_list(tmp_path, 8)
+    row = {"video": names, "fps": 4.0, "question": "when?", "clue": [0.5, 1.5]}
+    assert frames_shown(decode(spec_of(load(tmp_path, row))).frames) == [0, 2, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("sub/b.mp4", "sub\\b.mp4"),
+        ("sub/b.mp4", "sub\\b"),
+        ("b.mp4", "C:\\data\\b.mp4"),
+        ("GX01.MP4", "GX01"),
+        ("GX01.MP4", "GX01.mp4"),
+        ("b.MOV", "b"),
+        ("cafe\u0301.mp4", "caf\u00e9.mp4"),
+        ("caf\u00e9.mp4", "cafe\u0301"),
+        ("a b (1).mp4", "a b (1)"),
+    ],
+)
+def test_a_video_is_found_by_the_names_that_other_systems_give_it(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    make_video(tmp_path / "made.mp4", num_frames=60, fps=10.0).rename(tmp_path / file)
+    spec = spec_of(load(tmp_path, {"video": name, "question": "when?", "clue": [1, 2]}))
+    assert spec.uri == str(tmp_path / file)
 
 
 def image_list(folder: Path, num: int) -> list[str]:

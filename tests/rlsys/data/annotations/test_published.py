@@ -39,6 +39,14 @@ def test_charades_lines_are_read(tmp_path: Path) -> None:
     assert [row.row for row in found.dirty] == ["2", "3"]
 
 
+def test_names_with_spaces_and_clock_times_of_charades_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.txt"
+    path.write_text("my video 1 2.5##a\r\nB 0:01 0:02.5s##b\r\nB 1,5 2,5##c\r\n")
+    found = loaded(path, ["my video", "B"])
+    assert [(item.labels["video"], item.truth) for item in found.items] == [("my video", [1, 2.5]), ("B", [1, 2.5])]
+    assert [row.row for row in found.dirty] == ["3"]
+
+
 def test_the_table_of_nextgqa_is_read_with_its_periods(tmp_path: Path) -> None:
     path = tmp_path / "val.csv"
     path.write_text(

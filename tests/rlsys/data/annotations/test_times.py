@@ -20,6 +20,9 @@ from rlsys.data.annotations.times import listed_periods, one_period, plain_secon
         ("7 seconds", 7.0),
         ("1:02.5", 62.5),
         ("01:00:01", 3601.0),
+        ("00:01:02,500", 62.5),
+        ("0.041999999999999996", 0.041999999999999996),
+        ("1,5", "1,5"),
         ("-3", -3.0),
         (4, 4),
         ("nan", "nan"),
@@ -46,6 +49,8 @@ def test_seconds(written: Any, seconds: Any) -> None:
         "[1.5 2. ]",
         "1.5s to 2.0s",
         "0:01.5 - 0:02",
+        "00:00:01,500 - 00:00:02,000",
+        ["00:00:01,500", "00:00:02,000"],
         {"start": 1.5, "end": "2"},
         {"start_time": "0:01.5", "end_time": 2.0},
     ],
@@ -56,7 +61,9 @@ def test_a_period(written: Any) -> None:
     assert listed_periods(written) == listed_periods([written]) == [[1.5, 2.0]]
 
 
-@pytest.mark.parametrize("written", ["", "1.5", "a to b", "1 to 2 to 3", "1,5 - 2", [], None, "1.5 - x", 7])
+@pytest.mark.parametrize(
+    "written", ["", "1.5", "a to b", "1 to 2 to 3", "1,5 - 2", "1,5", "12,17", [], None, "1.5 - x", 7]
+)
 def test_what_is_no_period_stays_as_it_is(written: Any) -> None:
     assert plain_times(written) == written
 

@@ -69,6 +69,10 @@ def load_row(folder: Path, **row: Json) -> PromptItem:
         ),
         ({"clue": [6.0, 11.9]}, "temporal_grounding", [6.0, 11.9]),
         ({"clue": [[6.0, 11.9]]}, "temporal_grounding", [6.0, 11.9]),
+        ({"clue": "[6.0, 11.9]"}, "temporal_grounding", [6.0, 11.9]),
+        ({"clue": "0:06 - 0:11.9"}, "temporal_grounding", [6.0, 11.9]),
+        ({"clue": {"start": 6.0, "end": "11.9"}}, "temporal_grounding", [6.0, 11.9]),
+        ({**QA, "clue": {"temporal": ["1 - 2", "4 - 6"]}}, "grounded_qa", {"answer": "(B)", "glue": [[1, 2], [4, 6]]}),
         ({"clue": BOX}, "spatial_grounding", {"box": BOX}),
         (
             {"clue": PIXELS, "width": 64, "height": 32},
@@ -105,6 +109,18 @@ def test_what_a_row_is_annotated_with_decides_its_task(tmp_path: Path, row: dict
         assert "why?" in prompt_text(found, think=think, style="full")
     named = load_row(tmp_path, **row, **({} if "task" in row else {"task": task}))
     assert (named.task, named.truth) == (task, truth)
+
+
+@pytest.mark.parametrize("answer", ["3k", "3 million", "3 dozen", "1st", "3M", "1,5", "3-4"])
+def test_a_number_that_could_be_read_as_another_one_is_dirty(tmp_path: Path, answer: str) -> None:
+    loaded = load_rows(tmp_path, {"video": "clip", "question": "How many?", "answer": answer})
+    assert loaded.items == () and "is not a plain number" in loaded.dirty[0].problem
+
+
+def test_the_answer_is_an_option_in_other_quotes_or_accents(tmp_path: Path) -> None:
+    options = ["the man\u2019s hat", "a \u201cred\u201d caf\u00e9"]
+    for answer, letter in (("the man's hat", "(A)"), ('A "red" cafe\u0301', "(B)")):
+        assert load_row(tmp_path, video="clip", options=options, answer=answer).truth == letter
 
 
 def test_options_are_shown_with_letters_and_classes_without(tmp_path: Path) -> None:

@@ -139,6 +139,23 @@ def test_numbers_in_names_are_ordered_as_numbers(tmp_path: Path, pattern: str) -
     assert clip.frames.mean(axis=(1, 2, 3)).tolist() == [20 * index for index in range(12)]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0.0.png", "0.25.png", "0.5.png", "1.0.png", "2.75.png", "10.0.png"],
+        ["0.png", "0.25.png", "0.5.png", "1.png", "10.png"],
+        ["t_0.5s.png", "t_1.25s.png", "t_1.5s.png"],
+        ["1.1.png", "1.2.png", "1.9.png", "1.10.png", "2.1.png"],  # scene and frame
+        ["v1.5_1.png", "v1.5_2.png", "v1.5_10.png"],
+        [f"{10**20 + index}.png" for index in range(9)],
+    ],
+)
+def test_times_in_names_are_ordered_as_decimals_and_counters_as_integers(tmp_path: Path, names: list[str]) -> None:
+    for name in sorted(names):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in files_of_folder(tmp_path)] == names
+
+
 def test_hidden_files_and_folders_among_frames_are_no_frames(tmp_path: Path) -> None:
     for index in range(4):
         Image.fromarray(np.full((56, 56, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")

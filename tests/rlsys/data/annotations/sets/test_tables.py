@@ -138,6 +138,13 @@ def test_dirt_is_reported_by_row_and_column(tmp_path: Path) -> None:
     assert found[6].problems[0].is_counted
 
 
+def test_nan_as_a_text_is_a_missing_value(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("video,question,answer,duration,fps\na.mp4,how many?,3,NaN,nan\n")
+    (row,) = rows_of(path, "table")
+    assert row.problems == () and row.duration_s is None and row.fps is None
+
+
 def test_nan_in_a_parquet_column_is_a_missing_value_and_bytes_are_skipped(tmp_path: Path) -> None:
     table = pyarrow.table(
         {
