@@ -18,7 +18,10 @@ from rlsys.files import DISK_ERRORS
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _REVISION = r"(?:@(?P<revision>[\w.-]+))?"
 _BARE = re.compile(rf"(?P<repo>{_NAME}/{_NAME}){_REVISION}")
-_URL = re.compile(rf"hf:/{{1,2}}(?P<kind>datasets/)?(?P<repo>{_NAME}/{_NAME}){_REVISION}(?:/(?P<path>.+))?")
+_URL = re.compile(
+    r"hf:/{1,2}(?P<kind>datasets/)?(?!(?:datasets|models|spaces)/)"
+    rf"(?P<repo>{_NAME}/{_NAME}){_REVISION}(?:/(?P<path>.+))?"
+)
 _SNAPSHOT = re.compile(r"(?P<root>.*/)?(?P<kind>models|datasets)--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/")
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer*", "LICENSE*")
 """Files of a model's repository that are downloaded; not its PyTorch weights beside the safetensors."""
@@ -49,7 +52,8 @@ def reference(path: Path, *, is_model: bool = False) -> Reference | None:
     """Return what `path` names on the hub, None if it is a path on this machine.
 
     On the hub are `hf://OWNER/NAME[@REVISION]` (a model) and `hf://datasets/OWNER/NAME[@REVISION]/PATH`, and with
-    `is_model` also `OWNER/NAME[@REVISION]`, unless there is such a path, or a folder OWNER, here.
+    `is_model` also `OWNER/NAME[@REVISION]`, unless there is such a path, or a folder OWNER, here. Raises HubError for
+    any other `hf://…`.
     """
     found = _URL.fullmatch(str(path))
     if found is not None:
@@ -58,6 +62,10 @@ def reference(path: Path, *, is_model: bool = False) -> Reference | None:
             kind="dataset" if found["kind"] else "model",
             revision=found["revision"],
             path=found["path"] or "",
+        )
+    if path.parts[:1] == ("hf:",):
+        raise HubError(
+            f"{path}: write hf://OWNER/NAME for a model, or hf://datasets/OWNER/NAME/PATH for files of a set."
         )
     bare = _BARE.fullmatch(str(path)) if is_model else None
     if bare is None or path.exists() or path.parts[0] in ("~", "..") or Path(path.parts[0]).exists():

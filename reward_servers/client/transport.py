@@ -25,6 +25,7 @@ from reward_servers.schema import REPLIES, SLOW_HEADER, ScoreReply
 from reward_servers.server.auth import is_loopback
 from rlsys.config.run import RewardConfig
 from rlsys.errors import UserError
+from rlsys.urls import why_not_http
 
 _log = logging.getLogger(__name__)
 _WARN_EVERY_S = 300.0
@@ -254,9 +255,8 @@ def _refuse_compressed(response: httpx.Response) -> None:
 
 
 def _checked(url: str) -> str:
-    parts = httpx.URL(url)
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise RewardServerError(f"reward.url={url!r}: write a base URL such as http://127.0.0.1:8000/rewards.")
+    if why := why_not_http(url):
+        raise RewardServerError(f"reward.url={url} {why}; write a base URL such as http://127.0.0.1:8000/rewards.")
     return url.rstrip("/")
 
 

@@ -18,6 +18,7 @@ from rlsys.commands.arguments import (
     FORK_HELP,
     OVERRIDES_HELP,
     RESUME_HELP,
+    is_empty,
     with_home,
 )
 from rlsys.commands.audit import replay, show_ledger
@@ -84,7 +85,7 @@ def _set_up_process(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of the clips, the model and the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the clips, the model and the sampling.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder; default: runs/demo, or runs/demo_all_tasks with --tasks all."),
@@ -210,6 +211,11 @@ def submit(
 
 def main() -> None:
     """Run the command line."""
+    if any(map(is_empty, sys.argv[1:])):
+        typer.echo(
+            "rlsys: an argument is empty, perhaps a variable of the shell that is not set; give it a value.", err=True
+        )
+        sys.exit(2)
     sys.argv[1:] = map(with_home, sys.argv[1:])
     with clear_help():
         app()

@@ -17,3 +17,8 @@ def with_home(argument: str) -> str:
     """Return an argument with the home folder for the `~` in `--option=~/folder`, where no shell fills it in."""
     found = re.fullmatch(r"(--[a-z-]+=)(~(?:/.*)?)", argument, re.DOTALL)
     return found[1] + os.path.expanduser(found[2]) if found else argument
+
+
+def is_empty(argument: str) -> bool:
+    """Return whether an argument gives no text at all, which as a path would be the current folder."""
+    return re.fullmatch(r"(?:--[a-z-]+=)?", argument) is not None

@@ -10,6 +10,7 @@ import typer
 
 from rlsys.commands.errors import clear_errors, require_output
 from rlsys.config.answers import Reading
+from rlsys.config.part import LONGEST_S
 from rlsys.config.run import ConfigError, JudgeConfig, ScoreSettings
 
 judge_app = typer.Typer(no_args_is_help=True, help="Evaluate a caption judge, and rescore its verdicts.")
@@ -19,7 +20,9 @@ Urls = Annotated[
     typer.Option("--judge-url", help="Base URL of an OpenAI-compatible endpoint; may be given several times."),
 ]
 Model = Annotated[str | None, typer.Option("--judge-model", help="Name under which the endpoints serve the model.")]
-AtOnce = Annotated[int, typer.Option("--judge-concurrency", min=1, help="Maximum concurrent calls to one endpoint.")]
+AtOnce = Annotated[
+    int, typer.Option("--judge-concurrency", min=1, max=10_000, help="Maximum concurrent calls to one endpoint.")
+]
 CacheFile = Annotated[
     Path | None,
     typer.Option("--judge-cache", help="SQLite file that caches verdicts; default: in the user's cache folder."),
@@ -33,7 +36,9 @@ Threshold = Annotated[
         help="Least similarity at which the embedding judge counts an event as mentioned.",
     ),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Time limit for scoring one row, in seconds.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, max=LONGEST_S, help="Time limit for scoring one row, in seconds.")
+]
 Tiers = Annotated[
     str | None,
     typer.Option(

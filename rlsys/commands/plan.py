@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlsys.commands.arguments import CONFIG_HELP, OVERRIDES_HELP
 from rlsys.commands.errors import clear_errors
+from rlsys.config.part import LONGEST_S
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
     from rlsys.planning.plan import Section
 
 
+def _seconds(what: str) -> Any:  # noqa: ANN401 - typer's own type
+    return typer.Option(help=what, min=1e-6, max=LONGEST_S)
+
+
 def plan(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP)] = None,
-    generate_s: Annotated[
-        float | None, typer.Option(help="Measured seconds to generate one group in a full engine.")
-    ] = None,
-    score_s: Annotated[float | None, typer.Option(help="Measured seconds to score one group.")] = None,
-    update_s: Annotated[float | None, typer.Option(help="Measured seconds of one step's update.")] = None,
-    sync_s: Annotated[float | None, typer.Option(help="Measured seconds to send the weights to the actors.")] = None,
+    generate_s: Annotated[float | None, _seconds("Measured seconds to generate one group in a full engine.")] = None,
+    score_s: Annotated[float | None, _seconds("Measured seconds to score one group.")] = None,
+    update_s: Annotated[float | None, _seconds("Measured seconds of one step's update.")] = None,
+    sync_s: Annotated[float | None, _seconds("Measured seconds to send the weights to the actors.")] = None,
     assume: Annotated[
         list[str] | None, typer.Option(help="Override an assumption with NAME=NUMBER, for example memory_gib=141.")
     ] = None,

@@ -168,6 +168,8 @@ def read(folder: Path) -> list[Entry]:
         lines = file.read_text().splitlines(keepends=True)
         trees = [json.loads(line) for line in lines if line.endswith("\n")]
         return [_entry(tree) for tree in trees]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{file}: there is no ledger; give a checkpoint or a run's output_dir.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: cannot be read as a ledger of this version of rlsys: {error!r}") from error
 

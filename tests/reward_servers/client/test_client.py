@@ -551,7 +551,7 @@ def test_a_proxy_in_the_environment_is_not_asked_for_loopback(monkeypatch: pytes
 def test_weights_and_urls_that_cannot_work_fail_at_construction() -> None:
     with pytest.raises(ConfigError, match="reward.weights.dance"):
         RewardClient(RewardConfig(weights={"dance": {"iou": 1.0}}), "http://127.0.0.1:1")
-    for url in ("127.0.0.1:8000", "ftp://host", "http://", ""):
+    for url in ("127.0.0.1:8000", "ftp://host", "http://", "", "http://[::1", "http://host:99999", "http://a host"):
         with pytest.raises(RewardServerError, match="base URL"):
             RewardClient(RewardConfig(), url)
 

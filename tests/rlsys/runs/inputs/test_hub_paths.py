@@ -103,6 +103,15 @@ def test_a_path_of_this_machine_names_nothing_on_the_hub(cache: Path, path: str)
     assert reference(Path("Qwen/X")) is None, "only models are named without hf://"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["hf://", "hf://squad", "hf://datasets/squad", "hf://datasets/", "hf://spaces/people/page", "hf://models/Qwen/X"],
+)
+def test_what_names_nothing_on_the_hub_is_refused_with_the_form(path: str) -> None:
+    with pytest.raises(HubError, match=r"write hf://OWNER/NAME for a model, or hf://datasets/OWNER/NAME/PATH"):
+        reference(Path(path))
+
+
 def test_a_model_is_taken_from_the_cache_and_its_commit_is_recorded(cache: Path, tiny_model_dir: Path) -> None:
     snapshot = put(cache, "models--Qwen--Tiny-VL.7B", OLD, tiny_model_dir)
     found = with_local_files(config(REPO))

@@ -64,6 +64,9 @@ def test_a_draw_that_is_lost_or_used_twice_and_a_step_that_is_missing_are_proble
 
 
 def test_a_checkpoint_without_a_ledger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no ledger; give a checkpoint"):
+        ledger.read(tmp_path)
+    (tmp_path / ledger.LEDGER_FILE).write_text("{}\n")
     with pytest.raises(CheckpointError, match="cannot be read as a ledger"):
         ledger.read(tmp_path)
 
