@@ -36,7 +36,7 @@ class ScoreRow(Wire):
     think: whether the prompt requested <think>…</think>, which the format score then requires.
     scores: names of the scores to compute; null computes the task's default scores.
     question, num_tokens (of the response), duration_s (of the clip): for the scores that need them.
-    options: of a multiple-choice prompt, as "(A) …"; the lenient reading of an answer needs them.
+    options: of a multiple-choice prompt, as "(A) …" or "A. …", or in order; the lenient reading needs them.
     """
 
     rollout_id: str = Field(min_length=1, max_length=MAX_ID_CHARS)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from types import MappingProxyType
 
 from rlsys.config.answers import Reading
@@ -79,17 +80,26 @@ class Task:
 
 
 def expected_answer(truth: Json, options: Sequence[str], read: Mapping[str, Answer]) -> Expected:
-    """Return the information about a row for its readers. read: the answers that its task read from `truth`."""
+    """Return the information about a row for its readers. read: the answers that its task read from `truth`.
+
+    Options are written `(A) …` or `A. …`, or all without letters, which are then A, B, … in order.
+    Raises ValueError if the true option is none of them.
+    """
     choice = next((answer.letter for answer in read.values() if isinstance(answer, Choice)), "")
     num_boxes = next((len(answer.boxes) for answer in read.values() if isinstance(answer, Boxes)), 0)
     has_box = isinstance(truth, Mapping) and "box" in truth
-    lettered = tuple((match.group(1), match.group(2)) for match in map(_OPTION.fullmatch, options) if match)
+    found = [_OPTION.fullmatch(option) for option in options]
+    lettered = tuple((match.group(1) or match.group(2), match.group(3)) for match in found if match)
+    if len(lettered) < len(options):
+        lettered = tuple(zip(ascii_uppercase, options, strict=False))
+    if choice and lettered and choice not in dict(lettered):
+        raise ValueError(f"truth answer ({choice}): the options are {', '.join(dict(lettered))}.")
     return Expected(
         options=lettered, letter=choice, num_boxes=num_boxes, frame=truths.box_frame(truth) if has_box else None
     )
 
 
-_OPTION = re.compile(r"\(([A-Z])\)\s*(.*)", re.DOTALL)
+_OPTION = re.compile(r"(?:\(([A-Z])\)|([A-Z])[).:、])\s*(.*)", re.DOTALL)
 
 _FORMAT = {"format": Scoring(scorer="layout", source="VideoChat-R1, eq. 3")}
 _CONSISTENCY = {"consistency": Scoring(scorer="consistency", is_optional=True, source="Video-R2, arXiv:2511.23478")}

@@ -11,6 +11,10 @@ from rlsys.types import Json
 
 Size = tuple[float, float]
 """(width, height) in pixels."""
+WHOLE: Size = (1.0, 1.0)
+"""The size of a picture whose boxes are fractions of it."""
+MIN_PIXELS = 2
+"""A corner from which boxes are pixels. One just above 1 is a rounded fraction: no box ends at the second pixel."""
 
 
 @dataclass(kw_only=True)
@@ -34,7 +38,7 @@ def read_clue(value: Json, duration_s: float | None, size: Size | None) -> Clue:
     """Read the clue `value`: `[s, e]`, a list of those, `[x0, y0, x1, y1]`, a list of those (tracking), or
     `{"temporal": …, "spatial": …}` for both.
 
-    A list of one box is a box. Corners all within 0..1 are fractions of width and height, others are pixels.
+    A list of one box is a box. Corners all below 2 are fractions of width and height, others are pixels.
     Periods past the duration and boxes past the frame, where those are known, are clipped and reported as fixed.
     """
     clue = Clue()
@@ -69,8 +73,8 @@ def _read_list(clue: Clue, value: Json, duration_s: float | None, size: Size | N
             clue.problems += [problem] if problem else []
     elif lengths == {4}:
         clue.kinds.add("box" if len(rows) == 1 else "boxes")
-        clue.is_normalised = all(0 <= corner <= 1 for row in rows for corner in row)
-        _add_boxes(clue, rows, None if clue.is_normalised else size)
+        clue.is_normalised = all(corner < MIN_PIXELS for row in rows for corner in row)
+        _add_boxes(clue, rows, WHOLE if clue.is_normalised else size)
     else:
         text = f"{short(value)} is neither periods [start, end] nor boxes [x0, y0, x1, y1]"
         clue.problems.append(Problem(field="clue", text=text))
@@ -98,11 +102,11 @@ def inside_frame(rows: list[list[float]], size: Size | None) -> tuple[list[list[
         x0, y0, x1, y1 = (float(corner) for corner in row)
         cut = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
         if not (cut[0] < cut[2] and cut[1] < cut[3]):
-            where = f" inside the frame of {width:g} x {height:g} pixels" if size else ""
+            where = f" inside the frame of {width:g} x {height:g} pixels" if size not in (None, WHOLE) else ""
             problems.append(Problem(field="clue", text=f"box {row} is not [x0, y0, x1, y1] with an area{where}"))
             continue
         if cut != [x0, y0, x1, y1]:
-            frame = f"{width:g} x {height:g} pixels" if size else "the picture"
-            problems.append(Problem(field="clue", text=f"box {row} goes past the frame of {frame}", is_fixed=True))
+            frame = "the picture" if size in (None, WHOLE) else f"the frame of {width:g} x {height:g} pixels"
+            problems.append(Problem(field="clue", text=f"box {row} goes past {frame}", is_fixed=True))
         boxes.append(cut)
     return boxes, problems

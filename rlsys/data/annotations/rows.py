@@ -91,14 +91,13 @@ class BadLine:
     problem: str
 
 
-def _no_truth_value(value: Json) -> Json:
+def _number(value: Json) -> Json:
     if isinstance(value, bool):  # 1.0 and 0.0 to pydantic
         raise PydanticCustomError("float_type", "Input should be a valid number")
-    return value
+    return plain_seconds(value)
 
 
-_Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(plain_seconds), BeforeValidator(_no_truth_value)]
-Seconds = Annotated[_Number, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -163,7 +162,7 @@ def _part_names(side: str) -> tuple[str, ...]:
 class PartFields(BaseModel):
     """Fields of a row that is about a part of a longer file, or about a folder of frames."""
 
-    video_start: Annotated[_Number, Field(ge=0)] | None = Field(
+    video_start: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)] | None = Field(
         default=None, validation_alias=AliasChoices(*_part_names("start"))
     )
     video_end: Seconds | None = Field(default=None, validation_alias=AliasChoices(*_part_names("end")))

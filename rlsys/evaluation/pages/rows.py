@@ -59,9 +59,9 @@ def _read(row: Answered) -> tuple[list[Answer | None], list[Answer | None], tupl
     try:
         task = task_named(row.task)
         truth = task.read_truth(row.truth)
+        expected = expected_answer(row.truth, row.options, truth)
     except ValueError:
         return [], [], (1.0, 1.0)
-    expected = expected_answer(row.truth, row.options, truth)
     text = row.texts[0] if row.texts else ""
     answered = list(task.parse(text, "lenient", expected).values())
     return list(truth.values()), answered, expected.frame or (1.0, 1.0)

@@ -227,3 +227,21 @@ def test_weights_that_no_run_can_use_are_all_reported_with_a_remedy() -> None:
     ):
         assert part in str(error.value)
     check_weights(RewardConfig(weights={"temporal_grounding": {"iou": 2.0}}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("(A) the door", "(B) a hat"), ("A. the door", "B. a hat"), ("A) the door", "B: a hat"), ("the door", "a hat")],
+)
+def test_options_of_a_row_are_known_in_every_usual_form(options: tuple[str, ...]) -> None:
+    task = TASKS["multiple_choice"]
+    expected = expected_answer("(B)", options, task.read_truth("(B)"))
+    assert expected.options == (("A", "the door"), ("B", "a hat"))
+    text = "<think>a</think><answer>a hat</answer>"
+    assert task.parse(text, "lenient", expected) == task.read_truth("(B)")
+
+
+def test_a_true_option_that_is_none_of_the_options_is_a_broken_truth_and_no_wrong_answer() -> None:
+    truth = {"answer": "(E)", "glue": [[1.0, 2.0]]}
+    with pytest.raises(ValueError, match=r"truth answer \(E\): the options are A, B"):
+        expected_answer(truth, ("(A) x", "(B) y"), TASKS["grounded_qa"].read_truth(truth))

@@ -107,15 +107,15 @@ def nextgqa_table(path: Path) -> Iterator[AnnotationRow]:
 
 
 def _has_indices(rows: Sequence[Mapping[str, str]]) -> bool:
-    """Return whether the answers are indices of options from 0, as in NExT-QA's tables, and no texts of options."""
+    """Return whether most answers are indices of options from 0, as in NExT-QA's tables, and no texts of options."""
     answers = [(row["answer"] or "").strip() for row in rows]
-    is_index = bool(rows) and all(answer in _INDICES for answer in answers if answer)
+    is_index = 2 * sum(answer in _INDICES for answer in answers) > sum(map(bool, answers))
     return is_index and not all(answer in _texts(row) for answer, row in zip(answers, rows, strict=True))
 
 
 def _with_text(row: Mapping[str, str]) -> Mapping[str, str]:
     index = (row["answer"] or "").strip()
-    return {**row, "answer": _texts(row)[int(index)] if index else ""}
+    return {**row, "answer": _texts(row)[int(index)]} if index in _INDICES else row
 
 
 def _texts(row: Mapping[str, str]) -> list[str]:

@@ -218,7 +218,9 @@ def _first_index(rows: Sequence[Mapping[str, Json]], role: str) -> int | None:
             continue
         number, (options, problem) = _number(row[role]), read_options(row["options"])
         if not is_number(number) or number != int(number):
-            return None
+            if role == "answer":
+                return None
+            continue
         if problem is None:
             found.append((number, len(options)))
             num_texts += str(row[role]).strip() in {option.text.strip() for option in options}

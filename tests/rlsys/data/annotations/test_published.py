@@ -39,6 +39,18 @@ def test_charades_lines_are_read(tmp_path: Path) -> None:
     assert [row.row for row in found.dirty] == ["2", "3"]
 
 
+def test_one_answer_that_is_no_index_is_a_dirty_row_of_nextgqa_and_no_other_row(tmp_path: Path) -> None:
+    path = tmp_path / "val.csv"
+    row = "7,369,640,480,{}?,{},{},CH,roll it,tap,strum,hit,pat\n"
+    lines = [row.format(number, answer, number) for number, answer in enumerate(("0", "4", "5", "2"))]
+    path.write_text("video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n" + "".join(lines))
+    location = {str(number): [[1, 2]] for number in range(4)}
+    (tmp_path / "gsub_val.json").write_text(json.dumps({"7": {"duration": 9, "location": location}}))
+    found = loaded(path, ["7"], format="nextgqa")
+    assert [item.truth["answer"] for item in found.items] == ["(A)", "(E)", "(C)"]
+    assert [dirty.row for dirty in found.dirty] == ["4"]
+
+
 def test_names_with_spaces_and_clock_times_of_charades_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     path.write_text("my video 1 2.5##a\r\nB 0:01 0:02.5s##b\r\nB 1,5 2,5##c\r\n")

@@ -111,6 +111,15 @@ def test_what_a_row_is_annotated_with_decides_its_task(tmp_path: Path, row: dict
     assert (named.task, named.truth) == (task, truth)
 
 
+@pytest.mark.parametrize(
+    ("clue", "cut"), [([0.25, 0.25, 1.004, 0.5], [0.25, 0.25, 1.0, 0.5]), ([-0.01, 0, 0.5, 0.5], [0.0, 0.0, 0.5, 0.5])]
+)
+def test_fractions_just_outside_the_picture_are_no_pixels(tmp_path: Path, clue: list[float], cut: list[float]) -> None:
+    row = {"image": "picture.jpg", "question": "where?", "clue": clue}
+    assert "goes past the picture" in load_rows(tmp_path, row, on_dirty_row="drop").dirty[0].problem
+    assert load_rows(tmp_path, row, on_dirty_row="clip").items[0].truth == {"box": cut}
+
+
 @pytest.mark.parametrize("answer", ["3k", "3 million", "3 dozen", "1st", "3M", "1,5", "3-4"])
 def test_a_number_that_could_be_read_as_another_one_is_dirty(tmp_path: Path, answer: str) -> None:
     loaded = load_rows(tmp_path, {"video": "clip", "question": "How many?", "answer": answer})

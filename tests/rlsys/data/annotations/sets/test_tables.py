@@ -138,6 +138,16 @@ def test_dirt_is_reported_by_row_and_column(tmp_path: Path) -> None:
     assert found[6].problems[0].is_counted
 
 
+def test_one_index_that_is_no_number_does_not_shift_the_others(tmp_path: Path) -> None:
+    indices = [*range(1, 5)] * 6
+    lines = [f"a.mp4,what {number}?,x,y,z,w,{index}" for number, index in enumerate([*indices, "unknown"])]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["video,question,A,B,C,D,answer_index", *lines]) + "\n")
+    *rows, last = rows_of(path, "table")
+    assert [row.truth for row in rows] == ["(A)", "(B)", "(C)", "(D)"] * 6
+    assert last.problems and last.truth is None
+
+
 def test_nan_as_a_text_is_a_missing_value(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("video,question,answer,duration,fps\na.mp4,how many?,3,NaN,nan\n")
