@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rlsys.tasks.answers import Choice, Expected
 from rlsys.tasks.lenient import MAX_SHORT_CHARS, only_value, plain_text
@@ -33,7 +33,7 @@ _BRACKETED = re.compile(r"[(\[{]([A-Z])[)\]}]")
 _LONE = re.compile(rf"(?<![.']|{_WORD})([A-Z])(?!\.?{_WORD}|')")
 _FURTHER = re.compile(rf"[(\[{{]([a-z])[)\]}}]|\b(?:or|and)\s+([b-z])(?!{_WORD}|[-'])")
 """Small letters that name an option beside another one: in brackets, or after a conjunction."""
-_ARTICLE = re.compile(r"\s+(?!or\b|and\b|vs\b|is\b)[^\W\d_A-Z]")
+_ARTICLE = re.compile(r"\s+(?!or\b|and\b|vs\b|is\b)[^\W\d_A-Z\u2e80-\uffff]")
 _CLAUSE_END = re.compile(rf"[.,;!?\n。，；]|\b(?:because|since|so|therefore|but(?!\s+[(\[]?[A-HJ-Z](?!{_WORD})))\b")
 _DENIAL = re.compile(
     r"(?i:\b(?:not|never|no|nor|neither|cannot|hardly|(?:is|was|ca|do|does|did|wo|would|could|should|are)n'?t|cant|doubt"
@@ -85,17 +85,20 @@ def _is_denied(text: str) -> bool:
     return any(
         _DENIAL.search(clause, 0, letter.start()) or _DENIED_AFTER.match(clause, letter.end())
         for clause in _CLAUSE_END.split(text)
-        for letter in _LONE.finditer(clause)
+        for letter in _letters(clause)
     )
 
 
+def _letters(text: str) -> Iterator[re.Match[str]]:
+    """Yield the capital letters that are words of their own, except "A" and "I" as words of a sentence."""
+    for match in _LONE.finditer(text):
+        if not (match.group(1) in "AI" and _ARTICLE.match(text, match.end())):
+            yield match
+
+
 def _candidates(text: str) -> set[str]:
-    """Return the letters that are words of their own, except "A" and "I" as words of a sentence."""
-    capitals = {
-        match.group(1)
-        for match in _LONE.finditer(text)
-        if not (match.group(1) in "AI" and _ARTICLE.match(text, match.end()))
-    }
+    """Return the letters that may name an option."""
+    capitals = {match.group(1) for match in _letters(text)}
     return capitals | {(match.group(1) or match.group(2)).upper() for match in _FURTHER.finditer(text)}
 
 

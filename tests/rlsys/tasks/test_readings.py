@@ -275,6 +275,9 @@ SIGNS = (("A", "the man's hat"), ("B", "drink_from the *cup*"), ("C", "he is not
         ("I'm not sure, but I think it's C", "C"),
         ("C\n\nExplanation: the room is empty.", "C"),
         ("Réponse : C", "C"),
+        ("If I had to guess, I would choose C", "C"),
+        ("答案是C 因为没有人", "C"),
+        ("答案是A 因为没有人", "A"),
         ("La respuesta correcta es C", "C"),
     ],
 )
