@@ -14,12 +14,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from rlsys.config.run import RunConfig
-from rlsys.files import write_whole
+from rlsys.errors import UserError
+from rlsys.files import require_regular, write_whole
 from rlsys.loop.collect import Collected, Skipped
 from rlsys.runs.records.saved_group import FOLDER, SavedGroup, SavedLater, prompt_digest
 from rlsys.types import Rollout, ScoredGroup
@@ -51,6 +52,23 @@ class SavedStep:
     replaced_indices: tuple[int, ...]
     groups: Mapping[int, SavedGroup]
     skipped: tuple[Skipped, ...]
+
+
+_DAMAGE = (
+    OSError,  # of a position outside of the file, or of the disk
+    RuntimeError,  # of what zipfile takes for a password or a later version
+    EOFError,
+    zipfile.BadZipFile,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What reading a damaged file raises."""
+
+
+class RolloutsDamaged(UserError, ValueError):
+    """A file holds no rollouts that can be read; the message names it."""
 
 
 class SavedRollouts:
@@ -115,8 +133,8 @@ class SavedRollouts:
             return self._newest_read[1]
         try:
             saved = read_step(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            log.warning("%s cannot be read; its rollouts will be sampled again: %s", file, error)
+        except (OSError, RolloutsDamaged) as error:
+            log.warning("%s; its rollouts will be sampled again", error)
             return None
         self._newest_read = (file, saved)
         return saved
@@ -219,7 +237,16 @@ def _head_of_part(prompt_index: int, scored: ScoredGroup) -> dict[str, Any]:
 
 
 def read_step(file: Path) -> SavedStep:
-    """Read a file that `encode` made. Raises OSError, ValueError, KeyError or BadZipFile for any other file."""
+    """Read a file that `encode` made. Raises OSError if there is none, RolloutsDamaged for any other content."""
+    require_regular(file)
+    with file.open("rb") as opened:
+        try:
+            return _decoded(opened)
+        except _DAMAGE as error:
+            raise RolloutsDamaged(f"{file}: cannot be read as saved rollouts: {error!r}") from error
+
+
+def _decoded(file: IO[bytes]) -> SavedStep:
     with np.load(file) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     head = json.loads(found.pop("head").tobytes())

@@ -11,7 +11,7 @@ import pytest
 
 from rlsys.config.run import RunConfig, parse
 from rlsys.loop.collect import Collected, Skipped
-from rlsys.runs.records.rollout_store import SavedRollouts, settings_digest
+from rlsys.runs.records.rollout_store import RolloutsDamaged, SavedRollouts, read_step, settings_digest
 from rlsys.runs.records.saved_group import FOLDER, RolloutsDiffer, SavedGroup, prompt_digest
 from rlsys.types import ClipInfo, ClipRef, ScoredGroup
 from tests.support.factories import make_group, make_scored
@@ -124,6 +124,29 @@ def test_rollouts_of_other_settings_and_broken_files_are_sampled_again(tmp_path:
     file.write_bytes(file.read_bytes()[:200])
     assert SavedRollouts(tmp_path, "settings").look(after_step=0) == 4
     assert SavedRollouts(tmp_path, "others").look(after_step=0) == 0
+
+
+def test_a_flipped_bit_anywhere_in_a_file_changes_nothing_or_is_damage(tmp_path: Path) -> None:
+    saved = SavedRollouts(tmp_path, "settings")
+    saved.keep(1, collected(0, 1))
+    file, damaged = tmp_path / FOLDER / "step_000001.npz", tmp_path / "damaged.npz"
+    content, whole = file.read_bytes(), read_step(file)
+    num_damaged = 0
+    for at in range(len(content)):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        damaged.write_bytes(flipped)
+        try:
+            found = read_step(damaged)
+        except RolloutsDamaged as error:
+            assert str(damaged) in str(error)
+            num_damaged += 1
+            continue
+        assert found.settings == whole.settings and found.prompt_indices == whole.prompt_indices
+        for index, group in whole.groups.items():
+            one = scored_group(index)
+            assert_same(again(found.groups[index], one), again(group, one))
+    assert num_damaged > len(content) / 2  # the others are dates and such
 
 
 def test_old_files_go_and_a_disk_that_takes_nothing_stops_no_run(tmp_path: Path) -> None:
