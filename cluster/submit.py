@@ -17,6 +17,7 @@ from cluster.launch import TOKEN_REMEDY
 from rlsys import env
 from rlsys.config import run as run_config
 from rlsys.tracking.provenance import git_commit
+from rlsys.urls import masked_url, why_not_http
 
 env.be_quiet()  # ray reads some of these when it is imported
 
@@ -43,6 +44,11 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
     The overrides become part of the config that is sent, so that no shell reads them.
     Raises ConfigError on a config that cannot run there and SubmitError when the cluster does not take the job.
     """
+    if why := why_not_http(address):
+        raise SubmitError(
+            f"--address {masked_url(address)} {why}; give the cluster's dashboard, for example http://HOST:8265."
+        )
+    shown = masked_url(address)
     config = job_config(run_config.load(config_path, overrides))
     with tempfile.TemporaryDirectory(prefix="rlsys-submit-") as scratch:
         folder = Path(scratch) / "rlsys"
@@ -51,9 +57,9 @@ def submit(config_path: Path, overrides: Sequence[str], address: str, follow: bo
         (folder / SUBMITTED).mkdir()
         (folder / SUBMITTED / config_path.name).write_text(as_yaml(config), encoding="utf-8")
         client, job_id = _send(entrypoint(config_path, command), folder, address, tracking_variables(config))
-    log.info("job %s is on %s", job_id, address)
+    log.info("job %s is on %s", job_id, shown)
     if not follow:
-        log.info("its log: ray job logs --follow --address %s %s", address, job_id)
+        log.info("its log: ray job logs --follow --address %s %s", shown, job_id)
         return 0
     asyncio.run(_write_log(client, job_id))
     status = client.get_job_status(job_id)
@@ -69,8 +75,6 @@ def entrypoint(config_path: Path, command: Command = "train") -> str:
 
 
 def _send(command: str, folder: Path, address: str, tracking: Mapping[str, str]) -> tuple[JobSubmissionClient, str]:
-    if not address.startswith("http"):
-        raise SubmitError(f"--address {address}: give the cluster's dashboard, for example http://HOST:8265.")
     commit = {"RLSYS_GIT_COMMIT": git_commit()}
     # `ray start` and ray.init turn tokens on where this user has one; Ray 2.60's job client forgets to
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -82,9 +86,9 @@ def _send(command: str, folder: Path, address: str, tracking: Mapping[str, str])
             metadata=commit,
         )
     except AuthenticationError as error:
-        raise SubmitError(f"the cluster at {address} wants a token. {TOKEN_REMEDY}") from error
+        raise SubmitError(f"the cluster at {masked_url(address)} wants a token. {TOKEN_REMEDY}") from error
     except (ConnectionError, RuntimeError) as error:
-        raise SubmitError(f"the cluster at {address} did not take the job: {error}") from error
+        raise SubmitError(masked_url(f"the cluster at {address} did not take the job: {error}")) from error
     return client, job_id
 
 

@@ -91,12 +91,15 @@ def send(
     left = []
     for file in addresses:
         address = Address.read(file.parent, uri)
-        folder, is_new = _with_run(file.parent, address)
+        folder, is_new, unknown = _with_run(file.parent, address)
         if is_new:
             yield f"MLflow run {file.parent.name} is not in {masked_url(address.uri)}; recreated as {folder.name}"
         if is_all_sent_again and not is_new:
             _forget_receipts(folder)
         number, unsent, problem = _send_run(folder, address.uri, patience)
+        if unknown and not number:  # nothing was sent, by which the store would have shown whether it is there
+            left.append(f"{folder}: {masked_url(address.uri)} does not say whether it has the run ({unknown})")
+            continue
         yield f"MLflow run {folder.name}: uploaded {number} records"
         if unsent or problem:
             left.append(f"{folder}: {unsent} records remain ({problem})")
@@ -104,16 +107,18 @@ def send(
         raise UnsentError("\n".join(left))
 
 
-def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
-    """Return the spool's folder, and whether the store lost the run, so that the folder has a new run's id."""
+def _with_run(folder: Path, address: Address) -> tuple[Path, bool, str]:
+    """Return the spool's folder, whether the store lost the run, so that the folder has a new run's id, and why that
+    is not known, "" if it is.
+    """
     Spool(folder).close()  # raises while the run is in progress
     try:
         if not MlflowRun(address.uri, folder.name).is_lost():
-            return folder, False
+            return folder, False, ""
         run = MlflowRun(address.uri, opened_by=_name_of_new_run(folder))
         run.create(address.experiment, address.run_name, _started_ms(folder))
-    except StoreError:  # unreachable or broken: the upload reports that after some attempts
-        return folder, False
+    except StoreError as error:  # unreachable or broken: the upload reports that after some attempts
+        return folder, False, str(error)
     # before the new id is known here: once it is, the next attempt continues after what was acknowledged
     _forget_receipts(folder)
     write_whole(folder.with_name(f"{folder.name}{MOVED}"), f"{run.run_id}\n")
@@ -121,7 +126,7 @@ def _with_run(folder: Path, address: Address) -> tuple[Path, bool]:
     rename_synced(folder, new)
     (new / REFUSED_FILE).unlink(missing_ok=True)  # they are in the spool too, and are sent again with the rest
     (new / NEW_RUN_FILE).unlink(missing_ok=True)
-    return new, True
+    return new, True, ""
 
 
 def _name_of_new_run(folder: Path) -> str:

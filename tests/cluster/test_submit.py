@@ -36,6 +36,18 @@ def test_the_name_of_the_config_survives_the_shell() -> None:
     assert words == ["train", "submitted/my 'first' $run.yaml"]
 
 
+@pytest.mark.parametrize("address", ["", "host:8265", "ray://host:1", "http://h:99999", "http://[::1", "http://"])
+def test_what_is_no_address_of_a_dashboard_is_refused_before_anything_is_packed(address: str, tmp_path: Path) -> None:
+    with pytest.raises(SubmitError, match="give the cluster's dashboard, for example http"):
+        submit(tmp_path / "not read.yaml", [], address=address, follow=False)
+
+
+def test_a_password_in_the_address_of_a_cluster_is_not_shown(config_file: Path) -> None:
+    with pytest.raises(SubmitError, match="did not take the job") as error:
+        submit(config_file, [], address="http://me:s3cret@127.0.0.1:9", follow=False)
+    assert "me:***@127.0.0.1:9" in str(error.value) and "s3cret" not in str(error.value)
+
+
 def test_an_address_without_a_cluster_is_named(config_file: Path) -> None:
     with pytest.raises(SubmitError, match="dashboard, for example http"):
         submit(config_file, [], address="127.0.0.1:6379", follow=False)

@@ -71,6 +71,17 @@ def sending(folder: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "rlsys.commands.app", "tracking", "send", str(folder), *options]
 
 
+def test_a_server_that_does_not_answer_is_an_error_although_nothing_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Tracker(make_config(folder, None), patience=Patience(close_s=patience(60.0))) as tracker:
+        log_steps(tracker, range(1, 3))
+    done = send(folder)
+    assert (done.returncode, done.stdout) == (0, f"MLflow run {tracker.run_id}: uploaded 0 records\n")
+    done = send(folder, "--uri", "http://127.0.0.1:9", "--wait-s", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tracker.run_id}: http://127.0.0.1:9 does not say whether it has the run" in done.stderr
+
+
 def test_a_run_in_a_file_is_made_anew_whole_twice_in_a_row(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     uri, first = f"sqlite:///{folder}/mlflow.db", whole_run(tmp_path / "run")
