@@ -27,8 +27,10 @@ from rlsys.runs.records.saved_group import FOLDER, SavedGroup, as_it_was
 from rlsys.tracking.metrics import advantage_metrics, merge, reward_metrics
 from rlsys.tracking.mlflow_store import MlflowRun
 from rlsys.tracking.store_address import store_uri
-from rlsys.tracking.unsent import current_id
+from rlsys.tracking.unsent import current_id, send_command
+from rlsys.tracking.uploader import StoreError
 from rlsys.types import Prompt, PromptItem, RolloutGroup, ScoredGroup
+from rlsys.urls import masked_url
 from rlsys.weights.manifest import are_different
 
 log = logging.getLogger(__name__)
@@ -115,6 +117,7 @@ def possible_steps(run_folder: Path) -> dict[int, Path | None]:
 def replay(run_folder: Path, step: int) -> Replayed:
     """Repeat all updates from the newest checkpoint before `step` up to `step`, on learner ranks alone."""
     run, start = _read(run_folder, step)
+    recorded = _recorded(run, run_folder, step)
     if start:
         verify(start)
     config, items = run.config, training_items(run.config)
@@ -129,7 +132,6 @@ def replay(run_folder: Path, step: int) -> Replayed:
             metrics = _update(stack, config, items, read_step(step_file(run_folder / FOLDER, number)))
         digest = "" if config.learner.lora.rank else _digest(stack)
     recorded_digest = next((one.weights_digest for one in ledger.read(run_folder) if one.step == step), "")
-    recorded = _recorded(run, run_folder, step)
     nan = math.nan
     return Replayed(
         step=step,
@@ -229,7 +231,13 @@ def _digest(stack: LearnerStack) -> str:
 
 def _recorded(run: RunFile, run_folder: Path, step: int) -> Mapping[str, float]:
     uri = store_uri(run.config.model_copy(update={"output_dir": Path(run_folder)}))  # the folder may have moved
-    return MlflowRun(uri, current_id(run_folder, run.mlflow_run_id)).metrics_of(step)
+    try:
+        return MlflowRun(uri, current_id(run_folder, run.mlflow_run_id)).metrics_of(step)
+    except StoreError as error:
+        raise ReplayError(
+            f"MLflow store {masked_url(uri)}: {error}. There is no record to compare with; "
+            f"recreate a run that the store has lost: {send_command(run_folder)}"
+        ) from error
 
 
 def _texts(group: SavedGroup, item: PromptItem) -> RolloutGroup:

@@ -30,6 +30,7 @@ from rlsys.runs.evaluating.page_rows import page_rows
 from rlsys.runs.evaluating.responder import open_responder
 from rlsys.runs.inputs.hub_paths import with_local_files
 from rlsys.runs.records.checkpoint import find, load_state
+from rlsys.runs.records.checkpoint_manifest import verify_model
 from rlsys.runs.records.run_file import RUN_FILE, read_run_file
 from rlsys.runs.records.run_lock import OutputDirUnusable, run_lock
 from rlsys.tracking.store_address import sqlite_uri
@@ -84,6 +85,8 @@ def run_evaluation(config: RunConfig, options: EvalOptions) -> Path:
         else:
             name = config.evaluation.endpoint.url or str(config.model.path)
             if not config.evaluation.endpoint.url:
+                for folder in filter(None, (config.model.path, options.adapter)):
+                    verify_model(folder)
                 check_evaluation(config, chosen).raise_problems()
             controls = _controls(config, chosen)
             config = config.model_copy(

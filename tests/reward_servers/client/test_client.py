@@ -643,3 +643,9 @@ def test_an_id_that_the_servers_refuse_is_shortened_and_stays_its_own(name: str)
 
 def test_an_id_that_the_servers_take_is_sent_as_it_is() -> None:
     assert short_id("x" * 512) == "x" * 512
+
+
+@pytest.mark.parametrize("url", ["", "host:8000", "http://", "http://[::1", "http://host:99999", "ftp://host"])
+def test_what_is_no_address_of_servers_is_refused(url: str) -> None:
+    with pytest.raises(RewardServerError, match=r"reward.url=.*write a base URL such as"):
+        fetch_status(url, None)

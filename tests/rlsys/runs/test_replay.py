@@ -45,6 +45,12 @@ def test_a_step_that_is_gone_is_refused_with_those_that_are_there(tmp_path: Path
         replay(folder, 2)
 
 
+def test_a_run_that_the_store_has_lost_is_named_before_anything_is_replayed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, saved=[3], checkpoints=[2])
+    with pytest.raises(ReplayError, match=f"abc not found.*rlsys tracking send {folder}"):
+        replay(folder, 3)
+
+
 def test_a_difference_is_shown_where_there_is_one() -> None:
     nan = float("nan")
     metrics = {

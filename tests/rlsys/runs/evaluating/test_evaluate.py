@@ -13,9 +13,12 @@ from mlflow import MlflowClient
 from rlsys.config.run import ConfigError, RunConfig, parse
 from rlsys.errors import UserError
 from rlsys.evaluation.evaluated import results_of
+from rlsys.loop.state import RunState
 from rlsys.runs.evaluating.answering import chosen_sets, predicted_sets
 from rlsys.runs.evaluating.compare_evaluations import compare_evaluations
 from rlsys.runs.evaluating.evaluate import EvalOptions, run_evaluation
+from rlsys.runs.records.checkpoint import Checkpoints
+from rlsys.runs.records.checkpoint_manifest import CheckpointDamaged
 
 SPANS = [[0.0, 2.0], [2.0, 4.0], [1.0, 3.0], [4.0, 6.0]]
 
@@ -108,6 +111,30 @@ def test_options_that_do_not_go_together_are_refused_before_anything_starts(conf
         run_evaluation(sets, EvalOptions(predictions=tmp_path / "p.jsonl"))
     with pytest.raises(UserError, match="no such folder"):
         run_evaluation(config, EvalOptions(run=tmp_path / "run", step=3))
+
+
+@pytest.mark.parametrize("used_as", ["model", "adapter"])
+def test_a_damaged_model_of_a_checkpoint_is_not_evaluated(used_as: str, config: RunConfig, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "model").mkdir()
+        (folder / "model" / "weights").write_bytes(bytes(100))
+
+    state = RunState(step=1, prompts_consumed=1, seed=0, mlflow_run_id="", weights_digest="")
+    model = Checkpoints(tmp_path / "checkpoints", keep=1).save(state, write) / "model"
+    (model / "weights").write_bytes(bytes(99) + b"\1")
+    options = EvalOptions(adapter=model if used_as == "adapter" else None)
+    whole = tmp_path / "base"
+    whole.mkdir()
+    for index in range(len(SPANS)):
+        (whole / f"clip{index}.mp4").touch()
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": model if used_as == "model" else whole}),
+            "data": config.data.model_copy(update={"videos": whole}),
+        }
+    )
+    with pytest.raises(CheckpointDamaged, match=f"{model / 'weights'}: its SHA-256 is"):
+        run_evaluation(config, options)
 
 
 def test_rounds_of_an_endpoint_are_refused_because_their_times_would_be_wrong(config: RunConfig) -> None:
