@@ -8,7 +8,7 @@
 - `store_address` (`TrackingError`, `quoted_path`, `require_driver`, `sqlite_uri`, `store_uri`): which store a config
   names
 - `spool` (`read_records`): the record on disk
-- `unsent` (`FOLDER`, `current_id`, `send`): records that the store does not have yet
-- `uploader` (`Patience`): time limits of an upload
+- `unsent` (`FOLDER`, `current_id`, `send`, `send_command`): records that the store does not have yet
+- `uploader` (`Patience`, `StoreError`): time limits of an upload, and what a store does not accept
 - `provenance` (`git_commit`): git commit and package versions
 """
