@@ -284,8 +284,10 @@ def hidden(names: Iterable[str]) -> Iterator[None]:
 def be_quiet() -> None:
     """Set `QUIET` and `SERVE_PROXY` in this process, except for variables that the user has set.
 
-    Where there is no NVIDIA driver, DeepSpeed is told so: transformers imports it, and its own search warns.
+    Where there is no NVIDIA driver, DeepSpeed is told so: transformers imports it, and its own search warns. Decord
+    cannot be imported without PATH.
     """
+    os.environ.setdefault("PATH", os.defpath)
     has_driver = Path("/dev/nvidiactl").exists()
     _set_defaults(QUIET | SERVE_PROXY | ({} if has_driver else {"DS_ACCELERATOR": CPU_WORKERS["DS_ACCELERATOR"]}))
 

@@ -30,6 +30,7 @@ from rlsys.commands.judge import judge_app, score
 from rlsys.commands.models import models
 from rlsys.commands.plan import plan
 from rlsys.commands.rewards import rewards_app
+from rlsys.commands.standard_streams import open_standard_streams
 from rlsys.commands.tracking import tracking_app
 from rlsys.config import bundled
 from rlsys.models.families.table import DEFAULT, FamilyName
@@ -211,6 +212,7 @@ def submit(
 
 def main() -> None:
     """Run the command line."""
+    open_standard_streams()
     if any(map(is_empty, sys.argv[1:])):
         typer.echo(
             "rlsys: an argument is empty, perhaps a variable of the shell that is not set; give it a value.", err=True

@@ -4,7 +4,7 @@
   `LearnerConfig`, `LoraConfig`, `ModelConfig`, `PerceptionConfig`, `RewardConfig`, `RolloutConfig`, `RunConfig`,
   `ScoreSettings`, `SftConfig`, `TrainConfig`, `WeightsConfig`, `field_lines`, `is_for_services`, `load`,
   `load_services`, `parse`, `parse_section`): the whole config with its sections, and loading
-- `part` (`LONGEST_S`, `ConfigError`): the base of all sections, and the error of a wrong key or value
+- `part` (`ConfigError`, `LONGEST_S`): the base of all sections, and the error of a wrong key or value
 - `algorithm` (`AlgorithmConfig`): section `algorithm`
 - `data` (`DataConfig`, `PassRateConfig`, `Source`, `is_used`, `metric_name`, `resolved`, `sources`): section `data`,
   and its sources with all their settings
