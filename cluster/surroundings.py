@@ -19,7 +19,7 @@ from cluster.access_token import mode_problem
 from cluster.address import cluster_address
 from rlsys import env
 from rlsys.config.run import ClusterConfig, ConfigError
-from rlsys.files import free_files, why_not_writable
+from rlsys.files import free_files, why_no_temporary_folder, why_not_writable
 from rlsys.temporary import MAX_TEMP_DIR, short_temp_dir
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -58,7 +58,7 @@ def _temporary_problems(*, starts_cluster: bool) -> Iterator[str]:
     try:
         folder = short_temp_dir()
     except FileNotFoundError as error:
-        yield f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one that can be written to."
+        yield why_no_temporary_folder(error)
         return
     if why := why_not_writable(folder, must_exist=True):
         reason = f"TMPDIR is longer than the {MAX_TEMP_DIR} characters that sockets leave, and " if named else ""

@@ -11,8 +11,8 @@
   and SIGQUIT
 - `env`: every environment variable that is read or set
 - `files` (`DISK_ERRORS`, `UNFINISHED`, `aside`, `free_files`, `in_memory`, `is_device`, `read_json`, `rename_synced`,
-  `require_regular`, `sync`, `sync_tree`, `write_output`, `write_whole`, `why_not_writable`): files that are complete or
-  absent after a crash
+  `require_regular`, `sync`, `sync_tree`, `why_no_temporary_folder`, `why_not_writable`, `write_output`, `write_whole`):
+  files that are complete or absent after a crash
 - `json_lines` (`in_short`, `json_lines`, `why_no_lines`): files of one JSON object a line
 - `hub` (`HubError`, `Reference`, `blobs_of`, `fetch`, `here`, `reference`, `snapshot_of`): the Hugging Face hub and its
   cache

@@ -163,3 +163,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def why_no_temporary_folder(error: OSError) -> str:
+    """Return what is wrong and what to do where `tempfile` finds no folder that takes a file, "" for another error."""
+    if not (
+        isinstance(error, FileNotFoundError) and (error.strerror or "").startswith("No usable temporary directory")
+    ):
+        return ""
+    return f"there is no folder for temporary files ({error.strerror}); set TMPDIR to one that can be written to."

@@ -15,7 +15,7 @@ import typer
 from rlsys.config.part import ConfigError
 from rlsys.end_signals import end_on_signals, name_of_end
 from rlsys.errors import UserError
-from rlsys.files import DISK_ERRORS, is_device, why_not_writable
+from rlsys.files import DISK_ERRORS, is_device, why_no_temporary_folder, why_not_writable
 from rlsys.urls import has_secret, masked_url
 
 
@@ -75,6 +75,9 @@ def require_output(option: str, file: Path, suffixes: Sequence[str] = ()) -> Non
 
 def _report_disk(error: OSError) -> None:
     """Say what a disk does not take and what to do; raise the error again if it is another one."""
+    if why := why_no_temporary_folder(error):
+        typer.echo(f"rlsys: {why}", err=True)
+        return
     is_of_a_disk = error.filename or not isinstance(error, PermissionError)  # else of a port or a process
     if error.errno not in DISK_ERRORS or not is_of_a_disk:
         raise error
@@ -87,7 +90,7 @@ def _where(error: OSError) -> str:
         return str(error.filename2 or error.filename)  # of two, the file to which is copied
     if _output_fails():
         return "the output of this command"
-    return f"one of the disks of {Path.cwd()}, {tempfile.gettempdir()} and {Path.home()}"
+    return f"one of the disks of {Path.cwd()}, {tempfile.tempdir or '/tmp'} and {Path.home()}"
 
 
 def _output_fails() -> bool:

@@ -181,3 +181,13 @@ def test_a_file_that_this_user_may_not_write_is_named(tmp_path: Path) -> None:
         f"rlsys: {kept}/lock: Permission denied; let this user read and write it, or choose another place, and run the "
         "command again."
     )
+
+
+@pytest.mark.parametrize("command", ["check-config demo.yaml", "plan demo.yaml", "rewards serve", "submit demo.yaml"])
+def test_a_machine_without_a_folder_for_temporary_files_is_told_so(command: str) -> None:
+    full = {Path(folder): "ro" for folder in ("/tmp", "/var/tmp")}
+    shell = ["sh", "-c", 'cd /var/tmp && "$@"', "sh", *RLSYS, *command.split()]
+    done = run_with_mounts(full, shell, TMPDIR="", PYTHONPATH=str(REPO))
+    assert done.returncode == 2, done.stderr
+    *_, said = done.stderr.splitlines()
+    assert re.fullmatch(r"rlsys: there is no folder for temporary files \(.*\); set TMPDIR to .*\.", said)
