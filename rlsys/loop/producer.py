@@ -26,7 +26,7 @@ from rlsys.models.prompts import PromptBuilder, PromptContractError, check_contr
 from rlsys.perception.choose import first_item, next_turn_of
 from rlsys.perception.media import WholeClip, whole_of
 from rlsys.perception.turns import Show, item_of, shown_after
-from rlsys.tasks.truth_fit import fit_truth
+from rlsys.tasks.truth_fit import fit_truth, past_the_file
 from rlsys.types import (
     ClipRef,
     LaterRound,
@@ -232,20 +232,24 @@ class GroupProducer(Answerer):
 def fitted(item: PromptItem, clips: Sequence[ClipRef], on_outside: OnDirtyRow) -> PromptItem:
     """Return the item with its truth cut to its decoded clip, where `on_outside` is "clip".
 
-    Raises TruthOutside for a truth with times outside the clip that is not cut, UserError if `on_outside` is "stop".
+    Raises TruthOutside for a truth with times outside the clip that is not cut, and for a part that goes past the end
+    of its file; UserError if `on_outside` is "stop".
     """
     if len(clips) != 1 or clips[0].info.kind != "video":
         return item
     (spec,), length_s = item.media, clips[0].info.duration_s
+    problems = []
     if isinstance(spec, VideoSpec) and spec.window_s is not None:
+        problems.append(past_the_file(spec.window_s, length_s))
         length_s = min(spec.window_s[1], length_s) - spec.window_s[0]
     fit = fit_truth(item.task, item.truth, length_s)
-    if not fit.problem:
+    problems.append(fit.problem)
+    if not any(problems):
         return item
-    message = f"{item.prompt_id}: {fit.problem} ({spec.uri})"
+    message = f"{item.prompt_id}: {'; '.join(filter(None, problems))} ({spec.uri})"
     if on_outside == "stop":
         raise UserError(f"{message}; fix the row, or set data.on_dirty_row to drop or clip.")
     if on_outside == "drop" or fit.truth is None:
         raise TruthOutside(message)
-    log.warning("cut a truth to its clip: %s", message)
+    log.warning("cut to the file: %s", message)
     return replace(item, truth=fit.truth)

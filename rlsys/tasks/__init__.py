@@ -9,7 +9,7 @@
 - `lenient` (`MAX_CHARS`): the length above which a text is no answer
 - `lenient_number` (`number`): the number that a text means
 - `truths` (`MAX_TRACKED_FRAMES`, `NUM_TRACKED_FRAMES`, `is_tracked_count`): annotations parsed into true answers
-- `truth_fit` (`TOLERANCE_S`, `fit_truth`): true answers whose times are outside the decoded clip
+- `truth_fit` (`TOLERANCE_S`, `fit_truth`, `past_the_file`): answers and parts with times outside the clip
 - `canonical` (`canonical_response`): the true answer in the requested format
 - `citations` (`cited_periods`, `cited_spans`): the times that a text mentions
 - `geometry` (`Box`, `TimeSpan`, `box_iou`, `mean_box_iou`, `merge_spans`, `relative_accuracy`, `spans_iou`): IoU of

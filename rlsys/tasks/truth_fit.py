@@ -48,6 +48,14 @@ def fit_truth(task: str, truth: Json, clip_s: float) -> TruthFit:
     return TruthFit(truth=_with_spans(truth, [[start, min(end, clip_s)] for start, end in spans]), problem=problem)
 
 
+def past_the_file(part_s: tuple[float, float], file_s: float) -> str:
+    """Return what is wrong with a part of a file, in seconds, that ends after the file does; "" if it ends before."""
+    start_s, end_s = part_s
+    if end_s <= file_s + TOLERANCE_S:
+        return ""
+    return f"the part from {start_s:g} to {end_s:g} s goes past the end of the file at {file_s:.2f} s"
+
+
 def _spans(truth: Json) -> list[list[float]]:
     if not isinstance(truth, Mapping):
         return [truth]

@@ -16,7 +16,7 @@ from rlsys.data.annotations.rows import AnnotationRow, Problem
 from rlsys.data.annotations.sets.published import RepeatedKeys
 from rlsys.data.inspection.facts import FileFacts, facts_of
 from rlsys.data.video.errors import ClipError
-from rlsys.tasks.truth_fit import TOLERANCE_S, fit_truth
+from rlsys.tasks.truth_fit import TOLERANCE_S, fit_truth, past_the_file
 from rlsys.tasks.truths import NUM_TRACKED_FRAMES
 
 SHOWN = 10
@@ -155,20 +155,23 @@ def _measured(
         return row  # `data.on_bad_clip` is about files that cannot be opened
     count = len(row.frames) or facts.num_images
     length_s = count / (folder_fps(row, medium) or fps) if count else facts.length_s
-    problems = [problem for problem in (_late(row, length_s), _sized_otherwise(row, facts)) if problem is not None]
+    sized = _sized_otherwise(row, facts)
+    problems = [*([] if length_s is None else _late(row, length_s)), *([] if sized is None else [sized])]
     return replace(row, problems=(*row.problems, *problems))
 
 
-def _late(row: AnnotationRow, length_s: float | None) -> Problem | None:
-    """Return the problem of a part or a period that lies outside a file, or images, of this length."""
-    if length_s is None:
-        return None
+def _late(row: AnnotationRow, length_s: float) -> Iterator[Problem]:
+    """Yield the problems of a part and of periods that lie outside a file, or images, of this length."""
     start_s, end_s = row.window_s or (0.0, length_s)
     if min(end_s, length_s) <= start_s:
         text = f"the part from {start_s:g} to {end_s:g} s starts after the end of the file at {length_s:.2f} s"
-        return Problem(field="video_start", text=text)
+        yield Problem(field="video_start", text=text)
+        return
+    if text := past_the_file((start_s, end_s), length_s):
+        yield Problem(field="video_end", text=text, is_fixed=True)
     fit = fit_truth(row.task, row.truth, min(end_s, length_s) - start_s)
-    return Problem(field="truth", text=fit.problem, is_fixed=fit.truth is not None) if fit.problem else None
+    if fit.problem:
+        yield Problem(field="truth", text=fit.problem, is_fixed=fit.truth is not None)
 
 
 def _sized_otherwise(row: AnnotationRow, facts: FileFacts) -> Problem | None:

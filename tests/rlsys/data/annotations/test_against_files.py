@@ -72,6 +72,8 @@ def test_data_check_compares_truths_with_folders_and_lists_of_images(tmp_path: P
         {"video": "frames", "fps": 2, "video_start": 12, "video_end": 14, "clue": [1, 2]},
         {"image_list": names, "fps": 4, "clue": [4, 7]},
         {"video": "empty", "clue": [1, 2]},
+        {"video": "frames", "fps": 2, "video_start": 4, "video_end": 10.9, "clue": [1, 2]},
+        {"video": "frames", "fps": 2, "video_start": 4, "video_end": 15, "clue": [1, 2]},
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"When {n}?", **row}) for n, row in enumerate(rows)))
@@ -80,7 +82,9 @@ def test_data_check_compares_truths_with_folders_and_lists_of_images(tmp_path: P
     assert "4: video_start: the part from 12 to 14 s starts after the end of the file at 10.00 s [dropped]" in lines
     assert any(line.startswith("5: truth: the true period 4 to 7 s is not inside") for line in lines)
     assert any("cannot be decoded" in line and "empty: zero_length" in line for line in lines)
-    assert "3 dirty rows" in lines[0]
+    past = "the part from 4 to 15 s goes past the end of the file at 10.00 s"
+    assert f"8: video_end: {past} [clip fixes it]" in lines
+    assert "4 dirty rows" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["far.json", "ms.json"])
@@ -206,3 +210,17 @@ def test_clean_rows_make_no_table_and_a_table_has_a_bounded_length(
         "dirty_rows": 20,
         "missing_videos": 20,
     }
+
+
+def test_a_run_drops_takes_or_stops_at_a_part_that_goes_past_the_end_of_its_file(tmp_path: Path, videos: Path) -> None:
+    whole = item(tmp_path, videos, (0.5, 2.0))
+    (spec,) = whole.media
+    just, past = (replace(whole, media=(replace(spec, window_s=(3.0, end_s)),)) for end_s in (6.9, 15.0))
+    for mode in ("drop", "clip", "stop"):
+        assert fitted(just, [clip(6.0)], mode) is just
+    cut = fitted(past, [clip(6.0)], "clip")
+    assert (cut.truth, cut.media) == ([0.5, 2.0], past.media)
+    with pytest.raises(TruthOutside, match=r"the part from 3 to 15 s goes past the end of the file at 6\.00 s"):
+        fitted(past, [clip(6.0)], "drop")
+    with pytest.raises(UserError, match="set data.on_dirty_row to drop or clip"):
+        fitted(past, [clip(6.0)], "stop")
