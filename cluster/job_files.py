@@ -43,8 +43,8 @@ _KEYS = re.compile(
 )
 """Private keys, and keys of common services by the form that these give them."""
 _URL_PASSWORD = re.compile(
-    rb"\b[a-z][a-z0-9+.-]*://([^\s/:@\"'<>{}$]*):(?!(?:\1|pass(?:word|wd)?|pwd?|secret|token|x+|\.+)@)"
-    rb"[^\s/@\"'<>{}$*]+@[\w\[]",
+    rb"\b[a-z][a-z0-9+.-]{0,30}://([^\s/:@\"'<>{}$]{0,100}):(?!(?:\1|pass(?:word|wd)?|pwd?|secret|token|x+|\.+)@)"
+    rb"[^\s/@\"'<>{}$*]{1,200}@[\w\[]",
     re.I,
 )
 """A URL with a password that is neither a placeholder nor its user's name."""

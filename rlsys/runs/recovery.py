@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -294,16 +295,22 @@ def why_not_saved(config: RunConfig, step: int, error: Exception) -> NotSavedErr
     """Return the error of a run whose last checkpoint failed. step: of the newest existing checkpoint."""
     return NotSavedError(
         f"the final checkpoint could not be written to {config.output_dir}: {error}\n"
-        f"Free space there and run the same command with --resume {config.output_dir}: it continues from step {step}."
+        f"{_first(error)} and run the same command with --resume {config.output_dir}: it continues from step {step}."
     )
 
 
 def why_not_concluded(config: RunConfig, error: OSError) -> NotSavedError:
     """Return the error of a run whose last checkpoint is there, but not everything else of its end."""
     return NotSavedError(
-        f"the last checkpoint is saved, but the outputs of the run could not be recorded: {error}\nFree space there "
+        f"the last checkpoint is saved, but the outputs of the run could not be recorded: {error}\n{_first(error)} "
         f"and run the same command with --resume {config.output_dir}: it does no step, but concludes the run."
     )
+
+
+def _first(error: Exception) -> str:
+    """Return what a person has to do first about a file that could not be written."""
+    is_full = any(f"[Errno {number}]" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))  # also of a rank
+    return "Free space there" if is_full else "Correct that"
 
 
 def evaluate_held_out(stack: Stack, held_out: Sequence[PromptItem], config: RunConfig) -> HeldOut:

@@ -40,7 +40,8 @@ def verify(folder: Path, *, part: str = "") -> None:
     """Compare every file of a checkpoint with its manifest.
 
     part: a subfolder, such as "model", if only that is used; "" for the whole checkpoint.
-    Raises CheckpointDamaged, naming the first file that is missing, changed, or not part of the checkpoint.
+    Raises CheckpointDamaged, naming the first file that is missing, changed, or not part of the checkpoint. Hidden
+    files that were added are none of it: nothing reads them, and file systems (.nfs…) and desktops (.DS_Store) do so.
     Reads every byte: about one second per gigabyte and thread.
     """
     expected = {name: entry for name, entry in _read(folder).items() if name.startswith(part)}
@@ -52,7 +53,7 @@ def verify(folder: Path, *, part: str = "") -> None:
             raise CheckpointDamaged(
                 f"{folder / name}: has {size} bytes, but was written with {entry['bytes']}. {REMEDY}"
             )
-    if strangers := sorted(found - set(expected)):
+    if strangers := sorted(name for name in found - set(expected) if not _is_hidden(name)):
         raise CheckpointDamaged(
             f"{folder / strangers[0]}: not in the checkpoint's {MANIFEST_FILE}, so it was added later; move it away."
         )
@@ -108,6 +109,10 @@ def _files_in(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if name not in made]
         found += [(relative / name).as_posix() for name in names if name not in made]
     return sorted(name for name in found if name != MANIFEST_FILE)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _described(files: Iterable[Path]) -> list[dict[str, Any]]:

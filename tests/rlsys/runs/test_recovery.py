@@ -162,7 +162,9 @@ def test_ranks_that_die_while_they_start_again_count_too(tmp_path: Path) -> None
         lost(recovery(stack, tmp_path, learner={"max_restarts": 0}))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), NotWritten("rank 1: No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), NotWritten("rank 1: [Errno 28] No space left on device")]
+)
 def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_and_the_next_may_fit(
     error: Exception, tmp_path: Path
 ) -> None:
@@ -176,9 +178,18 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_earlier_one_and_the_next_may_
     assert back.metrics()["cluster/checkpoint_failures"] == 1
     assert lost(back) == at(2)
     told = str(why_not_saved(config(tmp_path), back.newest_state.step, error))
-    assert "No space left" in told and f"--resume {tmp_path / 'run'}: it continues from step 2" in told
+    assert "No space left" in told and "\nFree space there and run" in told
+    assert f"--resume {tmp_path / 'run'}: it continues from step 2" in told
     stack.write_fails = None
     assert back.save_if_possible(at(6)) == folder / "step_000006"
+
+
+def test_only_a_full_disk_asks_for_room(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
+    with pytest.raises(OSError) as error:
+        Checkpoints(tmp_path / "checkpoints", keep=1).save(at(1), lambda folder: None)
+    told = str(why_not_saved(config(tmp_path), 0, error.value))
+    assert "latest" in told and "\nCorrect that and run the same command" in told
 
 
 def test_a_lack_of_room_is_found_before_anything_is_written(tmp_path: Path) -> None:

@@ -114,6 +114,15 @@ def test_damage_is_noticed_named_and_survived(damage: str, tmp_path: Path, caplo
     assert f"using {older} instead" in caplog.text
 
 
+def test_what_file_systems_and_desktops_leave_is_no_damage(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 1)
+    (checkpoint / "model" / ".nfs00000000021e4f6300000001").write_text("removed while it was open")
+    (checkpoint / ".DS_Store").write_text("x")
+    (checkpoint / ".snapshot").mkdir()
+    (checkpoint / ".snapshot" / "state.json").write_text("{}")
+    verify(checkpoint)
+
+
 def test_where_no_checkpoint_is_whole_nothing_starts_from_the_beginning(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path / "checkpoints", 1))
     with pytest.raises(CheckpointDamaged, match="holds no intact checkpoint"):
