@@ -33,7 +33,7 @@ class Fault:
     delay_s: before the answer; None takes the server's.  byte_s: seconds between single bytes of the body.
     cut: the connection ends in the middle of the body.  hang: no answer at all, until the caller hangs up.
     message_fields: of the model's message, instead of `content` alone.  num_times: the body is sent so often, without
-    a Content-Length.
+    a Content-Length.  model: the name that the answer gives its model; None is the one that was asked for.
     """
 
     status: int = 200
@@ -50,6 +50,7 @@ class Fault:
     hang: bool = False
     message_fields: tuple[tuple[str, Any], ...] = ()
     num_times: int = 1
+    model: str | None = None
 
 
 FINE = Fault()
@@ -342,7 +343,7 @@ class FaultServer:
             "id": f"chatcmpl-{seen.number}",
             "object": "chat.completion",
             "created": 0,
-            "model": seen.body["model"],
+            "model": fault.model or seen.body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": fault.finish_reason}],
             **({"usage": usage} if self.has_usage else {}),
         }

@@ -124,6 +124,7 @@ class ChatCaller:
         self._key = checked_key(api_key, config.api_key_env)
         self._clients: dict[str, AsyncOpenAI] = {}  # by base: a query may differ in every redirect
         self.setups: dict[str, Setup] = dict(setups or {})
+        self._noted: set[str] = set()
         self._reported: dict[str, str] = {url: _differences(url, setup) for url, setup in self.setups.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,6 +231,7 @@ class ChatCaller:
             raise CallFailed("infra", f"{url}: HTTP 200 without a chat completion: {self._excerpt(body)!r}")
         tokens = completion.tokens
         self._learn(url, attempt)
+        self._note_model(url, completion.other_model(self._config.model))
         if completion.failure:
             reason = f"{url}: the endpoint gave up in the middle of the answer: {self._clean(completion.failure)}"
             raise CallFailed("infra", reason, tokens=tokens)
@@ -266,6 +268,13 @@ class ChatCaller:
         if differences and differences != self._reported.get(url):
             _log.warning("judge endpoint %s: adapted to what it takes: %s", url, differences.removeprefix("; "))
         self._reported[url] = differences
+
+    def _note_model(self, url: str, other: str) -> None:
+        """Log once for each endpoint that another model answers, as a router does that falls back to one."""
+        if other and url not in self._noted:
+            self._noted.add(url)
+            asked = f"reward.judge.model={self._config.model}"
+            _log.warning("judge endpoint %s: asked for %s, it answers as %s", url, asked, self._clean(other))
 
     def _unconnected(self, url: str, cause: BaseException) -> CallFailed:
         """Return why there is no reply. What a person must change is told from what passes."""

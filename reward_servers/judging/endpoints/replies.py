@@ -83,7 +83,16 @@ class Completion(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     choices: list[_Choice]
+    model: Text = None
     usage: Annotated[_Usage | None, BeforeValidator(_only_dict)] = None
+
+    def other_model(self, asked: str) -> str:
+        """Return the name of the model that answered, "" if it is `asked`, another form of its name, or not told.
+
+        Endpoints add a date, leave out the owner, or write small letters; a router may answer with another model.
+        """
+        said, wanted = (name.casefold().rstrip("/").rpartition("/")[2] for name in (self.model or "", asked))
+        return "" if said.startswith(wanted) or wanted.startswith(said) else self.model or ""
 
     @property
     def failure(self) -> str | None:

@@ -114,6 +114,26 @@ def test_an_answer_is_found_where_servers_put_it(server: FaultServer, tmp_path: 
     assert (score.status, score.scores) == ("ok", {"consistency": 0.0}), score.reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "is_other"),
+    [
+        ("gpt-4o", "gpt-4o-2024-08-06", False),
+        ("Qwen/Qwen2.5-72B-Instruct", "qwen2.5-72b-instruct", False),
+        ("/models/judge/", "judge", False),
+        ("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-7B-Instruct", True),
+        ("gpt-4o", "gpt-3.5-turbo", True),
+    ],
+)
+def test_another_model_that_answers_is_logged_once(
+    server: FaultServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: str, said: str, is_other: bool
+) -> None:
+    server.rule = lambda _: Fault(model=said)
+    scores = judged(judge_config(server, tmp_path, model=asked), *questions(3))
+    assert [score.status for score in scores] == ["ok"] * 3
+    line = f"asked for reward.judge.model={asked}, it answers as {said}"
+    assert sum(line in message for message in caplog.messages) == is_other
+
+
 @pytest.mark.parametrize("content", [None, "", []])
 def test_no_content_at_all_is_missing_data(server: FaultServer, tmp_path: Path, content: object) -> None:
     server.rule = lambda _: Fault(message_fields=(("content", content),))
