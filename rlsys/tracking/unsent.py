@@ -97,7 +97,7 @@ def send(
         if is_all_sent_again and not is_new:
             _forget_receipts(folder)
         number, unsent, problem = _send_run(folder, address.uri, patience)
-        if unknown and not number:  # nothing was sent, by which the store would have shown whether it is there
+        if unknown and not number and not unsent:  # no record has shown whether the store is there
             left.append(f"{folder}: {masked_url(address.uri)} does not say whether it has the run ({unknown})")
             continue
         yield f"MLflow run {folder.name}: uploaded {number} records"
