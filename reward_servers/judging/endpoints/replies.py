@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -55,6 +56,10 @@ Text = Annotated[str | None, BeforeValidator(_only_text)]
 Said = Annotated[str | None, BeforeValidator(_said)]
 
 
+_OF_A_VERSION = re.compile(r"(?:[-@][0-9][0-9.-]*)?(?::[\w-]+)?")
+"""What the name of a model may have behind it: a date or number of its version, and a router's mark such as `:free`."""
+
+
 class _Message(BaseModel):
     content: Annotated[str | None, BeforeValidator(_content)] = None
     refusal: Said = None
@@ -91,8 +96,12 @@ class Completion(BaseModel):
 
         Endpoints add a date, leave out the owner, or write small letters; a router may answer with another model.
         """
-        said, wanted = (name.casefold().rstrip("/").rpartition("/")[2] for name in (self.model or "", asked))
-        return "" if said.startswith(wanted) or wanted.startswith(said) else self.model or ""
+        if not self.model:
+            return ""
+        names = (name.casefold().rstrip("/").rpartition("/")[2] for name in (self.model, asked))
+        short, long = sorted(names, key=len)
+        is_same = long.startswith(short) and _OF_A_VERSION.fullmatch(long.removeprefix(short))
+        return "" if is_same else self.model
 
     @property
     def failure(self) -> str | None:

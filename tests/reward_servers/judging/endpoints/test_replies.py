@@ -121,7 +121,11 @@ def test_an_answer_is_found_where_servers_put_it(server: FaultServer, tmp_path: 
         ("Qwen/Qwen2.5-72B-Instruct", "qwen2.5-72b-instruct", False),
         ("/models/judge/", "judge", False),
         ("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-7B-Instruct", True),
+        ("gpt-4o-2024-08-06", "gpt-4o", False),
+        ("qwen/qwen2.5-vl", "qwen/qwen2.5-vl:free", False),
         ("gpt-4o", "gpt-3.5-turbo", True),
+        ("gpt-4o", "gpt-4o-mini", True),
+        ("gpt-4", "gpt-4o-2024-08-06", True),
     ],
 )
 def test_another_model_that_answers_is_logged_once(
